@@ -1,0 +1,95 @@
+// The whole configuration: what `configs/*.yaml` says, as plain structs.
+//
+//   Config c = read_config("run.yaml", {"train.steps=100"});   // ConfigError names file, line and nearest key
+//   throw_if_any(validate(c, ranks));                          // all problems at once
+//   print(c)                                                   // resolved, complete YAML: reading it gives c again
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "framework/checkpoint/checkpoint_config.h"
+#include "framework/core/error.h"
+#include "framework/data/data_config.h"
+#include "framework/model/model_config.h"
+#include "framework/optim/optimizer_config.h"
+#include "framework/parallel/parallel_config.h"
+
+namespace choir {
+
+struct TrainAttentionConfig {
+  std::string implementation = "auto";   ///< auto | flash (cudnn comes with the GPU)
+  bool deterministic = true;             ///< the same bits every run
+
+  bool operator==(const TrainAttentionConfig&) const = default;
+};
+
+struct TrainConfig {
+  std::string folder;                    ///< the run folder; empty: runs/<name of the configuration file>
+  std::int64_t steps = 1000;
+  std::int64_t batch = 64;               ///< sequences per step, over all ranks
+  std::string precision = "f32";         ///< f32 | bf16
+  bool emulate_bf16 = false;             ///< let bf16 run, slowly, on a processor without bf16 instructions
+  std::uint64_t seed = 1;
+  std::string device = "auto";           ///< auto | cpu (cuda comes with the GPU)
+  std::string streams = "immediate";     ///< immediate | threaded: a worker thread per CPU stream
+  std::int64_t threads = 0;              ///< per rank; 0: usable cores / ranks on this machine
+  std::string recompute = "none";        ///< none | block: recompute a block's forward in its backward
+  double timeout = 600;                  ///< seconds without a finished collective before a rank is called hung
+  std::string from;                      ///< start from the weights of this checkpoint, with a fresh optimizer
+  std::int64_t evaluate_every = 0;       ///< steps between evaluations on held-out text; 0: only at the end
+  std::int64_t evaluate_sequences = 64;  ///< held-out sequences per evaluation; 0: all
+  std::int64_t log_every = 1;            ///< steps between lines of metrics.jsonl
+  TrainAttentionConfig attention;
+
+  bool operator==(const TrainConfig&) const = default;
+};
+
+struct GenerateConfig {
+  std::string prompt;
+  std::int64_t tokens = 200;             ///< at most this many new tokens
+  double temperature = 1.0;              ///< 0: always the likeliest token
+  std::int64_t top_k = 0;                ///< 0: all
+  double top_p = 1.0;                    ///< 1: all
+  std::uint64_t seed = 1;
+
+  bool operator==(const GenerateConfig&) const = default;
+};
+
+struct Config {
+  ModelConfig model;
+  DataConfig data;
+  TrainConfig train;
+  OptimizerConfig optimizer;
+  ParallelConfig parallel;
+  CheckpointConfig checkpoint;
+  GenerateConfig generate;
+
+  bool operator==(const Config&) const = default;
+};
+
+/// Reads `file` ("" for defaults only), then applies overrides of the form "section.key=value" (value is YAML).
+/// Throws ConfigError with every problem of reading: unknown key (nearest named), wrong type, with file and line.
+Config read_config(const std::string& file, const std::vector<std::string>& overrides = {});
+
+/// The same from text; `name` stands for the file in messages.
+Config parse_config(const std::string& text, const std::string& name, const std::vector<std::string>& overrides = {});
+
+/// Everything that cannot work with `ranks` processes, before any allocation. Empty: it can run. ranks == 0 leaves out
+/// what depends on the number of ranks.
+std::vector<Problem> validate(const Config&, std::int64_t ranks);
+
+/// The complete configuration as YAML. parse_config(print(c), "") == c.
+std::string print(const Config&);
+
+/// Every key with its type, default and one line of documentation, for --help and the README.
+std::string describe_keys();
+
+/// The keys ("model.layers") whose values differ, with both values as text.
+struct Difference {
+  std::string key, left, right;
+};
+std::vector<Difference> differences(const Config& left, const Config& right);
+
+}  // namespace choir

@@ -1,0 +1,75 @@
+// Attention in blocks with online softmax: never a T x T matrix in memory.
+//
+//   s[i, j] = scale * q[i] . k[j]      for the keys j that query i may see
+//   out[i]  = sum_j softmax(s[i])[j] v[j]
+//   lse[i]  = log sum_j exp(s[i, j])   saved; backward recomputes the probabilities as exp(s - lse)
+//
+// Milakov, Gimelshein (2018), arXiv 1805.02867; Dao, "FlashAttention-2" (2023), arXiv 2307.08691.
+//
+// Masks. Query i stands at position i + kv_length - q_length of the keys (so the last query sees the last key).
+// causal: key j is seen if j <= position. window w > 0: and if j > position - w (and, without causal, j < position + w).
+// A query that sees no key gives out = 0 and lse = -inf, and contributes no gradient.
+//
+// Heads. Query head h reads key/value head (h + group_offset) / group_size (both local indices): a rank may start
+// in the middle of a group.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/types.h"
+
+namespace choir::kernels {
+
+/// What forward and backward share. Element [batch b, token t, head h, feature e] of q is at
+/// q[(b * q_length + t) * q_stride + h * head_width + e]; k and v likewise with kv_length, out with out_stride.
+struct AttentionShape {
+  std::int64_t batch, q_length, kv_length;
+  std::int64_t heads, kv_heads, head_width;
+  std::int64_t group_size = 1, group_offset = 0;
+  std::int64_t q_stride, k_stride, v_stride, out_stride;  ///< elements from one token to the next
+  bool causal = true;
+  std::int64_t window = 0;   ///< 0: no window
+  double scale = 1;          ///< usually 1 / sqrt(head_width)
+};
+
+template <class T>
+struct AttentionForward {
+  AttentionShape shape;
+  const T* q;
+  const T* k;
+  const T* v;
+  T* out;
+  Accumulate<T>* lse;        ///< [batch, heads, q_length]
+  void* workspace = nullptr; ///< attention_forward_workspace_bytes(), 64-byte aligned
+};
+
+template <class T>
+struct AttentionBackward {
+  AttentionShape shape;
+  const T* q;
+  const T* k;
+  const T* v;
+  const T* out;
+  const T* dout;              ///< strides as out
+  const Accumulate<T>* lse;
+  T* dq;                      ///< strides as q; overwritten
+  T* dk;                      ///< strides as k; overwritten: the sum over the query heads that read it here
+  T* dv;                      ///< strides as v; overwritten
+  void* workspace = nullptr;  ///< attention_backward_workspace_bytes(), 64-byte aligned
+};
+
+/// Linear in the sequence length and in the number of threads. Pointers are not read.
+template <class T>
+std::int64_t attention_forward_workspace_bytes(Cpu, const AttentionShape&);
+template <class T>
+std::int64_t attention_backward_workspace_bytes(Cpu, const AttentionShape&);
+
+template <class T>
+void attention_forward(Cpu, const AttentionForward<T>&);
+template <class T>
+void attention_backward(Cpu, const AttentionBackward<T>&);
+
+/// Multiply-adds times two of forward over the (query, key) pairs that the mask lets through; backward is 2.5 times it.
+double attention_flops(const AttentionShape&);
+
+}  // namespace choir::kernels

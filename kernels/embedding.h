@@ -1,0 +1,57 @@
+// Token and position embeddings.
+//
+// A rank may hold only the tokens [first_token, first_token + num_tokens) of the vocabulary: ids outside give rows of
+// zeros in forward and are skipped in backward, so that the sum over ranks is the embedding.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/types.h"
+
+namespace choir::kernels {
+
+/// y[r] = table[ids[r] - first_token], or zeros.
+template <class T>
+struct EmbeddingForward {
+  const std::int32_t* ids;      ///< [rows]
+  const T* table;               ///< [num_tokens, width]
+  T* y;                         ///< [rows, width]
+  std::int64_t rows, width, first_token, num_tokens;
+};
+
+/// dtable[ids[r] - first_token] += dy[r], rows in ascending order for each token, so that the bits repeat.
+template <class T>
+struct EmbeddingBackward {
+  const std::int32_t* ids;
+  const T* dy;                  ///< [rows, width]
+  Accumulate<T>* dtable;        ///< [num_tokens, width]
+  std::int64_t rows, width, first_token, num_tokens;
+};
+
+/// y[r] = x[r] + table[(first_row + r) % length + first_position]. y may be x.
+template <class T>
+struct PositionForward {
+  const T* x;                   ///< [rows, width]
+  const T* table;               ///< [positions, width]
+  T* y;                         ///< [rows, width]
+  std::int64_t rows, width, length, first_row = 0, first_position = 0;
+};
+
+/// dtable[(first_row + r) % length] += dy[r], rows in ascending order.
+template <class T>
+struct PositionBackward {
+  const T* dy;                  ///< [rows, width]
+  Accumulate<T>* dtable;        ///< [positions, width]
+  std::int64_t rows, width, length, first_row = 0;
+};
+
+template <class T>
+void embedding_forward(Cpu, const EmbeddingForward<T>&);
+template <class T>
+void embedding_backward(Cpu, const EmbeddingBackward<T>&);
+template <class T>
+void position_forward(Cpu, const PositionForward<T>&);
+template <class T>
+void position_backward(Cpu, const PositionBackward<T>&);
+
+}  // namespace choir::kernels

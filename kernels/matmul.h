@@ -1,0 +1,62 @@
+// Matrix products: the three products of a linear layer, and nothing else.
+//
+//   forward          y [N, out]   = x [N, in] w^T + bias        a = x,  b = w, transpose_b
+//   input gradient   dx [N, in]   = dy [N, out] w               a = dy, b = w
+//   weight gradient  dw [out, in] += dy^T x                     a = dy, transpose_a, b = x, accumulate
+//
+// CPU: oneDNN, its primitives cached by shape in MatmulPlans; f64 (tests only) is a plain loop.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/types.h"
+
+namespace choir::kernels {
+
+/// c [m, n] = op(a) [m, k] op(b) [k, n] + bias [n] (+ c where `accumulate`). Row-major; sums in Accumulate<In>.
+///
+/// (In, Out) is (f32, f32), (bf16, bf16), (bf16, f32) or (f64, f64).
+template <class In, class Out>
+struct Matmul {
+  const In* a;                              ///< [m, k], or [k, m] where transpose_a
+  const In* b;                              ///< [k, n], or [n, k] where transpose_b
+  Out* c;                                   ///< [m, n]
+  const Accumulate<In>* bias = nullptr;     ///< [n], or null
+  std::int64_t m, n, k;
+  std::int64_t a_stride, b_stride, c_stride;  ///< elements from one stored row to the next
+  bool transpose_a = false, transpose_b = false;
+  bool accumulate = false;                  ///< add to c instead of overwriting it
+  void* workspace = nullptr;                ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
+};
+
+/// The workspace in bytes; pointers in `args` are not read, so that it can be asked without memory (device `count`).
+template <class In, class Out>
+std::int64_t matmul_workspace_bytes(Cpu, const Matmul<In, Out>& args);
+
+template <class In, class Out>
+void matmul(Cpu, const Matmul<In, Out>& args);
+
+namespace cpu {
+
+/// oneDNN primitives by shape. Not thread-safe: one per stream of work. Made and destroyed by `core::Device`.
+class MatmulPlans {
+ public:
+  MatmulPlans();
+  ~MatmulPlans();
+  MatmulPlans(const MatmulPlans&) = delete;
+  MatmulPlans& operator=(const MatmulPlans&) = delete;
+
+  struct State;
+  State& state() { return *state_; }
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
+/// True where oneDNN multiplies bf16 matrices with bf16 instructions on this processor. Elsewhere matmul() on bf16
+/// gives the same values through f32 copies, slowly: for tests, and for runs that ask for it by name.
+bool has_native_bf16();
+
+}  // namespace cpu
+}  // namespace choir::kernels

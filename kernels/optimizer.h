@@ -1,0 +1,53 @@
+// Optimizer updates on flat f32 buffers, one pass over memory.
+//
+//   g   = clip_factor * gradient
+//   AdamW (Loshchilov, Hutter 2017, arXiv 1711.05101):
+//     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
+//     w = w - rate * (weight_decay * w + m c1 / (sqrt(v c2) + epsilon)),  c1, c2 the bias corrections of StepScalars
+//   SGD:
+//     m = momentum m + g
+//     w = w - rate * (weight_decay * w + m)
+//
+// rate, clip_factor, c1 and c2 come from StepScalars in device memory.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/step_scalars.h"
+#include "kernels/types.h"
+
+namespace choir::kernels {
+
+/// Elements [begin, end) of the buffers, and the decay that they get.
+struct OptimizerSegment {
+  std::int64_t begin, end;
+  float weight_decay;
+};
+
+struct AdamW {
+  float* weight;                        ///< the f32 master
+  const float* gradient;
+  float* first_moment;
+  float* second_moment;
+  bf16* value = nullptr;                ///< rounded copy of weight for a bf16 run, or null
+  const OptimizerSegment* segments;     ///< in ascending order, disjoint, relative to the pointers above
+  std::int64_t num_segments;
+  const StepScalars* scalars;
+  float beta1, beta2, epsilon;
+};
+
+struct Sgd {
+  float* weight;
+  const float* gradient;
+  float* momentum_buffer = nullptr;     ///< null where momentum == 0
+  bf16* value = nullptr;
+  const OptimizerSegment* segments;
+  std::int64_t num_segments;
+  const StepScalars* scalars;
+  float momentum;
+};
+
+void adamw(Cpu, const AdamW&);
+void sgd(Cpu, const Sgd&);
+
+}  // namespace choir::kernels

@@ -1,0 +1,38 @@
+// Sums: of columns (bias gradients), and of squares over ranges of a buffer (gradient norm).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/types.h"
+
+namespace choir::kernels {
+
+/// sum[j] += sum_r x[r, j]
+template <class T>
+struct ColumnSum {
+  const T* x;                      ///< [rows, width], rows `stride` apart
+  Accumulate<T>* sum;              ///< [width]
+  std::int64_t rows, width, stride;
+  void* workspace = nullptr;       ///< column_sum_workspace_bytes(), 64-byte aligned
+};
+
+/// Elements [begin, end) of a buffer.
+struct Range {
+  std::int64_t begin, end;
+};
+
+/// *sum = sum over the ranges of x[i]^2, partial sums in double, in an order that does not depend on the threads.
+struct SquaredNorm {
+  const float* x;
+  const Range* ranges;
+  std::int64_t num_ranges;
+  double* sum;
+};
+
+template <class T>
+std::int64_t column_sum_workspace_bytes(Cpu, std::int64_t rows, std::int64_t width);
+template <class T>
+void column_sum(Cpu, const ColumnSum<T>&);
+void squared_norm(Cpu, const SquaredNorm&);
+
+}  // namespace choir::kernels

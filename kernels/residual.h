@@ -1,0 +1,47 @@
+// The residual branch: y = x + dropout(delta + bias), one pass over memory.
+//
+// Dropout keeps an element with probability 1 - p and divides it by 1 - p. The decision for an element is
+// philox_word(key, step, (first_row + row) * width + feature) >= p * 2^32: a function of where the element stands in
+// the global batch, never of the rank that computes it. `step` is read from StepScalars.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/step_scalars.h"
+#include "kernels/types.h"
+
+namespace choir::kernels {
+
+/// p == 0 keeps everything and reads neither key nor scalars.
+struct Dropout {
+  double p = 0;
+  std::uint64_t key = 0;                  ///< made from (seed, what)
+  const StepScalars* scalars = nullptr;
+  std::int64_t first_row = 0;             ///< global row (sample * length + position) of row 0
+};
+
+template <class T>
+struct ResidualForward {
+  const T* x = nullptr;                   ///< [rows, width], or null for zeros: plain dropout
+  const T* delta;                         ///< [rows, width]
+  const Accumulate<T>* bias = nullptr;    ///< [width], or null
+  T* y;                                   ///< [rows, width]; may be x or delta
+  std::int64_t rows, width;
+  Dropout dropout;
+};
+
+/// ddelta = mask * dy / (1 - p). The gradient of x is dy itself; that of bias is the column sum of ddelta.
+template <class T>
+struct ResidualBackward {
+  const T* dy;                            ///< [rows, width]
+  T* ddelta;                              ///< [rows, width]; may be dy
+  std::int64_t rows, width;
+  Dropout dropout;
+};
+
+template <class T>
+void residual_forward(Cpu, const ResidualForward<T>&);
+template <class T>
+void residual_backward(Cpu, const ResidualBackward<T>&);
+
+}  // namespace choir::kernels

@@ -1,0 +1,34 @@
+// Rotary position embedding, in place (Su et al. 2021, arXiv 2104.09864), in the half-split form of GPT-NeoX and Llama:
+//
+//   with i < E/2, angle a = position * base^(-2i/E):
+//   x'[i]       = x[i] cos a - x[i + E/2] sin a
+//   x'[i + E/2] = x[i + E/2] cos a + x[i] sin a
+//
+// Backward is the rotation by -a (`inverse`).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/types.h"
+
+namespace choir::kernels {
+
+template <class T>
+struct Rotary {
+  T* x;                              ///< row r, head h, feature e at x[r * stride + h * head_width + e]
+  const Accumulate<T>* table;        ///< [positions, head_width]: cos in the first half of each row, sin in the second
+  std::int64_t rows, length;         ///< row r stands at position first_position + r % length
+  std::int64_t heads, head_width;    ///< head_width is even
+  std::int64_t stride;
+  std::int64_t first_position = 0;
+  bool inverse = false;
+};
+
+/// Fills table [positions, head_width], computed in double.
+template <class A>
+void rotary_table(A* table, std::int64_t positions, std::int64_t head_width, double base);
+
+template <class T>
+void rotary(Cpu, const Rotary<T>&);
+
+}  // namespace choir::kernels

@@ -1,0 +1,32 @@
+// main() of the multi-process tests: passes only if every rank passed.
+#include <gtest/gtest.h>
+#include <mpi.h>
+
+#include <cstdio>
+
+#include "tests/support/watchdog.h"
+
+int main(int argc, char** argv) {
+  int provided = 0;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_SERIALIZED, &provided);
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  ::testing::InitGoogleTest(&argc, argv);
+  auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
+  if (rank != 0) delete listeners.Release(listeners.default_result_printer());
+  choir::tests::start_watchdog(60, rank);
+  struct FailurePrinter : ::testing::EmptyTestEventListener {  // ranks other than 0 print their failures only
+    explicit FailurePrinter(int r) : rank(r) {}
+    void OnTestPartResult(const ::testing::TestPartResult& result) override {
+      if (rank != 0 && result.failed())
+        std::fprintf(stderr, "[rank %d] %s:%d: %s\n", rank, result.file_name() ? result.file_name() : "?",
+                     result.line_number(), result.message());
+    }
+    int rank;
+  };
+  listeners.Append(new FailurePrinter(rank));
+  int failed = RUN_ALL_TESTS();
+  MPI_Allreduce(MPI_IN_PLACE, &failed, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+  MPI_Finalize();
+  return failed;
+}
