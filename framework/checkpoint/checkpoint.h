@@ -1,0 +1,40 @@
+// Checkpoints without a layout: any layout writes, any layout reads.
+//
+//   step-00001000/
+//     rank-0.h5 ...      what each rank owns: plain contiguous f32 datasets, no filters
+//     checkpoint.h5      every tensor under its global name and shape: virtual datasets over the rank files, NaN fill
+//     manifest.json      format, step, state, files with sizes, tensors with shapes and digests; its last key says it is whole
+//
+// Written under step-….tmp, synced, verified, renamed, the parent synced: only then it exists.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "framework/core/error.h"
+
+namespace choir {
+
+/// A part of a global f32 tensor. The region is rows [row_begin, row_end) and columns [column_begin, column_end) of the
+/// tensor (a 1-D tensor [n] has n rows and one column); `data` holds elements [begin, end) of the region in row-major
+/// order. Optimizer shards begin and end anywhere; whole slices have begin = 0, end = rows * columns.
+struct Piece {
+  std::string name;
+  std::vector<std::int64_t> shape;  ///< global, 1-D or 2-D
+  std::int64_t row_begin = 0, row_end = 0, column_begin = 0, column_end = 1;
+  std::int64_t begin = 0, end = 0;
+  float* data = nullptr;
+  std::int64_t count() const { return end - begin; }
+};
+
+/// What a run needs besides tensors, as text: "step", "data.position", "config", ... Keys and values are the caller's.
+using State = std::map<std::string, std::string>;
+
+/// The sharding-invariant digest of elements first_index(i), i in [0, count): sums over any sharding add up to the same.
+///   digest = sum over elements of mix64(bits, global index) mod 2^64
+std::uint64_t digest_of(const Piece& piece);
+
+}  // namespace choir

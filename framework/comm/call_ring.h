@@ -1,0 +1,58 @@
+// The last 256 collective calls of this rank, in memory that outlives it.
+//
+// Each call is written before it starts and after it ends, into a file mapped into memory: a SIGKILL loses nothing.
+// When a job dies or hangs, the rings of all ranks side by side say who is where.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace choir {
+
+struct Call {
+  std::uint64_t sequence = 0;     ///< of this rank, from 1; 0: an empty slot
+  std::uint64_t bytes = 0;
+  double started = 0, ended = 0;  ///< seconds since the epoch; ended == 0: still running
+  char verb[16] = {}, axis[16] = {}, label[48] = {};
+};
+
+class CallRing {
+ public:
+  static constexpr int length = 256;
+
+  /// In plain memory: for tests, and before there is a run folder.
+  CallRing();
+  /// In `path`, created anew (logs/rank-N.calls). Throws Error where it cannot be.
+  explicit CallRing(const std::string& path);
+  ~CallRing();
+  CallRing(const CallRing&) = delete;
+  CallRing& operator=(const CallRing&) = delete;
+
+  /// Returns the sequence number to give to end().
+  std::uint64_t begin(const char* verb, const char* axis, const char* label, std::uint64_t bytes);
+  void end(std::uint64_t sequence);
+
+  /// Seconds since the epoch at which a call last began or ended; for the watchdog. Safe from any thread.
+  double last_activity() const;
+  /// True while a call is running.
+  bool in_call() const;
+  std::vector<Call> calls() const;  ///< oldest first
+
+ private:
+  Call* slots_ = nullptr;
+  bool mapped_ = false;
+  std::uint64_t next_ = 1;
+  std::atomic<double> last_activity_;
+  std::atomic<bool> in_call_ = false;
+};
+
+/// The calls in a ring file, oldest first; empty with `problem` set where it cannot be read.
+std::vector<Call> read_call_ring(const std::string& path, std::string& problem);
+
+/// "rank 3 is at all_gather #118 of tensor (blocks.7.attention.out), the others at #119", from the rings
+/// logs/rank-*.calls of a run folder: a line for each rank that is behind, then each rank's last `count` calls.
+std::string describe_call_rings(const std::string& logs_folder, int count = 3);
+
+}  // namespace choir

@@ -1,0 +1,48 @@
+// Who my peers are. MeshShape is arithmetic, Mesh owns the communicators.
+//
+// Rank order, written once: tensor fastest (inside a node), then context, then data, pipeline slowest:
+//
+//   rank = ((pipeline_index * data + data_index) * context + context_index) * tensor + tensor_index
+#pragma once
+
+#include <mpi.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "framework/comm/communicator.h"
+
+namespace choir {
+
+struct MeshShape {
+  int tensor = 1, context = 1, data = 1, pipeline = 1;
+
+  struct Coordinates {
+    int tensor = 0, context = 0, data = 0, pipeline = 0;
+    bool operator==(const Coordinates&) const = default;
+  };
+
+  int ranks() const { return tensor * context * data * pipeline; }
+  Coordinates coordinates(int rank) const;
+  int rank(const Coordinates& at) const;
+  /// The ranks that differ from `rank` only along one axis ("tensor", "context", "data" or "pipeline"), ascending.
+  std::vector<int> group(const std::string& axis, int rank) const;
+  bool operator==(const MeshShape&) const = default;
+};
+
+struct Mesh {
+  MeshShape shape;
+  MeshShape::Coordinates here;
+  std::unique_ptr<Communicator> world;                         ///< all ranks
+  std::unique_ptr<Communicator> tensor, context, data, pipeline;
+};
+
+/// Collective over `world`, whose size is shape.ranks(). `ring` and `device` outlive the mesh.
+Mesh make_mpi_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallRing& ring);
+
+/// The mesh as `rank` would see it, on device `count`: verbs move nothing, but are counted.
+Mesh make_counting_mesh(int rank, const MeshShape& shape, Device& device, CallRing& ring);
+
+}  // namespace choir

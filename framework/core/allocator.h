@@ -1,0 +1,76 @@
+// One caching allocator for every device: exact free lists by rounded size.
+//
+// A training step asks for the same sizes in the same order every time, so after the first step every request is
+// answered from a free list, with the same address: no system call, no page fault, and a peak that can be counted
+// beforehand. On device `count` the same code hands out addresses that nothing may read.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace choir {
+
+/// What memory is for, in the words of the memory plan.
+enum class MemoryKind : std::uint8_t { parameters, gradients, optimizer, saved, workspace, temporary };
+inline constexpr int num_memory_kinds = 6;
+const char* name_of(MemoryKind kind);
+
+/// Where an allocator gets its memory.
+class MemorySource {
+ public:
+  virtual ~MemorySource() = default;
+  /// At least 64-byte aligned. Throws Error where the machine has none left.
+  virtual void* map(std::int64_t bytes) = 0;
+  virtual void unmap(void* address, std::int64_t bytes) noexcept = 0;
+};
+
+/// Anonymous memory of the host; large blocks on huge pages where the system has them.
+std::unique_ptr<MemorySource> host_memory();
+/// Addresses without memory behind them, each given once.
+std::unique_ptr<MemorySource> counted_memory();
+
+struct MemoryUse {
+  std::array<std::int64_t, num_memory_kinds> bytes{};
+  std::int64_t total() const;
+};
+
+class Allocator {
+ public:
+  struct Block {
+    void* address = nullptr;
+    std::int64_t bytes = 0;  ///< rounded
+    MemoryKind kind = MemoryKind::temporary;
+  };
+
+  explicit Allocator(std::unique_ptr<MemorySource> source) : source_(std::move(source)) {}
+  ~Allocator();
+  Allocator(const Allocator&) = delete;
+  Allocator& operator=(const Allocator&) = delete;
+
+  Block allocate(std::int64_t bytes, MemoryKind kind);
+  void release(const Block& block) noexcept;
+  /// Moves a block to another line of the memory plan: an activation that backward will need becomes `saved`.
+  void relabel(Block& block, MemoryKind kind);
+
+  MemoryUse in_use() const;        ///< now
+  MemoryUse at_peak() const;       ///< at the moment of the largest total since the last reset_peak()
+  std::int64_t reserved() const;   ///< taken from the source, in use or not
+  std::int64_t maps() const;       ///< calls to the source so far: constant in steady state
+  void reset_peak();
+
+  static std::int64_t rounded(std::int64_t bytes);
+
+ private:
+  mutable std::mutex mutex_;
+  std::unique_ptr<MemorySource> source_;
+  std::map<std::int64_t, std::vector<void*>> free_;  // rounded size -> addresses, last released first
+  MemoryUse use_, peak_;
+  std::int64_t reserved_ = 0, maps_ = 0;
+};
+
+}  // namespace choir

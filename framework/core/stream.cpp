@@ -1,0 +1,75 @@
+#include "framework/core/stream.h"
+
+namespace choir {
+
+Stream::Stream(StreamMode mode, std::function<void()> on_start) : mode_(mode) {
+  if (mode_ == StreamMode::threaded) worker_ = std::thread([this, start = std::move(on_start)] { run(start); });
+}
+
+Stream::~Stream() {
+  if (mode_ == StreamMode::immediate) return;
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_one();
+  worker_.join();
+}
+
+void Stream::push(std::function<void()> work) {
+  {
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(work));
+  }
+  wake_.notify_one();
+}
+
+void Stream::run(const std::function<void()>& on_start) {
+  if (on_start) on_start();
+  for (;;) {
+    std::function<void()> work;
+    {
+      std::unique_lock lock(mutex_);
+      busy_ = false;
+      if (queue_.empty()) idle_.notify_all();
+      wake_.wait(lock, [this] { return stop_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      work = std::move(queue_.front());
+      queue_.pop_front();
+      busy_ = true;
+    }
+    try {
+      work();
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
+  }
+}
+
+void Stream::synchronize() {
+  if (mode_ == StreamMode::immediate) return;
+  std::unique_lock lock(mutex_);
+  idle_.wait(lock, [this] { return queue_.empty() && !busy_; });
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void Event::record(Stream& stream) {
+  auto state = std::make_shared<State>();
+  state_ = state;
+  stream.enqueue([state] {
+    const std::lock_guard lock(state->mutex);
+    state->done = true;
+    state->done_condition.notify_all();
+  });
+}
+
+void Event::wait(Stream& stream) const {
+  if (!state_) return;
+  stream.enqueue([state = state_] {
+    std::unique_lock lock(state->mutex);
+    state->done_condition.wait(lock, [&] { return state->done; });
+  });
+}
+
+}  // namespace choir

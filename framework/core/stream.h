@@ -1,0 +1,72 @@
+// Streams: first in, first out queues of work; events: points in one stream that another waits for.
+//
+// The CPU has two modes. `immediate` runs work at once, in the caller. `threaded` gives each stream a worker thread and
+// so the ordering of a GPU: a missing event is a race that the thread sanitizer sees.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+namespace choir {
+
+enum class StreamMode { immediate, threaded };
+
+class Stream {
+ public:
+  /// `on_start` runs first on a worker thread (to set its number of OpenMP threads); not called in immediate mode.
+  explicit Stream(StreamMode mode, std::function<void()> on_start = {});
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  StreamMode mode() const { return mode_; }
+
+  /// Runs `work` after everything enqueued before it. Immediate: before this returns, and exceptions come out here.
+  /// Threaded: later; the first exception comes out of the next synchronize().
+  template <class Work>
+  void enqueue(Work&& work) {
+    if (mode_ == StreamMode::immediate)
+      work();
+    else
+      push(std::forward<Work>(work));
+  }
+
+  /// Returns when everything enqueued so far has run.
+  void synchronize();
+
+ private:
+  void push(std::function<void()> work);
+  void run(const std::function<void()>& on_start);
+
+  StreamMode mode_;
+  std::mutex mutex_;
+  std::condition_variable wake_, idle_;
+  std::deque<std::function<void()>> queue_;
+  bool busy_ = false, stop_ = false;
+  std::exception_ptr error_;
+  std::thread worker_;
+};
+
+/// A point in a stream. record() and wait() only enqueue; they never block the caller.
+class Event {
+ public:
+  /// Everything enqueued on `stream` so far happens before this event.
+  void record(Stream& stream);
+  /// Everything enqueued on `stream` from now on happens after the last record(). No-op where nothing was recorded.
+  void wait(Stream& stream) const;
+
+ private:
+  struct State {
+    std::mutex mutex;
+    std::condition_variable done_condition;
+    bool done = false;
+  };
+  std::shared_ptr<State> state_;
+};
+
+}  // namespace choir
