@@ -3,18 +3,18 @@
 //   step-00001000/
 //     rank-0.h5 ...      what each rank owns: plain contiguous f32 datasets, no filters
 //     checkpoint.h5      every tensor under its global name and shape: virtual datasets over the rank files, NaN fill
-//     manifest.json      format, step, state, files with sizes, tensors with shapes and digests; its last key says it is whole
+//     manifest.json      format, step, state, files with sizes, tensors with shapes and digests; its last key seals it
 //
 // Written under step-….tmp, synced, verified, renamed, the parent synced: only then it exists.
+// writer.h saves, reader.h finds, verifies and reads, export.h makes one file. This header holds what they exchange.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
-#include "framework/core/error.h"
+#include "framework/checkpoint/extent.h"
 
 namespace choir {
 
@@ -22,19 +22,21 @@ namespace choir {
 /// tensor (a 1-D tensor [n] has n rows and one column); `data` holds elements [begin, end) of the region in row-major
 /// order. Optimizer shards begin and end anywhere; whole slices have begin = 0, end = rows * columns.
 struct Piece {
-  std::string name;
+  std::string name;                 ///< global, without '/'; "state" is taken
   std::vector<std::int64_t> shape;  ///< global, 1-D or 2-D
   std::int64_t row_begin = 0, row_end = 0, column_begin = 0, column_end = 1;
   std::int64_t begin = 0, end = 0;
   float* data = nullptr;
+
   std::int64_t count() const { return end - begin; }
+  Extent extent() const { return {{row_begin, row_end, column_begin, column_end}, begin, end}; }
 };
 
-/// What a run needs besides tensors, as text: "step", "data.position", "config", ... Keys and values are the caller's.
+/// What a run needs besides tensors, as text: "data.position", "config", ... Keys (without '/') and values (UTF-8) are
+/// the caller's.
 using State = std::map<std::string, std::string>;
 
-/// The sharding-invariant digest of elements first_index(i), i in [0, count): sums over any sharding add up to the same.
-///   digest = sum over elements of mix64(bits, global index) mod 2^64
+/// The digest of a piece; over all pieces of a tensor, however it is cut, the digests add up to the same (tensor_digest.h).
 std::uint64_t digest_of(const Piece& piece);
 
 }  // namespace choir

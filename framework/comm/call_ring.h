@@ -7,16 +7,21 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace choir {
 
+/// One call of one rank: a record of the ring file. Texts end with a zero; longer ones are cut.
 struct Call {
-  std::uint64_t sequence = 0;     ///< of this rank, from 1; 0: an empty slot
+  std::uint64_t sequence = 0;  ///< of this rank, from 1; 0: an empty slot
+  std::uint64_t number = 0;    ///< of this communicator, from 1: the same call has the same number on all its ranks
   std::uint64_t bytes = 0;
-  double started = 0, ended = 0;  ///< seconds since the epoch; ended == 0: still running
-  char verb[16] = {}, axis[16] = {}, label[48] = {};
+  double started = 0, ended = 0;                  ///< seconds since the epoch; ended == 0: still running
+  std::int32_t first = 0, stride = 1, ranks = 1;  ///< the communicator's world ranks: first, first + stride, ...
+  char verb[15] = {}, axis[14] = {}, label[47] = {};
 };
+static_assert(sizeof(Call) == 128 && std::is_trivially_copyable_v<Call>);
 
 class CallRing {
  public:
@@ -30,19 +35,18 @@ class CallRing {
   CallRing(const CallRing&) = delete;
   CallRing& operator=(const CallRing&) = delete;
 
-  /// Returns the sequence number to give to end().
-  std::uint64_t begin(const char* verb, const char* axis, const char* label, std::uint64_t bytes);
+  /// Writes `call`, whose sequence and times are set here. Returns the sequence number to give to end().
+  std::uint64_t begin(Call call);
   void end(std::uint64_t sequence);
 
   /// Seconds since the epoch at which a call last began or ended; for the watchdog. Safe from any thread.
-  double last_activity() const;
-  /// True while a call is running.
-  bool in_call() const;
+  double last_activity() const { return last_activity_; }
+  /// True while a call is running. Safe from any thread.
+  bool in_call() const { return in_call_; }
   std::vector<Call> calls() const;  ///< oldest first
 
  private:
-  Call* slots_ = nullptr;
-  bool mapped_ = false;
+  Call* slots_ = nullptr;  // [length]; call s is in slot (s - 1) % length
   std::uint64_t next_ = 1;
   std::atomic<double> last_activity_;
   std::atomic<bool> in_call_ = false;
@@ -52,7 +56,8 @@ class CallRing {
 std::vector<Call> read_call_ring(const std::string& path, std::string& problem);
 
 /// "rank 3 is at all_gather #118 of tensor (blocks.7.attention.out), the others at #119", from the rings
-/// logs/rank-*.calls of a run folder: a line for each rank that is behind, then each rank's last `count` calls.
+/// rank-*.calls of a run's logs folder: a line for each rank that others wait for and that itself waits for nobody,
+/// then each rank's last `count` calls. "is past" instead of "is at": that call has ended.
 std::string describe_call_rings(const std::string& logs_folder, int count = 3);
 
 }  // namespace choir

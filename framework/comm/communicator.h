@@ -6,10 +6,16 @@
 //
 // Order. Work given to a verb runs after everything enqueued on `stream` before, and before everything enqueued on it
 // later. Verbs return when the work is enqueued; immediate CPU streams have then also run it. Every rank of the axis
-// makes the same calls in the same order.
+// makes the same calls in the same order. The work itself runs on device().communicate(), so that one thread per rank
+// makes every call of the library. Tensors are held until it has run; the communicator outlives it.
+//
+// Errors. Contiguous tensors of equal types that obey the size relation; anything else throws Error with axis, label
+// and sizes before anything is sent. So does a failure of the library, out of the verb or, where streams are threaded,
+// out of the next synchronize() of device().communicate().
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -27,38 +33,47 @@ struct Message {
   int peer;
 };
 
+/// The ranks of one communicator: world ranks first, first + stride, ...; `rank` is the index of this one among them.
+struct Group {
+  std::string axis;  ///< names the mesh axis in messages
+  int first = 0, stride = 1, size = 1;
+  int rank = 0;
+};
+
 class Communicator {
  public:
-  /// `axis` names the mesh axis in messages; `device` and `ring` outlive the communicator.
-  Communicator(std::string axis, int rank, int size, Device& device, CallRing& ring);
+  /// `device` and `ring` outlive the communicator.
+  Communicator(Group group, Device& device, CallRing& ring) : group_(std::move(group)), device_(device), ring_(ring) {}
   virtual ~Communicator() = default;
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
 
-  const std::string& axis() const { return axis_; }
-  int rank() const { return rank_; }
-  int size() const { return size_; }
+  const std::string& axis() const { return group_.axis; }
+  int rank() const { return group_.rank; }
+  int size() const { return group_.size; }
 
   /// Every rank ends with the reduction of all ranks' `tensor`, with the same bits everywhere. In place; contiguous.
-  /// f32 and f64 reduce in their own type; bf16 adds in f32 in rank order and rounds once; i32 too (max and sum).
+  /// MPI adds in rank order: f32, f64 and i32 in their own type, bf16 in f32, rounded once; u8 has max only. The
+  /// maximum of anything and NaN is NaN.
   void all_reduce(const Tensor& tensor, Reduce op, Stream& stream, const char* label);
 
   /// Every rank ends with all ranks' `in`, in rank order. out.count() == size() * in.count().
   /// In place where `in` is this rank's block of `out`.
   void all_gather(const Tensor& in, const Tensor& out, Stream& stream, const char* label);
 
-  /// Reduces `in` over the ranks and leaves the i-th of size() equal blocks on rank i.
+  /// Reduces `in` over the ranks, as all_reduce does, and leaves the i-th of size() equal blocks on rank i.
   /// in.count() == size() * out.count(). In place where `out` is this rank's block of `in`.
   void reduce_scatter(const Tensor& in, const Tensor& out, Reduce op, Stream& stream, const char* label);
 
-  /// Block i of `in` goes to rank i; block i of `out` comes from rank i. in.count() == out.count(), divisible by size().
-  /// Not in place.
+  /// Block i of `in` goes to rank i; block i of `out` comes from rank i. in.count() == out.count(), divisible by
+  /// size(). Not in place.
   void all_to_all(const Tensor& in, const Tensor& out, Stream& stream, const char* label);
 
   /// Every rank ends with root's `tensor`. In place.
   void broadcast(const Tensor& tensor, int root, Stream& stream, const char* label);
 
-  /// All sends and receives at once, as one call: no order among them, so no deadlock. Sizes agree pairwise.
+  /// All sends and receives at once, as one call: no order among them, so no deadlock. Sizes agree pairwise; several
+  /// messages between two ranks match in the order of the lists.
   void exchange(const std::vector<Message>& sends, const std::vector<Message>& receives, Stream& stream,
                 const char* label);
 
@@ -66,9 +81,18 @@ class Communicator {
   void barrier(Stream& stream, const char* label);
 
  protected:
-  virtual void do_all_reduce(const Tensor& tensor, Reduce op) = 0;
+  /// What do_... throws where the library failed, in the library's words; the front door adds verb, axis and label.
+  struct Failure {
+    std::string what;
+  };
+
+  /// Bytes of workspace for a reduction to `count` elements on each rank (all_reduce: its share, rounded up).
+  virtual std::int64_t reduction_workspace_bytes(std::int64_t count, DType type) const = 0;
+
+  // With two ranks or more; arguments are checked. `workspace` is at least what was asked for, 64-byte aligned.
+  virtual void do_all_reduce(const Tensor& tensor, Reduce op, const Tensor& workspace) = 0;
   virtual void do_all_gather(const Tensor& in, const Tensor& out) = 0;
-  virtual void do_reduce_scatter(const Tensor& in, const Tensor& out, Reduce op) = 0;
+  virtual void do_reduce_scatter(const Tensor& in, const Tensor& out, Reduce op, const Tensor& workspace) = 0;
   virtual void do_all_to_all(const Tensor& in, const Tensor& out) = 0;
   virtual void do_broadcast(const Tensor& tensor, int root) = 0;
   virtual void do_exchange(const std::vector<Message>& sends, const std::vector<Message>& receives) = 0;
@@ -77,10 +101,16 @@ class Communicator {
   Device& device() { return device_; }
 
  private:
-  std::string axis_;
-  int rank_, size_;
+  struct Site;  // verb and label of one call, for messages
+
+  void run(const Site& site, std::int64_t bytes, Stream& stream, std::function<void()> work);
+  void copy(const Tensor& from, const Tensor& to, Stream& stream);
+  Tensor workspace(std::int64_t count, DType type);
+
+  Group group_;
   Device& device_;
   CallRing& ring_;
+  std::uint64_t calls_ = 0;
 };
 
 }  // namespace choir

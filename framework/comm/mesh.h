@@ -29,13 +29,15 @@ struct MeshShape {
   int rank(const Coordinates& at) const;
   /// The ranks that differ from `rank` only along one axis ("tensor", "context", "data" or "pipeline"), ascending.
   std::vector<int> group(const std::string& axis, int rank) const;
+  /// The same as a communicator's group. Throws Error for another name.
+  Group axis_group(const std::string& axis, int rank) const;
   bool operator==(const MeshShape&) const = default;
 };
 
 struct Mesh {
   MeshShape shape;
   MeshShape::Coordinates here;
-  std::unique_ptr<Communicator> world;                         ///< all ranks
+  std::unique_ptr<Communicator> world;  ///< all ranks
   std::unique_ptr<Communicator> tensor, context, data, pipeline;
 };
 

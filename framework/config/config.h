@@ -69,7 +69,8 @@ struct Config {
   bool operator==(const Config&) const = default;
 };
 
-/// Reads `file` ("" for defaults only), then applies overrides of the form "section.key=value" (value is YAML).
+/// Reads `file` ("" for defaults only), then applies overrides of the form "section.key=value" (value is YAML; text
+/// needs no quotes: "generate.prompt=God said: #1"). The last override of a key wins.
 /// Throws ConfigError with every problem of reading: unknown key (nearest named), wrong type, with file and line.
 Config read_config(const std::string& file, const std::vector<std::string>& overrides = {});
 
@@ -85,6 +86,7 @@ std::string print(const Config&);
 
 /// Every key with its type, default and one line of documentation, for --help and the README.
 std::string describe_keys();
+std::string markdown_keys();  ///< the same as a Markdown table
 
 /// The keys ("model.layers") whose values differ, with both values as text.
 struct Difference {

@@ -1,5 +1,7 @@
 #include "framework/core/stream.h"
 
+#include <utility>
+
 namespace choir {
 
 Stream::Stream(StreamMode mode, std::function<void()> on_start) : mode_(mode) {

@@ -1,0 +1,72 @@
+#include "framework/checkpoint/agreement.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "framework/core/error.h"
+
+namespace choir {
+namespace {
+
+std::int32_t length_of(const std::string& text) {
+  if (text.size() > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
+    throw Error({.what = "a report of " + std::to_string(text.size()) + " bytes on one rank's file is too long"});
+  return static_cast<std::int32_t>(text.size());
+}
+
+}  // namespace
+
+Tensor Agreement::bytes(std::int64_t count) {
+  return Tensor(memory_, {std::max<std::int64_t>(count, 1)}, DType::u8, MemoryKind::temporary);  // no empty messages
+}
+
+std::int32_t Agreement::largest(std::int32_t value, const char* label) {
+  const Tensor tensor(memory_, {1}, DType::i32, MemoryKind::temporary);
+  *tensor.data<std::int32_t>() = value;
+  world_.all_reduce(tensor, Reduce::max, communicate_, label);
+  communicate_.synchronize();
+  return *tensor.data<std::int32_t>();
+}
+
+std::string Agreement::broadcast(const std::string& text, int root, const char* label) {
+  const std::int32_t length = largest(rank() == root ? length_of(text) : 0, label);
+  const Tensor tensor = bytes(length);
+  if (rank() == root) std::copy(text.begin(), text.end(), tensor.data<char>());
+  world_.broadcast(tensor, root, communicate_, label);
+  communicate_.synchronize();
+  return {tensor.data<char>(), static_cast<std::size_t>(length)};
+}
+
+std::string Agreement::first(const std::string& text, const char* label) {
+  const std::int32_t speaker = size() - largest(text.empty() ? 0 : size() - rank(), label);
+  return speaker == size() ? "" : broadcast(text, speaker, label);
+}
+
+std::vector<std::string> Agreement::gather(const std::string& text, const char* label) {
+  const Tensor lengths(memory_, {size()}, DType::i32, MemoryKind::temporary);
+  const Tensor mine = lengths.slice_columns(rank(), rank() + 1);
+  *mine.data<std::int32_t>() = length_of(text);
+  world_.all_gather(mine, lengths, communicate_, label);
+  communicate_.synchronize();
+
+  const Tensor letter = bytes(length_of(text));
+  std::copy(text.begin(), text.end(), letter.data<char>());
+  std::vector<Message> sends, receives;
+  for (int peer = 1; rank() == 0 && peer < size(); ++peer)
+    receives.push_back({bytes(lengths.data<std::int32_t>()[peer]), peer});
+  if (rank() != 0) sends.push_back({letter, 0});
+  world_.exchange(sends, receives, communicate_, label);
+  communicate_.synchronize();
+  if (rank() != 0) return {};
+  std::vector<std::string> texts{text};
+  for (const Message& message : receives)
+    texts.emplace_back(message.tensor.data<char>(), static_cast<std::size_t>(lengths.data<std::int32_t>()[message.peer]));
+  return texts;
+}
+
+void Agreement::barrier(const char* label) {
+  world_.barrier(communicate_, label);
+  communicate_.synchronize();
+}
+
+}  // namespace choir

@@ -1,0 +1,37 @@
+// What the ranks of a communicator tell each other about files: flags and texts. Collective; returns when it is done.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "framework/comm/communicator.h"
+
+namespace choir {
+
+class Agreement {
+ public:
+  /// `communicate` is the stream that calls MPI. Messages are in host memory.
+  Agreement(Communicator& world, Stream& communicate) : world_(world), communicate_(communicate) {}
+
+  int rank() const { return world_.rank(); }
+  int size() const { return world_.size(); }
+
+  /// The largest `value` of all ranks.
+  std::int32_t largest(std::int32_t value, const char* label);
+  /// `text` of rank `root`.
+  std::string broadcast(const std::string& text, int root, const char* label);
+  /// The first text, by rank, that is not empty; "" where all are.
+  std::string first(const std::string& text, const char* label);
+  /// All ranks' texts, in rank order, on rank 0; nothing on the others.
+  std::vector<std::string> gather(const std::string& text, const char* label);
+  void barrier(const char* label);
+
+ private:
+  Tensor bytes(std::int64_t count);
+
+  Communicator& world_;
+  Stream& communicate_;
+  Allocator memory_{host_memory()};
+};
+
+}  // namespace choir

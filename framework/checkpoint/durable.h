@@ -1,0 +1,67 @@
+// Files and folders that last: created once, synced, and renamed into place.
+//
+// HDF5 never writes to a disk here. Where it fails to write, closing the file leaves a dangling identifier in the library
+// and the process ends with a segmentation fault (1.10.8, 64 KiB of disk left): a full disk would end the run. So it lays
+// a file out in memory, where the elements are a hole, and the bytes go to the disk by write(), which says what is wrong.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "framework/data/hdf5_file.h"
+
+namespace choir {
+
+/// Memory with a path, to be written as if it were a file. Holes take no memory.
+class MemoryFile {
+ public:
+  MemoryFile();
+  ~MemoryFile();
+  MemoryFile(const MemoryFile&) = delete;
+  MemoryFile& operator=(const MemoryFile&) = delete;
+
+  std::string path() const;  ///< while it lives
+  /// Throws Error where a file of so many bytes is not allowed (ulimit -f).
+  void check_limit(std::int64_t bytes) const;
+
+ private:
+  int descriptor_;
+};
+
+/// Elements of a tensor that stand at `offset` of a file.
+struct ElementBytes {
+  std::int64_t offset = 0;
+  std::span<const char> bytes;
+};
+
+/// What one file of a checkpoint is known by.
+struct FileEntry {
+  std::string name;
+  std::int64_t bytes = 0;
+  std::string digest;  ///< of all bytes that are not elements of tensors
+};
+
+/// Creates `folder`/`name` with the contents of `image`, but for `elements` (ascending, apart), and syncs it.
+FileEntry write_image(const std::string& folder, const std::string& name, const MemoryFile& image,
+                      const std::vector<ElementBytes>& elements);
+
+/// The digest of the bytes of a file that lie outside of `elements` (offset, bytes; ascending, apart).
+struct ByteRange {
+  std::int64_t offset = 0, bytes = 0;
+};
+std::string digest_outside(const std::string& path, const std::vector<ByteRange>& elements);
+
+std::string read_text(const std::string& path);
+/// Creates, writes and syncs.
+void write_text(const std::string& path, const std::string& text);
+
+/// Makes the names inside a folder last.
+void sync_folder(const std::string& path);
+
+/// Gives the folder `from` the name `to`. Where `to` exists, the two swap in one step if the file system can: at no
+/// moment is neither there. What `to` was is then under the returned path; "" where it was not there.
+std::string rename_over(const std::string& from, const std::string& to);
+
+}  // namespace choir

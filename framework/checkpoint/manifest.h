@@ -1,0 +1,65 @@
+// The manifest of a checkpoint: what is in it, where each part of each tensor lies, and the digests that prove it.
+//
+// JSON, one file or tensor a line, sealed: the last key, "end", is the digest of all text before it. A rank's report on
+// the file it wrote is a manifest too, with one file and its own parts; their union is the checkpoint's.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "framework/checkpoint/checkpoint.h"
+#include "framework/checkpoint/durable.h"
+
+namespace choir {
+
+/// Elements of a tensor that one rank wrote, and where.
+struct Part {
+  int rank = 0;              ///< of the file rank-N.h5
+  Extent extent;             ///< which elements
+  std::int64_t offset = 0;   ///< of the first, in bytes from the start of the file
+  std::uint64_t digest = 0;  ///< of these elements (tensor_digest.h)
+};
+
+struct TensorEntry {
+  std::string name;
+  Shape shape;
+  std::uint64_t digest = 0;  ///< the sum over the parts: the same for every layout
+  std::vector<Part> parts;
+};
+
+struct Manifest {
+  static constexpr std::int64_t version = 1;
+
+  std::int64_t step = 0;
+  int ranks = 0;
+  State state;
+  std::vector<FileEntry> files;  ///< rank-0.h5, rank-1.h5, ..., checkpoint.h5
+  std::vector<TensorEntry> tensors;
+
+  const TensorEntry* find(const std::string& name) const;
+};
+
+std::string rank_file_name(std::int64_t rank);  ///< "rank-3.h5"
+/// The datasets of a tensor's parts, in their rank files: the tensor's name; "name#1", ... for further parts of a rank.
+std::vector<std::string> dataset_names(const TensorEntry& tensor);
+
+/// One manifest of all reports' files and parts, without step, ranks and state. Throws Error where two ranks disagree on
+/// a shape.
+Manifest merge(std::vector<Manifest> reports);
+
+/// For each rank file, where elements of tensors lie, ascending.
+std::vector<std::vector<ByteRange>> element_ranges(const Manifest& manifest);
+
+/// Everything that a whole checkpoint promises and that needs no file: names, shapes, each element in exactly one part,
+/// parts inside their files and apart, digests that add up. "" where it holds, else what does not.
+std::string inconsistency(const Manifest& manifest);
+
+std::string to_text(const Manifest& manifest);
+/// `body` and the last line: the digest of it.
+std::string seal(std::string body);
+/// Throws ConfigError for text that is torn, changed, of another version, or not a manifest. Says nothing of
+/// consistency: a report is a manifest, too.
+Manifest parse_manifest(const std::string& text);
+
+}  // namespace choir

@@ -1,0 +1,59 @@
+// Finding, proving and reading checkpoints. No HDF5 here: the manifest says at which byte each part begins, the elements
+// are read as bytes, and so a damaged file reaches no library that could crash on it. Any thread may read.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "framework/checkpoint/manifest.h"
+#include "framework/comm/communicator.h"
+
+namespace choir {
+
+struct CheckpointInfo {
+  std::int64_t step = 0;
+  std::string path;
+  std::string problem;  ///< why it is not whole; "" where nothing speaks against it
+};
+
+/// What a look at the manifest and the sizes of the files says about the checkpoint in folder `path`.
+CheckpointInfo look_at(const std::string& path);
+
+/// All step-… folders of `folder`, newest first, by a look at manifests and file sizes; elements are not read. Empty where
+/// there is no such folder.
+std::vector<CheckpointInfo> list_checkpoints(const std::string& folder);
+
+/// What is wrong with a checkpoint, by reading all of it: one line for each file and tensor. Empty: it is whole.
+/// With several readers, reader `index` of `readers` reads its share of the files.
+std::vector<std::string> verify_checkpoint(const std::string& path, int index = 0, int readers = 1);
+
+/// The same, collectively: every rank reads its share, and every rank gets the first few problems of all.
+std::string verify_together(const std::string& path, Communicator& world, Stream& communicate);
+
+/// Collective. The newest whole checkpoint of `folder`, verified by all ranks together, or nothing; `rejected` are those
+/// that are newer and why. The same answer on every rank.
+std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicator& world, Stream& communicate,
+                                          std::vector<CheckpointInfo>& rejected);
+
+class CheckpointReader {
+ public:
+  /// Reads the manifest. Throws ConfigError where it is not that of a whole checkpoint; verify for the elements.
+  explicit CheckpointReader(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  std::int64_t step() const { return manifest_.step; }
+  const State& state() const { return manifest_.state; }
+  const Manifest& manifest() const { return manifest_; }
+  const std::vector<TensorEntry>& tensors() const { return manifest_.tensors; }
+
+  /// Fills every piece with its elements, whatever layout wrote them. Throws ConfigError, with all of them, for tensors
+  /// that are missing or have another shape, before anything is read; Error where the disk fails.
+  void read(const std::vector<Piece>& pieces) const;
+
+ private:
+  std::string path_;
+  Manifest manifest_;
+};
+
+}  // namespace choir

@@ -1,0 +1,160 @@
+#include "framework/checkpoint/writer.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+#include <stdexcept>
+
+#include "framework/checkpoint/publish.h"
+#include "framework/checkpoint/rank_file.h"
+#include "framework/checkpoint/reason.h"
+#include "framework/checkpoint/tensor_digest.h"
+#include "framework/core/error.h"
+
+namespace choir {
+namespace {
+
+namespace fs = std::filesystem;
+
+void check_piece(const Piece& piece) {
+  if (!is_tensor_shape(piece.shape) || !lies_inside(piece.extent(), piece.shape) || (piece.count() > 0 && !piece.data))
+    throw Error({.what = fmt::format("tensor '{}' of shape {}: rows {} to {}, columns {} to {}, elements {} to {} are no part of it",
+                                     piece.name, to_string(piece.shape), piece.row_begin, piece.row_end,
+                                     piece.column_begin, piece.column_end, piece.begin, piece.end)});
+}
+
+}  // namespace
+
+CheckpointWriter::CheckpointWriter(std::string folder, std::int64_t keep, Communicator& world, Stream& communicate,
+                                   Stream& io)
+    : folder_(std::move(folder)), keep_(keep), ranks_(world, communicate), io_(io) {
+  std::string problem;
+  if (ranks_.rank() == 0) {
+    std::error_code error;
+    fs::create_directories(folder_, error);
+    problem = error ? error.message() : sweep(folder_);
+  }
+  problem = ranks_.first(problem, "checkpoint.folder");  // no rank writes before rank 0 has swept
+  if (!problem.empty()) throw Error({.what = "cannot keep checkpoints in " + folder_, .why = problem});
+}
+
+CheckpointWriter::~CheckpointWriter() {
+  try {
+    io_.synchronize();
+  } catch (const std::exception&) {  // somebody else's work on the same thread; whoever enqueued it has to ask
+  }
+}
+
+std::string CheckpointWriter::path() const { return folder_ + "/" + step_name(step_); }
+
+void CheckpointWriter::start(std::function<void(Job&)> work) {
+  job_->done = false;
+  io_.enqueue([job = job_, work = std::move(work)] {
+    try {
+      if (job->error.empty()) work(*job);
+    } catch (const std::exception& failure) {
+      job->error = reason_of(failure);
+    }
+    job->done = true;
+  });
+}
+
+std::optional<SaveOutcome> CheckpointWriter::save(std::int64_t step, const std::vector<Piece>& pieces,
+                                                  const State& state) {
+  std::optional<SaveOutcome> before = finish();
+  step_ = step;
+  state_ = state;
+  job_ = std::make_shared<Job>();
+  job_->pieces = pieces;
+  try {
+    std::int64_t count = 0;
+    for (const Piece& piece : pieces) {
+      check_piece(piece);
+      count += piece.count();
+    }
+    const bool copies = io_.mode() == StreamMode::threaded;
+    if (copies && count > staging_count_) {
+      staging_ = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(count));
+      staging_count_ = count;
+    }
+    float* copy = staging_.get();
+    for (Piece& piece : job_->pieces) {
+      job_->digests.push_back(digest_and_copy(piece, copies ? copy : nullptr));
+      if (!copies) continue;
+      piece.data = copy;
+      copy += piece.count();
+    }
+  } catch (const std::exception& failure) {  // the other ranks hear of it at the next poll
+    job_->error = reason_of(failure);
+  }
+  phase_ = Phase::writing;
+  start([folder = temporary(), step, rank = ranks_.rank(), ranks = ranks_.size()](Job& job) {
+    fs::create_directories(folder);
+    Manifest report = write_rank_file(folder, rank, job.pieces, job.digests);
+    report.step = step;
+    report.ranks = ranks;
+    job.report = to_text(report);
+  });
+  return before;
+}
+
+// The error of any rank fails the save; without one, rank 0 gets all reports and publishes.
+void CheckpointWriter::start_publishing() {
+  const std::string mine = job_->error.empty() ? "" : fmt::format("rank {}: {}", ranks_.rank(), job_->error);
+  const std::string error = ranks_.first(mine, "checkpoint.written");
+  std::vector<std::string> reports;
+  if (error.empty()) reports = ranks_.gather(job_->report, "checkpoint.reports");
+  phase_ = Phase::publishing;
+  if (ranks_.rank() != 0) return;
+  job_->error = "";
+  start([error, reports, folder = folder_, target = temporary(), step = step_, state = state_, keep = keep_](Job& job) {
+    try {
+      if (!error.empty()) throw std::runtime_error(error);
+      std::vector<Manifest> parts;
+      for (const std::string& report : reports) parts.push_back(parse_manifest(report));
+      Manifest whole = merge(std::move(parts));
+      whole.step = step;
+      whole.ranks = static_cast<int>(reports.size());
+      whole.state = state;
+      publish(folder, target, std::move(whole));
+    } catch (const std::exception&) {
+      job.warning = remove_folder(target);
+      throw;
+    }
+    job.warning = prune(folder, step, keep);
+  });
+}
+
+SaveOutcome CheckpointWriter::end() {
+  SaveOutcome outcome{.step = step_, .path = path()};
+  const std::string error = ranks_.broadcast(job_->error, 0, "checkpoint.outcome");
+  const std::string warning = ranks_.broadcast(job_->warning, 0, "checkpoint.outcome");
+  outcome.saved = error.empty();
+  outcome.text = error + (error.empty() || warning.empty() ? "" : "; ") + warning;
+  phase_ = Phase::idle;
+  job_.reset();
+  return outcome;
+}
+
+std::optional<SaveOutcome> CheckpointWriter::poll() {
+  while (saving() && ranks_.largest(job_->done ? 0 : 1, "checkpoint.poll") == 0) {
+    if (phase_ == Phase::publishing) return end();
+    start_publishing();
+  }
+  return std::nullopt;
+}
+
+std::optional<SaveOutcome> CheckpointWriter::finish() {
+  const auto start_of_wait = std::chrono::steady_clock::now();
+  std::optional<SaveOutcome> outcome;
+  while (saving() && !outcome) {
+    io_.synchronize();
+    outcome = poll();
+  }
+  if (outcome)
+    outcome->waited = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_of_wait).count();
+  return outcome;
+}
+
+}  // namespace choir

@@ -1,0 +1,228 @@
+#include "framework/comm/call_ring.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <set>
+
+#include "framework/core/error.h"
+
+namespace choir {
+namespace {
+
+constexpr std::size_t ring_bytes = CallRing::length * sizeof(Call);
+
+double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+
+std::vector<Call> oldest_first(std::vector<Call> calls) {
+  std::erase_if(calls, [](const Call& call) { return call.sequence == 0; });
+  std::sort(calls.begin(), calls.end(), [](const Call& a, const Call& b) { return a.sequence < b.sequence; });
+  return calls;
+}
+
+}  // namespace
+
+CallRing::CallRing() : last_activity_(now()) {
+  void* memory = mmap(nullptr, ring_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw Error({.what = fmt::format("no memory for the call ring: {}", std::strerror(errno))});
+  slots_ = static_cast<Call*>(memory);
+}
+
+CallRing::CallRing(const std::string& path) : last_activity_(now()) {
+  const auto fail = [&](const char* what, int error) {
+    throw Error({.what = fmt::format("cannot {} the call ring {}: {}", what, path, std::strerror(error)),
+                 .why = "each rank keeps its last collective calls there, so that a hang or a crash can be explained",
+                 .fix = "make sure that the run folder can be written to and has room for 32 KB per rank"});
+  };
+  unlink(path.c_str());  // never cut a file short that an older process may still have mapped
+  const int file = open(path.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0644);
+  if (file < 0) fail("create", errno);
+  // Reserved, not only sized: a full disk is an error here, and would be a SIGBUS at some later call.
+  const int reserved = posix_fallocate(file, 0, ring_bytes);
+  void* memory = reserved == 0 ? mmap(nullptr, ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) : MAP_FAILED;
+  const int error = reserved != 0 ? reserved : errno;
+  close(file);
+  if (memory == MAP_FAILED) fail("map", error);
+  slots_ = static_cast<Call*>(memory);
+}
+
+CallRing::~CallRing() { munmap(slots_, ring_bytes); }
+
+std::uint64_t CallRing::begin(Call call) {
+  const std::uint64_t sequence = next_++;
+  call.sequence = 0;
+  call.started = now();
+  call.ended = 0;
+  Call& slot = slots_[(sequence - 1) % length];
+  // Empty while it is written, so that a kill between two stores leaves no mixture of two calls.
+  std::atomic_ref(slot.sequence).store(0, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_release);
+  slot = call;
+  std::atomic_ref(slot.sequence).store(sequence, std::memory_order_release);
+  in_call_ = true;
+  last_activity_ = call.started;
+  return sequence;
+}
+
+void CallRing::end(std::uint64_t sequence) {
+  Call& slot = slots_[(sequence - 1) % length];
+  slot.ended = now();
+  last_activity_ = slot.ended;
+  in_call_ = false;
+}
+
+std::vector<Call> CallRing::calls() const { return oldest_first({slots_, slots_ + length}); }
+
+std::vector<Call> read_call_ring(const std::string& path, std::string& problem) {
+  problem.clear();
+  std::vector<Call> calls(CallRing::length);
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    problem = fmt::format("cannot open {}: {}", path, std::strerror(errno));
+    return {};
+  }
+  if (!file.read(reinterpret_cast<char*>(calls.data()), ring_bytes) || file.peek() != EOF) {
+    problem = fmt::format("{} is not a call ring: not {} bytes long", path, ring_bytes);
+    return {};
+  }
+  for (Call& call : calls) {  // texts end inside their fields, whatever the file holds
+    call.verb[sizeof call.verb - 1] = call.axis[sizeof call.axis - 1] = call.label[sizeof call.label - 1] = 0;
+    call.stride = std::max(call.stride, 1);
+  }
+  return oldest_first(std::move(calls));
+}
+
+namespace {
+
+bool same_communicator(const Call& a, const Call& b) { return a.first == b.first && std::strcmp(a.axis, b.axis) == 0; }
+
+struct Ring {
+  std::vector<Call> calls;  // oldest first
+  std::string problem;
+
+  /// The number of the last call on the same communicator as `call`; 0 where the ring holds none.
+  std::uint64_t last_number(const Call& call) const {
+    for (auto it = calls.rbegin(); it != calls.rend(); ++it)
+      if (same_communicator(*it, call)) return it->number;
+    return 0;
+  }
+  const Call* running() const { return calls.empty() || calls.back().ended != 0 ? nullptr : &calls.back(); }
+};
+
+using Rings = std::map<int, Ring>;  // by world rank
+
+bool is_member(const Call& call, int rank) {
+  const int offset = rank - call.first;
+  return offset >= 0 && offset % call.stride == 0 && offset / call.stride < call.ranks;
+}
+
+std::string name_of(const Call& call) {
+  return fmt::format("{} #{} of {} ({})", call.verb, call.number, call.axis, call.label);
+}
+
+std::string list_of(const std::vector<int>& ranks) {
+  constexpr std::size_t most = 8;
+  std::string text = ranks.size() == 1 ? "rank" : "ranks";
+  for (std::size_t i = 0; i < std::min(ranks.size(), most); ++i)
+    text += fmt::format("{} {}", i == 0 ? "" : ",", ranks[i]);
+  return ranks.size() > most ? text + fmt::format(" and {} more", ranks.size() - most) : text;
+}
+
+/// For each rank that is waited for, the ranks that wait for it: rank r waits for the members of its running call's
+/// communicator that have not begun that call.
+std::map<int, std::vector<int>> find_waiters(const Rings& rings) {
+  std::map<int, std::vector<int>> waiters;
+  for (const auto& [rank, ring] : rings) {
+    const Call* call = ring.running();
+    if (call == nullptr) continue;
+    for (const auto& [other, other_ring] : rings)
+      if (is_member(*call, other) && other_ring.problem.empty() && other_ring.last_number(*call) < call->number)
+        waiters[other].push_back(rank);
+  }
+  return waiters;
+}
+
+std::string describe_rank_behind(int rank, const std::vector<int>& waiters, const Rings& rings) {
+  const std::vector<Call>& calls = rings.at(rank).calls;
+  const Call none;
+  const Call& last = calls.empty() ? none : calls.back();
+  // Those that wait in the next call on the same communicator, if any, explain the most.
+  const auto found = std::find_if(waiters.begin(), waiters.end(),
+                                  [&](int waiter) { return same_communicator(*rings.at(waiter).running(), last); });
+  const Call& wanted = *rings.at(found == waiters.end() ? waiters.front() : *found).running();
+  std::vector<int> there;
+  for (const int waiter : waiters)
+    if (same_communicator(*rings.at(waiter).running(), wanted)) there.push_back(waiter);
+
+  const bool all_others = there.size() > 1 && static_cast<int>(there.size()) + 1 == wanted.ranks;
+  const std::string who = all_others ? "the others" : list_of(there);
+  if (calls.empty())
+    return fmt::format("rank {} has made no call, {} {} at {}\n", rank, who, there.size() > 1 ? "are" : "is",
+                       name_of(wanted));
+  const std::string where = same_communicator(last, wanted) ? fmt::format("#{}", wanted.number) : name_of(wanted);
+  return fmt::format("rank {} is {} {}, {} at {}\n", rank, last.ended == 0 ? "at" : "past", name_of(last), who, where);
+}
+
+std::string describe_ranks_behind(const Rings& rings) {
+  const auto waiters = find_waiters(rings);
+  std::set<int> waiting;
+  for (const auto& [rank, by] : waiters) waiting.insert(by.begin(), by.end());
+  std::string text;
+  for (const auto& [rank, by] : waiters)
+    if (!waiting.contains(rank)) text += describe_rank_behind(rank, by, rings);
+  if (!text.empty()) return text;
+  for (const auto& [rank, by] : waiters) text += describe_rank_behind(rank, by, rings);  // each waits for another
+  if (!text.empty()) return text;
+  const bool in_call =
+      std::any_of(rings.begin(), rings.end(), [](const auto& entry) { return entry.second.running() != nullptr; });
+  return in_call ? "no rank is behind: every rank that a running call needs has begun it\n" : "no rank is in a call\n";
+}
+
+std::string describe_last_calls(int rank, const Ring& ring, int count, double time) {
+  if (!ring.problem.empty()) return fmt::format("rank {}: {}\n", rank, ring.problem);
+  if (ring.calls.empty()) return fmt::format("rank {}: no calls\n", rank);
+  std::string text = fmt::format("rank {}:\n", rank);
+  const std::size_t shown = std::min(ring.calls.size(), static_cast<std::size_t>(std::max(count, 0)));
+  for (auto it = ring.calls.end() - static_cast<std::ptrdiff_t>(shown); it != ring.calls.end(); ++it)
+    text += it->ended == 0
+                ? fmt::format("  {}, {} bytes, running for {:.1f} s\n", name_of(*it), it->bytes, time - it->started)
+                : fmt::format("  {}, {} bytes, took {:.4f} s, ended {:.1f} s ago\n", name_of(*it), it->bytes,
+                              it->ended - it->started, time - it->ended);
+  return text;
+}
+
+}  // namespace
+
+std::string describe_call_rings(const std::string& logs_folder, int count) {
+  Rings rings;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(logs_folder, error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with("rank-") || !name.ends_with(".calls")) continue;
+    const char* begin = name.data() + 5;
+    const char* end = name.data() + name.size() - 6;
+    int rank = 0;
+    const auto parsed = std::from_chars(begin, end, rank);
+    if (parsed.ec != std::errc() || parsed.ptr != end) continue;
+    Ring& ring = rings[rank];
+    ring.calls = read_call_ring(entry.path().string(), ring.problem);
+  }
+  if (rings.empty())
+    return fmt::format("no call rings (rank-N.calls) in {}{}\n", logs_folder, error ? ": " + error.message() : "");
+  const double time = now();
+  std::string text = describe_ranks_behind(rings);
+  for (const auto& [rank, ring] : rings) text += describe_last_calls(rank, ring, count, time);
+  return text;
+}
+
+}  // namespace choir

@@ -1,0 +1,27 @@
+// The communicator of device `count`: moves nothing. The front door counts the messages, and takes the workspace that
+// MPI would need, so that a memory plan holds it too.
+#pragma once
+
+#include "framework/comm/communicator.h"
+#include "framework/comm/reduction.h"
+
+namespace choir {
+
+class CountingCommunicator : public Communicator {
+ public:
+  using Communicator::Communicator;
+
+ protected:
+  std::int64_t reduction_workspace_bytes(std::int64_t count, DType type) const override {
+    return choir::reduction_workspace_bytes(count, size(), type);
+  }
+  void do_all_reduce(const Tensor&, Reduce, const Tensor&) override {}
+  void do_all_gather(const Tensor&, const Tensor&) override {}
+  void do_reduce_scatter(const Tensor&, const Tensor&, Reduce, const Tensor&) override {}
+  void do_all_to_all(const Tensor&, const Tensor&) override {}
+  void do_broadcast(const Tensor&, int) override {}
+  void do_exchange(const std::vector<Message>&, const std::vector<Message>&) override {}
+  void do_barrier() override {}
+};
+
+}  // namespace choir

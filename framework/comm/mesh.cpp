@@ -1,0 +1,84 @@
+#include "framework/comm/mesh.h"
+
+#include <fmt/format.h>
+
+#include <cassert>
+
+#include "framework/comm/counting_communicator.h"
+#include "framework/comm/mpi_communicator.h"
+#include "framework/core/error.h"
+
+namespace choir {
+
+MeshShape::Coordinates MeshShape::coordinates(int rank) const {
+  assert(0 <= rank && rank < ranks());
+  return {.tensor = rank % tensor,
+          .context = rank / tensor % context,
+          .data = rank / (tensor * context) % data,
+          .pipeline = rank / (tensor * context * data)};
+}
+
+int MeshShape::rank(const Coordinates& at) const {
+  return ((at.pipeline * data + at.data) * context + at.context) * tensor + at.tensor;
+}
+
+Group MeshShape::axis_group(const std::string& axis, int rank) const {
+  const Coordinates at = coordinates(rank);
+  const auto along = [&](int size, int index, int stride) {
+    return Group{.axis = axis, .first = rank - index * stride, .stride = stride, .size = size, .rank = index};
+  };
+  if (axis == "tensor") return along(tensor, at.tensor, 1);
+  if (axis == "context") return along(context, at.context, tensor);
+  if (axis == "data") return along(data, at.data, tensor * context);
+  if (axis == "pipeline") return along(pipeline, at.pipeline, tensor * context * data);
+  throw Error({.what = fmt::format("no mesh axis is called '{}'", axis),
+               .fix = "the axes are tensor, context, data and pipeline"});
+}
+
+std::vector<int> MeshShape::group(const std::string& axis, int rank) const {
+  const Group found = axis_group(axis, rank);
+  std::vector<int> members;
+  for (int i = 0; i < found.size; ++i) members.push_back(found.first + i * found.stride);
+  return members;
+}
+
+namespace {
+
+template <class MakeCommunicator>
+Mesh make_mesh(int rank, const MeshShape& shape, MakeCommunicator&& make) {
+  Mesh mesh{.shape = shape, .here = shape.coordinates(rank)};
+  mesh.world = make(Group{.axis = "world", .size = shape.ranks(), .rank = rank});
+  mesh.tensor = make(shape.axis_group("tensor", rank));
+  mesh.context = make(shape.axis_group("context", rank));
+  mesh.data = make(shape.axis_group("data", rank));
+  mesh.pipeline = make(shape.axis_group("pipeline", rank));
+  return mesh;
+}
+
+}  // namespace
+
+Mesh make_mpi_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallRing& ring) {
+  int rank = 0, size = 0;
+  MPI_Comm_rank(world, &rank);
+  MPI_Comm_size(world, &size);
+  if (size != shape.ranks())
+    throw Error({.what = fmt::format("the mesh has {} ranks, but MPI has {}", shape.ranks(), size),
+                 .why = fmt::format("tensor {} x context {} x data {} x pipeline {} = {}", shape.tensor, shape.context,
+                                    shape.data, shape.pipeline, shape.ranks()),
+                 .fix = fmt::format("start {} ranks, or change parallel.*", shape.ranks())});
+  return make_mesh(rank, shape, [&](Group group) {
+    MPI_Comm comm = MPI_COMM_NULL;
+    const int code = MPI_Comm_split(world, group.first, group.rank, &comm);
+    if (code != MPI_SUCCESS)
+      throw Error(
+          {.what = fmt::format("MPI cannot make the communicator of {} (MPI_Comm_split: error {})", group.axis, code)});
+    return std::make_unique<MpiCommunicator>(comm, std::move(group), device, ring);
+  });
+}
+
+Mesh make_counting_mesh(int rank, const MeshShape& shape, Device& device, CallRing& ring) {
+  return make_mesh(rank, shape,
+                   [&](Group group) { return std::make_unique<CountingCommunicator>(std::move(group), device, ring); });
+}
+
+}  // namespace choir

@@ -1,0 +1,85 @@
+#include "framework/comm/watchdog.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <utility>
+
+namespace choir {
+namespace {
+
+double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
+
+// Straight to the descriptor: the thread that hangs may hold the lock of stderr.
+void write_to_stderr(const std::string& text) {
+  for (std::size_t done = 0; done < text.size();) {
+    const ssize_t n = write(STDERR_FILENO, text.data() + done, text.size() - done);
+    if (n < 0 && errno != EINTR) return;
+    if (n > 0) done += static_cast<std::size_t>(n);
+  }
+}
+
+}  // namespace
+
+Watchdog::Watchdog(const CallRing& ring, std::string logs_folder, double seconds)
+    : ring_(ring), logs_folder_(std::move(logs_folder)), seconds_(seconds), last_step_(now()) {}
+
+Watchdog::~Watchdog() { stop(); }
+
+void Watchdog::start() {
+  if (thread_.joinable()) return;
+  stop_ = false;
+  last_step_ = now();
+  thread_ = std::thread([this] { watch(); });
+}
+
+void Watchdog::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+void Watchdog::begin_step() {
+  last_step_ = now();
+  in_step_ = true;
+}
+
+void Watchdog::end_step() {
+  in_step_ = false;
+  last_step_ = now();
+}
+
+bool Watchdog::hangs() const {
+  return (ring_.in_call() || in_step_) && now() - std::max<double>(ring_.last_activity(), last_step_) > seconds_;
+}
+
+void Watchdog::watch() {
+  const auto period = std::chrono::duration<double>(std::clamp(seconds_ / 20, 0.01, 1.0));
+  std::unique_lock lock(mutex_);
+  while (!wake_.wait_for(lock, period, [this] { return stop_; }))
+    if (hangs()) report_and_exit();
+}
+
+void Watchdog::report_and_exit() const {
+  // All ranks notice at about the same time. The first to lock the folder speaks for all; the lock goes with it.
+  // Where a file system has no locks, each rank speaks.
+  const int folder = open(logs_folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const bool another_speaks = folder >= 0 && flock(folder, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  if (!another_speaks)
+    write_to_stderr(
+        fmt::format("no collective call and no step has begun or ended for {:g} s (train.timeout)\n{}"
+                    "ending the job\n",
+                    seconds_, describe_call_rings(logs_folder_)));
+  std::this_thread::sleep_for(std::chrono::seconds(2));  // mpirun passes the text on; it ends the job when we exit
+  _exit(1);
+}
+
+}  // namespace choir

@@ -1,0 +1,49 @@
+// A thread that ends a hung process, and first says which rank the others wait for.
+//
+// A hang is silence: no collective call has begun or ended, and no step has, for longer than the limit, while a call
+// is running or a step is under way. Between steps (start-up, evaluation of a configuration, a long save) silence is
+// normal.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "framework/comm/call_ring.h"
+
+namespace choir {
+
+class Watchdog {
+ public:
+  /// `ring` outlives the watchdog. `logs_folder` holds the rings of all ranks, rank-*.calls.
+  Watchdog(const CallRing& ring, std::string logs_folder, double seconds);
+  ~Watchdog();  ///< stops at once
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+
+  void start();
+  void stop();
+
+  /// Both count as signs of life. A step with long stretches without calls may say begin_step() again at any time.
+  void begin_step();
+  void end_step();
+
+ private:
+  void watch();
+  bool hangs() const;
+  [[noreturn]] void report_and_exit() const;
+
+  const CallRing& ring_;
+  const std::string logs_folder_;
+  const double seconds_;
+  std::atomic<double> last_step_;  // seconds since the epoch at which one last began or ended
+  std::atomic<bool> in_step_ = false;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+}  // namespace choir

@@ -1,0 +1,385 @@
+// YAML to Config. yaml-cpp gives a tree of nodes with line numbers; the table says what each key takes. Every problem
+// of the file and of the overrides is collected, then thrown at once.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <optional>
+
+#include "framework/config/table.h"
+
+namespace choir {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t largest_file = 1 << 20;  // bytes; a configuration has a few thousand
+
+// Where a text came from, to begin a message with: "run.yaml:3: " or "override train.steps=x: ".
+struct Source {
+  std::string name;
+  bool is_file = true;
+
+  std::string at(const YAML::Mark& mark) const {
+    if (!is_file) return "override " + name + ": ";
+    if (mark.is_null()) return name + ": ";
+    return fmt::format("{}:{}: ", name, mark.line + 1);
+  }
+};
+
+std::string shortened(const std::string& text) {
+  constexpr std::size_t most = 60;
+  if (text.size() <= most) return quote(text);
+  std::size_t end = most;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;  // not inside a UTF-8 character
+  return quote(text.substr(0, end)) + "...";
+}
+
+// A scalar as the user wrote it, on a terminal: keys and numbers bare, anything else quoted.
+std::string shown(const std::string& text) {
+  const auto bare = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || std::strchr("_.+-", c); };
+  return !text.empty() && text.size() <= 60 && std::all_of(text.begin(), text.end(), bare) ? text : shortened(text);
+}
+
+bool is_plain_scalar(const YAML::Node& node) { return node.IsScalar() && node.Tag() == "?"; }
+
+std::string found(const YAML::Node& node) {
+  if (node.IsMap()) return "a section";
+  if (node.IsSequence()) return "a list";
+  if (!node.IsScalar()) return "empty";
+  return is_plain_scalar(node) ? shown(node.Scalar()) : "the text " + shortened(node.Scalar());
+}
+
+template <class T>
+std::optional<T> number(const std::string& text) {
+  const std::size_t sign = text.size() > 1 && text[0] == '+' && text[1] != '-' ? 1 : 0;  // from_chars refuses "+1"
+  T value{};
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data() + sign, end, value);
+  if (error != std::errc{} || stop != end) return std::nullopt;
+  if constexpr (std::is_floating_point_v<T>)
+    if (!std::isfinite(value)) return std::nullopt;
+  return value;
+}
+
+// How the user probably meant `node`, written as the field takes it; empty where there is no telling.
+struct Suggestion {
+  const YAML::Node& node;
+
+  template <class Integer>
+  std::string integer() const {
+    if (!node.IsScalar()) return "";
+    std::string digits = node.Scalar();
+    std::erase_if(digits, [](char c) { return c == '_' || c == ','; });
+    if (const auto whole = number<Integer>(digits)) return fmt::format("{}", *whole);
+    const auto value = number<double>(digits);
+    const bool whole = value && *value == std::floor(*value) && *value >= 0 && *value < 9e15;  // exact in a double
+    return whole ? fmt::format("{}", static_cast<std::int64_t>(*value)) : "";
+  }
+  std::string operator()(const std::int64_t*) const { return integer<std::int64_t>(); }
+  std::string operator()(const std::uint64_t*) const { return integer<std::uint64_t>(); }
+  std::string operator()(const double*) const {
+    return node.IsScalar() && number<double>(node.Scalar()) ? node.Scalar() : "";
+  }
+  std::string operator()(const bool*) const {
+    if (!node.IsScalar()) return "";
+    std::string lower;
+    for (const char c : node.Scalar()) lower += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    for (const char* yes : {"yes", "on", "y", "1", "true"})
+      if (lower == yes) return "true";
+    for (const char* no : {"no", "off", "n", "0", "false"})
+      if (lower == no) return "false";
+    return "";
+  }
+  std::string operator()(const std::string*) const { return ""; }
+  std::string operator()(const std::array<double, 2>*) const { return ""; }
+};
+
+// Stores the value of `node`, or returns false and leaves the slot alone.
+struct Store {
+  const YAML::Node& node;
+
+  template <class T>
+  bool store_number(T* slot) const {
+    if (!is_plain_scalar(node)) return false;
+    const auto value = number<T>(node.Scalar());
+    if (value) *slot = *value;
+    return value.has_value();
+  }
+  bool operator()(std::int64_t* slot) const { return store_number(slot); }
+  bool operator()(std::uint64_t* slot) const { return store_number(slot); }
+  bool operator()(double* slot) const { return store_number(slot); }
+  bool operator()(bool* slot) const {
+    if (!is_plain_scalar(node) || (node.Scalar() != "true" && node.Scalar() != "false")) return false;
+    *slot = node.Scalar() == "true";
+    return true;
+  }
+  bool operator()(std::string* slot) const {
+    if (!node.IsScalar() && !node.IsNull()) return false;
+    *slot = node.IsNull() ? "" : node.Scalar();  // "folder:" with nothing behind it is the empty text
+    return true;
+  }
+  bool operator()(std::array<double, 2>* slot) const {
+    if (!node.IsSequence() || node.size() != slot->size()) return false;
+    std::array<double, 2> values{};
+    for (std::size_t i = 0; i < values.size(); ++i)
+      if (const YAML::Node item = node[i]; !Store{item}(&values[i])) return false;
+    *slot = values;
+    return true;
+  }
+};
+
+std::string last_part(const std::string& key) { return key.substr(key.rfind('.') + 1); }
+
+class Reader {
+ public:
+  explicit Reader(Config& config) : table_(table(config)) {}
+
+  void read_file_text(const std::string& text, const Source& source);
+  void read_override(const std::string& text);
+  void add(Problem problem) { problems_.push_back(std::move(problem)); }
+  std::vector<Problem> problems() const { return problems_; }
+
+ private:
+  const Field* find(const std::string& key) const;
+  bool is_section(const std::string& key) const;
+  std::optional<YAML::Node> parse(const std::string& text, const Source& source);
+  void read_section(const YAML::Node& map, const std::string& section, const Source& source);
+  void read_value(const std::string& key, const YAML::Node& value, const YAML::Mark& mark, const Source& source);
+  Problem unknown_key(const std::string& key, const YAML::Mark& mark, const Source& source) const;
+
+  std::vector<Field> table_;
+  std::vector<Problem> problems_;
+};
+
+const Field* Reader::find(const std::string& key) const {
+  for (const Field& field : table_)
+    if (field.key == key) return &field;
+  return nullptr;
+}
+
+bool Reader::is_section(const std::string& key) const {
+  return std::any_of(table_.begin(), table_.end(), [&](const Field& f) { return f.key.starts_with(key + "."); });
+}
+
+// The keys and sections directly inside `section` ("" is the whole file), by their last name.
+std::vector<std::string> names_inside(const std::vector<Field>& table, const std::string& section) {
+  const std::string prefix = section.empty() ? "" : section + ".";
+  std::vector<std::string> names;
+  for (const Field& field : table) {
+    if (!field.key.starts_with(prefix)) continue;
+    std::string name = field.key.substr(prefix.size(), field.key.find('.', prefix.size()) - prefix.size());
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(std::move(name));
+  }
+  return names;
+}
+
+// All keys and sections called `name`, wherever they are: "kind" is in five sections.
+std::vector<std::string> keys_called(const std::vector<Field>& table, const std::string& name) {
+  std::vector<std::string> keys;
+  for (const Field& field : table) {
+    for (std::size_t end = field.key.find('.');; end = field.key.find('.', end + 1)) {
+      std::string key = field.key.substr(0, end);
+      if (last_part(key) == name && std::find(keys.begin(), keys.end(), key) == keys.end())
+        keys.push_back(std::move(key));
+      if (end == std::string::npos) break;
+    }
+  }
+  return keys;
+}
+
+Problem Reader::unknown_key(const std::string& key, const YAML::Mark& mark, const Source& source) const {
+  const std::size_t dot = key.rfind('.');
+  const std::string section = dot == std::string::npos ? "" : key.substr(0, dot);
+  const std::string place = section.empty() ? "the configuration" : section;
+  const std::vector<std::string> siblings = names_inside(table_, section);
+  Problem problem{source.at(mark) + "unknown key " + shown(key), place + " has no key " + shown(last_part(key))};
+
+  std::vector<std::string> meant = keys_called(table_, last_part(key));  // right name, wrong section
+  if (meant.empty()) {
+    std::string near = nearest(last_part(key), siblings);
+    if (!near.empty()) meant = {section.empty() ? near : section + "." + near};
+  }
+  if (meant.empty()) {
+    std::vector<std::string> names;
+    for (const Field& field : table_) names.push_back(last_part(field.key));
+    meant = keys_called(table_, nearest(last_part(key), names));
+  }
+  problem.fix = meant.empty() ? fmt::format("the keys of {} are {}", place, fmt::join(siblings, ", "))
+                              : fmt::format("did you mean {}?", fmt::join(meant, " or "));
+  return problem;
+}
+
+void Reader::read_value(const std::string& key, const YAML::Node& value, const YAML::Mark& mark, const Source& source) {
+  if (is_section(key)) {
+    if (value.IsMap()) return read_section(value, key, source);
+    add({source.at(mark) + fmt::format("{} is {}", key, found(value)),
+         fmt::format("{} is a section: keys with values ({})", key, fmt::join(names_inside(table_, key), ", ")),
+         value.IsNull()
+             ? "write its keys below it, indented by two spaces, or delete the line"
+             : fmt::format("write {}: {{key: value, ...}}, or one indented key: value per line", last_part(key))});
+    return;
+  }
+  const Field* field = find(key);
+  if (!field) return add(unknown_key(key, mark, source));
+  if (std::visit(Store{value}, field->slot)) return;
+
+  const std::string meant = std::visit(Suggestion{value}, field->slot);
+  const std::string example = meant.empty() ? value_text(field->slot) : meant;
+  const std::string written = source.is_file ? last_part(key) + ": " + example : key + "=" + example;
+  add({source.at(mark) + fmt::format("{} is {}", key, found(value)),
+       fmt::format("{} takes {}: {}", key, type_text(*field), field->documentation),
+       fmt::format("{} {}", meant.empty() ? "give it such a value, as in" : "write", written)});
+}
+
+void Reader::read_section(const YAML::Node& map, const std::string& section, const Source& source) {
+  std::map<std::string, int> first_line;
+  for (const auto& entry : map) {
+    const YAML::Mark mark = entry.first.Mark();
+    if (!entry.first.IsScalar()) {
+      add({source.at(mark) +
+               fmt::format("a key of {} is {}", section.empty() ? "the configuration" : section, found(entry.first)),
+           "a key is a name", "write name: value"});
+      continue;
+    }
+    const std::string key = section.empty() ? entry.first.Scalar() : section + "." + entry.first.Scalar();
+    const auto [earlier, is_new] = first_line.emplace(key, mark.line + 1);
+    if (!is_new) {
+      add({source.at(mark) + shown(key) + " is given twice",
+           source.is_file ? fmt::format("it is also on line {}", earlier->second) : "a key has one value",
+           "delete one of the two"});
+      continue;
+    }
+    // A dot inside a name would look like a section, as overrides write it.
+    if (entry.first.Scalar().find('.') != std::string::npos)
+      add({source.at(mark) + "unknown key " + shown(key), "in YAML a dot is part of the name",
+           "write sections inside each other, or give it as an override on the command line"});
+    else
+      read_value(key, entry.second, mark, source);
+  }
+}
+
+// The one document in `text`, or nothing and a problem.
+std::optional<YAML::Node> Reader::parse(const std::string& text, const Source& source) {
+  if (text.size() > largest_file) {
+    add({source.at(YAML::Mark::null_mark()) + fmt::format("more than {} bytes", largest_file),
+         "no configuration is that long", "give the name of a YAML file"});
+    return std::nullopt;
+  }
+  if (const std::size_t zero = text.find('\0'); zero != std::string::npos) {
+    add({source.at(YAML::Mark::null_mark()) + fmt::format("not a text file: byte {} is zero", zero),
+         "a configuration is YAML in UTF-8", "give the name of a YAML file"});
+    return std::nullopt;
+  }
+  try {
+    std::vector<YAML::Node> documents = YAML::LoadAll(text);
+    if (documents.size() > 1) {
+      add({source.at(YAML::Mark::null_mark()) + fmt::format("{} YAML documents", documents.size()),
+           "a configuration is one document; a line '---' or '...' begins another", "delete that line"});
+      return std::nullopt;
+    }
+    return documents.empty() ? YAML::Node() : documents[0];
+  } catch (const YAML::Exception& error) {
+    std::string place = source.at(error.mark);
+    if (source.is_file && !error.mark.is_null())
+      place = fmt::format("{}:{}:{}: ", source.name, error.mark.line + 1, error.mark.column + 1);
+    add({place + "not valid YAML: " + error.msg, "the reader stopped at this place",
+         source.is_file ? "check indentation (spaces, no tabs), quotes and brackets here and just above"
+                        : "put the value in quotes, or close its quotes and brackets"});
+    return std::nullopt;
+  }
+}
+
+void Reader::read_file_text(const std::string& text, const Source& source) {
+  const std::optional<YAML::Node> root = parse(text, source);
+  if (!root) return;
+  if (root->IsMap()) return read_section(*root, "", source);
+  const std::string sections = fmt::format("{}", fmt::join(names_inside(table_, ""), ", "));
+  add({source.at(YAML::Mark::null_mark()) + (root->IsNull() ? "the file is empty" : "the file is " + found(*root)),
+       "a configuration is a YAML map of the sections " + sections, "begin with a line such as model:"});
+}
+
+void Reader::read_override(const std::string& text) {
+  const Source source{shown(text) == text ? text : text.size() <= 60 ? text : shortened(text), false};
+  const std::size_t equals = text.find('=');
+  if (equals == std::string::npos || equals == 0)
+    return add({"override " + shortened(text) + " is not of the form section.key=value", "overrides set one key each",
+                "write for example train.steps=100"});
+  const std::string key = text.substr(0, equals);
+  std::string value = text.substr(equals + 1);
+  // Text needs no quotes of its own: the shell has taken the user's, and a prompt may hold ':' and '#'.
+  const Field* field = find(key);
+  const bool is_text = field && std::holds_alternative<std::string*>(field->slot);
+  if (is_text && !value.starts_with('"') && !value.starts_with('\'')) value = quote(value);
+  if (const std::optional<YAML::Node> node = parse(value, source))
+    read_value(key, *node, YAML::Mark::null_mark(), source);
+}
+
+// "quickstart.yaml, quick.yaml": up to three files of `folder` with names like `name`, else its first YAML files.
+std::string names_like(const std::string& name, const fs::path& folder) {
+  std::vector<std::string> names, near;
+  std::error_code ignored;  // a folder that cannot be listed has no names to offer
+  for (fs::directory_iterator entry(folder, ignored), end; entry != end; entry.increment(ignored))
+    if (entry->path().extension() == ".yaml" || entry->path().extension() == ".yml")
+      names.push_back(entry->path().filename().string());
+  std::sort(names.begin(), names.end());
+  while (near.size() < 3) {
+    const std::string next = nearest(name, names);
+    if (next.empty()) break;
+    near.push_back(next);
+    std::erase(names, next);
+  }
+  if (near.empty()) near.assign(names.begin(), names.begin() + std::min<std::ptrdiff_t>(10, std::ssize(names)));
+  return fmt::format("{}", fmt::join(near, ", "));
+}
+
+Problem unreadable(const std::string& file, const std::string& reason) {
+  const fs::path path(file);
+  std::error_code ignored;
+  fs::path folder = fs::is_directory(path, ignored) ? path : path.parent_path();
+  if (folder.empty()) folder = ".";
+  Problem problem{"cannot read the configuration file " + file, reason, "check the path"};
+  if (!fs::is_directory(folder, ignored)) {
+    problem.why = "there is no folder " + folder.string();
+  } else if (const std::string names = names_like(path.filename().string(), folder); !names.empty()) {
+    problem.fix = fmt::format("in {} there is {}", folder.string(), names);
+  }
+  return problem;
+}
+
+std::string file_text(const std::string& file) {
+  std::error_code ignored;
+  if (fs::is_directory(file, ignored)) throw ConfigError(unreadable(file, "it is a folder"));
+  errno = 0;
+  std::ifstream stream(file, std::ios::binary);
+  if (!stream) throw ConfigError(unreadable(file, std::strerror(errno)));
+  std::string text(largest_file + 1, '\0');  // one more than allowed, so that parse() sees that it is too much
+  stream.read(text.data(), std::ssize(text));
+  text.resize(static_cast<std::size_t>(stream.gcount()));
+  return text;
+}
+
+}  // namespace
+
+Config parse_config(const std::string& text, const std::string& name, const std::vector<std::string>& overrides) {
+  Config config;
+  Reader reader(config);
+  reader.read_file_text(text, {name.empty() ? "configuration" : name});
+  for (const std::string& override : overrides) reader.read_override(override);
+  throw_if_any(reader.problems());
+  return config;
+}
+
+Config read_config(const std::string& file, const std::vector<std::string>& overrides) {
+  return file.empty() ? parse_config("{}", file, overrides) : parse_config(file_text(file), file, overrides);
+}
+
+}  // namespace choir

@@ -1,0 +1,281 @@
+#include "framework/config/table.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cmath>
+#include <iterator>
+#include <string_view>
+
+namespace choir {
+namespace {
+
+// Integers stop here, so that the product of any two fits in 64 bits.
+constexpr double largest = 2147483647;
+
+Limits at_least(double least, double most = largest) { return {.least = least, .most = most}; }
+Limits positive() { return {.least = 0, .above_least = true}; }
+Limits not_negative() { return {.least = 0}; }
+Limits below_one() { return {.least = 0, .most = 1, .below_most = true}; }
+Limits one_of(std::vector<std::string> values, std::vector<std::string> planned = {}, std::string why = {}) {
+  return {.values = std::move(values), .planned = std::move(planned), .why = std::move(why)};
+}
+Limits only_one(std::string why) { return {.least = 1, .most = 1, .why = std::move(why)}; }
+
+std::vector<Field> fields(AttentionConfig& c) {
+  return {
+      {"model.attention.heads", &c.heads, "query heads; any number, on any number of ranks", at_least(1)},
+      {"model.attention.kv_heads", &c.kv_heads,
+       "key/value heads, each shared by heads / kv_heads query heads; 0: heads", at_least(0)},
+      {"model.attention.head_width", &c.head_width, "width of one head; 0: model.width / heads", at_least(0)},
+      {"model.attention.position", &c.position, "how a token knows its position",
+       one_of({"learned", "rotary", "none"}, {"alibi"}, "ALiBi is not built yet")},
+      {"model.attention.rotary_base", &c.rotary_base, "base of the rotary wavelengths", positive()},
+      {"model.attention.window", &c.window,
+       "a token sees itself and the window - 1 tokens before it; 0: all earlier ones", at_least(0)},
+  };
+}
+
+std::vector<Field> fields(FeedForwardConfig& c) {
+  return {
+      {"model.feed_forward.kind", &c.kind, "activation; gelu is the tanh form, swiglu has a gate",
+       one_of({"gelu", "gelu_erf", "swiglu"})},
+      {"model.feed_forward.width", &c.width, "hidden width; 0: 4 * model.width", at_least(0)},
+  };
+}
+
+std::vector<Field> fields(NormConfig& c) {
+  return {
+      {"model.norm.kind", &c.kind, "normalisation before attention, before the feed-forward and at the end",
+       one_of({"layer_norm", "rms_norm"})},
+      {"model.norm.epsilon", &c.epsilon, "added to the variance", positive()},
+  };
+}
+
+std::vector<Field> fields(ModelConfig& c) {
+  return {
+      {"model.family", &c.family, "which transformer",
+       one_of({"decoder"}, {"encoder", "encoder_decoder", "vision"}, "only decoder models are built")},
+      {"model.layers", &c.layers, "transformer blocks", at_least(1)},
+      {"model.width", &c.width, "width of the residual stream", at_least(1)},
+      {"model.vocabulary", &c.vocabulary, "token ids run from 0 to vocabulary - 1", at_least(1)},
+      {"model.context", &c.context, "tokens in a training sequence; the most positions", at_least(1)},
+      {"model.tied", &c.tied, "the output head is the transposed token embedding"},
+      {"model.bias", &c.bias, "biases in linear layers and in layer norm"},
+      {"model.dropout", &c.dropout, "share of embeddings and residual branches dropped in training", below_one()},
+      {"model.initial_deviation", &c.initial_deviation,
+       "standard deviation of initial weights; residual outputs get it / sqrt(2 * layers)", positive()},
+  };
+}
+
+std::vector<Field> fields(TokenizerConfig& c) {
+  return {
+      {"data.tokenizer.kind", &c.kind, "how `choir prepare` turns text into tokens",
+       one_of({"bytes", "sentencepiece"})},
+      {"data.tokenizer.vocabulary", &c.vocabulary, "tokens to train; 0: model.vocabulary; bytes: always 257",
+       at_least(0)},
+      {"data.tokenizer.model", &c.model, "a given SentencePiece model; empty: train one on the corpus"},
+      {"data.tokenizer.sample_bytes", &c.sample_bytes, "how much of the corpus the tokenizer is trained on, at most",
+       at_least(1, 1e12)},
+  };
+}
+
+std::vector<Field> fields(DataConfig& c) {
+  return {
+      {"data.path", &c.path, "the token file (HDF5) that `choir prepare` writes and training reads"},
+      {"data.held_out", &c.held_out, "share of the documents, at the end, kept for evaluation", below_one()},
+  };
+}
+
+std::vector<Field> fields(TrainAttentionConfig& c) {
+  return {
+      {"train.attention.implementation", &c.implementation, "which attention kernel",
+       one_of({"auto", "flash"}, {"cudnn"}, "this build has no GPU support yet")},
+      {"train.attention.deterministic", &c.deterministic, "the same bits every run"},
+  };
+}
+
+std::vector<Field> fields(TrainConfig& c) {
+  return {
+      {"train.folder", &c.folder, "the run folder; empty: runs/<name of the configuration file>"},
+      {"train.steps", &c.steps, "optimizer steps", at_least(1)},
+      {"train.batch", &c.batch, "sequences per step, over all ranks", at_least(1)},
+      {"train.precision", &c.precision, "of activations and matrix products; master weights are always f32",
+       one_of({"f32", "bf16"})},
+      {"train.emulate_bf16", &c.emulate_bf16, "let bf16 run, slowly, on a processor without bf16 instructions"},
+      {"train.seed", &c.seed, "of initial weights, data order and dropout"},
+      {"train.device", &c.device, "where the arithmetic runs",
+       one_of({"auto", "cpu"}, {"cuda"}, "this build has no GPU support yet")},
+      {"train.streams", &c.streams, "CPU streams run at once, or on a worker thread each",
+       one_of({"immediate", "threaded"})},
+      {"train.threads", &c.threads, "threads per rank; 0: usable cores / ranks on this machine", at_least(0, 65536)},
+      {"train.recompute", &c.recompute, "block: run a block's forward again in its backward instead of saving it",
+       one_of({"none", "block"})},
+      {"train.timeout", &c.timeout, "seconds without a finished collective before a rank is called hung", positive()},
+      {"train.from", &c.from, "start from the weights of this checkpoint, with a fresh optimizer"},
+      {"train.evaluate_every", &c.evaluate_every, "steps between evaluations on held-out text; 0: only at the end",
+       at_least(0)},
+      {"train.evaluate_sequences", &c.evaluate_sequences, "held-out sequences per evaluation; 0: all", at_least(0)},
+      {"train.log_every", &c.log_every, "steps between lines of metrics.jsonl", at_least(1)},
+  };
+}
+
+std::vector<Field> fields(OptimizerConfig& c) {
+  return {
+      {"optimizer.kind", &c.kind, "how gradients move the weights", one_of({"adamw", "sgd"})},
+      {"optimizer.rate", &c.rate, "the highest learning rate", positive()},
+      {"optimizer.schedule", &c.schedule, "how the rate falls after the warmup",
+       one_of({"cosine", "linear", "constant", "warmup_stable_decay"})},
+      {"optimizer.warmup", &c.warmup, "steps over which the rate rises from 0, linearly", at_least(0)},
+      {"optimizer.decay", &c.decay, "last steps, over which the rate falls, of warmup_stable_decay", at_least(0)},
+      {"optimizer.final_rate",
+       &c.final_rate,
+       "the last step's rate as a share of the highest",
+       {.least = 0, .most = 1}},
+      {"optimizer.betas", &c.betas, "AdamW: decay of the first and second moment", below_one()},
+      {"optimizer.epsilon", &c.epsilon, "AdamW: added to the root of the second moment", positive()},
+      {"optimizer.momentum", &c.momentum, "SGD: decay of the running sum of gradients; 0: none", below_one()},
+      {"optimizer.weight_decay", &c.weight_decay, "on weight matrices and embeddings; never on norms and biases",
+       not_negative()},
+      {"optimizer.clip", &c.clip, "larger global gradient norms are scaled down to this; 0: never", not_negative()},
+  };
+}
+
+std::vector<Field> fields(ParallelConfig& c) {
+  return {
+      {"parallel.tensor", &c.tensor, "ranks that share each layer: attention heads, feed-forward columns, vocabulary",
+       at_least(1)},
+      {"parallel.sequence", &c.sequence, "between layers, the tensor ranks split the rows instead of repeating them"},
+      {"parallel.context", &c.context, "ranks that share each sequence",
+       only_one("context parallelism is not built yet")},
+      {"parallel.pipeline", &c.pipeline, "ranks that share the layers",
+       only_one("pipeline parallelism is not built yet")},
+      {"parallel.expert", &c.expert, "ranks that share the experts", only_one("expert parallelism is not built yet")},
+      {"parallel.zero",
+       &c.zero,
+       "1: the optimizer state is split over the data ranks",
+       {.least = 0, .most = 1, .why = "ZeRO stages 2 and 3 are not built yet"}},
+      {"parallel.micro_batch", &c.micro_batch, "sequences per forward on one rank; 0: a data rank's share at once",
+       at_least(0)},
+  };
+}
+
+std::vector<Field> fields(CheckpointConfig& c) {
+  return {
+      {"checkpoint.every", &c.every, "steps between checkpoints; 0: only at the end", at_least(0)},
+      {"checkpoint.keep", &c.keep, "how many of the newest stay; 0: all", at_least(0)},
+  };
+}
+
+std::vector<Field> fields(GenerateConfig& c) {
+  return {
+      {"generate.prompt", &c.prompt, "the text to go on from"},
+      {"generate.tokens", &c.tokens, "new tokens, at most", at_least(1)},
+      {"generate.temperature", &c.temperature, "above 1 is bolder, below 1 safer; 0: always the likeliest token",
+       not_negative()},
+      {"generate.top_k", &c.top_k, "draw from the k likeliest tokens; 0: from all", at_least(0)},
+      {"generate.top_p",
+       &c.top_p,
+       "draw from the likeliest tokens that make up this probability; 1: from all",
+       {.least = 0, .most = 1, .above_least = true}},
+      {"generate.seed", &c.seed, "of the draws"},
+  };
+}
+
+bool is_plain(const std::string& text) {
+  const auto plain = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.' || c == '/' || c == '-';
+  };
+  if (text.empty() || !(std::isalpha(static_cast<unsigned char>(text[0])) || text[0] == '/')) return false;
+  if (!std::all_of(text.begin(), text.end(), plain)) return false;
+  std::string lower;
+  for (const char c : text) lower += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  for (const std::string_view word : {"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
+    if (lower == word) return false;  // other readers of YAML take these for something else than text
+  return true;
+}
+
+// "number", "number >= 0", "number in [0, 1)"
+std::string interval_text(const std::string& noun, const Limits& limits, double top) {
+  if (std::isinf(limits.least)) return noun;
+  if (limits.most >= top) return fmt::format("{} {} {}", noun, limits.above_least ? ">" : ">=", limits.least);
+  return fmt::format("{} in {}{}, {}{}", noun, limits.above_least ? '(' : '[', limits.least, limits.most,
+                     limits.below_most ? ')' : ']');
+}
+
+struct ValueText {
+  std::string operator()(const std::int64_t* value) const { return std::to_string(*value); }
+  std::string operator()(const std::uint64_t* value) const { return std::to_string(*value); }
+  std::string operator()(const double* value) const { return fmt::format("{}", *value); }
+  std::string operator()(const bool* value) const { return *value ? "true" : "false"; }
+  std::string operator()(const std::string* value) const { return is_plain(*value) ? *value : quote(*value); }
+  std::string operator()(const std::array<double, 2>* value) const {
+    return fmt::format("[{}, {}]", (*value)[0], (*value)[1]);
+  }
+};
+
+struct TypeText {
+  const Limits& limits;
+  std::string operator()(const std::int64_t*) const {
+    if (limits.most == limits.least) return fmt::format("{}", limits.least);
+    if (limits.most == limits.least + 1) return fmt::format("{} | {}", limits.least, limits.most);
+    return interval_text("integer", limits, largest);
+  }
+  std::string operator()(const std::uint64_t*) const { return "integer >= 0"; }
+  std::string operator()(const double*) const {
+    return interval_text("number", limits, std::numeric_limits<double>::infinity());
+  }
+  std::string operator()(const bool*) const { return "true | false"; }
+  std::string operator()(const std::string*) const {
+    return limits.values.empty() ? "text" : fmt::format("{}", fmt::join(limits.values, " | "));
+  }
+  std::string operator()(const std::array<double, 2>*) const {
+    return interval_text("two numbers", limits, std::numeric_limits<double>::infinity());
+  }
+};
+
+}  // namespace
+
+std::vector<Field> table(Config& config) {
+  std::vector<Field> rows;
+  const auto add = [&rows](std::vector<Field> more) { std::move(more.begin(), more.end(), std::back_inserter(rows)); };
+  add(fields(config.model));
+  add(fields(config.model.attention));
+  add(fields(config.model.feed_forward));
+  add(fields(config.model.norm));
+  add(fields(config.data));
+  add(fields(config.data.tokenizer));
+  add(fields(config.train));
+  add(fields(config.train.attention));
+  add(fields(config.optimizer));
+  add(fields(config.parallel));
+  add(fields(config.checkpoint));
+  add(fields(config.generate));
+  return rows;
+}
+
+std::string value_text(const Slot& slot) { return std::visit(ValueText{}, slot); }
+
+std::string type_text(const Field& field) { return std::visit(TypeText{field.limits}, field.slot); }
+
+std::string quote(const std::string& text) {
+  std::string result = "\"";
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\')
+      result += {'\\', c};
+    else if (c == '\n')
+      result += "\\n";
+    else if (c == '\t')
+      result += "\\t";
+    else if (byte < 0x20 || byte == 0x7f)
+      result += fmt::format("\\x{:02x}", byte);
+    else
+      result += c;
+  }
+  return result + '"';
+}
+
+}  // namespace choir

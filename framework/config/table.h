@@ -1,0 +1,50 @@
+// One row per key of the configuration: reading, printing, --help, differences() and the limits of validate() all come
+// from these rows, so that they cannot disagree. A row points into one Config; rows of two Configs have the same order.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "framework/config/config.h"
+
+namespace choir {
+
+/// Where a value lives. The type of the value is the type of the pointer.
+using Slot = std::variant<std::int64_t*, std::uint64_t*, double*, bool*, std::string*, std::array<double, 2>*>;
+
+/// The values that make sense on their own. What depends on another key is in validate().
+struct Limits {
+  double least = -std::numeric_limits<double>::infinity();
+  double most = std::numeric_limits<double>::infinity();
+  bool above_least = false;            ///< `least` itself is left out
+  bool below_most = false;             ///< `most` itself is left out
+  std::vector<std::string> values{};   ///< of a text with a fixed list of values
+  std::vector<std::string> planned{};  ///< known values that are not built yet
+  std::string why{};                   ///< why a planned value, or a number beyond `most`, cannot be had
+};
+
+struct Field {
+  std::string key;  ///< "model.attention.heads"
+  Slot slot;
+  std::string documentation;  ///< one line
+  Limits limits{};
+};
+
+/// All keys, in the order in which they are printed. Valid as long as `config` stays where it is.
+std::vector<Field> table(Config& config);
+
+/// The value as YAML on one line: 12, 6e-04, true, "a b", [0.9, 0.95]. Doubles have the fewest digits that give them
+/// back.
+std::string value_text(const Slot& slot);
+
+/// What the key takes: "integer >= 1", "number in [0, 1)", "gelu | gelu_erf | swiglu", "text".
+std::string type_text(const Field& field);
+
+/// `text` in double quotes, escaped as YAML asks. Also for showing a user's bytes on a terminal.
+std::string quote(const std::string& text);
+
+}  // namespace choir

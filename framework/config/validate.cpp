@@ -1,0 +1,254 @@
+// What cannot work, before anything is allocated. First each value on its own, from the limits in the table; then what
+// depends on several keys or on the number of ranks, left out where one of its values is already wrong.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+
+#include "framework/config/table.h"
+#include "kernels/matmul.h"
+
+namespace choir {
+namespace {
+
+bool within(const Limits& limits, double value) {
+  if (!std::isfinite(value)) return false;
+  if (limits.above_least ? value <= limits.least : value < limits.least) return false;
+  return limits.below_most ? value < limits.most : value <= limits.most;
+}
+
+bool is_one_of(const std::string& value, const std::vector<std::string>& values) {
+  return std::find(values.begin(), values.end(), value) != values.end();
+}
+
+struct WithinLimits {
+  const Limits& limits;
+  bool operator()(const std::int64_t* value) const { return within(limits, static_cast<double>(*value)); }
+  bool operator()(const std::uint64_t*) const { return true; }
+  bool operator()(const double* value) const { return within(limits, *value); }
+  bool operator()(const bool*) const { return true; }
+  bool operator()(const std::string* value) const { return limits.values.empty() || is_one_of(*value, limits.values); }
+  bool operator()(const std::array<double, 2>* value) const {
+    return within(limits, (*value)[0]) && within(limits, (*value)[1]);
+  }
+};
+
+Problem outside_limits(const Field& field) {
+  const Limits& limits = field.limits;
+  const std::string value = value_text(field.slot);
+  Problem problem{fmt::format("{} = {}", field.key, value)};
+  if (is_one_of(value, limits.planned)) {
+    problem.what += " is not built yet";
+    problem.why = limits.why;
+    problem.fix = fmt::format("set {} to {}", field.key, fmt::join(limits.values, " or "));
+  } else if (!limits.values.empty()) {
+    const std::string near = nearest(value, limits.values);
+    problem.what += " is not a known value";
+    problem.why = fmt::format("{} is {}: {}", field.key, type_text(field), field.documentation);
+    problem.fix = near.empty() ? fmt::format("set {} to {}", field.key, fmt::join(limits.values, " or "))
+                               : fmt::format("did you mean {}?", near);
+  } else {
+    const auto* integer = std::get_if<std::int64_t*>(&field.slot);
+    const bool beyond = integer && static_cast<double>(**integer) > limits.most;
+    const bool below = integer && static_cast<double>(**integer) < limits.least;
+    problem.what += " is out of range";
+    problem.why = beyond && !limits.why.empty()
+                      ? limits.why
+                      : fmt::format("{} takes {}: {}", field.key, type_text(field), field.documentation);
+    problem.fix = beyond  ? fmt::format("set {} to {:.0f} or less", field.key, limits.most)
+                  : below ? fmt::format("set {} to {:.0f} or more", field.key, limits.least)
+                          : fmt::format("set {} to a value in that range", field.key);
+    if (limits.most == limits.least) problem.fix = fmt::format("set {} to {:.0f}", field.key, limits.most);
+  }
+  return problem;
+}
+
+// "16 or 32": the multiples of `step` next to `value`, without 0.
+std::string nearest_multiples(std::int64_t value, std::int64_t step) {
+  const std::int64_t below = value / step * step;
+  return below > 0 ? fmt::format("{} or {}", below, below + step) : fmt::format("{}", step);
+}
+
+std::string divisors(std::int64_t n) {
+  std::vector<std::int64_t> small, large;
+  for (std::int64_t d = 1; d * d <= n; ++d) {
+    if (n % d != 0) continue;
+    small.push_back(d);
+    if (d != n / d) large.push_back(n / d);
+  }
+  small.insert(small.end(), large.rbegin(), large.rend());
+  return fmt::format("{}", fmt::join(small, ", "));
+}
+
+class Validator {
+ public:
+  Validator(const Config& config, std::int64_t ranks) : config_(config), ranks_(ranks) {}
+
+  std::vector<Problem> run() {
+    for (const Field& field : table(config_)) {
+      if (std::visit(WithinLimits{field.limits}, field.slot)) continue;
+      wrong_.push_back(field.key);
+      problems_.push_back(outside_limits(field));
+    }
+    check_heads();
+    check_tokenizer();
+    check_precision();
+    check_schedule();
+    check_layout();
+    check_batch();
+    return std::move(problems_);
+  }
+
+ private:
+  bool are_sound(std::initializer_list<const char*> keys) const {
+    return std::none_of(keys.begin(), keys.end(), [&](const char* key) { return is_one_of(key, wrong_); });
+  }
+  void add(std::string what, std::string why, std::string fix) {
+    problems_.push_back({std::move(what), std::move(why), std::move(fix)});
+  }
+
+  void check_heads();
+  void check_tokenizer();
+  void check_precision();
+  void check_schedule();
+  void check_layout();
+  void check_batch();
+
+  Config config_;  // a copy: rows of the table point into what they can write
+  std::int64_t ranks_;
+  std::vector<std::string> wrong_;  // keys outside their limits
+  std::vector<Problem> problems_;
+};
+
+void Validator::check_heads() {
+  const ModelConfig& m = config_.model;
+  const AttentionConfig& a = m.attention;
+  if (are_sound({"model.attention.heads", "model.attention.kv_heads"}) && a.heads % m.kv_heads() != 0)
+    add(fmt::format("model.attention.kv_heads = {} does not divide model.attention.heads = {}", a.kv_heads, a.heads),
+        "each key/value head serves the same number of query heads",
+        fmt::format("set model.attention.kv_heads to one of {}", divisors(a.heads)));
+
+  if (!are_sound({"model.width", "model.attention.heads", "model.attention.head_width"})) return;
+  if (a.head_width == 0 && m.width % a.heads != 0)
+    add(fmt::format("model.width = {} does not divide by model.attention.heads = {}", m.width, a.heads),
+        "without model.attention.head_width a head is model.width / heads wide",
+        fmt::format("set model.width to {}, or give model.attention.head_width", nearest_multiples(m.width, a.heads)));
+  else if (a.position == "rotary" && m.head_width() % 2 != 0)
+    add(fmt::format(
+            "model.attention.position = rotary with heads of width {}{}", m.head_width(),
+            a.head_width > 0 ? "" : fmt::format(" (model.width = {} / model.attention.heads = {})", m.width, a.heads)),
+        "rotary positions turn pairs of features, so that the width of a head is even",
+        fmt::format("set model.attention.head_width to {}", m.head_width() + 1));
+}
+
+void Validator::check_tokenizer() {
+  if (!are_sound({"model.vocabulary", "data.tokenizer.kind", "data.tokenizer.vocabulary"})) return;
+  constexpr std::int64_t byte_tokens = 257;  // one per byte, and the end of a document
+  const TokenizerConfig& t = config_.data.tokenizer;
+  const bool bytes = t.kind == "bytes";
+  if (bytes && t.vocabulary != 0 && t.vocabulary != byte_tokens)
+    add(fmt::format("data.tokenizer.vocabulary = {} with data.tokenizer.kind = bytes", t.vocabulary),
+        fmt::format("the byte tokenizer has {} tokens: one per byte, and the end of a document", byte_tokens),
+        fmt::format("set data.tokenizer.vocabulary to 0 or {}", byte_tokens));
+  if (bytes && !t.model.empty())
+    add(fmt::format("data.tokenizer.model = {} with data.tokenizer.kind = bytes",
+                    value_text(&config_.data.tokenizer.model)),
+        "the byte tokenizer has no model", "set data.tokenizer.kind to sentencepiece, or delete data.tokenizer.model");
+  if (!bytes && !t.model.empty() && t.vocabulary != 0)
+    add(fmt::format("data.tokenizer.vocabulary = {} with data.tokenizer.model = {}", t.vocabulary,
+                    value_text(&config_.data.tokenizer.model)),
+        "a given tokenizer has its own vocabulary; only one that is trained can be asked for a size",
+        "delete one of the two keys");
+  const std::int64_t tokens = bytes ? byte_tokens : t.vocabulary;
+  if (tokens > config_.model.vocabulary)
+    add(fmt::format("model.vocabulary = {} is below the {} tokens of the tokenizer ({})", config_.model.vocabulary,
+                    tokens,
+                    bytes ? std::string("data.tokenizer.kind = bytes")
+                          : fmt::format("data.tokenizer.vocabulary = {}", t.vocabulary)),
+        "a token without a row in the embedding cannot be read",
+        fmt::format("set model.vocabulary to {} or more", tokens));
+}
+
+void Validator::check_precision() {
+  const TrainConfig& t = config_.train;
+  if (t.precision == "bf16" && !t.emulate_bf16 && !kernels::cpu::has_native_bf16())
+    add("train.precision = bf16, but this processor has no bf16 instructions",
+        "bf16 matrix products need the instruction set avx512_bf16; without it they are several times slower than f32",
+        "set train.precision to f32, or train.emulate_bf16 to true (the same values, slowly)");
+}
+
+void Validator::check_schedule() {
+  const OptimizerConfig& o = config_.optimizer;
+  const std::int64_t steps = config_.train.steps;
+  if (o.kind == "adamw" && o.momentum != 0)
+    add(fmt::format("optimizer.momentum = {} with optimizer.kind = adamw", value_text(&config_.optimizer.momentum)),
+        "AdamW does not read it; its first moment decays by optimizer.betas[0]",
+        "delete optimizer.momentum, or set optimizer.kind to sgd");
+  if (!are_sound({"train.steps", "optimizer.warmup", "optimizer.decay", "optimizer.schedule"})) return;
+  const bool stable = o.schedule == "warmup_stable_decay";
+  if (o.decay > 0 && !stable)
+    add(fmt::format("optimizer.decay = {} with optimizer.schedule = {}", o.decay, o.schedule),
+        "only warmup_stable_decay reads it; the other schedules fall from the warmup to the last step",
+        "delete optimizer.decay, or set optimizer.schedule to warmup_stable_decay");
+  if (o.warmup + (stable ? o.decay : 0) <= steps) return;
+  const std::string decay = stable ? fmt::format(" + optimizer.decay = {}", o.decay) : "";
+  add(fmt::format("optimizer.warmup = {}{} is more than train.steps = {}", o.warmup, decay, steps),
+      "the rate would still be rising, or not yet fallen, when the run ends",
+      fmt::format("set train.steps to {} or more, or shorten the warmup{}", o.warmup + (stable ? o.decay : 0),
+                  stable ? " or the decay" : ""));
+}
+
+// ranks = data * tensor * context * pipeline; the last two are 1 until they are built, and expert borrows from the
+// others.
+void Validator::check_layout() {
+  if (!are_sound({"parallel.tensor"})) return;
+  const ModelConfig& m = config_.model;
+  const std::int64_t tensor = config_.parallel.tensor;
+  const auto too_many = [&](std::int64_t most, const std::string& size, const std::string& why) {
+    if (tensor > most)
+      add(fmt::format("parallel.tensor = {} is too many for {}", tensor, size), why,
+          fmt::format("set parallel.tensor to {} or less", most));
+  };
+  if (are_sound({"model.attention.heads"}))
+    too_many(m.attention.heads, fmt::format("model.attention.heads = {}", m.attention.heads),
+             "each tensor rank computes at least one query head");
+  if (are_sound({"model.width", "model.feed_forward.width"}))
+    too_many(std::max<std::int64_t>(1, m.feed_forward_width() / 8),
+             m.feed_forward.width > 0
+                 ? fmt::format("model.feed_forward.width = {}", m.feed_forward.width)
+                 : fmt::format("a feed-forward width of {} (4 * model.width = {})", m.feed_forward_width(), m.width),
+             "feed-forward columns are split in units of 8");
+  if (are_sound({"model.vocabulary"}))
+    too_many(std::max<std::int64_t>(1, m.vocabulary / 8), fmt::format("model.vocabulary = {}", m.vocabulary),
+             "each tensor rank holds at least 8 tokens of the vocabulary");
+  if (ranks_ > 0 && ranks_ % tensor != 0)
+    add(fmt::format("{} rank{} cannot be laid out with parallel.tensor = {}", ranks_, ranks_ == 1 ? "" : "s", tensor),
+        fmt::format("the ranks are data ranks * tensor * context * pipeline, a multiple of {}", tensor),
+        fmt::format("start {} ranks, or set parallel.tensor to one of {}", nearest_multiples(ranks_, tensor),
+                    divisors(ranks_)));
+}
+
+// batch = data ranks * micro_batch * micro-batches of a step
+void Validator::check_batch() {
+  if (!are_sound({"train.batch", "parallel.micro_batch", "parallel.tensor"})) return;
+  const std::int64_t batch = config_.train.batch, micro_batch = config_.parallel.micro_batch;
+  if (ranks_ % config_.parallel.tensor != 0) return;  // the number of data ranks is not known
+  const std::int64_t data = std::max<std::int64_t>(1, ranks_ / config_.parallel.tensor);
+  const std::int64_t step = data * std::max<std::int64_t>(1, micro_batch);
+  if (batch % step == 0) return;
+  std::string divisor = fmt::format("{} data rank{}", data, data == 1 ? "" : "s");
+  if (micro_batch > 0) divisor += fmt::format(" * parallel.micro_batch = {}", micro_batch);
+  add(fmt::format("train.batch = {} does not divide by {}{}", batch, divisor,
+                  micro_batch > 0 ? fmt::format(", which is {}", step) : ""),
+      "every data rank computes the same number of micro-batches of the same size",
+      fmt::format("set train.batch to {}{}", nearest_multiples(batch, step),
+                  micro_batch > 1 ? ", or change parallel.micro_batch" : ""));
+}
+
+}  // namespace
+
+std::vector<Problem> validate(const Config& config, std::int64_t ranks) { return Validator(config, ranks).run(); }
+
+}  // namespace choir

@@ -1,0 +1,91 @@
+// HDF5 with owners and errors: identifiers that close themselves, failures as exceptions with HDF5's own words.
+//
+// HDF5 keeps its state in the library and is not thread-safe: all of this is for one thread of a process at a time.
+#pragma once
+
+#include <hdf5.h>
+
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace choir {
+
+/// What HDF5 said: "H5Dopen2: object 'tokens' doesn't exist". Caught where it is known whose mistake it is.
+class Hdf5Failure : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// While it lives, HDF5 prints nothing; the setting that was there comes back afterwards.
+class Hdf5Silence {
+ public:
+  Hdf5Silence();
+  ~Hdf5Silence();
+  Hdf5Silence(const Hdf5Silence&) = delete;
+  Hdf5Silence& operator=(const Hdf5Silence&) = delete;
+
+ private:
+  H5E_auto2_t function_ = nullptr;
+  void* data_ = nullptr;
+};
+
+/// Returns `result`, or throws Hdf5Failure with the innermost reason where it is negative.
+hid_t hdf5_check(hid_t result, const char* call);
+
+/// An identifier that closes itself.
+class Hdf5Handle {
+ public:
+  using Close = herr_t (*)(hid_t);
+  /// Throws Hdf5Failure where `id` is negative, which is how `call` says that it failed.
+  Hdf5Handle(hid_t id, Close close_call, const char* call) : id_(hdf5_check(id, call)), close_(close_call) {}
+  Hdf5Handle(Hdf5Handle&& other) noexcept : id_(std::exchange(other.id_, -1)), close_(other.close_) {}
+  Hdf5Handle& operator=(Hdf5Handle&&) = delete;
+  ~Hdf5Handle() {
+    if (id_ >= 0) close_(id_);
+  }
+
+  operator hid_t() const { return id_; }
+  /// Closes now and says whether that worked: for what has been written.
+  void close() { hdf5_check(close_(std::exchange(id_, -1)), "close"); }
+
+ private:
+  hid_t id_;
+  Close close_;
+};
+
+/// Opens for reading, without locks (file systems of clusters often refuse them).
+Hdf5Handle open_hdf5(const std::string& path);
+/// Creates or empties. The first `user_block_bytes` (0, or a power of 2 from 512) are not HDF5's; every object begins
+/// at a multiple of 8 bytes. `room_bytes`, no less than the whole file will have, are reserved on the disk before HDF5
+/// sees the file: it does not survive a close that fails (1.10 then crashes at the exit of the process), so it must not
+/// meet a full disk. Closing gives back what was not used. Throws Error where there is no such room.
+Hdf5Handle create_hdf5(const std::string& path, hsize_t user_block_bytes, std::uint64_t room_bytes);
+
+void write_attribute(hid_t object, const char* name, std::int64_t value);
+void write_attribute(hid_t object, const char* name, const std::string& value);
+std::int64_t read_integer_attribute(hid_t object, const char* name);
+/// Fixed length, at most 4096 bytes.
+std::string read_string_attribute(hid_t object, const char* name);
+
+/// One-dimensional, contiguous, allocated at once, without fill values; its bytes begin at hdf5_extent(...).offset.
+/// `type` is the type in the file: H5T_STD_U16LE and the like.
+Hdf5Handle create_dataset(hid_t parent, const char* name, hid_t type, hsize_t count);
+
+/// Where the elements of a one-dimensional contiguous dataset lie.
+struct Hdf5Extent {
+  std::uint64_t offset = 0;  ///< from the start of the file; 0 where there are no elements
+  std::uint64_t count = 0;   ///< elements
+  std::uint64_t element_bytes = 0;
+
+  std::uint64_t bytes() const { return count * element_bytes; }
+  std::uint64_t end() const { return offset + bytes(); }
+};
+
+/// Throws Hdf5Failure where the dataset is not one-dimensional, contiguous and of little-endian integers, or does not
+/// lie within the first `file_bytes` of the file.
+Hdf5Extent hdf5_extent(hid_t dataset, std::uint64_t file_bytes);
+
+}  // namespace choir

@@ -1,0 +1,105 @@
+#include "framework/data/sampler.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cmath>
+#include <utility>
+
+#include "kernels/philox.h"
+
+namespace choir {
+namespace {
+
+// The first token that is held out. Whole documents, as few as reach the share; at least one is left for training. A
+// corpus of one document is cut within it.
+std::int64_t split(const TokenFile& file, double held_out) {
+  const std::int64_t wanted = static_cast<std::int64_t>(std::ceil(held_out * static_cast<double>(file.num_tokens())));
+  const std::int64_t last_start = file.num_tokens() - wanted;
+  if (wanted == 0 || file.num_documents() == 1) return last_start;
+  const auto starts = file.document_offsets().subspan(1, static_cast<std::size_t>(file.num_documents()) - 1);
+  const auto after = std::ranges::upper_bound(starts, last_start);
+  return after == starts.begin() ? starts.front() : *(after - 1);
+}
+
+}  // namespace
+
+std::int64_t permute(std::int64_t index, std::int64_t size, std::uint64_t seed, std::int64_t epoch) {
+  constexpr int rounds = 6;
+  constexpr std::uint64_t purpose = 0x6F72646572ull << 8;  // keeps clear of other uses of the seed: "order"
+  const int half_bits = std::max(1, (static_cast<int>(std::bit_width(static_cast<std::uint64_t>(size - 1))) + 1) / 2);
+  const std::uint64_t mask = (std::uint64_t{1} << half_bits) - 1;
+  auto value = static_cast<std::uint64_t>(index);
+  // A permutation of 2^(2 half_bits) >= size values; followed from inside [0, size), it comes back there.
+  do {
+    std::uint64_t left = value >> half_bits, right = value & mask;
+    for (std::uint64_t round = 0; round < rounds; ++round) {
+      const kernels::PhiloxBlock random =
+          kernels::philox(seed ^ purpose, right | round << 32, static_cast<std::uint64_t>(epoch));
+      left = std::exchange(right, left ^ (random[0] & mask));
+    }
+    value = left << half_bits | right;
+  } while (value >= static_cast<std::uint64_t>(size));
+  return static_cast<std::int64_t>(value);
+}
+
+Sampler::Sampler(const TokenFile& file, const SamplerOptions& options) : file_(file), options_(options) {
+  std::vector<Problem> problems;
+  if (options.sequence_length < 1) {
+    problems.push_back({.what = fmt::format("model.context = {} leaves no room for a token", options.sequence_length),
+                        .fix = "set model.context to 1 or more"});
+  }
+  if (!(options.held_out >= 0 && options.held_out < 1)) {
+    problems.push_back({.what = fmt::format("data.held_out = {} is not a share of the documents", options.held_out),
+                        .fix = "set data.held_out to 0 (nothing is held out) or more, and below 1"});
+  }
+  throw_if_any(problems);
+
+  first_held_out_token_ = split(file, options.held_out);
+  train_windows_ = std::max<std::int64_t>(first_held_out_token_ - 1, 0) / options.sequence_length;
+  if (train_windows_ == 0) {
+    throw ConfigError(
+        {.what =
+             fmt::format("data.path = {} has {} tokens for training, and one sequence of model.context = {} needs {}",
+                         file.path(), first_held_out_token_, options.sequence_length, options.sequence_length + 1),
+         .why = fmt::format("{} of its {} tokens are held out by data.held_out = {}",
+                            file.num_tokens() - first_held_out_token_, file.num_tokens(), options.held_out),
+         .fix = "prepare more text, set a smaller model.context, or a smaller data.held_out"});
+  }
+}
+
+void Sampler::train_sequence(std::int64_t index, std::span<std::int32_t> inputs,
+                             std::span<std::int32_t> targets) const {
+  assert(index >= 0);
+  const std::int64_t epoch = index / train_windows_;
+  const std::int64_t window = permute(index % train_windows_, train_windows_, options_.seed, epoch);
+  const std::int64_t first = window * options_.sequence_length;
+  file_.read(first, inputs);
+  file_.read(first + 1, targets);
+}
+
+// The first input is the token before the held-out text, so that the first held-out token is a target too.
+void Sampler::evaluation_sequence(std::int64_t index, std::span<std::int32_t> inputs,
+                                  std::span<std::int32_t> targets) const {
+  assert(index >= 0 && index < num_evaluation_sequences());
+  const std::int64_t first = first_held_out_token_ - 1 + index * options_.sequence_length;
+  const auto count = static_cast<std::size_t>(std::min(options_.sequence_length, file_.num_tokens() - 1 - first));
+  file_.read(first, inputs.first(count));
+  file_.read(first + 1, targets.first(count));
+  std::ranges::fill(inputs.subspan(count), file_.tokenizer().end_of_document());
+  std::ranges::fill(targets.subspan(count), -1);
+}
+
+std::int64_t Sampler::num_evaluation_sequences() const {
+  return (file_.num_tokens() - first_held_out_token_ + options_.sequence_length - 1) / options_.sequence_length;
+}
+
+std::int64_t Sampler::target_bytes(std::span<const std::int32_t> targets) const {
+  std::int64_t bytes = 0;
+  for (const std::int32_t target : targets) bytes += target < 0 ? 0 : file_.tokenizer().byte_length(target);
+  return bytes;
+}
+
+}  // namespace choir

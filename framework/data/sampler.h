@@ -1,0 +1,53 @@
+// Which tokens are sample i of a run: a pure function of (token file, sequence length, seed, i).
+//
+// The last documents are held out for evaluation. The rest is cut into windows at multiples of T tokens; a window is T
+// inputs and, one token later, T targets. Each epoch goes through all windows in an order of its own: a keyed
+// permutation of the window numbers, a Feistel network over Philox (Luby, Rackoff, SIAM J. Comput. 17, 1988) with cycle
+// walking (Black, Rogaway, CT-RSA 2002). No table, no state: any rank of any layout asks for the samples that it needs.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "framework/data/token_file.h"
+
+namespace choir {
+
+/// A bijection of [0, size): where `index` goes in the order keyed by (seed, epoch). size < 2^62.
+std::int64_t permute(std::int64_t index, std::int64_t size, std::uint64_t seed, std::int64_t epoch);
+
+struct SamplerOptions {
+  std::int64_t sequence_length = 0;  ///< T, the model's context
+  std::uint64_t seed = 0;
+  double held_out = 0;  ///< share of the tokens, in [0, 1)
+};
+
+class Sampler {
+ public:
+  /// Throws ConfigError where a region cannot fill one window, or an option is out of range.
+  Sampler(const TokenFile& file, const SamplerOptions& options);
+
+  /// Sample `index` of the run, counted over all steps and ranks: step * batch + place in the batch.
+  /// inputs, targets: [T].
+  void train_sequence(std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) const;
+  /// Samples that go through the training text once.
+  std::int64_t num_train_windows() const { return train_windows_; }
+
+  /// Held-out sequence `index`, in the order of the text. Together they have every held-out token as a target once. The
+  /// last one is filled up with the end-of-document token as input and -1, which counts for nothing, as target.
+  void evaluation_sequence(std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) const;
+  std::int64_t num_evaluation_sequences() const;
+
+  /// Bytes of text that the targets stand for; -1 stands for none.
+  std::int64_t target_bytes(std::span<const std::int32_t> targets) const;
+
+  /// Tokens [0, first_held_out_token()) are for training, the rest is held out.
+  std::int64_t first_held_out_token() const { return first_held_out_token_; }
+
+ private:
+  TokenFile file_;
+  SamplerOptions options_;
+  std::int64_t first_held_out_token_ = 0, train_windows_ = 0;
+};
+
+}  // namespace choir

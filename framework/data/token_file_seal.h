@@ -1,0 +1,33 @@
+// The leading block of a token file: 512 bytes of text that say what the file is and whether it is whole.
+//
+// HDF5 does not survive every damaged file, so a file is handed to it only if all bytes outside the tokens, which HDF5
+// never reads, have the digest that was written here last.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace choir {
+
+struct TokenFileSeal {
+  static constexpr std::uint64_t block_bytes = 512;
+  static constexpr int format = 1;
+
+  std::uint64_t file_bytes = 0;
+  std::uint64_t tokens_offset = 0, tokens_bytes = 0;  // where the tokens lie, from the start of the file
+  std::uint64_t digest = 0;  // of the fields above and all bytes that are neither block nor tokens
+
+  bool operator==(const TokenFileSeal&) const = default;
+};
+
+/// Checks the block against the file and returns it. Throws ConfigError for a file that is not a token file, of another
+/// format, truncated or damaged. The tokens are not looked at.
+TokenFileSeal check_seal(const std::string& path);
+
+/// Writes the block: the last step of writing a token file. Returns when the file is on the disk. Throws Error.
+void write_seal(const std::string& path, std::uint64_t tokens_offset, std::uint64_t tokens_bytes);
+
+/// Whether the file begins as token files of any format do. False where it cannot be read.
+bool looks_like_token_file(const std::string& path);
+
+}  // namespace choir

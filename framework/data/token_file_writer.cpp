@@ -1,0 +1,128 @@
+#include "framework/data/token_file_writer.h"
+
+#include <bit>
+#include <cassert>
+#include <cstring>
+#include <filesystem>
+
+#include "framework/core/error.h"
+#include "framework/data/hdf5_file.h"
+#include "framework/data/token_file_seal.h"
+
+namespace choir {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "token files are little-endian and mapped as they are");
+
+constexpr std::size_t buffer_bytes = 1 << 20;
+
+// Removes a file at the end of the scope; after it was renamed there is nothing to remove.
+struct Removal {
+  std::string path;
+  ~Removal() {
+    std::error_code ignored;
+    std::filesystem::remove(path, ignored);
+  }
+};
+
+template <class T>
+std::span<const char> bytes_of(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
+}  // namespace
+
+TokenFileWriter::TokenFileWriter(std::string path, Tokenizer tokenizer)
+    : path_(std::move(path)),
+      tokenizer_(std::move(tokenizer)),
+      wide_(tokenizer_.vocabulary() > 65536),
+      spill_(File::nameless_beside(path_)) {}
+
+void TokenFileWriter::append(std::span<const std::int32_t> tokens) {
+  for (const std::int32_t token : tokens) {
+    assert(token >= 0 && token < tokenizer_.vocabulary());
+    text_bytes_ += tokenizer_.byte_length(token);
+    char bytes[sizeof(token)];  // little-endian: the lower half comes first
+    std::memcpy(bytes, &token, sizeof(token));
+    buffer_.insert(buffer_.end(), bytes, bytes + (wide_ ? 4 : 2));
+    if (buffer_.size() >= buffer_bytes) flush();
+  }
+  digest_.add(tokens);
+  num_tokens_ += static_cast<std::int64_t>(tokens.size());
+}
+
+void TokenFileWriter::end_document() {
+  const std::int32_t end = tokenizer_.end_of_document();
+  append({&end, 1});
+  document_offsets_.push_back(num_tokens_);
+}
+
+void TokenFileWriter::flush() {
+  spill_.write(spilt_bytes_, buffer_);
+  spilt_bytes_ += buffer_.size();
+  buffer_.clear();
+}
+
+TokenFileWriter::Layout TokenFileWriter::write_structure(const std::string& path) const {
+  std::vector<std::int32_t> token_bytes;
+  for (std::int32_t token = 0; token < tokenizer_.vocabulary(); ++token)
+    token_bytes.push_back(tokenizer_.byte_length(token));
+
+  constexpr std::uint64_t headers = 1 << 16;  // more than HDF5 takes for four datasets and six attributes
+  const std::uint64_t room = spilt_bytes_ + bytes_of(document_offsets_).size() + bytes_of(token_bytes).size() +
+                             tokenizer_.serialized().size() + headers;
+  const Hdf5Silence silence;
+  Hdf5Handle file = create_hdf5(path, TokenFileSeal::block_bytes, room);
+  write_attribute(file, "format_version", TokenFileSeal::format);
+  write_attribute(file, "text_bytes", text_bytes_);
+  write_attribute(file, "tokens_digest", digest_.text());
+  write_attribute(file, "tokenizer_kind", tokenizer_.kind());
+  write_attribute(file, "tokenizer_digest", tokenizer_.digest());
+  write_attribute(file, "end_of_document", tokenizer_.end_of_document());
+  const auto write_dataset = [&](const char* name, hid_t type, hid_t memory_type, const void* values,
+                                 std::size_t count) {
+    const Hdf5Handle dataset = create_dataset(file, name, type, count);
+    if (count > 0) hdf5_check(H5Dwrite(dataset, memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values), "H5Dwrite");
+  };
+  const std::string& model = tokenizer_.serialized();
+  write_dataset("tokenizer_model", H5T_STD_U8LE, H5T_NATIVE_UINT8, model.data(), model.size());
+  write_dataset("token_bytes", H5T_STD_I32LE, H5T_NATIVE_INT32, token_bytes.data(), token_bytes.size());
+
+  // Only room for these two: their elements are written past HDF5, where a full disk is an error in one known place.
+  Layout layout = {};
+  const auto make_room = [&](const char* name, hid_t type, std::size_t count) -> std::uint64_t {
+    const Hdf5Handle dataset = create_dataset(file, name, type, count);
+    return hdf5_extent(dataset, UINT64_MAX).offset;
+  };
+  layout.document_offsets_offset = make_room("document_offsets", H5T_STD_I64LE, document_offsets_.size());
+  layout.tokens_offset =
+      make_room("tokens", wide_ ? H5T_STD_I32LE : H5T_STD_U16LE, static_cast<std::size_t>(num_tokens_));
+  file.close();
+  return layout;
+}
+
+void TokenFileWriter::finish() {
+  assert(num_documents() > 0 && document_offsets_.back() == num_tokens_);
+  flush();
+  const std::string temporary = path_ + ".tmp";
+  const Removal removal{temporary};
+  Layout layout = {};
+  try {
+    layout = write_structure(temporary);
+  } catch (const Hdf5Failure& failure) {
+    throw Error(
+        {.what = "cannot write " + temporary, .why = failure.what(), .fix = "free space there, or write elsewhere"});
+  }
+  File file = File::edit(temporary);
+  file.write(layout.document_offsets_offset, bytes_of(document_offsets_));
+  buffer_.resize(buffer_bytes);
+  for (std::uint64_t done = 0; done < spilt_bytes_;) {
+    const std::size_t count = spill_.read(done, buffer_);
+    file.write(layout.tokens_offset + done, std::span(buffer_).first(count));
+    done += count;
+  }
+  write_seal(temporary, layout.tokens_offset, spilt_bytes_);
+  publish_file(temporary, path_);
+}
+
+}  // namespace choir

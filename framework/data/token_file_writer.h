@@ -1,0 +1,52 @@
+// Writes a token file (token_file.h) as the tokens come, in memory that does not grow with the corpus.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "framework/data/digest.h"
+#include "framework/data/file.h"
+#include "framework/data/tokenizer.h"
+
+namespace choir {
+
+/// The file appears under its name only when it is whole and on the disk; until then the tokens are in a nameless file
+/// beside it, because HDF5 wants to know how many there are before the first is written. A writer that goes away
+/// unfinished leaves nothing behind. Memory: 1 MB and the document offsets.
+/// Throws Error where the disk is full or fails.
+class TokenFileWriter {
+ public:
+  TokenFileWriter(std::string path, Tokenizer tokenizer);
+
+  /// The next tokens of the current document.
+  void append(std::span<const std::int32_t> tokens);
+  /// Adds the end-of-document token and begins the next document.
+  void end_document();
+  /// Publishes the file, once. The last document has been ended. Makes HDF5 calls.
+  void finish();
+
+  std::int64_t num_tokens() const { return num_tokens_; }
+  std::int64_t num_documents() const { return static_cast<std::int64_t>(document_offsets_.size()) - 1; }
+  std::int64_t text_bytes() const { return text_bytes_; }
+
+ private:
+  struct Layout {
+    std::uint64_t tokens_offset, document_offsets_offset;
+  };
+  Layout write_structure(const std::string& path) const;
+  void flush();
+
+  std::string path_;
+  Tokenizer tokenizer_;
+  bool wide_;   // int32 tokens
+  File spill_;  // the tokens, as they will be in the file
+  std::uint64_t spilt_bytes_ = 0;
+  std::vector<char> buffer_;  // what comes next in spill_
+  std::vector<std::int64_t> document_offsets_{0};
+  std::int64_t num_tokens_ = 0, text_bytes_ = 0;
+  Digest digest_;
+};
+
+}  // namespace choir

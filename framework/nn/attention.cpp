@@ -1,0 +1,112 @@
+#include "framework/nn/attention.h"
+
+#include "framework/ops/elementwise.h"
+
+namespace choir {
+namespace {
+
+Slice times(const Slice& heads, std::int64_t head_width) { return {heads.begin * head_width, heads.end * head_width}; }
+
+std::vector<ColumnPart> qkv_parts(const std::string& name, const AttentionShapeConfig& c, const HeadPartition& p,
+                                  std::int64_t rank) {
+  const Slice q = times(p.query(rank), c.head_width);
+  const Slice kv = times(p.key_value(rank), c.head_width), owned = times(p.owned_key_value(rank), c.head_width);
+  return {{name + ".q", c.heads * c.head_width, q, q, false},
+          {name + ".k", c.kv_heads * c.head_width, kv, owned, p.any_shared()},
+          {name + ".v", c.kv_heads * c.head_width, kv, owned, p.any_shared()}};
+}
+
+}  // namespace
+
+Attention::Attention(const std::string& name, const AttentionShapeConfig& config, const TensorShare& share,
+                     ParameterStore& store)
+    : config_(config),
+      name_(name),
+      partition_{config.heads, config.kv_heads, share.size},
+      rank_(share.rank),
+      qkv_(qkv_parts(name, config, partition_, share.rank), config.width, config.bias, config.deviation, store),
+      out_(name + ".out", config.width, config.heads * config.head_width,
+           times(partition_.query(share.rank), config.head_width), config.bias, config.out_deviation, share, store) {}
+
+Attention::Parts Attention::split(const Tensor& qkv) const {
+  const std::int64_t q = partition_.query(rank_).count() * config_.head_width;
+  const std::int64_t kv = partition_.key_value(rank_).count() * config_.head_width;
+  return {qkv.slice_columns(0, q), qkv.slice_columns(q, q + kv), qkv.slice_columns(q + kv, q + 2 * kv)};
+}
+
+void Attention::rotate(const Tensor& qkv, const Tensor& table, std::int64_t length, std::int64_t first_position,
+                       bool inverse, Context& context) const {
+  if (!table) return;
+  const std::int64_t heads = partition_.query(rank_).count() + partition_.key_value(rank_).count();
+  const Tensor q_and_k = qkv.slice_columns(0, heads * config_.head_width);  // side by side: one call turns both
+  ops::rotary(context.runtime, q_and_k, table, config_.head_width, length, first_position, inverse);
+}
+
+ops::AttentionOptions Attention::options(std::int64_t batch) const {
+  return {.batch = batch, .heads = partition_.query(rank_).count(), .kv_heads = partition_.key_value(rank_).count(),
+          .head_width = config_.head_width, .group_size = partition_.group_size(),
+          .group_offset = partition_.group_offset(rank_), .causal = true, .window = config_.window};
+}
+
+ops::Dropout Attention::dropout(Context& context) const {
+  const std::int64_t first_row = context.first_sample * context.length + row_share(context).begin;
+  return ops::dropout_for(context.runtime, config_.dropout, name_, first_row);
+}
+
+Tensor Attention::project_out(const Tensor& out, const Tensor& residual, Context& context) const {
+  const Tensor y = leave(out_.forward("attention out", out, context), context, name_.c_str());
+  return ops::residual(context.runtime, residual, y, out_.bias(), dropout(context));
+}
+
+Tensor Attention::forward(const Tensor& x, const Tensor& residual, const Tensor& rotary, Saved& saved,
+                          Context& context) const {
+  saved.x = keep(x);
+  saved.qkv = keep(qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context));
+  rotate(saved.qkv, rotary, context.length, 0, false, context);
+  const auto [q, k, v] = split(saved.qkv);
+  saved.out = ops::attention(context.runtime, options(context.sequences), q, k, v, saved.lse);
+  keep(saved.out);
+  keep(saved.lse);
+  return project_out(saved.out, residual, context);
+}
+
+Tensor Attention::backward(const Tensor& dy, const Tensor& rotary, const Saved& saved, Context& context) const {
+  Runtime& runtime = context.runtime;
+  const Tensor dbranch = ops::residual_backward(runtime, dy, dropout(context));
+  out_.backward_bias(dbranch, context);
+  const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
+  const Tensor dout = out_.backward_input("attention out", dsum, context);
+  out_.backward_weight("attention out", dsum, saved.out, context);
+
+  const Tensor dqkv = runtime.empty({saved.qkv.rows(), saved.qkv.width()}, saved.qkv.dtype());
+  const auto [q, k, v] = split(saved.qkv);
+  const auto [dq, dk, dv] = split(dqkv);
+  ops::attention_backward(runtime, options(context.sequences), q, k, v, saved.out, saved.lse, dout, dq, dk, dv);
+  rotate(dqkv, rotary, context.length, 0, true, context);
+
+  const PendingTensor dx = enter_backward(qkv_.backward_input("attention qkv", dqkv, context), context, name_.c_str());
+  qkv_.backward_weight("attention qkv", dqkv, enter(saved.x, context, name_.c_str()), context);
+  return dx.wait(runtime);
+}
+
+KeyValueCache Attention::make_cache(std::int64_t positions, Runtime& runtime) const {
+  const std::int64_t width = partition_.key_value(rank_).count() * config_.head_width;
+  return {runtime.empty({positions, width}, runtime.compute_type, MemoryKind::saved),
+          runtime.empty({positions, width}, runtime.compute_type, MemoryKind::saved)};
+}
+
+Tensor Attention::generate(const Tensor& x, const Tensor& residual, const Tensor& rotary, KeyValueCache& cache,
+                           std::int64_t position, Context& context) const {
+  const Tensor qkv = qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context);
+  const std::int64_t end = position + qkv.rows();
+  rotate(qkv, rotary, qkv.rows(), position, false, context);
+  const auto [q, k, v] = split(qkv);
+  ops::copy(context.runtime, k, cache.keys.slice_rows(position, end));
+  ops::copy(context.runtime, v, cache.values.slice_rows(position, end));
+  Tensor lse;
+  const Tensor out = ops::attention(context.runtime, options(1), q, cache.keys.slice_rows(0, end),
+                                    cache.values.slice_rows(0, end), lse);
+  return project_out(out, residual, context);
+}
+
+}  // namespace choir

@@ -1,0 +1,72 @@
+// Multi-head attention, its heads split over the tensor axis, with the residual add behind it.
+//
+//   q, k, v = x Wq^T + bq, x Wk^T + bk, x Wv^T + bv     one product; each rank its own heads
+//   a       = softmax(mask(q k^T / sqrt(E))) v           per head; rotary positions turn q and k before
+//   y       = residual + dropout(a Wo^T + bo)            summed over the ranks
+//
+// Vaswani et al. 2017, arXiv 1706.03762; grouped key/value heads: Ainslie et al. 2023, arXiv 2305.13245.
+#pragma once
+
+#include <string>
+
+#include "framework/nn/linear.h"
+#include "framework/ops/attention.h"
+#include "framework/ops/residual.h"
+
+namespace choir {
+
+struct AttentionShapeConfig {
+  std::int64_t width = 0, heads = 1, kv_heads = 1, head_width = 0;
+  std::int64_t window = 0;
+  bool bias = true;
+  double dropout = 0;
+  float deviation = 0.02f, out_deviation = 0.02f;
+};
+
+/// The keys and values of tokens already seen, of one layer, for generation.
+struct KeyValueCache {
+  Tensor keys, values;      // [positions, key/value heads held * E]
+};
+
+class Attention {
+ public:
+  struct Saved {
+    Tensor x;    // [rows held, D]: the input
+    Tensor qkv;  // [N, (H + 2 K) E held]: q, k, v side by side, after rotary
+    Tensor out;  // [N, H E held]: before the output product
+    Tensor lse;  // [B, H held, T]
+  };
+
+  Attention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
+
+  /// x and residual [rows held, D] -> y [rows held, D]. `rotary` is the table of ops::rotary_table, or empty.
+  Tensor forward(const Tensor& x, const Tensor& residual, const Tensor& rotary, Saved&, Context&) const;
+  /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself.
+  Tensor backward(const Tensor& dy, const Tensor& rotary, const Saved&, Context&) const;
+
+  /// One sequence of x.rows() new tokens that stand at `position` onward; the cache grows by them.
+  Tensor generate(const Tensor& x, const Tensor& residual, const Tensor& rotary, KeyValueCache&, std::int64_t position,
+                  Context&) const;
+  /// Room for `positions` tokens of one sequence.
+  KeyValueCache make_cache(std::int64_t positions, Runtime&) const;
+
+ private:
+  struct Parts {
+    Tensor q, k, v;
+  };
+  Parts split(const Tensor& qkv) const;
+  void rotate(const Tensor& qkv, const Tensor& table, std::int64_t length, std::int64_t first_position, bool inverse,
+              Context&) const;
+  Tensor project_out(const Tensor& out, const Tensor& residual, Context&) const;
+  ops::AttentionOptions options(std::int64_t batch) const;
+  ops::Dropout dropout(Context&) const;
+
+  AttentionShapeConfig config_;
+  std::string name_;
+  HeadPartition partition_;
+  std::int64_t rank_;
+  ColumnLinear qkv_;
+  RowLinear out_;
+};
+
+}  // namespace choir

@@ -1,0 +1,34 @@
+#include "framework/nn/block.h"
+
+namespace choir {
+
+Block::Block(const std::string& name, const BlockShape& s, const TensorShare& share, ParameterStore& store)
+    : attention_norm_(name + ".attention_norm", s.attention.width, s.rms_norm, s.norm_bias, s.norm_epsilon, share, store),
+      attention_(name + ".attention", s.attention, share, store),
+      feed_forward_norm_(name + ".feed_forward_norm", s.attention.width, s.rms_norm, s.norm_bias, s.norm_epsilon, share,
+                         store),
+      feed_forward_(name + ".feed_forward", s.feed_forward, share, store) {}
+
+Tensor Block::forward(const Tensor& x, const Tensor& rotary, Saved& saved, Context& context) const {
+  const Tensor h = attention_.forward(attention_norm_.forward(x, saved.attention_norm, context), x, rotary,
+                                      saved.attention, context);
+  return feed_forward_.forward(feed_forward_norm_.forward(h, saved.feed_forward_norm, context), h, saved.feed_forward,
+                               context);
+}
+
+Tensor Block::backward(const Tensor& dy, const Tensor& rotary, const Saved& saved, Context& context) const {
+  const Tensor dh = feed_forward_norm_.backward(feed_forward_.backward(dy, saved.feed_forward, context), dy,
+                                                saved.feed_forward_norm, context);
+  return attention_norm_.backward(attention_.backward(dh, rotary, saved.attention, context), dh, saved.attention_norm,
+                                  context);
+}
+
+Tensor Block::generate(const Tensor& x, const Tensor& rotary, KeyValueCache& cache, std::int64_t position,
+                       Context& context) const {
+  Norm::Saved norm;
+  FeedForward::Saved feed_forward;
+  const Tensor h = attention_.generate(attention_norm_.forward(x, norm, context), x, rotary, cache, position, context);
+  return feed_forward_.forward(feed_forward_norm_.forward(h, norm, context), h, feed_forward, context);
+}
+
+}  // namespace choir

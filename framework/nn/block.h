@@ -1,0 +1,48 @@
+// One transformer block, norms first (Xiong et al. 2020, arXiv 2002.04745):
+//
+//   h = x + attention(norm(x))
+//   y = h + feed_forward(norm(h))
+#pragma once
+
+#include <string>
+
+#include "framework/nn/attention.h"
+#include "framework/nn/feed_forward.h"
+#include "framework/nn/norm.h"
+
+namespace choir {
+
+struct BlockShape {
+  AttentionShapeConfig attention;
+  FeedForwardShape feed_forward;
+  bool rms_norm = false, norm_bias = true;
+  double norm_epsilon = 1e-5;
+};
+
+class Block {
+ public:
+  /// Everything backward reads for one micro-batch.
+  struct Saved {
+    Norm::Saved attention_norm, feed_forward_norm;
+    Attention::Saved attention;
+    FeedForward::Saved feed_forward;
+  };
+
+  Block(const std::string& name, const BlockShape&, const TensorShare&, ParameterStore&);
+
+  /// x [rows held, D] -> y [rows held, D]
+  Tensor forward(const Tensor& x, const Tensor& rotary, Saved&, Context&) const;
+  Tensor backward(const Tensor& dy, const Tensor& rotary, const Saved&, Context&) const;
+  Tensor generate(const Tensor& x, const Tensor& rotary, KeyValueCache&, std::int64_t position, Context&) const;
+  KeyValueCache make_cache(std::int64_t positions, Runtime& runtime) const {
+    return attention_.make_cache(positions, runtime);
+  }
+
+ private:
+  Norm attention_norm_;
+  Attention attention_;
+  Norm feed_forward_norm_;
+  FeedForward feed_forward_;
+};
+
+}  // namespace choir

@@ -1,0 +1,56 @@
+#include "framework/nn/feed_forward.h"
+
+namespace choir {
+namespace {
+
+constexpr std::int64_t column_unit = 8;  // so that every rank's slice fills whole vectors
+
+Slice columns_held(const FeedForwardShape& s, const TensorShare& share) {
+  return even_slice_in_units(s.hidden, column_unit, share.size, share.rank);
+}
+
+std::vector<ColumnPart> up_parts(const std::string& name, const FeedForwardShape& s, const TensorShare& share) {
+  const Slice held = columns_held(s, share);
+  const ColumnPart up{name + ".up", s.hidden, held, held, false};
+  if (kernels::inputs_per_output(s.activation) == 1) return {up};
+  return {{name + ".gate", s.hidden, held, held, false}, up};
+}
+
+}  // namespace
+
+FeedForward::FeedForward(const std::string& name, const FeedForwardShape& shape, const TensorShare& share,
+                         ParameterStore& store)
+    : shape_(shape),
+      name_(name),
+      up_(up_parts(name, shape, share), shape.width, shape.bias, shape.deviation, store),
+      down_(name + ".down", shape.width, shape.hidden, columns_held(shape, share), shape.bias, shape.down_deviation,
+            share, store) {}
+
+ops::Dropout FeedForward::dropout(Context& context) const {
+  const std::int64_t first_row = context.first_sample * context.length + row_share(context).begin;
+  return ops::dropout_for(context.runtime, shape_.dropout, name_, first_row);
+}
+
+Tensor FeedForward::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
+  saved.x = keep(x);
+  saved.hidden = keep(up_.forward("feed-forward up", enter(x, context, name_.c_str()), context));
+  saved.active = keep(ops::activation(context.runtime, shape_.activation, saved.hidden));
+  const Tensor y = leave(down_.forward("feed-forward down", saved.active, context), context, name_.c_str());
+  return ops::residual(context.runtime, residual, y, down_.bias(), dropout(context));
+}
+
+Tensor FeedForward::backward(const Tensor& dy, const Saved& saved, Context& context) const {
+  Runtime& runtime = context.runtime;
+  const Tensor dbranch = ops::residual_backward(runtime, dy, dropout(context));
+  down_.backward_bias(dbranch, context);
+  const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
+  const Tensor dactive = down_.backward_input("feed-forward down", dsum, context);
+  down_.backward_weight("feed-forward down", dsum, saved.active, context);
+  const Tensor dhidden = ops::activation_backward(runtime, shape_.activation, dactive, saved.hidden);
+  const PendingTensor dx =
+      enter_backward(up_.backward_input("feed-forward up", dhidden, context), context, name_.c_str());
+  up_.backward_weight("feed-forward up", dhidden, enter(saved.x, context, name_.c_str()), context);
+  return dx.wait(runtime);
+}
+
+}  // namespace choir

@@ -1,0 +1,93 @@
+#include "framework/nn/linear.h"
+
+#include "framework/ops/linear.h"
+
+namespace choir {
+
+ColumnLinear::ColumnLinear(std::vector<ColumnPart> parts, std::int64_t inputs, bool bias, float deviation,
+                           ParameterStore& store) {
+  std::int64_t rows = 0;
+  for (const ColumnPart& part : parts) rows += part.held.count();
+  weight_ = store.add_weight(rows, inputs, true);
+  if (bias) bias_ = store.add_weight(rows, 1, false);
+  std::int64_t first_row = 0;
+  for (const ColumnPart& part : parts) {
+    Parameter parameter{.name = part.name + ".weight",
+                        .shape = {part.outputs, inputs},
+                        .held = {part.held.begin, part.held.end, 0, inputs},
+                        .owned_begin = part.owned.begin - part.held.begin,
+                        .owned_end = part.owned.end - part.held.begin,
+                        .tensor_sum = part.replicated ? TensorSum::replicas : TensorSum::none,
+                        .initial = {0, deviation},
+                        .weight = weight_,
+                        .first_row = first_row};
+    store.add(parameter);
+    if (bias) {
+      parameter.name = part.name + ".bias";
+      parameter.shape = {part.outputs};
+      parameter.held = {part.held.begin, part.held.end, 0, 1};
+      parameter.initial = {};
+      parameter.decays = false;
+      parameter.weight = bias_;
+      store.add(parameter);
+    }
+    first_row += part.held.count();
+  }
+}
+
+static Tensor flat(const Weight* weight, const Tensor Weight::*tensor) {
+  return weight ? (weight->*tensor).reshape({weight->rows * weight->width}) : Tensor{};
+}
+
+Tensor ColumnLinear::forward(const char* name, const Tensor& x, Context& context) const {
+  return ops::linear(context.runtime, name, x, weight_->value, flat(bias_, &Weight::value), x.dtype());
+}
+
+Tensor ColumnLinear::backward_input(const char* name, const Tensor& dy, Context& context) const {
+  return ops::linear_input_gradient(context.runtime, name, dy, weight_->value);
+}
+
+void ColumnLinear::backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context& context) const {
+  ops::linear_weight_gradient(context.runtime, name, dy, x, weight_->gradient);
+  if (bias_) ops::bias_gradient(context.runtime, dy, flat(bias_, &Weight::gradient));
+}
+
+RowLinear::RowLinear(const std::string& name, std::int64_t outputs, std::int64_t inputs, Slice inputs_held, bool bias,
+                     float deviation, const TensorShare& share, ParameterStore& store) {
+  weight_ = store.add_weight(outputs, inputs_held.count(), true);
+  store.add({.name = name + ".weight",
+             .shape = {outputs, inputs},
+             .held = {0, outputs, inputs_held.begin, inputs_held.end},
+             .owned_end = outputs,
+             .initial = {0, deviation},
+             .weight = weight_});
+  if (!bias) return;
+  bias_ = store.add_weight(outputs, 1, false);
+  store.add({.name = name + ".bias",
+             .shape = {outputs},
+             .held = {0, outputs, 0, 1},
+             .owned_end = share.rank == 0 ? outputs : 0,
+             .tensor_sum = share.whole_tensor_sum(),
+             .decays = false,
+             .weight = bias_});
+}
+
+Tensor RowLinear::forward(const char* name, const Tensor& x, Context& context) const {
+  return ops::linear(context.runtime, name, x, weight_->value, {}, x.dtype());
+}
+
+Tensor RowLinear::backward_input(const char* name, const Tensor& dy, Context& context) const {
+  return ops::linear_input_gradient(context.runtime, name, dy, weight_->value);
+}
+
+void RowLinear::backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context& context) const {
+  ops::linear_weight_gradient(context.runtime, name, dy, x, weight_->gradient);
+}
+
+Tensor RowLinear::bias() const { return flat(bias_, &Weight::value); }
+
+void RowLinear::backward_bias(const Tensor& dy, Context& context) const {
+  if (bias_) ops::bias_gradient(context.runtime, dy, flat(bias_, &Weight::gradient));
+}
+
+}  // namespace choir

@@ -1,0 +1,60 @@
+// Linear layers with their weights split over the tensor axis. y = x W^T + b, W [out, in].
+//
+//   ColumnLinear  splits the outputs: each rank computes some columns of y from all of x
+//   RowLinear     splits the inputs: each rank computes a partial sum of all of y; the bias is added after the sum
+//
+// Rule of this folder: parameter gradients accumulate (+=), activation gradients overwrite (=).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "framework/comm/context.h"
+#include "framework/core/parameter.h"
+#include "framework/parallel/tensor.h"
+
+namespace choir {
+
+/// One named tensor inside a column-split weight: q, k or v; gate or up.
+struct ColumnPart {
+  std::string name;               ///< "blocks.3.attention.q"; ".weight" and ".bias" are appended
+  std::int64_t outputs;           ///< global rows of the weight
+  Slice held, owned;              ///< rows of the global weight: here, and counted here
+  bool replicated = false;        ///< some rows are held by several ranks
+};
+
+class ColumnLinear {
+ public:
+  ColumnLinear(std::vector<ColumnPart> parts, std::int64_t inputs, bool bias, float deviation, ParameterStore&);
+
+  /// x [N, in] -> y [N, outputs held], the parts side by side.
+  Tensor forward(const char* name, const Tensor& x, Context&) const;
+  /// Returns dx [N, in], this rank's part of the sum over ranks.
+  Tensor backward_input(const char* name, const Tensor& dy, Context&) const;
+  void backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context&) const;
+
+ private:
+  Weight* weight_ = nullptr;
+  Weight* bias_ = nullptr;  // null: none
+};
+
+class RowLinear {
+ public:
+  RowLinear(const std::string& name, std::int64_t outputs, std::int64_t inputs, Slice inputs_held, bool bias,
+            float deviation, const TensorShare&, ParameterStore&);
+
+  /// x [N, inputs held] -> this rank's part of y [N, out], without bias.
+  Tensor forward(const char* name, const Tensor& x, Context&) const;
+  Tensor backward_input(const char* name, const Tensor& dy, Context&) const;
+  void backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context&) const;
+
+  /// [out] f32, or empty: added once, after the sum over ranks; its gradient is the column sum of dy on the rows held.
+  Tensor bias() const;
+  void backward_bias(const Tensor& dy, Context&) const;
+
+ private:
+  Weight* weight_ = nullptr;
+  Weight* bias_ = nullptr;
+};
+
+}  // namespace choir

@@ -1,0 +1,35 @@
+// Layer norm or RMS norm as a layer. Every tensor rank holds it whole.
+#pragma once
+
+#include <string>
+
+#include "framework/comm/context.h"
+#include "framework/core/parameter.h"
+#include "framework/ops/norm.h"
+#include "framework/parallel/tensor.h"
+
+namespace choir {
+
+class Norm {
+ public:
+  struct Saved {
+    Tensor x;                        // [rows held, D]: the input
+    ops::NormStatistics statistics;  // [rows held]
+  };
+
+  Norm(const std::string& name, std::int64_t width, bool rms, bool bias, double epsilon, const TensorShare&,
+       ParameterStore&);
+
+  /// x, y [rows held, D]
+  Tensor forward(const Tensor& x, Saved&, Context&) const;
+  /// Returns residual + the gradient through the norm. `residual` may be empty.
+  Tensor backward(const Tensor& dy, const Tensor& residual, const Saved&, Context&) const;
+
+ private:
+  bool rms_;
+  double epsilon_;
+  Weight* weight_ = nullptr;
+  Weight* bias_ = nullptr;
+};
+
+}  // namespace choir

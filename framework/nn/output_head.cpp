@@ -1,0 +1,69 @@
+#include "framework/nn/output_head.h"
+
+#include <algorithm>
+
+#include "framework/ops/cross_entropy.h"
+#include "framework/ops/elementwise.h"
+#include "framework/ops/linear.h"
+
+namespace choir {
+
+OutputHead::OutputHead(std::int64_t vocabulary, std::int64_t width, float deviation, const Weight* tied,
+                       const TensorShare& share, ParameterStore& store)
+    : vocabulary_(vocabulary), slice_(vocabulary_slice(vocabulary, share)), weight_(tied) {
+  if (!weight_) weight_ = add_vocabulary_table("head.weight", vocabulary, width, deviation, share, store);
+}
+
+std::int64_t OutputHead::chunk_rows(std::int64_t rows, std::int64_t columns) {
+  constexpr std::int64_t elements = 4 << 20;
+  const std::int64_t chunks = std::max<std::int64_t>(1, (rows * columns + elements - 1) / elements);
+  const std::int64_t even = (rows + chunks - 1) / chunks;
+  return std::min(rows, std::max<std::int64_t>(64, (even + 15) / 16 * 16));  // 64 rows keep the products efficient
+}
+
+Tensor OutputHead::loss(const Tensor& x, const Tensor& targets, const Tensor& loss_sum, double scale, bool gradient,
+                        Context& context) const {
+  Runtime& runtime = context.runtime;
+  Communicator& axis = *context.mesh.tensor;
+  Stream& stream = runtime.device.compute();
+  const Tensor all = enter(x, context, "head");
+  const std::int64_t rows = all.rows(), chunk = chunk_rows(rows, weight_->value.rows());
+  Tensor dx = gradient ? runtime.empty({rows, all.width()}, all.dtype()) : Tensor{};
+  for (std::int64_t begin = 0; begin < rows; begin += chunk) {
+    const std::int64_t end = std::min(rows, begin + chunk);
+    const Tensor x_chunk = all.slice_rows(begin, end), targets_chunk = targets.slice_columns(begin, end);
+    const Tensor logits =
+        ops::linear(runtime, "head", x_chunk, weight_->value, {}, accumulate_type(runtime.compute_type));
+    const Tensor max = ops::cross_entropy_max(runtime, logits, slice_.count());
+    axis.all_reduce(max, Reduce::max, stream, "head max");
+    const Tensor sum_and_target =
+        ops::cross_entropy_sum(runtime, logits, max, targets_chunk, slice_.count(), slice_.begin);
+    axis.all_reduce(sum_and_target, Reduce::sum, stream, "head sum");
+    const Tensor dlogits =
+        ops::cross_entropy_gradient(runtime, logits, max, sum_and_target, targets_chunk, loss_sum, slice_.count(),
+                                    slice_.begin, scale, gradient);
+    if (!gradient) continue;
+    ops::linear_input_gradient(runtime, "head", dlogits, weight_->value, dx.slice_rows(begin, end));
+    ops::linear_weight_gradient(runtime, "head", dlogits, x_chunk, weight_->gradient);
+  }
+  if (!gradient) return {};
+  return enter_backward(dx, context, "head").wait(runtime);
+}
+
+Tensor OutputHead::logits(const Tensor& x, Context& context) const {
+  Runtime& runtime = context.runtime;
+  Communicator& axis = *context.mesh.tensor;
+  const Tensor all = enter(x, context, "head");
+  const Tensor mine = ops::linear(runtime, "head", all, weight_->value, {}, accumulate_type(runtime.compute_type));
+  const Tensor gathered = runtime.empty({axis.size(), mine.rows(), mine.width()}, mine.dtype());
+  axis.all_gather(mine, gathered.reshape({axis.size() * mine.rows(), mine.width()}), runtime.device.compute(), "head");
+  const Tensor result = runtime.empty({mine.rows(), vocabulary_}, mine.dtype());
+  for (std::int64_t rank = 0; rank < axis.size(); ++rank) {
+    const Slice slice = even_slice(vocabulary_, axis.size(), rank);
+    ops::copy(runtime, gathered.slice_rows(rank * mine.rows(), (rank + 1) * mine.rows()).slice_columns(0, slice.count()),
+              result.slice_columns(slice.begin, slice.end));
+  }
+  return result;
+}
+
+}  // namespace choir

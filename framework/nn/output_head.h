@@ -1,0 +1,36 @@
+// The output head: logits over the vocabulary, and their cross-entropy. No rank ever holds all logits, and no rank holds
+// its own logits for more than one chunk of rows: loss and gradient of a chunk are computed together, so that
+// what remains is dx. That is why loss() is forward and backward in one.
+//
+//   logits = x W^T                       W [V, D] split by vocabulary; often the token embedding (tied)
+//   loss   = sum over target tokens of -log softmax(logits)[target]
+#pragma once
+
+#include "framework/nn/embedding.h"
+
+namespace choir {
+
+class OutputHead {
+ public:
+  /// `tied` is the embedding's table, or null for a table of its own, "head.weight".
+  OutputHead(std::int64_t vocabulary, std::int64_t width, float deviation, const Weight* tied, const TensorShare&,
+             ParameterStore&);
+
+  /// Adds the losses of the rows to loss_sum (one f64). x [rows held, D], targets [N] i32, negative: not counted.
+  /// Where `gradient`: returns dx [rows held, D] of scale * loss and accumulates the weight's gradient; else empty.
+  Tensor loss(const Tensor& x, const Tensor& targets, const Tensor& loss_sum, double scale, bool gradient,
+              Context&) const;
+
+  /// [rows, V]: all logits on every rank, f32 (f64 in tests). For generation: few rows.
+  Tensor logits(const Tensor& x, Context&) const;
+
+  /// Rows of one chunk, for N rows of logits of `columns` columns: about 16 MB of them.
+  static std::int64_t chunk_rows(std::int64_t rows, std::int64_t columns);
+
+ private:
+  std::int64_t vocabulary_;
+  VocabularySlice slice_;
+  const Weight* weight_ = nullptr;
+};
+
+}  // namespace choir

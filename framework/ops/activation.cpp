@@ -1,0 +1,33 @@
+#include "framework/ops/activation.h"
+
+#include "framework/ops/dispatch.h"
+
+namespace choir::ops {
+
+Tensor activation(Runtime& runtime, Activation kind, const Tensor& x) {
+  check(x.contiguous(), "activation: x is contiguous");
+  Tensor y = runtime.empty({x.rows(), x.width() / kernels::inputs_per_output(kind)}, x.dtype());
+  with_type(x.dtype(), [&]<class T>() {
+    const kernels::ActivationForward<T> args{
+        .kind = kind, .x = x.data<T>(), .y = y.data<T>(), .rows = y.rows(), .width = y.width()};
+    launch(runtime, "activation forward", {.flops = 12.0 * static_cast<double>(y.count()), .bytes = bytes_of({x, y})},
+           [args](kernels::Cpu cpu) { kernels::activation_forward(cpu, args); });
+  });
+  return y;
+}
+
+Tensor activation_backward(Runtime& runtime, Activation kind, const Tensor& dy, const Tensor& x) {
+  check(x.contiguous() && dy.contiguous() && x.count() == dy.count() * kernels::inputs_per_output(kind),
+        "activation backward: dy [N, F], x [N, F or 2 F]");
+  Tensor dx = runtime.empty({x.rows(), x.width()}, x.dtype());
+  with_type(x.dtype(), [&]<class T>() {
+    const kernels::ActivationBackward<T> args{
+        .kind = kind, .dy = dy.data<T>(), .x = x.data<T>(), .dx = dx.data<T>(), .rows = dy.rows(), .width = dy.width()};
+    launch(runtime, "activation backward",
+           {.flops = 20.0 * static_cast<double>(dy.count()), .bytes = bytes_of({dy, x, dx})},
+           [args](kernels::Cpu cpu) { kernels::activation_backward(cpu, args); });
+  });
+  return dx;
+}
+
+}  // namespace choir::ops

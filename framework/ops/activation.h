@@ -1,0 +1,17 @@
+// The nonlinearity of the feed-forward layer.
+#pragma once
+
+#include "framework/core/runtime.h"
+#include "kernels/activation.h"
+
+namespace choir::ops {
+
+using kernels::Activation;
+
+/// y [N, F] from x [N, F], or [N, 2 F] for gated kinds
+Tensor activation(Runtime&, Activation kind, const Tensor& x);
+
+/// dx, shaped like x, from dy [N, F]
+Tensor activation_backward(Runtime&, Activation kind, const Tensor& dy, const Tensor& x);
+
+}  // namespace choir::ops

@@ -1,0 +1,33 @@
+// Attention over tensors: q [B*Tq, H*E], k and v [B*Tk, K*E]; any row strides, so they may be columns of one buffer.
+#pragma once
+
+#include "framework/core/runtime.h"
+#include "kernels/attention.h"
+
+namespace choir::ops {
+
+/// What the tensors do not say. Group size and offset: kernels/attention.h.
+struct AttentionOptions {
+  std::int64_t batch = 1, heads = 1, kv_heads = 1, head_width = 1;
+  std::int64_t group_size = 1, group_offset = 0;
+  bool causal = true;
+  std::int64_t window = 0;
+};
+
+/// Returns out [B*Tq, H*E]; `lse` becomes [B, H, Tq].
+Tensor attention(Runtime&, const AttentionOptions&, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& lse);
+
+/// Writes dq, dk, dv, shaped and strided like q, k, v.
+void attention_backward(Runtime&, const AttentionOptions&, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq, const Tensor& dk,
+                        const Tensor& dv);
+
+/// Rotates the heads of x [N, heads * E] in place; row r stands at position first_position + r % length.
+/// `table` [positions, E] as kernels/rotary.h makes it. `inverse` is the backward.
+void rotary(Runtime&, const Tensor& x, const Tensor& table, std::int64_t head_width, std::int64_t length,
+            std::int64_t first_position, bool inverse);
+
+/// The table of kernels/rotary.h for `positions` positions.
+Tensor rotary_table(Runtime&, std::int64_t positions, std::int64_t head_width, double base);
+
+}  // namespace choir::ops

@@ -1,0 +1,20 @@
+// Token and position embeddings.
+#pragma once
+
+#include "framework/core/runtime.h"
+
+namespace choir::ops {
+
+/// y [N, D]: the row of table [tokens held, D] for each id [N]; zeros for ids outside [first_token, first_token + tokens).
+Tensor embedding(Runtime&, const Tensor& ids, const Tensor& table, std::int64_t first_token);
+/// dtable += dy, by token
+void embedding_backward(Runtime&, const Tensor& ids, const Tensor& dy, const Tensor& dtable, std::int64_t first_token);
+
+/// y [N, D] = x + table[(first_row + r) % length + first_position]
+Tensor add_position(Runtime&, const Tensor& x, const Tensor& table, std::int64_t length, std::int64_t first_row,
+                    std::int64_t first_position);
+/// dtable += dy, by position
+void add_position_backward(Runtime&, const Tensor& dy, const Tensor& dtable, std::int64_t length,
+                           std::int64_t first_row);
+
+}  // namespace choir::ops

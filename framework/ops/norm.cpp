@@ -1,0 +1,50 @@
+#include "kernels/norm.h"
+
+#include "framework/ops/dispatch.h"
+#include "framework/ops/norm.h"
+
+namespace choir::ops {
+
+Tensor norm(Runtime& runtime, const Tensor& x, const Tensor& weight, const Tensor& bias, bool rms, double epsilon,
+            NormStatistics& statistics) {
+  check(x.contiguous() && weight.count() == x.width(), "norm: x [N, D], weight [D]");
+  Tensor y = runtime.empty({x.rows(), x.width()}, x.dtype());
+  const DType type = accumulate_type(x.dtype());
+  statistics = {.mean = rms ? Tensor{} : runtime.empty({x.rows()}, type), .rstd = runtime.empty({x.rows()}, type)};
+  with_type(x.dtype(), [&]<class T>() {
+    using A = Accumulate<T>;
+    const kernels::NormForward<T> args{.x = x.data<T>(), .weight = weight.data<A>(), .bias = data_or_null<A>(bias),
+                                       .y = y.data<T>(), .mean = data_or_null<A>(statistics.mean),
+                                       .rstd = statistics.rstd.data<A>(), .rows = x.rows(), .width = x.width(),
+                                       .epsilon = epsilon};
+    launch(runtime, "norm forward", {.flops = 8.0 * static_cast<double>(x.count()), .bytes = bytes_of({x, y})},
+           [args](kernels::Cpu cpu) { kernels::norm_forward(cpu, args); });
+  });
+  return y;
+}
+
+Tensor norm_backward(Runtime& runtime, const Tensor& dy, const Tensor& x, const Tensor& weight,
+                     const NormStatistics& statistics, const Tensor& residual, const Tensor& dweight,
+                     const Tensor& dbias) {
+  check(dy.contiguous() && x.contiguous() && dy.count() == x.count(), "norm backward: dy and x [N, D]");
+  check(!residual || (residual.contiguous() && residual.count() == x.count()), "norm backward: residual [N, D]");
+  Tensor dx = runtime.empty({x.rows(), x.width()}, x.dtype());
+  with_type(x.dtype(), [&]<class T>() {
+    using A = Accumulate<T>;
+    kernels::NormBackward<T> args{.dy = dy.data<T>(), .x = x.data<T>(), .weight = weight.data<A>(),
+                                  .mean = data_or_null<A>(statistics.mean), .rstd = statistics.rstd.data<A>(),
+                                  .residual = data_or_null<T>(residual), .dx = dx.data<T>(),
+                                  .dweight = dweight.data<A>(), .dbias = data_or_null<A>(dbias), .rows = x.rows(),
+                                  .width = x.width()};
+    const auto bytes = kernels::norm_backward_workspace_bytes<T>(runtime.device.cpu(), x.rows(), x.width());
+    Tensor workspace;
+    if (bytes > 0) workspace = runtime.empty({bytes}, DType::u8, MemoryKind::workspace);
+    args.workspace = workspace.raw();
+    launch(runtime, "norm backward",
+           {.flops = 12.0 * static_cast<double>(x.count()), .bytes = bytes_of({dy, x, residual, dx})},
+           [args](kernels::Cpu cpu) { kernels::norm_backward(cpu, args); });
+  });
+  return dx;
+}
+
+}  // namespace choir::ops

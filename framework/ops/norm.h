@@ -1,0 +1,22 @@
+// Layer norm and RMS norm.
+#pragma once
+
+#include "framework/core/runtime.h"
+
+namespace choir::ops {
+
+struct NormStatistics {
+  Tensor mean;  ///< [N], empty for RMS norm
+  Tensor rstd;  ///< [N]
+};
+
+/// y [N, D] = norm(x [N, D]) * weight [D] + bias [D]. `bias` may be empty. `rms`: no mean is taken off.
+Tensor norm(Runtime&, const Tensor& x, const Tensor& weight, const Tensor& bias, bool rms, double epsilon,
+            NormStatistics& statistics);
+
+/// Returns dx = residual + gradient through the norm; dweight and dbias accumulate. `residual` may be empty.
+Tensor norm_backward(Runtime&, const Tensor& dy, const Tensor& x, const Tensor& weight,
+                     const NormStatistics& statistics, const Tensor& residual, const Tensor& dweight,
+                     const Tensor& dbias);
+
+}  // namespace choir::ops

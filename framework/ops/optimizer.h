@@ -1,0 +1,28 @@
+// Optimizer updates, gradient norm and clip factor.
+#pragma once
+
+#include <vector>
+
+#include "framework/core/runtime.h"
+#include "kernels/optimizer.h"
+#include "kernels/reduce.h"
+
+namespace choir::ops {
+
+/// One AdamW update of `weight` [n] and its moments [n]; `value` (bf16) may be empty. `segments` holds
+/// kernels::OptimizerSegment in device memory, relative to the tensors.
+void adamw(Runtime&, const Tensor& weight, const Tensor& gradient, const Tensor& first_moment,
+           const Tensor& second_moment, const Tensor& value, const Tensor& segments, float beta1, float beta2,
+           float epsilon);
+
+/// One SGD update; `momentum_buffer` may be empty where momentum is 0.
+void sgd(Runtime&, const Tensor& weight, const Tensor& gradient, const Tensor& momentum_buffer, const Tensor& value,
+         const Tensor& segments, float momentum);
+
+/// sum (one f64) = the sum of squares of the ranges of x. `ranges` holds kernels::Range in device memory.
+void squared_norm(Runtime&, const Tensor& x, const Tensor& ranges, const Tensor& sum);
+
+/// clip_factor of the runtime's StepScalars from the squared norm (one f64) and the limit (0: no limit).
+void clip_factor(Runtime&, const Tensor& squared_norm, double limit);
+
+}  // namespace choir::ops

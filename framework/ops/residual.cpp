@@ -1,0 +1,39 @@
+#include "framework/ops/residual.h"
+
+#include "framework/ops/dispatch.h"
+
+namespace choir::ops {
+
+Dropout dropout_for(Runtime& runtime, double p, std::string_view what, std::int64_t first_row) {
+  return {.p = runtime.training ? p : 0.0, .key = random_key(runtime.seed, what), .scalars = runtime.step_scalars(),
+          .first_row = first_row};
+}
+
+Tensor residual(Runtime& runtime, const Tensor& x, const Tensor& delta, const Tensor& bias, const Dropout& dropout) {
+  check(delta.contiguous() && (!x || (x.contiguous() && x.count() == delta.count())), "residual: x and delta [N, D]");
+  check(!bias || bias.count() == delta.width(), "residual: bias [D]");
+  Tensor y = runtime.empty({delta.rows(), delta.width()}, delta.dtype());
+  with_type(delta.dtype(), [&]<class T>() {
+    const kernels::ResidualForward<T> args{.x = data_or_null<T>(x), .delta = delta.data<T>(),
+                                           .bias = data_or_null<Accumulate<T>>(bias), .y = y.data<T>(),
+                                           .rows = delta.rows(), .width = delta.width(), .dropout = dropout};
+    launch(runtime, "residual forward", {.flops = 2.0 * static_cast<double>(y.count()), .bytes = bytes_of({x, delta, y})},
+           [args](kernels::Cpu cpu) { kernels::residual_forward(cpu, args); });
+  });
+  return y;
+}
+
+Tensor residual_backward(Runtime& runtime, const Tensor& dy, const Dropout& dropout) {
+  if (dropout.p == 0) return dy;
+  check(dy.contiguous(), "residual backward: dy is contiguous");
+  Tensor ddelta = runtime.empty({dy.rows(), dy.width()}, dy.dtype());
+  with_type(dy.dtype(), [&]<class T>() {
+    const kernels::ResidualBackward<T> args{
+        .dy = dy.data<T>(), .ddelta = ddelta.data<T>(), .rows = dy.rows(), .width = dy.width(), .dropout = dropout};
+    launch(runtime, "residual backward", {.flops = static_cast<double>(dy.count()), .bytes = bytes_of({dy, ddelta})},
+           [args](kernels::Cpu cpu) { kernels::residual_backward(cpu, args); });
+  });
+  return ddelta;
+}
+
+}  // namespace choir::ops

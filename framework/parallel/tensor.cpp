@@ -1,0 +1,106 @@
+#include "framework/parallel/tensor.h"
+
+#include <algorithm>
+
+#include "framework/ops/elementwise.h"
+
+namespace choir {
+namespace {
+
+/// x [N, D] in a buffer of `rows` >= N rows, the rest zeros; the same handle where nothing is to be added.
+Tensor pad_rows(Runtime& runtime, const Tensor& x, std::int64_t rows) {
+  if (x.rows() == rows) return ops::contiguous(runtime, x);
+  Tensor padded = runtime.empty({rows, x.width()}, x.dtype());
+  ops::copy(runtime, x, padded.slice_rows(0, x.rows()));
+  ops::fill(runtime, padded.slice_rows(x.rows(), rows), 0.0f);
+  return padded;
+}
+
+Tensor gather_rows(const Tensor& x, Context& context, const char* label) {
+  if (!context.sequence) return x;
+  Communicator& axis = *context.mesh.tensor;
+  Runtime& runtime = context.runtime;
+  Tensor all = runtime.empty({x.rows() * axis.size(), x.width()}, x.dtype());
+  axis.all_gather(x, all, runtime.device.compute(), label);
+  return all.slice_rows(0, context.rows());
+}
+
+/// The sum over ranks of partial [N, D], on the rows held, enqueued on `stream`.
+Tensor sum_rows(const Tensor& partial, Context& context, Stream& stream, const char* label) {
+  Communicator& axis = *context.mesh.tensor;
+  Runtime& runtime = context.runtime;
+  if (!context.sequence) {
+    axis.all_reduce(partial, Reduce::sum, stream, label);
+    return partial;
+  }
+  const RowShare share = row_share(context);
+  const Tensor padded = pad_rows(runtime, partial, share.block * axis.size());
+  Tensor mine = runtime.empty({share.block, partial.width()}, partial.dtype());
+  axis.reduce_scatter(padded, mine, Reduce::sum, stream, label);
+  return mine;
+}
+
+}  // namespace
+
+RowShare row_share(const Context& context) {
+  const std::int64_t rows = context.rows();
+  if (!context.sequence) return {0, rows, rows};
+  const std::int64_t size = context.mesh.tensor->size(), rank = context.mesh.tensor->rank();
+  const std::int64_t block = (rows + size - 1) / size;
+  return {std::min(rank * block, rows), std::min((rank + 1) * block, rows), block};
+}
+
+Tensor enter(const Tensor& x, Context& context, const char* label) { return gather_rows(x, context, label); }
+
+const Tensor& PendingTensor::wait(Runtime& runtime) const {
+  done.wait(runtime.device.compute());
+  return tensor;
+}
+
+PendingTensor enter_backward(const Tensor& dx, Context& context, const char* label) {
+  Device& device = context.runtime.device;
+  Event ready;
+  ready.record(device.compute());
+  ready.wait(device.communicate());
+  PendingTensor pending;
+  pending.tensor = sum_rows(dx, context, device.communicate(), label);
+  pending.done.record(device.communicate());
+  return pending;
+}
+
+Tensor leave(const Tensor& partial, Context& context, const char* label) {
+  return sum_rows(partial, context, context.runtime.device.compute(), label);
+}
+
+Tensor leave_backward(const Tensor& dy, Context& context, const char* label) { return gather_rows(dy, context, label); }
+
+void sum_shared_gradients(const ParameterStore& store, int group, Context& context) {
+  Communicator& axis = *context.mesh.tensor;
+  Runtime& runtime = context.runtime;
+  const auto in_group = [&](const Parameter& p) {
+    return p.tensor_sum != TensorSum::none && p.offset() >= store.group_begin(group) && p.offset() < store.group_end(group);
+  };
+  // Whole tensors lie one after another at the same place on every rank; a replicated part lies where it stands in its
+  // global tensor, which is the same place too.
+  std::int64_t total = 0;
+  for (const Parameter& p : store.parameters())
+    if (in_group(p)) total += p.global_count();
+  if (total == 0 || axis.size() == 1) return;
+
+  const Tensor packed = runtime.empty({total}, store.gradient.dtype(), MemoryKind::workspace);
+  ops::fill(runtime, packed, 0.0f);
+  const auto for_each_part = [&](auto&& move) {
+    std::int64_t begin = 0;
+    for (const Parameter& p : store.parameters()) {
+      if (!in_group(p)) continue;
+      const std::int64_t at = begin + p.held.row_begin * p.held.columns();  // shared tensors are split by rows only
+      move(p.gradient().reshape({p.held.count()}), packed.slice_columns(at, at + p.held.count()));
+      begin += p.global_count();
+    }
+  };
+  for_each_part([&](const Tensor& gradient, const Tensor& part) { ops::copy(runtime, gradient, part); });
+  axis.all_reduce(packed, Reduce::sum, runtime.device.compute(), "shared gradients");
+  for_each_part([&](const Tensor& gradient, const Tensor& part) { ops::copy(runtime, part, gradient); });
+}
+
+}  // namespace choir

@@ -1,0 +1,60 @@
+// Tensor parallelism: each layer's weights split over the ranks of the tensor axis (Shoeybi et al. 2019, arXiv
+// 1909.08053), and its sequence-parallel form (Korthikanti et al. 2022, arXiv 2205.05198).
+//
+//                     column-split weight         row-split weight
+//   x ── enter ──▶ x ──────────────▶ y_r ──────────────▶ partial sums ── leave ──▶ y
+//
+//              forward                            backward
+//   enter      identity       | all-gather        all-reduce | reduce-scatter
+//   leave      all-reduce     | reduce-scatter    identity   | all-gather
+//              whole rows     | split rows (sequence)
+//
+// With `sequence`, between leave and enter a rank holds rows_per_rank() of the flattened rows [N]; the last ranks' blocks
+// may reach beyond N: those rows are padding, finite, and their gradients are zero.
+#pragma once
+
+#include "framework/comm/context.h"
+#include "framework/core/parameter.h"
+#include "framework/parallel/head_partition.h"
+
+namespace choir {
+
+/// Which share of the weights this rank holds; what a layer needs to know to declare its parameters.
+struct TensorShare {
+  std::int64_t rank = 0, size = 1;
+  bool sequence = false;
+  /// For whole tensors that every rank holds and that see only the rows at hand: norms, positions, row-split biases.
+  TensorSum whole_tensor_sum() const { return sequence ? TensorSum::all : TensorSum::none; }
+};
+
+/// The rows that this rank holds between layers: [begin, end) of the N rows, in a block of `block` rows.
+struct RowShare {
+  std::int64_t begin = 0, end = 0, block = 0;
+};
+RowShare row_share(const Context&);
+
+/// x [rows held, D] -> [N, D]
+Tensor enter(const Tensor& x, Context&, const char* label);
+
+/// A collective on its way: arithmetic that does not need the result goes on meanwhile.
+struct PendingTensor {
+  Tensor tensor;
+  Event done;
+  /// The tensor, for work enqueued on the compute stream from now on.
+  const Tensor& wait(Runtime&) const;
+};
+
+/// Starts the sum over ranks of dx [N, D]; the result has the rows held, [rows held, D]. Overlaps what is computed next.
+PendingTensor enter_backward(const Tensor& dx, Context&, const char* label);
+
+/// partial [N, D] -> the sum over ranks, [rows held, D]
+Tensor leave(const Tensor& partial, Context&, const char* label);
+
+/// dy [rows held, D] -> [N, D]
+Tensor leave_backward(const Tensor& dy, Context&, const char* label);
+
+/// Makes the gradients of group `group` complete over the tensor axis, by the parameters' records: one packed
+/// all-reduce, of zeros where a part is not held. Runs on the communication stream's order; call before data reduction.
+void sum_shared_gradients(const ParameterStore&, int group, Context&);
+
+}  // namespace choir

@@ -1,0 +1,141 @@
+#include "framework/train/snapshot.h"
+
+#include <algorithm>
+#include <charconv>
+
+namespace choir {
+namespace {
+
+Piece piece_of(const ParameterPart& part, const std::string& name, float* data) {
+  const Parameter& p = *part.parameter;
+  return {.name = name, .shape = p.shape, .row_begin = p.held.row_begin, .row_end = p.held.row_end,
+          .column_begin = p.held.column_begin, .column_end = p.held.column_end, .begin = part.begin, .end = part.end,
+          .data = data};
+}
+
+std::vector<Piece> weight_pieces(Trainer& trainer, const std::vector<FlatRange>& ranges, bool owned_only) {
+  std::vector<Piece> pieces;
+  for (const ParameterPart& part : parts_in(trainer.parameters(), ranges, owned_only))
+    pieces.push_back(piece_of(part, part.parameter->name, trainer.parameters().master.data<float>() + part.flat_begin));
+  return pieces;
+}
+
+void add_state_pieces(Trainer& trainer, const std::vector<FlatRange>& ranges, bool owned_only,
+                      std::vector<Piece>& pieces) {
+  const Optimizer& optimizer = trainer.optimizer();
+  for (const Optimizer::StateArray& array : optimizer.state())
+    for (const ParameterPart& part : parts_in(trainer.parameters(), ranges, owned_only))
+      pieces.push_back(piece_of(part, "optimizer." + array.name + "." + part.parameter->name,
+                                array.values.data<float>() + optimizer.state_offset(part.flat_begin)));
+}
+
+std::string to_hex(const std::string& bytes) {
+  constexpr char digits[] = "0123456789abcdef";
+  std::string hex;
+  hex.reserve(bytes.size() * 2);
+  for (const unsigned char byte : bytes) {
+    hex += digits[byte >> 4];
+    hex += digits[byte & 15];
+  }
+  return hex;
+}
+
+std::string from_hex(const std::string& hex, const std::string& owner) {
+  std::string bytes;
+  bytes.reserve(hex.size() / 2);
+  for (std::size_t i = 0; i + 1 < hex.size(); i += 2) {
+    unsigned value = 0;
+    const auto [end, error] = std::from_chars(hex.data() + i, hex.data() + i + 2, value, 16);
+    if (error != std::errc{} || end != hex.data() + i + 2)
+      throw ConfigError(Problem{.what = owner + ": the tokenizer in its state is not hexadecimal"});
+    bytes += static_cast<char>(value);
+  }
+  return bytes;
+}
+
+std::string state_value(const CheckpointReader& reader, const std::string& key) {
+  const auto found = reader.state().find(key);
+  if (found == reader.state().end())
+    throw ConfigError(Problem{.what = reader.path() + " has no \"" + key + "\" in its state",
+                              .why = "it was not written by `choir train`"});
+  return found->second;
+}
+
+bool begins_with_any(const std::string& key, const std::vector<std::string>& prefixes) {
+  return std::any_of(prefixes.begin(), prefixes.end(), [&](const std::string& p) { return key.starts_with(p); });
+}
+
+std::vector<Problem> model_problems(const Config& theirs, const Config& ours, const std::string& owner) {
+  std::vector<Problem> problems;
+  // Dropout and start values are no part of what the weights mean.
+  for (const Difference& d : differences(theirs, ours))
+    if (begins_with_any(d.key, {"model."}) && d.key != "model.dropout" && d.key != "model.initial_deviation")
+      problems.push_back({.what = d.key + " = " + d.right + ", but " + d.left + " in " + owner,
+                          .why = "the checkpoint is of another model",
+                          .fix = "set " + d.key + "=" + d.left + ", or name another checkpoint"});
+  return problems;
+}
+
+void finish_loading(Trainer& trainer) { trainer.parameters().round_values(trainer.runtime()); }
+
+std::vector<FlatRange> everything(const ParameterStore& store) { return {{0, store.size()}}; }
+
+}  // namespace
+
+std::vector<Piece> owned_pieces(Trainer& trainer) {
+  const auto& counted = trainer.data_parallel().counted();
+  std::vector<Piece> pieces = weight_pieces(trainer, counted, true);
+  add_state_pieces(trainer, counted, true, pieces);
+  return pieces;
+}
+
+State run_state(const Config& config, std::int64_t step, const TokenFile& file) {
+  return {{"config", print(config)},
+          {"step", std::to_string(step)},
+          {"samples", std::to_string(step * config.train.batch)},
+          {"tokens_digest", file.tokens_digest()},
+          {"tokenizer_digest", file.tokenizer().digest()},
+          {"tokenizer_kind", file.tokenizer().kind()},
+          {"tokenizer_model", to_hex(file.tokenizer().serialized())}};
+}
+
+Tokenizer tokenizer_of(const CheckpointReader& reader) {
+  const std::string kind = state_value(reader, "tokenizer_kind");
+  return Tokenizer::load(kind, from_hex(state_value(reader, "tokenizer_model"), reader.path()), reader.path());
+}
+
+Config config_of(const CheckpointReader& reader) {
+  return parse_config(state_value(reader, "config"), reader.path() + " (its configuration)");
+}
+
+void load_weights(Trainer& trainer, const CheckpointReader& reader) {
+  throw_if_any(model_problems(config_of(reader), trainer.config(), reader.path()));
+  reader.read(weight_pieces(trainer, everything(trainer.parameters()), false));
+  finish_loading(trainer);
+}
+
+void load_all(Trainer& trainer, const CheckpointReader& reader) {
+  throw_if_any(model_problems(config_of(reader), trainer.config(), reader.path()));
+  std::vector<Piece> pieces = weight_pieces(trainer, everything(trainer.parameters()), false);
+  add_state_pieces(trainer, trainer.data_parallel().updated(), false, pieces);
+  reader.read(pieces);
+  finish_loading(trainer);
+}
+
+std::vector<Problem> check_resume(const Config& then, const Config& now) {
+  static const std::vector<std::string> may_differ = {
+      "parallel.", "checkpoint.", "generate.", "data.path", "data.tokenizer.", "train.folder", "train.steps",
+      "train.device", "train.streams", "train.threads", "train.recompute", "train.timeout", "train.from",
+      "train.evaluate_every", "train.evaluate_sequences", "train.log_every", "train.attention.", "train.emulate_bf16"};
+  std::vector<Problem> problems;
+  for (const Difference& d : differences(then, now))
+    if (!begins_with_any(d.key, may_differ))
+      problems.push_back(
+          {.what = d.key + " = " + d.right + ", but the run was started with " + d.left,
+           .why = "a resumed run is the same run; only parallel, checkpoint, generate, evaluation, logging and "
+                  "train.steps may differ",
+           .fix = "set " + d.key + "=" + d.left + ", or start a new run from its weights with train.from"});
+  return problems;
+}
+
+}  // namespace choir

@@ -1,0 +1,93 @@
+// One rank's share of a model and all that trains it; the training step; evaluation.
+//
+// The step is one loop over a schedule. On device `count` the very same code runs, and is the plan.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "framework/comm/mesh.h"
+#include "framework/config/config.h"
+#include "framework/model/decoder.h"
+#include "framework/optim/optimizer.h"
+#include "framework/parallel/data.h"
+#include "framework/parallel/pipeline.h"
+
+namespace choir {
+
+/// Writes sample `index` (of the step's global batch, or of an evaluation) as inputs [T] and targets [T]. Returns the
+/// bytes of text that the targets stand for.
+using ReadSample = std::function<std::int64_t(std::int64_t index, std::span<std::int32_t> inputs,
+                                              std::span<std::int32_t> targets)>;
+
+struct StepResult {
+  double loss = 0;           ///< mean over the target tokens of the global batch
+  double gradient_norm = 0;  ///< over all parameters, before clipping
+  double rate = 0;           ///< learning rate
+};
+
+/// Sums over target tokens, over all ranks.
+struct LossSum {
+  double loss = 0;          ///< nats
+  std::int64_t tokens = 0;
+  std::int64_t bytes = 0;   ///< of text
+  double mean() const { return loss / static_cast<double>(tokens); }                     ///< nats a token
+  double bits_per_byte() const;                                                          ///< comparable across tokenizers
+};
+
+/// Which part of the mesh the configuration asks for; data ranks are what remains. Call validate() first.
+MeshShape mesh_shape(const Config&, std::int64_t ranks);
+
+class Trainer {
+ public:
+  /// Declares, allocates and initialises this rank's share. `device` and `mesh` outlive the trainer. `inference`: no
+  /// gradients and no optimizer; only evaluate() and generation may be called.
+  Trainer(const Config&, Device&, Mesh&, bool inference = false);
+
+  /// Step `step` (from 1): gradients of the global batch, then one update. Collective.
+  StepResult step(std::int64_t step, const ReadSample& read);
+
+  /// The two halves of step(). compute_gradients leaves complete gradients on this rank (with ZeRO: of its part), and
+  /// returns the loss; on return work may still be on its way on the device.
+  Tensor compute_gradients(std::int64_t step, const ReadSample& read);
+  /// Returns the squared gradient norm on the device.
+  Tensor update();
+
+  /// The losses of samples [0, samples) of `read`, dealt over the data ranks; negative targets do not count. Collective.
+  LossSum evaluate(std::int64_t samples, const ReadSample& read);
+
+  const Config& config() const { return config_; }
+  Runtime& runtime() { return runtime_; }
+  Mesh& mesh() { return mesh_; }
+  Context context() { return {.runtime = runtime_, .mesh = mesh_, .sequence = share_.sequence}; }
+  ParameterStore& parameters() { return store_; }
+  const Decoder& decoder() const { return decoder_; }
+  const DataParallel& data_parallel() const { return *data_parallel_; }
+  const Optimizer& optimizer() const { return *optimizer_; }
+
+  std::int64_t micro_batches() const { return micro_batches_; }       ///< a step and data rank
+  std::int64_t micro_batch() const { return micro_batch_; }           ///< sequences in each
+
+ private:
+  struct Batch {
+    Tensor ids, targets;  // [N] i32
+  };
+  Batch read_batch(std::int64_t first_sample, std::int64_t end_sample, const ReadSample& read);
+
+  Config config_;
+  Mesh& mesh_;
+  Runtime runtime_;
+  TensorShare share_;
+  ParameterStore store_;
+  Decoder decoder_;
+  std::unique_ptr<DataParallel> data_parallel_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::int64_t micro_batch_ = 1, micro_batches_ = 1;
+  std::vector<Action> schedule_;
+  Tensor loss_sum_;  // one f64: over this rank's sequences, then over all
+};
+
+}  // namespace choir

@@ -1,0 +1,176 @@
+// How CPU attention divides its work: which keys a query sees, the blocks, the memory of a thread, the threads' parts.
+//
+// A unit of work is one block of queries of one head. Units are ordered by batch, head, block, and each thread takes a
+// contiguous part of them, of nearly equal cost. The query heads that read one key/value head form a group; the units
+// of a group are neighbours, so dk and dv of a group are sums over one thread's units, or over few threads' in order.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/attention.h"
+#include "kernels/cpu/parallel.h"
+
+namespace choir::kernels::cpu {
+
+/// Queries and keys in a block. Both are multiples of every register tile (6 or 8 rows, 2 vectors of at most 16 lanes);
+/// a block of queries, of keys and of scores is 15 to 25 KB in f32 at head width 64, near the first cache.
+inline constexpr std::int64_t query_block = 48, key_block = 96;
+
+inline constexpr double log2_of_e = 1.4426950408889634, log_of_2 = 0.6931471805599453;
+
+struct Range {
+  std::int64_t begin, end;
+  bool empty() const { return begin >= end; }
+};
+
+inline Range intersect(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
+
+/// The keys that query i sees. Both ends grow with i, so that rows of queries see the range from the first's begin to
+/// the last's end.
+inline Range visible_keys(const AttentionShape& s, std::int64_t i) {
+  const std::int64_t position = i + s.kv_length - s.q_length;
+  return intersect({0, s.kv_length}, {s.window ? position - s.window + 1 : 0, s.causal   ? position + 1
+                                                                              : s.window ? position + s.window
+                                                                                         : s.kv_length});
+}
+
+inline Range visible_keys(const AttentionShape& s, Range queries) {
+  return {visible_keys(s, queries.begin).begin, visible_keys(s, queries.end - 1).end};
+}
+
+/// The queries that see some key of `keys`.
+inline Range visible_queries(const AttentionShape& s, Range keys) {
+  const std::int64_t shift = s.kv_length - s.q_length;
+  return intersect({0, s.q_length}, {s.causal   ? keys.begin - shift
+                                     : s.window ? keys.begin - s.window + 1 - shift
+                                                : 0,
+                                     s.window ? keys.end - 1 + s.window - shift : s.q_length});
+}
+
+inline std::int64_t num_blocks(std::int64_t length, std::int64_t block) { return (length + block - 1) / block; }
+
+// ---- Units, groups, parts
+
+struct Unit {
+  std::int64_t batch, head, first_query;
+};
+
+inline std::int64_t num_units(const AttentionShape& s) {
+  return s.batch * s.heads * num_blocks(s.q_length, query_block);
+}
+
+inline Unit unit_at(const AttentionShape& s, std::int64_t unit) {
+  const std::int64_t blocks = num_blocks(s.q_length, query_block), head = unit / blocks;
+  return {head / s.heads, head % s.heads, unit % blocks * query_block};
+}
+
+inline std::int64_t kv_head_of(const AttentionShape& s, std::int64_t head) {
+  return (head + s.group_offset) / s.group_size;
+}
+
+/// The units that read key/value head `kv_head` of `batch`; empty where no query head does.
+inline Range units_of_group(const AttentionShape& s, std::int64_t batch, std::int64_t kv_head) {
+  const std::int64_t blocks = num_blocks(s.q_length, query_block);
+  const Range heads =
+      intersect({0, s.heads}, {kv_head * s.group_size - s.group_offset, (kv_head + 1) * s.group_size - s.group_offset});
+  if (heads.empty()) return {0, 0};
+  return {(batch * s.heads + heads.begin) * blocks, (batch * s.heads + heads.end) * blocks};
+}
+
+/// The units of thread `index` of `threads`. A unit costs as many keys as it sees, and a third of a block for the rest.
+inline Part part_of_units(const AttentionShape& s, int threads, int index) {
+  const std::int64_t blocks = num_blocks(s.q_length, query_block);
+  const auto cost = [&](std::int64_t block) {
+    const Range queries{block * query_block, std::min(s.q_length, (block + 1) * query_block)};
+    const Range keys = visible_keys(s, queries);
+    return std::max<std::int64_t>(0, keys.end - keys.begin) + key_block / 3;
+  };
+  std::int64_t head_cost = 0;
+  for (std::int64_t block = 0; block < blocks; ++block) head_cost += cost(block);
+  const auto boundary = [&](std::int64_t part) -> std::int64_t {
+    if (head_cost == 0) return 0;
+    const std::int64_t before = s.batch * s.heads * head_cost * part / threads, head = before / head_cost;
+    std::int64_t rest = before % head_cost, block = 0;
+    while (block < blocks && rest >= cost(block)) rest -= cost(block++);
+    return head * blocks + block + (block < blocks && 2 * rest >= cost(block) ? 1 : 0);
+  };
+  return {boundary(index), boundary(index + 1), index};
+}
+
+// ---- Memory of one thread. Rows of a block start on a cache line and an odd number of lines apart, so that a column
+// of the block spreads over all sets of the cache.
+
+inline std::int64_t padded_stride(std::int64_t width) { return (num_blocks(width, 16) | 1) * 16; }
+inline constexpr std::int64_t score_stride = 112;
+
+class Carver {
+ public:
+  explicit Carver(void* start) : start_(static_cast<std::byte*>(start)) {}
+
+  template <class A>
+  A* take(std::int64_t elements) {
+    std::byte* here = start_ ? start_ + bytes_ : nullptr;
+    bytes_ += (elements * static_cast<std::int64_t>(sizeof(A)) + 63) / 64 * 64;
+    return reinterpret_cast<A*>(here);
+  }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* start_;
+  std::int64_t bytes_ = 0;
+};
+
+template <class A>
+struct ForwardMemory {
+  A *keys_transposed, *values;     // of a group: [blocks][width][score_stride], [blocks * key_block][stride]
+  A *query, *out;                  // of a unit: [query_block][stride]
+  A* scores;                       // [query_block][score_stride]
+  A *row_max, *row_sum, *rescale;  // [query_block]
+  std::int64_t bytes;
+
+  ForwardMemory(const AttentionShape& s, void* start) {
+    const std::int64_t stride = padded_stride(s.head_width), key_blocks = num_blocks(s.kv_length, key_block);
+    Carver carver(start);
+    keys_transposed = carver.take<A>(key_blocks * s.head_width * score_stride);
+    values = carver.take<A>(key_blocks * key_block * stride);
+    query = carver.take<A>(query_block * stride);
+    out = carver.take<A>(query_block * stride);
+    scores = carver.take<A>(query_block * score_stride);
+    row_max = carver.take<A>(query_block);
+    row_sum = carver.take<A>(query_block);
+    rescale = carver.take<A>(query_block);
+    bytes = carver.bytes();
+  }
+};
+
+template <class A>
+struct BackwardMemory {
+  A *keys_transposed, *values_transposed, *keys;  // of a group, as in forward
+  A *dkeys[2], *dvalues[2];                       // [blocks * key_block][stride]: of the first group, of later ones
+  A *query, *dout, *dquery;                       // of a unit: [query_block][stride]
+  A *probabilities, *dscores;                     // [query_block][score_stride]
+  A *row_lse, *row_delta;                         // [query_block]
+  std::int64_t bytes;
+
+  BackwardMemory(const AttentionShape& s, void* start) {
+    const std::int64_t stride = padded_stride(s.head_width), key_blocks = num_blocks(s.kv_length, key_block);
+    Carver carver(start);
+    keys_transposed = carver.take<A>(key_blocks * s.head_width * score_stride);
+    values_transposed = carver.take<A>(key_blocks * s.head_width * score_stride);
+    keys = carver.take<A>(key_blocks * key_block * stride);
+    for (A*& sum : dkeys) sum = carver.take<A>(key_blocks * key_block * stride);
+    for (A*& sum : dvalues) sum = carver.take<A>(key_blocks * key_block * stride);
+    query = carver.take<A>(query_block * stride);
+    dout = carver.take<A>(query_block * stride);
+    dquery = carver.take<A>(query_block * stride);
+    probabilities = carver.take<A>(query_block * score_stride);
+    dscores = carver.take<A>(query_block * score_stride);
+    row_lse = carver.take<A>(query_block);
+    row_delta = carver.take<A>(query_block);
+    bytes = carver.bytes();
+  }
+};
+
+}  // namespace choir::kernels::cpu

@@ -1,0 +1,104 @@
+// The optimizer updates on the CPU. The threads divide the buffer, not the segments: a model has hundreds of segments
+// of a few elements and a few of millions.
+#include "kernels/optimizer.h"
+
+#include <algorithm>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/optimizer.cpp"
+#include "hwy/foreach_target.h"
+#include "kernels/cpu/simd.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace choir::kernels {
+namespace HWY_NAMESPACE {
+namespace {
+
+/// Calls body(begin, end, weight decay) for what `elements` has in common with each segment.
+template <class Args, class Body>
+HWY_INLINE void for_each_segment(const Args& args, Part elements, const Body& body) {
+  for (std::int64_t i = 0; i < args.num_segments; ++i) {
+    const OptimizerSegment& segment = args.segments[i];
+    const std::int64_t begin = std::max(segment.begin, elements.begin), end = std::min(segment.end, elements.end);
+    if (begin < end) body(begin, end, segment.weight_decay);
+  }
+}
+
+void adamw_part(const AdamW& args, Part elements) {
+  const hn::ScalableTag<float> d;
+  const StepScalars& scalars = *args.scalars;
+  const auto rate = hn::Set(d, scalars.rate), clip = hn::Set(d, scalars.clip_factor);
+  const auto correction1 = hn::Set(d, scalars.bias_correction1), correction2 = hn::Set(d, scalars.bias_correction2);
+  const auto beta1 = hn::Set(d, args.beta1), one_minus_beta1 = hn::Set(d, 1 - args.beta1);
+  const auto beta2 = hn::Set(d, args.beta2), one_minus_beta2 = hn::Set(d, 1 - args.beta2);
+  const auto epsilon = hn::Set(d, args.epsilon);
+  for_each_segment(args, elements, [&](std::int64_t begin, std::int64_t end, float weight_decay) HWY_ATTR {
+    const auto decay = hn::Set(d, weight_decay);
+    for_each_vector(d, end - begin, [&](auto offset, auto extent) HWY_ATTR {
+      const std::int64_t i = begin + offset;
+      const auto w = load(d, args.weight + i, extent);
+      const auto g = hn::Mul(clip, load(d, args.gradient + i, extent));
+      const auto m = hn::MulAdd(one_minus_beta1, g, hn::Mul(beta1, load(d, args.first_moment + i, extent)));
+      const auto v =
+          hn::MulAdd(hn::Mul(one_minus_beta2, g), g, hn::Mul(beta2, load(d, args.second_moment + i, extent)));
+      const auto deviation = hn::Add(hn::Sqrt(hn::Mul(v, correction2)), epsilon);
+      const auto direction = hn::MulAdd(decay, w, hn::Div(hn::Mul(m, correction1), deviation));
+      const auto updated = hn::NegMulAdd(rate, direction, w);
+      store(d, m, args.first_moment + i, extent);
+      store(d, v, args.second_moment + i, extent);
+      store(d, updated, args.weight + i, extent);
+      if (args.value) store(d, updated, args.value + i, extent);
+    });
+  });
+}
+
+void sgd_part(const Sgd& args, Part elements) {
+  const hn::ScalableTag<float> d;
+  const auto rate = hn::Set(d, args.scalars->rate), clip = hn::Set(d, args.scalars->clip_factor);
+  const auto momentum = hn::Set(d, args.momentum);
+  for_each_segment(args, elements, [&](std::int64_t begin, std::int64_t end, float weight_decay) HWY_ATTR {
+    const auto decay = hn::Set(d, weight_decay);
+    for_each_vector(d, end - begin, [&](auto offset, auto extent) HWY_ATTR {
+      const std::int64_t i = begin + offset;
+      const auto w = load(d, args.weight + i, extent);
+      auto m = hn::Mul(clip, load(d, args.gradient + i, extent));
+      if (args.momentum_buffer) {
+        m = hn::MulAdd(momentum, load(d, args.momentum_buffer + i, extent), m);
+        store(d, m, args.momentum_buffer + i, extent);
+      }
+      const auto updated = hn::NegMulAdd(rate, hn::MulAdd(decay, w, m), w);
+      store(d, updated, args.weight + i, extent);
+      if (args.value) store(d, updated, args.value + i, extent);
+    });
+  });
+}
+
+cpu::KernelSet<AdamW, Sgd> kernels() { return {adamw_part, sgd_part}; }
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace choir::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace choir::kernels {
+HWY_EXPORT(kernels);
+
+namespace {
+
+std::int64_t end_of_segments(const OptimizerSegment* segments, std::int64_t count) {
+  return count == 0 ? 0 : segments[count - 1].end;
+}
+
+}  // namespace
+
+void adamw(Cpu cpu, const AdamW& args) {
+  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, end_of_segments(args.segments, args.num_segments), 1, 64);
+}
+
+void sgd(Cpu cpu, const Sgd& args) {
+  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, end_of_segments(args.segments, args.num_segments), 1, 64);
+}
+
+}  // namespace choir::kernels
+#endif

@@ -1,0 +1,103 @@
+#include "launch/command_line.h"
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <thread>
+
+namespace choir {
+namespace {
+
+struct MpiState {
+  bool running = false;
+  int rank = 0, ranks = 1;
+};
+
+MpiState mpi_state() {
+  int initialized = 0, finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  MpiState state{.running = initialized == 1 && finalized == 0};
+  if (state.running) {
+    MPI_Comm_rank(MPI_COMM_WORLD, &state.rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &state.ranks);
+  }
+  return state;
+}
+
+/// True where all ranks come here within a few seconds: then all of them have found the same mistake.
+bool all_ranks_arrive() {
+  MPI_Request request;
+  MPI_Ibarrier(MPI_COMM_WORLD, &request);
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+  int done = 0;
+  for (MPI_Test(&request, &done, MPI_STATUS_IGNORE); done == 0; MPI_Test(&request, &done, MPI_STATUS_IGNORE)) {
+    if (std::chrono::steady_clock::now() > limit) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return true;
+}
+
+int user_mistake(const ConfigError& error) {
+  const MpiState mpi = mpi_state();
+  const bool everywhere = !mpi.running || mpi.ranks == 1 || all_ranks_arrive();
+  if (!everywhere || mpi.rank == 0) {
+    const std::string where = everywhere ? "" : "[rank " + std::to_string(mpi.rank) + "] ";
+    std::fprintf(stderr, "choir: %s%s\n", where.c_str(), error.what());
+  }
+  if (!everywhere) MPI_Abort(MPI_COMM_WORLD, 2);
+  return 2;
+}
+
+int failure(const std::exception& error) {
+  const MpiState mpi = mpi_state();
+  std::fprintf(stderr, "choir: [rank %d/%d] %s\n", mpi.rank, mpi.ranks, error.what());
+  std::fflush(stderr);
+  if (mpi.running && mpi.ranks > 1) MPI_Abort(MPI_COMM_WORLD, 1);  // the others would wait for ever
+  return 1;
+}
+
+}  // namespace
+
+MpiProcess& CommandLine::start_mpi() {
+  process_ = std::make_unique<MpiProcess>(&argc, &argv);
+  return *process_;
+}
+
+void ConfigArguments::add_to(CLI::App& verb, const std::string& what_words) {
+  verb.add_option("CONFIG", file, "configuration file (YAML)")->required();
+  verb.add_option("WORDS", words, what_words);
+}
+
+Config ConfigArguments::read() const {
+  Config config = read_config(file, words);
+  if (config.train.folder.empty()) config.train.folder = "runs/" + std::filesystem::path(file).stem().string();
+  return config;
+}
+
+int run_command_line(int argc, char** argv) {
+  CommandLine line;
+  line.app.description("Choir: distributed training of transformers");
+  line.argc = argc;
+  line.argv = argv;
+  line.app.name("choir");
+  line.app.require_subcommand(1);
+  line.app.set_version_flag("--version", "choir " CHOIR_VERSION);
+  line.app.footer("mpirun -n 8 choir train configs/x.yaml parallel.tensor=4\n\nKeys of the configuration:\n" + describe_keys());
+  add_train_command(line);
+  add_prepare_command(line);
+  try {
+    line.app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return line.app.exit(error) == 0 ? 0 : 2;
+  }
+  try {
+    return line.run();
+  } catch (const ConfigError& error) {
+    return user_mistake(error);
+  } catch (const std::exception& error) {
+    return failure(error);
+  }
+}
+
+}  // namespace choir

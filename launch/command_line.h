@@ -1,0 +1,46 @@
+// The command line: one binary, one verb, key=value for everything else.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "launch/process.h"
+
+namespace choir {
+
+/// What a verb gets besides its own arguments. `run` is set by the verb that was given; its value is the exit code.
+struct CommandLine {
+  CLI::App app;
+  int argc = 0;
+  char** argv = nullptr;
+  std::function<int()> run;
+
+  /// Starts MPI. It ends with the command line, after the errors of the verb have been told.
+  MpiProcess& start_mpi();
+
+ private:
+  std::unique_ptr<MpiProcess> process_;
+};
+
+/// CONFIG and key=value words, as most verbs take them.
+struct ConfigArguments {
+  std::string file;
+  std::vector<std::string> words;
+  void add_to(CLI::App& verb, const std::string& what_words = "key=value overrides of the configuration");
+  /// Throws ConfigError; a missing train.folder becomes runs/<name of the file>.
+  Config read() const;
+};
+
+/// Each registers one verb, and is in the file of its name.
+void add_train_command(CommandLine&);
+void add_prepare_command(CommandLine&);
+
+/// Parses, runs the verb and turns what it throws into the exit codes of design: 0 done, 1 the machine failed, 2 the
+/// user's mistake. With several ranks a user's mistake is printed once.
+int run_command_line(int argc, char** argv);
+
+}  // namespace choir

@@ -1,0 +1,66 @@
+// choir prepare CONFIG text files ... [key=value ...]: text to the token file data.path.
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+
+#include "framework/data/prepare.h"
+#include "launch/command_line.h"
+
+namespace choir {
+namespace {
+
+/// A word with '=' is an override unless there is a file of that name.
+bool is_override(const std::string& word) {
+  return word.find('=') != std::string::npos && !std::filesystem::exists(word);
+}
+
+int prepare_tokens(ConfigArguments arguments) {
+  PrepareOptions options;
+  std::erase_if(arguments.words, [&](const std::string& word) {
+    if (is_override(word)) return false;
+    options.inputs.push_back(word);
+    return true;
+  });
+  const Config config = arguments.read();
+  std::vector<Problem> problems = validate(config, 0);
+  if (options.inputs.empty())
+    problems.push_back({.what = "no text files are named", .fix = "choir prepare CONFIG book1.txt book2.txt ..."});
+  if (config.data.path.empty())
+    problems.push_back({.what = "data.path is not set", .why = "the tokens are written there", .fix = "data.path=corpus.h5"});
+  throw_if_any(problems);
+  options.output = config.data.path;
+  options.tokenizer = config.data.tokenizer;
+  if (options.tokenizer.kind == "sentencepiece" && options.tokenizer.vocabulary == 0)
+    options.tokenizer.vocabulary = config.model.vocabulary;
+  if (const auto folder = std::filesystem::path(options.output).parent_path(); !folder.empty())
+    std::filesystem::create_directories(folder);
+
+  const bool terminal = isatty(STDERR_FILENO) == 1;
+  const auto start = std::chrono::steady_clock::now();
+  const PrepareResult result = prepare(options, [&](const PrepareProgress& p) {
+    if (terminal)
+      std::fprintf(stderr, "\r\033[K%s: %.1f of %.1f MB, %.2f M tokens", p.stage, static_cast<double>(p.bytes_done) / 1e6,
+                   static_cast<double>(p.bytes_total) / 1e6, static_cast<double>(p.tokens) / 1e6);
+  });
+  if (terminal) std::fputs("\r\033[K", stderr);
+  for (const std::string& note : result.notes) std::printf("%s\n", note.c_str());
+  std::printf("%s: %lld documents, %.2f MB of text, %lld tokens of a vocabulary of %lld (%.2f bytes a token), %.1f s\n",
+              options.output.c_str(), static_cast<long long>(result.documents), static_cast<double>(result.text_bytes) / 1e6,
+              static_cast<long long>(result.tokens), static_cast<long long>(result.vocabulary),
+              static_cast<double>(result.text_bytes) / static_cast<double>(result.tokens),
+              std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  return 0;
+}
+
+}  // namespace
+
+void add_prepare_command(CommandLine& line) {
+  CLI::App* verb = line.app.add_subcommand("prepare", "text files to the token file data.path");
+  auto arguments = std::make_shared<ConfigArguments>();
+  arguments->add_to(*verb, "text files, each one document; and key=value overrides");
+  verb->callback([&line, arguments] { line.run = [arguments] { return prepare_tokens(*arguments); }; });
+}
+
+}  // namespace choir

@@ -1,0 +1,288 @@
+// validate(): one trigger for each of its messages, and all of them at once. To add a message, add a row to its table.
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "framework/config/table.h"
+#include "kernels/matmul.h"
+#include "tests/config/problems.h"
+
+namespace choir {
+namespace {
+
+using tests::contains;
+
+using Overrides = std::vector<std::string>;
+
+std::vector<Problem> problems(const Overrides& overrides, std::int64_t ranks) {
+  return validate(read_config("", overrides), ranks);
+}
+
+struct Case {
+  Overrides overrides;
+  std::int64_t ranks;
+  std::vector<const char*> parts;  // of the one problem; none: it can run
+};
+
+void check(const std::vector<Case>& cases) {
+  for (const Case& c : cases) {
+    const std::vector<Problem> found = problems(c.overrides, c.ranks);
+    std::string asked = std::to_string(c.ranks) + " ranks";
+    for (const std::string& override : c.overrides) asked += " " + override;
+    ASSERT_EQ(found.size(), c.parts.empty() ? 0u : 1u) << asked << "\n" << describe(found);
+    for (const char* part : c.parts)
+      EXPECT_TRUE(contains(describe(found), part)) << asked << "\nwants: " << part << "\ngot:\n" << describe(found);
+    for (const Problem& problem : found) EXPECT_TRUE(!problem.why.empty() && !problem.fix.empty()) << problem.what;
+  }
+}
+
+TEST(Validate, AcceptsWhatCanRun) {
+  check({
+      {{}, 0, {}},
+      {{}, 1, {}},
+      {{}, 8, {}},
+      {{"parallel.tensor=5", "parallel.sequence=true"}, 10, {}},
+      {{"parallel.sequence=true", "parallel.zero=1"}, 1, {}},
+      {{"model.width=100", "model.attention.heads=25", "model.attention.kv_heads=5"}, 1, {}},
+      {{"model.attention.head_width=24", "model.width=100"}, 1, {}},
+      {{"model.attention.position=rotary"}, 1, {}},
+      {{"model.width=8", "model.attention.heads=1", "model.feed_forward.width=4", "model.vocabulary=5"}, 1, {}},
+      {{"data.tokenizer.kind=bytes", "model.vocabulary=257", "data.tokenizer.vocabulary=257"}, 1, {}},
+      {{"train.steps=10", "optimizer.warmup=10"}, 1, {}},
+      {{"train.steps=10", "optimizer.schedule=warmup_stable_decay", "optimizer.warmup=4", "optimizer.decay=6"}, 1, {}},
+      {{"optimizer.kind=sgd", "optimizer.momentum=0.9"}, 1, {}},
+      {{"train.precision=bf16", "train.emulate_bf16=true"}, 1, {}},
+      {{"train.batch=48", "parallel.micro_batch=4", "parallel.tensor=2"}, 6, {}},
+  });
+}
+
+TEST(Validate, EnumeratedValues) {
+  check({
+      {{"model.family=encoder"},
+       1,
+       {"model.family = encoder is not built yet", "only decoder models are built", "set model.family to decoder"}},
+      {{"train.device=cuda"},
+       1,
+       {"train.device = cuda is not built yet", "this build has no GPU support yet",
+        "set train.device to auto or cpu"}},
+      {{"train.attention.implementation=cudnn"},
+       1,
+       {"train.attention.implementation = cudnn is not built yet", "auto or flash"}},
+      {{"model.attention.position=alibi"}, 1, {"not built yet", "ALiBi is not built yet", "learned or rotary or none"}},
+      {{"model.feed_forward.kind=swigul"},
+       1,
+       {"model.feed_forward.kind = swigul is not a known value", "gelu | gelu_erf | swiglu", "did you mean swiglu?"}},
+      {{"model.norm.kind=x"},
+       1,
+       {"model.norm.kind = x is not a known value", "set model.norm.kind to layer_norm or rms_norm"}},
+      {{"train.precision=fp16"}, 1, {"train.precision = fp16 is not a known value", "f32 | bf16"}},
+      {{"train.streams=x"}, 1, {"train.streams = x", "immediate or threaded"}},
+      {{"train.recompute=full"}, 1, {"train.recompute = full", "none or block"}},
+      {{"optimizer.kind=adam"}, 1, {"optimizer.kind = adam", "did you mean adamw?"}},
+      {{"optimizer.schedule=cosin"}, 1, {"optimizer.schedule = cosin", "did you mean cosine?"}},
+      {{"data.tokenizer.kind=bpe"}, 1, {"data.tokenizer.kind = bpe", "bytes or sentencepiece"}},
+      {{"optimizer.kind="}, 1, {"optimizer.kind = \"\" is not a known value"}},
+  });
+}
+
+TEST(Validate, Ranges) {
+  check({
+      {{"model.layers=0"}, 1, {"model.layers = 0 is out of range", "integer >= 1", "set model.layers to 1 or more"}},
+      {{"model.layers=3000000000"},
+       1,
+       {"model.layers = 3000000000 is out of range", "set model.layers to 2147483647 or less"}},
+      {{"train.batch=-4"}, 1, {"train.batch = -4 is out of range"}},
+      {{"train.steps=0"}, 1, {"train.steps = 0 is out of range"}},
+      {{"model.attention.heads=0"}, 1, {"model.attention.heads = 0 is out of range"}},
+      {{"model.attention.kv_heads=-1"}, 1, {"model.attention.kv_heads = -1 is out of range", "0 or more"}},
+      {{"model.attention.window=-1"}, 1, {"model.attention.window = -1 is out of range"}},
+      {{"model.dropout=1"}, 1, {"model.dropout = 1 is out of range", "number in [0, 1)"}},
+      {{"model.dropout=-0.1"}, 1, {"model.dropout = -0.1 is out of range"}},
+      {{"model.norm.epsilon=0"}, 1, {"model.norm.epsilon = 0 is out of range", "number > 0"}},
+      {{"train.timeout=0"}, 1, {"train.timeout = 0 is out of range"}},
+      {{"train.threads=-1"}, 1, {"train.threads = -1 is out of range"}},
+      {{"train.log_every=0"}, 1, {"train.log_every = 0 is out of range"}},
+      {{"optimizer.betas=[0.9, 1.0]"}, 1, {"optimizer.betas = [0.9, 1] is out of range", "two numbers in [0, 1)"}},
+      {{"optimizer.rate=0"}, 1, {"optimizer.rate = 0 is out of range"}},
+      {{"optimizer.epsilon=0"}, 1, {"optimizer.epsilon = 0 is out of range"}},
+      {{"optimizer.kind=sgd", "optimizer.momentum=1"}, 1, {"optimizer.momentum = 1 is out of range"}},
+      {{"optimizer.clip=-1"}, 1, {"optimizer.clip = -1 is out of range", "number >= 0"}},
+      {{"optimizer.final_rate=1.5"}, 1, {"optimizer.final_rate = 1.5 is out of range", "[0, 1]"}},
+      {{"checkpoint.every=-1"}, 1, {"checkpoint.every = -1 is out of range"}},
+      {{"checkpoint.keep=-1"}, 1, {"checkpoint.keep = -1 is out of range"}},
+      {{"data.held_out=1"}, 1, {"data.held_out = 1 is out of range"}},
+      {{"generate.top_p=0"}, 1, {"generate.top_p = 0 is out of range", "number in (0, 1]"}},
+      {{"parallel.tensor=0"}, 1, {"parallel.tensor = 0 is out of range"}},
+      {{"parallel.context=2"},
+       2,
+       {"parallel.context = 2 is out of range", "context parallelism is not built yet", "set parallel.context to 1"}},
+      {{"parallel.pipeline=2"}, 2, {"pipeline parallelism is not built yet", "set parallel.pipeline to 1"}},
+      {{"parallel.expert=2"}, 2, {"expert parallelism is not built yet", "set parallel.expert to 1"}},
+      {{"parallel.context=0"}, 2, {"parallel.context = 0 is out of range", "set parallel.context to 1"}},
+      {{"parallel.zero=2"},
+       2,
+       {"parallel.zero = 2 is out of range", "ZeRO stages 2 and 3 are not built yet", "1 or less"}},
+      {{"parallel.micro_batch=-1"}, 1, {"parallel.micro_batch = -1 is out of range"}},
+  });
+}
+
+TEST(Validate, NumbersThatAreNoneAreFound) {
+  Config config;
+  config.optimizer.rate = std::numeric_limits<double>::quiet_NaN();
+  config.optimizer.clip = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(validate(config, 1).size(), 2u) << describe(validate(config, 1));
+}
+
+TEST(Validate, Heads) {
+  check({
+      {{"model.width=770"},
+       1,
+       {"model.width = 770 does not divide by model.attention.heads = 12",
+        "set model.width to 768 or 780, or give model.attention.head_width"}},
+      {{"model.width=8"}, 1, {"model.width = 8 does not divide", "set model.width to 12,"}},
+      {{"model.attention.kv_heads=5"},
+       1,
+       {"model.attention.kv_heads = 5 does not divide model.attention.heads = 12", "one of 1, 2, 3, 4, 6, 12"}},
+      {{"model.attention.kv_heads=24"}, 1, {"model.attention.kv_heads = 24 does not divide"}},
+      {{"model.attention.position=rotary", "model.width=756"},
+       1,
+       {"rotary with heads of width 63 (model.width = 756 / model.attention.heads = 12)",
+        "set model.attention.head_width to 64"}},
+      {{"model.attention.position=rotary", "model.attention.head_width=5"},
+       1,
+       {"rotary with heads of width 5\n", "head_width to 6"}},
+  });
+}
+
+TEST(Validate, Tokenizer) {
+  check({
+      {{"data.tokenizer.kind=bytes", "data.tokenizer.vocabulary=300"},
+       1,
+       {"data.tokenizer.vocabulary = 300 with data.tokenizer.kind = bytes", "0 or 257"}},
+      {{"data.tokenizer.kind=bytes", "data.tokenizer.model=a.model"},
+       1,
+       {"data.tokenizer.model = a.model with data.tokenizer.kind = bytes"}},
+      {{"data.tokenizer.kind=bytes", "model.vocabulary=256"},
+       1,
+       {"model.vocabulary = 256 is below the 257 tokens", "set model.vocabulary to 257 or more"}},
+      {{"data.tokenizer.vocabulary=60000"},
+       1,
+       {"model.vocabulary = 50257 is below the 60000 tokens of the tokenizer (data.tokenizer.vocabulary = 60000)"}},
+      {{"data.tokenizer.vocabulary=600", "data.tokenizer.model=a.model"},
+       1,
+       {"data.tokenizer.vocabulary = 600 with data.tokenizer.model = a.model", "delete one"}},
+  });
+}
+
+TEST(Validate, Precision) {
+  if (kernels::cpu::has_native_bf16()) {
+    check({{{"train.precision=bf16"}, 1, {}}});
+  } else {
+    check({{{"train.precision=bf16"},
+            1,
+            {"train.precision = bf16, but this processor has no bf16 instructions", "avx512_bf16",
+             "set train.precision to f32, or train.emulate_bf16 to true"}}});
+  }
+}
+
+TEST(Validate, Schedule) {
+  check({
+      {{"train.steps=10", "optimizer.warmup=11"},
+       1,
+       {"optimizer.warmup = 11 is more than train.steps = 10", "set train.steps to 11 or more, or shorten the warmup"}},
+      {{"train.steps=10", "optimizer.schedule=warmup_stable_decay", "optimizer.warmup=5", "optimizer.decay=6"},
+       1,
+       {"optimizer.warmup = 5 + optimizer.decay = 6 is more than train.steps = 10", "train.steps to 11",
+        "or the decay"}},
+      {{"optimizer.decay=5"},
+       1,
+       {"optimizer.decay = 5 with optimizer.schedule = cosine", "set optimizer.schedule to warmup_stable_decay"}},
+      {{"optimizer.momentum=0.9"},
+       1,
+       {"optimizer.momentum = 0.9 with optimizer.kind = adamw", "set optimizer.kind to sgd"}},
+  });
+}
+
+TEST(Validate, Layout) {
+  check({
+      {{"parallel.tensor=4"},
+       6,
+       {"6 ranks cannot be laid out with parallel.tensor = 4", "a multiple of 4",
+        "start 4 or 8 ranks, or set parallel.tensor to one of 1, 2, 3, 6"}},
+      {{"parallel.tensor=2"},
+       1,
+       {"1 rank cannot be laid out with parallel.tensor = 2", "start 2 ranks, or set parallel.tensor to one of 1"}},
+      {{"parallel.tensor=13", "train.batch=1"},
+       13,
+       {"parallel.tensor = 13 is too many for model.attention.heads = 12", "at least one query head",
+        "set parallel.tensor to 12 or less"}},
+      {{"parallel.tensor=4", "model.feed_forward.width=24"},
+       4,
+       {"parallel.tensor = 4 is too many for model.feed_forward.width = 24", "units of 8", "3 or less"}},
+      {{"parallel.tensor=12", "model.width=12"},
+       12,
+       {"parallel.tensor = 12 is too many for a feed-forward width of 48 (4 * model.width = 12)", "6 or less"}},
+      {{"parallel.tensor=4", "model.vocabulary=31"},
+       4,
+       {"parallel.tensor = 4 is too many for model.vocabulary = 31", "3 or less"}},
+      {{"parallel.tensor=4"}, 0, {}},
+  });
+}
+
+TEST(Validate, Batch) {
+  check({
+      {{"train.batch=30", "parallel.micro_batch=4"},
+       4,
+       {"train.batch = 30 does not divide by 4 data ranks * parallel.micro_batch = 4, which is 16",
+        "set train.batch to 16 or 32, or change parallel.micro_batch"}},
+      {{"train.batch=30", "parallel.tensor=2"},
+       8,
+       {"train.batch = 30 does not divide by 4 data ranks\n", "set train.batch to 28 or 32"}},
+      {{"train.batch=3"}, 4, {"train.batch = 3 does not divide by 4 data ranks", "set train.batch to 4"}},
+      {{"train.batch=6", "parallel.micro_batch=4"},
+       0,
+       {"train.batch = 6 does not divide by 1 data rank * parallel.micro_batch = 4", "4 or 8"}},
+  });
+}
+
+TEST(Validate, ListsAllProblemsAtOnce) {
+  const std::vector<Problem> found =
+      problems({"model.layers=0", "model.family=vision", "model.width=770", "optimizer.warmup=2000",
+                "parallel.tensor=4", "model.attention.kv_heads=5", "train.recompute=x"},
+               6);
+  EXPECT_EQ(found.size(), 7u) << describe(found);
+}
+
+// Each key alone at the ends of its type: no division by zero, no overflow, on any number of ranks.
+struct Extremes {
+  std::vector<double> numbers = {-1e300, -1, 0, 1e-300, 1, 1e300};
+  void operator()(std::int64_t* slot, int i) const {
+    constexpr std::int64_t least = std::numeric_limits<std::int64_t>::min(),
+                           most = std::numeric_limits<std::int64_t>::max();
+    *slot = std::array<std::int64_t, 6>{least, -1, 0, 1, 2147483647, most}[i];
+  }
+  void operator()(std::uint64_t* slot, int i) const { *slot = i > 2 ? ~0ull : 0; }
+  void operator()(double* slot, int i) const { *slot = numbers[i]; }
+  void operator()(bool* slot, int i) const { *slot = i > 2; }
+  void operator()(std::string* slot, int i) const { *slot = std::string(static_cast<std::size_t>(i), 'x'); }
+  void operator()(std::array<double, 2>* slot, int i) const { *slot = {numbers[i], numbers[5 - i]}; }
+};
+
+TEST(Validate, SurvivesExtremeValues) {
+  Config config;
+  const std::vector<Field> rows = table(config);
+  const Extremes extremes;
+  for (const Field& a : rows) {
+    for (const Field& b : rows) {
+      for (int i = 0; i < 6; ++i) {
+        config = Config{};
+        std::visit([&](auto* slot) { extremes(slot, i); }, a.slot);
+        std::visit([&](auto* slot) { extremes(slot, 5 - i); }, b.slot);
+        for (const std::int64_t ranks : {0, 1, 7}) validate(config, ranks);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace choir

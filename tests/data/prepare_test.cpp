@@ -1,0 +1,199 @@
+// Text files become a token file that gives the same text back, in memory that does not grow with them.
+#include "framework/data/prepare.h"
+
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cctype>
+
+#include "framework/data/token_file.h"
+#include "tests/data/corpus.h"
+
+namespace choir::tests {
+namespace {
+
+class PrepareTest : public ::testing::Test {
+ protected:
+  std::string input(const std::string& name, const std::string& text) {
+    write_file(folder_ / name, text);
+    return folder_ / name;
+  }
+  PrepareResult run() {
+    return prepare(options_, [this](const PrepareProgress& p) { progress_.push_back(p); });
+  }
+  std::string error() {
+    return words_of<ConfigError>([this] { run(); });
+  }
+
+  std::string document(std::int64_t d) {
+    const TokenFile file(options_.output);
+    const std::int64_t first = file.document_offsets()[static_cast<std::size_t>(d)],
+                       end = file.document_offsets()[static_cast<std::size_t>(d) + 1];
+    std::vector<std::int32_t> tokens(static_cast<std::size_t>(end - first));
+    file.read(first, tokens);
+    EXPECT_EQ(tokens.back(), file.tokenizer().end_of_document());
+    return file.tokenizer().decode(tokens);
+  }
+
+  TemporaryFolder folder_;
+  PrepareOptions options_{.inputs = {}, .output = folder_ / "corpus.h5", .tokenizer = tokenizer_config(500)};
+  std::vector<PrepareProgress> progress_;
+};
+
+TEST_F(PrepareTest, EachFileIsADocumentAndComesBack) {
+  const std::vector<std::string> texts = {random_text(1500000, 1), random_bytes(300000, 2), std::string(1 << 20, '\n'),
+                                          "short"};
+  options_.tokenizer.sample_bytes = 500000;
+  for (std::size_t i = 0; i < texts.size(); ++i) options_.inputs.push_back(input(std::to_string(i), texts[i]));
+  for (const std::string kind : {"bytes", "sentencepiece"}) {
+    options_.tokenizer.kind = kind;
+    const PrepareResult result = run();
+    EXPECT_EQ(result.documents, 4);
+    EXPECT_EQ(result.text_bytes, 1500000 + 300000 + (1 << 20) + 5);
+    EXPECT_EQ(result.vocabulary, kind == "bytes" ? 257 : 500);
+    for (std::size_t i = 0; i < texts.size(); ++i)
+      EXPECT_TRUE(document(static_cast<std::int64_t>(i)) == texts[i]) << kind << i;
+    const TokenFile file(options_.output);
+    file.verify();
+    EXPECT_EQ(file.num_tokens(), result.tokens);
+    EXPECT_EQ(file.text_bytes(), result.text_bytes);
+    EXPECT_EQ(file.tokenizer().digest(), result.tokenizer_digest);
+  }
+  EXPECT_EQ(folder_.num_files(), texts.size() + 1);
+}
+
+TEST_F(PrepareTest, IsDeterministic) {
+  options_.inputs = {input("a", random_text(300000, 1)), input("b", random_text(100000, 2))};
+  options_.tokenizer.sample_bytes = 200000;
+  run();
+  const std::string first = read_file(options_.output);
+  run();
+  EXPECT_EQ(TokenFile(options_.output).tokens_digest(),
+            (write_file(folder_ / "first.h5", first), TokenFile(folder_ / "first.h5").tokens_digest()));
+}
+
+TEST_F(PrepareTest, EmptyFilesAreLeftOutWithAWord) {
+  options_.inputs = {input("a", "text"), input("b", ""), input("c", "more")};
+  options_.tokenizer.kind = "bytes";
+  const PrepareResult result = run();
+  EXPECT_EQ(result.documents, 2);
+  ASSERT_EQ(result.notes.size(), 1u);
+  EXPECT_EQ(result.notes[0], (folder_ / "b") + " is empty and makes no document");
+  options_.inputs = {folder_ / "b"};
+  expect_says(error(), "all files are empty");
+}
+
+TEST_F(PrepareTest, ProgressRisesToAll) {
+  options_.inputs = {input("a", random_text(3000000, 1))};
+  run();
+  EXPECT_STREQ(progress_.front().stage, "training the tokenizer");
+  EXPECT_STREQ(progress_.back().stage, "writing");
+  EXPECT_EQ(progress_.back().bytes_done, 3000000);
+  EXPECT_EQ(progress_.back().bytes_total, 3000000);
+  for (std::size_t i = 1; i < progress_.size(); ++i) EXPECT_GE(progress_[i].tokens, progress_[i - 1].tokens);
+  EXPECT_GE(progress_.size(), 5u);
+}
+
+// The second file is of other letters: a tokenizer that has seen only the first would spell it in bytes.
+TEST_F(PrepareTest, TheSampleIsTakenEvenlyOverTheFiles) {
+  const std::string lower = random_text(1000000, 1);
+  std::string upper = lower;
+  for (char& c : upper) c = static_cast<char>(std::toupper(c));
+  options_.inputs = {input("a", lower), input("b", upper)};
+  options_.tokenizer.sample_bytes = 300000;
+  run();
+  const Tokenizer tokenizer = TokenFile(options_.output).tokenizer();
+  const auto of_lower = static_cast<double>(tokenizer.encode(lower).size()),
+             of_upper = static_cast<double>(tokenizer.encode(upper).size());
+  EXPECT_NEAR(of_upper / of_lower, 1, 0.1);  // one file alone gives 1.5 and more
+}
+
+TEST_F(PrepareTest, AGivenModelIsUsed) {
+  const Tokenizer given = Tokenizer::train(tokenizer_config(400), random_text(100000, 9));
+  options_.inputs = {input("a", random_text(10000, 1))};
+  options_.tokenizer.model = input("given.model", given.serialized());
+  const PrepareResult result = run();
+  EXPECT_EQ(result.tokenizer_digest, given.digest());
+  ASSERT_EQ(result.notes.size(), 1u);
+  expect_says(result.notes[0], "text is not normalized as " + options_.tokenizer.model + " may ask for");
+  options_.tokenizer.model = folder_ / "gven.model";
+  expect_says(error(), "data.tokenizer.model = " + options_.tokenizer.model + ": there is no such file");
+  expect_says(error(), "did you mean " + (folder_ / "given.model") + "?");
+  options_.tokenizer.model = folder_ / "a";
+  expect_says(error(), "data.tokenizer.model = " + (folder_ / "a") + ": not a SentencePiece model");
+}
+
+TEST_F(PrepareTest, AllProblemsAreNamedAtOnce) {
+  options_.inputs = {folder_ / "absent", input("text", "some text"), folder_ / "", folder_ / "txt"};
+  options_.output = folder_ / "no/such/folder.h5";
+  options_.tokenizer.kind = "sentencepeice";
+  const std::string words = error();
+  expect_says(words, (folder_ / "absent") + ": there is no such file");
+  expect_says(words, (folder_ / "") + ": this is a folder");
+  expect_says(words, "did you mean " + (folder_ / "text") + "?");
+  expect_says(words, "there is no folder " + (folder_ / "no/such"));
+  expect_says(words,
+              "data.tokenizer.kind = sentencepeice: there is no such tokenizer\n  fix: did you mean sentencepiece?");
+  options_ = PrepareOptions();
+  expect_says(error(), "no text to prepare");
+  expect_says(error(), "data.path is empty");
+  expect_says(error(), "data.tokenizer.vocabulary = 0 is no number of tokens");
+}
+
+TEST_F(PrepareTest, AFileThatIsNoTokenFileIsNotReplaced) {
+  options_.inputs = {input("a", "some text")};
+  options_.output = input("precious.txt", "precious");
+  options_.tokenizer.kind = "bytes";
+  expect_says(error(), "it is not a token file");
+  EXPECT_EQ(read_file(options_.output), "precious");
+}
+
+// In a child process, so that only its own peak is seen. Bytes of peak resident memory that `prepare` adds.
+std::int64_t peak_growth(const PrepareOptions& options) {
+  int channel[2];
+  if (pipe(channel) != 0) return -1;
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto peak = [] {
+      struct rusage usage = {};
+      getrusage(RUSAGE_SELF, &usage);
+      return static_cast<std::int64_t>(usage.ru_maxrss) << 10;
+    };
+    const std::int64_t before = peak();
+    prepare(options, [](const PrepareProgress&) {});
+    const std::int64_t growth = peak() - before;
+    _exit(write(channel[1], &growth, sizeof(growth)) == sizeof(growth) ? 0 : 1);
+  }
+  std::int64_t growth = -1;
+  close(channel[1]);
+  if (read(channel[0], &growth, sizeof(growth)) != sizeof(growth)) growth = -1;
+  close(channel[0]);
+  waitpid(child, nullptr, 0);
+  return growth;
+}
+
+TEST_F(PrepareTest, MemoryDoesNotGrowWithTheCorpus) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the address sanitizer keeps freed memory";
+#endif
+  const std::string text = random_text(5000000, 1);
+  options_.tokenizer.sample_bytes = 500000;
+  std::string six;
+  for (int i = 0; i < 6; ++i) six += text;
+  const std::string small = input("small", text), large = input("large", six);
+  six = {};
+  for (const std::string kind : {"bytes", "sentencepiece"}) {
+    options_.tokenizer.kind = kind;
+    options_.inputs = {small};
+    const std::int64_t of_small = peak_growth(options_);
+    options_.inputs = {large};
+    const std::int64_t of_large = peak_growth(options_);
+    ASSERT_GT(of_small, 0);
+    EXPECT_LT(of_large, of_small + (4 << 20)) << kind;  // 25 MB more text
+    RecordProperty(kind + "_bytes", std::to_string(of_large));
+  }
+}
+
+}  // namespace
+}  // namespace choir::tests

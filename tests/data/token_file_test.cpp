@@ -1,0 +1,337 @@
+// A token file holds what was written, and every broken one is told apart with what, why and fix. Nothing crashes.
+#include "framework/data/token_file.h"
+
+#include <hdf5.h>
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <chrono>
+#include <numeric>
+
+#include "framework/data/hdf5_file.h"
+#include "framework/data/token_file_seal.h"
+#include "tests/data/corpus.h"
+
+namespace choir::tests {
+namespace {
+
+class TokenFileTest : public ::testing::Test {
+ protected:
+  TokenFileTest() { write_documents(path_, {"In the beginning", "God", "", "created"}); }
+
+  std::string open_error() {
+    return words_of<ConfigError>([&] { TokenFile file(path_); });
+  }
+
+  // Changes the file through HDF5 and seals it again, so that only its contents can be found wrong.
+  template <class Change>
+  void change(Change&& call) {
+    const TokenFileSeal seal = check_seal(path_);
+    {
+      const Hdf5Handle file(H5Fopen(path_.c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose, "H5Fopen");
+      call(file);
+    }
+    write_seal(path_, seal.tokens_offset, seal.tokens_bytes);
+  }
+
+  void overwrite(std::uint64_t at, const std::string& bytes) {
+    std::string all = read_file(path_);
+    all.replace(at, bytes.size(), bytes);
+    write_file(path_, all);
+  }
+
+  TemporaryFolder folder_;
+  std::string path_ = folder_ / "corpus.h5";
+};
+
+void replace_offsets(hid_t file, const std::vector<std::int64_t>& offsets) {
+  const Hdf5Handle dataset(H5Dopen2(file, "document_offsets", H5P_DEFAULT), H5Dclose, "H5Dopen2");
+  hdf5_check(H5Dwrite(dataset, H5T_NATIVE_INT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, offsets.data()), "H5Dwrite");
+}
+
+void replace_tokens(hid_t file, hid_t type, hsize_t count, H5D_layout_t layout, H5D_alloc_time_t allocation) {
+  hdf5_check(H5Ldelete(file, "tokens", H5P_DEFAULT), "H5Ldelete");
+  const Hdf5Handle space(H5Screate_simple(1, &count, nullptr), H5Sclose, "H5Screate_simple");
+  const Hdf5Handle creation(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, "H5Pcreate");
+  const hsize_t chunk = 4;
+  H5Pset_layout(creation, layout);
+  if (layout == H5D_CHUNKED) H5Pset_chunk(creation, 1, &chunk);
+  H5Pset_alloc_time(creation, allocation);
+  const Hdf5Handle dataset(H5Dcreate2(file, "tokens", type, space, H5P_DEFAULT, creation, H5P_DEFAULT), H5Dclose,
+                           "H5Dcreate2");
+}
+
+void replace_attribute(hid_t file, const char* name, std::int64_t value) {
+  hdf5_check(H5Adelete(file, name), "H5Adelete");
+  write_attribute(file, name, value);
+}
+
+TEST_F(TokenFileTest, HoldsWhatWasWritten) {
+  const TokenFile file(path_);
+  EXPECT_EQ(file.num_documents(), 4);
+  EXPECT_EQ(file.num_tokens(), 16 + 3 + 0 + 7 + 4);
+  EXPECT_EQ(file.text_bytes(), 16 + 3 + 7);
+  EXPECT_EQ(file.vocabulary(), 257);
+  const std::vector<std::int64_t> offsets(file.document_offsets().begin(), file.document_offsets().end());
+  EXPECT_EQ(offsets, (std::vector<std::int64_t>{0, 17, 21, 22, 30}));
+  std::vector<std::int32_t> tokens(4);
+  file.read(17, tokens);
+  EXPECT_EQ(tokens, (std::vector<std::int32_t>{'G', 'o', 'd', 256}));
+  file.verify();
+  EXPECT_EQ(folder_.num_files(), 1u);
+}
+
+TEST_F(TokenFileTest, HoldsItsTokenizer) {
+  const Tokenizer tokenizer = Tokenizer::train(tokenizer_config(400), random_text(50000, 1));
+  const std::string text = random_text(20000, 2);
+  write_documents(path_, {text}, tokenizer);
+  const TokenFile file(path_);
+  EXPECT_EQ(file.tokenizer().digest(), tokenizer.digest());
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(file.num_tokens()));
+  file.read(0, tokens);
+  EXPECT_EQ(file.tokenizer().decode(tokens), text);
+  file.verify();
+}
+
+// 70000 more pieces after those of a trained model; a message of protocol buffers is extended by appending.
+TEST_F(TokenFileTest, WideVocabulariesTakeFourBytes) {
+  std::string model = Tokenizer::train(tokenizer_config(400), random_text(50000, 1)).serialized();
+  for (int i = 0; i < 70000; ++i) {
+    const std::string piece = "<more " + std::to_string(100000 + i) + ">";                      // 13 bytes
+    model += std::string("\x0A\x14\x0A\x0D") + piece + std::string("\x15\x00\x00\x80\xC7", 5);  // piece, score -65536
+  }
+  const Tokenizer tokenizer = Tokenizer::load("sentencepiece", model, "a model");
+  ASSERT_EQ(tokenizer.vocabulary(), 70400);
+  TokenFileWriter writer(path_, tokenizer);
+  const std::vector<std::int32_t> written = {3, 70399, 65536, 400};
+  writer.append(written);
+  writer.end_document();
+  writer.finish();
+  const TokenFile file(path_);
+  EXPECT_EQ(check_seal(path_).tokens_bytes, 20u);
+  std::vector<std::int32_t> tokens(4);
+  file.read(0, tokens);
+  EXPECT_EQ(tokens, written);
+  file.verify();
+}
+
+TEST_F(TokenFileTest, IsPlainHdf5WithALeadingBlockOfText) {
+  EXPECT_EQ(read_file(path_).substr(0, 27), "choir token file, format 1\n");
+  const Hdf5Handle file = open_hdf5(path_);
+  const Hdf5Handle dataset(H5Dopen2(file, "tokens", H5P_DEFAULT), H5Dclose, "H5Dopen2");
+  std::vector<std::int32_t> tokens(30);
+  hdf5_check(H5Dread(dataset, H5T_NATIVE_INT32, H5S_ALL, H5S_ALL, H5P_DEFAULT, tokens.data()), "H5Dread");
+  EXPECT_EQ(Tokenizer::bytes().decode(tokens), "In the beginningGodcreated");
+}
+
+TEST_F(TokenFileTest, CopiesOutliveTheOriginal) {
+  std::unique_ptr<TokenFile> original = std::make_unique<TokenFile>(path_);
+  const TokenFile copy = *original;
+  original.reset();
+  std::vector<std::int32_t> tokens(1);
+  copy.read(0, tokens);
+  EXPECT_EQ(tokens[0], 'I');
+}
+
+TEST_F(TokenFileTest, MissingFilesNameTheNearest) {
+  path_ = folder_ / "corpsu.h5";
+  const std::string words = open_error();
+  expect_says(words, "data.path = " + path_ + ": there is no such file");
+  expect_says(words, "did you mean " + (folder_ / "corpus.h5") + "?");
+  path_ = folder_ / "nowhere/corpus.h5";
+  expect_says(open_error(), "there is no folder " + (folder_ / "nowhere"));
+  path_ = folder_ / "";
+  expect_says(open_error(), "this is a folder");
+  path_ = "";
+  expect_says(open_error(), "data.path is empty");
+  path_ = "/dev/null";
+  expect_says(open_error(), "no ordinary file");
+}
+
+TEST_F(TokenFileTest, WhatIsNoTokenFileIsTold) {
+  write_file(path_, "In the beginning God created the heaven and the earth.\n");
+  expect_says(open_error(), "this is not a token file");
+  write_file(path_, "");
+  expect_says(open_error(), "it is empty");
+  create_hdf5(path_, 0, 1 << 16).close();
+  expect_says(open_error(), "this is an HDF5 file, but not a token file");
+}
+
+TEST_F(TokenFileTest, AnotherFormatIsTold) {
+  overwrite(25, "7");
+  expect_says(open_error(), "it is of format 7, and this Choir reads format 1");
+}
+
+TEST_F(TokenFileTest, ATruncatedFileIsToldWithItsSizes) {
+  const std::string all = read_file(path_);
+  write_file(path_, all.substr(0, 1000));
+  expect_says(open_error(), "truncated: it holds 1000 bytes, needs " + std::to_string(all.size()));
+  write_file(path_, all.substr(0, 100));
+  expect_says(open_error(), "truncated: it holds 100 bytes, and its leading block alone needs 512");
+  write_file(path_, all + "more");
+  expect_says(open_error(),
+              "too long: it holds " + std::to_string(all.size() + 4) + " bytes, needs " + std::to_string(all.size()));
+}
+
+TEST_F(TokenFileTest, DamageIsTold) {
+  const std::string all = read_file(path_);
+  overwrite(30, "X");
+  expect_says(open_error(), "leading block is damaged");
+  write_file(path_, all);
+  overwrite(600, "X");
+  expect_says(open_error(), "damaged: what it says about its tokens");
+}
+
+TEST_F(TokenFileTest, PartsThatDoNotFitTogetherAreTold) {
+  const std::string all = read_file(path_);
+  const auto error_after = [&](auto&& call) {
+    write_file(path_, all);
+    change(call);
+    const std::string words = open_error();
+    expect_says(words, "its parts do not fit together");
+    expect_says(words, path_);
+    return words;
+  };
+  expect_says(error_after([](hid_t f) { H5Ldelete(f, "tokens", H5P_DEFAULT); }), "'tokens' doesn't exist");
+  expect_says(error_after([](hid_t f) { H5Ldelete(f, "token_bytes", H5P_DEFAULT); }), "'token_bytes' doesn't exist");
+  expect_says(error_after([](hid_t f) { H5Adelete(f, "tokens_digest"); }), "'tokens_digest'");
+  expect_says(error_after([](hid_t f) {
+                replace_offsets(f, {0, 17, 17, 22, 30});
+              }),
+              "document 1 begins at token 17 and ends at token 17");
+  expect_says(error_after([](hid_t f) {
+                replace_offsets(f, {0, 17, 21, 22, 31});
+              }),
+              "the last document ends at token 31 of 30");
+  expect_says(error_after([](hid_t f) { replace_offsets(f, {1, 17, 21, 22, 30}); }), "document 0 begins at token 1");
+  expect_says(error_after([](hid_t f) {
+                replace_offsets(f, {0, -5, 21, 22, 30});
+              }),
+              "document 0 begins at token 0 and ends at token -5");
+  expect_says(error_after([](hid_t f) { replace_attribute(f, "format_version", 2); }), "format_version is 2");
+  expect_says(error_after([](hid_t f) { replace_attribute(f, "end_of_document", 9); }),
+              "256 to end a document, and 257 and 9 were written");
+  expect_says(error_after([](hid_t f) { replace_attribute(f, "tokenizer_digest", 2); }),
+              "'tokenizer_digest' is of another type");
+  expect_says(error_after([](hid_t f) {
+                H5Adelete(f, "tokenizer_digest");
+                write_attribute(f, "tokenizer_digest", std::string("0123456789abcdef"));
+              }),
+              "and 0123456789abcdef was written");
+  expect_says(
+      error_after([](hid_t f) { replace_tokens(f, H5T_STD_U16LE, 1ull << 60, H5D_CONTIGUOUS, H5D_ALLOC_TIME_LATE); }),
+      "dataset of 1152921504606846976 elements does not lie within the file");
+  expect_says(error_after([](hid_t f) { replace_tokens(f, H5T_STD_U16LE, 30, H5D_CHUNKED, H5D_ALLOC_TIME_EARLY); }),
+              "not contiguous");
+  expect_says(error_after([](hid_t f) { replace_tokens(f, H5T_IEEE_F32LE, 30, H5D_CONTIGUOUS, H5D_ALLOC_TIME_EARLY); }),
+              "integers");
+  expect_says(error_after([](hid_t f) { replace_tokens(f, H5T_STD_U16BE, 30, H5D_CONTIGUOUS, H5D_ALLOC_TIME_EARLY); }),
+              "little-endian");
+  expect_says(error_after([](hid_t f) { replace_tokens(f, H5T_STD_U16LE, 29, H5D_CONTIGUOUS, H5D_ALLOC_TIME_EARLY); }),
+              "the leading block says");
+}
+
+TEST_F(TokenFileTest, AFlippedTokenIsFoundByVerify) {
+  const TokenFileSeal seal = check_seal(path_);
+  overwrite(seal.tokens_offset, "J");
+  const TokenFile file(path_);
+  expect_says(words_of<ConfigError>([&] { file.verify(); }), "its tokens are damaged");
+}
+
+TEST_F(TokenFileTest, AnIdBeyondTheVocabularyIsFoundWhenRead) {
+  const TokenFileSeal seal = check_seal(path_);
+  overwrite(seal.tokens_offset + 2 * 5 + 1, "\x02");  // token 5, 'e', becomes 512 + 'e'
+  const TokenFile file(path_);
+  std::vector<std::int32_t> tokens(10);
+  const std::string expected = "token 5 is " + std::to_string(512 + 'e') + ", beyond its vocabulary of 257 tokens";
+  expect_says(words_of<ConfigError>([&] { file.read(0, tokens); }), expected);
+  expect_says(words_of<ConfigError>([&] { file.verify(); }), expected);
+  file.read(6, tokens);
+}
+
+TEST_F(TokenFileTest, AModelNeedsAsManyTokens) {
+  const TokenFile file(path_);
+  ModelConfig model;
+  model.vocabulary = 257;
+  EXPECT_TRUE(check_fits(file, model).empty());
+  model.vocabulary = 256;
+  const std::vector<Problem> problems = check_fits(file, model);
+  ASSERT_EQ(problems.size(), 1u);
+  EXPECT_EQ(problems[0].what, "model.vocabulary = 256 is less than the 257 tokens of data.path = " + path_);
+}
+
+TEST_F(TokenFileTest, AnotherTokenizerIsToldByDigest) {
+  const TokenFile file(path_);
+  EXPECT_TRUE(check_tokenizer(file, Tokenizer::bytes().digest(), "the checkpoint step-1").empty());
+  const std::vector<Problem> problems = check_tokenizer(file, "0123456789abcdef", "the checkpoint step-1");
+  ASSERT_EQ(problems.size(), 1u);
+  EXPECT_EQ(problems[0].what, "data.path = " + path_ + " was made by tokenizer " + Tokenizer::bytes().digest() +
+                                  ", and the checkpoint step-1 by tokenizer 0123456789abcdef");
+}
+
+// A limit on file sizes stands in for a full disk. Whatever step meets it, the file that was there stays.
+TEST_F(TokenFileTest, AFullDiskIsAnErrorAndLeavesNothing) {
+  const std::string before = read_file(path_), text = random_text(50000, 1);
+  struct rlimit old = {};
+  getrlimit(RLIMIT_FSIZE, &old);
+  const auto handler = signal(SIGXFSZ, SIG_IGN);
+  for (const rlim_t limit : {0, 100, 700, 1500, 3000, 5000, 60000, 100000, 101000, 103000}) {
+    struct rlimit small = {.rlim_cur = limit, .rlim_max = old.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &small);
+    const std::string words = words_of<Error>([&] { write_documents(path_, {text}); });
+    setrlimit(RLIMIT_FSIZE, &old);
+    expect_says(words, "cannot write " + (folder_ / ""));
+    expect_says(words, "fix: free space there, or write elsewhere");
+    EXPECT_EQ(read_file(path_), before);
+    EXPECT_EQ(folder_.num_files(), 1u);
+  }
+  signal(SIGXFSZ, handler);
+  write_documents(path_, {text});
+  TokenFile(path_).verify();
+}
+
+TEST_F(TokenFileTest, AWriterThatGoesAwayLeavesNothing) {
+  {
+    TokenFileWriter writer(folder_ / "other.h5", Tokenizer::bytes());
+    writer.append(Tokenizer::bytes().encode(random_text(3000000, 1)));
+  }
+  EXPECT_EQ(folder_.num_files(), 1u);
+}
+
+// Flips and cuts of a valid file: it opens and reads, or says what is wrong. CHOIR_FUZZ_SECONDS, 2 by default.
+TEST_F(TokenFileTest, FuzzedFilesOpenOrSayWhatIsWrong) {
+  write_documents(path_, {"In the beginning", "God created"},
+                  Tokenizer::train(tokenizer_config(300), random_text(20000, 1)));
+  const std::string valid = read_file(path_);
+  const char* setting = std::getenv("CHOIR_FUZZ_SECONDS");
+  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(setting ? std::atof(setting) : 2);
+  std::mt19937 random(1);
+  int opened = 0, refused = 0;
+  while (std::chrono::steady_clock::now() < end) {
+    std::string bytes = valid;
+    if (random() % 4 == 0) bytes.resize(random() % bytes.size());
+    for (unsigned flips = random() % 4; flips > 0 && !bytes.empty(); --flips) {
+      const std::size_t range = random() % 2 ? std::min<std::size_t>(bytes.size(), 512) : bytes.size();
+      bytes[random() % range] ^= static_cast<char>(1u << random() % 8);
+    }
+    write_file(path_, bytes);
+    try {
+      const TokenFile file(path_);
+      ++opened;
+      std::vector<std::int32_t> tokens(static_cast<std::size_t>(file.num_tokens()));
+      file.read(0, tokens);
+      file.tokenizer().decode(tokens);
+      file.verify();
+      EXPECT_EQ(bytes.substr(0, 512), valid.substr(0, 512));
+    } catch (const ConfigError&) {
+      ++refused;
+    } catch (const Error&) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(opened, 0);
+  EXPECT_GT(refused, 0);
+}
+
+}  // namespace
+}  // namespace choir::tests

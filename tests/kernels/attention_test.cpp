@@ -1,0 +1,437 @@
+// Attention against its formula in double precision, its gradient against finite differences, on every instruction set
+// that this processor has. A new case is one more line in `cases`.
+//
+// Error model. The formula is evaluated beside the sum of the absolute values of everything it adds ("magnitude"). With
+// u = half a unit in the last place of 1, a score is off by u sqrt(width) times its own magnitude, which is the
+// relative error of a probability; a result that sums n products of probabilities is therefore off by
+//   4 u sqrt(n + width) (1 + largest score magnitude) * its magnitude,   plus its own rounding to T.
+// 4 is the number of standard deviations granted to sums of random roundings, and of steps that add their share.
+#include "kernels/attention.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace choir::kernels {
+namespace {
+
+struct Case {
+  const char* name;
+  std::int64_t batch, q_length, kv_length, heads, kv_heads, width, group_size, group_offset;
+  bool causal;
+  std::int64_t window;
+  int threads;
+};
+
+const Case cases[] = {
+    {"one of everything", 1, 1, 1, 1, 1, 1, 1, 0, true, 0, 1},
+    {"causal", 2, 100, 100, 2, 2, 64, 1, 0, true, 0, 1},
+    {"no mask", 1, 97, 97, 2, 2, 16, 1, 0, false, 0, 2},
+    {"whole blocks", 1, 192, 192, 1, 1, 32, 1, 0, true, 0, 1},
+    {"causal window", 1, 250, 250, 2, 2, 20, 1, 0, true, 37, 2},
+    {"causal window of one", 1, 70, 70, 1, 1, 8, 1, 0, true, 1, 1},
+    {"two-sided window", 1, 230, 230, 1, 1, 8, 1, 0, false, 50, 3},
+    {"window wider than the sequence", 1, 50, 50, 1, 1, 8, 1, 0, true, 1000, 1},
+    {"groups of three", 2, 60, 60, 6, 2, 16, 3, 0, true, 0, 2},
+    {"a rank that starts inside a group", 1, 60, 60, 5, 3, 16, 3, 2, true, 0, 4},
+    {"multi-query", 1, 130, 130, 5, 1, 20, 5, 0, true, 0, 3},
+    {"more keys: a cache before the queries", 1, 5, 120, 3, 3, 80, 1, 0, true, 0, 2},
+    {"one query, long cache", 2, 1, 300, 2, 1, 64, 2, 0, true, 0, 2},
+    {"more queries: the first see nothing", 1, 120, 30, 2, 2, 16, 1, 0, true, 0, 2},
+    {"more queries, window", 1, 200, 70, 2, 2, 16, 1, 0, false, 20, 2},
+    {"cross-attention", 2, 49, 113, 2, 2, 24, 1, 0, false, 0, 1},
+    {"wide heads", 1, 51, 51, 1, 1, 128, 1, 0, true, 0, 1},
+    {"odd width", 1, 33, 33, 3, 3, 7, 1, 0, true, 0, 2},
+    {"more threads than heads", 1, 400, 400, 1, 1, 16, 1, 0, true, 0, 5},
+    {"more threads than blocks", 1, 20, 20, 2, 1, 8, 2, 0, true, 0, 8},
+    {"a key/value head that no query reads", 1, 20, 20, 2, 3, 8, 1, 1, true, 0, 1},
+};
+
+template <class T>
+constexpr double unit_roundoff = std::is_same_v<T, double>  ? 0x1p-53
+                                 : std::is_same_v<T, float> ? 0x1p-24
+                                                            : 0x1p-8;
+
+constexpr float untouched = 77;  // between the rows: exact in bf16
+
+/// Inputs, results and workspace of one case: q, k, v in one fused buffer with a gap after each token, out likewise.
+template <class T>
+struct Problem {
+  AttentionShape shape;
+  Cpu device;
+  std::int64_t q_offset, k_offset, v_offset;
+  std::vector<T> q, k, v, out, dout, dq, dk, dv;
+  std::vector<Accumulate<T>> lse;
+
+  explicit Problem(const Case& c)
+      : shape{.batch = c.batch,
+              .q_length = c.q_length,
+              .kv_length = c.kv_length,
+              .heads = c.heads,
+              .kv_heads = c.kv_heads,
+              .head_width = c.width,
+              .group_size = c.group_size,
+              .group_offset = c.group_offset,
+              .q_stride = c.heads * c.width + 3,
+              .k_stride = 2 * c.kv_heads * c.width + 5,
+              .v_stride = 2 * c.kv_heads * c.width + 5,
+              .out_stride = c.heads * c.width + 1,
+              .causal = c.causal,
+              .window = c.window,
+              .scale = 1 / std::sqrt(static_cast<double>(c.width))},
+        device{.threads = c.threads} {
+    std::mt19937 random(static_cast<unsigned>(c.q_length * 1000 + c.width));
+    std::normal_distribution<double> normal;
+    const auto fill = [&](std::vector<T>& values, std::int64_t length, std::int64_t stride, std::int64_t width) {
+      values.assign(static_cast<std::size_t>(c.batch * length * stride), T(untouched));
+      for (std::int64_t t = 0; t < c.batch * length; ++t) {
+        for (std::int64_t e = 0; e < width; ++e) values[t * stride + e] = T(static_cast<Accumulate<T>>(normal(random)));
+      }
+    };
+    fill(q, c.q_length, shape.q_stride, c.heads * c.width);
+    fill(k, c.kv_length, shape.k_stride, c.kv_heads * c.width);
+    fill(v, c.kv_length, shape.v_stride, c.kv_heads * c.width);
+    fill(dout, c.q_length, shape.out_stride, c.heads * c.width);
+    out.assign(dout.size(), T(untouched));
+    dq.assign(q.size(), T(untouched));
+    dk.assign(k.size(), T(untouched));
+    dv.assign(v.size(), T(untouched));
+    lse.assign(static_cast<std::size_t>(c.batch * c.heads * c.q_length), untouched);
+  }
+
+  void forward() {
+    const auto workspace = not_numbers(attention_forward_workspace_bytes<T>(device, shape));
+    attention_forward(device, AttentionForward<T>{.shape = shape,
+                                                  .q = q.data(),
+                                                  .k = k.data(),
+                                                  .v = v.data(),
+                                                  .out = out.data(),
+                                                  .lse = lse.data(),
+                                                  .workspace = workspace.get()});
+  }
+
+  void backward() {
+    const auto workspace = not_numbers(attention_backward_workspace_bytes<T>(device, shape));
+    attention_backward(device, AttentionBackward<T>{.shape = shape,
+                                                    .q = q.data(),
+                                                    .k = k.data(),
+                                                    .v = v.data(),
+                                                    .out = out.data(),
+                                                    .dout = dout.data(),
+                                                    .lse = lse.data(),
+                                                    .dq = dq.data(),
+                                                    .dk = dk.data(),
+                                                    .dv = dv.data(),
+                                                    .workspace = workspace.get()});
+  }
+
+  /// A workspace in which nothing is a number: what is read before it is written shows.
+  static std::shared_ptr<void> not_numbers(std::int64_t bytes) {
+    void* memory = std::aligned_alloc(64, static_cast<std::size_t>((bytes + 63) / 64 * 64));
+    std::memset(memory, 0xff, static_cast<std::size_t>(bytes));
+    return {memory, std::free};
+  }
+};
+
+bool sees(const AttentionShape& s, std::int64_t i, std::int64_t j) {
+  const std::int64_t position = i + s.kv_length - s.q_length;
+  if (s.causal && j > position) return false;
+  if (s.window && j <= position - s.window) return false;
+  return !(s.window && !s.causal && j >= position + s.window);
+}
+
+/// A value and the sum of the absolute values of its terms.
+struct Sum {
+  double value = 0, magnitude = 0;
+  void add(double term, double term_magnitude) { value += term, magnitude += term_magnitude; }
+};
+
+/// The formulas of attention.h, in the layouts of the kernel.
+template <class T>
+struct Reference {
+  std::vector<Sum> out, lse, dq, dk, dv;
+  double largest_score = 0;
+
+  explicit Reference(const Problem<T>& p)
+      : out(p.out.size()), lse(p.lse.size()), dq(p.q.size()), dk(p.k.size()), dv(p.v.size()) {
+    const AttentionShape& s = p.shape;
+    for (std::int64_t b = 0; b < s.batch; ++b) {
+      for (std::int64_t h = 0; h < s.heads; ++h) {
+        for (std::int64_t i = 0; i < s.q_length; ++i) query(p, b, h, i);
+      }
+    }
+  }
+
+  void query(const Problem<T>& p, std::int64_t b, std::int64_t h, std::int64_t i) {
+    const AttentionShape& s = p.shape;
+    const std::int64_t kv_head = (h + s.group_offset) / s.group_size;
+    const std::int64_t q0 = (b * s.q_length + i) * s.q_stride + h * s.head_width;
+    const std::int64_t o0 = (b * s.q_length + i) * s.out_stride + h * s.head_width;
+    const auto key = [&](std::int64_t j) { return (b * s.kv_length + j) * s.k_stride + kv_head * s.head_width; };
+    const auto dot = [&](const std::vector<T>& x, std::int64_t x0, const std::vector<T>& y, std::int64_t y0) {
+      Sum sum;
+      for (std::int64_t e = 0; e < s.head_width; ++e) {
+        const double product = static_cast<double>(x[x0 + e]) * static_cast<double>(y[y0 + e]);
+        sum.add(product, std::abs(product));
+      }
+      return sum;
+    };
+    std::vector<double> weight(static_cast<std::size_t>(s.kv_length));
+    double maximum = -std::numeric_limits<double>::infinity(), total = 0;
+    for (std::int64_t j = 0; j < s.kv_length; ++j) {
+      if (!sees(s, i, j)) continue;
+      const Sum score = dot(p.q, q0, p.k, key(j));
+      weight[j] = s.scale * score.value;
+      maximum = std::max(maximum, weight[j]);
+      largest_score = std::max(largest_score, s.scale * score.magnitude);
+    }
+    for (std::int64_t j = 0; j < s.kv_length; ++j) {
+      weight[j] = sees(s, i, j) ? std::exp(weight[j] - maximum) : 0;
+      total += weight[j];
+    }
+    const double log_sum = maximum + std::log(total);
+    lse[(b * s.heads + h) * s.q_length + i].add(log_sum, std::abs(log_sum) + 1);
+    const Sum delta = dot(p.dout, o0, p.out, o0);  // of the kernel's own out, as backward takes it
+    for (std::int64_t j = 0; j < s.kv_length; ++j) {
+      if (weight[j] == 0) continue;
+      const double probability = weight[j] / total;
+      const Sum dp = dot(p.dout, o0, p.v, key(j));
+      const double ds = probability * (dp.value - delta.value) * s.scale;
+      const double ds_magnitude = probability * (dp.magnitude + delta.magnitude) * s.scale;
+      const auto add = [](Sum& sum, double factor, double factor_magnitude, T value) {
+        sum.add(factor * static_cast<double>(value), factor_magnitude * std::abs(static_cast<double>(value)));
+      };
+      for (std::int64_t e = 0; e < s.head_width; ++e) {
+        add(out[o0 + e], probability, probability, p.v[key(j) + e]);
+        add(dq[q0 + e], ds, ds_magnitude, p.k[key(j) + e]);
+        add(dk[key(j) + e], ds, ds_magnitude, p.q[q0 + e]);
+        add(dv[key(j) + e], probability, probability, p.dout[o0 + e]);
+      }
+    }
+  }
+};
+
+/// Every element of `values` within its error of `expected`; rows have `width` elements, what lies between is
+/// untouched.
+template <class T>
+void expect_near(const char* name, const std::vector<T>& values, const std::vector<Sum>& expected, std::int64_t stride,
+                 std::int64_t width, double relative, double rounding) {
+  for (std::int64_t n = 0; n < static_cast<std::int64_t>(values.size()); ++n) {
+    if (n % stride >= width) {
+      ASSERT_EQ(static_cast<double>(values[n]), untouched) << name << " beyond row " << n / stride;
+    } else if (std::isinf(expected[n].value)) {
+      ASSERT_EQ(static_cast<double>(values[n]), expected[n].value) << name << " at " << n;
+    } else {
+      const double tolerance = relative * expected[n].magnitude + rounding * std::abs(expected[n].value);
+      ASSERT_NEAR(static_cast<double>(values[n]), expected[n].value, tolerance) << name << " at " << n;
+    }
+  }
+}
+
+template <class T>
+void expect_formula(const Case& c) {
+  SCOPED_TRACE(c.name);
+  Problem<T> p(c);
+  p.forward();
+  p.backward();
+  const Reference<T> r(p);
+  const AttentionShape& s = p.shape;
+  const double rounding = 2 * unit_roundoff<T>;
+  const auto relative = [&](std::int64_t terms) {
+    return 4 * unit_roundoff<Accumulate<T>> * std::sqrt(static_cast<double>(terms + s.head_width)) *
+           (1 + r.largest_score);
+  };
+  const std::int64_t q_width = s.heads * s.head_width, kv_width = s.kv_heads * s.head_width;
+  expect_near("out", p.out, r.out, s.out_stride, q_width, relative(s.kv_length), rounding);
+  expect_near("lse", p.lse, r.lse, 1, 1, relative(s.kv_length), 0);
+  expect_near("dq", p.dq, r.dq, s.q_stride, q_width, relative(s.kv_length), rounding);
+  expect_near("dk", p.dk, r.dk, s.k_stride, kv_width, relative(s.q_length * s.group_size), rounding);
+  expect_near("dv", p.dv, r.dv, s.v_stride, kv_width, relative(s.q_length * s.group_size), rounding);
+}
+
+/// Runs `body` once on each instruction set of this processor.
+template <class Body>
+void on_each_instruction_set(const Body& body) {
+  for (std::int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+    const std::int64_t target = targets & -targets;
+    SCOPED_TRACE(hwy::TargetName(target));
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(target);
+    body();
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+template <class T>
+struct AttentionTest : testing::Test {};
+using Types = testing::Types<float, bf16, double>;
+TYPED_TEST_SUITE(AttentionTest, Types);
+
+TYPED_TEST(AttentionTest, equals_the_formula) {
+  on_each_instruction_set([&] {
+    for (const Case& c : cases) expect_formula<TypeParam>(c);
+  });
+}
+
+TYPED_TEST(AttentionTest, gives_the_same_bits_twice) {
+  Problem<TypeParam> first({"", 2, 150, 150, 6, 2, 20, 3, 0, true, 0, 4}), second = first;
+  for (auto* p : {&first, &second}) {
+    p->forward();
+    p->backward();
+  }
+  const auto expect_equal = [](const auto& a, const auto& b) {
+    EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])), 0);
+  };
+  expect_equal(first.out, second.out);
+  expect_equal(first.lse, second.lse);
+  expect_equal(first.dq, second.dq);
+  expect_equal(first.dk, second.dk);
+  expect_equal(first.dv, second.dv);
+}
+
+TYPED_TEST(AttentionTest, forward_and_dq_do_not_depend_on_threads) {
+  Problem<TypeParam> one({"", 2, 150, 150, 3, 3, 16, 1, 0, true, 0, 1}), many = one;
+  many.device.threads = 7;
+  for (auto* p : {&one, &many}) {
+    p->forward();
+    p->backward();
+  }
+  EXPECT_EQ(std::memcmp(one.out.data(), many.out.data(), one.out.size() * sizeof(TypeParam)), 0);
+  EXPECT_EQ(std::memcmp(one.dq.data(), many.dq.data(), one.dq.size() * sizeof(TypeParam)), 0);
+}
+
+TYPED_TEST(AttentionTest, later_tokens_change_no_bit_of_earlier_ones) {
+  Problem<TypeParam> p({"", 1, 100, 100, 1, 1, 16, 1, 0, true, 0, 1});
+  p.forward();
+  const auto before = p.out;
+  const std::int64_t kept = 61;
+  for (auto* values : {&p.k, &p.v}) {
+    for (std::size_t n = kept * p.shape.k_stride; n < values->size(); ++n) (*values)[n] = TypeParam(1e4f);
+  }
+  p.forward();
+  EXPECT_EQ(std::memcmp(before.data(), p.out.data(), kept * p.shape.out_stride * sizeof(TypeParam)), 0);
+  EXPECT_NE(std::memcmp(before.data(), p.out.data(), p.out.size() * sizeof(TypeParam)), 0);
+}
+
+TYPED_TEST(AttentionTest, queries_without_keys_give_zero_and_take_no_gradient) {
+  Problem<TypeParam> p({"", 1, 90, 30, 1, 1, 8, 1, 0, true, 0, 2});
+  p.forward();
+  p.backward();
+  for (std::int64_t i = 0; i < 60; ++i) {
+    EXPECT_EQ(p.lse[i], -std::numeric_limits<Accumulate<TypeParam>>::infinity());
+    for (std::int64_t e = 0; e < 8; ++e) {
+      EXPECT_EQ(p.out[i * p.shape.out_stride + e], 0);
+      EXPECT_EQ(p.dq[i * p.shape.q_stride + e], 0);
+    }
+  }
+}
+
+TYPED_TEST(AttentionTest, not_a_number_is_not_hidden) {
+  Problem<TypeParam> p({"", 1, 60, 60, 1, 1, 8, 1, 0, true, 0, 1});
+  p.k[20 * p.shape.k_stride] = TypeParam(std::numeric_limits<float>::quiet_NaN());
+  p.forward();
+  EXPECT_TRUE(std::isnan(static_cast<double>(p.out[30 * p.shape.out_stride])));
+  EXPECT_FALSE(std::isnan(static_cast<double>(p.out[5 * p.shape.out_stride])));
+}
+
+TYPED_TEST(AttentionTest, large_scores_do_not_overflow) {
+  Problem<TypeParam> p({"", 1, 50, 50, 1, 1, 8, 1, 0, true, 0, 1});
+  for (auto* values : {&p.q, &p.k}) {
+    for (TypeParam& value : *values) value = TypeParam(static_cast<Accumulate<TypeParam>>(value) * 100);
+  }
+  p.forward();
+  p.backward();
+  for (std::int64_t i = 0; i < 50; ++i) {
+    for (std::int64_t e = 0; e < 8; ++e) {
+      EXPECT_LT(std::abs(static_cast<double>(p.out[i * p.shape.out_stride + e])), 5);
+      EXPECT_TRUE(std::isfinite(static_cast<double>(p.dq[i * p.shape.q_stride + e])));
+    }
+  }
+}
+
+// Five-point differences: with step h the error of the formula is of order h^4, that of rounding u |loss terms| / h.
+TEST(Attention, gradient_equals_finite_differences) {
+  constexpr double h = 1e-3;
+  for (const Case& c :
+       {Case{"causal", 1, 7, 7, 2, 2, 5, 1, 0, true, 0, 1}, Case{"groups, window", 1, 9, 11, 4, 2, 3, 3, 1, true, 4, 1},
+        Case{"no mask", 2, 4, 6, 1, 1, 4, 1, 0, false, 0, 1},
+        Case{"first queries see nothing", 1, 8, 3, 2, 1, 3, 2, 0, true, 0, 1}}) {
+    SCOPED_TRACE(c.name);
+    Problem<double> p(c);
+    p.forward();
+    p.backward();
+    const auto loss = [&] {
+      p.forward();
+      double sum = 0;
+      for (std::size_t n = 0; n < p.out.size(); ++n) {
+        if (static_cast<std::int64_t>(n) % p.shape.out_stride < c.heads * c.width) sum += p.out[n] * p.dout[n];
+      }
+      return sum;
+    };
+    const auto expect_slope = [&](std::vector<double>& input, const std::vector<double>& gradient) {
+      for (std::size_t n = 0; n < input.size(); ++n) {
+        if (gradient[n] == untouched) continue;  // between the rows
+        const double value = input[n];
+        const auto at = [&](double step) {
+          input[n] = value + step * h;
+          return loss();
+        };
+        const double slope = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * h);
+        input[n] = value;
+        EXPECT_NEAR(gradient[n], slope, 100 * h * h * h * h) << "at " << n;
+      }
+    };
+    expect_slope(p.q, p.dq);
+    expect_slope(p.k, p.dk);
+    expect_slope(p.v, p.dv);
+  }
+}
+
+TEST(Attention, flops_count_the_pairs_that_the_mask_leaves) {
+  for (const Case& c : cases) {
+    const AttentionShape s = Problem<float>(c).shape;
+    double pairs = 0;
+    for (std::int64_t i = 0; i < s.q_length; ++i) {
+      for (std::int64_t j = 0; j < s.kv_length; ++j) pairs += sees(s, i, j);
+    }
+    EXPECT_EQ(attention_flops(s), 4.0 * static_cast<double>(c.batch * c.heads * c.width) * pairs) << c.name;
+  }
+}
+
+TEST(Attention, workspace_grows_linearly_with_the_sequence_and_the_threads) {
+  const auto bytes = [](std::int64_t length, std::int64_t batch, int threads) {
+    AttentionShape s = Problem<float>({"", 1, 1, 1, 4, 4, 64, 1, 0, true, 0, 1}).shape;
+    s.batch = batch;
+    s.q_length = s.kv_length = length;
+    return attention_backward_workspace_bytes<float>(Cpu{.threads = threads}, s);
+  };
+  EXPECT_EQ(bytes(9600, 1, 1) - bytes(4800, 1, 1), 2 * (bytes(4800, 1, 1) - bytes(2400, 1, 1)));
+  EXPECT_EQ(bytes(4800, 1, 3), 3 * bytes(4800, 1, 1));
+  EXPECT_EQ(bytes(4800, 8, 1), bytes(4800, 1, 1));
+}
+
+TEST(Attention, heads_beyond_the_key_value_heads_are_an_error) {
+  Problem<float> p({"", 1, 4, 4, 4, 2, 8, 2, 1, true, 0, 1});
+  try {
+    p.forward();
+    FAIL() << "query head 3 reads key/value head 2 of 2";
+  } catch (const std::runtime_error& error) {
+    EXPECT_STREQ(error.what(),
+                 "attention: query head 3 reads key/value head 2, but there are 2 (group_size 2, group_offset 1)");
+  }
+  EXPECT_THROW(p.backward(), std::runtime_error);
+}
+
+}  // namespace
+}  // namespace choir::kernels

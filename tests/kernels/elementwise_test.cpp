@@ -1,0 +1,152 @@
+// Fill, cast, add and copy are exact; random_normal is a function of the index with the moments of a normal.
+#include "kernels/elementwise.h"
+
+#include <bit>
+#include <cstring>
+
+#include "kernels/philox.h"
+#include "tests/kernels/compare.h"
+
+namespace choir::kernels::tests {
+namespace {
+
+const std::int64_t counts[] = {0, 1, 3, 17, 64, 100, 1000, 70001};
+
+template <class T>
+class Elementwise : public ::testing::Test {};
+TYPED_TEST_SUITE(Elementwise, ElementTypes);
+
+template <class From, class To>
+void check_cast(Cpu cpu, const std::vector<From>& x) {
+  std::vector<To> y(x.size());
+  cast(cpu, x.data(), y.data(), static_cast<std::int64_t>(x.size()));
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    To expected;
+    if constexpr (std::is_same_v<From, double> && std::is_same_v<To, bf16>) {
+      expected = bf16(static_cast<float>(x[i]));
+    } else {
+      expected = static_cast<To>(x[i]);
+    }
+    ASSERT_EQ(std::memcmp(&y[i], &expected, sizeof(To)), 0) << i << ": " << double(x[i]);
+  }
+}
+
+TYPED_TEST(Elementwise, FillCastAndAddAreExact) {
+  using T = TypeParam;
+  for (const std::int64_t count : counts) {
+    const std::vector<T> a = random_values<T>(count, 1, 100), b = random_values<T>(count, 2);
+    on_every_target([&](Cpu cpu) {
+      std::vector<T> y(count, T(0.0f));
+      fill(cpu, y.data(), count, 0.3f);
+      for (std::int64_t i = 0; i < count; ++i) ASSERT_EQ(double(y[i]), double(T(0.3f)));
+      y = a;
+      add(cpu, y.data(), b.data(), y.data(), count);
+      for (std::int64_t i = 0; i < count; ++i) {
+        const Accumulate<T> sum = static_cast<Accumulate<T>>(a[i]) + static_cast<Accumulate<T>>(b[i]);
+        ASSERT_EQ(double(y[i]), double(T(sum))) << i;
+      }
+      check_cast<T, float>(cpu, a);
+      check_cast<T, bf16>(cpu, a);
+      check_cast<T, double>(cpu, a);
+    });
+  }
+}
+
+TEST(Cast, RoundsToBf16LikeTheScalarTypeForEveryKindOfBits) {
+  std::vector<float> x;
+  for (std::uint32_t upper = 0; upper < 0x10000; upper += 7) {
+    for (const std::uint32_t lower : {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) {
+      x.push_back(std::bit_cast<float>(upper << 16 | lower));
+    }
+  }
+  for (const std::uint32_t bits : {0x7f800000u, 0xff800000u, 0x7f800001u, 0x7fffffffu, 0xffffffffu, 0x7f7fffffu}) {
+    x.push_back(std::bit_cast<float>(bits));
+  }
+  on_every_target([&](Cpu cpu) {
+    std::vector<bf16> y(x.size());
+    cast(cpu, x.data(), y.data(), static_cast<std::int64_t>(x.size()));
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      ASSERT_EQ(y[i].bits, bf16(x[i]).bits) << std::hex << std::bit_cast<std::uint32_t>(x[i]);
+    }
+  });
+}
+
+TEST(CopyRows, CopiesRowsAndNothingElse) {
+  struct Case {
+    std::int64_t rows, row_bytes, from_stride, to_stride;
+  };
+  for (const Case& c : {Case{1, 5, 5, 5}, Case{3, 7, 9, 8}, Case{4, 64, 64, 64}, Case{300, 1000, 1001, 1003},
+                        Case{300, 1000, 1000, 1000}, Case{1, 400000, 0, 0}}) {
+    std::vector<std::uint8_t> from(c.rows * std::max(c.from_stride, c.row_bytes));
+    for (std::size_t i = 0; i < from.size(); ++i) from[i] = static_cast<std::uint8_t>(i * 31 % 251);
+    std::vector<std::uint8_t> expected(c.rows * std::max(c.to_stride, c.row_bytes), 255), to = expected;
+    for (std::int64_t row = 0; row < c.rows; ++row) {
+      std::memcpy(&expected[row * c.to_stride], &from[row * c.from_stride], static_cast<std::size_t>(c.row_bytes));
+    }
+    for (const int threads : {1, 3}) {
+      std::fill(to.begin(), to.end(), std::uint8_t{255});
+      copy_rows(Cpu{.threads = threads}, from.data(), c.from_stride, to.data(), c.to_stride, c.rows, c.row_bytes);
+      ASSERT_EQ(to, expected);
+    }
+  }
+}
+
+// u and the angle have 24 and 32 bits; log, sqrt, sin and cos are good to 2 ulp of f32 each, and relative errors of the
+// radius and of the angle (at most pi / 4 after reduction) count in full.
+TEST(RandomNormal, IsBoxMullerOnPhiloxBlocks) {
+  const std::int64_t first = 123456789012, count = 3001;
+  on_every_target([&](Cpu cpu) {
+    std::vector<float> x(count);
+    random_normal(cpu, x.data(), first, count, 42, 17, 0.5f, 2.0f);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto index = static_cast<std::uint64_t>(first + i);
+      const PhiloxBlock block = philox(42, index / 4, 17);
+      const std::uint32_t w0 = block[index % 4 / 2 * 2], w1 = block[index % 4 / 2 * 2 + 1];
+      const double u = ((w0 >> 8) + 1) / 16777216.0, angle = 2 * M_PI * w1 / 4294967296.0;
+      const double radius = std::sqrt(-2 * std::log(u));
+      const double z = radius * (index % 2 == 0 ? std::cos(angle) : std::sin(angle));
+      ASSERT_NEAR(x[i], 0.5 + 2 * z, 0x1p-24 * (8 * 2 * std::abs(z) + 2 * radius + std::abs(0.5 + 2 * z))) << i;
+    }
+  });
+}
+
+TEST(RandomNormal, HasTheSameBitsWholeInPiecesAndOnEveryInstructionSet) {
+  const std::int64_t count = 70001;
+  std::vector<float> whole(count);
+  random_normal(Cpu{}, whole.data(), 0, count, 1, 2, 0.1f, 0.02f);
+  on_every_target([&](Cpu cpu) {
+    std::vector<float> again(count);
+    random_normal(cpu, again.data(), 0, count, 1, 2, 0.1f, 0.02f);
+    ASSERT_EQ(std::memcmp(again.data(), whole.data(), count * sizeof(float)), 0);
+    const std::int64_t ends[] = {0, 1, 2, 7, 1024, 3333, 50001, count};
+    for (std::size_t i = 0; i + 1 < std::size(ends); ++i) {
+      std::vector<float> piece(ends[i + 1] - ends[i]);
+      random_normal(cpu, piece.data(), ends[i], ends[i + 1] - ends[i], 1, 2, 0.1f, 0.02f);
+      ASSERT_EQ(std::memcmp(piece.data(), &whole[ends[i]], piece.size() * sizeof(float)), 0) << ends[i];
+    }
+  });
+}
+
+TEST(RandomNormal, HasTheMomentsOfANormal) {
+  const std::int64_t count = 1 << 20;
+  std::vector<float> x(count), other(count);
+  random_normal(Cpu{}, x.data(), 0, count, 1, 0, 0, 1);
+  random_normal(Cpu{}, other.data(), 0, count, 1, 1, 0, 1);
+  double moments[5] = {}, product = 0, neighbours = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    for (int k = 1; k <= 4; ++k) moments[k] += std::pow(x[i], k) / count;
+    product += double{x[i]} * other[i] / count;
+    if (i > 0) neighbours += double{x[i]} * x[i - 1] / count;
+  }
+  // Five standard deviations of each mean: sqrt(E z^2k - (E z^k)^2), which is 1, sqrt(2), sqrt(15), sqrt(96).
+  const double unit = 5 / std::sqrt(static_cast<double>(count));
+  EXPECT_NEAR(moments[1], 0, unit);
+  EXPECT_NEAR(moments[2], 1, unit * std::sqrt(2.0));
+  EXPECT_NEAR(moments[3], 0, unit * std::sqrt(15.0));
+  EXPECT_NEAR(moments[4], 3, unit * std::sqrt(96.0));
+  EXPECT_NEAR(product, 0, unit);
+  EXPECT_NEAR(neighbours, 0, unit);
+}
+
+}  // namespace
+}  // namespace choir::kernels::tests

@@ -1,0 +1,368 @@
+#!/usr/bin/env python3
+"""Losses and gradients of small decoders, computed by PyTorch: what Choir's tests compare themselves with.
+
+The model is written from the papers on PyTorch's own functions (F.scaled_dot_product_attention, F.layer_norm,
+F.rms_norm, F.gelu, torch.optim) and shares no formula with Choir. Everything stored is computed in float64 from
+weights that are exact in float32. README.md beside this file says what the HDF5 files hold.
+
+    python make_reference.py [CASE ...]
+"""
+
+import pathlib
+import sys
+
+import h5py
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+
+# Each case is the `model` and `train` sections of a Choir configuration, every key that matters written out.
+# Together they take every value of position, feed_forward.kind, norm.kind, tied and bias, and sizes that divide badly.
+CASES = {
+    # GPT-2 in small (Radford et al. 2019).
+    "gpt": """\
+model:
+  family: decoder
+  layers: 2
+  width: 32
+  vocabulary: 64
+  context: 16
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 4, kv_heads: 4, head_width: 8, position: learned, window: 0}
+  feed_forward: {kind: gelu, width: 80}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
+    # Llama in small (Touvron et al. 2023), with shared key/value heads (Ainslie et al. 2023) and an odd vocabulary.
+    "llama": """\
+model:
+  family: decoder
+  layers: 2
+  width: 36
+  vocabulary: 101
+  context: 24
+  tied: false
+  bias: false
+  dropout: 0
+  attention: {heads: 6, kv_heads: 2, head_width: 6, position: rotary, rotary_base: 10000, window: 0}
+  feed_forward: {kind: swiglu, width: 56}
+  norm: {kind: rms_norm, epsilon: 1.0e-5}
+train: {batch: 2}
+""",
+    # A head count that two ranks cannot split evenly; one target in three is ignored.
+    "five_heads": """\
+model:
+  family: decoder
+  layers: 2
+  width: 40
+  vocabulary: 53
+  context: 16
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 5, kv_heads: 5, head_width: 8, position: rotary, rotary_base: 100, window: 0}
+  feed_forward: {kind: gelu, width: 72}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
+    # Sliding window (Beltagy et al. 2020); heads wider than width / heads; RMS norm beside linear layers with biases.
+    "window": """\
+model:
+  family: decoder
+  layers: 2
+  width: 24
+  vocabulary: 67
+  context: 24
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 4, kv_heads: 2, head_width: 10, position: rotary, rotary_base: 10000, window: 5}
+  feed_forward: {kind: swiglu, width: 40}
+  norm: {kind: rms_norm, epsilon: 1.0e-5}
+train: {batch: 2}
+""",
+    # The exact GELU; layer norm without bias; an epsilon large enough to be seen.
+    "gelu_erf": """\
+model:
+  family: decoder
+  layers: 2
+  width: 24
+  vocabulary: 59
+  context: 16
+  tied: false
+  bias: false
+  dropout: 0
+  attention: {heads: 3, kv_heads: 3, head_width: 8, position: learned, window: 0}
+  feed_forward: {kind: gelu_erf, width: 64}
+  norm: {kind: layer_norm, epsilon: 1.0e-2}
+train: {batch: 3}
+""",
+    # No positions but those that the causal mask gives; one key/value head for all (Shazeer 2019); a window.
+    "no_positions": """\
+model:
+  family: decoder
+  layers: 2
+  width: 21
+  vocabulary: 37
+  context: 20
+  tied: false
+  bias: true
+  dropout: 0
+  attention: {heads: 3, kv_heads: 1, head_width: 7, position: none, window: 7}
+  feed_forward: {kind: gelu, width: 33}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 2}
+""",
+}
+IGNORED_TARGETS = {"five_heads"}
+
+STEPS = 5
+# Appended to the configuration, each makes it complete. SGD without decay: PyTorch's is not decoupled, Choir's is.
+OPTIMIZERS = {
+    "adamw": """\
+optimizer: {kind: adamw, rate: 1.0e-3, schedule: constant, warmup: 0, betas: [0.9, 0.95], epsilon: 1.0e-8, \
+weight_decay: 0.1, clip: 0}
+""",
+    "sgd": """\
+optimizer: {kind: sgd, rate: 2.0e-2, schedule: constant, warmup: 0, momentum: 0.9, weight_decay: 0, clip: 0}
+""",
+}
+
+
+def shapes(model):
+    """Every parameter's name and shape. Weights of linear layers are [out, in]."""
+    attention, feed_forward = model["attention"], model["feed_forward"]
+    width, hidden = model["width"], feed_forward["width"]
+    q_width = attention["heads"] * attention["head_width"]
+    kv_width = attention["kv_heads"] * attention["head_width"]
+
+    found = {}
+
+    def linear(name, outputs, inputs):
+        found[f"{name}.weight"] = (outputs, inputs)
+        if model["bias"]:
+            found[f"{name}.bias"] = (outputs,)
+
+    def norm(name):
+        found[f"{name}.weight"] = (width,)
+        if model["bias"] and model["norm"]["kind"] == "layer_norm":
+            found[f"{name}.bias"] = (width,)
+
+    found["embedding.token.weight"] = (model["vocabulary"], width)
+    if attention["position"] == "learned":
+        found["embedding.position.weight"] = (model["context"], width)
+    for i in range(model["layers"]):
+        norm(f"blocks.{i}.attention_norm")
+        linear(f"blocks.{i}.attention.q", q_width, width)
+        linear(f"blocks.{i}.attention.k", kv_width, width)
+        linear(f"blocks.{i}.attention.v", kv_width, width)
+        linear(f"blocks.{i}.attention.out", width, q_width)
+        norm(f"blocks.{i}.feed_forward_norm")
+        if feed_forward["kind"] == "swiglu":
+            linear(f"blocks.{i}.feed_forward.gate", hidden, width)
+        linear(f"blocks.{i}.feed_forward.up", hidden, width)
+        linear(f"blocks.{i}.feed_forward.down", width, hidden)
+    norm("final_norm")
+    if not model["tied"]:
+        found["head.weight"] = (model["vocabulary"], width)
+    return found
+
+
+def initial_weights(model, generator):
+    """Random values, exact in float32, large enough that no term of any formula is negligible."""
+    weights = {}
+    for name, shape in shapes(model).items():
+        z = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if name.endswith("norm.weight"):
+            w = 1 + 0.25 * z
+        elif name.endswith(".bias"):
+            w = 0.2 * z
+        elif name.startswith("embedding"):
+            w = 0.4 * z
+        else:
+            w = z / shape[1] ** 0.5
+        weights[name] = w.to(torch.float32).to(torch.float64)
+    return weights
+
+
+def rotate(x, base):
+    """Rotary positions (Su et al. 2021) on x [B, heads, T, E]: features i and i + E/2 are one complex number."""
+    length, width = x.shape[-2:]
+    frequency = base ** (-torch.arange(0, width, 2, dtype=x.dtype) / width)
+    angle = torch.outer(torch.arange(length, dtype=x.dtype), frequency)
+    turned = torch.complex(x[..., : width // 2], x[..., width // 2 :]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+def visible(length, window):
+    """[T, T]: may position i read position j? The last `window` positions, itself included; all before it if 0."""
+    i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    return (j <= i) & (j > i - window) if window else j <= i
+
+
+def logits(model, w, tokens):
+    """[B, T] token ids to [B, T, V]: pre-norm blocks x += attention(norm(x)), x += feed_forward(norm(x))."""
+    attention, kind = model["attention"], model["feed_forward"]["kind"]
+    batch, length = tokens.shape
+    mask = visible(length, attention["window"])
+
+    def linear(name, x):
+        return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    def norm(name, x):
+        weight, epsilon = w[f"{name}.weight"], model["norm"]["epsilon"]
+        if model["norm"]["kind"] == "rms_norm":
+            return F.rms_norm(x, weight.shape, weight, epsilon)
+        return F.layer_norm(x, weight.shape, weight, w.get(f"{name}.bias"), epsilon)
+
+    def split_heads(x):  # [B, T, heads * E] to [B, heads, T, E]
+        return x.view(batch, length, -1, attention["head_width"]).transpose(1, 2)
+
+    def attend(name, x):
+        q, k, v = (split_heads(linear(f"{name}.{part}", x)) for part in "qkv")
+        if attention["position"] == "rotary":
+            q, k = rotate(q, attention["rotary_base"]), rotate(k, attention["rotary_base"])
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return linear(f"{name}.out", y.transpose(1, 2).reshape(batch, length, -1))
+
+    def feed_forward(name, x):
+        up = linear(f"{name}.up", x)
+        if kind == "swiglu":
+            y = F.silu(linear(f"{name}.gate", x)) * up
+        else:
+            y = F.gelu(up, approximate="tanh" if kind == "gelu" else "none")
+        return linear(f"{name}.down", y)
+
+    x = F.embedding(tokens, w["embedding.token.weight"])
+    if attention["position"] == "learned":
+        x = x + w["embedding.position.weight"][:length]
+    for i in range(model["layers"]):
+        x = x + attend(f"blocks.{i}.attention", norm(f"blocks.{i}.attention_norm", x))
+        x = x + feed_forward(f"blocks.{i}.feed_forward", norm(f"blocks.{i}.feed_forward_norm", x))
+    head = w["embedding.token.weight"] if model["tied"] else w["head.weight"]
+    return F.linear(norm("final_norm", x), head)
+
+
+def mean_loss(model, w, tokens, targets):
+    """The mean over the targets that are not -1."""
+    return F.cross_entropy(logits(model, w, tokens).flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+
+def loss_and_gradients(model, weights, tokens, targets):
+    w = {name: value.clone().requires_grad_() for name, value in weights.items()}
+    loss = mean_loss(model, w, tokens, targets)
+    loss.backward()
+    return loss.item(), {name: value.grad for name, value in w.items()}
+
+
+def training_losses(model, weights, tokens, targets, optimizer):
+    """STEPS + 1 losses of one batch: element s is the loss after s updates."""
+    w = {name: value.clone().requires_grad_() for name, value in weights.items()}
+    matrices = [value for value in w.values() if value.dim() == 2]
+    vectors = [value for value in w.values() if value.dim() == 1]
+    if optimizer["kind"] == "adamw":
+        step = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": optimizer["weight_decay"]}, {"params": vectors, "weight_decay": 0}],
+            lr=optimizer["rate"], betas=optimizer["betas"], eps=optimizer["epsilon"])
+    else:
+        step = torch.optim.SGD(matrices + vectors, lr=optimizer["rate"], momentum=optimizer["momentum"])
+    losses = []
+    for _ in range(STEPS):
+        step.zero_grad()
+        loss = mean_loss(model, w, tokens, targets)
+        loss.backward()
+        step.step()
+        losses.append(loss.item())
+    return losses + [mean_loss(model, w, tokens, targets).item()]
+
+
+def worst_finite_difference(model, weights, gradients, tokens, targets, generator):
+    """For each tensor, the slope of the loss along a random direction, by central differences of fourth order.
+
+    Returns the largest relative error. Error of the formula: h^4 from the series, 1e-16 / h from rounding.
+    """
+    worst, h = 0.0, 1e-3
+    for name, weight in weights.items():
+        direction = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        direction /= direction.norm()
+
+        def loss_at(step):
+            return mean_loss(model, {**weights, name: weight + step * direction}, tokens, targets).item()
+
+        slope = (8 * (loss_at(h) - loss_at(-h)) - (loss_at(2 * h) - loss_at(-2 * h))) / (12 * h)
+        expected = (gradients[name] * direction).sum().item()
+        # A key bias without rotary shifts all scores of a query alike: its gradient is zero, and has no scale of its own.
+        scale = max(gradients[name].norm().item() / weight.numel() ** 0.5, 1e-4)
+        worst = max(worst, abs(slope - expected) / scale)
+    return worst
+
+
+def relative_to_tensor(a, b):
+    """The largest difference of two sets of gradients, relative to the tensor's largest element; zeros apart."""
+    return max(((a[name] - b[name]).abs().max() / b[name].abs().max()).item()
+               for name in b if b[name].abs().max() > 1e-12)
+
+
+def make(name, seed, folder):
+    config = yaml.safe_load(CASES[name])
+    model, batch = config["model"], config["train"]["batch"]
+    generator = torch.Generator().manual_seed(seed)
+    weights = initial_weights(model, generator)
+    size = (batch, model["context"])
+    tokens = torch.randint(model["vocabulary"], size, generator=generator)
+    targets = torch.randint(model["vocabulary"], size, generator=generator)
+    if name in IGNORED_TARGETS:
+        targets[torch.rand(size, generator=generator) < 1 / 3] = -1
+
+    loss, gradients = loss_and_gradients(model, weights, tokens, targets)
+    losses = {kind: training_losses(model, weights, tokens, targets, yaml.safe_load(text)["optimizer"])
+              for kind, text in OPTIMIZERS.items()}
+
+    error = worst_finite_difference(model, weights, gradients, tokens, targets, generator)
+    if error > 1e-7:
+        sys.exit(f"{name}: gradients and finite differences differ by {error:.1e}")
+
+    # What the same arithmetic in float32 loses: the scale on which Choir's f32 differences are to be read.
+    single = {n: value.float() for n, value in weights.items()}
+    loss32, gradients32 = loss_and_gradients(model, single, tokens, targets)
+    losses32 = {kind: training_losses(model, single, tokens, targets, yaml.safe_load(text)["optimizer"])
+                for kind, text in OPTIMIZERS.items()}
+    lost = {kind: np.max(np.abs(np.array(losses32[kind]) / losses[kind] - 1)) for kind in losses}
+
+    with h5py.File(folder / f"{name}.h5", "w") as file:
+        file.attrs["config"] = np.bytes_(CASES[name])
+        for kind, text in OPTIMIZERS.items():
+            file.attrs[kind] = np.bytes_(text)
+            file.attrs[f"{kind}_losses"] = np.array(losses[kind], dtype="<f8")
+        file.attrs["loss"] = np.float64(loss)
+        file.attrs["made_by"] = np.bytes_(f"PyTorch {torch.__version__}")
+        file["tokens/inputs"] = tokens.numpy().astype("<i4")
+        file["tokens/targets"] = targets.numpy().astype("<i4")
+        for parameter, value in weights.items():
+            file[f"weights/{parameter}"] = value.numpy().astype("<f4")
+            file[f"gradients/{parameter}"] = gradients[parameter].numpy().astype("<f8")
+
+    print(f"| {name} | {sum(value.numel() for value in weights.values())} | {loss:.6f} "
+          f"| {losses['adamw'][-1]:.6f} | {losses['sgd'][-1]:.6f} | {error:.0e} | {abs(loss32 / loss - 1):.0e} "
+          f"| {relative_to_tensor(gradients32, gradients):.0e} | {lost['adamw']:.0e} | {lost['sgd']:.0e} |")
+
+
+def main():
+    torch.set_num_threads(1)
+    folder = pathlib.Path(__file__).resolve().parent
+    wanted = sys.argv[1:] or list(CASES)
+    unknown = [name for name in wanted if name not in CASES]
+    if unknown:
+        sys.exit(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
+    print("| case | parameters | loss | after AdamW | after SGD | finite differences "
+          "| f32: loss | gradients | AdamW | SGD |\n|---|---|---|---|---|---|---|---|---|---|")
+    for seed, name in enumerate(CASES, start=1):
+        if name in wanted:
+            make(name, seed, folder)
+
+
+if __name__ == "__main__":
+    main()
