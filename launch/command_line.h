@@ -38,6 +38,17 @@ struct ConfigArguments {
 /// Each registers one verb, and is in the file of its name.
 void add_train_command(CommandLine&);
 void add_prepare_command(CommandLine&);
+void add_config_command(CommandLine&);
+void add_evaluate_command(CommandLine&);
+void add_generate_command(CommandLine&);
+void add_plan_command(CommandLine&);
+void add_verify_command(CommandLine&);
+void add_checkpoint_command(CommandLine&);
+void add_calls_command(CommandLine&);
+void add_bench_command(CommandLine&);
+
+/// `choir plan`, and `choir train --dry-run`.
+int print_plan(Config config, std::int64_t ranks, bool json);
 
 /// Parses, runs the verb and turns what it throws into the exit codes of design: 0 done, 1 the machine failed, 2 the
 /// user's mistake. With several ranks a user's mistake is printed once.

@@ -1,4 +1,4 @@
-// choir train CONFIG [key=value ...] [--resume]
+// choir train CONFIG [key=value ...] [--resume] [--dry-run]
 #include "framework/train/run.h"
 #include "framework/train/trainer.h"
 #include "launch/command_line.h"
@@ -9,12 +9,13 @@ namespace {
 
 struct Arguments {
   ConfigArguments config;
-  bool resume = false;
+  bool resume = false, dry_run = false;
 };
 
 int train(CommandLine& line, const Arguments& arguments) {
   MpiProcess& process = line.start_mpi();
   const Config config = arguments.config.read();
+  if (arguments.dry_run) return process.rank() == 0 ? print_plan(config, process.ranks(), false) : 0;
   throw_if_any(validate(config, process.ranks()));
   install_signal_handlers();
   const RunOptions options{
@@ -34,6 +35,7 @@ void add_train_command(CommandLine& line) {
   auto arguments = std::make_shared<Arguments>();
   arguments->config.add_to(*verb);
   verb->add_flag("--resume", arguments->resume, "go on from the newest whole checkpoint of the run folder");
+  verb->add_flag("--dry-run", arguments->dry_run, "print the plan for these ranks and end, as choir plan does");
   verb->callback([&line, arguments] { line.run = [&line, arguments] { return train(line, *arguments); }; });
 }
 

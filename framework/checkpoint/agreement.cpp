@@ -60,7 +60,8 @@ std::vector<std::string> Agreement::gather(const std::string& text, const char* 
   if (rank() != 0) return {};
   std::vector<std::string> texts{text};
   for (const Message& message : receives)
-    texts.emplace_back(message.tensor.data<char>(), static_cast<std::size_t>(lengths.data<std::int32_t>()[message.peer]));
+    texts.emplace_back(message.tensor.data<char>(),
+                       static_cast<std::size_t>(lengths.data<std::int32_t>()[message.peer]));
   return texts;
 }
 

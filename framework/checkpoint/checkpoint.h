@@ -36,7 +36,8 @@ struct Piece {
 /// the caller's.
 using State = std::map<std::string, std::string>;
 
-/// The digest of a piece; over all pieces of a tensor, however it is cut, the digests add up to the same (tensor_digest.h).
+/// The digest of a piece; over all pieces of a tensor, however it is cut, the digests add up to the same
+/// (tensor_digest.h).
 std::uint64_t digest_of(const Piece& piece);
 
 }  // namespace choir

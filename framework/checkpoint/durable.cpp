@@ -73,6 +73,12 @@ MemoryFile::~MemoryFile() { ::close(descriptor_); }
 
 std::string MemoryFile::path() const { return fmt::format("/proc/self/fd/{}", descriptor_); }
 
+Hdf5Handle MemoryFile::create_hdf5() const {
+  const Hdf5Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "H5Pcreate");
+  hdf5_check(H5Pset_fapl_stdio(access), "H5Pset_fapl_stdio");  // the default driver wants a name on a disk
+  return {H5Fcreate(path().c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose, "H5Fcreate"};
+}
+
 void MemoryFile::check_limit(std::int64_t bytes) const {
   if (::ftruncate(descriptor_, bytes) != 0 || ::ftruncate(descriptor_, 0) != 0)
     fail(fmt::format("cannot make a file of {} bytes", bytes), errno);

@@ -1,8 +1,9 @@
 // Files and folders that last: created once, synced, and renamed into place.
 //
-// HDF5 never writes to a disk here. Where it fails to write, closing the file leaves a dangling identifier in the library
-// and the process ends with a segmentation fault (1.10.8, 64 KiB of disk left): a full disk would end the run. So it lays
-// a file out in memory, where the elements are a hole, and the bytes go to the disk by write(), which says what is wrong.
+// HDF5 never writes to a disk here. Where it fails to write, closing the file leaves a dangling identifier in the
+// library and the process ends with a segmentation fault (1.10.8, 64 KiB of disk left): a full disk would end the run.
+// So it lays a file out in memory, where the elements are a hole, and the bytes go to the disk by write(), which says
+// what is wrong.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,9 @@ class MemoryFile {
   MemoryFile(const MemoryFile&) = delete;
   MemoryFile& operator=(const MemoryFile&) = delete;
 
-  std::string path() const;  ///< while it lives
-  /// Throws Error where a file of so many bytes is not allowed (ulimit -f).
+  std::string path() const;        ///< while it lives
+  Hdf5Handle create_hdf5() const;  ///< an empty HDF5 file in it
+  /// Throws Error where a file of so many bytes is not allowed (ulimit -f): HDF5 must not find out.
   void check_limit(std::int64_t bytes) const;
 
  private:

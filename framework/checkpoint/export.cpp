@@ -58,7 +58,9 @@ void write_tensor(hid_t file, const TensorEntry& tensor, const CheckpointReader&
       H5Dcreate2(file, tensor.name.c_str(), H5T_IEEE_F32LE, space, H5P_DEFAULT, creation, H5P_DEFAULT), H5Dclose,
       "H5Dcreate2");
   const std::int64_t width = width_of(tensor.shape), count = tensor.shape[0] * width;
-  const auto share = [&](int rank) { return count / ranks.size * rank + std::min<std::int64_t>(rank, count % ranks.size); };
+  const auto share = [&](int rank) {
+    return count / ranks.size * rank + std::min<std::int64_t>(rank, count % ranks.size);
+  };
   std::vector<float> elements;
   for (std::int64_t begin = share(ranks.rank); begin < share(ranks.rank + 1); begin += largest_write) {
     const std::int64_t end = std::min(begin + largest_write, share(ranks.rank + 1));
@@ -82,7 +84,8 @@ void export_checkpoint(const std::string& path, const std::string& out, MPI_Comm
     if (!problems.empty()) throw std::runtime_error(problems.front());
   });
   if (!damage.empty())
-    throw ConfigError({.what = path + " is not a whole checkpoint", .why = damage,
+    throw ConfigError({.what = path + " is not a whole checkpoint",
+                       .why = damage,
                        .fix = "use another: 'choir checkpoint list' shows what there is"});
 
   const CheckpointReader reader(path);

@@ -1,7 +1,7 @@
 // Which elements of a tensor: the arithmetic of parts, without memory or files.
 //
-// A 2-D tensor [rows, columns] is row-major; a 1-D tensor [n] is [n, 1]. An Extent is elements [begin, end), in row-major
-// order, of a rectangle: a whole slice of a layer, or the stretch of it that one optimizer shard holds.
+// A 2-D tensor [rows, columns] is row-major; a 1-D tensor [n] is [n, 1]. An Extent is elements [begin, end), in
+// row-major order, of a rectangle: a whole slice of a layer, or the stretch of it that one optimizer shard holds.
 //
 //   rectangle   . . . . .      extent [4, 13) of a 5-column rectangle is at most three boxes:
 //               . . . . x      head

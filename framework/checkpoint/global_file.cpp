@@ -41,7 +41,11 @@ FileEntry write_global_file(const std::string& folder, const Manifest& manifest)
   const MemoryFile image;
   {
     const Hdf5Silence silence;
-    Hdf5Handle file = create_hdf5(image.path(), 0);
+    std::size_t parts = 0, text = 0;
+    for (const TensorEntry& tensor : manifest.tensors) parts += 1 + tensor.parts.size();
+    for (const auto& [key, value] : manifest.state) text += key.size() + value.size();
+    image.check_limit(static_cast<std::int64_t>(4096 + 1024 * parts + text));
+    Hdf5Handle file = image.create_hdf5();
     write_state(file, manifest);
     const float fill = std::numeric_limits<float>::quiet_NaN();
     for (const TensorEntry& tensor : manifest.tensors) {
@@ -73,7 +77,8 @@ void check_global_file(const std::string& path, const Manifest& manifest) {
     const Hdf5Handle dataset(H5Dopen2(file, tensor.name.c_str(), H5P_DEFAULT), H5Dclose, "H5Dopen2");
     const Hdf5Handle space(H5Dget_space(dataset), H5Sclose, "H5Dget_space");
     if (H5Sextent_equal(space, make_space(tensor.shape)) <= 0)
-      throw Error({.what = fmt::format("{}: tensor '{}' has not the shape {}", path, tensor.name, to_string(tensor.shape))});
+      throw Error(
+          {.what = fmt::format("{}: tensor '{}' has not the shape {}", path, tensor.name, to_string(tensor.shape))});
   }
 }
 

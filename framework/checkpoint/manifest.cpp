@@ -51,7 +51,8 @@ class Node {
   std::int64_t integer(std::int64_t least, std::int64_t most) const {
     const auto wanted = [&] { return fmt::format("a whole number from {} to {}", least, most); };
     if (!json_.is_number_integer()) expected(wanted());
-    if (json_.is_number_unsigned() && json_.get<std::uint64_t>() > static_cast<std::uint64_t>(largest)) expected(wanted());
+    if (json_.is_number_unsigned() && json_.get<std::uint64_t>() > static_cast<std::uint64_t>(largest))
+      expected(wanted());
     const auto value = json_.get<std::int64_t>();
     if (value < least || value > most) expected(wanted());
     return value;
@@ -96,7 +97,10 @@ Json to_json(const TensorEntry& tensor) {
                      {"offset", p.offset},
                      {"digest", hex(p.digest)}});
   }
-  return {{"name", tensor.name}, {"shape", tensor.shape}, {"type", "f32"}, {"digest", hex(tensor.digest)},
+  return {{"name", tensor.name},
+          {"shape", tensor.shape},
+          {"type", "f32"},
+          {"digest", hex(tensor.digest)},
           {"parts", std::move(parts)}};
 }
 
@@ -126,8 +130,8 @@ TensorEntry parse_tensor(const Node& node) {
   return tensor;
 }
 
-// Two ranks that own the same element of a tensor; {-1, -1} where there are none. Boxes in the order of their first rows,
-// each compared with those that begin before it ends.
+// Two ranks that own the same element of a tensor; {-1, -1} where there are none. Boxes in the order of their first
+// rows, each compared with those that begin before it ends.
 std::pair<int, int> owners_in_common(const TensorEntry& tensor) {
   struct Owned {
     Region box;
@@ -149,7 +153,8 @@ std::string inconsistency(const TensorEntry& tensor, int ranks) {
   if (tensor.name.empty() || tensor.name == "state" || tensor.name == "." ||
       tensor.name.find('/') != std::string::npos || tensor.name.find('\0') != std::string::npos)
     return name + ": not a name that a dataset can have";
-  if (!is_tensor_shape(tensor.shape)) return fmt::format("{}: shape {} is not 1-D or 2-D", name, to_string(tensor.shape));
+  if (!is_tensor_shape(tensor.shape))
+    return fmt::format("{}: shape {} is not 1-D or 2-D", name, to_string(tensor.shape));
   const std::int64_t elements = tensor.shape[0] * width_of(tensor.shape);
   std::int64_t covered = 0;
   std::uint64_t digest = 0;
@@ -235,8 +240,8 @@ std::string inconsistency(const Manifest& manifest) {
     std::int64_t at = 0;
     for (const ByteRange& range : ranges[rank]) {
       if (range.offset < at || range.offset > manifest.files[rank].bytes - range.bytes)
-        return fmt::format("{}: {} bytes of elements at byte {} of {} overlap others or the end", manifest.files[rank].name,
-                           range.bytes, range.offset, manifest.files[rank].bytes);
+        return fmt::format("{}: {} bytes of elements at byte {} of {} overlap others or the end",
+                           manifest.files[rank].name, range.bytes, range.offset, manifest.files[rank].bytes);
       at = range.offset + range.bytes;
     }
   }
@@ -254,10 +259,12 @@ std::string to_text(const Manifest& manifest) {
   for (const FileEntry& file : manifest.files)
     files += (files.empty() ? "\n" : ",\n") +
              Json({{"name", file.name}, {"bytes", file.bytes}, {"digest", file.digest}}).dump();
-  for (const TensorEntry& tensor : manifest.tensors) tensors += (tensors.empty() ? "\n" : ",\n") + to_json(tensor).dump();
-  return seal(fmt::format("{{\n\"format\": \"choir checkpoint\",\n\"version\": {},\n\"step\": {},\n\"ranks\": {},\n"
-                          "\"state\": {},\n\"files\": [{}\n],\n\"tensors\": [{}\n],\n",
-                          Manifest::version, manifest.step, manifest.ranks, Json(manifest.state).dump(1), files, tensors));
+  for (const TensorEntry& tensor : manifest.tensors)
+    tensors += (tensors.empty() ? "\n" : ",\n") + to_json(tensor).dump();
+  return seal(
+      fmt::format("{{\n\"format\": \"choir checkpoint\",\n\"version\": {},\n\"step\": {},\n\"ranks\": {},\n"
+                  "\"state\": {},\n\"files\": [{}\n],\n\"tensors\": [{}\n],\n",
+                  Manifest::version, manifest.step, manifest.ranks, Json(manifest.state).dump(1), files, tensors));
 }
 
 Manifest parse_manifest(const std::string& text) {
@@ -268,7 +275,8 @@ Manifest parse_manifest(const std::string& text) {
   if (const std::string format = root["format"].text(); format != "choir checkpoint")
     reject(fmt::format("manifest.json: format '{}', 'choir checkpoint' expected", format));
   if (const std::int64_t version = root["version"].integer(0, largest); version != Manifest::version)
-    reject(fmt::format("manifest.json: format version {}, but this program reads version {}", version, Manifest::version));
+    reject(
+        fmt::format("manifest.json: format version {}, but this program reads version {}", version, Manifest::version));
   const std::size_t end = text.rfind(seal_key);
   if (end == std::string::npos || seal(text.substr(0, end)) != text)
     reject("manifest.json: its text and the digest in its last line differ: torn or changed");

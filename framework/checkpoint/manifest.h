@@ -44,8 +44,8 @@ std::string rank_file_name(std::int64_t rank);  ///< "rank-3.h5"
 /// The datasets of a tensor's parts, in their rank files: the tensor's name; "name#1", ... for further parts of a rank.
 std::vector<std::string> dataset_names(const TensorEntry& tensor);
 
-/// One manifest of all reports' files and parts, without step, ranks and state. Throws Error where two ranks disagree on
-/// a shape.
+/// One manifest of all reports' files and parts, without step, ranks and state. Throws Error where two ranks disagree
+/// on a shape.
 Manifest merge(std::vector<Manifest> reports);
 
 /// For each rank file, where elements of tensors lie, ascending.

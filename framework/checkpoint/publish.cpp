@@ -23,7 +23,8 @@ std::int64_t step_of(const std::string& name) {
 void publish(const std::string& folder, const std::string& temporary, Manifest manifest) {
   manifest.files.push_back(write_global_file(temporary, manifest));
   if (const std::string reason = inconsistency(manifest); !reason.empty())
-    throw Error({.what = reason, .why = "every element of every tensor has to be handed over by exactly one rank",
+    throw Error({.what = reason,
+                 .why = "every element of every tensor has to be handed over by exactly one rank",
                  .fix = "this is a mistake in the program that saves, not in its configuration"});
   const std::string text = to_text(manifest);
   write_text(temporary + "/manifest.json", text);

@@ -11,12 +11,12 @@
 
 namespace choir {
 
-std::string step_name(std::int64_t step);         ///< "step-00001000"
-std::int64_t step_of(const std::string& name);    ///< 1000; -1 where it is not the name of a published checkpoint
+std::string step_name(std::int64_t step);       ///< "step-00001000"
+std::int64_t step_of(const std::string& name);  ///< 1000; -1 where it is not the name of a published checkpoint
 
-/// Completes `temporary`, a folder with all rank files that `manifest` lists, by checkpoint.h5 and manifest.json, syncs,
-/// verifies sizes and that both can be read, renames it to `folder`/step-…, and syncs `folder`. A checkpoint of the same
-/// step is replaced. Calls HDF5. Throws Error or Hdf5Failure; then nothing has been published.
+/// Completes `temporary`, a folder with all rank files that `manifest` lists, by checkpoint.h5 and manifest.json,
+/// syncs, verifies sizes and that both can be read, renames it to `folder`/step-…, and syncs `folder`. A checkpoint of
+/// the same step is replaced. Calls HDF5. Throws Error or Hdf5Failure; then nothing has been published.
 void publish(const std::string& folder, const std::string& temporary, Manifest manifest);
 
 /// Of the checkpoints up to `step`, the newest `keep` whole ones stay (0: all), `step` among them; the rest goes.

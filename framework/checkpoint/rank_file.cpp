@@ -20,7 +20,7 @@ Manifest write_rank_file(const std::string& folder, int rank, const std::vector<
     std::int64_t bytes = 0;
     for (const Piece& piece : pieces) bytes += piece.count() * 4 + 1024;
     image.check_limit(bytes);
-    Hdf5Handle file = create_hdf5(image.path(), 0);
+    Hdf5Handle file = image.create_hdf5();
     for (std::size_t i = 0; i < pieces.size(); ++i) {
       const Piece& piece = pieces[i];
       if (piece.count() == 0) continue;
@@ -33,7 +33,8 @@ Manifest write_rank_file(const std::string& folder, int rank, const std::vector<
       const Hdf5Handle dataset =
           create_dataset(file, name.c_str(), H5T_IEEE_F32LE, static_cast<hsize_t>(piece.count()));
       const haddr_t offset = H5Dget_offset(dataset);
-      if (offset == HADDR_UNDEF) throw Error({.what = fmt::format("HDF5 gave dataset '{}' no place in its file", name)});
+      if (offset == HADDR_UNDEF)
+        throw Error({.what = fmt::format("HDF5 gave dataset '{}' no place in its file", name)});
       tensor.parts.back().offset = static_cast<std::int64_t>(offset);
       elements.push_back({tensor.parts.back().offset,
                           {reinterpret_cast<const char*>(piece.data), static_cast<std::size_t>(piece.count()) * 4}});

@@ -21,11 +21,13 @@ void read_floats(const File& file, std::int64_t offset, float* to, std::int64_t 
   const std::span bytes(reinterpret_cast<char*>(to), static_cast<std::size_t>(count) * 4);
   const std::size_t got = file.read(static_cast<std::uint64_t>(offset), bytes);
   if (got < bytes.size())
-    throw Error({.what = fmt::format("{} ends at byte {}", file.path(), offset + static_cast<std::int64_t>(got)),
-                 .why = fmt::format("{} bytes more were expected: it has changed since it was listed", bytes.size() - got)});
+    throw Error(
+        {.what = fmt::format("{} ends at byte {}", file.path(), offset + static_cast<std::int64_t>(got)),
+         .why = fmt::format("{} bytes more were expected: it has changed since it was listed", bytes.size() - got)});
 }
 
-// The manifest of a folder, sound in itself and with the sizes of all files. Throws ConfigError with the reason, or Error.
+// The manifest of a folder, sound in itself and with the sizes of all files. Throws ConfigError with the reason, or
+// Error.
 Manifest open_manifest(const std::string& path) {
   const auto reject = [](std::string reason) { throw ConfigError({.what = std::move(reason)}); };
   std::error_code error;
@@ -63,8 +65,8 @@ void verify_rank_file(const std::string& path, const Manifest& manifest, int ran
                                   part.extent.begin + done, part.extent.begin + done + count, buffer.data()});
       }
       if (digest != part.digest)
-        problems.push_back(fmt::format("{}: tensor '{}' is damaged: digest {:016x}, the manifest says {:016x}", entry.name,
-                                       tensor.name, digest, part.digest));
+        problems.push_back(fmt::format("{}: tensor '{}' is damaged: digest {:016x}, the manifest says {:016x}",
+                                       entry.name, tensor.name, digest, part.digest));
     }
   }
 }
@@ -99,8 +101,8 @@ std::vector<std::string> verify_checkpoint(const std::string& path, int index, i
       const FileEntry& file = manifest.files[static_cast<std::size_t>(i)];
       const bool has_elements = i < manifest.ranks;
       if (has_elements) verify_rank_file(path, manifest, i, problems);
-      const std::string digest =
-          digest_outside(path + "/" + file.name, has_elements ? ranges[static_cast<std::size_t>(i)] : std::vector<ByteRange>{});
+      const std::string digest = digest_outside(
+          path + "/" + file.name, has_elements ? ranges[static_cast<std::size_t>(i)] : std::vector<ByteRange>{});
       if (digest != file.digest)
         problems.push_back(fmt::format("{}: bytes that are not elements are damaged: digest {}, the manifest says {}",
                                        file.name, digest, file.digest));

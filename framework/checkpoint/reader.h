@@ -1,5 +1,5 @@
-// Finding, proving and reading checkpoints. No HDF5 here: the manifest says at which byte each part begins, the elements
-// are read as bytes, and so a damaged file reaches no library that could crash on it. Any thread may read.
+// Finding, proving and reading checkpoints. No HDF5 here: the manifest says at which byte each part begins, the
+// elements are read as bytes, and so a damaged file reaches no library that could crash on it. Any thread may read.
 #pragma once
 
 #include <optional>
@@ -20,8 +20,8 @@ struct CheckpointInfo {
 /// What a look at the manifest and the sizes of the files says about the checkpoint in folder `path`.
 CheckpointInfo look_at(const std::string& path);
 
-/// All step-… folders of `folder`, newest first, by a look at manifests and file sizes; elements are not read. Empty where
-/// there is no such folder.
+/// All step-… folders of `folder`, newest first, by a look at manifests and file sizes; elements are not read. Empty
+/// where there is no such folder.
 std::vector<CheckpointInfo> list_checkpoints(const std::string& folder);
 
 /// What is wrong with a checkpoint, by reading all of it: one line for each file and tensor. Empty: it is whole.
@@ -31,8 +31,8 @@ std::vector<std::string> verify_checkpoint(const std::string& path, int index = 
 /// The same, collectively: every rank reads its share, and every rank gets the first few problems of all.
 std::string verify_together(const std::string& path, Communicator& world, Stream& communicate);
 
-/// Collective. The newest whole checkpoint of `folder`, verified by all ranks together, or nothing; `rejected` are those
-/// that are newer and why. The same answer on every rank.
+/// Collective. The newest whole checkpoint of `folder`, verified by all ranks together, or nothing; `rejected` are
+/// those that are newer and why. The same answer on every rank.
 std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicator& world, Stream& communicate,
                                           std::vector<CheckpointInfo>& rejected);
 

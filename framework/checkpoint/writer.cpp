@@ -19,9 +19,10 @@ namespace fs = std::filesystem;
 
 void check_piece(const Piece& piece) {
   if (!is_tensor_shape(piece.shape) || !lies_inside(piece.extent(), piece.shape) || (piece.count() > 0 && !piece.data))
-    throw Error({.what = fmt::format("tensor '{}' of shape {}: rows {} to {}, columns {} to {}, elements {} to {} are no part of it",
-                                     piece.name, to_string(piece.shape), piece.row_begin, piece.row_end,
-                                     piece.column_begin, piece.column_end, piece.begin, piece.end)});
+    throw Error({.what = fmt::format(
+                     "tensor '{}' of shape {}: rows {} to {}, columns {} to {}, elements {} to {} are no part of it",
+                     piece.name, to_string(piece.shape), piece.row_begin, piece.row_end, piece.column_begin,
+                     piece.column_end, piece.begin, piece.end)});
 }
 
 }  // namespace

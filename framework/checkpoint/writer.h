@@ -3,8 +3,9 @@
 //   main thread   save(): copy and digest | train ... poll() | train ... poll()
 //   io thread             rank-N.h5, fsync ─────────┘   └─ rank 0: checkpoint.h5, manifest.json, verify, rename, prune
 //
-// All HDF5 calls are on `io`, all MPI calls on `communicate`; polls are agreements of all ranks. What fails on one rank,
-// a full disk for one, fails the save on all: the folder being written is dropped and the checkpoint before it stays.
+// All HDF5 calls are on `io`, all MPI calls on `communicate`; polls are agreements of all ranks. What fails on one
+// rank, a full disk for one, fails the save on all: the folder being written is dropped and the checkpoint before it
+// stays.
 #pragma once
 
 #include <atomic>
@@ -25,16 +26,17 @@ namespace choir {
 struct SaveOutcome {
   bool saved = false;
   std::int64_t step = 0;
-  std::string path;    ///< of the published checkpoint, or where it would have been
-  std::string text;    ///< why it was not saved, or what went wrong after it was (old ones that cannot be removed)
-  double waited = 0;   ///< seconds this rank stood still for it in finish(), or in the save() after it
+  std::string path;   ///< of the published checkpoint, or where it would have been
+  std::string text;   ///< why it was not saved, or what went wrong after it was (old ones that cannot be removed)
+  double waited = 0;  ///< seconds this rank stood still for it in finish(), or in the save() after it
 };
 
 class CheckpointWriter {
  public:
-  /// Collective. Creates `folder` ("runs/x/checkpoints") and removes what a killed run left in it; keeps the newest `keep`
-  /// checkpoints (0: all). The world, and the streams of MPI and of HDF5 calls, outlive the writer. On an immediate
-  /// `io` save() itself writes, and copies nothing. Throws Error, on every rank, where the folder cannot be used.
+  /// Collective. Creates `folder` ("runs/x/checkpoints") and removes what a killed run left in it; keeps the newest
+  /// `keep` checkpoints (0: all). The world, and the streams of MPI and of HDF5 calls, outlive the writer. On an
+  /// immediate `io` save() itself writes, and copies nothing. Throws Error, on every rank, where the folder cannot be
+  /// used.
   CheckpointWriter(std::string folder, std::int64_t keep, Communicator& world, Stream& communicate, Stream& io);
   /// Waits for the io thread. A save that was not finished is not published.
   ~CheckpointWriter();
@@ -62,7 +64,7 @@ class CheckpointWriter {
   struct Job {
     std::vector<Piece> pieces;
     std::vector<std::uint64_t> digests;
-    std::string report;          ///< on this rank's file, a manifest
+    std::string report;  ///< on this rank's file, a manifest
     std::string error, warning;
     std::atomic<bool> done = false;
   };

@@ -65,8 +65,7 @@ std::uint64_t CallRing::begin(Call call) {
   call.ended = 0;
   Call& slot = slots_[(sequence - 1) % length];
   // Empty while it is written, so that a kill between two stores leaves no mixture of two calls.
-  std::atomic_ref(slot.sequence).store(0, std::memory_order_relaxed);
-  std::atomic_thread_fence(std::memory_order_release);
+  std::atomic_ref(slot.sequence).exchange(0, std::memory_order_acq_rel);
   slot = call;
   std::atomic_ref(slot.sequence).store(sequence, std::memory_order_release);
   in_call_ = true;

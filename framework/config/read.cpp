@@ -2,6 +2,8 @@
 // of the file and of the overrides is collected, then thrown at once.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <yaml-cpp/anchor.h>
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -13,6 +15,7 @@
 #include <fstream>
 #include <map>
 #include <optional>
+#include <sstream>
 
 #include "framework/config/table.h"
 
@@ -146,7 +149,7 @@ class Reader {
   void read_file_text(const std::string& text, const Source& source);
   void read_override(const std::string& text);
   void add(Problem problem) { problems_.push_back(std::move(problem)); }
-  std::vector<Problem> problems() const { return problems_; }
+  std::vector<Problem> problems() const;
 
  private:
   const Field* find(const std::string& key) const;
@@ -159,6 +162,16 @@ class Reader {
   std::vector<Field> table_;
   std::vector<Problem> problems_;
 };
+
+// A file that is no configuration at all can have thousands.
+std::vector<Problem> Reader::problems() const {
+  constexpr std::size_t most = 20;
+  if (problems_.size() <= most) return problems_;
+  std::vector<Problem> first(problems_.begin(), problems_.begin() + most);
+  first.push_back(
+      {fmt::format("and {} more problems", problems_.size() - most), "only the first are shown", "fix these first"});
+  return first;
+}
 
 const Field* Reader::find(const std::string& key) const {
   for (const Field& field : table_)
@@ -205,13 +218,11 @@ Problem Reader::unknown_key(const std::string& key, const YAML::Mark& mark, cons
 
   std::vector<std::string> meant = keys_called(table_, last_part(key));  // right name, wrong section
   if (meant.empty()) {
-    std::string near = nearest(last_part(key), siblings);
-    if (!near.empty()) meant = {section.empty() ? near : section + "." + near};
-  }
-  if (meant.empty()) {
-    std::vector<std::string> names;
+    std::vector<std::string> names = siblings;  // first, so that they win where others are as near
     for (const Field& field : table_) names.push_back(last_part(field.key));
-    meant = keys_called(table_, nearest(last_part(key), names));
+    const std::string near = nearest(last_part(key), names);
+    const bool is_sibling = std::find(siblings.begin(), siblings.end(), near) != siblings.end();
+    meant = is_sibling ? std::vector{section.empty() ? near : section + "." + near} : keys_called(table_, near);
   }
   problem.fix = meant.empty() ? fmt::format("the keys of {} are {}", place, fmt::join(siblings, ", "))
                               : fmt::format("did you mean {}?", fmt::join(meant, " or "));
@@ -267,32 +278,64 @@ void Reader::read_section(const YAML::Node& map, const std::string& section, con
   }
 }
 
+// Where the second document of `text` begins, if there is one. YAML::Load() reads the first and says nothing of more;
+// YAML::LoadAll() of yaml-cpp 0.7 never ends on some texts ("{a: 1}, b").
+std::optional<YAML::Mark> second_document(const std::string& text) {
+  struct Starts : YAML::EventHandler {
+    std::vector<YAML::Mark> marks;
+    void OnDocumentStart(const YAML::Mark& mark) override { marks.push_back(mark); }
+    void OnDocumentEnd() override {}
+    void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+    void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+    void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t, const std::string&) override {}
+    void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {}
+    void OnSequenceEnd() override {}
+    void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {}
+    void OnMapEnd() override {}
+  } starts;
+  std::istringstream stream(text);
+  YAML::Parser parser(stream);
+  if (!parser.HandleNextDocument(starts) || !parser.HandleNextDocument(starts)) return std::nullopt;
+  return starts.marks.at(1);
+}
+
+// yaml-cpp's own words, but where they do not say what happened.
+std::string reason(const YAML::Exception& error) {
+  if (error.msg == YAML::ErrorMsg::DOC_IN_SCALAR) return "a quote opened above is not closed";
+  if (error.msg == YAML::ErrorMsg::BAD_FILE) return "it is nested too deeply";
+  return error.msg;
+}
+
 // The one document in `text`, or nothing and a problem.
 std::optional<YAML::Node> Reader::parse(const std::string& text, const Source& source) {
+  const std::string begin = source.at(YAML::Mark::null_mark());
   if (text.size() > largest_file) {
-    add({source.at(YAML::Mark::null_mark()) + fmt::format("more than {} bytes", largest_file),
-         "no configuration is that long", "give the name of a YAML file"});
+    add({begin + fmt::format("more than {} bytes", largest_file), "no configuration is that long",
+         "give the name of a YAML file"});
     return std::nullopt;
   }
   if (const std::size_t zero = text.find('\0'); zero != std::string::npos) {
-    add({source.at(YAML::Mark::null_mark()) + fmt::format("not a text file: byte {} is zero", zero),
-         "a configuration is YAML in UTF-8", "give the name of a YAML file"});
+    add({begin + fmt::format("not a text file: byte {} is zero", zero), "a configuration is YAML in UTF-8",
+         "give the name of a YAML file"});
     return std::nullopt;
   }
+  // The mark of a document's end makes yaml-cpp see a quote that is never closed; at the end of a file it closes it.
+  const std::string ended = text + (text.ends_with('\n') ? "...\n" : "\n...\n");
   try {
-    std::vector<YAML::Node> documents = YAML::LoadAll(text);
-    if (documents.size() > 1) {
-      add({source.at(YAML::Mark::null_mark()) + fmt::format("{} YAML documents", documents.size()),
-           "a configuration is one document; a line '---' or '...' begins another", "delete that line"});
+    if (const std::optional<YAML::Mark> second = second_document(ended)) {
+      add({source.at(*second) + "more text after the end of the configuration",
+           "a configuration is one YAML document; a line '---' or '...', or what follows a closing bracket, begins "
+           "another",
+           "delete that line, or check the brackets"});
       return std::nullopt;
     }
-    return documents.empty() ? YAML::Node() : documents[0];
+    return YAML::Load(ended);
   } catch (const YAML::Exception& error) {
-    std::string place = source.at(error.mark);
-    if (source.is_file && !error.mark.is_null())
-      place = fmt::format("{}:{}:{}: ", source.name, error.mark.line + 1, error.mark.column + 1);
-    add({place + "not valid YAML: " + error.msg, "the reader stopped at this place",
-         source.is_file ? "check indentation (spaces, no tabs), quotes and brackets here and just above"
+    const std::string place = !source.is_file || error.mark.is_null()
+                                  ? source.at(error.mark)
+                                  : fmt::format("{}:{}:{}: ", source.name, error.mark.line + 1, error.mark.column + 1);
+    add({place + "not valid YAML: " + reason(error), "the reader stopped at this place",
+         source.is_file ? "check indentation (spaces, no tabs), quotes and brackets here and above"
                         : "put the value in quotes, or close its quotes and brackets"});
     return std::nullopt;
   }

@@ -34,6 +34,7 @@ std::vector<char> empty_hdf5(hsize_t user_block_bytes) {
   hdf5_check(H5Pset_alignment(access, 1, 8), "H5Pset_alignment");
   hdf5_check(H5Pset_userblock(creation, user_block_bytes), "H5Pset_userblock");
   const Hdf5Handle file(H5Fcreate("in memory", H5F_ACC_TRUNC, creation, access), H5Fclose, "H5Fcreate");
+  hdf5_check(H5Fflush(file, H5F_SCOPE_LOCAL), "H5Fflush");
   std::vector<char> bytes(
       static_cast<std::size_t>(hdf5_check(H5Fget_file_image(file, nullptr, 0), "H5Fget_file_image")));
   hdf5_check(H5Fget_file_image(file, bytes.data(), bytes.size()), "H5Fget_file_image");

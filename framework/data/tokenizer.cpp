@@ -48,7 +48,8 @@ std::vector<bool> frequent_characters(std::string_view sample, std::size_t most)
   std::int64_t total = 0;
   while (!sample.empty()) {
     const Character character = first_character(sample);
-    if (character.bytes > 0) ++count[character.code], ++total;
+    count[character.code] += character.bytes > 0;
+    total += character.bytes > 0;
     sample.remove_prefix(std::max<std::size_t>(character.bytes, 1));
   }
   for (const std::uint32_t reserved : {0x00u, 0x2581u, 0x2585u}) count[reserved] = 0;  // SentencePiece uses them itself

@@ -104,8 +104,8 @@ Tokenizer tokenizer_of(const CheckpointReader& reader) {
   return Tokenizer::load(kind, from_hex(state_value(reader, "tokenizer_model"), reader.path()), reader.path());
 }
 
-Config config_of(const CheckpointReader& reader) {
-  return parse_config(state_value(reader, "config"), reader.path() + " (its configuration)");
+Config config_of(const CheckpointReader& reader, const std::vector<std::string>& overrides) {
+  return parse_config(state_value(reader, "config"), reader.path() + " (its configuration)", overrides);
 }
 
 void load_weights(Trainer& trainer, const CheckpointReader& reader) {

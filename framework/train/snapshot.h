@@ -20,9 +20,9 @@ std::vector<Piece> owned_pieces(Trainer&);
 /// What describes the run besides tensors: configuration, step, what it was trained on, and the tokenizer itself.
 State run_state(const Config&, std::int64_t step, const TokenFile&);
 
-/// The tokenizer and configuration of a checkpoint. Throw ConfigError where the checkpoint has none.
+/// The tokenizer and configuration (with "key=value" overrides) of a checkpoint. Throw ConfigError where the checkpoint has none.
 Tokenizer tokenizer_of(const CheckpointReader&);
-Config config_of(const CheckpointReader&);
+Config config_of(const CheckpointReader&, const std::vector<std::string>& overrides = {});
 
 /// Weights, whatever layout wrote them. Throws ConfigError naming the fields in which the models differ.
 void load_weights(Trainer&, const CheckpointReader&);

@@ -36,11 +36,12 @@ struct Gelu {
   template <class D>
   static HWY_INLINE Gate<hn::Vec<D>> gate(D d, hn::Vec<D> x) {
     using A = hn::TFromD<D>;
+    constexpr double linear = 1.5957691216057308, cubic = linear * 0.044715;  // 2 u = linear x + cubic x^3
     x = limit(d, x, 30);
-    const auto linear = hn::Set(d, A(1.5957691216057308)), cubic = hn::Set(d, A(0.07135481627159598));
     const auto x2 = hn::Mul(x, x);
-    const auto value = sigmoid(d, hn::Mul(x, hn::MulAdd(cubic, x2, linear)));
-    const auto slope = hn::Mul(x, hn::MulAdd(hn::Set(d, A(0.2140644488147879)), x2, linear));
+    const auto c1 = hn::Set(d, static_cast<A>(linear)), c3 = hn::Set(d, static_cast<A>(cubic));
+    const auto value = sigmoid(d, hn::Mul(x, hn::MulAdd(c3, x2, c1)));
+    const auto slope = hn::Mul(x, hn::MulAdd(hn::Set(d, static_cast<A>(3 * cubic)), x2, c1));
     return {value, hn::Mul(hn::NegMulAdd(value, value, value), slope)};
   }
 };

@@ -8,7 +8,6 @@
 #include "kernels/attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -350,8 +349,7 @@ void backward_unit(const AttentionBackward<T>& args, const cpu::BackwardMemory<A
   std::fill(memory.dquery, memory.dquery + query_block * stride, A(0));
   const A* lse = args.lse + (unit.batch * s.heads + unit.head) * s.q_length + unit.first_query;
   for (std::int64_t i = 0; i < rows; ++i) {
-    // A query that saw no key has lse = -inf: with +inf all its probabilities are 0.
-    memory.row_lse[i] = std::isinf(lse[i]) && lse[i] < 0 ? -lse[i] : lse[i] * A(log2_of_e);
+    memory.row_lse[i] = lse[i] * A(log2_of_e);
     memory.row_delta[i] = sum_over(d, s.head_width, [&](std::int64_t e, auto end, auto sum) HWY_ATTR {
       return hn::MulAdd(load(d, out + i * s.out_stride + e, end), load(d, dout + i * s.out_stride + e, end), sum);
     });

@@ -49,7 +49,9 @@ inline Range visible_queries(const AttentionShape& s, Range keys) {
                                      s.window ? keys.end - 1 + s.window - shift : s.q_length});
 }
 
-inline std::int64_t num_blocks(std::int64_t length, std::int64_t block) { return (length + block - 1) / block; }
+inline constexpr std::int64_t num_blocks(std::int64_t length, std::int64_t block) {
+  return (length + block - 1) / block;
+}
 
 // ---- Units, groups, parts
 
@@ -102,8 +104,8 @@ inline Part part_of_units(const AttentionShape& s, int threads, int index) {
 // ---- Memory of one thread. Rows of a block start on a cache line and an odd number of lines apart, so that a column
 // of the block spreads over all sets of the cache.
 
-inline std::int64_t padded_stride(std::int64_t width) { return (num_blocks(width, 16) | 1) * 16; }
-inline constexpr std::int64_t score_stride = 112;
+inline constexpr std::int64_t padded_stride(std::int64_t width) { return (num_blocks(width, 16) | 1) * 16; }
+inline constexpr std::int64_t score_stride = padded_stride(key_block);
 
 class Carver {
  public:

@@ -74,7 +74,7 @@ void column_sum(Cpu cpu, const ColumnSum<T>& args) {
 // The ranges are cut into chunks of fixed length, dealt in turn to a fixed number of partial sums. A thread owns some
 // of the partial sums; which ones are added to which, and in which order, does not depend on it.
 void squared_norm(Cpu cpu, const SquaredNorm& args) {
-  constexpr std::int64_t chunk = 8192, num_partials = 256;
+  constexpr std::int64_t chunk = 1024, num_partials = 256;
   std::array<double, num_partials> partials{};
   std::int64_t elements = 0;
   for (std::int64_t i = 0; i < args.num_ranges; ++i) elements += args.ranges[i].end - args.ranges[i].begin;

@@ -183,7 +183,8 @@ TEST(Checkpoint, ExportsOneFile) {
       std::vector<float> values(static_cast<std::size_t>(shape[0] * width_of(shape)));
       hdf5_check(H5Dread(dataset, H5T_NATIVE_FLOAT, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()), "H5Dread");
       std::int64_t wrong = 0;
-      for (std::size_t i = 0; i < values.size(); ++i) wrong += values[i] != value_at(name, static_cast<std::int64_t>(i), 3);
+      for (std::size_t i = 0; i < values.size(); ++i)
+        wrong += values[i] != value_at(name, static_cast<std::int64_t>(i), 3);
       EXPECT_EQ(wrong, 0) << name;
     }
     const Hdf5Handle text(H5Dopen2(file, "state/step", H5P_DEFAULT), H5Dclose, "H5Dopen2");

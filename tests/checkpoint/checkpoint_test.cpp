@@ -59,7 +59,9 @@ TEST(Checkpoint, DigestChangesWithEveryBitAndWithTheOrder) {
 
 TEST(Checkpoint, KeepsTheState) {
   const TemporaryFolder folder;
-  const State state = {{"config", "model:\n  layers: 12 # \"quoted\" ä\n"}, {"data.position", "77"}, {"empty", ""},
+  const State state = {{"config", "model:\n  layers: 12 # \"quoted\" ä\n"},
+                       {"data.position", "77"},
+                       {"empty", ""},
                        {"large", std::string(200000, 'x')}};
   const CheckpointReader reader(write_checkpoint(folder.path(), 1234567890, Cut::rows, 2, state));
   EXPECT_EQ(reader.state(), state);
@@ -88,7 +90,8 @@ TEST(Checkpoint, OneHdf5FileShowsEveryTensorAsIfItHadNeverBeenSplit) {
       const std::vector<float> values = read_dataset(file, name, dims);
       ASSERT_EQ(Shape(dims.begin(), dims.end()), shape) << name;
       std::int64_t wrong = 0;
-      for (std::size_t i = 0; i < values.size(); ++i) wrong += values[i] != value_at(name, static_cast<std::int64_t>(i), 2);
+      for (std::size_t i = 0; i < values.size(); ++i)
+        wrong += values[i] != value_at(name, static_cast<std::int64_t>(i), 2);
       EXPECT_EQ(wrong, 0) << name << ", cut " << int(how);
     }
     const Hdf5Handle opened = open_hdf5(file);
@@ -107,8 +110,7 @@ TEST(Checkpoint, AMissingRankFileShowsAsNanAndIsRejected) {
   fs::remove(path + "/rank-1.h5");
   std::vector<hsize_t> dims;
   std::vector<float> values = read_dataset(path + "/checkpoint.h5", "norm.weight", dims);  // 11 rows: 0 2 5 8 11
-  for (std::size_t i = 0; i < values.size(); ++i)
-    EXPECT_EQ(std::isnan(values[i]), i >= 2 && i < 5) << i;
+  for (std::size_t i = 0; i < values.size(); ++i) EXPECT_EQ(std::isnan(values[i]), i >= 2 && i < 5) << i;
   EXPECT_EQ(look_at(path).problem, "rank-1.h5: No such file or directory");
   EXPECT_EQ(verify_checkpoint(path), std::vector<std::string>{"rank-1.h5: No such file or directory"});
   EXPECT_THROW(CheckpointReader{path}, ConfigError);
@@ -210,7 +212,8 @@ TEST(Checkpoint, NamesAllTensorsThatAreNotAsTheModelWantsThem) {
     FAIL();
   } catch (const ConfigError& error) {
     ASSERT_EQ(error.problems().size(), 2u);
-    EXPECT_EQ(error.problems()[0].what, reader.path() + ": tensor 'norm.weight' has shape [11], but the model has [12]");
+    EXPECT_EQ(error.problems()[0].what,
+              reader.path() + ": tensor 'norm.weight' has shape [11], but the model has [12]");
     EXPECT_EQ(error.problems()[1].what, reader.path() + " has no tensor 'nothing'");
   }
   EXPECT_EQ(values[50], 0) << "nothing is read";

@@ -13,7 +13,8 @@ namespace {
 std::vector<std::int64_t> elements(const Extent& e, std::int64_t width) {
   std::vector<std::int64_t> all;
   for (std::int64_t i = e.begin; i < e.end; ++i)
-    all.push_back((e.region.row_begin + i / e.region.columns()) * width + e.region.column_begin + i % e.region.columns());
+    all.push_back((e.region.row_begin + i / e.region.columns()) * width + e.region.column_begin +
+                  i % e.region.columns());
   return all;
 }
 
@@ -24,8 +25,10 @@ Extent random_extent(std::mt19937& random, std::int64_t rows, std::int64_t width
   };
   Extent e;
   std::tie(e.region.row_begin, e.region.row_end) = interval(rows);
-  std::tie(e.region.column_begin, e.region.column_end) = random() % 3 == 0 ? std::pair<std::int64_t, std::int64_t>(0, width) : interval(width);
-  std::tie(e.begin, e.end) = random() % 3 == 0 ? std::pair<std::int64_t, std::int64_t>(0, e.region.count()) : interval(e.region.count());
+  std::tie(e.region.column_begin, e.region.column_end) =
+      random() % 3 == 0 ? std::pair<std::int64_t, std::int64_t>(0, width) : interval(width);
+  std::tie(e.begin, e.end) =
+      random() % 3 == 0 ? std::pair<std::int64_t, std::int64_t>(0, e.region.count()) : interval(e.region.count());
   return e;
 }
 

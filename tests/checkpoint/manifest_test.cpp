@@ -15,7 +15,8 @@ Manifest small() {
   m.step = 7;
   m.ranks = 2;
   m.state = {{"config", "a: \"b\"\n"}};
-  m.files = {{"rank-0.h5", 1000, "00000000000000aa"}, {"rank-1.h5", 900, "00000000000000bb"},
+  m.files = {{"rank-0.h5", 1000, "00000000000000aa"},
+             {"rank-1.h5", 900, "00000000000000bb"},
              {"checkpoint.h5", 500, "ffffffffffffffff"}};
   m.tensors = {{"w", {4, 3}, 30, {{0, {{0, 4, 0, 2}, 0, 8}, 800, 10}, {1, {{0, 4, 2, 3}, 0, 4}, 800, 20}}},
                {"n", {5}, 5, {{1, {{0, 5, 0, 1}, 0, 5}, 820, 5}}}};
@@ -61,23 +62,28 @@ TEST(Manifest, SaysWhatIsWrong) {
   EXPECT_EQ(problem_of(""), "manifest.json: 0 bytes that are not whole JSON: torn or changed");
   EXPECT_EQ(problem_of("[]"), "manifest.json: 2 bytes that are not whole JSON: torn or changed");
   EXPECT_EQ(problem_of("{}"), "manifest.json: 'format' is missing");
-  EXPECT_EQ(problem_of(std::string(100000, '[')), "manifest.json: 100000 bytes that are not whole JSON: torn or changed");
+  EXPECT_EQ(problem_of(std::string(100000, '[')),
+            "manifest.json: 100000 bytes that are not whole JSON: torn or changed");
   EXPECT_EQ(problem_of(to_text(small()) + " "), torn);
   const std::vector<std::array<std::string, 3>> cases = {
       {"\"choir checkpoint\"", "\"tar\"", "manifest.json: format 'tar', 'choir checkpoint' expected"},
       {"\"version\": 1", "\"version\": 2", "manifest.json: format version 2, but this program reads version 1"},
-      {"\"step\": 7", "\"step\": -7", "manifest.json: step: a whole number from 0 to 9223372036854775807 expected, found -7"},
-      {"\"step\": 7", "\"step\": 7.5", "manifest.json: step: a whole number from 0 to 9223372036854775807 expected, found 7.5"},
+      {"\"step\": 7", "\"step\": -7",
+       "manifest.json: step: a whole number from 0 to 9223372036854775807 expected, found -7"},
+      {"\"step\": 7", "\"step\": 7.5",
+       "manifest.json: step: a whole number from 0 to 9223372036854775807 expected, found 7.5"},
       {"\"step\": 7", "\"step\": 18446744073709551615",
        "manifest.json: step: a whole number from 0 to 9223372036854775807 expected, found 18446744073709551615"},
-      {"\"step\": 7", "\"step\": 1e400", "manifest.json: 762 bytes that are not whole JSON: torn or changed"},
-      {"\"ranks\": 2", "\"ranks\": \"2\"", "manifest.json: ranks: a whole number from 1 to 16777216 expected, found \"2\""},
+      {"\"step\": 7", "\"step\": 1e400", "manifest.json: 808 bytes that are not whole JSON: torn or changed"},
+      {"\"ranks\": 2", "\"ranks\": \"2\"",
+       "manifest.json: ranks: a whole number from 1 to 16777216 expected, found \"2\""},
       {"\"ranks\": 2", "\"ranks\": 3", "file 'checkpoint.h5' is listed, which 3 ranks do not have"},
       {"\"ranks\": 2", "\"ranks\": 1", "file 'rank-1.h5' is listed, which 1 ranks do not have"},
       {"rank-1.h5", "../../x", "file '../../x' is listed, which 2 ranks do not have"},
       {"\"bytes\":1000", "\"bytes\":null",
        "manifest.json: files[0].bytes: a whole number from 0 to 9223372036854775807 expected, found null"},
-      {"\"bytes\":1000", "\"bytes\":831", "rank-0.h5: 32 bytes of elements at byte 800 of 831 overlap others or the end"},
+      {"\"bytes\":1000", "\"bytes\":831",
+       "rank-0.h5: 32 bytes of elements at byte 800 of 831 overlap others or the end"},
       {"\"bytes\":1000", "\"bytes\":3", "rank-0.h5: 32 bytes of elements at byte 800 of 3 overlap others or the end"},
       {"00000000000000aa", "aa", "manifest.json: files[0].digest: 16 hexadecimal digits expected, found \"aa\""},
       {"\"name\":\"n\"", "\"name\":\"w\"", "tensor 'w' is listed twice"},
@@ -95,7 +101,8 @@ TEST(Manifest, SaysWhatIsWrong) {
       {"\"rank\":1", "\"rank\":2", "tensor 'w': a part from rank 2, but ranks = 2"},
       {"\"offset\":800", "\"offset\":9223372036854775807",
        "rank-0.h5: 32 bytes of elements at byte 9223372036854775807 of 1000 overlap others or the end"},
-      {"\"offset\":820", "\"offset\":804", "rank-1.h5: 20 bytes of elements at byte 804 of 900 overlap others or the end"},
+      {"\"offset\":820", "\"offset\":804",
+       "rank-1.h5: 20 bytes of elements at byte 804 of 900 overlap others or the end"},
       {"000000000000000a", "000000000000000b",
        "tensor 'w': digest 000000000000001e, but those of its parts add up to 000000000000001f"},
   };

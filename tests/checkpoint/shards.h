@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -47,9 +49,12 @@ struct NamedShape {
 
 /// Ragged on purpose: one row, one column, one element, fewer rows than ranks.
 inline const std::vector<NamedShape>& shapes() {
-  static const std::vector<NamedShape> all = {{"blocks.0.attention.q.weight", {7, 5}}, {"one.row", {1, 9}},
-                                              {"one.column", {13, 1}},               {"norm.weight", {11}},
-                                              {"one.element", {1}},                  {"wide.weight", {3, 64}},
+  static const std::vector<NamedShape> all = {{"blocks.0.attention.q.weight", {7, 5}},
+                                              {"one.row", {1, 9}},
+                                              {"one.column", {13, 1}},
+                                              {"norm.weight", {11}},
+                                              {"one.element", {1}},
+                                              {"wide.weight", {3, 64}},
                                               {"optimizer.first.wide.weight", {300, 257}}};
   return all;
 }
@@ -60,7 +65,7 @@ inline float value_at(const std::string& name, std::int64_t index, std::int64_t 
 }
 
 enum class Cut { rows, columns, flat, columns_then_flat, first_rank, rows_of_odd_ranks };
-inline constexpr Cut all_cuts[] = {Cut::rows,  Cut::columns,    Cut::flat, Cut::columns_then_flat,
+inline constexpr Cut all_cuts[] = {Cut::rows,       Cut::columns,          Cut::flat, Cut::columns_then_flat,
                                    Cut::first_rank, Cut::rows_of_odd_ranks};
 
 struct Shard {
@@ -69,10 +74,11 @@ struct Shard {
 };
 
 /// What `rank` of `ranks` holds of every tensor, filled with values of `step`; or with NaN, to be read into, for -1.
-inline std::vector<Shard> cut(Cut how, int rank, int ranks, std::int64_t step) {
+inline std::vector<Shard> cut(Cut how, int rank, int ranks, std::int64_t step,
+                              const std::vector<NamedShape>& tensors = shapes()) {
   const auto share = [](std::int64_t n, int r, int of) { return n * r / of; };
   std::vector<Shard> shards;
-  for (const auto& [name, shape] : shapes()) {
+  for (const auto& [name, shape] : tensors) {
     const std::int64_t rows = shape[0], width = width_of(shape);
     Piece p{.name = name, .shape = shape, .row_begin = 0, .row_end = rows, .column_begin = 0, .column_end = width};
     bool whole = true;
@@ -88,7 +94,8 @@ inline std::vector<Shard> cut(Cut how, int rank, int ranks, std::int64_t step) {
         whole = false;
         break;
       case Cut::columns_then_flat: {  // two groups of columns, each cut into stretches: tensor = 2 with ZeRO
-        const int groups = ranks >= 2 ? 2 : 1, group = rank % groups, members = ranks / groups + (group < ranks % groups);
+        const int groups = ranks >= 2 ? 2 : 1, group = rank % groups,
+                  members = ranks / groups + (group < ranks % groups);
         p.column_begin = share(width, group, groups), p.column_end = share(width, group + 1, groups);
         const std::int64_t count = rows * (p.column_end - p.column_begin);
         p.begin = share(count, rank / groups, members), p.end = share(count, rank / groups + 1, members);
@@ -108,10 +115,11 @@ inline std::vector<Shard> cut(Cut how, int rank, int ranks, std::int64_t step) {
     if (whole) p.end = (p.row_end - p.row_begin) * (p.column_end - p.column_begin);
     Shard shard{p, std::vector<float>(static_cast<std::size_t>(p.count()), std::nanf(""))};
     if (step >= 0)
-      for_each_common_run(p.extent(), p.extent(), width, [&](std::int64_t global, std::int64_t local, auto, std::int64_t n) {
-        for (std::int64_t i = 0; i < n; ++i)
-          shard.values[static_cast<std::size_t>(local + i)] = value_at(name, global + i, step);
-      });
+      for_each_common_run(p.extent(), p.extent(), width,
+                          [&](std::int64_t global, std::int64_t local, auto, std::int64_t n) {
+                            for (std::int64_t i = 0; i < n; ++i)
+                              shard.values[static_cast<std::size_t>(local + i)] = value_at(name, global + i, step);
+                          });
     shards.push_back(std::move(shard));
   }
   return shards;
@@ -132,23 +140,24 @@ inline std::int64_t wrong_elements(const std::vector<Shard>& shards, std::int64_
   std::int64_t wrong = 0;
   for (const Shard& s : shards) {
     const Extent extent = s.piece.extent();
-    for_each_common_run(extent, extent, width_of(s.piece.shape),
-                        [&](std::int64_t global, std::int64_t local, auto, std::int64_t n) {
-                          for (std::int64_t i = 0; i < n; ++i)
-                            wrong += s.values[static_cast<std::size_t>(local + i)] != value_at(s.piece.name, global + i, step);
-                        });
+    for_each_common_run(
+        extent, extent, width_of(s.piece.shape), [&](std::int64_t global, std::int64_t local, auto, std::int64_t n) {
+          for (std::int64_t i = 0; i < n; ++i)
+            wrong += s.values[static_cast<std::size_t>(local + i)] != value_at(s.piece.name, global + i, step);
+        });
   }
   return wrong;
 }
 
 /// Writes all rank files one after the other, and publishes: what a CheckpointWriter on each of `ranks` ranks does.
 inline std::string write_checkpoint(const std::string& folder, std::int64_t step, Cut how, int ranks,
-                                    const State& state = {{"data.position", "12"}}) {
+                                    const State& state = {{"data.position", "12"}},
+                                    const std::vector<NamedShape>& tensors = shapes()) {
   const std::string temporary = folder + "/" + step_name(step) + ".tmp";
   fs::create_directories(temporary);
   std::vector<Manifest> reports;
   for (int rank = 0; rank < ranks; ++rank) {
-    std::vector<Shard> shards = cut(how, rank, ranks, step);
+    std::vector<Shard> shards = cut(how, rank, ranks, step, tensors);
     const std::vector<Piece> pieces = pieces_of(shards);
     std::vector<std::uint64_t> digests;
     for (const Piece& piece : pieces) digests.push_back(digest_of(piece));
@@ -163,11 +172,12 @@ inline std::string write_checkpoint(const std::string& folder, std::int64_t step
 }
 
 /// Wrong elements after reading `path` as `ranks` ranks that cut by `how`, one after the other.
-inline std::int64_t wrong_after_reading(const std::string& path, std::int64_t step, Cut how, int ranks) {
+inline std::int64_t wrong_after_reading(const std::string& path, std::int64_t step, Cut how, int ranks,
+                                        const std::vector<NamedShape>& tensors = shapes()) {
   const CheckpointReader reader(path);
   std::int64_t wrong = 0;
   for (int rank = 0; rank < ranks; ++rank) {
-    std::vector<Shard> shards = cut(how, rank, ranks, -1);
+    std::vector<Shard> shards = cut(how, rank, ranks, -1, tensors);
     reader.read(pieces_of(shards));
     wrong += wrong_elements(shards, step);
   }

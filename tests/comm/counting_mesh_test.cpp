@@ -38,7 +38,7 @@ TEST_F(CountingMesh, CountsMessagesByAxisAndVerb) {
   mesh.tensor->reduce_scatter(large, small, Reduce::sum, stream, "d");
   mesh.tensor->all_to_all(large, empty({40, 6}), stream, "e");
   mesh.tensor->broadcast(small, 0, stream, "f");
-  mesh.tensor->exchange({{small, 1}, {large, 2}}, {{empty({1}), 3}}, stream, "g");
+  mesh.tensor->exchange({{small, 0}, {large, 2}}, {{empty({1}), 3}}, stream, "g");
   mesh.tensor->barrier(stream, "h");
   mesh.data->all_reduce(empty({8}, DType::bf16), Reduce::sum, stream, "i");
   mesh.context->all_reduce(small, Reduce::sum, stream, "one rank: no message");

@@ -105,9 +105,13 @@ TEST(ReadConfig, SaysWhatIsWrongWhereAndHowToFixIt) {
       {"# nothing\n", {"the file is empty"}},
       {"3", {"run.yaml: the file is 3", "YAML map of the sections"}},
       {"- model", {"the file is a list"}},
-      {"model: {layers: 3}\n---\ntrain: {steps: 4}", {"run.yaml: 2 YAML documents", "delete that line"}},
+      {"model: {layers: 3}\n---\ntrain: {steps: 4}",
+       {"run.yaml:2: more text after the end of the configuration", "delete that line"}},
       {"model:\n\tlayers: 3", {"not valid YAML", "spaces, no tabs"}},
       {"model: {layers: 3\ntrain: {steps: 4}", {"run.yaml:2:", "not valid YAML"}},
+      {"{model: {layers: 3}}, train", {"run.yaml:1: more text after the end", "check the brackets"}},
+      {"generate:\n  prompt: \"In the\ntrain: {steps: 3}\n", {"not valid YAML: a quote opened above is not closed"}},
+      {"generate: {prompt: 'In the", {"a quote opened above is not closed"}},
       {"model: *nothing", {"run.yaml:1:8: not valid YAML"}},
       // twice
       {"model:\n  layers: 3\n  layers: 4", {"run.yaml:3: model.layers is given twice", "it is also on line 2"}},
@@ -129,6 +133,15 @@ TEST(ReadConfig, ReportsAllProblemsAtOnce) {
   }
 }
 
+TEST(ReadConfig, ShowsTheFirstOfVeryManyProblems) {
+  std::string text = "model:\n";
+  for (char c = 'a'; c <= 'z'; ++c) text += std::string("  x") + c + ": 1\n";
+  const std::string message = problems_of(text);
+  EXPECT_TRUE(contains(message, "unknown key model.xa\n")) << message;
+  EXPECT_TRUE(contains(message, "and 6 more problems")) << message;
+  EXPECT_FALSE(contains(message, "model.xz")) << message;
+}
+
 TEST(ReadConfig, ShortensLongValues) {
   const std::string message = problems_of("model: {layers: " + std::string(5000, 'x') + "}");
   EXPECT_TRUE(contains(message, "xxx\"...")) << message;
@@ -148,7 +161,7 @@ TEST(ReadConfig, RefusesHugeFiles) {
 }
 
 TEST(ReadConfig, DeepNestingIsAnError) {
-  EXPECT_NE(problems_of(std::string(100000, '[')), "");
+  EXPECT_TRUE(contains(problems_of(std::string(100000, '[')), "not valid YAML: it is nested too deeply"));
   EXPECT_NE(problems_of(std::string(100000, '{')), "");
   std::string flow = "model: ";
   for (int i = 0; i < 50000; ++i) flow += "{a: ";

@@ -360,6 +360,26 @@ TYPED_TEST(AttentionTest, large_scores_do_not_overflow) {
   }
 }
 
+// One query q = 1, keys 0 and -x, values 0 and 1: out = 1 / (1 + exp(x)). The score carries two roundings, so its
+// exponential is off by 2 u x; the power of two (1.5 u), the sum, its inverse and their product add less than 6 u.
+TEST(Attention, probabilities_are_accurate_down_to_the_smallest) {
+  on_each_instruction_set([] {
+    Problem<float> p({"", 860, 1, 2, 1, 1, 1, 1, 0, false, 0, 1});
+    for (std::int64_t b = 0; b < 860; ++b) {
+      p.q[b * p.shape.q_stride] = 1;
+      for (std::int64_t j = 0; j < 2; ++j) {
+        p.k[(2 * b + j) * p.shape.k_stride] = static_cast<float>(-j * b) / 10;
+        p.v[(2 * b + j) * p.shape.v_stride] = static_cast<float>(j);
+      }
+    }
+    p.forward();
+    for (std::int64_t b = 0; b < 860; ++b) {
+      const double x = -static_cast<double>(p.k[(2 * b + 1) * p.shape.k_stride]), expected = 1 / (1 + std::exp(x));
+      EXPECT_NEAR(p.out[b * p.shape.out_stride], expected, (2 * x + 6) * 0x1p-24 * expected) << "x = " << x;
+    }
+  });
+}
+
 // Five-point differences: with step h the error of the formula is of order h^4, that of rounding u |loss terms| / h.
 TEST(Attention, gradient_equals_finite_differences) {
   constexpr double h = 1e-3;

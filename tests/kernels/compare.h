@@ -29,7 +29,7 @@ using ElementTypes = ::testing::Types<float, bf16, double>;
 template <class T>
 constexpr double half_ulp() {
   if (std::is_same_v<T, double>) return 0x1p-53;
-  return std::is_same_v<T, float> ? 0x1p-24 : 0x1p-9;
+  return std::is_same_v<T, float> ? 0x1p-24 : 0x1p-8;
 }
 
 /// Normal random values of the given deviation, rounded to T.

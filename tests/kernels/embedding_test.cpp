@@ -15,8 +15,6 @@ const Case cases[] = {{1, 1, 0, 1, 1, 0},  {7, 3, 2, 5, 3, 2},    {40, 17, 0, 10
 template <class T>
 class EmbeddingTest : public ::testing::Test {
  public:
-  using A = Accumulate<T>;
-
   void prepare(const Case& c) {
     ids.resize(c.rows);
     for (std::int64_t row = 0; row < c.rows; ++row) ids[row] = static_cast<std::int32_t>((row * 7 + row / 3) % 13);

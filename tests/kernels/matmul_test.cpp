@@ -171,6 +171,16 @@ TYPED_TEST(MatmulTest, gives_the_same_bits_twice_from_a_cached_plan) {
   EXPECT_EQ(std::memcmp(first.c.values.data(), second.c.values.data(), first.c.values.size() * sizeof(Out)), 0);
 }
 
+TYPED_TEST(MatmulTest, equal_sizes_with_other_strides_or_threads_are_other_plans) {
+  cpu::MatmulPlans plans;
+  for (const std::int64_t padding : {0, 5, 2}) {
+    for (const int threads : {1, 2}) {
+      Problem<typename TypeParam::In, typename TypeParam::Out> problem(31, 20, 45, false, true, true, true, padding);
+      expect_right(problem, Cpu{.threads = threads, .plans = &plans});
+    }
+  }
+}
+
 TYPED_TEST(MatmulTest, workspace_needs_no_memory_to_be_asked) {
   cpu::MatmulPlans plans;
   Problem<typename TypeParam::In, typename TypeParam::Out> problem(64, 64, 64, false, true, false, false, 0);

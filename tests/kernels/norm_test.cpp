@@ -112,7 +112,7 @@ TYPED_TEST(Norm, BackwardIsItsFormula) {
       for (std::int64_t i = 0; i < c.width; ++i) {
         const double x = data.x[row * c.width + i], n = (x - m) * r, n_size = (std::abs(x) + std::abs(m)) * r;
         const double g = data.dy[row * c.width + i] * data.weight[i];
-        const double along = c.residual ? data.residual[row * c.width + i] : 0;
+        const double along = c.residual ? double(data.residual[row * c.width + i]) : 0;
         dx.push_back(
             {r * (g - g_sum.value / width - n * gn_sum.value / width) + along,
              r * (std::abs(g) + g_sum.magnitude / width + n_size * gn_sum.magnitude / width) + std::abs(along)});

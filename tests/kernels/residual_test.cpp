@@ -84,7 +84,7 @@ TEST(Dropout, KeepsTheRightShareAndMeanAndDiffersBetweenSteps) {
                          .delta = ones.data(), .y = next.data(), .rows = rows, .width = width, .dropout = dropout});
     double kept = 0, same = 0;
     for (std::size_t i = 0; i < y.size(); ++i) {
-      if (y[i] != 0) ASSERT_EQ(y[i], static_cast<float>(1 / (1 - p)));
+      ASSERT_EQ(y[i], y[i] == 0 ? 0 : static_cast<float>(1 / (1 - p)));
       kept += y[i] != 0;
       same += (y[i] != 0) == (next[i] != 0);
     }

@@ -1,0 +1,80 @@
+#include "framework/train/generate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "framework/ops/elementwise.h"
+#include "kernels/philox.h"
+
+namespace choir {
+
+std::int32_t sample_token(std::span<const float> logits, const GenerateConfig& config, double uniform) {
+  std::vector<std::int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto likelier = [&](std::int32_t a, std::int32_t b) {
+    const float x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
+    return x != y ? x > y : a < b;
+  };
+  if (config.temperature == 0) return *std::min_element(order.begin(), order.end(), likelier);
+  std::size_t kept = order.size();
+  if (config.top_k > 0) kept = std::min(kept, static_cast<std::size_t>(config.top_k));
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(kept), order.end(), likelier);
+
+  std::vector<double> weight(kept);
+  const double largest = logits[static_cast<std::size_t>(order[0])];
+  for (std::size_t i = 0; i < kept; ++i)
+    weight[i] = std::exp((logits[static_cast<std::size_t>(order[i])] - largest) / config.temperature);
+  double total = std::accumulate(weight.begin(), weight.end(), 0.0), sum = 0;
+  for (std::size_t i = 0; i < kept; ++i) {
+    sum += weight[i];
+    if (sum >= config.top_p * total) {  // the fewest tokens that together have top_p
+      kept = i + 1;
+      total = sum;
+      break;
+    }
+  }
+  double target = uniform * total;
+  for (std::size_t i = 0; i < kept; ++i) {
+    target -= weight[i];
+    if (target < 0) return order[i];
+  }
+  return order[kept - 1];
+}
+
+void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig& config,
+              const std::function<void(const std::string&)>& emit) {
+  Runtime& runtime = trainer.runtime();
+  runtime.training = false;
+  Context context = trainer.context();
+  context.sequence = false;
+  const std::int64_t room = trainer.config().model.context;
+  std::vector<KeyValueCache> caches = trainer.decoder().make_caches(room, runtime);
+
+  // An empty prompt begins a document, as the model has seen them: after the end of another.
+  std::vector<std::int32_t> text = tokenizer.encode(config.prompt);
+  if (text.empty()) text.push_back(tokenizer.end_of_document());
+  std::vector<std::int32_t> unread = text;
+  if (static_cast<std::int64_t>(unread.size()) > room) unread.erase(unread.begin(), unread.end() - room);
+  std::vector<float> logits(static_cast<std::size_t>(trainer.config().model.vocabulary));
+  std::int64_t position = 0;
+  for (std::int64_t i = 0; i < config.tokens; ++i) {
+    if (position + static_cast<std::int64_t>(unread.size()) > room) {
+      unread.assign(text.end() - std::max<std::int64_t>(1, room / 2), text.end());
+      position = 0;
+    }
+    const Tensor ids = ops::to_device(runtime, unread, DType::i32);
+    context.length = ids.count();
+    const Tensor next = trainer.decoder().generate(ids, position, caches, context);
+    ops::download(runtime, next.reshape({next.count()}), logits.data());
+    position += ids.count();
+    const auto word = kernels::philox_word(random_key(config.seed, "generate"), 0, static_cast<std::uint64_t>(i));
+    const std::int32_t token = sample_token(logits, config, static_cast<double>(word) / 4294967296.0);
+    if (token == tokenizer.end_of_document()) return;
+    text.push_back(token);
+    unread = {token};
+    emit(tokenizer.decode(unread));
+  }
+}
+
+}  // namespace choir

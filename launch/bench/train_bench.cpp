@@ -1,0 +1,214 @@
+#include "launch/bench/train_bench.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "framework/ops/elementwise.h"
+#include "framework/train/plan.h"
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+#include "kernels/philox.h"
+
+namespace choir {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
+/// Seconds since this process was launched, from the system's clock ticks since boot (proc(5), field 22 of stat).
+double seconds_since_launch() {
+  std::ifstream stat("/proc/self/stat"), uptime("/proc/uptime");
+  std::string text((std::istreambuf_iterator<char>(stat)), {});
+  std::istringstream fields(text.substr(text.rfind(')') + 2));
+  std::string field;
+  for (int i = 3; i <= 22; ++i) fields >> field;
+  double up = 0;
+  uptime >> up;
+  return up - std::stod(field) / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+std::int64_t peak_resident() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss * 1024;
+}
+
+std::int64_t page_faults() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_minflt;
+}
+
+template <class In, class Out>
+double time_product(Runtime& runtime, const Ledger::Product& p) {
+  const Tensor a = runtime.empty({p.m, p.k}, dtype_of<In>), b = runtime.empty({p.k, p.n}, dtype_of<In>);
+  const Tensor c = runtime.empty({p.m, p.n}, dtype_of<Out>);
+  for (const Tensor& t : {a, b, c}) ops::fill(runtime, t, 0.5f);
+  kernels::Matmul<In, Out> args{.a = a.data<In>(), .b = b.data<In>(), .c = c.data<Out>(), .m = p.m, .n = p.n, .k = p.k,
+                                .a_stride = p.transpose_a ? p.m : p.k, .b_stride = p.transpose_b ? p.k : p.n, .c_stride = p.n,
+                                .transpose_a = p.transpose_a, .transpose_b = p.transpose_b};
+  const kernels::Cpu cpu = runtime.device.cpu();
+  const Tensor workspace = runtime.empty({std::max<std::int64_t>(64, kernels::matmul_workspace_bytes(cpu, args))}, DType::u8);
+  args.workspace = workspace.raw();
+  kernels::matmul(cpu, args);
+  std::vector<double> times;
+  const auto start = Clock::now();
+  while (times.size() < 3 || (seconds_since(start) < 0.15 && times.size() < 30)) {
+    const auto begin = Clock::now();
+    kernels::matmul(cpu, args);
+    times.push_back(seconds_since(begin));
+  }
+  return median(times);
+}
+
+/// Floating-point operations a second of the products alone, weighted as the step uses them. A plain product is the
+/// yardstick: no bias, no sum.
+double gemm_rate(Runtime& runtime, const std::vector<Ledger::Product>& products) {
+  double flops = 0, seconds = 0;
+  for (const Ledger::Product& p : products) {
+    const double time = !p.bf16_in    ? time_product<float, float>(runtime, p)
+                        : p.bf16_out ? time_product<bf16, bf16>(runtime, p)
+                                     : time_product<bf16, float>(runtime, p);
+    flops += 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k) * static_cast<double>(p.calls);
+    seconds += time * static_cast<double>(p.calls);
+  }
+  return flops / seconds;
+}
+
+double copy_rate(Runtime& runtime) {
+  constexpr std::int64_t bytes = 64 << 20;
+  const Tensor from = runtime.empty({bytes}, DType::u8), to = runtime.empty({bytes}, DType::u8);
+  const kernels::Cpu cpu = runtime.device.cpu();
+  std::vector<double> times;
+  for (int i = 0; i < 6; ++i) {
+    const auto begin = Clock::now();
+    kernels::copy_rows(cpu, from.raw(), bytes / 64, to.raw(), bytes / 64, 64, bytes / 64);
+    times.push_back(seconds_since(begin));
+  }
+  return 2.0 * static_cast<double>(bytes) / *std::min_element(times.begin(), times.end());
+}
+
+double sum_over_ranks(Trainer& trainer, double value) {
+  const Tensor sum = ops::to_device(trainer.runtime(), std::vector<double>{value}, DType::f64);
+  trainer.mesh().world->all_reduce(sum, Reduce::sum, trainer.runtime().device.compute(), "bench");
+  ops::download(trainer.runtime(), sum, &value);
+  return value;
+}
+
+}  // namespace
+
+TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::int64_t warm_up, std::int64_t steps,
+                       bool profile) {
+  TrainBench bench{.steps = steps, .resident_before_bytes = peak_resident()};
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(config.model.context + 1));
+  const ReadSample random = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      tokens[i] = static_cast<std::int32_t>(kernels::philox_word(1, static_cast<std::uint64_t>(index), i) %
+                                            static_cast<std::uint64_t>(config.model.vocabulary));
+    std::copy(tokens.begin(), tokens.end() - 1, inputs.begin());
+    std::copy(tokens.begin() + 1, tokens.end(), targets.begin());
+    return std::int64_t{0};
+  };
+  Trainer trainer(config, device, mesh);
+  bench.first_step_seconds = seconds_since_launch();
+  std::int64_t step = 0;
+  while (step < warm_up) trainer.step(++step, random);
+  const std::int64_t faults = page_faults();
+  std::vector<double> times;
+  for (std::int64_t i = 0; i < steps; ++i) {
+    const auto begin = Clock::now();
+    bench.loss = trainer.step(++step, random).loss;
+    times.push_back(seconds_since(begin));
+  }
+  bench.page_faults_per_step = static_cast<double>(page_faults() - faults) / static_cast<double>(steps);
+  bench.peak_resident_bytes = peak_resident();
+  bench.allocator_peak_bytes = device.allocator().at_peak().total();
+  bench.step_seconds = median(times);
+  bench.tokens_per_second = static_cast<double>(config.train.batch * config.model.context) / bench.step_seconds;
+  bench.model_flops_per_second = model_flops(config.model, config.train.batch) / bench.step_seconds;
+
+  Ledger& ledger = device.ledger();
+  ledger.enabled = true;
+  const std::int64_t profiled = profile ? std::max<std::int64_t>(1, steps / 2) : 1;
+  for (std::int64_t i = 0; i < profiled; ++i) trainer.step(++step, random);
+  device.synchronize();
+  ledger.enabled = false;
+  bench.operations = ledger.operations();
+  for (Ledger::Operation& o : bench.operations) {
+    o.seconds /= static_cast<double>(profiled);
+    o.calls /= profiled;
+    o.cost.flops /= static_cast<double>(profiled);
+    o.cost.bytes /= static_cast<double>(profiled);
+  }
+  bench.gemm_flops_per_second = sum_over_ranks(trainer, gemm_rate(trainer.runtime(), ledger.products()));
+  bench.share_of_gemm = bench.model_flops_per_second / bench.gemm_flops_per_second;
+  bench.copy_bytes_per_second = copy_rate(trainer.runtime());
+
+  const Plan plan = make_plan(config, mesh.shape.ranks(), device.threads());
+  const RankPlan& here = plan.ranks[static_cast<std::size_t>(mesh.here.tensor)];
+  bench.planned_bytes = here.peak.total();
+  bench.needed_bytes = here.needed_bytes();
+  return bench;
+}
+
+std::string describe(const TrainBench& b) {
+  const auto gb = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
+  std::string text;
+  text += fmt::format("step {:.1f} ms (median of {}), {:.0f} tokens/s, loss {:.4f}\n", b.step_seconds * 1e3, b.steps, b.tokens_per_second, b.loss);
+  text += fmt::format("model {:.2f} GFLOP/s, matrix products alone {:.2f} GFLOP/s at the same shapes: share {:.3f}\n",
+                      b.model_flops_per_second / 1e9, b.gemm_flops_per_second / 1e9, b.share_of_gemm);
+  text += fmt::format("memory: resident at most {:.3f} GB ({:.3f} GB before the model); parameters + gradients + optimizer + saved "
+                      "{:.3f} GB: ratio {:.3f}\n",
+                      gb(b.peak_resident_bytes), gb(b.resident_before_bytes), gb(b.needed_bytes), gb(b.peak_resident_bytes) / gb(b.needed_bytes));
+  text += fmt::format("        the allocator's peak {:.4f} GB, planned {:.4f} GB: ratio {:.4f}\n", gb(b.allocator_peak_bytes), gb(b.planned_bytes),
+                      gb(b.allocator_peak_bytes) / gb(b.planned_bytes));
+  text += fmt::format("first step {:.2f} s after the launch; {:.1f} page faults a step\n", b.first_step_seconds, b.page_faults_per_step);
+  return text;
+}
+
+std::string describe_profile(const TrainBench& b) {
+  double total = 0;
+  for (const Ledger::Operation& o : b.operations) total += o.seconds;
+  std::vector<Ledger::Operation> sorted = b.operations;
+  std::sort(sorted.begin(), sorted.end(), [](const auto& x, const auto& y) { return x.seconds > y.seconds; });
+  std::string text = fmt::format("{:<22} {:>6} {:>9} {:>7} {:>9} {:>8} {:>14}\n", "operation", "calls", "ms", "share", "GFLOP/s", "GB/s", "least ms");
+  for (const Ledger::Operation& o : sorted) {
+    // Neither faster than the products' own rate nor than memory; what fits in a cache can beat the second.
+    const double least = std::max(o.cost.flops / b.gemm_flops_per_second, o.cost.bytes / b.copy_bytes_per_second);
+    text += fmt::format("{:<22} {:>6} {:>9.2f} {:>6.1f}% {:>9.1f} {:>8.2f} {:>14.2f}\n", o.name, o.calls, o.seconds * 1e3,
+                        100 * o.seconds / total, o.cost.flops / o.seconds / 1e9, o.cost.bytes / o.seconds / 1e9, least * 1e3);
+  }
+  text += fmt::format("{:<22} {:>6} {:>9.2f}; the step without timing {:.2f} ms; copy {:.1f} GB/s\n", "total", "", total * 1e3,
+                      b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9);
+  return text;
+}
+
+std::string to_json(const TrainBench& b) {
+  nlohmann::ordered_json json = {{"tokens_per_second", b.tokens_per_second},
+                                 {"model_flops_per_second", b.model_flops_per_second},
+                                 {"gemm_flops_per_second", b.gemm_flops_per_second},
+                                 {"share_of_gemm", b.share_of_gemm},
+                                 {"peak_resident_bytes", b.peak_resident_bytes},
+                                 {"planned_bytes", b.planned_bytes},
+                                 {"needed_bytes", b.needed_bytes},
+                                 {"allocator_peak_bytes", b.allocator_peak_bytes},
+                                 {"page_faults_per_step", b.page_faults_per_step},
+                                 {"first_step_seconds", b.first_step_seconds},
+                                 {"step_seconds", b.step_seconds},
+                                 {"loss", b.loss}};
+  return json.dump() + "\n";
+}
+
+}  // namespace choir

@@ -1,0 +1,47 @@
+// choir config CONFIG [key=value ...]: the complete configuration, with defaults and overrides.
+#include <algorithm>
+#include <cstdio>
+
+#include "framework/config/table.h"
+#include "launch/command_line.h"
+
+namespace choir {
+namespace {
+
+struct Arguments {
+  ConfigArguments config;
+  std::vector<std::string> keys;
+};
+
+/// One value per line, text without quotes, for scripts.
+void print_values(Config config, const std::vector<std::string>& keys) {
+  const std::vector<Field> rows = table(config);
+  for (const std::string& key : keys) {
+    const auto row = std::find_if(rows.begin(), rows.end(), [&](const Field& field) { return field.key == key; });
+    if (row == rows.end())
+      throw ConfigError(Problem{.what = "--get " + key + ": there is no such key", .fix = "choir --help lists all keys"});
+    std::string* const* text = std::get_if<std::string*>(&row->slot);
+    std::puts(text ? (*text)->c_str() : value_text(row->slot).c_str());
+  }
+}
+
+int print_config(const Arguments& arguments) {
+  const Config config = arguments.config.read();
+  if (arguments.keys.empty())
+    std::fputs(print(config).c_str(), stdout);
+  else
+    print_values(config, arguments.keys);
+  return 0;
+}
+
+}  // namespace
+
+void add_config_command(CommandLine& line) {
+  CLI::App* verb = line.app.add_subcommand("config", "print the complete configuration: defaults, file and overrides");
+  auto arguments = std::make_shared<Arguments>();
+  arguments->config.add_to(*verb);
+  verb->add_option("--get", arguments->keys, "print the value of this key only; may be repeated")->allow_extra_args(false);
+  verb->callback([&line, arguments] { line.run = [arguments] { return print_config(*arguments); }; });
+}
+
+}  // namespace choir

@@ -1,0 +1,49 @@
+// choir plan CONFIG --ranks N [key=value ...]: a dry run of one step on device `count`.
+#include <algorithm>
+#include <cstdio>
+
+#include "framework/train/plan.h"
+#include "kernels/matmul.h"
+#include "launch/command_line.h"
+
+namespace choir {
+namespace {
+
+struct Arguments {
+  ConfigArguments config;
+  std::int64_t ranks = 0;
+  std::string device = "cpu";
+  bool json = false;
+};
+
+}  // namespace
+
+int print_plan(Config config, std::int64_t ranks, bool json) {
+  const bool emulated = config.train.precision == "bf16" && !kernels::cpu::has_native_bf16();
+  if (emulated) config.train.emulate_bf16 = true;  // planning needs no bf16 instructions
+  throw_if_any(validate(config, ranks));
+  const int threads = threads_per_rank(config, static_cast<int>(ranks));
+  const Plan plan = make_plan(config, ranks, threads);
+  if (json) {
+    std::fputs(to_json(plan).c_str(), stdout);
+    return 0;
+  }
+  std::fputs(describe(plan, config).c_str(), stdout);
+  std::printf("\nplanned for CPU ranks with %d thread%s each%s\n", threads, threads == 1 ? "" : "s",
+              emulated ? "; workspaces are those of emulated bf16, since this processor has no bf16 instructions" : "");
+  return 0;
+}
+
+void add_plan_command(CommandLine& line) {
+  CLI::App* verb = line.app.add_subcommand("plan", "what a run would need and do, without running it");
+  auto arguments = std::make_shared<Arguments>();
+  arguments->config.add_to(*verb);
+  verb->add_option("--ranks", arguments->ranks, "ranks to plan for")->required()->check(CLI::PositiveNumber);
+  verb->add_option("--device", arguments->device, "device to plan for")->check(CLI::IsMember({"cpu"}));
+  verb->add_flag("--json", arguments->json, "JSON, every distinct rank position");
+  verb->callback([&line, arguments] {
+    line.run = [arguments] { return print_plan(arguments->config.read(), arguments->ranks, arguments->json); };
+  });
+}
+
+}  // namespace choir
