@@ -52,7 +52,7 @@ void verify_rank_file(const std::string& path, const Manifest& manifest, int ran
   const FileEntry& entry = manifest.files[static_cast<std::size_t>(rank)];
   const File file = File::open(path + "/" + entry.name);
   constexpr std::int64_t block = std::int64_t{1} << 20;
-  std::vector<float> buffer(static_cast<std::size_t>(block));
+  std::vector<float> buffer;
   for (const TensorEntry& tensor : manifest.tensors) {
     for (const Part& part : tensor.parts) {
       if (part.rank != rank) continue;
@@ -60,6 +60,7 @@ void verify_rank_file(const std::string& path, const Manifest& manifest, int ran
       std::uint64_t digest = 0;
       for (std::int64_t done = 0; done < part.extent.count(); done += block) {
         const std::int64_t count = std::min(block, part.extent.count() - done);
+        if (static_cast<std::int64_t>(buffer.size()) < count) buffer.resize(static_cast<std::size_t>(count));
         read_floats(file, part.offset + done * 4, buffer.data(), count);
         digest += digest_of(Piece{tensor.name, tensor.shape, r.row_begin, r.row_end, r.column_begin, r.column_end,
                                   part.extent.begin + done, part.extent.begin + done + count, buffer.data()});

@@ -1,6 +1,7 @@
 #include "framework/comm/reduction.h"
 
 #include <algorithm>
+#include <cassert>
 #include <type_traits>
 
 namespace choir {
@@ -36,8 +37,9 @@ void reduce(const std::vector<const void*>& sources, void* out, std::int64_t cou
   for (std::int64_t begin = 0; begin < count; begin += strip) {
     const std::int64_t n = std::min(strip, count - begin);
     const T* first = static_cast<const T*>(sources[0]) + begin;
-    for (std::int64_t i = 0; i < n; ++i) partial[i] = static_cast<P>(first[i]);
-    for (std::size_t r = 1; r < sources.size(); ++r) {
+    const T* second = static_cast<const T*>(sources[1]) + begin;
+    for (std::int64_t i = 0; i < n; ++i) partial[i] = combine<op>(static_cast<P>(first[i]), static_cast<P>(second[i]));
+    for (std::size_t r = 2; r < sources.size(); ++r) {
       const T* source = static_cast<const T*>(sources[r]) + begin;
       for (std::int64_t i = 0; i < n; ++i) partial[i] = combine<op>(partial[i], static_cast<P>(source[i]));
     }
@@ -75,6 +77,7 @@ std::int64_t reduction_workspace_bytes(std::int64_t count, int ranks, DType type
 }
 
 void reduce_in_order(const std::vector<const void*>& sources, void* out, std::int64_t count, DType type, Reduce op) {
+  assert(sources.size() >= 2);
   if (op == Reduce::sum)
     reduce<Reduce::sum>(sources, out, count, type);
   else

@@ -24,8 +24,8 @@ std::int64_t reduction_block(std::int64_t count, int ranks, DType type);
 /// The workspace of such a reduction: all ranks' blocks of one piece, or all of a small tensor on all ranks.
 std::int64_t reduction_workspace_bytes(std::int64_t count, int ranks, DType type);
 
-/// out[i] = op over r of sources[r][i], in the order of `sources`. Sums in Accumulate<T>, rounded once; the maximum of
-/// anything and NaN is NaN. `out` may be one of the sources.
+/// out[i] = op over r of sources[r][i], in the order of `sources`, two or more. Sums in Accumulate<T>, rounded once;
+/// the maximum of anything and NaN is NaN. `out` may be one of the sources.
 void reduce_in_order(const std::vector<const void*>& sources, void* out, std::int64_t count, DType type, Reduce op);
 
 }  // namespace choir

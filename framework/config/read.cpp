@@ -210,23 +210,29 @@ std::vector<std::string> keys_called(const std::vector<Field>& table, const std:
 }
 
 Problem Reader::unknown_key(const std::string& key, const YAML::Mark& mark, const Source& source) const {
-  const std::size_t dot = key.rfind('.');
-  const std::string section = dot == std::string::npos ? "" : key.substr(0, dot);
+  std::size_t begin = 0;  // of the first name in `key` that is no section
+  for (std::size_t dot = key.find('.'); dot != std::string::npos && is_section(key.substr(0, dot));
+       dot = key.find('.', dot + 1))
+    begin = dot + 1;
+  const std::string section = begin == 0 ? "" : key.substr(0, begin - 1);
+  const std::string name = key.substr(begin, key.find('.', begin) - begin);
   const std::string place = section.empty() ? "the configuration" : section;
   const std::vector<std::string> siblings = names_inside(table_, section);
-  Problem problem{source.at(mark) + "unknown key " + shown(key), place + " has no key " + shown(last_part(key))};
 
   std::vector<std::string> meant = keys_called(table_, last_part(key));  // right name, wrong section
   if (meant.empty()) {
     std::vector<std::string> names = siblings;  // first, so that they win where others are as near
     for (const Field& field : table_) names.push_back(last_part(field.key));
-    const std::string near = nearest(last_part(key), names);
+    const std::string near = nearest(name, names);
     const bool is_sibling = std::find(siblings.begin(), siblings.end(), near) != siblings.end();
     meant = is_sibling ? std::vector{section.empty() ? near : section + "." + near} : keys_called(table_, near);
   }
-  problem.fix = meant.empty() ? fmt::format("the keys of {} are {}", place, fmt::join(siblings, ", "))
-                              : fmt::format("did you mean {}?", fmt::join(meant, " or "));
-  return problem;
+  const bool is_value = find(key.substr(0, begin + name.size())) != nullptr;
+  return {source.at(mark) + "unknown key " + shown(key),
+          is_value ? fmt::format("{} in {} is a value, not a section", name, place)
+                   : fmt::format("{} has no key {}", place, shown(name)),
+          meant.empty() ? fmt::format("the keys of {} are {}", place, fmt::join(siblings, ", "))
+                        : fmt::format("did you mean {}?", fmt::join(meant, " or "))};
 }
 
 void Reader::read_value(const std::string& key, const YAML::Node& value, const YAML::Mark& mark, const Source& source) {

@@ -1,14 +1,12 @@
 // The token file: a corpus as token ids, with its tokenizer, in HDF5.
 //
-//   byte 0     a block of 512 bytes of text (HDF5's user block; `head -n 5 FILE` shows it): format, size, where the
-//   tokens
-//              lie, digest of all bytes that are not tokens. So a torn or damaged file is told apart before HDF5 sees
-//              it.
-//   /tokens             [tokens]        uint16, or int32 where the vocabulary is above 65536; contiguous, no filters
-//   /document_offsets   [documents + 1] int64: document d is tokens [offset d, offset d+1), its end-of-document
-//   included /token_bytes        [vocabulary]    int32: bytes of text that each token stands for /tokenizer_model
-//   [bytes]         uint8: the SentencePiece model attributes of /     format_version, text_bytes, tokens_digest,
-//   tokenizer_kind, tokenizer_digest, end_of_document
+//   byte 0             512 bytes of text, HDF5's user block (`head -n 5 FILE` shows it): format, size, where the tokens
+//                      lie, digest of all bytes that are not tokens; see token_file_seal.h
+//   /tokens            [tokens] uint16, or int32 where the vocabulary is above 65536; contiguous, no filters
+//   /document_offsets  [documents + 1] int64: document d is tokens [offset d, offset d+1), end-of-document included
+//   /token_bytes       [vocabulary] int32: bytes of text that each token stands for
+//   /tokenizer_model   [bytes] uint8: the SentencePiece model
+//   attributes of /    format_version, text_bytes, tokens_digest, tokenizer_kind, tokenizer_digest, end_of_document
 //
 // Reading maps the tokens into memory, so that ranks of a node share one copy.
 #pragma once

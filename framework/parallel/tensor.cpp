@@ -7,8 +7,11 @@
 namespace choir {
 namespace {
 
-/// x [N, D] in a buffer of `rows` >= N rows, the rest zeros; the same handle where nothing is to be added.
-Tensor pad_rows(Runtime& runtime, const Tensor& x, std::int64_t rows) {
+/// x [N, D] as sum_rows() takes it: whole blocks of rows, those beyond N zeros; the same handle where nothing is to be
+/// added. On the compute stream, wherever the sum runs.
+Tensor pad_rows(const Tensor& x, Context& context) {
+  Runtime& runtime = context.runtime;
+  const std::int64_t rows = context.sequence ? row_share(context).block * context.mesh.tensor->size() : x.rows();
   if (x.rows() == rows) return ops::contiguous(runtime, x);
   Tensor padded = runtime.empty({rows, x.width()}, x.dtype());
   ops::copy(runtime, x, padded.slice_rows(0, x.rows()));
@@ -25,18 +28,15 @@ Tensor gather_rows(const Tensor& x, Context& context, const char* label) {
   return all.slice_rows(0, context.rows());
 }
 
-/// The sum over ranks of partial [N, D], on the rows held, enqueued on `stream`.
+/// The sum over ranks of partial [N, D], padded, on the rows held; enqueued on `stream`.
 Tensor sum_rows(const Tensor& partial, Context& context, Stream& stream, const char* label) {
   Communicator& axis = *context.mesh.tensor;
-  Runtime& runtime = context.runtime;
   if (!context.sequence) {
     axis.all_reduce(partial, Reduce::sum, stream, label);
     return partial;
   }
-  const RowShare share = row_share(context);
-  const Tensor padded = pad_rows(runtime, partial, share.block * axis.size());
-  Tensor mine = runtime.empty({share.block, partial.width()}, partial.dtype());
-  axis.reduce_scatter(padded, mine, Reduce::sum, stream, label);
+  Tensor mine = context.runtime.empty({row_share(context).block, partial.width()}, partial.dtype());
+  axis.reduce_scatter(partial, mine, Reduce::sum, stream, label);
   return mine;
 }
 
@@ -59,17 +59,18 @@ const Tensor& PendingTensor::wait(Runtime& runtime) const {
 
 PendingTensor enter_backward(const Tensor& dx, Context& context, const char* label) {
   Device& device = context.runtime.device;
+  const Tensor partial = pad_rows(dx, context);  // before `ready`: the sum reads it
   Event ready;
   ready.record(device.compute());
   ready.wait(device.communicate());
   PendingTensor pending;
-  pending.tensor = sum_rows(dx, context, device.communicate(), label);
+  pending.tensor = sum_rows(partial, context, device.communicate(), label);
   pending.done.record(device.communicate());
   return pending;
 }
 
 Tensor leave(const Tensor& partial, Context& context, const char* label) {
-  return sum_rows(partial, context, context.runtime.device.compute(), label);
+  return sum_rows(pad_rows(partial, context), context, context.runtime.device.compute(), label);
 }
 
 Tensor leave_backward(const Tensor& dy, Context& context, const char* label) { return gather_rows(dy, context, label); }

@@ -1,0 +1,101 @@
+// The allocator: exact free lists, counted use, and the same addresses in every step.
+#include "framework/core/allocator.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <set>
+#include <vector>
+
+namespace choir::tests {
+namespace {
+
+TEST(Allocator, rounds_to_pages_and_above_2_megabytes_to_sixteen) {
+  EXPECT_EQ(Allocator::rounded(0), 4096);
+  EXPECT_EQ(Allocator::rounded(1), 4096);
+  EXPECT_EQ(Allocator::rounded(4096), 4096);
+  EXPECT_EQ(Allocator::rounded(4097), 8192);
+  EXPECT_EQ(Allocator::rounded(2 << 20), 2 << 20);
+  EXPECT_EQ(Allocator::rounded((2 << 20) + 1), (2 << 20) + 65536);
+}
+
+TEST(Allocator, gives_a_released_block_to_the_next_request_of_its_rounded_size) {
+  Allocator allocator(host_memory());
+  const auto a = allocator.allocate(5000, MemoryKind::temporary);
+  const auto b = allocator.allocate(5000, MemoryKind::temporary);
+  EXPECT_NE(a.address, b.address);
+  allocator.release(a);
+  EXPECT_NE(allocator.allocate(9000, MemoryKind::temporary).address, a.address) << "another size";
+  EXPECT_EQ(allocator.allocate(8000, MemoryKind::temporary).address, a.address) << "the same two pages";
+}
+
+TEST(Allocator, the_second_step_gets_the_addresses_of_the_first_and_maps_nothing) {
+  Allocator allocator(host_memory());
+  const auto step = [&] {
+    std::vector<void*> addresses;
+    std::vector<Allocator::Block> held;
+    for (const std::int64_t bytes : {100, 70000, 100, 5 << 20, 100, 70000}) {
+      held.push_back(allocator.allocate(bytes, MemoryKind::temporary));
+      addresses.push_back(held.back().address);
+      if (held.size() % 3 == 0) {
+        allocator.release(held.front());
+        held.erase(held.begin());
+      }
+    }
+    for (const auto& block : held) allocator.release(block);
+    return addresses;
+  };
+  step();  // fills the lists
+  const auto second = step();
+  const std::int64_t maps = allocator.maps(), reserved = allocator.reserved();
+  for (int i = 0; i < 4; ++i) step();
+  EXPECT_EQ(std::set<void*>(second.begin(), second.end()).size(), 4u);
+  EXPECT_EQ(allocator.maps(), maps);
+  EXPECT_EQ(allocator.reserved(), reserved);
+  EXPECT_EQ(allocator.in_use().total(), 0);
+}
+
+TEST(Allocator, counts_by_kind_and_remembers_the_peak) {
+  Allocator allocator(host_memory());
+  const auto bytes = [](const MemoryUse& use, MemoryKind kind) { return use.bytes[static_cast<std::size_t>(kind)]; };
+  auto a = allocator.allocate(4096, MemoryKind::temporary);
+  const auto b = allocator.allocate(8192, MemoryKind::parameters);
+  EXPECT_EQ(bytes(allocator.in_use(), MemoryKind::temporary), 4096);
+  EXPECT_EQ(bytes(allocator.in_use(), MemoryKind::parameters), 8192);
+  allocator.relabel(a, MemoryKind::saved);
+  EXPECT_EQ(bytes(allocator.in_use(), MemoryKind::temporary), 0);
+  EXPECT_EQ(bytes(allocator.in_use(), MemoryKind::saved), 4096);
+  allocator.release(b);
+  EXPECT_EQ(allocator.in_use().total(), 4096);
+  EXPECT_EQ(allocator.at_peak().total(), 12288);
+  allocator.reset_peak();
+  EXPECT_EQ(allocator.at_peak().total(), 4096);
+  allocator.release(a);
+  EXPECT_EQ(allocator.in_use().total(), 0);
+  EXPECT_EQ(bytes(allocator.in_use(), MemoryKind::saved), 0);
+}
+
+TEST(Allocator, host_memory_is_zero_writable_and_large_blocks_start_on_huge_pages) {
+  Allocator allocator(host_memory());
+  const auto small = allocator.allocate(100, MemoryKind::temporary);
+  const auto large = allocator.allocate(3 << 20, MemoryKind::temporary);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(small.address) % 64, 0u);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(large.address) % (2 << 20), 0u);
+  std::memset(small.address, 1, static_cast<std::size_t>(small.bytes));
+  std::memset(large.address, 1, static_cast<std::size_t>(large.bytes));
+}
+
+TEST(Allocator, counted_memory_is_counted_alike_and_no_two_blocks_overlap) {
+  Allocator counted(counted_memory()), real(host_memory());
+  std::uintptr_t end = 0;
+  for (const std::int64_t bytes : {std::int64_t{100}, std::int64_t{1} << 45, std::int64_t{100}}) {
+    const auto block = counted.allocate(bytes, MemoryKind::gradients);
+    EXPECT_GE(reinterpret_cast<std::uintptr_t>(block.address), end);
+    end = reinterpret_cast<std::uintptr_t>(block.address) + static_cast<std::uintptr_t>(block.bytes);
+  }
+  EXPECT_EQ(counted.in_use().total(), (std::int64_t{1} << 45) + 2 * 4096);
+  EXPECT_EQ(counted.maps(), 3);
+}
+
+}  // namespace
+}  // namespace choir::tests

@@ -1,0 +1,45 @@
+// The words of errors.
+#include "framework/core/error.h"
+
+#include <gtest/gtest.h>
+
+namespace choir::tests {
+namespace {
+
+TEST(Errors, say_what_why_and_how_to_fix) {
+  EXPECT_EQ(describe(Problem{.what = "a", .why = "b", .fix = "c"}), "a\n  why: b\n  fix: c");
+  EXPECT_EQ(describe(Problem{.what = "a"}), "a");
+  EXPECT_EQ(describe(std::vector<Problem>{{.what = "a", .fix = "c"}, {.what = "d"}}), "a\n  fix: c\nd");
+}
+
+TEST(Errors, of_configuration_hold_all_problems) {
+  EXPECT_NO_THROW(throw_if_any({}));
+  try {
+    throw_if_any({{.what = "a"}, {.what = "b"}});
+    FAIL();
+  } catch (const ConfigError& error) {
+    EXPECT_STREQ(error.what(), "a\nb");
+    EXPECT_EQ(error.problems().size(), 2u);
+  }
+}
+
+TEST(Errors, of_the_machine_say_where) {
+  const int line = __LINE__ + 1;
+  const Error error({.what = "a"});
+  const std::string text = error.what();
+  EXPECT_EQ(text.find("a\n  at:  "), 0u) << text;
+  EXPECT_NE(text.find("error_test.cpp:" + std::to_string(line)), std::string::npos) << text;
+}
+
+TEST(Nearest, is_the_closest_name_or_none) {
+  const std::vector<std::string> names = {"steps", "batch", "precision", "seed"};
+  EXPECT_EQ(nearest("step", names), "steps");
+  EXPECT_EQ(nearest("precison", names), "precision");
+  EXPECT_EQ(nearest("bathc", names), "batch");
+  EXPECT_EQ(nearest("xyz", names), "");
+  EXPECT_EQ(nearest("", names), "");
+  EXPECT_EQ(nearest("steps", {}), "");
+}
+
+}  // namespace
+}  // namespace choir::tests

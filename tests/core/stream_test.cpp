@@ -1,0 +1,126 @@
+// Streams and events, immediate and threaded: order within a stream, order across streams by events, exceptions.
+#include "framework/core/stream.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <stdexcept>
+#include <vector>
+
+namespace choir::tests {
+namespace {
+
+using namespace std::chrono_literals;
+
+class Streams : public ::testing::TestWithParam<StreamMode> {};
+
+TEST_P(Streams, run_in_order) {
+  Stream stream(GetParam());
+  std::vector<int> order;  // touched by one thread until synchronize()
+  for (int i = 0; i < 1000; ++i) stream.enqueue([&order, i] { order.push_back(i); });
+  stream.synchronize();
+  ASSERT_EQ(order.size(), 1000u);
+  for (int i = 0; i < 1000; ++i) EXPECT_EQ(order[static_cast<std::size_t>(i)], i);
+}
+
+TEST_P(Streams, an_event_orders_two_streams_both_ways) {
+  Stream left(GetParam()), right(GetParam());
+  std::vector<int> order;
+  for (int round = 0; round < 100; ++round) {
+    left.enqueue([&order, round] {
+      if (round % 20 == 0) std::this_thread::sleep_for(1ms);
+      order.push_back(2 * round);
+    });
+    Event there;
+    there.record(left);
+    there.wait(right);
+    right.enqueue([&order, round] {
+      if (round % 20 == 10) std::this_thread::sleep_for(1ms);
+      order.push_back(2 * round + 1);
+    });
+    Event back;
+    back.record(right);
+    back.wait(left);
+  }
+  left.synchronize();
+  right.synchronize();
+  ASSERT_EQ(order.size(), 200u);
+  for (int i = 0; i < 200; ++i) EXPECT_EQ(order[static_cast<std::size_t>(i)], i);
+}
+
+TEST_P(Streams, an_event_never_recorded_holds_nobody_and_a_later_record_counts) {
+  Stream left(GetParam()), right(GetParam());
+  Event event;
+  event.wait(right);
+  right.synchronize();
+  std::atomic<int> done = 0;
+  event.record(left);
+  left.enqueue([&] {
+    std::this_thread::sleep_for(2ms);
+    done = 1;
+  });
+  event.record(left);
+  event.wait(right);
+  int seen = -1;
+  right.enqueue([&] { seen = done; });
+  right.synchronize();
+  EXPECT_EQ(seen, 1);
+}
+
+TEST_P(Streams, the_stream_goes_on_after_an_exception) {
+  Stream stream(GetParam());
+  int ran = 0;
+  const auto enqueue_and_wait = [&] {
+    stream.enqueue([] { throw std::runtime_error("first"); });
+    stream.enqueue([] { throw std::runtime_error("second"); });
+    stream.synchronize();
+  };
+  try {
+    enqueue_and_wait();
+    FAIL() << "nothing was thrown";
+  } catch (const std::runtime_error& error) {
+    EXPECT_STREQ(error.what(), "first");
+  }
+  stream.enqueue([&] { ++ran; });
+  stream.synchronize();  // the first exception came out once
+  EXPECT_EQ(ran, 1);
+}
+
+TEST_P(Streams, the_destructor_runs_what_is_enqueued) {
+  std::atomic<int> ran = 0;
+  {
+    Stream stream(GetParam());
+    for (int i = 0; i < 50; ++i) stream.enqueue([&] { ++ran; });
+  }
+  EXPECT_EQ(ran, 50);
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes, Streams, ::testing::Values(StreamMode::immediate, StreamMode::threaded),
+                         [](const auto& instance) { return instance.param == StreamMode::immediate ? "immediate" : "threaded"; });
+
+TEST(ImmediateStream, runs_in_the_caller_before_enqueue_returns) {
+  Stream stream(StreamMode::immediate);
+  std::thread::id where;
+  stream.enqueue([&] { where = std::this_thread::get_id(); });
+  EXPECT_EQ(where, std::this_thread::get_id());
+}
+
+TEST(ThreadedStream, runs_on_a_worker_whose_start_ran_first_and_does_not_block_the_caller) {
+  std::atomic<bool> started = false, may_go = false;
+  Stream stream(StreamMode::threaded, [&] { started = true; });
+  bool was_started = false;
+  std::thread::id where;
+  stream.enqueue([&] {
+    while (!may_go) std::this_thread::yield();
+    was_started = started;
+    where = std::this_thread::get_id();
+  });
+  may_go = true;  // reached only because enqueue returned
+  stream.synchronize();
+  EXPECT_TRUE(was_started);
+  EXPECT_NE(where, std::this_thread::get_id());
+}
+
+}  // namespace
+}  // namespace choir::tests

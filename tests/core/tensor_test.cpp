@@ -1,0 +1,88 @@
+// Tensors: handles, slices and strides.
+#include "framework/core/tensor.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+namespace choir::tests {
+namespace {
+
+class Tensors : public ::testing::Test {
+ protected:
+  /// Elements 0, 1, 2, ...
+  Tensor counting(const Shape& shape) {
+    Tensor x(allocator, shape, DType::f32, MemoryKind::temporary);
+    std::iota(x.data<float>(), x.data<float>() + x.count(), 0.0f);
+    return x;
+  }
+  Allocator allocator{host_memory()};
+};
+
+TEST_F(Tensors, know_their_shape) {
+  const Tensor x = counting({2, 3, 4});
+  EXPECT_EQ(x.rows(), 6);
+  EXPECT_EQ(x.width(), 4);
+  EXPECT_EQ(x.count(), 24);
+  EXPECT_EQ(x.bytes(), 96);
+  EXPECT_EQ(x.dim(1), 3);
+  EXPECT_TRUE(x.contiguous());
+  EXPECT_EQ(to_string(x.shape()), "[2, 3, 4]");
+  EXPECT_FALSE(Tensor{});
+}
+
+TEST_F(Tensors, slice_rows_of_the_flattened_rows) {
+  const Tensor rows = counting({2, 3, 4}).slice_rows(2, 5);
+  EXPECT_EQ(rows.shape(), (Shape{3, 4}));
+  EXPECT_EQ(rows.data<float>()[0], 8);
+  EXPECT_TRUE(rows.contiguous());
+  EXPECT_EQ(rows.slice_rows(1, 1).count(), 0);
+}
+
+TEST_F(Tensors, slice_columns_keeps_the_row_stride) {
+  const Tensor x = counting({3, 8});
+  const Tensor columns = x.slice_columns(2, 5);
+  EXPECT_EQ(columns.shape(), (Shape{3, 3}));
+  EXPECT_EQ(columns.row_stride(), 8);
+  EXPECT_FALSE(columns.contiguous());
+  EXPECT_EQ(columns.data<float>()[columns.row_stride()], 10);
+  const Tensor one = columns.slice_rows(2, 3);
+  EXPECT_TRUE(one.contiguous()) << "one row is contiguous";
+  EXPECT_EQ(one.data<float>()[0], 18);
+  EXPECT_EQ(columns.slice_columns(1, 2).slice_rows(1, 2).data<float>()[0], 11) << "slices of slices";
+}
+
+TEST_F(Tensors, reshape_is_the_same_memory) {
+  const Tensor x = counting({4, 6});
+  const Tensor y = x.reshape({2, 12});
+  EXPECT_EQ(y.raw(), x.raw());
+  EXPECT_EQ(y.row_stride(), 12);
+}
+
+TEST_F(Tensors, memory_goes_back_with_the_last_handle) {
+  Tensor slice;
+  {
+    const Tensor x = counting({4, 6});
+    slice = x.slice_rows(3, 4);
+    EXPECT_EQ(allocator.in_use().total(), 4096);
+  }
+  EXPECT_EQ(allocator.in_use().total(), 4096) << "a slice holds all of it";
+  EXPECT_EQ(slice.data<float>()[0], 18);
+  slice = {};
+  EXPECT_EQ(allocator.in_use().total(), 0);
+}
+
+TEST_F(Tensors, keep_accounts_as_saved_until_the_last_handle_goes) {
+  const auto saved = [&] { return allocator.in_use().bytes[static_cast<std::size_t>(MemoryKind::saved)]; };
+  {
+    const Tensor x = counting({4});
+    const Tensor part = x.slice_columns(0, 2);
+    keep(part);
+    keep(x);
+    EXPECT_EQ(saved(), 4096) << "once, however often it is kept";
+  }
+  EXPECT_EQ(saved(), 0);
+}
+
+}  // namespace
+}  // namespace choir::tests

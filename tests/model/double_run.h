@@ -1,0 +1,123 @@
+// A decoder in double precision, with the reductions of a training step around it but no optimizer: where rounding is
+// 1e-16, a gradient is right or wrong.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "framework/model/decoder.h"
+#include "framework/parallel/data.h"
+#include "framework/parallel/tensor.h"
+#include "tests/support/gather.h"
+#include "tests/support/small_models.h"
+
+namespace choir::tests {
+
+struct DoubleRun {
+  /// `device` and `mesh` outlive the run. Collective over the mesh.
+  DoubleRun(const ModelConfig& config, Device& device, Mesh& the_mesh, bool split_rows = false, bool recompute = false,
+            bool zero = false)
+      : model(config),
+        mesh(the_mesh),
+        sequence(split_rows),
+        runtime{.device = device, .compute_type = DType::f64},
+        decoder(config, TensorShare{mesh.tensor->rank(), mesh.tensor->size(), sequence}, recompute, store),
+        data(allocated(), mesh, zero) {}
+
+  Context context() { return {.runtime = runtime, .mesh = mesh, .sequence = sequence}; }
+
+  /// The mean loss of samples [0, batch) of the random text, in micro-batches of `micro_batch` sequences. Where
+  /// `gradient`, its gradients are then in store.gradient.
+  double loss(std::int64_t batch, std::int64_t micro_batch, bool gradient) {
+    const std::int64_t length = model.context, here_begin = batch / mesh.data->size() * mesh.data->rank();
+    const std::int64_t here_end = here_begin + batch / mesh.data->size();
+    const Tensor loss_sum = runtime.empty({1}, DType::f64);
+    ops::fill(runtime, loss_sum, 0);
+    if (gradient) ops::fill(runtime, store.gradient, 0);
+    const double scale = 1.0 / static_cast<double>(batch * length);
+    for (std::int64_t begin = here_begin; begin < here_end; begin += micro_batch) {
+      Context here = context();
+      here.sequences = micro_batch;
+      here.length = length;
+      here.first_sample = begin;
+      std::vector<std::int32_t> ids(static_cast<std::size_t>(here.rows())), targets(ids.size());
+      for (std::int64_t s = 0; s < micro_batch; ++s) {
+        const auto at = static_cast<std::size_t>(s * length), count = static_cast<std::size_t>(length);
+        random_sample(model.vocabulary, begin + s, std::span(ids).subspan(at, count), std::span(targets).subspan(at, count));
+      }
+      Decoder::Saved saved;
+      decoder.forward(ops::to_device(runtime, ids, DType::i32), ops::to_device(runtime, targets, DType::i32), loss_sum,
+                      scale, gradient, saved, here);
+      if (!gradient) continue;
+      const bool last = begin + micro_batch == here_end;
+      decoder.backward(saved, here, [&](int group) {
+        if (!last) return;
+        sum_shared_gradients(store, group, here);
+        data.group_final(group, here);
+      });
+    }
+    Context all = context();
+    data.finish(all);
+    mesh.data->all_reduce(loss_sum, Reduce::sum, runtime.device.compute(), "loss");
+    double sum = 0;
+    ops::download(runtime, loss_sum, &sum);
+    return sum * scale;
+  }
+
+  Tensors gradients() {
+    Context all = context();
+    return gather(store, store.gradient, data, all);
+  }
+
+  ModelConfig model;
+  Mesh& mesh;
+  bool sequence;
+  Runtime runtime;
+  ParameterStore store;
+  Decoder decoder;
+  DataParallel data;
+
+ private:
+  const ParameterStore& allocated() {
+    const kernels::StepScalars third_step{.step = 3};  // dropout's counter
+    runtime.scalars = runtime.empty({sizeof third_step}, DType::u8);
+    ops::upload(runtime, &third_step, runtime.scalars);
+    decoder.prepare(runtime);
+    store.allocate(runtime, bucket_alignment(mesh.data->size()));
+    store.initialize(runtime);
+    return store;
+  }
+};
+
+/// Log-probability that generate() gives each next token of sample `index`, summed, when the tokens come in pieces of
+/// the given sizes, the last one until the end.
+inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std::int64_t> pieces) {
+  const std::int64_t length = run.model.context, vocabulary = run.model.vocabulary;
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(length)), targets(ids.size());
+  random_sample(vocabulary, index, ids, targets);
+  run.runtime.training = false;
+  Context context = run.context();
+  context.sequence = false;
+  auto caches = run.decoder.make_caches(length, run.runtime);
+  double loss = 0;
+  std::vector<double> logits(static_cast<std::size_t>(vocabulary));
+  for (std::int64_t position = 0; position < length;) {
+    const std::int64_t count = std::min(pieces.front(), length - position);
+    if (pieces.size() > 1) pieces.erase(pieces.begin());
+    const std::vector<std::int32_t> piece(ids.begin() + position, ids.begin() + position + count);
+    context.length = count;
+    const Tensor result = run.decoder.generate(ops::to_device(run.runtime, piece, DType::i32), position, caches, context);
+    ops::download(run.runtime, result, logits.data());
+    double sum = 0;
+    for (const double logit : logits) sum += std::exp(logit);
+    position += count;
+    loss += std::log(sum) - logits[static_cast<std::size_t>(targets[static_cast<std::size_t>(position - 1)])];
+  }
+  run.runtime.training = true;
+  return loss;
+}
+
+}  // namespace choir::tests

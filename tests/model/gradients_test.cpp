@@ -1,0 +1,123 @@
+// Every gradient of every small model against finite differences in double: each parameter tensor along a random
+// direction, and a few single elements.
+//
+// Error model, for a step h along a unit direction and the five-point rule
+//   f' = (8 (f(h) - f(-h)) - (f(2 h) - f(-2 h))) / (12 h) + h^4 f''''' / 30:
+// truncation h^4 = 1e-11 times a fifth derivative of about the size of the gradient times 100, and rounding
+// 1.5 u |loss| / h = 4e-13. Both are below the bound of 1e-6 of the tensor's root mean square, plus 1e-11 for gradients
+// that are zero in exact arithmetic.
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "tests/model/double_run.h"
+
+namespace choir::tests {
+namespace {
+
+constexpr std::int64_t sequences = 2;
+
+class Gradients : public ::testing::TestWithParam<SmallModel> {
+ protected:
+  Gradients() : device(DeviceKind::cpu, 1), mesh(make_counting_mesh(0, {}, device, ring)) {}
+
+  CallRing ring;
+  Device device;
+  Mesh mesh;  // of one rank: no verb of it moves anything
+};
+
+TEST_P(Gradients, are_finite_differences_of_the_loss) {
+  DoubleRun run(GetParam().config, device, mesh);
+  run.loss(sequences, sequences, true);
+  constexpr double h = 1e-3;
+  std::mt19937_64 random(5);
+  std::normal_distribution<double> normal;
+  double worst = 0;
+
+  for (const Parameter& p : run.store.parameters()) {
+    double* weight = p.master().data<double>();
+    const double* gradient = p.gradient().data<double>();
+    const auto count = static_cast<std::size_t>(p.held.count());
+    const std::vector<double> start(weight, weight + count);
+    double square = 0;
+    for (std::size_t i = 0; i < count; ++i) square += gradient[i] * gradient[i];
+    const double root_mean_square = std::sqrt(square / static_cast<double>(count));
+
+    const auto check = [&](const std::vector<double>& direction, const std::string& what) {
+      const auto loss_at = [&](double step) {
+        for (std::size_t i = 0; i < count; ++i) weight[i] = start[i] + step * direction[i];
+        return run.loss(sequences, sequences, false);
+      };
+      const double difference = (8 * (loss_at(h) - loss_at(-h)) - (loss_at(2 * h) - loss_at(-2 * h))) / (12 * h);
+      std::copy(start.begin(), start.end(), weight);
+      double slope = 0;
+      for (std::size_t i = 0; i < count; ++i) slope += gradient[i] * direction[i];
+      const double bound = 1e-6 * root_mean_square + 1e-11;
+      EXPECT_NEAR(slope, difference, bound) << p.name << what;
+      worst = std::max(worst, std::abs(slope - difference) / bound);
+    };
+
+    std::vector<double> direction(count);
+    double length = 0;
+    for (double& d : direction) {
+      d = normal(random);
+      length += d * d;
+    }
+    for (double& d : direction) d /= std::sqrt(length);
+    check(direction, " along a random direction");
+    for (int single = 0; single < 3; ++single) {
+      const std::size_t at = random() % count;
+      std::fill(direction.begin(), direction.end(), 0.0);
+      direction[at] = 1;
+      check(direction, "[" + std::to_string(at) + "]");
+    }
+  }
+  RecordProperty("largest error / bound", std::to_string(worst));
+}
+
+TEST_P(Gradients, accumulate_over_micro_batches) {
+  DoubleRun run(GetParam().config, device, mesh);
+  const double whole_loss = run.loss(6, 6, true);
+  const Tensors whole = run.gradients();
+  for (const std::int64_t micro_batch : {1, 2, 3}) {
+    EXPECT_NEAR(run.loss(6, micro_batch, true), whole_loss, 1e-13 * whole_loss);
+    expect_close(
+        run.gradients(), whole, [&](const std::string& name) { return 1e-12 * gradient_scale(whole, name) + 1e-15; }, "gradient");
+  }
+}
+
+TEST_P(Gradients, of_recomputed_blocks_have_the_same_bits) {
+  DoubleRun run(GetParam().config, device, mesh), again(GetParam().config, device, mesh, false, true);
+  EXPECT_EQ(run.loss(4, 2, true), again.loss(4, 2, true));
+  EXPECT_EQ(run.gradients(), again.gradients());
+}
+
+TEST_P(Gradients, a_step_takes_the_same_memory_each_time) {
+  DoubleRun run(GetParam().config, device, mesh);
+  run.loss(4, 2, true);
+  const std::int64_t maps = device.allocator().maps(), in_use = device.allocator().in_use().total();
+  for (int i = 0; i < 3; ++i) run.loss(4, 2, true);
+  EXPECT_EQ(device.allocator().maps(), maps) << "a later step asked the system for memory";
+  EXPECT_EQ(device.allocator().in_use().total(), in_use) << "a step kept memory";
+}
+
+TEST_P(Gradients, generation_gives_the_probabilities_that_training_saw) {
+  ModelConfig model = GetParam().config;
+  model.dropout = 0;
+  DoubleRun run(model, device, mesh);
+  const std::int64_t length = model.context;
+  const double trained = run.loss(1, 1, false) * static_cast<double>(length);
+  EXPECT_NEAR(generated_loss(run, 0, {1}), trained, 1e-12 * trained) << "token by token";
+  // A prompt of three, then token by token: only the last token of a piece gives logits.
+  const double tail = generated_loss(run, 0, {3, 1});
+  EXPECT_LT(tail, trained);
+  double first_two = 0;
+  for (std::int64_t n = 1; n <= 2; ++n) first_two += generated_loss(run, 0, {n, length}) - generated_loss(run, 0, {length});
+  EXPECT_NEAR(first_two + tail, trained, 1e-12 * trained) << "with a prompt";
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Gradients, ::testing::ValuesIn(small_models()),
+                         [](const auto& instance) { return instance.param.name; });
+
+}  // namespace
+}  // namespace choir::tests

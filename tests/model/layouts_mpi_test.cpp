@@ -1,0 +1,76 @@
+// Layouts in double: gradients of every layout are those of one rank to rounding. What f32 would hide
+// in its rounding (a row counted twice, a mask that is one position off at the border between two ranks) shows here.
+//
+// Error model: 4 sqrt(2 k n) u (tests/support/rounding.h) is 5e-14 for these models in double.
+#include <gtest/gtest.h>
+
+#include "tests/model/double_run.h"
+#include "tests/support/rounding.h"
+
+namespace choir::tests {
+namespace {
+
+struct Split {
+  std::string name;
+  MeshShape shape;
+  bool sequence = false, recompute = false, zero = false;
+  std::int64_t micro_batch = 1;
+};
+
+std::vector<Split> splits() {
+  int ranks = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+  std::vector<Split> all = {
+      {.name = "tensor", .shape = {.tensor = ranks}, .micro_batch = 4},
+      {.name = "tensor, sequence", .shape = {.tensor = ranks}, .sequence = true, .micro_batch = 4},
+      {.name = "tensor, sequence, ragged rows", .shape = {.tensor = ranks}, .sequence = true, .recompute = true},
+      {.name = "data", .shape = {.data = ranks}},
+      {.name = "data, zero", .shape = {.data = ranks}, .zero = true},
+  };
+  if (ranks == 4) all.push_back({.name = "tensor 2, data 2", .shape = {.tensor = 2, .data = 2}, .sequence = true, .zero = true});
+  return all;
+}
+
+class Layouts : public ::testing::TestWithParam<SmallModel> {};
+
+TEST_P(Layouts, gradients_in_double_are_those_of_one_rank) {
+  const ModelConfig model = GetParam().config;
+  constexpr std::int64_t batch = 12;
+  CallRing ring;
+  Device device(DeviceKind::cpu, 1);
+  Mesh alone = make_mpi_mesh(MPI_COMM_SELF, {}, device, ring);
+  DoubleRun one(model, device, alone);
+  const double loss = one.loss(batch, batch, true);
+  const Tensors gradients = one.gradients();
+  const double bound = gradient_bound(model, batch * model.context, DType::f64);
+  for (const Split& split : splits()) {
+    SCOPED_TRACE(split.name);
+    Mesh mesh = make_mpi_mesh(MPI_COMM_WORLD, split.shape, device, ring);
+    DoubleRun run(model, device, mesh, split.sequence, split.recompute, split.zero);
+    EXPECT_NEAR(run.loss(batch, split.micro_batch, true), loss, bound * loss);
+    const double worst = expect_close(
+        run.gradients(), gradients, [&](const std::string& name) { return bound * gradient_scale(gradients, name); }, "gradient");
+    RecordProperty(split.name + ": error / bound", std::to_string(worst));
+  }
+}
+
+TEST_P(Layouts, generation_on_all_ranks_is_that_of_one_rank) {
+  ModelConfig model = GetParam().config;
+  model.dropout = 0;
+  CallRing ring;
+  Device device(DeviceKind::cpu, 1);
+  Mesh alone = make_mpi_mesh(MPI_COMM_SELF, {}, device, ring);
+  DoubleRun one(model, device, alone);
+  int ranks = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+  Mesh mesh = make_mpi_mesh(MPI_COMM_WORLD, {.tensor = ranks}, device, ring);
+  DoubleRun run(model, device, mesh);
+  const double expected = generated_loss(one, 5, {2, 1});
+  EXPECT_NEAR(generated_loss(run, 5, {2, 1}), expected, 1e-12 * expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Layouts, ::testing::ValuesIn(small_models()),
+                         [](const auto& instance) { return instance.param.name; });
+
+}  // namespace
+}  // namespace choir::tests

@@ -1,0 +1,126 @@
+// Tensors of the whole model, put together from what each rank holds.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "framework/comm/context.h"
+#include "framework/ops/elementwise.h"
+#include "framework/parallel/data.h"
+
+namespace choir::tests {
+
+/// Global tensors by name, row-major.
+using Tensors = std::map<std::string, std::vector<double>>;
+
+inline double element(const Tensor& flat, std::int64_t i) {
+  return flat.dtype() == DType::f64 ? flat.data<double>()[i] : static_cast<double>(flat.data<float>()[i]);
+}
+
+/// Where element `i` of the held part stands in the global tensor.
+inline std::int64_t global_index(const Parameter& p, std::int64_t i) {
+  const std::int64_t width = p.shape.size() > 1 ? p.shape[1] : 1, columns = p.held.columns();
+  return (p.held.row_begin + i / columns) * width + p.held.column_begin + i % columns;
+}
+
+/// All parameters' elements of `flat` (store.gradient or store.master) on every rank, each from the one rank that counts
+/// it. Fails where an element is counted by no rank or by several. Collective.
+inline Tensors gather(const ParameterStore& store, const Tensor& flat, const DataParallel& data, Context& context) {
+  Runtime& runtime = context.runtime;
+  runtime.device.synchronize();
+  const auto total = static_cast<std::size_t>(store.global_count());
+  std::vector<double> host(2 * total);  // the values, then how many ranks gave each
+  std::map<const Parameter*, std::size_t> begin;
+  std::size_t at = 0;
+  for (const Parameter& p : store.parameters()) {
+    begin[&p] = at;
+    at += static_cast<std::size_t>(p.global_count());
+  }
+  for (const ParameterPart& part : parts_in(store, data.counted(), true))
+    for (std::int64_t i = part.begin; i < part.end; ++i) {
+      const std::size_t to = begin[part.parameter] + static_cast<std::size_t>(global_index(*part.parameter, i));
+      host[to] += element(flat, part.flat_begin + i - part.begin);
+      host[total + to] += 1;
+    }
+  const Tensor device = ops::to_device(runtime, host, DType::f64);
+  context.mesh.world->all_reduce(device, Reduce::sum, runtime.device.compute(), "test: gather");
+  ops::download(runtime, device, host.data());
+  Tensors tensors;
+  for (const Parameter& p : store.parameters()) {
+    const auto first = static_cast<std::ptrdiff_t>(begin[&p]), count = static_cast<std::ptrdiff_t>(p.global_count());
+    tensors[p.name].assign(host.begin() + first, host.begin() + first + count);
+    const auto counts = host.begin() + static_cast<std::ptrdiff_t>(total) + first;
+    EXPECT_TRUE(std::all_of(counts, counts + count, [](double n) { return n == 1; }))
+        << p.name << ": an element is counted by no rank, or by several";
+  }
+  return tensors;
+}
+
+/// Every rank that holds an element, as its owner or as a replica, has these very bits.
+inline void expect_held_equal(const ParameterStore& store, const Tensor& flat, const Tensors& whole,
+                              const char* what) {
+  for (const Parameter& p : store.parameters()) {
+    const std::vector<double>& global = whole.at(p.name);
+    for (std::int64_t i = 0; i < p.held.count(); ++i)
+      ASSERT_EQ(element(flat, p.offset() + i), global[static_cast<std::size_t>(global_index(p, i))])
+          << what << " of " << p.name << " differs between the ranks that hold it, element " << i << " here";
+  }
+}
+
+inline double largest(const std::vector<double>& values) {
+  double result = 0;
+  for (const double value : values) result = std::max(result, std::abs(value));
+  return result;
+}
+
+inline double largest(const Tensors& tensors) {
+  double result = 0;
+  for (const auto& [name, values] : tensors) result = std::max(result, largest(values));
+  return result;
+}
+
+/// The size against which errors of a gradient are measured. Without rotary the gradient of a key bias is zero in exact
+/// arithmetic (the bias moves all scores of a query alike): its noise is that of the query bias beside it.
+inline double gradient_scale(const Tensors& gradients, const std::string& name) {
+  const std::string key_bias = "attention.k.bias";
+  double scale = largest(gradients.at(name));
+  if (name.size() > key_bias.size() && name.ends_with(key_bias))
+    scale = std::max(scale, largest(gradients.at(name.substr(0, name.size() - 6) + "q.bias")));
+  return scale;
+}
+
+/// The largest |a - b| / tolerance(name) over all elements; fails where it exceeds 1.
+template <class Tolerance>
+double expect_close(const Tensors& actual, const Tensors& expected, const Tolerance& tolerance, const char* what) {
+  EXPECT_EQ(actual.size(), expected.size()) << what;
+  double worst = 0;
+  for (const auto& [name, right] : expected) {
+    const auto found = actual.find(name);
+    if (found == actual.end() || found->second.size() != right.size()) {
+      ADD_FAILURE() << what << " of " << name << ": missing, or of another size";
+      continue;
+    }
+    double error = 0;
+    std::size_t where = 0;
+    for (std::size_t i = 0; i < right.size(); ++i) {
+      const double e = std::abs(found->second[i] - right[i]);
+      if (e <= error) continue;  // a NaN gets past this line
+      error = e;
+      where = i;
+      if (std::isnan(e)) break;
+    }
+    const double bound = tolerance(name);
+    EXPECT_LE(error, bound) << what << " of " << name << "[" << where << "]: " << found->second[where] << ", expected "
+                            << right[where];
+    worst = std::max(worst, error / bound);
+  }
+  return worst;
+}
+
+}  // namespace choir::tests

@@ -1,0 +1,110 @@
+// Small models that together use every option of a decoder, and the text they are trained on.
+//
+// Sizes are odd on purpose: 5 and 6 heads on 2, 3 and 4 ranks, key/value groups that ranks share, vocabularies and
+// feed-forward widths that no number of ranks divides, 5 and 7 tokens in a sequence. Weights start large, so that no
+// softmax is near uniform and no gradient near zero. A new case is one more entry.
+#pragma once
+
+#include <cstdint>
+#include <ostream>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "framework/model/model_config.h"
+#include "kernels/philox.h"
+
+namespace choir::tests {
+
+struct SmallModel {
+  std::string name;
+  ModelConfig config;
+};
+
+inline void PrintTo(const SmallModel& model, std::ostream* to) { *to << model.name; }
+
+inline std::vector<SmallModel> small_models() {
+  const auto base = [](std::int64_t width, std::int64_t vocabulary, std::int64_t context) {
+    ModelConfig c;
+    c.layers = 2;
+    c.width = width;
+    c.vocabulary = vocabulary;
+    c.context = context;
+    c.initial_deviation = 0.3;
+    return c;
+  };
+  std::vector<SmallModel> models;
+
+  ModelConfig gpt = base(16, 40, 7);
+  gpt.attention.heads = 4;
+  gpt.feed_forward.width = 44;  // 6 units of 8 columns, the last one half
+  models.push_back({"gpt", gpt});
+
+  ModelConfig five_heads = base(20, 101, 5);
+  five_heads.attention.heads = 5;
+  five_heads.attention.position = "rotary";
+  five_heads.attention.rotary_base = 100;
+  five_heads.feed_forward.width = 40;
+  models.push_back({"five_heads", five_heads});
+
+  ModelConfig llama = base(24, 61, 7);
+  llama.attention.heads = 6;
+  llama.attention.kv_heads = 2;
+  llama.attention.position = "rotary";
+  llama.feed_forward = {.kind = "swiglu", .width = 56};
+  llama.norm.kind = "rms_norm";
+  llama.bias = false;
+  llama.tied = false;
+  models.push_back({"llama_6_of_2", llama});
+
+  ModelConfig window = base(24, 67, 7);  // heads times head width is not the model's width
+  window.attention.heads = 8;
+  window.attention.kv_heads = 2;
+  window.attention.head_width = 4;
+  window.attention.position = "rotary";
+  window.attention.window = 3;
+  window.feed_forward = {.kind = "swiglu", .width = 40};
+  window.norm.kind = "rms_norm";
+  models.push_back({"window_8_of_2", window});
+
+  ModelConfig dropout = base(20, 59, 5);
+  dropout.attention.heads = 5;
+  dropout.feed_forward = {.kind = "gelu_erf", .width = 33};
+  dropout.bias = false;
+  dropout.tied = false;
+  dropout.dropout = 0.1;
+  models.push_back({"dropout", dropout});
+
+  ModelConfig one_kv_head = base(21, 37, 7);
+  one_kv_head.attention.heads = 4;
+  one_kv_head.attention.kv_heads = 1;
+  one_kv_head.attention.head_width = 7;
+  one_kv_head.attention.position = "none";
+  one_kv_head.attention.window = 4;
+  one_kv_head.feed_forward.width = 33;
+  one_kv_head.tied = false;
+  one_kv_head.dropout = 0.1;
+  models.push_back({"one_kv_head", one_kv_head});
+  return models;
+}
+
+inline ModelConfig small_model(const std::string& name) {
+  for (const SmallModel& model : small_models())
+    if (model.name == name) return model.config;
+  return {};
+}
+
+/// Sample `index` of an endless random text: targets are the inputs, one token later.
+inline void random_sample(std::int64_t vocabulary, std::int64_t index, std::span<std::int32_t> inputs,
+                          std::span<std::int32_t> targets) {
+  const auto token = [&](std::size_t position) {
+    const auto word = kernels::philox_word(11, static_cast<std::uint64_t>(index), position);
+    return static_cast<std::int32_t>(word % static_cast<std::uint32_t>(vocabulary));
+  };
+  for (std::size_t t = 0; t < inputs.size(); ++t) {
+    inputs[t] = token(t);
+    targets[t] = token(t + 1);
+  }
+}
+
+}  // namespace choir::tests

@@ -1,0 +1,197 @@
+// Layout parity: every layout computes what one rank computes. One rank runs in the same process, on MPI_COMM_SELF.
+//
+// Gradients: within 4 sqrt(2 k n) u of the tensor's largest element (tests/support/rounding.h says what k and n are).
+// Parameters after three steps: an error d of a gradient moves a parameter by rate * d in its own step, and then, as the
+// weights are different ones, also the gradients of the next steps. Where training is stable, rate * curvature < 1, so
+// that an error at most doubles in a step: (1 + 2 + 4) rate d after three, and one rounding of the weight in each.
+// AdamW divides by sqrt(v) + epsilon >= epsilon, and its quotient moves by at most 2 d / epsilon (once through m, once
+// through v); weight decay only shrinks.
+//
+// A new model is an entry of tests/support/small_models.h, a new layout one of layouts() in small_run.h.
+#include <gtest/gtest.h>
+
+#include "tests/train/small_run.h"
+
+namespace choir::tests {
+namespace {
+
+class Parity : public ::testing::TestWithParam<SmallModel> {
+ protected:
+  /// How much of a bound was used, into the report of --gtest_output=xml.
+  static void record(const Layout& layout, const std::string& what, double share) {
+    RecordProperty(layout.name + ": " + what + " error / bound", std::to_string(share));
+  }
+};
+
+TEST_P(Parity, gradients_and_sgd_and_adamw_steps_are_those_of_one_rank) {
+  const ModelConfig model = GetParam().config;
+  const std::int64_t rows = batch * model.context;
+  const double bound = gradient_bound(model, rows, DType::f32), u = unit_roundoff(DType::f32);
+  constexpr double sgd_rate = 0.02, adamw_rate = 0.002;
+  const OptimizerConfig sgd = plain_sgd(sgd_rate), adamw = safe_adamw(adamw_rate);
+
+  const auto alone = run_alone(model, sgd);
+  double losses[3], norms[3];
+  alone->trainer.compute_gradients(1, read_random(model));
+  const Tensors gradients = alone->gradients();
+  for (std::int64_t s = 0; s < 3; ++s) losses[s] = alone->trainer.step(s + 1, read_random(model, s)).loss;
+  const Tensors after_sgd = alone->masters();
+  const auto alone_adamw = run_alone(model, adamw);
+  for (std::int64_t s = 0; s < 3; ++s) norms[s] = alone_adamw->trainer.step(s + 1, read_random(model, s)).gradient_norm;
+  const Tensors after_adamw = alone_adamw->masters();
+  const double gradient_error = bound * largest(gradients);
+
+  for (const Layout& layout : layouts(world_size())) {
+    SCOPED_TRACE(GetParam().name + ", " + layout.name);
+    double worst_gradient = 0, worst_sgd = 0, worst_adamw = 0;
+    {
+      SmallRun run(model, sgd, layout);
+      run.trainer.compute_gradients(1, read_random(model));
+      const Tensors actual = run.gradients();
+      worst_gradient = expect_close(
+          actual, gradients, [&](const std::string& name) { return bound * gradient_scale(gradients, name); }, "gradient");
+      if (layout.zero == 0) expect_held_equal(run.trainer.parameters(), run.trainer.parameters().gradient, actual, "gradient");
+      for (std::int64_t s = 0; s < 3; ++s) {
+        const double loss = run.trainer.step(s + 1, read_random(model, s)).loss;
+        EXPECT_NEAR(loss, losses[s], losses[s] * loss_bound(model, rows, DType::f32)) << "step " << s + 1;
+      }
+      const Tensors masters = run.masters();
+      worst_sgd = expect_close(
+          masters, after_sgd,
+          [&](const std::string& name) { return 7 * sgd_rate * gradient_error + 3 * u * largest(after_sgd.at(name)); },
+          "parameter after SGD");
+      expect_held_equal(run.trainer.parameters(), run.trainer.parameters().master, masters, "parameter");
+    }
+    {
+      SmallRun run(model, adamw, layout);
+      for (std::int64_t s = 0; s < 3; ++s) {
+        const double norm = run.trainer.step(s + 1, read_random(model, s)).gradient_norm;
+        EXPECT_NEAR(norm, norms[s], norms[s] * bound) << "gradient norm of step " << s + 1;
+      }
+      const Tensors masters = run.masters();
+      worst_adamw = expect_close(
+          masters, after_adamw,
+          [&](const std::string& name) {
+            return 7 * adamw_rate * 2 * gradient_error / adamw.epsilon + 3 * u * largest(after_adamw.at(name));
+          },
+          "parameter after AdamW");
+      expect_held_equal(run.trainer.parameters(), run.trainer.parameters().master, masters, "parameter");
+    }
+    record(layout, "gradient", worst_gradient);
+    record(layout, "SGD", worst_sgd);
+    record(layout, "AdamW", worst_adamw);
+  }
+}
+
+TEST_P(Parity, every_element_is_counted_by_one_tensor_rank) {
+  for (const Layout& layout : layouts(world_size())) {
+    SmallRun run(GetParam().config, plain_sgd(0.1), layout);
+    const ParameterStore& store = run.trainer.parameters();
+    std::vector<std::int32_t> owned = {static_cast<std::int32_t>(store.owned_count())};
+    const Tensor sum = ops::to_device(run.trainer.runtime(), owned, DType::i32);
+    run.mesh.tensor->all_reduce(sum, Reduce::sum, run.device.compute(), "test");
+    ops::download(run.trainer.runtime(), sum, owned.data());
+    EXPECT_EQ(owned[0], store.global_count()) << layout.name;
+    run.masters();  // fails where an element is counted twice or never
+  }
+}
+
+TEST_P(Parity, start_values_are_the_same_bits_in_every_layout) {
+  const Tensors alone = run_alone(GetParam().config, plain_sgd(0.1))->masters();
+  for (const Layout& layout : layouts(world_size()))
+    EXPECT_EQ(SmallRun(GetParam().config, plain_sgd(0.1), layout).masters(), alone) << layout.name;
+}
+
+TEST_P(Parity, the_same_layout_gives_the_same_bits_with_immediate_and_threaded_streams) {
+  const ModelConfig model = GetParam().config;
+  const auto three_steps = [&](const Layout& layout) {
+    SmallRun run(model, safe_adamw(0.01), layout);
+    for (std::int64_t s = 0; s < 3; ++s) run.trainer.step(s + 1, read_random(model, s));
+    return std::make_pair(run.gradients(), run.masters());
+  };
+  for (Layout layout : layouts(world_size())) {
+    const auto first = three_steps(layout);
+    EXPECT_EQ(three_steps(layout), first) << layout.name << ": twice";
+    layout.streams = StreamMode::threaded;
+    EXPECT_EQ(three_steps(layout), first) << layout.name << ": threaded";
+  }
+}
+
+TEST_P(Parity, recomputed_blocks_give_the_same_bits) {
+  const ModelConfig model = GetParam().config;
+  for (Layout layout : layouts(world_size())) {
+    const auto gradients = [&](bool recompute) {
+      layout.recompute = recompute;
+      SmallRun run(model, plain_sgd(0.1), layout);
+      run.trainer.compute_gradients(1, read_random(model));
+      return run.gradients();
+    };
+    EXPECT_EQ(gradients(true), gradients(false)) << layout.name;
+  }
+}
+
+TEST_P(Parity, evaluation_counts_every_target_once) {
+  const ModelConfig model = GetParam().config;
+  constexpr std::int64_t samples = 11;  // no number of ranks divides it
+  const ReadSample read = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
+    random_sample(model.vocabulary, index, inputs, targets);
+    if (index == samples - 1) targets.back() = -1;  // the filled-up end of a text
+    return static_cast<std::int64_t>(targets.size()) + index;
+  };
+  const LossSum alone = run_alone(model, plain_sgd(0.1))->trainer.evaluate(samples, read);
+  EXPECT_EQ(alone.tokens, samples * model.context - 1);
+  EXPECT_EQ(alone.bytes, samples * model.context + samples * (samples - 1) / 2);
+  for (const Layout& layout : layouts(world_size())) {
+    SmallRun run(model, plain_sgd(0.1), layout);
+    const LossSum sum = run.trainer.evaluate(samples, read);
+    EXPECT_EQ(sum.tokens, alone.tokens) << layout.name;
+    EXPECT_EQ(sum.bytes, alone.bytes) << layout.name;
+    EXPECT_NEAR(sum.loss, alone.loss, alone.loss * loss_bound(model, samples * model.context, DType::f32)) << layout.name;
+  }
+}
+
+TEST_P(Parity, bf16_gradients_are_those_of_one_rank) {
+  const ModelConfig model = GetParam().config;
+  const std::int64_t rows = batch * model.context;
+  const double bound = gradient_bound(model, rows, DType::bf16);
+  const auto alone = run_alone(model, plain_sgd(0.1), "bf16");
+  alone->trainer.compute_gradients(1, read_random(model));
+  const Tensors gradients = alone->gradients();
+  for (const Layout& layout : layouts(world_size())) {
+    SCOPED_TRACE(layout.name);
+    Config config = small_config(model, plain_sgd(0.1), layout);
+    config.train.precision = "bf16";
+    SmallRun run(MPI_COMM_WORLD, config);
+    run.trainer.compute_gradients(1, read_random(model));
+    const double worst = expect_close(
+        run.gradients(), gradients, [&](const std::string& name) { return bound * gradient_scale(gradients, name); },
+        "bf16 gradient");
+    record(layout, "bf16 gradient", worst);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Parity, ::testing::ValuesIn(small_models()),
+                         [](const auto& instance) { return instance.param.name; });
+
+// The promise of the design: losses over 20 steps within 1e-5 of one rank's, whatever the optimizer does with noise.
+TEST(LossCurve, twenty_steps_are_those_of_one_rank) {
+  for (const char* name : {"five_heads", "window_8_of_2"}) {
+    const ModelConfig model = small_model(name);
+    const auto curve = [&](Trainer& trainer) {
+      std::vector<double> losses;
+      for (std::int64_t s = 0; s < 20; ++s) losses.push_back(trainer.step(s + 1, read_random(model, s % 2)).loss);
+      return losses;
+    };
+    const std::vector<double> alone = curve(run_alone(model, safe_adamw(0.005))->trainer);
+    EXPECT_LT(alone.back(), 0.9 * alone.front()) << "the model does not learn";
+    for (const Layout& layout : layouts(world_size())) {
+      SmallRun run(model, safe_adamw(0.005), layout);
+      const std::vector<double> losses = curve(run.trainer);
+      for (std::size_t s = 0; s < losses.size(); ++s)
+        EXPECT_NEAR(losses[s], alone[s], 1e-5 * alone[s]) << name << ", " << layout.name << ", step " << s + 1;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace choir::tests

@@ -1,0 +1,140 @@
+// Losses and gradients that PyTorch computed in double (tests/reference/README.md), against ours in f32 from the same
+// weights, on one rank and in every layout.
+//
+// Bounds. Gradients and loss: tests/support/rounding.h; only our side errs, which the bound for two sides covers.
+// Losses while training: an error of the weights that gradients of relative error d have caused moves the loss by
+// less than d times what training has moved it, which is less than the loss itself; so the loss's own bound plus d.
+// AdamW turns gradients that are zero but for rounding into whole steps, but the loss does not depend on those weights.
+//
+// A trainer divides by all targets of its batch, the reference by those that are not -1: share = counted / all. Losses
+// and gradients are that much smaller here, which SGD undoes by a rate / share and AdamW by an epsilon * share.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "framework/data/hdf5_file.h"
+#include "tests/train/small_run.h"
+
+namespace choir::tests {
+namespace {
+
+class ReferenceFile {
+ public:
+  explicit ReferenceFile(const std::string& name)
+      : file_(open_hdf5(std::string(CHOIR_SOURCE_DIR) + "/tests/reference/" + name + ".h5")) {}
+
+  std::string text(const char* attribute) const { return read_string_attribute(file_, attribute); }
+
+  std::vector<double> numbers(const char* attribute) const {
+    const Hdf5Handle handle(H5Aopen(file_, attribute, H5P_DEFAULT), H5Aclose, "H5Aopen");
+    const Hdf5Handle space(H5Aget_space(handle), H5Sclose, "H5Aget_space");
+    std::vector<double> values(static_cast<std::size_t>(H5Sget_simple_extent_npoints(space)));
+    hdf5_check(H5Aread(handle, H5T_NATIVE_DOUBLE, values.data()), "H5Aread");
+    return values;
+  }
+
+  template <class T>
+  std::vector<T> dataset(const std::string& path) const {
+    const Hdf5Handle handle(H5Dopen2(file_, path.c_str(), H5P_DEFAULT), H5Dclose, "H5Dopen2");
+    const Hdf5Handle space(H5Dget_space(handle), H5Sclose, "H5Dget_space");
+    std::vector<T> values(static_cast<std::size_t>(H5Sget_simple_extent_npoints(space)));
+    const hid_t type = std::is_same_v<T, double> ? H5T_NATIVE_DOUBLE : std::is_same_v<T, float> ? H5T_NATIVE_FLOAT : H5T_NATIVE_INT32;
+    hdf5_check(H5Dread(handle, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()), "H5Dread");
+    return values;
+  }
+
+  std::size_t parameters() const {
+    H5G_info_t info;
+    const Hdf5Handle group(H5Gopen2(file_, "weights", H5P_DEFAULT), H5Gclose, "H5Gopen2");
+    hdf5_check(H5Gget_info(group, &info), "H5Gget_info");
+    return info.nlinks;
+  }
+
+ private:
+  Hdf5Handle file_;
+};
+
+void load_weights(Trainer& trainer, const ReferenceFile& file) {
+  trainer.runtime().device.synchronize();
+  for (const Parameter& p : trainer.parameters().parameters()) {
+    const std::vector<float> whole = file.dataset<float>("weights/" + p.name);
+    ASSERT_EQ(static_cast<std::int64_t>(whole.size()), p.global_count()) << p.name;
+    for (std::int64_t i = 0; i < p.held.count(); ++i)
+      p.master().data<float>()[i] = whole[static_cast<std::size_t>(global_index(p, i))];
+  }
+  trainer.parameters().round_values(trainer.runtime());
+}
+
+class Reference : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
+  const ReferenceFile file(GetParam());
+  const auto inputs = file.dataset<std::int32_t>("tokens/inputs"), targets = file.dataset<std::int32_t>("tokens/targets");
+  const auto counted = static_cast<double>(std::count_if(targets.begin(), targets.end(), [](std::int32_t t) { return t >= 0; }));
+  const double share = counted / static_cast<double>(targets.size());
+  const ReadSample read = [&](std::int64_t index, std::span<std::int32_t> in, std::span<std::int32_t> out) {
+    const auto first = static_cast<std::ptrdiff_t>(index) * static_cast<std::ptrdiff_t>(in.size());
+    std::copy_n(inputs.begin() + first, in.size(), in.begin());
+    std::copy_n(targets.begin() + first, out.size(), out.begin());
+    return std::int64_t{0};
+  };
+  const double loss = file.numbers("loss")[0];
+
+  for (Layout layout : layouts(world_size())) {
+    Config config = parse_config(file.text("config") + file.text("sgd"), GetParam());
+    if (config.model.attention.heads < layout.tensor || config.train.batch % layout.data != 0) continue;
+    SCOPED_TRACE(layout.name);
+    const bool whole_micro_batches = config.train.batch / layout.data % std::max<std::int64_t>(1, layout.micro_batch) == 0;
+    config.parallel = {.tensor = layout.tensor, .sequence = layout.sequence, .zero = layout.zero,
+                       .micro_batch = whole_micro_batches ? layout.micro_batch : 0};
+    config.train.recompute = layout.recompute ? "block" : "none";
+    const std::int64_t rows = config.train.batch * config.model.context;
+    const double bound = gradient_bound(config.model, rows, DType::f32);
+    const double error = loss * loss_bound(config.model, rows, DType::f32);
+
+    const auto expect_losses = [&](const char* which, const OptimizerConfig& optimizer) {
+      config.optimizer = optimizer;
+      SmallRun run(MPI_COMM_WORLD, config);
+      load_weights(run.trainer, file);
+      const std::vector<double> expected = file.numbers(which);
+      for (std::size_t s = 0; s < expected.size(); ++s)
+        EXPECT_NEAR(run.trainer.step(static_cast<std::int64_t>(s) + 1, read).loss / share, expected[s],
+                    s == 0 ? error : error + bound * loss)
+            << which << "[" << s << "]";
+    };
+    {
+      SmallRun run(MPI_COMM_WORLD, config);
+      load_weights(run.trainer, file);
+      EXPECT_EQ(run.trainer.parameters().parameters().size(), file.parameters());
+      run.trainer.compute_gradients(1, read);
+      Tensors expected;
+      for (const Parameter& p : run.trainer.parameters().parameters()) {
+        expected[p.name] = file.dataset<double>("gradients/" + p.name);
+        for (double& value : expected[p.name]) value *= share;
+      }
+      const double worst = expect_close(
+          run.gradients(), expected, [&](const std::string& name) { return bound * gradient_scale(expected, name); }, "gradient");
+      RecordProperty(layout.name + ": gradient error / bound", std::to_string(worst));
+    }
+    OptimizerConfig sgd = config.optimizer;
+    sgd.rate /= share;
+    expect_losses("sgd_losses", sgd);
+    OptimizerConfig adamw = parse_config(file.text("config") + file.text("adamw"), GetParam()).optimizer;
+    adamw.epsilon *= share;
+    expect_losses("adamw_losses", adamw);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Reference,
+                         ::testing::Values("gpt", "llama", "five_heads", "window", "gelu_erf", "no_positions"),
+                         [](const auto& instance) { return std::string(instance.param); });
+
+TEST(ReferenceFiles, each_is_a_case_above) {
+  std::size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(std::string(CHOIR_SOURCE_DIR) + "/tests/reference"))
+    files += entry.path().extension() == ".h5";
+  EXPECT_EQ(files, 6u);
+}
+
+}  // namespace
+}  // namespace choir::tests

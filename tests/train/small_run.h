@@ -1,0 +1,133 @@
+// A small training run in any layout, for the tests of this folder.
+#pragma once
+
+#include <mpi.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "framework/train/trainer.h"
+#include "tests/support/gather.h"
+#include "tests/support/rounding.h"
+#include "tests/support/small_models.h"
+
+namespace choir::tests {
+
+inline int world_size() {
+  int size = 0;
+  MPI_Comm_size(MPI_COMM_WORLD, &size);
+  return size;
+}
+
+inline int world_rank() {
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  return rank;
+}
+
+/// Where the arithmetic happens.
+struct Layout {
+  std::string name;
+  int tensor = 1, data = 1;
+  bool sequence = false;
+  int zero = 0;
+  std::int64_t micro_batch = 0;
+  bool recompute = false;
+  StreamMode streams = StreamMode::immediate;
+
+  int ranks() const { return tensor * data; }
+};
+
+inline const Layout one_rank = {.name = "one rank"};
+inline constexpr std::int64_t batch = 12;  // sequences: 1, 2, 3 and 4 data ranks get 3 or more each
+
+/// The layouts that fit `ranks` ranks.
+inline std::vector<Layout> layouts(int ranks) {
+  std::vector<Layout> all = {
+      {.name = "tensor", .tensor = ranks},
+      {.name = "tensor, sequence", .tensor = ranks, .sequence = true},
+      {.name = "tensor, sequence, micro-batch 1, recompute", .tensor = ranks, .sequence = true, .micro_batch = 1, .recompute = true},
+      {.name = "tensor, micro-batch 4", .tensor = ranks, .micro_batch = 4},
+      {.name = "data", .data = ranks},
+      {.name = "data, micro-batch 1", .data = ranks, .micro_batch = 1},
+      {.name = "data, zero 1, recompute", .data = ranks, .zero = 1, .recompute = true},
+  };
+  if (ranks == 4) {
+    all.push_back({.name = "tensor 2, data 2", .tensor = 2, .data = 2});
+    all.push_back({.name = "tensor 2, data 2, sequence, micro-batch 1", .tensor = 2, .data = 2, .sequence = true, .micro_batch = 1});
+    all.push_back({.name = "tensor 2, data 2, zero 1, micro-batch 3", .tensor = 2, .data = 2, .zero = 1, .micro_batch = 3});
+    all.push_back({.name = "tensor 2, data 2, sequence, zero 1", .tensor = 2, .data = 2, .sequence = true, .zero = 1});
+  }
+  return all;
+}
+
+inline OptimizerConfig plain_sgd(double rate) {
+  return {.kind = "sgd", .rate = rate, .schedule = "constant", .weight_decay = 0, .clip = 0};
+}
+
+/// With an epsilon far above the noise of a gradient that is exactly zero (design: an AdamW step divides by its size).
+inline OptimizerConfig safe_adamw(double rate) {
+  return {.kind = "adamw", .rate = rate, .schedule = "constant", .epsilon = 1e-3, .weight_decay = 0.1, .clip = 0.5};
+}
+
+inline Config small_config(const ModelConfig& model, const OptimizerConfig& optimizer, const Layout& layout) {
+  Config config;
+  config.model = model;
+  config.optimizer = optimizer;
+  config.train.batch = batch;
+  config.train.recompute = layout.recompute ? "block" : "none";
+  config.parallel.tensor = layout.tensor;
+  config.parallel.sequence = layout.sequence;
+  config.parallel.zero = layout.zero;
+  config.parallel.micro_batch = layout.micro_batch;
+  return config;
+}
+
+/// Reads the batch of step `step` from the endless random text.
+inline ReadSample read_random(const ModelConfig& model, std::int64_t step = 0) {
+  return [vocabulary = model.vocabulary, first = step * batch](std::int64_t index, std::span<std::int32_t> inputs,
+                                                               std::span<std::int32_t> targets) {
+    random_sample(vocabulary, first + index, inputs, targets);
+    return static_cast<std::int64_t>(targets.size());
+  };
+}
+
+/// A trainer with all that it stands on. Collective over `ranks`.
+struct SmallRun {
+  SmallRun(MPI_Comm ranks, const Config& config, StreamMode streams = StreamMode::immediate)
+      : device(DeviceKind::cpu, 1, streams), mesh(make_mesh(ranks, config, device, ring)), trainer(config, device, mesh) {}
+  /// On all ranks of the job.
+  SmallRun(const ModelConfig& model, const OptimizerConfig& optimizer, const Layout& layout)
+      : SmallRun(MPI_COMM_WORLD, small_config(model, optimizer, layout), layout.streams) {}
+  ~SmallRun() { device.synchronize(); }
+
+  Tensors gradients() { return gather_flat(trainer.parameters().gradient); }
+  Tensors masters() { return gather_flat(trainer.parameters().master); }
+
+  CallRing ring;
+  Device device;
+  Mesh mesh;
+  Trainer trainer;
+
+ private:
+  static Mesh make_mesh(MPI_Comm ranks, const Config& config, Device& device, CallRing& ring) {
+    int size = 0;
+    MPI_Comm_size(ranks, &size);
+    return make_mpi_mesh(ranks, mesh_shape(config, size), device, ring);
+  }
+  Tensors gather_flat(const Tensor& flat) {
+    Context context = trainer.context();
+    return gather(trainer.parameters(), flat, trainer.data_parallel(), context);
+  }
+};
+
+/// The same on this rank alone: what every layout is compared with.
+inline std::unique_ptr<SmallRun> run_alone(const ModelConfig& model, const OptimizerConfig& optimizer,
+                                           const std::string& precision = "f32") {
+  Config config = small_config(model, optimizer, one_rank);
+  config.train.precision = precision;
+  return std::make_unique<SmallRun>(MPI_COMM_SELF, config);
+}
+
+}  // namespace choir::tests
