@@ -22,17 +22,17 @@ constexpr std::int64_t inputs_per_output(Activation kind) { return kind == Activ
 template <class T>
 struct ActivationForward {
   Activation kind;
-  const T* x;                 ///< [rows, inputs_per_output * width]
-  T* y;                       ///< [rows, width]
+  const T* x;  ///< [rows, inputs_per_output * width]
+  T* y;        ///< [rows, width]
   std::int64_t rows, width;
 };
 
 template <class T>
 struct ActivationBackward {
   Activation kind;
-  const T* dy;                ///< [rows, width]
-  const T* x;                 ///< [rows, inputs_per_output * width]
-  T* dx;                      ///< like x; may be dy where not gated
+  const T* dy;  ///< [rows, width]
+  const T* x;   ///< [rows, inputs_per_output * width]
+  T* dx;        ///< like x; may be dy where not gated
   std::int64_t rows, width;
 };
 

@@ -7,8 +7,8 @@
 // Milakov, Gimelshein (2018), arXiv 1805.02867; Dao, "FlashAttention-2" (2023), arXiv 2307.08691.
 //
 // Masks. Query i stands at position i + kv_length - q_length of the keys (so the last query sees the last key).
-// causal: key j is seen if j <= position. window w > 0: and if j > position - w (and, without causal, j < position + w).
-// A query that sees no key gives out = 0 and lse = -inf, and contributes no gradient.
+// causal: key j is seen if j <= position. window w > 0: and if j > position - w (and, without causal, j < position +
+// w). A query that sees no key gives out = 0 and lse = -inf, and contributes no gradient.
 //
 // Heads. Query head h reads key/value head (h + group_offset) / group_size (both local indices): a rank may start
 // in the middle of a group.
@@ -28,8 +28,8 @@ struct AttentionShape {
   std::int64_t group_size = 1, group_offset = 0;
   std::int64_t q_stride, k_stride, v_stride, out_stride;  ///< elements from one token to the next
   bool causal = true;
-  std::int64_t window = 0;   ///< 0: no window
-  double scale = 1;          ///< usually 1 / sqrt(head_width)
+  std::int64_t window = 0;  ///< 0: no window
+  double scale = 1;         ///< usually 1 / sqrt(head_width)
 };
 
 template <class T>
@@ -39,8 +39,8 @@ struct AttentionForward {
   const T* k;
   const T* v;
   T* out;
-  Accumulate<T>* lse;        ///< [batch, heads, q_length]
-  void* workspace = nullptr; ///< attention_forward_workspace_bytes(), 64-byte aligned
+  Accumulate<T>* lse;         ///< [batch, heads, q_length]
+  void* workspace = nullptr;  ///< attention_forward_workspace_bytes(), 64-byte aligned
 };
 
 template <class T>
@@ -50,7 +50,7 @@ struct AttentionBackward {
   const T* k;
   const T* v;
   const T* out;
-  const T* dout;              ///< strides as out
+  const T* dout;  ///< strides as out
   const Accumulate<T>* lse;
   T* dq;                      ///< strides as q; overwritten
   T* dk;                      ///< strides as k; overwritten: the sum over the query heads that read it here

@@ -19,32 +19,32 @@ namespace choir::kernels {
 /// A is Accumulate<T> of the run: f32, or f64 in tests.
 template <class A>
 struct CrossEntropyMax {
-  const A* logits;                 ///< [rows, stride], the first num_tokens of each row are used
-  A* max;                          ///< [rows]
+  const A* logits;  ///< [rows, stride], the first num_tokens of each row are used
+  A* max;           ///< [rows]
   std::int64_t rows, num_tokens, stride;
 };
 
 template <class A>
 struct CrossEntropySum {
-  A* logits;                       ///< [rows, stride]; overwritten by exp(logits - max)
-  const A* max;                    ///< [rows]
-  const std::int32_t* targets;     ///< [rows], global ids
-  A* sum;                          ///< [rows]
-  A* target;                       ///< [rows]
+  A* logits;                    ///< [rows, stride]; overwritten by exp(logits - max)
+  const A* max;                 ///< [rows]
+  const std::int32_t* targets;  ///< [rows], global ids
+  A* sum;                       ///< [rows]
+  A* target;                    ///< [rows]
   std::int64_t rows, num_tokens, stride, first_token;
 };
 
 template <class T>
 struct CrossEntropyGradient {
-  const Accumulate<T>* exps;       ///< [rows, stride], from pass 2
-  const Accumulate<T>* max;        ///< [rows]
-  const Accumulate<T>* sum;        ///< [rows]
-  const Accumulate<T>* target;     ///< [rows]
-  const std::int32_t* targets;     ///< [rows], global ids
-  T* dlogits = nullptr;            ///< [rows, stride]; may be exps where the types agree; null: loss only
-  double* loss_sum;                ///< one value; the rows are added in ascending order
+  const Accumulate<T>* exps;    ///< [rows, stride], from pass 2
+  const Accumulate<T>* max;     ///< [rows]
+  const Accumulate<T>* sum;     ///< [rows]
+  const Accumulate<T>* target;  ///< [rows]
+  const std::int32_t* targets;  ///< [rows], global ids
+  T* dlogits = nullptr;         ///< [rows, stride]; may be exps where the types agree; null: loss only
+  double* loss_sum;             ///< one value; the rows are added in ascending order
   std::int64_t rows, num_tokens, stride, first_token;
-  double scale;                    ///< usually 1 / target tokens of the global batch
+  double scale;  ///< usually 1 / target tokens of the global batch
 };
 
 template <class A>

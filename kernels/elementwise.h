@@ -23,7 +23,8 @@ void copy_rows(Cpu, const void* from, std::int64_t from_stride, void* to, std::i
                std::int64_t row_bytes);
 
 /// x[i] = mean + deviation * z_i, z the standard normals of Box-Muller on philox(key, (first + i) / 4, stream):
-/// a function of the global index, whatever part of the tensor is held here. Host only: all devices start from its bits.
+/// a function of the global index, whatever part of the tensor is held here. Host only: all devices start from its
+/// bits.
 void random_normal(Cpu, float* x, std::int64_t first, std::int64_t count, std::uint64_t key, std::uint64_t stream,
                    float mean, float deviation);
 

@@ -13,9 +13,9 @@ namespace choir::kernels {
 /// y[r] = table[ids[r] - first_token], or zeros.
 template <class T>
 struct EmbeddingForward {
-  const std::int32_t* ids;      ///< [rows]
-  const T* table;               ///< [num_tokens, width]
-  T* y;                         ///< [rows, width]
+  const std::int32_t* ids;  ///< [rows]
+  const T* table;           ///< [num_tokens, width]
+  T* y;                     ///< [rows, width]
   std::int64_t rows, width, first_token, num_tokens;
 };
 
@@ -23,25 +23,25 @@ struct EmbeddingForward {
 template <class T>
 struct EmbeddingBackward {
   const std::int32_t* ids;
-  const T* dy;                  ///< [rows, width]
-  Accumulate<T>* dtable;        ///< [num_tokens, width]
+  const T* dy;            ///< [rows, width]
+  Accumulate<T>* dtable;  ///< [num_tokens, width]
   std::int64_t rows, width, first_token, num_tokens;
 };
 
 /// y[r] = x[r] + table[(first_row + r) % length + first_position]. y may be x.
 template <class T>
 struct PositionForward {
-  const T* x;                   ///< [rows, width]
-  const T* table;               ///< [positions, width]
-  T* y;                         ///< [rows, width]
+  const T* x;      ///< [rows, width]
+  const T* table;  ///< [positions, width]
+  T* y;            ///< [rows, width]
   std::int64_t rows, width, length, first_row = 0, first_position = 0;
 };
 
 /// dtable[(first_row + r) % length] += dy[r], rows in ascending order.
 template <class T>
 struct PositionBackward {
-  const T* dy;                  ///< [rows, width]
-  Accumulate<T>* dtable;        ///< [positions, width]
+  const T* dy;            ///< [rows, width]
+  Accumulate<T>* dtable;  ///< [positions, width]
   std::int64_t rows, width, length, first_row = 0;
 };
 

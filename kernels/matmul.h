@@ -19,15 +19,15 @@ namespace choir::kernels {
 /// (In, Out) is (f32, f32), (bf16, bf16), (bf16, f32) or (f64, f64).
 template <class In, class Out>
 struct Matmul {
-  const In* a;                              ///< [m, k], or [k, m] where transpose_a
-  const In* b;                              ///< [k, n], or [n, k] where transpose_b
-  Out* c;                                   ///< [m, n]
-  const Accumulate<In>* bias = nullptr;     ///< [n], or null
+  const In* a;                           ///< [m, k], or [k, m] where transpose_a
+  const In* b;                           ///< [k, n], or [n, k] where transpose_b
+  Out* c;                                ///< [m, n]
+  const Accumulate<In>* bias = nullptr;  ///< [n], or null
   std::int64_t m, n, k;
   std::int64_t a_stride, b_stride, c_stride;  ///< elements from one stored row to the next
   bool transpose_a = false, transpose_b = false;
-  bool accumulate = false;                  ///< add to c instead of overwriting it
-  void* workspace = nullptr;                ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
+  bool accumulate = false;    ///< add to c instead of overwriting it
+  void* workspace = nullptr;  ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
 };
 
 /// The workspace in bytes; pointers in `args` are not read, so that it can be asked without memory (device `count`).

@@ -1,7 +1,8 @@
 // Layer norm and RMS norm over the last dim.
 //
-//   layer norm:  y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(var + epsilon)      Ba et al. 2016, arXiv 1607.06450
-//   RMS norm:    y = x * rstd * weight,                  rstd = 1 / sqrt(mean(x^2) + epsilon) Zhang, Sennrich 2019, arXiv 1910.07467
+//   layer norm:  y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(var + epsilon)      Ba et al. 2016, arXiv
+//   1607.06450 RMS norm:    y = x * rstd * weight,                  rstd = 1 / sqrt(mean(x^2) + epsilon) Zhang,
+//   Sennrich 2019, arXiv 1910.07467
 //
 // RMS norm is the same formula with mean = 0: the kernel is told by `mean == nullptr`.
 #pragma once
@@ -14,12 +15,12 @@ namespace choir::kernels {
 
 template <class T>
 struct NormForward {
-  const T* x;                            ///< [rows, width]
-  const Accumulate<T>* weight;           ///< [width]
-  const Accumulate<T>* bias = nullptr;   ///< [width], or null
-  T* y;                                  ///< [rows, width]
-  Accumulate<T>* mean = nullptr;         ///< [rows]; null means RMS norm
-  Accumulate<T>* rstd;                   ///< [rows]
+  const T* x;                           ///< [rows, width]
+  const Accumulate<T>* weight;          ///< [width]
+  const Accumulate<T>* bias = nullptr;  ///< [width], or null
+  T* y;                                 ///< [rows, width]
+  Accumulate<T>* mean = nullptr;        ///< [rows]; null means RMS norm
+  Accumulate<T>* rstd;                  ///< [rows]
   std::int64_t rows, width;
   double epsilon = 1e-5;
 };
@@ -27,17 +28,17 @@ struct NormForward {
 /// dx = (residual +) gradient through the norm; dweight += ..., dbias += ...
 template <class T>
 struct NormBackward {
-  const T* dy;                               ///< [rows, width]
-  const T* x;                                ///< [rows, width]
-  const Accumulate<T>* weight;               ///< [width]
-  const Accumulate<T>* mean = nullptr;       ///< [rows]; null means RMS norm
-  const Accumulate<T>* rstd;                 ///< [rows]
-  const T* residual = nullptr;               ///< [rows, width], added to dx, or null; may be dx
-  T* dx;                                     ///< [rows, width]
-  Accumulate<T>* dweight;                    ///< [width]
-  Accumulate<T>* dbias = nullptr;            ///< [width], or null
+  const T* dy;                          ///< [rows, width]
+  const T* x;                           ///< [rows, width]
+  const Accumulate<T>* weight;          ///< [width]
+  const Accumulate<T>* mean = nullptr;  ///< [rows]; null means RMS norm
+  const Accumulate<T>* rstd;            ///< [rows]
+  const T* residual = nullptr;          ///< [rows, width], added to dx, or null; may be dx
+  T* dx;                                ///< [rows, width]
+  Accumulate<T>* dweight;               ///< [width]
+  Accumulate<T>* dbias = nullptr;       ///< [width], or null
   std::int64_t rows, width;
-  void* workspace = nullptr;                 ///< norm_backward_workspace_bytes(), 64-byte aligned
+  void* workspace = nullptr;  ///< norm_backward_workspace_bytes(), 64-byte aligned
 };
 
 template <class T>

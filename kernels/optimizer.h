@@ -25,12 +25,12 @@ struct OptimizerSegment {
 };
 
 struct AdamW {
-  float* weight;                        ///< the f32 master
+  float* weight;  ///< the f32 master
   const float* gradient;
   float* first_moment;
   float* second_moment;
-  bf16* value = nullptr;                ///< rounded copy of weight for a bf16 run, or null
-  const OptimizerSegment* segments;     ///< in ascending order, disjoint, relative to the pointers above
+  bf16* value = nullptr;             ///< rounded copy of weight for a bf16 run, or null
+  const OptimizerSegment* segments;  ///< in ascending order, disjoint, relative to the pointers above
   std::int64_t num_segments;
   const StepScalars* scalars;
   float beta1, beta2, epsilon;
@@ -39,7 +39,7 @@ struct AdamW {
 struct Sgd {
   float* weight;
   const float* gradient;
-  float* momentum_buffer = nullptr;     ///< null where momentum == 0
+  float* momentum_buffer = nullptr;  ///< null where momentum == 0
   bf16* value = nullptr;
   const OptimizerSegment* segments;
   std::int64_t num_segments;

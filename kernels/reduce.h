@@ -10,10 +10,10 @@ namespace choir::kernels {
 /// sum[j] += sum_r x[r, j]
 template <class T>
 struct ColumnSum {
-  const T* x;                      ///< [rows, width], rows `stride` apart
-  Accumulate<T>* sum;              ///< [width]
+  const T* x;          ///< [rows, width], rows `stride` apart
+  Accumulate<T>* sum;  ///< [width]
   std::int64_t rows, width, stride;
-  void* workspace = nullptr;       ///< column_sum_workspace_bytes(), 64-byte aligned
+  void* workspace = nullptr;  ///< column_sum_workspace_bytes(), 64-byte aligned
 };
 
 /// Elements [begin, end) of a buffer.

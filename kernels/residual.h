@@ -15,9 +15,9 @@ namespace choir::kernels {
 /// p == 0 keeps everything and reads neither key nor scalars.
 struct Dropout {
   double p = 0;
-  std::uint64_t key = 0;                  ///< made from (seed, what)
+  std::uint64_t key = 0;  ///< made from (seed, what)
   const StepScalars* scalars = nullptr;
-  std::int64_t first_row = 0;             ///< global row (sample * length + position) of row 0
+  std::int64_t first_row = 0;  ///< global row (sample * length + position) of row 0
 };
 
 /// p * 2^32 rounded up: an element is dropped where its random word is below this.
@@ -30,10 +30,10 @@ constexpr std::uint32_t drop_below(double p) {
 
 template <class T>
 struct ResidualForward {
-  const T* x = nullptr;                   ///< [rows, width], or null for zeros: plain dropout
-  const T* delta;                         ///< [rows, width]
-  const Accumulate<T>* bias = nullptr;    ///< [width], or null
-  T* y;                                   ///< [rows, width]; may be x or delta
+  const T* x = nullptr;                 ///< [rows, width], or null for zeros: plain dropout
+  const T* delta;                       ///< [rows, width]
+  const Accumulate<T>* bias = nullptr;  ///< [width], or null
+  T* y;                                 ///< [rows, width]; may be x or delta
   std::int64_t rows, width;
   Dropout dropout;
 };
@@ -41,8 +41,8 @@ struct ResidualForward {
 /// ddelta = mask * dy / (1 - p). The gradient of x is dy itself; that of bias is the column sum of ddelta.
 template <class T>
 struct ResidualBackward {
-  const T* dy;                            ///< [rows, width]
-  T* ddelta;                              ///< [rows, width]; may be dy
+  const T* dy;  ///< [rows, width]
+  T* ddelta;    ///< [rows, width]; may be dy
   std::int64_t rows, width;
   Dropout dropout;
 };

@@ -41,8 +41,8 @@ class MatmulPlans;
 
 /// Selects the CPU kernels. Plain values: the owner is `core::Device`.
 struct Cpu {
-  int threads = 1;                      ///< OpenMP threads that a kernel may use
-  cpu::MatmulPlans* plans = nullptr;    ///< oneDNN primitives already made, by shape
+  int threads = 1;                    ///< OpenMP threads that a kernel may use
+  cpu::MatmulPlans* plans = nullptr;  ///< oneDNN primitives already made, by shape
 };
 
 }  // namespace choir::kernels

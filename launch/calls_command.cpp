@@ -7,7 +7,8 @@
 namespace choir {
 
 void add_calls_command(CommandLine& line) {
-  CLI::App* verb = line.app.add_subcommand("calls", "the last collective calls of each rank of a run that died or hangs");
+  CLI::App* verb =
+      line.app.add_subcommand("calls", "the last collective calls of each rank of a run that died or hangs");
   auto run = std::make_shared<std::string>();
   verb->add_option("RUN", *run, "the run folder")->required();
   verb->callback([&line, run] {

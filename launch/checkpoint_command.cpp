@@ -14,7 +14,8 @@ int list(const std::string& run) {
   if (found.empty())
     throw ConfigError(Problem{.what = run + " holds no checkpoints", .fix = "name a run folder, or its checkpoints/"});
   for (const CheckpointInfo& info : found)
-    std::printf("%s  %s\n", info.path.c_str(), info.problem.empty() ? "whole (by manifest and sizes)" : info.problem.c_str());
+    std::printf("%s  %s\n", info.path.c_str(),
+                info.problem.empty() ? "whole (by manifest and sizes)" : info.problem.c_str());
   return 0;
 }
 
@@ -39,7 +40,8 @@ int show(const std::string& path) {
       std::printf("%s: %zu characters\n", key.c_str(), value.size());
   }
   for (const TensorEntry& tensor : reader.tensors())
-    std::printf("%016llx  %-14s %s\n", static_cast<unsigned long long>(tensor.digest), to_string(tensor.shape).c_str(), tensor.name.c_str());
+    std::printf("%016llx  %-14s %s\n", static_cast<unsigned long long>(tensor.digest), to_string(tensor.shape).c_str(),
+                tensor.name.c_str());
   return 0;
 }
 
@@ -67,7 +69,8 @@ void add_checkpoint_command(CommandLine& line) {
   add("list", "the checkpoints of a run, newest first", [path] { return list(*path); });
   add("verify", "read all of a checkpoint and say what is damaged", [path] { return verify(*path); });
   add("show", "what a checkpoint holds", [path] { return show(*path); });
-  add("export", "one HDF5 file with all tensors, written by all ranks", [&line, path, out] { return export_one_file(line, *path, *out); })
+  add("export", "one HDF5 file with all tensors, written by all ranks",
+      [&line, path, out] { return export_one_file(line, *path, *out); })
       ->add_option("OUT", *out, "the file to write")
       ->required();
 }

@@ -7,8 +7,8 @@
 
 namespace choir {
 
-/// A checkpoint's own folder as it is; of a run folder, or its checkpoints/, the newest whole one by its manifest and file
-/// sizes, with a line on stderr for each that is passed over. Throws ConfigError where there is none.
+/// A checkpoint's own folder as it is; of a run folder, or its checkpoints/, the newest whole one by its manifest and
+/// file sizes, with a line on stderr for each that is passed over. Throws ConfigError where there is none.
 std::string find_checkpoint(const std::string& path);
 
 /// One rank's trainer for inference with the weights of a checkpoint, verified by all ranks together.

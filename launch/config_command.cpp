@@ -19,7 +19,8 @@ void print_values(Config config, const std::vector<std::string>& keys) {
   for (const std::string& key : keys) {
     const auto row = std::find_if(rows.begin(), rows.end(), [&](const Field& field) { return field.key == key; });
     if (row == rows.end())
-      throw ConfigError(Problem{.what = "--get " + key + ": there is no such key", .fix = "choir --help lists all keys"});
+      throw ConfigError(
+          Problem{.what = "--get " + key + ": there is no such key", .fix = "choir --help lists all keys"});
     std::string* const* text = std::get_if<std::string*>(&row->slot);
     std::puts(text ? (*text)->c_str() : value_text(row->slot).c_str());
   }
@@ -40,7 +41,8 @@ void add_config_command(CommandLine& line) {
   CLI::App* verb = line.app.add_subcommand("config", "print the complete configuration: defaults, file and overrides");
   auto arguments = std::make_shared<Arguments>();
   arguments->config.add_to(*verb);
-  verb->add_option("--get", arguments->keys, "print the value of this key only; may be repeated")->allow_extra_args(false);
+  verb->add_option("--get", arguments->keys, "print the value of this key only; may be repeated")
+      ->allow_extra_args(false);
   verb->callback([&line, arguments] { line.run = [arguments] { return print_config(*arguments); }; });
 }
 

@@ -24,21 +24,26 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
   throw_if_any(validate(config, process.ranks()));
   const TokenFile file(config.data.path);
   throw_if_any(check_tokenizer(file, tokenizer_of(reader).digest(), "the checkpoint " + reader.path()));
-  const Sampler sampler(file, {.sequence_length = config.model.context, .seed = config.train.seed, .held_out = config.data.held_out});
+  const Sampler sampler(
+      file, {.sequence_length = config.model.context, .seed = config.train.seed, .held_out = config.data.held_out});
   const std::int64_t all = sampler.num_evaluation_sequences(), wanted = config.train.evaluate_sequences;
   if (all == 0)
-    throw ConfigError(Problem{.what = config.data.path + " has no held-out text", .fix = "set data.held_out above 0, or name another data.path"});
+    throw ConfigError(Problem{.what = config.data.path + " has no held-out text",
+                              .fix = "set data.held_out above 0, or name another data.path"});
   const std::int64_t samples = wanted > 0 ? std::min(wanted, all) : all;
 
   const LoadedModel model = load_model(reader, config, process);
-  const LossSum sum = model.trainer->evaluate(samples, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-    sampler.evaluation_sequence(index * all / samples, inputs, targets);
-    return sampler.target_bytes(targets);
-  });
+  const LossSum sum = model.trainer->evaluate(
+      samples, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
+        sampler.evaluation_sequence(index * all / samples, inputs, targets);
+        return sampler.target_bytes(targets);
+      });
   if (process.rank() != 0) return 0;
   if (arguments.json)
-    std::printf("{\"checkpoint\": \"%s\", \"loss\": %.9g, \"bits_per_byte\": %.9g, \"tokens\": %lld, \"bytes\": %lld}\n",
-                reader.path().c_str(), sum.mean(), sum.bits_per_byte(), static_cast<long long>(sum.tokens), static_cast<long long>(sum.bytes));
+    std::printf(
+        "{\"checkpoint\": \"%s\", \"loss\": %.9g, \"bits_per_byte\": %.9g, \"tokens\": %lld, \"bytes\": %lld}\n",
+        reader.path().c_str(), sum.mean(), sum.bits_per_byte(), static_cast<long long>(sum.tokens),
+        static_cast<long long>(sum.bytes));
   else
     std::printf("%s: %.4f nats a token, %.4f bits per byte, over %lld held-out tokens (%lld of %lld sequences)\n",
                 reader.path().c_str(), sum.mean(), sum.bits_per_byte(), static_cast<long long>(sum.tokens),
@@ -51,7 +56,8 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
 void add_evaluate_command(CommandLine& line) {
   CLI::App* verb = line.app.add_subcommand("evaluate", "loss and bits per byte of a checkpoint on held-out text");
   auto arguments = std::make_shared<Arguments>();
-  verb->add_option("CHECKPOINT", arguments->checkpoint, "a checkpoint's folder, or a run folder for its newest")->required();
+  verb->add_option("CHECKPOINT", arguments->checkpoint, "a checkpoint's folder, or a run folder for its newest")
+      ->required();
   verb->add_option("WORDS", arguments->words, "key=value overrides of the checkpoint's configuration");
   verb->add_flag("--json", arguments->json, "one line of JSON");
   verb->callback([&line, arguments] { line.run = [&line, arguments] { return evaluate(line, *arguments); }; });

@@ -16,13 +16,14 @@ struct Arguments {
 int generate_text(CommandLine& line, const Arguments& arguments) {
   MpiProcess& process = line.start_mpi();
   const CheckpointReader reader(find_checkpoint(arguments.checkpoint));
-  std::vector<std::string> words = {"parallel.tensor=1", "parallel.sequence=false", "parallel.micro_batch=0", "parallel.zero=0",
-                                    "train.batch=1"};
+  std::vector<std::string> words = {"parallel.tensor=1", "parallel.sequence=false", "parallel.micro_batch=0",
+                                    "parallel.zero=0", "train.batch=1"};
   words.insert(words.end(), arguments.words.begin(), arguments.words.end());
   const Config config = config_of(reader, words);
   std::vector<Problem> problems = validate(config, process.ranks());
   if (process.ranks() != 1)
-    problems.push_back({.what = "choir generate runs on one rank, not on " + std::to_string(process.ranks()), .fix = "call it without mpirun"});
+    problems.push_back({.what = "choir generate runs on one rank, not on " + std::to_string(process.ranks()),
+                        .fix = "call it without mpirun"});
   throw_if_any(problems);
   const Tokenizer tokenizer = tokenizer_of(reader);
   const LoadedModel model = load_model(reader, config, process);
@@ -38,9 +39,11 @@ int generate_text(CommandLine& line, const Arguments& arguments) {
 }  // namespace
 
 void add_generate_command(CommandLine& line) {
-  CLI::App* verb = line.app.add_subcommand("generate", "text from a checkpoint, on one rank (generate.prompt=... and others)");
+  CLI::App* verb =
+      line.app.add_subcommand("generate", "text from a checkpoint, on one rank (generate.prompt=... and others)");
   auto arguments = std::make_shared<Arguments>();
-  verb->add_option("CHECKPOINT", arguments->checkpoint, "a checkpoint's folder, or a run folder for its newest")->required();
+  verb->add_option("CHECKPOINT", arguments->checkpoint, "a checkpoint's folder, or a run folder for its newest")
+      ->required();
   verb->add_option("WORDS", arguments->words, "key=value overrides, of the section generate above all");
   verb->callback([&line, arguments] { line.run = [&line, arguments] { return generate_text(line, *arguments); }; });
 }

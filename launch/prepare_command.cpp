@@ -28,7 +28,8 @@ int prepare_tokens(ConfigArguments arguments) {
   if (options.inputs.empty())
     problems.push_back({.what = "no text files are named", .fix = "choir prepare CONFIG book1.txt book2.txt ..."});
   if (config.data.path.empty())
-    problems.push_back({.what = "data.path is not set", .why = "the tokens are written there", .fix = "data.path=corpus.h5"});
+    problems.push_back(
+        {.what = "data.path is not set", .why = "the tokens are written there", .fix = "data.path=corpus.h5"});
   throw_if_any(problems);
   options.output = config.data.path;
   options.tokenizer = config.data.tokenizer;
@@ -41,14 +42,16 @@ int prepare_tokens(ConfigArguments arguments) {
   const auto start = std::chrono::steady_clock::now();
   const PrepareResult result = prepare(options, [&](const PrepareProgress& p) {
     if (terminal)
-      std::fprintf(stderr, "\r\033[K%s: %.1f of %.1f MB, %.2f M tokens", p.stage, static_cast<double>(p.bytes_done) / 1e6,
-                   static_cast<double>(p.bytes_total) / 1e6, static_cast<double>(p.tokens) / 1e6);
+      std::fprintf(stderr, "\r\033[K%s: %.1f of %.1f MB, %.2f M tokens", p.stage,
+                   static_cast<double>(p.bytes_done) / 1e6, static_cast<double>(p.bytes_total) / 1e6,
+                   static_cast<double>(p.tokens) / 1e6);
   });
   if (terminal) std::fputs("\r\033[K", stderr);
   for (const std::string& note : result.notes) std::printf("%s\n", note.c_str());
   std::printf("%s: %lld documents, %.2f MB of text, %lld tokens of a vocabulary of %lld (%.2f bytes a token), %.1f s\n",
-              options.output.c_str(), static_cast<long long>(result.documents), static_cast<double>(result.text_bytes) / 1e6,
-              static_cast<long long>(result.tokens), static_cast<long long>(result.vocabulary),
+              options.output.c_str(), static_cast<long long>(result.documents),
+              static_cast<double>(result.text_bytes) / 1e6, static_cast<long long>(result.tokens),
+              static_cast<long long>(result.vocabulary),
               static_cast<double>(result.text_bytes) / static_cast<double>(result.tokens),
               std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   return 0;

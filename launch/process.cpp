@@ -2,8 +2,11 @@
 
 #include <omp.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 
 #include "framework/core/error.h"
 
@@ -25,6 +28,14 @@ MpiProcess::MpiProcess(int* argc, char*** argv) {
 }
 
 MpiProcess::~MpiProcess() { MPI_Finalize(); }
+
+bool output_is_watched() {
+  if (isatty(STDOUT_FILENO) != 1) return false;
+  if (std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return true;
+  std::error_code error;
+  const auto out = std::filesystem::read_symlink("/proc/" + std::to_string(getppid()) + "/fd/1", error).string();
+  return out.starts_with("/dev/pts/") || out.starts_with("/dev/tty");
+}
 
 int threads_per_rank(const Config& config, int local_ranks) {
   if (config.train.threads > 0) return static_cast<int>(config.train.threads);

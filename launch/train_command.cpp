@@ -18,8 +18,10 @@ int train(CommandLine& line, const Arguments& arguments) {
   if (arguments.dry_run) return process.rank() == 0 ? print_plan(config, process.ranks(), false) : 0;
   throw_if_any(validate(config, process.ranks()));
   install_signal_handlers();
-  const RunOptions options{
-      .folder = {config.train.folder}, .resume = arguments.resume, .stop_requested = requested_end};
+  const RunOptions options{.folder = {config.train.folder},
+                           .resume = arguments.resume,
+                           .live = output_is_watched(),
+                           .stop_requested = requested_end};
   options.folder.create();
   CallRing ring(options.folder.calls(process.rank()));
   const auto device = make_device(config, process.local_ranks());

@@ -31,14 +31,16 @@ int verify(CommandLine& line, const ConfigArguments& arguments) {
     if (!worst || !(c.difference * worst->tolerance <= worst->difference * c.tolerance)) worst = &c;
   }
   if (process.rank() == 0) {
-    std::printf("%zu comparisons on %d ranks (tensor %lld%s, data %d, zero %lld; layers %lld, heads %lld, head width %lld, "
-                "vocabulary %lld): %s\n",
-                comparisons.size(), process.ranks(), static_cast<long long>(config.parallel.tensor),
-                config.parallel.sequence ? " with sequence" : "", mesh.shape.data, static_cast<long long>(config.parallel.zero),
-                static_cast<long long>(config.model.layers), static_cast<long long>(config.model.attention.heads),
-                static_cast<long long>(config.model.head_width()), static_cast<long long>(config.model.vocabulary),
-                mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
-    std::printf("the worst: %s, differs by %.3g, tolerance %.3g\n", worst->what.c_str(), worst->difference, worst->tolerance);
+    std::printf(
+        "%zu comparisons on %d ranks (tensor %lld%s, data %d, zero %lld; layers %lld, heads %lld, head width %lld, "
+        "vocabulary %lld): %s\n",
+        comparisons.size(), process.ranks(), static_cast<long long>(config.parallel.tensor),
+        config.parallel.sequence ? " with sequence" : "", mesh.shape.data, static_cast<long long>(config.parallel.zero),
+        static_cast<long long>(config.model.layers), static_cast<long long>(config.model.attention.heads),
+        static_cast<long long>(config.model.head_width()), static_cast<long long>(config.model.vocabulary),
+        mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
+    std::printf("the worst: %s, differs by %.3g, tolerance %.3g\n", worst->what.c_str(), worst->difference,
+                worst->tolerance);
   }
   MPI_Bcast(&mismatches, 1, MPI_INT, 0, MPI_COMM_WORLD);
   return mismatches == 0 ? 0 : 1;
@@ -47,7 +49,8 @@ int verify(CommandLine& line, const ConfigArguments& arguments) {
 }  // namespace
 
 void add_verify_command(CommandLine& line) {
-  CLI::App* verb = line.app.add_subcommand("verify", "prove that a layout computes what one rank computes (under mpirun)");
+  CLI::App* verb =
+      line.app.add_subcommand("verify", "prove that a layout computes what one rank computes (under mpirun)");
   auto arguments = std::make_shared<ConfigArguments>();
   arguments->add_to(*verb);
   verb->callback([&line, arguments] { line.run = [&line, arguments] { return verify(line, *arguments); }; });

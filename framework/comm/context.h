@@ -11,10 +11,10 @@ namespace choir {
 struct Context {
   Runtime& runtime;
   Mesh& mesh;
-  bool sequence = false;           ///< sequence parallelism: between layers the tensor ranks split the rows
-  std::int64_t sequences = 1;      ///< B of this micro-batch
-  std::int64_t length = 1;         ///< T
-  std::int64_t first_sample = 0;   ///< of this micro-batch in the global batch
+  bool sequence = false;          ///< sequence parallelism: between layers the tensor ranks split the rows
+  std::int64_t sequences = 1;     ///< B of this micro-batch
+  std::int64_t length = 1;        ///< T
+  std::int64_t first_sample = 0;  ///< of this micro-batch in the global batch
   std::int64_t rows() const { return sequences * length; }  ///< N
 };
 

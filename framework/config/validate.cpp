@@ -175,7 +175,8 @@ void Validator::check_precision() {
   const TrainConfig& t = config_.train;
   if (t.precision == "bf16" && !t.emulate_bf16 && !kernels::cpu::has_native_bf16())
     add("train.precision = bf16, but this processor has no bf16 instructions",
-        "bf16 matrix products need the instruction set avx512_bf16; without it they go through f32 copies, slower than f32",
+        "bf16 matrix products need the instruction set avx512_bf16; without it they go through f32 copies, slower than "
+        "f32",
         "set train.precision to f32, or train.emulate_bf16 to true (the same values, slowly)");
 }
 

@@ -22,7 +22,8 @@ class HostMemory : public MemorySource {
     void* raw = mmap(nullptr, static_cast<std::size_t>(bytes + slack), PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED)
-      throw Error({.what = fmt::format("no memory for a block of {:.1f} MB: {}", static_cast<double>(bytes) / 1e6, std::strerror(errno)),
+      throw Error({.what = fmt::format("no memory for a block of {:.1f} MB: {}", static_cast<double>(bytes) / 1e6,
+                                       std::strerror(errno)),
                    .why = "the host has no more to give",
                    .fix = "lower parallel.micro_batch, set train.recompute: block, or spread the run over more ranks"});
     if (slack == 0) return raw;
@@ -59,7 +60,8 @@ std::unique_ptr<MemorySource> host_memory() { return std::make_unique<HostMemory
 std::unique_ptr<MemorySource> counted_memory() { return std::make_unique<CountedMemory>(); }
 
 const char* name_of(MemoryKind kind) {
-  constexpr const char* names[] = {"parameters", "gradients", "optimizer state", "saved activations", "workspace", "temporaries"};
+  constexpr const char* names[] = {"parameters",        "gradients", "optimizer state",
+                                   "saved activations", "workspace", "temporaries"};
   return names[static_cast<int>(kind)];
 }
 

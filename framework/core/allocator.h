@@ -57,10 +57,10 @@ class Allocator {
   /// Moves a block to another line of the memory plan: an activation that backward will need becomes `saved`.
   void relabel(Block& block, MemoryKind kind);
 
-  MemoryUse in_use() const;        ///< now
-  MemoryUse at_peak() const;       ///< at the moment of the largest total since the last reset_peak()
-  std::int64_t reserved() const;   ///< taken from the source, in use or not
-  std::int64_t maps() const;       ///< calls to the source so far: constant in steady state
+  MemoryUse in_use() const;       ///< now
+  MemoryUse at_peak() const;      ///< at the moment of the largest total since the last reset_peak()
+  std::int64_t reserved() const;  ///< taken from the source, in use or not
+  std::int64_t maps() const;      ///< calls to the source so far: constant in steady state
   void reset_peak();
 
   static std::int64_t rounded(std::int64_t bytes);

@@ -8,7 +8,8 @@ Device::Device(DeviceKind kind, int threads, StreamMode streams)
     : kind_(kind),
       threads_(threads),
       allocator_(kind == DeviceKind::count ? counted_memory() : host_memory()),
-      compute_(kind == DeviceKind::count ? StreamMode::immediate : streams, [threads] { omp_set_num_threads(threads); }),
+      compute_(kind == DeviceKind::count ? StreamMode::immediate : streams,
+               [threads] { omp_set_num_threads(threads); }),
       communicate_(kind == DeviceKind::count ? StreamMode::immediate : streams) {}
 
 Device::~Device() = default;

@@ -14,11 +14,15 @@ enum class DType : std::uint8_t { f32, bf16, f64, i32, u8 };
 
 constexpr std::int64_t size_of(DType type) {
   switch (type) {
-    case DType::bf16: return 2;
-    case DType::f64: return 8;
-    case DType::u8: return 1;
+    case DType::bf16:
+      return 2;
+    case DType::f64:
+      return 8;
+    case DType::u8:
+      return 1;
     case DType::f32:
-    case DType::i32: return 4;
+    case DType::i32:
+      return 4;
   }
   return 0;
 }

@@ -25,7 +25,8 @@ std::string describe(const std::vector<Problem>& problems);
 
 class ConfigError : public std::runtime_error {
  public:
-  explicit ConfigError(std::vector<Problem> problems) : std::runtime_error(describe(problems)), problems_(std::move(problems)) {}
+  explicit ConfigError(std::vector<Problem> problems)
+      : std::runtime_error(describe(problems)), problems_(std::move(problems)) {}
   explicit ConfigError(Problem problem) : ConfigError(std::vector<Problem>{std::move(problem)}) {}
   const std::vector<Problem>& problems() const { return problems_; }
 

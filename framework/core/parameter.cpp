@@ -80,9 +80,8 @@ void ParameterStore::initialize(Runtime& runtime) {
 
 void ParameterStore::round_values(Runtime& runtime) {
   if (!value || runtime.device.counts_only()) return;
-  runtime.device.compute().enqueue([this, cpu = runtime.device.cpu()] {
-    kernels::cast(cpu, master.data<float>(), value.data<bf16>(), size_);
-  });
+  runtime.device.compute().enqueue(
+      [this, cpu = runtime.device.cpu()] { kernels::cast(cpu, master.data<float>(), value.data<bf16>(), size_); });
 }
 
 std::int64_t ParameterStore::owned_count() const {

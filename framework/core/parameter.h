@@ -1,9 +1,9 @@
 // Parameters: named tensors of the model, and the slice of each that this rank holds.
 //
-// A layer asks the store for local buffers [rows, width] (q, k and v in one, so that they are one product) and says which
-// rows of a buffer are which part of which named tensor. The store lays all buffers out in one flat array of masters,
-// one of gradients and, in bf16 runs, one of rounded values, in the order of the forward pass, cut into groups (one per
-// block): a range of the flat array is a data-parallel bucket, an optimizer shard, or a parameter.
+// A layer asks the store for local buffers [rows, width] (q, k and v in one, so that they are one product) and says
+// which rows of a buffer are which part of which named tensor. The store lays all buffers out in one flat array of
+// masters, one of gradients and, in bf16 runs, one of rounded values, in the order of the forward pass, cut into groups
+// (one per block): a range of the flat array is a data-parallel bucket, an optimizer shard, or a parameter.
 #pragma once
 
 #include <cstdint>
@@ -48,16 +48,16 @@ enum class TensorSum : std::uint8_t {
 };
 
 struct Parameter {
-  std::string name;                 ///< "blocks.3.attention.q.weight", unchanged by any layout
-  Shape shape;                      ///< global
-  Region held;                      ///< the part here
-  std::int64_t owned_begin = 0;     ///< rows [owned_begin, owned_end) of the held part are counted by this rank, in
-  std::int64_t owned_end = 0;       ///< norms, checkpoints and parameter counts: each element by exactly one tensor rank
+  std::string name;              ///< "blocks.3.attention.q.weight", unchanged by any layout
+  Shape shape;                   ///< global
+  Region held;                   ///< the part here
+  std::int64_t owned_begin = 0;  ///< rows [owned_begin, owned_end) of the held part are counted by this rank, in
+  std::int64_t owned_end = 0;    ///< norms, checkpoints and parameter counts: each element by exactly one tensor rank
   TensorSum tensor_sum = TensorSum::none;
   Initial initial;
-  bool decays = true;               ///< gets weight decay
+  bool decays = true;  ///< gets weight decay
   Weight* weight = nullptr;
-  std::int64_t first_row = 0;       ///< of the held part in the weight's buffer
+  std::int64_t first_row = 0;  ///< of the held part in the weight's buffer
 
   std::int64_t offset() const { return weight->offset + first_row * weight->width; }  ///< in the flat arrays
   Tensor master() const { return weight->master.slice_rows(first_row, first_row + held.rows()); }
@@ -83,14 +83,12 @@ class ParameterStore {
   void round_values(Runtime& runtime);
 
   const std::deque<Parameter>& parameters() const { return parameters_; }
-  std::int64_t size() const { return size_; }                  ///< elements of the flat arrays, padding included
-  std::int64_t owned_count() const;                            ///< parameters counted by this rank
-  std::int64_t global_count() const;                           ///< parameters of the whole model
+  std::int64_t size() const { return size_; }  ///< elements of the flat arrays, padding included
+  std::int64_t owned_count() const;            ///< parameters counted by this rank
+  std::int64_t global_count() const;           ///< parameters of the whole model
   int groups() const { return static_cast<int>(group_begin_.size()); }
   std::int64_t group_begin(int group) const { return group_begin_[static_cast<std::size_t>(group)]; }
-  std::int64_t group_end(int group) const {
-    return group + 1 < groups() ? group_begin(group + 1) : size_;
-  }
+  std::int64_t group_end(int group) const { return group + 1 < groups() ? group_begin(group + 1) : size_; }
 
   Tensor master, gradient, value;  ///< the flat arrays [size]; value is empty where it would equal master
 

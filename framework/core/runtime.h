@@ -12,9 +12,9 @@ namespace choir {
 struct Runtime {
   Device& device;
   std::uint64_t seed = 1;
-  DType compute_type = DType::f32;   ///< of activations, and of weight matrices as products read them
-  bool training = true;              ///< false: no dropout
-  Tensor scalars;                    ///< u8 [sizeof(StepScalars)] in device memory
+  DType compute_type = DType::f32;  ///< of activations, and of weight matrices as products read them
+  bool training = true;             ///< false: no dropout
+  Tensor scalars;                   ///< u8 [sizeof(StepScalars)] in device memory
 
   Tensor empty(Shape shape, DType type, MemoryKind kind = MemoryKind::temporary) {
     return Tensor(device.allocator(), std::move(shape), type, kind);

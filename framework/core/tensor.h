@@ -1,7 +1,7 @@
 // A tensor: a reference-counted handle to elements of one type, the last dim contiguous.
 //
-// All dims but the last are "rows", `row_stride` elements apart; so the query part of a fused [N, q + k + v] buffer is a
-// tensor of its own. Copying a tensor copies the handle. The memory goes back to its allocator with the last handle.
+// All dims but the last are "rows", `row_stride` elements apart; so the query part of a fused [N, q + k + v] buffer is
+// a tensor of its own. Copying a tensor copies the handle. The memory goes back to its allocator with the last handle.
 //
 // Letters used everywhere: B batch, T tokens in a sequence, N = B x T rows, D model width, H query heads, K key/value
 // heads, E width of a head, F feed-forward width, V vocabulary, L layers.
@@ -33,11 +33,11 @@ class Tensor {
   explicit operator bool() const { return storage_ != nullptr; }
   const Shape& shape() const { return shape_; }
   std::int64_t dim(int i) const { return shape_[static_cast<std::size_t>(i)]; }
-  std::int64_t width() const { return shape_.back(); }       ///< the last dim
-  std::int64_t rows() const;                                 ///< the product of all other dims
+  std::int64_t width() const { return shape_.back(); }  ///< the last dim
+  std::int64_t rows() const;                            ///< the product of all other dims
   std::int64_t count() const { return rows() * width(); }
   std::int64_t bytes() const { return count() * size_of(dtype_); }
-  std::int64_t row_stride() const { return row_stride_; }    ///< in elements
+  std::int64_t row_stride() const { return row_stride_; }  ///< in elements
   bool contiguous() const { return row_stride_ == width() || rows() <= 1; }
   DType dtype() const { return dtype_; }
 
@@ -49,9 +49,9 @@ class Tensor {
     return static_cast<T*>(address_);
   }
 
-  Tensor reshape(Shape shape) const;                                  ///< contiguous only; the same elements
-  Tensor slice_rows(std::int64_t begin, std::int64_t end) const;      ///< [end - begin, width] of the flattened rows
-  Tensor slice_columns(std::int64_t begin, std::int64_t end) const;   ///< [..., end - begin]
+  Tensor reshape(Shape shape) const;                                 ///< contiguous only; the same elements
+  Tensor slice_rows(std::int64_t begin, std::int64_t end) const;     ///< [end - begin, width] of the flattened rows
+  Tensor slice_columns(std::int64_t begin, std::int64_t end) const;  ///< [..., end - begin]
 
   /// Accounts the memory under another line of the plan, e.g. `saved`; returns this handle.
   const Tensor& relabel(MemoryKind kind) const;

@@ -17,15 +17,26 @@ ops::Activation activation_of(const std::string& kind) {
 
 BlockShape block_shape(const ModelConfig& c) {
   const auto deviation = static_cast<float>(c.initial_deviation);
-  // The outputs of the 2 L residual branches add up: each starts smaller, so that the sum does not grow with depth (GPT-2).
+  // The outputs of the 2 L residual branches add up: each starts smaller, so that the sum does not grow with depth
+  // (GPT-2).
   const auto out_deviation = static_cast<float>(c.initial_deviation / std::sqrt(2.0 * static_cast<double>(c.layers)));
   const bool rms = c.norm.kind == "rms_norm";
-  return {.attention = {.width = c.width, .heads = c.attention.heads, .kv_heads = c.kv_heads(),
-                        .head_width = c.head_width(), .window = c.attention.window, .bias = c.bias,
-                        .dropout = c.dropout, .deviation = deviation, .out_deviation = out_deviation},
-          .feed_forward = {.width = c.width, .hidden = c.feed_forward_width(),
-                           .activation = activation_of(c.feed_forward.kind), .bias = c.bias, .dropout = c.dropout,
-                           .deviation = deviation, .down_deviation = out_deviation},
+  return {.attention = {.width = c.width,
+                        .heads = c.attention.heads,
+                        .kv_heads = c.kv_heads(),
+                        .head_width = c.head_width(),
+                        .window = c.attention.window,
+                        .bias = c.bias,
+                        .dropout = c.dropout,
+                        .deviation = deviation,
+                        .out_deviation = out_deviation},
+          .feed_forward = {.width = c.width,
+                           .hidden = c.feed_forward_width(),
+                           .activation = activation_of(c.feed_forward.kind),
+                           .bias = c.bias,
+                           .dropout = c.dropout,
+                           .deviation = deviation,
+                           .down_deviation = out_deviation},
           .rms_norm = rms,
           .norm_bias = c.bias,
           .norm_epsilon = c.norm.epsilon};

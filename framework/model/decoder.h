@@ -20,7 +20,7 @@ class Decoder {
     std::vector<Block::Saved> blocks;  // one a block
     std::vector<Tensor> inputs;        // with recompute, instead: [rows held, D], the input of each block
     Norm::Saved final_norm;
-    Tensor dx;                         // [rows held, D]: the gradient of what the head read
+    Tensor dx;  // [rows held, D]: the gradient of what the head read
   };
 
   /// Declares the parameters in groups: 0 the embedding, 1 ... L the blocks, L + 1 final norm and head.
@@ -51,8 +51,9 @@ class Decoder {
   Tensor rotary_;
 };
 
-/// Floating-point operations of one training step on `sequences` sequences: 6 a parameter in a matrix product and token,
-/// plus attention, of which the causal half counts. The model's own work: recomputation and padding do not count.
+/// Floating-point operations of one training step on `sequences` sequences: 6 a parameter in a matrix product and
+/// token, plus attention, of which the causal half counts. The model's own work: recomputation and padding do not
+/// count.
 double model_flops(const ModelConfig&, std::int64_t sequences);
 
 }  // namespace choir

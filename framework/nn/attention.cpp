@@ -43,9 +43,14 @@ void Attention::rotate(const Tensor& qkv, const Tensor& table, std::int64_t leng
 }
 
 ops::AttentionOptions Attention::options(std::int64_t batch) const {
-  return {.batch = batch, .heads = partition_.query(rank_).count(), .kv_heads = partition_.key_value(rank_).count(),
-          .head_width = config_.head_width, .group_size = partition_.group_size(),
-          .group_offset = partition_.group_offset(rank_), .causal = true, .window = config_.window};
+  return {.batch = batch,
+          .heads = partition_.query(rank_).count(),
+          .kv_heads = partition_.key_value(rank_).count(),
+          .head_width = config_.head_width,
+          .group_size = partition_.group_size(),
+          .group_offset = partition_.group_offset(rank_),
+          .causal = true,
+          .window = config_.window};
 }
 
 ops::Dropout Attention::dropout(Context& context) const {

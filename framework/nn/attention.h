@@ -25,7 +25,7 @@ struct AttentionShapeConfig {
 
 /// The keys and values of tokens already seen, of one layer, for generation.
 struct KeyValueCache {
-  Tensor keys, values;      // [positions, key/value heads held * E]
+  Tensor keys, values;  // [positions, key/value heads held * E]
 };
 
 class Attention {

@@ -3,7 +3,8 @@
 namespace choir {
 
 Block::Block(const std::string& name, const BlockShape& s, const TensorShare& share, ParameterStore& store)
-    : attention_norm_(name + ".attention_norm", s.attention.width, s.rms_norm, s.norm_bias, s.norm_epsilon, share, store),
+    : attention_norm_(name + ".attention_norm", s.attention.width, s.rms_norm, s.norm_bias, s.norm_epsilon, share,
+                      store),
       attention_(name + ".attention", s.attention, share, store),
       feed_forward_norm_(name + ".feed_forward_norm", s.attention.width, s.rms_norm, s.norm_bias, s.norm_epsilon, share,
                          store),

@@ -60,8 +60,7 @@ Tensor Embedding::forward(const Tensor& ids, Saved& saved, Context& context) con
 void Embedding::backward(const Tensor& dx, const Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
   const Tensor d = ops::residual_backward(runtime, dx, dropout(context));
-  if (position_)
-    ops::add_position_backward(runtime, d, position_->gradient, context.length, row_share(context).begin);
+  if (position_) ops::add_position_backward(runtime, d, position_->gradient, context.length, row_share(context).begin);
   ops::embedding_backward(runtime, saved.ids, leave_backward(d, context, "embedding"),
                           token_->gradient.slice_rows(0, slice_.count()), slice_.begin);
 }

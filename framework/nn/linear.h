@@ -17,10 +17,10 @@ namespace choir {
 
 /// One named tensor inside a column-split weight: q, k or v; gate or up.
 struct ColumnPart {
-  std::string name;               ///< "blocks.3.attention.q"; ".weight" and ".bias" are appended
-  std::int64_t outputs;           ///< global rows of the weight
-  Slice held, owned;              ///< rows of the global weight: here, and counted here
-  bool replicated = false;        ///< some rows are held by several ranks
+  std::string name;         ///< "blocks.3.attention.q"; ".weight" and ".bias" are appended
+  std::int64_t outputs;     ///< global rows of the weight
+  Slice held, owned;        ///< rows of the global weight: here, and counted here
+  bool replicated = false;  ///< some rows are held by several ranks
 };
 
 class ColumnLinear {

@@ -23,15 +23,16 @@ Norm::Norm(const std::string& name, std::int64_t width, bool rms, bool bias, dou
 
 Tensor Norm::forward(const Tensor& x, Saved& saved, Context& context) const {
   saved.x = keep(x);
-  Tensor y = ops::norm(context.runtime, x, weight_->value, bias_ ? bias_->value : Tensor{}, rms_, epsilon_, saved.statistics);
+  Tensor y =
+      ops::norm(context.runtime, x, weight_->value, bias_ ? bias_->value : Tensor{}, rms_, epsilon_, saved.statistics);
   keep(saved.statistics.rstd);
   if (saved.statistics.mean) keep(saved.statistics.mean);
   return y;
 }
 
 Tensor Norm::backward(const Tensor& dy, const Tensor& residual, const Saved& saved, Context& context) const {
-  return ops::norm_backward(context.runtime, dy, saved.x, weight_->value, saved.statistics, residual,
-                            weight_->gradient, bias_ ? bias_->gradient : Tensor{});
+  return ops::norm_backward(context.runtime, dy, saved.x, weight_->value, saved.statistics, residual, weight_->gradient,
+                            bias_ ? bias_->gradient : Tensor{});
 }
 
 }  // namespace choir

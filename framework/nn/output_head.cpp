@@ -39,9 +39,8 @@ Tensor OutputHead::loss(const Tensor& x, const Tensor& targets, const Tensor& lo
     const Tensor sum_and_target =
         ops::cross_entropy_sum(runtime, logits, max, targets_chunk, slice_.count(), slice_.begin);
     axis.all_reduce(sum_and_target, Reduce::sum, stream, "head sum");
-    const Tensor dlogits =
-        ops::cross_entropy_gradient(runtime, logits, max, sum_and_target, targets_chunk, loss_sum, slice_.count(),
-                                    slice_.begin, scale, gradient);
+    const Tensor dlogits = ops::cross_entropy_gradient(runtime, logits, max, sum_and_target, targets_chunk, loss_sum,
+                                                       slice_.count(), slice_.begin, scale, gradient);
     if (!gradient) continue;
     ops::linear_input_gradient(runtime, "head", dlogits, weight_->value, dx.slice_rows(begin, end));
     ops::linear_weight_gradient(runtime, "head", dlogits, x_chunk, weight_->gradient);
@@ -60,7 +59,8 @@ Tensor OutputHead::logits(const Tensor& x, Context& context) const {
   const Tensor result = runtime.empty({mine.rows(), vocabulary_}, mine.dtype());
   for (std::int64_t rank = 0; rank < axis.size(); ++rank) {
     const Slice slice = even_slice(vocabulary_, axis.size(), rank);
-    ops::copy(runtime, gathered.slice_rows(rank * mine.rows(), (rank + 1) * mine.rows()).slice_columns(0, slice.count()),
+    ops::copy(runtime,
+              gathered.slice_rows(rank * mine.rows(), (rank + 1) * mine.rows()).slice_columns(0, slice.count()),
               result.slice_columns(slice.begin, slice.end));
   }
   return result;

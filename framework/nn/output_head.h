@@ -1,5 +1,5 @@
-// The output head: logits over the vocabulary, and their cross-entropy. No rank ever holds all logits, and no rank holds
-// its own logits for more than one chunk of rows: loss and gradient of a chunk are computed together, so that
+// The output head: logits over the vocabulary, and their cross-entropy. No rank ever holds all logits, and no rank
+// holds its own logits for more than one chunk of rows: loss and gradient of a chunk are computed together, so that
 // what remains is dx. That is why loss() is forward and backward in one.
 //
 //   logits = x W^T                       W [V, D] split by vocabulary; often the token embedding (tied)

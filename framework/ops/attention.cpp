@@ -11,12 +11,25 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
                                         std::int64_t out_stride) {
   check(q.width() == o.heads * o.head_width && k.width() == o.kv_heads * o.head_width && v.width() == k.width(),
         "attention: columns are heads times head width");
-  check(q.rows() % o.batch == 0 && k.rows() % o.batch == 0 && k.rows() == v.rows(), "attention: rows are batch times tokens");
-  check((o.group_offset + o.heads - 1) / o.group_size < o.kv_heads, "attention: every query head has its key/value head");
-  return {.batch = o.batch, .q_length = q.rows() / o.batch, .kv_length = k.rows() / o.batch, .heads = o.heads,
-          .kv_heads = o.kv_heads, .head_width = o.head_width, .group_size = o.group_size, .group_offset = o.group_offset,
-          .q_stride = q.row_stride(), .k_stride = k.row_stride(), .v_stride = v.row_stride(), .out_stride = out_stride,
-          .causal = o.causal, .window = o.window, .scale = 1.0 / std::sqrt(static_cast<double>(o.head_width))};
+  check(q.rows() % o.batch == 0 && k.rows() % o.batch == 0 && k.rows() == v.rows(),
+        "attention: rows are batch times tokens");
+  check((o.group_offset + o.heads - 1) / o.group_size < o.kv_heads,
+        "attention: every query head has its key/value head");
+  return {.batch = o.batch,
+          .q_length = q.rows() / o.batch,
+          .kv_length = k.rows() / o.batch,
+          .heads = o.heads,
+          .kv_heads = o.kv_heads,
+          .head_width = o.head_width,
+          .group_size = o.group_size,
+          .group_offset = o.group_offset,
+          .q_stride = q.row_stride(),
+          .k_stride = k.row_stride(),
+          .v_stride = v.row_stride(),
+          .out_stride = out_stride,
+          .causal = o.causal,
+          .window = o.window,
+          .scale = 1.0 / std::sqrt(static_cast<double>(o.head_width))};
 }
 
 Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -28,8 +41,12 @@ Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor
     const auto bytes = kernels::attention_forward_workspace_bytes<T>(runtime.device.cpu(), shape);
     Tensor workspace;
     if (bytes > 0) workspace = runtime.empty({bytes}, DType::u8, MemoryKind::workspace);
-    const kernels::AttentionForward<T> args{.shape = shape, .q = q.data<T>(), .k = k.data<T>(), .v = v.data<T>(),
-                                            .out = out.data<T>(), .lse = lse.data<Accumulate<T>>(),
+    const kernels::AttentionForward<T> args{.shape = shape,
+                                            .q = q.data<T>(),
+                                            .k = k.data<T>(),
+                                            .v = v.data<T>(),
+                                            .out = out.data<T>(),
+                                            .lse = lse.data<Accumulate<T>>(),
                                             .workspace = workspace.raw()};
     launch(runtime, "attention forward", {.flops = kernels::attention_flops(shape), .bytes = bytes_of({q, k, v, out})},
            [args](kernels::Cpu cpu) { kernels::attention_forward(cpu, args); });
@@ -48,10 +65,17 @@ void attention_backward(Runtime& runtime, const AttentionOptions& options, const
     const auto bytes = kernels::attention_backward_workspace_bytes<T>(runtime.device.cpu(), shape);
     Tensor workspace;
     if (bytes > 0) workspace = runtime.empty({bytes}, DType::u8, MemoryKind::workspace);
-    const kernels::AttentionBackward<T> args{
-        .shape = shape, .q = q.data<T>(), .k = k.data<T>(), .v = v.data<T>(), .out = out.data<T>(),
-        .dout = dout.data<T>(), .lse = lse.data<Accumulate<T>>(), .dq = dq.data<T>(), .dk = dk.data<T>(),
-        .dv = dv.data<T>(), .workspace = workspace.raw()};
+    const kernels::AttentionBackward<T> args{.shape = shape,
+                                             .q = q.data<T>(),
+                                             .k = k.data<T>(),
+                                             .v = v.data<T>(),
+                                             .out = out.data<T>(),
+                                             .dout = dout.data<T>(),
+                                             .lse = lse.data<Accumulate<T>>(),
+                                             .dq = dq.data<T>(),
+                                             .dk = dk.data<T>(),
+                                             .dv = dv.data<T>(),
+                                             .workspace = workspace.raw()};
     launch(runtime, "attention backward",
            {.flops = 2.5 * kernels::attention_flops(shape), .bytes = bytes_of({q, k, v, out, dout, dq, dk, dv})},
            [args](kernels::Cpu cpu) { kernels::attention_backward(cpu, args); });
@@ -63,10 +87,17 @@ void rotary(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t
   check(table.width() == head_width && x.width() % head_width == 0, "rotary: x [N, heads * E], table [positions, E]");
   check(first_position + std::min(length, x.rows()) <= table.rows(), "rotary: positions within the table");
   with_type(x.dtype(), [&]<class T>() {
-    const kernels::Rotary<T> args{.x = x.data<T>(), .table = table.data<Accumulate<T>>(), .rows = x.rows(),
-                                  .length = length, .heads = x.width() / head_width, .head_width = head_width,
-                                  .stride = x.row_stride(), .first_position = first_position, .inverse = inverse};
-    launch(runtime, "rotary", {.flops = 3.0 * static_cast<double>(x.count()), .bytes = 2.0 * static_cast<double>(x.bytes())},
+    const kernels::Rotary<T> args{.x = x.data<T>(),
+                                  .table = table.data<Accumulate<T>>(),
+                                  .rows = x.rows(),
+                                  .length = length,
+                                  .heads = x.width() / head_width,
+                                  .head_width = head_width,
+                                  .stride = x.row_stride(),
+                                  .first_position = first_position,
+                                  .inverse = inverse};
+    launch(runtime, "rotary",
+           {.flops = 3.0 * static_cast<double>(x.count()), .bytes = 2.0 * static_cast<double>(x.bytes())},
            [args](kernels::Cpu cpu) { kernels::rotary(cpu, args); });
   });
 }

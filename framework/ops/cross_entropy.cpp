@@ -15,8 +15,11 @@ Tensor cross_entropy_max(Runtime& runtime, const Tensor& logits, std::int64_t nu
   check(logits.dtype() == accumulate_type(logits.dtype()), "cross-entropy: logits are f32 or f64");
   Tensor max = runtime.empty({logits.rows()}, logits.dtype());
   with_accumulate_type(logits.dtype(), [&]<class A>() {
-    const kernels::CrossEntropyMax<A> args{.logits = logits.data<A>(), .max = max.data<A>(), .rows = logits.rows(),
-                                           .num_tokens = num_tokens, .stride = logits.row_stride()};
+    const kernels::CrossEntropyMax<A> args{.logits = logits.data<A>(),
+                                           .max = max.data<A>(),
+                                           .rows = logits.rows(),
+                                           .num_tokens = num_tokens,
+                                           .stride = logits.row_stride()};
     launch(runtime, "cross-entropy", {.flops = static_cast<double>(logits.count()), .bytes = bytes_of({logits})},
            [args](kernels::Cpu cpu) { kernels::cross_entropy_max(cpu, args); });
   });
@@ -28,12 +31,17 @@ Tensor cross_entropy_sum(Runtime& runtime, const Tensor& logits, const Tensor& m
   const std::int64_t rows = logits.rows();
   Tensor result = runtime.empty({2, rows}, logits.dtype());
   with_accumulate_type(logits.dtype(), [&]<class A>() {
-    const kernels::CrossEntropySum<A> args{.logits = logits.data<A>(), .max = max.data<A>(),
-                                           .targets = targets.data<std::int32_t>(), .sum = result.data<A>(),
-                                           .target = result.slice_rows(1, 2).data<A>(), .rows = rows,
-                                           .num_tokens = num_tokens, .stride = logits.row_stride(),
+    const kernels::CrossEntropySum<A> args{.logits = logits.data<A>(),
+                                           .max = max.data<A>(),
+                                           .targets = targets.data<std::int32_t>(),
+                                           .sum = result.data<A>(),
+                                           .target = result.slice_rows(1, 2).data<A>(),
+                                           .rows = rows,
+                                           .num_tokens = num_tokens,
+                                           .stride = logits.row_stride(),
                                            .first_token = first_token};
-    launch(runtime, "cross-entropy", {.flops = 12.0 * static_cast<double>(logits.count()), .bytes = 2 * bytes_of({logits})},
+    launch(runtime, "cross-entropy",
+           {.flops = 12.0 * static_cast<double>(logits.count()), .bytes = 2 * bytes_of({logits})},
            [args](kernels::Cpu cpu) { kernels::cross_entropy_sum(cpu, args); });
   });
   return result;
@@ -44,15 +52,24 @@ Tensor cross_entropy_gradient(Runtime& runtime, const Tensor& exps, const Tensor
                               std::int64_t first_token, double scale, bool gradient) {
   Tensor dlogits;
   if (gradient)
-    dlogits = exps.dtype() == runtime.compute_type ? exps : runtime.empty({exps.rows(), exps.width()}, runtime.compute_type);
+    dlogits =
+        exps.dtype() == runtime.compute_type ? exps : runtime.empty({exps.rows(), exps.width()}, runtime.compute_type);
   with_type(runtime.compute_type, [&]<class T>() {
     using A = Accumulate<T>;
-    const kernels::CrossEntropyGradient<T> args{
-        .exps = exps.data<A>(), .max = max.data<A>(), .sum = sum_and_target.data<A>(),
-        .target = sum_and_target.slice_rows(1, 2).data<A>(), .targets = targets.data<std::int32_t>(),
-        .dlogits = data_or_null<T>(dlogits), .loss_sum = loss_sum.data<double>(), .rows = exps.rows(),
-        .num_tokens = num_tokens, .stride = exps.row_stride(), .first_token = first_token, .scale = scale};
-    launch(runtime, "cross-entropy", {.flops = 2.0 * static_cast<double>(exps.count()), .bytes = bytes_of({exps, dlogits})},
+    const kernels::CrossEntropyGradient<T> args{.exps = exps.data<A>(),
+                                                .max = max.data<A>(),
+                                                .sum = sum_and_target.data<A>(),
+                                                .target = sum_and_target.slice_rows(1, 2).data<A>(),
+                                                .targets = targets.data<std::int32_t>(),
+                                                .dlogits = data_or_null<T>(dlogits),
+                                                .loss_sum = loss_sum.data<double>(),
+                                                .rows = exps.rows(),
+                                                .num_tokens = num_tokens,
+                                                .stride = exps.row_stride(),
+                                                .first_token = first_token,
+                                                .scale = scale};
+    launch(runtime, "cross-entropy",
+           {.flops = 2.0 * static_cast<double>(exps.count()), .bytes = bytes_of({exps, dlogits})},
            [args](kernels::Cpu cpu) { kernels::cross_entropy_gradient(cpu, args); });
   });
   return dlogits;

@@ -31,11 +31,15 @@ void launch(Runtime& runtime, const char* name, Cost cost, Kernel kernel) {
 template <class Body>
 decltype(auto) with_type(DType type, Body&& body) {
   switch (type) {
-    case DType::f32: return body.template operator()<float>();
-    case DType::bf16: return body.template operator()<bf16>();
-    case DType::f64: return body.template operator()<double>();
+    case DType::f32:
+      return body.template operator()<float>();
+    case DType::bf16:
+      return body.template operator()<bf16>();
+    case DType::f64:
+      return body.template operator()<double>();
     case DType::i32:
-    case DType::u8: break;
+    case DType::u8:
+      break;
   }
   throw Error({.what = std::string("no kernels for elements of type ") + name_of(type)});
 }

@@ -9,8 +9,12 @@ Tensor embedding(Runtime& runtime, const Tensor& ids, const Tensor& table, std::
   check(ids.dtype() == DType::i32 && table.contiguous(), "embedding: ids are i32, the table is contiguous");
   Tensor y = runtime.empty({ids.count(), table.width()}, table.dtype());
   with_type(table.dtype(), [&]<class T>() {
-    const kernels::EmbeddingForward<T> args{.ids = ids.data<std::int32_t>(), .table = table.data<T>(), .y = y.data<T>(),
-                                            .rows = y.rows(), .width = y.width(), .first_token = first_token,
+    const kernels::EmbeddingForward<T> args{.ids = ids.data<std::int32_t>(),
+                                            .table = table.data<T>(),
+                                            .y = y.data<T>(),
+                                            .rows = y.rows(),
+                                            .width = y.width(),
+                                            .first_token = first_token,
                                             .num_tokens = table.rows()};
     launch(runtime, "embedding forward", {.bytes = 2 * bytes_of({y})},
            [args](kernels::Cpu cpu) { kernels::embedding_forward(cpu, args); });
@@ -23,9 +27,12 @@ void embedding_backward(Runtime& runtime, const Tensor& ids, const Tensor& dy, c
   check(dy.contiguous() && dtable.contiguous() && dy.rows() == ids.count() && dy.width() == dtable.width(),
         "embedding backward: ids [N], dy [N, D], dtable [V, D]");
   with_type(dy.dtype(), [&]<class T>() {
-    const kernels::EmbeddingBackward<T> args{.ids = ids.data<std::int32_t>(), .dy = dy.data<T>(),
-                                             .dtable = dtable.data<Accumulate<T>>(), .rows = dy.rows(),
-                                             .width = dy.width(), .first_token = first_token,
+    const kernels::EmbeddingBackward<T> args{.ids = ids.data<std::int32_t>(),
+                                             .dy = dy.data<T>(),
+                                             .dtable = dtable.data<Accumulate<T>>(),
+                                             .rows = dy.rows(),
+                                             .width = dy.width(),
+                                             .first_token = first_token,
                                              .num_tokens = dtable.rows()};
     launch(runtime, "embedding backward", {.flops = static_cast<double>(dy.count()), .bytes = 3 * bytes_of({dy})},
            [args](kernels::Cpu cpu) { kernels::embedding_backward(cpu, args); });
@@ -34,12 +41,18 @@ void embedding_backward(Runtime& runtime, const Tensor& ids, const Tensor& dy, c
 
 Tensor add_position(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t length, std::int64_t first_row,
                     std::int64_t first_position) {
-  check(x.contiguous() && table.contiguous() && x.width() == table.width(), "positions: x [N, D], table [positions, D]");
+  check(x.contiguous() && table.contiguous() && x.width() == table.width(),
+        "positions: x [N, D], table [positions, D]");
   check(first_position + length <= table.rows(), "positions: within the table");
   Tensor y = runtime.empty({x.rows(), x.width()}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {
-    const kernels::PositionForward<T> args{.x = x.data<T>(), .table = table.data<T>(), .y = y.data<T>(), .rows = x.rows(),
-                                           .width = x.width(), .length = length, .first_row = first_row,
+    const kernels::PositionForward<T> args{.x = x.data<T>(),
+                                           .table = table.data<T>(),
+                                           .y = y.data<T>(),
+                                           .rows = x.rows(),
+                                           .width = x.width(),
+                                           .length = length,
+                                           .first_row = first_row,
                                            .first_position = first_position};
     launch(runtime, "position forward", {.flops = static_cast<double>(x.count()), .bytes = bytes_of({x, y})},
            [args](kernels::Cpu cpu) { kernels::position_forward(cpu, args); });
@@ -51,8 +64,11 @@ void add_position_backward(Runtime& runtime, const Tensor& dy, const Tensor& dta
                            std::int64_t first_row) {
   check(dy.contiguous() && dtable.contiguous() && dy.width() == dtable.width(), "position backward: dy [N, D]");
   with_type(dy.dtype(), [&]<class T>() {
-    const kernels::PositionBackward<T> args{.dy = dy.data<T>(), .dtable = dtable.data<Accumulate<T>>(),
-                                            .rows = dy.rows(), .width = dy.width(), .length = length,
+    const kernels::PositionBackward<T> args{.dy = dy.data<T>(),
+                                            .dtable = dtable.data<Accumulate<T>>(),
+                                            .rows = dy.rows(),
+                                            .width = dy.width(),
+                                            .length = length,
                                             .first_row = first_row};
     launch(runtime, "position backward", {.flops = static_cast<double>(dy.count()), .bytes = bytes_of({dy})},
            [args](kernels::Cpu cpu) { kernels::position_backward(cpu, args); });

@@ -5,7 +5,8 @@
 
 namespace choir::ops {
 
-/// y [N, D]: the row of table [tokens held, D] for each id [N]; zeros for ids outside [first_token, first_token + tokens).
+/// y [N, D]: the row of table [tokens held, D] for each id [N]; zeros for ids outside [first_token, first_token +
+/// tokens).
 Tensor embedding(Runtime&, const Tensor& ids, const Tensor& table, std::int64_t first_token);
 /// dtable += dy, by token
 void embedding_backward(Runtime&, const Tensor& ids, const Tensor& dy, const Tensor& dtable, std::int64_t first_token);

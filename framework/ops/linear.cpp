@@ -14,11 +14,19 @@ struct Form {
 template <class In, class Out>
 void product_of(Runtime& runtime, const char* name, const Tensor& a, const Tensor& b, const Tensor& bias,
                 const Tensor& c, const Form& form) {
-  kernels::Matmul<In, Out> args{
-      .a = a.data<In>(), .b = b.data<In>(), .c = c.data<Out>(), .bias = data_or_null<Accumulate<In>>(bias),
-      .m = c.rows(), .n = c.width(), .k = form.transpose_a ? a.rows() : a.width(),
-      .a_stride = a.row_stride(), .b_stride = b.row_stride(), .c_stride = c.row_stride(),
-      .transpose_a = form.transpose_a, .transpose_b = form.transpose_b, .accumulate = form.accumulate};
+  kernels::Matmul<In, Out> args{.a = a.data<In>(),
+                                .b = b.data<In>(),
+                                .c = c.data<Out>(),
+                                .bias = data_or_null<Accumulate<In>>(bias),
+                                .m = c.rows(),
+                                .n = c.width(),
+                                .k = form.transpose_a ? a.rows() : a.width(),
+                                .a_stride = a.row_stride(),
+                                .b_stride = b.row_stride(),
+                                .c_stride = c.row_stride(),
+                                .transpose_a = form.transpose_a,
+                                .transpose_b = form.transpose_b,
+                                .accumulate = form.accumulate};
   check((form.transpose_a ? a.width() : a.rows()) == args.m, "rows of a and c");
   check((form.transpose_b ? b.rows() : b.width()) == args.n, "columns of b and c");
   check((form.transpose_b ? b.width() : b.rows()) == args.k, "the dim summed over, of a and b");
@@ -26,9 +34,14 @@ void product_of(Runtime& runtime, const char* name, const Tensor& a, const Tenso
   Tensor workspace;
   if (workspace_bytes > 0) workspace = runtime.empty({workspace_bytes}, DType::u8, MemoryKind::workspace);
   args.workspace = workspace.raw();
-  runtime.device.ledger().add_product({.m = args.m, .n = args.n, .k = args.k, .transpose_a = form.transpose_a,
-                                       .transpose_b = form.transpose_b, .accumulate = form.accumulate,
-                                       .bf16_in = sizeof(In) == 2, .bf16_out = sizeof(Out) == 2});
+  runtime.device.ledger().add_product({.m = args.m,
+                                       .n = args.n,
+                                       .k = args.k,
+                                       .transpose_a = form.transpose_a,
+                                       .transpose_b = form.transpose_b,
+                                       .accumulate = form.accumulate,
+                                       .bf16_in = sizeof(In) == 2,
+                                       .bf16_out = sizeof(Out) == 2});
   const double flops = 2.0 * static_cast<double>(args.m) * static_cast<double>(args.n) * static_cast<double>(args.k);
   launch(runtime, name, {.flops = flops, .bytes = bytes_of({a, b, bias, c})},
          [args](kernels::Cpu cpu) { kernels::matmul(cpu, args); });
@@ -77,8 +90,11 @@ void linear_weight_gradient(Runtime& runtime, const char* name, const Tensor& dy
 void bias_gradient(Runtime& runtime, const Tensor& dy, const Tensor& dbias) {
   check(dbias.count() == dy.width(), "columns of dy and elements of the bias");
   with_type(dy.dtype(), [&]<class T>() {
-    kernels::ColumnSum<T> args{.x = dy.data<T>(), .sum = dbias.data<Accumulate<T>>(), .rows = dy.rows(),
-                               .width = dy.width(), .stride = dy.row_stride()};
+    kernels::ColumnSum<T> args{.x = dy.data<T>(),
+                               .sum = dbias.data<Accumulate<T>>(),
+                               .rows = dy.rows(),
+                               .width = dy.width(),
+                               .stride = dy.row_stride()};
     const auto bytes = kernels::column_sum_workspace_bytes<T>(runtime.device.cpu(), args.rows, args.width);
     Tensor workspace;
     if (bytes > 0) workspace = runtime.empty({bytes}, DType::u8, MemoryKind::workspace);

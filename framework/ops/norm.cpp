@@ -13,9 +13,14 @@ Tensor norm(Runtime& runtime, const Tensor& x, const Tensor& weight, const Tenso
   statistics = {.mean = rms ? Tensor{} : runtime.empty({x.rows()}, type), .rstd = runtime.empty({x.rows()}, type)};
   with_type(x.dtype(), [&]<class T>() {
     using A = Accumulate<T>;
-    const kernels::NormForward<T> args{.x = x.data<T>(), .weight = weight.data<A>(), .bias = data_or_null<A>(bias),
-                                       .y = y.data<T>(), .mean = data_or_null<A>(statistics.mean),
-                                       .rstd = statistics.rstd.data<A>(), .rows = x.rows(), .width = x.width(),
+    const kernels::NormForward<T> args{.x = x.data<T>(),
+                                       .weight = weight.data<A>(),
+                                       .bias = data_or_null<A>(bias),
+                                       .y = y.data<T>(),
+                                       .mean = data_or_null<A>(statistics.mean),
+                                       .rstd = statistics.rstd.data<A>(),
+                                       .rows = x.rows(),
+                                       .width = x.width(),
                                        .epsilon = epsilon};
     launch(runtime, "norm forward", {.flops = 8.0 * static_cast<double>(x.count()), .bytes = bytes_of({x, y})},
            [args](kernels::Cpu cpu) { kernels::norm_forward(cpu, args); });
@@ -31,10 +36,16 @@ Tensor norm_backward(Runtime& runtime, const Tensor& dy, const Tensor& x, const 
   Tensor dx = runtime.empty({x.rows(), x.width()}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {
     using A = Accumulate<T>;
-    kernels::NormBackward<T> args{.dy = dy.data<T>(), .x = x.data<T>(), .weight = weight.data<A>(),
-                                  .mean = data_or_null<A>(statistics.mean), .rstd = statistics.rstd.data<A>(),
-                                  .residual = data_or_null<T>(residual), .dx = dx.data<T>(),
-                                  .dweight = dweight.data<A>(), .dbias = data_or_null<A>(dbias), .rows = x.rows(),
+    kernels::NormBackward<T> args{.dy = dy.data<T>(),
+                                  .x = x.data<T>(),
+                                  .weight = weight.data<A>(),
+                                  .mean = data_or_null<A>(statistics.mean),
+                                  .rstd = statistics.rstd.data<A>(),
+                                  .residual = data_or_null<T>(residual),
+                                  .dx = dx.data<T>(),
+                                  .dweight = dweight.data<A>(),
+                                  .dbias = data_or_null<A>(dbias),
+                                  .rows = x.rows(),
                                   .width = x.width()};
     const auto bytes = kernels::norm_backward_workspace_bytes<T>(runtime.device.cpu(), x.rows(), x.width());
     Tensor workspace;

@@ -15,12 +15,17 @@ void adamw(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const
   check(weight.count() == gradient.count() && weight.count() == first_moment.count() &&
             weight.count() == second_moment.count() && (!value || value.count() == weight.count()),
         "adamw: weight, gradient and moments [n]");
-  const kernels::AdamW args{.weight = weight.data<float>(), .gradient = gradient.data<float>(),
-                            .first_moment = first_moment.data<float>(), .second_moment = second_moment.data<float>(),
+  const kernels::AdamW args{.weight = weight.data<float>(),
+                            .gradient = gradient.data<float>(),
+                            .first_moment = first_moment.data<float>(),
+                            .second_moment = second_moment.data<float>(),
                             .value = data_or_null<bf16>(value),
                             .segments = static_cast<const kernels::OptimizerSegment*>(segments.raw()),
                             .num_segments = count_of(segments, sizeof(kernels::OptimizerSegment)),
-                            .scalars = runtime.step_scalars(), .beta1 = beta1, .beta2 = beta2, .epsilon = epsilon};
+                            .scalars = runtime.step_scalars(),
+                            .beta1 = beta1,
+                            .beta2 = beta2,
+                            .epsilon = epsilon};
   const auto n = static_cast<double>(weight.count());
   launch(runtime, "optimizer", {.flops = 15 * n, .bytes = n * (value ? 30 : 28)},
          [args](kernels::Cpu cpu) { kernels::adamw(cpu, args); });
@@ -30,19 +35,24 @@ void sgd(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const T
          const Tensor& value, const Tensor& segments, float momentum) {
   check(weight.count() == gradient.count() && (!momentum_buffer || momentum_buffer.count() == weight.count()),
         "sgd: weight, gradient and momentum [n]");
-  const kernels::Sgd args{.weight = weight.data<float>(), .gradient = gradient.data<float>(),
-                          .momentum_buffer = data_or_null<float>(momentum_buffer), .value = data_or_null<bf16>(value),
+  const kernels::Sgd args{.weight = weight.data<float>(),
+                          .gradient = gradient.data<float>(),
+                          .momentum_buffer = data_or_null<float>(momentum_buffer),
+                          .value = data_or_null<bf16>(value),
                           .segments = static_cast<const kernels::OptimizerSegment*>(segments.raw()),
                           .num_segments = count_of(segments, sizeof(kernels::OptimizerSegment)),
-                          .scalars = runtime.step_scalars(), .momentum = momentum};
+                          .scalars = runtime.step_scalars(),
+                          .momentum = momentum};
   const auto n = static_cast<double>(weight.count());
   launch(runtime, "optimizer", {.flops = 6 * n, .bytes = n * (momentum_buffer ? 20 : 12)},
          [args](kernels::Cpu cpu) { kernels::sgd(cpu, args); });
 }
 
 void squared_norm(Runtime& runtime, const Tensor& x, const Tensor& ranges, const Tensor& sum) {
-  const kernels::SquaredNorm args{.x = x.data<float>(), .ranges = static_cast<const kernels::Range*>(ranges.raw()),
-                                  .num_ranges = count_of(ranges, sizeof(kernels::Range)), .sum = sum.data<double>()};
+  const kernels::SquaredNorm args{.x = x.data<float>(),
+                                  .ranges = static_cast<const kernels::Range*>(ranges.raw()),
+                                  .num_ranges = count_of(ranges, sizeof(kernels::Range)),
+                                  .sum = sum.data<double>()};
   launch(runtime, "gradient norm", {.flops = 2.0 * static_cast<double>(x.count()), .bytes = bytes_of({x})},
          [args](kernels::Cpu cpu) { kernels::squared_norm(cpu, args); });
 }
@@ -50,7 +60,8 @@ void squared_norm(Runtime& runtime, const Tensor& x, const Tensor& ranges, const
 void clip_factor(Runtime& runtime, const Tensor& squared_norm, double limit) {
   const double* norm = squared_norm.data<double>();
   auto* scalars = static_cast<kernels::StepScalars*>(runtime.scalars.raw());
-  launch(runtime, "clip factor", {}, [norm, limit, scalars](kernels::Cpu cpu) { kernels::clip_factor(cpu, norm, limit, scalars); });
+  launch(runtime, "clip factor", {},
+         [norm, limit, scalars](kernels::Cpu cpu) { kernels::clip_factor(cpu, norm, limit, scalars); });
 }
 
 }  // namespace choir::ops

@@ -5,7 +5,9 @@
 namespace choir::ops {
 
 Dropout dropout_for(Runtime& runtime, double p, std::string_view what, std::int64_t first_row) {
-  return {.p = runtime.training ? p : 0.0, .key = random_key(runtime.seed, what), .scalars = runtime.step_scalars(),
+  return {.p = runtime.training ? p : 0.0,
+          .key = random_key(runtime.seed, what),
+          .scalars = runtime.step_scalars(),
           .first_row = first_row};
 }
 
@@ -14,10 +16,15 @@ Tensor residual(Runtime& runtime, const Tensor& x, const Tensor& delta, const Te
   check(!bias || bias.count() == delta.width(), "residual: bias [D]");
   Tensor y = runtime.empty({delta.rows(), delta.width()}, delta.dtype());
   with_type(delta.dtype(), [&]<class T>() {
-    const kernels::ResidualForward<T> args{.x = data_or_null<T>(x), .delta = delta.data<T>(),
-                                           .bias = data_or_null<Accumulate<T>>(bias), .y = y.data<T>(),
-                                           .rows = delta.rows(), .width = delta.width(), .dropout = dropout};
-    launch(runtime, "residual forward", {.flops = 2.0 * static_cast<double>(y.count()), .bytes = bytes_of({x, delta, y})},
+    const kernels::ResidualForward<T> args{.x = data_or_null<T>(x),
+                                           .delta = delta.data<T>(),
+                                           .bias = data_or_null<Accumulate<T>>(bias),
+                                           .y = y.data<T>(),
+                                           .rows = delta.rows(),
+                                           .width = delta.width(),
+                                           .dropout = dropout};
+    launch(runtime, "residual forward",
+           {.flops = 2.0 * static_cast<double>(y.count()), .bytes = bytes_of({x, delta, y})},
            [args](kernels::Cpu cpu) { kernels::residual_forward(cpu, args); });
   });
   return y;

@@ -17,8 +17,8 @@ Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& store, DataP
   for (const FlatRange& range : data.updated()) {
     std::vector<kernels::OptimizerSegment> segments;
     for (const ParameterPart& part : parts_in(store, {range}, false))
-      segments.push_back({part.flat_begin - range.begin, part.flat().end - range.begin,
-                          part.parameter->decays ? weight_decay : 0.0f});
+      segments.push_back(
+          {part.flat_begin - range.begin, part.flat().end - range.begin, part.parameter->decays ? weight_decay : 0.0f});
     std::sort(segments.begin(), segments.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
     if (!segments.empty())
       shards_.push_back({range, state_size, ops::to_device(runtime, segments, DType::u8, MemoryKind::optimizer)});
@@ -45,8 +45,10 @@ kernels::StepScalars Optimizer::scalars(std::int64_t step, double rate) const {
   const auto correction = [&](double beta) {
     return static_cast<float>(1.0 / (1.0 - std::pow(beta, static_cast<double>(step))));
   };
-  return {.step = static_cast<std::uint64_t>(step), .rate = static_cast<float>(rate),
-          .bias_correction1 = correction(config_.betas[0]), .bias_correction2 = correction(config_.betas[1])};
+  return {.step = static_cast<std::uint64_t>(step),
+          .rate = static_cast<float>(rate),
+          .bias_correction1 = correction(config_.betas[0]),
+          .bias_correction2 = correction(config_.betas[1])};
 }
 
 std::int64_t Optimizer::state_offset(std::int64_t flat) const {
@@ -65,8 +67,9 @@ Tensor Optimizer::step(Context& context) {
   for (const Shard& shard : shards_) {
     const auto flat = [&](const Tensor& array) { return array.slice_columns(shard.flat.begin, shard.flat.end); };
     const auto state = [&](std::size_t i) {
-      return i < state_.size() ? state_[i].values.slice_columns(shard.state_begin, shard.state_begin + shard.flat.count())
-                               : Tensor{};
+      return i < state_.size()
+                 ? state_[i].values.slice_columns(shard.state_begin, shard.state_begin + shard.flat.count())
+                 : Tensor{};
     };
     const Tensor value = store_.value ? flat(store_.value) : Tensor{};
     if (config_.kind == "adamw")

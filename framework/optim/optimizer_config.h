@@ -8,17 +8,17 @@
 namespace choir {
 
 struct OptimizerConfig {
-  std::string kind = "adamw";                ///< adamw | sgd
-  double rate = 6e-4;                        ///< the highest learning rate
-  std::string schedule = "cosine";           ///< cosine | linear | constant | warmup_stable_decay
-  std::int64_t warmup = 0;                   ///< steps over which the rate rises from 0, linearly
-  std::int64_t decay = 0;                    ///< last steps that decay, for warmup_stable_decay
-  double final_rate = 0.1;                   ///< the last step's rate as a share of the highest
-  std::array<double, 2> betas = {0.9, 0.95}; ///< AdamW
-  double epsilon = 1e-8;                     ///< AdamW
-  double momentum = 0;                       ///< SGD
-  double weight_decay = 0.1;                 ///< on weight matrices and embeddings; never on norms and biases
-  double clip = 1.0;                         ///< the global gradient norm is scaled down to it; 0: never
+  std::string kind = "adamw";                 ///< adamw | sgd
+  double rate = 6e-4;                         ///< the highest learning rate
+  std::string schedule = "cosine";            ///< cosine | linear | constant | warmup_stable_decay
+  std::int64_t warmup = 0;                    ///< steps over which the rate rises from 0, linearly
+  std::int64_t decay = 0;                     ///< last steps that decay, for warmup_stable_decay
+  double final_rate = 0.1;                    ///< the last step's rate as a share of the highest
+  std::array<double, 2> betas = {0.9, 0.95};  ///< AdamW
+  double epsilon = 1e-8;                      ///< AdamW
+  double momentum = 0;                        ///< SGD
+  double weight_decay = 0.1;                  ///< on weight matrices and embeddings; never on norms and biases
+  double clip = 1.0;                          ///< the global gradient norm is scaled down to it; 0: never
 
   bool operator==(const OptimizerConfig&) const = default;
 };

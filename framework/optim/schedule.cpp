@@ -10,7 +10,9 @@ double learning_rate(const OptimizerConfig& c, std::int64_t step, std::int64_t s
   if (step <= c.warmup) return c.rate * static_cast<double>(step) / static_cast<double>(c.warmup);
   // How much of the fall is behind us, 0 to 1.
   const auto share = [&](std::int64_t begin) {
-    return steps <= begin ? 1.0 : std::clamp(static_cast<double>(step - begin) / static_cast<double>(steps - begin), 0.0, 1.0);
+    return steps <= begin
+               ? 1.0
+               : std::clamp(static_cast<double>(step - begin) / static_cast<double>(steps - begin), 0.0, 1.0);
   };
   const double lowest = c.final_rate * c.rate;
   if (c.schedule == "cosine")

@@ -4,8 +4,6 @@
 
 namespace choir {
 
-constexpr std::int64_t bucket_elements = 4 << 20;  // 16 MB of f32: above it Open MPI's all-reduce collapses
-
 std::vector<FlatRange> make_buckets(const std::vector<std::int64_t>& group_begins, std::int64_t size,
                                     std::int64_t target, std::int64_t alignment) {
   std::vector<FlatRange> buckets;
@@ -42,7 +40,8 @@ std::vector<ParameterPart> parts_in(const ParameterStore& store, const std::vect
   return parts;
 }
 
-DataParallel::DataParallel(const ParameterStore& store, const Mesh& mesh, bool zero) : store_(store), zero_(zero) {
+DataParallel::DataParallel(const ParameterStore& store, const Mesh& mesh, bool zero, std::int64_t bucket_elements)
+    : store_(store), zero_(zero) {
   std::vector<std::int64_t> begins;
   for (int group = 0; group < store.groups(); ++group) begins.push_back(store.group_begin(group));
   const int ranks = mesh.data->size(), rank = mesh.data->rank();
@@ -87,8 +86,9 @@ void DataParallel::gather_masters(Context& context) {
   Communicator& axis = *context.mesh.data;
   for (const FlatRange& bucket : buckets_) {
     const FlatRange part = part_of(bucket, axis.size(), axis.rank());
-    axis.all_gather(store_.master.slice_columns(part.begin, part.end), store_.master.slice_columns(bucket.begin, bucket.end),
-                    context.runtime.device.compute(), "updated weights");
+    axis.all_gather(store_.master.slice_columns(part.begin, part.end),
+                    store_.master.slice_columns(bucket.begin, bucket.end), context.runtime.device.compute(),
+                    "updated weights");
   }
 }
 

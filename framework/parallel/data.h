@@ -1,7 +1,7 @@
 // Data parallelism: every data rank holds the same weights and sees other sequences; gradients are summed.
 //
-// Gradients are reduced in buckets cut from the end of the flat gradient array, because backward finishes it from the end:
-// a bucket starts on the communication stream as soon as its last group is final, while backward goes on.
+// Gradients are reduced in buckets cut from the end of the flat gradient array, because backward finishes it from the
+// end: a bucket starts on the communication stream as soon as its last group is final, while backward goes on.
 //
 // ZeRO stage 1 (Rajbhandari et al. 2019, arXiv 1910.02054): each data rank keeps the optimizer state of one equal part
 // of every bucket, gets the summed gradient of that part only, updates it, and the parts are gathered.
@@ -46,10 +46,14 @@ struct ParameterPart {
 /// Where the parameters lie in `ranges`. `owned_only`: without the elements that another tensor rank counts.
 std::vector<ParameterPart> parts_in(const ParameterStore&, const std::vector<FlatRange>& ranges, bool owned_only);
 
+/// Elements of a bucket: 16 MB of f32. Above it Open MPI's all-reduce collapses.
+inline constexpr std::int64_t default_bucket_elements = 4 << 20;
+
 class DataParallel {
  public:
   /// `store` is allocated with bucket_alignment(data ranks) and outlives this.
-  DataParallel(const ParameterStore& store, const Mesh& mesh, bool zero);
+  DataParallel(const ParameterStore& store, const Mesh& mesh, bool zero,
+               std::int64_t bucket_elements = default_bucket_elements);
 
   /// Called by backward when the gradients of `group` and of all later groups are final on this rank.
   void group_final(int group, Context&);

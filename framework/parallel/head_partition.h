@@ -25,17 +25,17 @@ Slice even_slice(std::int64_t total, std::int64_t parts, std::int64_t index);
 Slice even_slice_in_units(std::int64_t total, std::int64_t unit, std::int64_t parts, std::int64_t index);
 
 struct HeadPartition {
-  std::int64_t heads, kv_heads;   ///< kv_heads divides heads
-  std::int64_t ranks;             ///< at most `heads`
+  std::int64_t heads, kv_heads;  ///< kv_heads divides heads
+  std::int64_t ranks;            ///< at most `heads`
 
   std::int64_t group_size() const { return heads / kv_heads; }
   Slice query(std::int64_t rank) const { return even_slice(heads, ranks, rank); }
-  Slice key_value(std::int64_t rank) const;              ///< held here, replicas included
-  Slice owned_key_value(std::int64_t rank) const;        ///< those no lower rank holds
+  Slice key_value(std::int64_t rank) const;        ///< held here, replicas included
+  Slice owned_key_value(std::int64_t rank) const;  ///< those no lower rank holds
   std::int64_t group_offset(std::int64_t rank) const { return query(rank).begin % group_size(); }
-  bool shared(std::int64_t kv_head) const;               ///< held by more than one rank
+  bool shared(std::int64_t kv_head) const;  ///< held by more than one rank
   bool any_shared() const;
-  double imbalance() const;                              ///< largest share of query heads over the mean: 1 is even
+  double imbalance() const;  ///< largest share of query heads over the mean: 1 is even
 
   /// A line for each rank: "rank 1: query heads 3-5 (3), key/value heads 0-1 (replicated: 0)".
   std::string describe() const;

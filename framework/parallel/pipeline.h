@@ -14,8 +14,8 @@ struct Action {
   bool operator==(const Action&) const = default;
 };
 
-/// One forward, one backward (Narayanan et al. 2021, arXiv 2104.04473): stage s runs stages - 1 - s forwards ahead, then
-/// alternates, then drains. Every micro-batch once forward and once backward, both in ascending order.
+/// One forward, one backward (Narayanan et al. 2021, arXiv 2104.04473): stage s runs stages - 1 - s forwards ahead,
+/// then alternates, then drains. Every micro-batch once forward and once backward, both in ascending order.
 std::vector<Action> one_forward_one_backward(int stage, int stages, int micro_batches);
 
 /// The most micro-batches between their forward and their backward: the number of Saved slots that are needed.

@@ -79,7 +79,8 @@ void sum_shared_gradients(const ParameterStore& store, int group, Context& conte
   Communicator& axis = *context.mesh.tensor;
   Runtime& runtime = context.runtime;
   const auto in_group = [&](const Parameter& p) {
-    return p.tensor_sum != TensorSum::none && p.offset() >= store.group_begin(group) && p.offset() < store.group_end(group);
+    return p.tensor_sum != TensorSum::none && p.offset() >= store.group_begin(group) &&
+           p.offset() < store.group_end(group);
   };
   // Whole tensors lie one after another at the same place on every rank; a replicated part lies where it stands in its
   // global tensor, which is the same place too.

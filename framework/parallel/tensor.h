@@ -9,8 +9,8 @@
 //   leave      all-reduce     | reduce-scatter    identity   | all-gather
 //              whole rows     | split rows (sequence)
 //
-// With `sequence`, between leave and enter a rank holds rows_per_rank() of the flattened rows [N]; the last ranks' blocks
-// may reach beyond N: those rows are padding, finite, and their gradients are zero.
+// With `sequence`, between leave and enter a rank holds rows_per_rank() of the flattened rows [N]; the last ranks'
+// blocks may reach beyond N: those rows are padding, finite, and their gradients are zero.
 #pragma once
 
 #include "framework/comm/context.h"
@@ -44,7 +44,8 @@ struct PendingTensor {
   const Tensor& wait(Runtime&) const;
 };
 
-/// Starts the sum over ranks of dx [N, D]; the result has the rows held, [rows held, D]. Overlaps what is computed next.
+/// Starts the sum over ranks of dx [N, D]; the result has the rows held, [rows held, D]. Overlaps what is computed
+/// next.
 PendingTensor enter_backward(const Tensor& dx, Context&, const char* label);
 
 /// partial [N, D] -> the sum over ranks, [rows held, D]

@@ -31,8 +31,9 @@ std::string describe_non_finite(Trainer& trainer) {
   const std::int32_t index = count - largest;
   const std::int32_t size = ranks.size();
   const std::int32_t first_rank = size - ranks.largest(mine == index ? size - ranks.rank() : 0, "non-finite gradient");
-  return "the first bad gradient is that of " + trainer.parameters().parameters()[static_cast<std::size_t>(index)].name +
-         ", on rank " + std::to_string(first_rank);
+  return "the first bad gradient is that of " +
+         trainer.parameters().parameters()[static_cast<std::size_t>(index)].name + ", on rank " +
+         std::to_string(first_rank);
 }
 
 }  // namespace choir

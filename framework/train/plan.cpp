@@ -16,7 +16,9 @@ RankPlan plan_rank(const Config& config, const MeshShape& shape, int rank, int t
   Mesh mesh = make_counting_mesh(rank, shape, device, ring);
   Trainer trainer(config, device, mesh);
   plan.parameters = trainer.parameters().global_count();
-  const ReadSample nothing = [](std::int64_t, std::span<std::int32_t>, std::span<std::int32_t>) { return std::int64_t{0}; };
+  const ReadSample nothing = [](std::int64_t, std::span<std::int32_t>, std::span<std::int32_t>) {
+    return std::int64_t{0};
+  };
   trainer.step(1, nothing);
   device.ledger().enabled = true;
   trainer.step(2, nothing);
@@ -36,7 +38,8 @@ std::string gigabytes(std::int64_t bytes) { return fmt::format("{:.3f} GB", stat
 
 std::int64_t RankPlan::needed_bytes() const {
   std::int64_t bytes = 0;
-  for (const MemoryKind kind : {MemoryKind::parameters, MemoryKind::gradients, MemoryKind::optimizer, MemoryKind::saved})
+  for (const MemoryKind kind :
+       {MemoryKind::parameters, MemoryKind::gradients, MemoryKind::optimizer, MemoryKind::saved})
     bytes += peak.bytes[static_cast<std::size_t>(kind)];
   return bytes;
 }
@@ -57,8 +60,8 @@ Plan make_plan(const Config& config, std::int64_t ranks, int threads) {
 
 std::string describe(const Plan& plan, const Config& config) {
   const MeshShape& s = plan.shape;
-  std::string text = fmt::format("{} parameters on {} ranks: tensor {}, context {}, data {}, pipeline {}\n", plan.parameters,
-                                 s.ranks(), s.tensor, s.context, s.data, s.pipeline);
+  std::string text = fmt::format("{} parameters on {} ranks: tensor {}, context {}, data {}, pipeline {}\n",
+                                 plan.parameters, s.ranks(), s.tensor, s.context, s.data, s.pipeline);
   const HeadPartition heads{config.model.attention.heads, config.model.kv_heads(), s.tensor};
   text += heads.describe() + fmt::format("largest share of heads over the mean: {:.3f}\n", heads.imbalance());
 
@@ -75,7 +78,8 @@ std::string describe(const Plan& plan, const Config& config) {
                       plan.model_flops / 1e12, worst.flops / 1e12);
   text += fmt::format("  {:<22} {:>8} {:>12} {:>12}\n", "operation", "calls", "GFLOP", "GB");
   for (const Ledger::Operation& o : worst.operations)
-    text += fmt::format("  {:<22} {:>8} {:>12.3f} {:>12.3f}\n", o.name, o.calls, o.cost.flops / 1e9, o.cost.bytes / 1e9);
+    text +=
+        fmt::format("  {:<22} {:>8} {:>12.3f} {:>12.3f}\n", o.name, o.calls, o.cost.flops / 1e9, o.cost.bytes / 1e9);
   text += fmt::format("\n  {:<10} {:<16} {:>10} {:>12}\n", "axis", "collective", "messages", "GB");
   for (const Ledger::Traffic& t : worst.traffic)
     text += fmt::format("  {:<10} {:<16} {:>10} {:>12.4f}\n", t.axis, t.verb, t.messages, t.bytes / 1e9);
@@ -94,12 +98,22 @@ std::string to_json(const Plan& plan) {
       operations.push_back({{"name", o.name}, {"calls", o.calls}, {"flops", o.cost.flops}, {"bytes", o.cost.bytes}});
     for (const auto& t : r.traffic)
       traffic.push_back({{"axis", t.axis}, {"verb", t.verb}, {"messages", t.messages}, {"bytes", t.bytes}});
-    ranks.push_back({{"tensor", r.at.tensor}, {"owned_parameters", r.owned_parameters}, {"held_parameters", r.held_parameters},
-                     {"peak_bytes", r.peak.total()}, {"needed_bytes", r.needed_bytes()}, {"memory", memory},
-                     {"flops", r.flops}, {"operations", operations}, {"traffic", traffic}});
+    ranks.push_back({{"tensor", r.at.tensor},
+                     {"owned_parameters", r.owned_parameters},
+                     {"held_parameters", r.held_parameters},
+                     {"peak_bytes", r.peak.total()},
+                     {"needed_bytes", r.needed_bytes()},
+                     {"memory", memory},
+                     {"flops", r.flops},
+                     {"operations", operations},
+                     {"traffic", traffic}});
   }
-  return Json{{"parameters", plan.parameters}, {"ranks", plan.shape.ranks()}, {"model_flops", plan.model_flops},
-              {"positions", ranks}}.dump(2) + "\n";
+  return Json{{"parameters", plan.parameters},
+              {"ranks", plan.shape.ranks()},
+              {"model_flops", plan.model_flops},
+              {"positions", ranks}}
+             .dump(2) +
+         "\n";
 }
 
 }  // namespace choir

@@ -17,19 +17,19 @@ namespace choir {
 struct RankPlan {
   MeshShape::Coordinates at;
   std::int64_t owned_parameters = 0, held_parameters = 0;
-  MemoryUse peak;                                  ///< of the allocator, by kind
+  MemoryUse peak;  ///< of the allocator, by kind
   std::vector<Ledger::Operation> operations;
   std::vector<Ledger::Traffic> traffic;
   double flops = 0;
-  std::int64_t needed_bytes() const;               ///< parameters, gradients, optimizer state and saved activations
+  std::int64_t needed_bytes() const;  ///< parameters, gradients, optimizer state and saved activations
 };
 
 struct Plan {
   MeshShape shape;
-  std::int64_t parameters = 0;                     ///< of the whole model
-  double model_flops = 0;                          ///< of one step, over all ranks
-  std::vector<RankPlan> ranks;                     ///< one for each distinct position: data ranks are alike
-  const RankPlan& worst() const;                   ///< the largest peak
+  std::int64_t parameters = 0;    ///< of the whole model
+  double model_flops = 0;         ///< of one step, over all ranks
+  std::vector<RankPlan> ranks;    ///< one for each distinct position: data ranks are alike
+  const RankPlan& worst() const;  ///< the largest peak
 };
 
 /// `threads` per rank: workspaces depend on it. The configuration is valid for `ranks`.

@@ -1,7 +1,6 @@
 #include "framework/train/progress.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <chrono>
 
@@ -14,10 +13,11 @@ std::string format_duration(double seconds) {
 }
 
 std::string format(const StepReport& r) {
-  const std::string share =
-      r.peak_flops_per_second > 0 ? fmt::format("  {:.0f} % of peak", 100 * r.flops_per_second / r.peak_flops_per_second) : "";
-  return fmt::format("step {}/{}  loss {:.4f}  rate {:.2e}  norm {:.3f}  {:.0f} tok/s{}  {:.2f} GB  {} left", r.step, r.steps,
-                     r.loss, r.rate, r.gradient_norm, r.tokens_per_second, share,
+  const std::string share = r.peak_flops_per_second > 0
+                                ? fmt::format("  {:.0f} % of peak", 100 * r.flops_per_second / r.peak_flops_per_second)
+                                : "";
+  return fmt::format("step {}/{}  loss {:.4f}  rate {:.2e}  norm {:.3f}  {:.0f} tok/s{}  {:.2f} GB  {} left", r.step,
+                     r.steps, r.loss, r.rate, r.gradient_norm, r.tokens_per_second, share,
                      static_cast<double>(r.memory_bytes) / 1e9, format_duration(r.seconds_left));
 }
 
@@ -25,28 +25,28 @@ static double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-Progress::Progress(std::FILE* out, bool shown) : out_(out), shown_(shown), terminal_(isatty(fileno(out)) == 1) {}
+Progress::Progress(std::FILE* out, bool shown, bool live) : out_(out), shown_(shown), live_(live) {}
 
 Progress::~Progress() {
-  if (live_) std::fputc('\n', out_);
+  if (unfinished_) std::fputc('\n', out_);
 }
 
 void Progress::clear_line() {
-  if (live_) std::fputs("\r\033[K", out_);
-  live_ = false;
+  if (unfinished_) std::fputs("\r\033[K", out_);
+  unfinished_ = false;
 }
 
 void Progress::step(const StepReport& report) {
-  constexpr double every_terminal = 0.1, every_plain = 5;  // seconds
+  constexpr double every_live = 0.1, every_plain = 5;  // seconds
   if (!shown_) return;
   const double time = now();
   const bool last = report.step == report.steps;
-  if (!last && time - last_ < (terminal_ ? every_terminal : every_plain)) return;
+  if (!last && time - last_ < (live_ ? every_live : every_plain)) return;
   last_ = time;
   clear_line();
   std::fputs(format(report).c_str(), out_);
-  if (terminal_ && !last)
-    live_ = true;
+  if (live_ && !last)
+    unfinished_ = true;
   else
     std::fputc('\n', out_);
   std::fflush(out_);

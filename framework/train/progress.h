@@ -11,9 +11,9 @@ struct StepReport {
   std::int64_t step = 0, steps = 0;
   double loss = 0, rate = 0, gradient_norm = 0;
   double tokens_per_second = 0;
-  double flops_per_second = 0;   ///< the model's own work, over all ranks
+  double flops_per_second = 0;       ///< the model's own work, over all ranks
   double peak_flops_per_second = 0;  ///< this machine's matrix-product rate over all ranks; 0: not known
-  std::int64_t memory_bytes = 0; ///< the allocator's peak on this rank
+  std::int64_t memory_bytes = 0;     ///< the allocator's peak on this rank
   double seconds_left = 0;
 };
 
@@ -24,8 +24,8 @@ std::string format_duration(double seconds);
 
 class Progress {
  public:
-  /// Writes to `out` where `shown` (rank 0); a live line where `out` is a terminal, else a line every few seconds.
-  Progress(std::FILE* out, bool shown);
+  /// Writes to `out` where `shown` (rank 0); one `live` line for a terminal, else a line every few seconds.
+  Progress(std::FILE* out, bool shown, bool live);
   ~Progress();
 
   void step(const StepReport&);
@@ -35,8 +35,8 @@ class Progress {
  private:
   void clear_line();
   std::FILE* out_;
-  bool shown_, terminal_;
-  bool live_ = false;
+  bool shown_, live_;
+  bool unfinished_ = false;  // the live line is on the terminal, without a line end
   double last_ = 0;
 };
 

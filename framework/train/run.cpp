@@ -35,8 +35,10 @@ class Run {
         mesh_(mesh),
         device_(device),
         file_(config.data.path),
-        sampler_(file_, {.sequence_length = config.model.context, .seed = config.train.seed, .held_out = config.data.held_out}),
-        progress_(stdout, mesh.world->rank() == 0),
+        sampler_(
+            file_,
+            {.sequence_length = config.model.context, .seed = config.train.seed, .held_out = config.data.held_out}),
+        progress_(stdout, mesh.world->rank() == 0, options.live),
         log_(spdlog::basic_logger_mt("rank", options.folder.log(mesh.world->rank()))),
         io_(StreamMode::threaded),
         writer_(options.folder.checkpoints(), config.checkpoint.keep, *mesh.world, device.communicate(), io_),
@@ -96,7 +98,8 @@ std::int64_t Run::start(Trainer& trainer) {
     throw_if_any(check_tokenizer(file_, tokenizer_of(reader).digest(), "the checkpoint " + reader.path()));
     const std::string damage = verify_together(reader.path(), *mesh_.world, device_.communicate());
     if (!damage.empty())
-      throw ConfigError(Problem{.what = "train.from = " + reader.path() + " is damaged: " + damage, .fix = "name another checkpoint"});
+      throw ConfigError(Problem{.what = "train.from = " + reader.path() + " is damaged: " + damage,
+                                .fix = "name another checkpoint"});
     load_weights(trainer, reader);
     say("starting from the weights of " + reader.path());
   }
@@ -116,8 +119,10 @@ std::int64_t Run::resume(Trainer& trainer) {
   throw_if_any(check_resume(config_of(reader), config_));
   const auto digest = reader.state().find("tokens_digest");
   if (digest != reader.state().end() && digest->second != file_.tokens_digest())
-    throw ConfigError(Problem{.what = "data.path = " + config_.data.path + " holds other tokens than the run was started with",
-                              .why = "a resumed run sees the same samples", .fix = "name the token file of the run"});
+    throw ConfigError(
+        Problem{.what = "data.path = " + config_.data.path + " holds other tokens than the run was started with",
+                .why = "a resumed run sees the same samples",
+                .fix = "name the token file of the run"});
   load_all(trainer, reader);
   say(fmt::format("resuming {} after step {}", latest->path, reader.step()));
   last_saved_ = reader.step();
@@ -127,30 +132,41 @@ std::int64_t Run::resume(Trainer& trainer) {
 void Run::describe(Trainer& trainer) {
   const MeshShape& shape = mesh_.shape;
   say(fmt::format("{} parameters; {} rank{}: tensor {}, data {}; {} thread{} a rank; {} micro-batch{} of {} sequences",
-                  trainer.parameters().global_count(), shape.ranks(), shape.ranks() == 1 ? "" : "s", shape.tensor, shape.data,
-                  device_.threads(), device_.threads() == 1 ? "" : "s", trainer.micro_batches(),
+                  trainer.parameters().global_count(), shape.ranks(), shape.ranks() == 1 ? "" : "s", shape.tensor,
+                  shape.data, device_.threads(), device_.threads() == 1 ? "" : "s", trainer.micro_batches(),
                   trainer.micro_batches() == 1 ? "" : "es", trainer.micro_batch()));
   const HeadPartition heads{config_.model.attention.heads, config_.model.kv_heads(), shape.tensor};
   std::string map = heads.describe();
   map.pop_back();
   say(map);
-  if (heads.imbalance() > 1)
-    say(fmt::format("the largest share of heads is {:.2f} times the mean", heads.imbalance()));
+  if (heads.imbalance() > 1) say(fmt::format("the largest share of heads is {:.2f} times the mean", heads.imbalance()));
   say(fmt::format("{}: {} tokens, {} for training ({} windows of {}), {} held-out sequences", config_.data.path,
-                  file_.num_tokens(), sampler_.first_held_out_token(), sampler_.num_train_windows(), config_.model.context,
-                  sampler_.num_evaluation_sequences()));
+                  file_.num_tokens(), sampler_.first_held_out_token(), sampler_.num_train_windows(),
+                  config_.model.context, sampler_.num_evaluation_sequences()));
 }
 
-void Run::report(const StepResult& result, std::int64_t step, double seconds, double run_seconds, std::int64_t steps_done) {
+void Run::report(const StepResult& result, std::int64_t step, double seconds, double run_seconds,
+                 std::int64_t steps_done) {
   const double tokens = static_cast<double>(config_.train.batch * config_.model.context);
   const double flops = model_flops(config_.model, config_.train.batch);
-  progress_.step({.step = step, .steps = config_.train.steps, .loss = result.loss, .rate = result.rate,
-                  .gradient_norm = result.gradient_norm, .tokens_per_second = tokens / seconds,
-                  .flops_per_second = flops / seconds, .memory_bytes = device_.allocator().at_peak().total(),
-                  .seconds_left = run_seconds / static_cast<double>(steps_done) * static_cast<double>(config_.train.steps - step)});
+  progress_.step({.step = step,
+                  .steps = config_.train.steps,
+                  .loss = result.loss,
+                  .rate = result.rate,
+                  .gradient_norm = result.gradient_norm,
+                  .tokens_per_second = tokens / seconds,
+                  .flops_per_second = flops / seconds,
+                  .memory_bytes = device_.allocator().at_peak().total(),
+                  .seconds_left =
+                      run_seconds / static_cast<double>(steps_done) * static_cast<double>(config_.train.steps - step)});
   if (step % config_.train.log_every == 0 || step == config_.train.steps)
-    metric({{"step", step}, {"loss", result.loss}, {"rate", result.rate}, {"gradient_norm", result.gradient_norm},
-            {"tokens_per_second", tokens / seconds}, {"seconds", seconds}, {"tokens", static_cast<double>(step) * tokens}});
+    metric({{"step", step},
+            {"loss", result.loss},
+            {"rate", result.rate},
+            {"gradient_norm", result.gradient_norm},
+            {"tokens_per_second", tokens / seconds},
+            {"seconds", seconds},
+            {"tokens", static_cast<double>(step) * tokens}});
 }
 
 void Run::evaluate(Trainer& trainer, std::int64_t step) {
@@ -159,13 +175,17 @@ void Run::evaluate(Trainer& trainer, std::int64_t step) {
   const std::int64_t wanted = config_.train.evaluate_sequences;
   const std::int64_t samples = wanted > 0 ? std::min(wanted, all) : all;
   // Spread evenly over the held-out text, so that few sequences speak for all of it.
-  const LossSum sum = trainer.evaluate(samples, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-    sampler_.evaluation_sequence(index * all / samples, inputs, targets);
-    return sampler_.target_bytes(targets);
-  });
-  say(fmt::format("step {}: held-out loss {:.4f} nats a token, {:.4f} bits per byte ({} of {} sequences)", step, sum.mean(),
-                  sum.bits_per_byte(), samples, all));
-  metric({{"step", step}, {"held_out_loss", sum.mean()}, {"bits_per_byte", sum.bits_per_byte()}, {"held_out_tokens", sum.tokens}});
+  const LossSum sum = trainer.evaluate(
+      samples, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
+        sampler_.evaluation_sequence(index * all / samples, inputs, targets);
+        return sampler_.target_bytes(targets);
+      });
+  say(fmt::format("step {}: held-out loss {:.4f} nats a token, {:.4f} bits per byte ({} of {} sequences)", step,
+                  sum.mean(), sum.bits_per_byte(), samples, all));
+  metric({{"step", step},
+          {"held_out_loss", sum.mean()},
+          {"bits_per_byte", sum.bits_per_byte()},
+          {"held_out_tokens", sum.tokens}});
 }
 
 void Run::tell(const std::optional<SaveOutcome>& outcome) {
@@ -174,7 +194,8 @@ void Run::tell(const std::optional<SaveOutcome>& outcome) {
     say(fmt::format("saved {}{}{}", outcome->path, outcome->text.empty() ? "" : "; ", outcome->text));
     last_saved_ = outcome->step;
   } else {
-    say(fmt::format("could not save {}: {}\n  the checkpoint before it is whole; training goes on", outcome->path, outcome->text));
+    say(fmt::format("could not save {}: {}\n  the checkpoint before it is whole; training goes on", outcome->path,
+                    outcome->text));
   }
 }
 
@@ -208,16 +229,18 @@ RunEnd Run::train() {
     ++step;
     watchdog_.begin_step();
     const auto step_time = Clock::now();
-    const StepResult result = trainer.step(step, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-      sampler_.train_sequence((step - 1) * config_.train.batch + index, inputs, targets);
-      return std::int64_t{0};
-    });
+    const StepResult result =
+        trainer.step(step, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
+          sampler_.train_sequence((step - 1) * config_.train.batch + index, inputs, targets);
+          return std::int64_t{0};
+        });
     watchdog_.end_step();
     if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
       tell(writer_.finish());
-      say(fmt::format("step {}: the loss is {}, the gradient norm {}; {}\n  why: the run has diverged, or a number overflowed\n"
-                      "  fix: go on from the last checkpoint with a lower optimizer.rate or a longer optimizer.warmup",
-                      step, result.loss, result.gradient_norm, describe_non_finite(trainer)));
+      say(fmt::format(
+          "step {}: the loss is {}, the gradient norm {}; {}\n  why: the run has diverged, or a number overflowed\n"
+          "  fix: go on from the last checkpoint with a lower optimizer.rate or a longer optimizer.warmup",
+          step, result.loss, result.gradient_norm, describe_non_finite(trainer)));
       return RunEnd::failed;
     }
     report(result, step, seconds_since(step_time), seconds_since(start_time), step - first);

@@ -8,8 +8,14 @@ namespace {
 
 Piece piece_of(const ParameterPart& part, const std::string& name, float* data) {
   const Parameter& p = *part.parameter;
-  return {.name = name, .shape = p.shape, .row_begin = p.held.row_begin, .row_end = p.held.row_end,
-          .column_begin = p.held.column_begin, .column_end = p.held.column_end, .begin = part.begin, .end = part.end,
+  return {.name = name,
+          .shape = p.shape,
+          .row_begin = p.held.row_begin,
+          .row_end = p.held.row_end,
+          .column_begin = p.held.column_begin,
+          .column_end = p.held.column_end,
+          .begin = part.begin,
+          .end = part.end,
           .data = data};
 }
 
@@ -124,9 +130,12 @@ void load_all(Trainer& trainer, const CheckpointReader& reader) {
 
 std::vector<Problem> check_resume(const Config& then, const Config& now) {
   static const std::vector<std::string> may_differ = {
-      "parallel.", "checkpoint.", "generate.", "data.path", "data.tokenizer.", "train.folder", "train.steps",
-      "train.device", "train.streams", "train.threads", "train.recompute", "train.timeout", "train.from",
-      "train.evaluate_every", "train.evaluate_sequences", "train.log_every", "train.attention.", "train.emulate_bf16"};
+      "parallel.",       "checkpoint.",          "generate.",
+      "data.path",       "data.tokenizer.",      "train.folder",
+      "train.steps",     "train.device",         "train.streams",
+      "train.threads",   "train.recompute",      "train.timeout",
+      "train.from",      "train.evaluate_every", "train.evaluate_sequences",
+      "train.log_every", "train.attention.",     "train.emulate_bf16"};
   std::vector<Problem> problems;
   for (const Difference& d : differences(then, now))
     if (!begins_with_any(d.key, may_differ))

@@ -1,7 +1,7 @@
 // Between a trainer and its checkpoints: which pieces this rank writes, and which it reads.
 //
-// Tensors of a checkpoint: every parameter under its name (the f32 master), and for each of the optimizer's state arrays
-// "optimizer.<array>.<parameter>". Nothing in them depends on the layout.
+// Tensors of a checkpoint: every parameter under its name (the f32 master), and for each of the optimizer's state
+// arrays "optimizer.<array>.<parameter>". Nothing in them depends on the layout.
 #pragma once
 
 #include <string>
@@ -20,7 +20,8 @@ std::vector<Piece> owned_pieces(Trainer&);
 /// What describes the run besides tensors: configuration, step, what it was trained on, and the tokenizer itself.
 State run_state(const Config&, std::int64_t step, const TokenFile&);
 
-/// The tokenizer and configuration (with "key=value" overrides) of a checkpoint. Throw ConfigError where the checkpoint has none.
+/// The tokenizer and configuration (with "key=value" overrides) of a checkpoint. Throw ConfigError where the checkpoint
+/// has none.
 Tokenizer tokenizer_of(const CheckpointReader&);
 Config config_of(const CheckpointReader&, const std::vector<std::string>& overrides = {});
 

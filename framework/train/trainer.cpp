@@ -20,7 +20,8 @@ TensorShare tensor_share(const Config& config, const Mesh& mesh) {
 
 MeshShape mesh_shape(const Config& config, std::int64_t ranks) {
   const ParallelConfig& p = config.parallel;
-  return {.tensor = static_cast<int>(p.tensor), .context = static_cast<int>(p.context),
+  return {.tensor = static_cast<int>(p.tensor),
+          .context = static_cast<int>(p.context),
           .data = static_cast<int>(ranks / (p.tensor * p.context * p.pipeline)),
           .pipeline = static_cast<int>(p.pipeline)};
 }

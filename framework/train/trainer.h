@@ -20,8 +20,8 @@ namespace choir {
 
 /// Writes sample `index` (of the step's global batch, or of an evaluation) as inputs [T] and targets [T]. Returns the
 /// bytes of text that the targets stand for.
-using ReadSample = std::function<std::int64_t(std::int64_t index, std::span<std::int32_t> inputs,
-                                              std::span<std::int32_t> targets)>;
+using ReadSample =
+    std::function<std::int64_t(std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets)>;
 
 struct StepResult {
   double loss = 0;           ///< mean over the target tokens of the global batch
@@ -31,11 +31,11 @@ struct StepResult {
 
 /// Sums over target tokens, over all ranks.
 struct LossSum {
-  double loss = 0;          ///< nats
+  double loss = 0;  ///< nats
   std::int64_t tokens = 0;
-  std::int64_t bytes = 0;   ///< of text
-  double mean() const { return loss / static_cast<double>(tokens); }                     ///< nats a token
-  double bits_per_byte() const;                                                          ///< comparable across tokenizers
+  std::int64_t bytes = 0;                                             ///< of text
+  double mean() const { return loss / static_cast<double>(tokens); }  ///< nats a token
+  double bits_per_byte() const;                                       ///< comparable across tokenizers
 };
 
 /// Which part of the mesh the configuration asks for; data ranks are what remains. Call validate() first.
@@ -56,7 +56,8 @@ class Trainer {
   /// Returns the squared gradient norm on the device.
   Tensor update();
 
-  /// The losses of samples [0, samples) of `read`, dealt over the data ranks; negative targets do not count. Collective.
+  /// The losses of samples [0, samples) of `read`, dealt over the data ranks; negative targets do not count.
+  /// Collective.
   LossSum evaluate(std::int64_t samples, const ReadSample& read);
 
   const Config& config() const { return config_; }
@@ -68,8 +69,8 @@ class Trainer {
   const DataParallel& data_parallel() const { return *data_parallel_; }
   const Optimizer& optimizer() const { return *optimizer_; }
 
-  std::int64_t micro_batches() const { return micro_batches_; }       ///< a step and data rank
-  std::int64_t micro_batch() const { return micro_batch_; }           ///< sequences in each
+  std::int64_t micro_batches() const { return micro_batches_; }  ///< a step and data rank
+  std::int64_t micro_batch() const { return micro_batch_; }      ///< sequences in each
 
  private:
   struct Batch {

@@ -50,7 +50,8 @@ Outcome run(const Config& config, Device& device, Mesh& mesh) {
   const ReadSample random = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
     const auto vocabulary = static_cast<std::uint64_t>(config.model.vocabulary);
     const auto token = [&](std::size_t i) {
-      return static_cast<std::int32_t>(kernels::philox_word(config.train.seed, static_cast<std::uint64_t>(index), i) % vocabulary);
+      return static_cast<std::int32_t>(kernels::philox_word(config.train.seed, static_cast<std::uint64_t>(index), i) %
+                                       vocabulary);
     };
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       inputs[i] = token(i);
@@ -112,13 +113,15 @@ Config narrowed(const Config& original, std::int64_t ranks) {
 }
 
 double gradient_tolerance(const Config& c) {
-  const std::int64_t longest = std::max({c.train.batch * c.model.context, c.model.vocabulary, c.model.feed_forward_width(),
-                                         c.model.width, c.model.attention.heads * c.model.head_width()});
+  const std::int64_t longest =
+      std::max({c.train.batch * c.model.context, c.model.vocabulary, c.model.feed_forward_width(), c.model.width,
+                c.model.attention.heads * c.model.head_width()});
   return 16.0 * static_cast<double>(c.model.layers + 1) * epsilon_of(c) * std::sqrt(static_cast<double>(longest));
 }
 
 std::vector<Comparison> verify_layout(const Config& config, Device& device, Mesh& mesh, Mesh& alone) {
-  constexpr double adamw_epsilon = 1e-3;  // rounding noise of a gradient that should be zero must not become a full step
+  constexpr double adamw_epsilon =
+      1e-3;  // rounding noise of a gradient that should be zero must not become a full step
   std::vector<Comparison> comparisons;
   for (const std::string kind : {"sgd", "adamw"}) {
     Config c = config;
@@ -138,8 +141,8 @@ std::vector<Comparison> verify_layout(const Config& config, Device& device, Mesh
       comparisons.push_back({what, difference, tolerance});
     };
     if (kind == "sgd") compare("loss", std::abs(asked.loss - reference.loss), relative * std::abs(reference.loss));
-    // Three steps move a weight by sums of up to 1 + 1.9 + 2.71 gradients with momentum 0.9; AdamW divides a gradient by
-    // sqrt(v) + epsilon >= epsilon. The gradients of later steps come from weights that differ by as much: twice.
+    // Three steps move a weight by sums of up to 1 + 1.9 + 2.71 gradients with momentum 0.9; AdamW divides a gradient
+    // by sqrt(v) + epsilon >= epsilon. The gradients of later steps come from weights that differ by as much: twice.
     const double steps = c.optimizer.rate * (kind == "sgd" ? 5.61 : 3 / adamw_epsilon) * 2;
     for (const auto& [name, gradient] : reference.gradients) {
       // The gradient of a key bias is zero without rotary: what is left is rounding, on the scale of the query's.
@@ -148,7 +151,8 @@ std::vector<Comparison> verify_layout(const Config& config, Device& device, Mesh
       const double scale = std::max(largest(gradient), largest(reference.gradients.at(scale_of)));
       if (kind == "sgd")
         compare("gradient of " + name, largest_difference(gradient, asked.gradients.at(name)), relative * scale);
-      compare(name + " after three steps of " + kind, largest_difference(reference.weights.at(name), asked.weights.at(name)),
+      compare(name + " after three steps of " + kind,
+              largest_difference(reference.weights.at(name), asked.weights.at(name)),
               steps * relative * scale + 4 * 0x1p-23 * largest(reference.weights.at(name)));
     }
   }

@@ -18,16 +18,16 @@ namespace choir {
 Config narrowed(const Config&, std::int64_t ranks);
 
 struct Comparison {
-  std::string what;         ///< "gradient of blocks.0.attention.q.weight"
-  double difference = 0;    ///< largest over the elements
+  std::string what;       ///< "gradient of blocks.0.attention.q.weight"
+  double difference = 0;  ///< largest over the elements
   double tolerance = 0;
   bool holds() const { return difference <= tolerance; }  // false for NaN
 };
 
 /// How far two orders of summation may lie apart, relative to a tensor's largest element.
 ///
-/// A gradient goes through about 16 roundings a block, forward and backward, each relative to sums of up to n terms whose
-/// errors add like a random walk: k eps sqrt(n), with k = 16 (layers + 1) and n the longest sum of the model.
+/// A gradient goes through about 16 roundings a block, forward and backward, each relative to sums of up to n terms
+/// whose errors add like a random walk: k eps sqrt(n), with k = 16 (layers + 1) and n the longest sum of the model.
 double gradient_tolerance(const Config&);
 
 /// Collective over `mesh`, whose layout is that of `config` (already narrowed); `alone` is a mesh of this rank only.

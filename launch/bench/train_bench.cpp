@@ -56,11 +56,20 @@ double time_product(Runtime& runtime, const Ledger::Product& p) {
   const Tensor a = runtime.empty({p.m, p.k}, dtype_of<In>), b = runtime.empty({p.k, p.n}, dtype_of<In>);
   const Tensor c = runtime.empty({p.m, p.n}, dtype_of<Out>);
   for (const Tensor& t : {a, b, c}) ops::fill(runtime, t, 0.5f);
-  kernels::Matmul<In, Out> args{.a = a.data<In>(), .b = b.data<In>(), .c = c.data<Out>(), .m = p.m, .n = p.n, .k = p.k,
-                                .a_stride = p.transpose_a ? p.m : p.k, .b_stride = p.transpose_b ? p.k : p.n, .c_stride = p.n,
-                                .transpose_a = p.transpose_a, .transpose_b = p.transpose_b};
+  kernels::Matmul<In, Out> args{.a = a.data<In>(),
+                                .b = b.data<In>(),
+                                .c = c.data<Out>(),
+                                .m = p.m,
+                                .n = p.n,
+                                .k = p.k,
+                                .a_stride = p.transpose_a ? p.m : p.k,
+                                .b_stride = p.transpose_b ? p.k : p.n,
+                                .c_stride = p.n,
+                                .transpose_a = p.transpose_a,
+                                .transpose_b = p.transpose_b};
   const kernels::Cpu cpu = runtime.device.cpu();
-  const Tensor workspace = runtime.empty({std::max<std::int64_t>(64, kernels::matmul_workspace_bytes(cpu, args))}, DType::u8);
+  const Tensor workspace =
+      runtime.empty({std::max<std::int64_t>(64, kernels::matmul_workspace_bytes(cpu, args))}, DType::u8);
   args.workspace = workspace.raw();
   kernels::matmul(cpu, args);
   std::vector<double> times;
@@ -78,10 +87,11 @@ double time_product(Runtime& runtime, const Ledger::Product& p) {
 double gemm_rate(Runtime& runtime, const std::vector<Ledger::Product>& products) {
   double flops = 0, seconds = 0;
   for (const Ledger::Product& p : products) {
-    const double time = !p.bf16_in    ? time_product<float, float>(runtime, p)
+    const double time = !p.bf16_in   ? time_product<float, float>(runtime, p)
                         : p.bf16_out ? time_product<bf16, bf16>(runtime, p)
                                      : time_product<bf16, float>(runtime, p);
-    flops += 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k) * static_cast<double>(p.calls);
+    flops += 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k) *
+             static_cast<double>(p.calls);
     seconds += time * static_cast<double>(p.calls);
   }
   return flops / seconds;
@@ -166,15 +176,20 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
 std::string describe(const TrainBench& b) {
   const auto gb = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
   std::string text;
-  text += fmt::format("step {:.1f} ms (median of {}), {:.0f} tokens/s, loss {:.4f}\n", b.step_seconds * 1e3, b.steps, b.tokens_per_second, b.loss);
+  text += fmt::format("step {:.1f} ms (median of {}), {:.0f} tokens/s, loss {:.4f}\n", b.step_seconds * 1e3, b.steps,
+                      b.tokens_per_second, b.loss);
   text += fmt::format("model {:.2f} GFLOP/s, matrix products alone {:.2f} GFLOP/s at the same shapes: share {:.3f}\n",
                       b.model_flops_per_second / 1e9, b.gemm_flops_per_second / 1e9, b.share_of_gemm);
-  text += fmt::format("memory: resident at most {:.3f} GB ({:.3f} GB before the model); parameters + gradients + optimizer + saved "
-                      "{:.3f} GB: ratio {:.3f}\n",
-                      gb(b.peak_resident_bytes), gb(b.resident_before_bytes), gb(b.needed_bytes), gb(b.peak_resident_bytes) / gb(b.needed_bytes));
-  text += fmt::format("        the allocator's peak {:.4f} GB, planned {:.4f} GB: ratio {:.4f}\n", gb(b.allocator_peak_bytes), gb(b.planned_bytes),
-                      gb(b.allocator_peak_bytes) / gb(b.planned_bytes));
-  text += fmt::format("first step {:.2f} s after the launch; {:.1f} page faults a step\n", b.first_step_seconds, b.page_faults_per_step);
+  text += fmt::format(
+      "memory: resident at most {:.3f} GB ({:.3f} GB before the model); parameters + gradients + optimizer + saved "
+      "{:.3f} GB: ratio {:.3f}\n",
+      gb(b.peak_resident_bytes), gb(b.resident_before_bytes), gb(b.needed_bytes),
+      gb(b.peak_resident_bytes) / gb(b.needed_bytes));
+  text +=
+      fmt::format("        the allocator's peak {:.4f} GB, planned {:.4f} GB: ratio {:.4f}\n",
+                  gb(b.allocator_peak_bytes), gb(b.planned_bytes), gb(b.allocator_peak_bytes) / gb(b.planned_bytes));
+  text += fmt::format("first step {:.2f} s after the launch; {:.1f} page faults a step\n", b.first_step_seconds,
+                      b.page_faults_per_step);
   return text;
 }
 
@@ -183,15 +198,17 @@ std::string describe_profile(const TrainBench& b) {
   for (const Ledger::Operation& o : b.operations) total += o.seconds;
   std::vector<Ledger::Operation> sorted = b.operations;
   std::sort(sorted.begin(), sorted.end(), [](const auto& x, const auto& y) { return x.seconds > y.seconds; });
-  std::string text = fmt::format("{:<22} {:>6} {:>9} {:>7} {:>9} {:>8} {:>14}\n", "operation", "calls", "ms", "share", "GFLOP/s", "GB/s", "least ms");
+  std::string text = fmt::format("{:<22} {:>6} {:>9} {:>7} {:>9} {:>8} {:>14}\n", "operation", "calls", "ms", "share",
+                                 "GFLOP/s", "GB/s", "least ms");
   for (const Ledger::Operation& o : sorted) {
     // Neither faster than the products' own rate nor than memory; what fits in a cache can beat the second.
     const double least = std::max(o.cost.flops / b.gemm_flops_per_second, o.cost.bytes / b.copy_bytes_per_second);
-    text += fmt::format("{:<22} {:>6} {:>9.2f} {:>6.1f}% {:>9.1f} {:>8.2f} {:>14.2f}\n", o.name, o.calls, o.seconds * 1e3,
-                        100 * o.seconds / total, o.cost.flops / o.seconds / 1e9, o.cost.bytes / o.seconds / 1e9, least * 1e3);
+    text += fmt::format("{:<22} {:>6} {:>9.2f} {:>6.1f}% {:>9.1f} {:>8.2f} {:>14.2f}\n", o.name, o.calls,
+                        o.seconds * 1e3, 100 * o.seconds / total, o.cost.flops / o.seconds / 1e9,
+                        o.cost.bytes / o.seconds / 1e9, least * 1e3);
   }
-  text += fmt::format("{:<22} {:>6} {:>9.2f}; the step without timing {:.2f} ms; copy {:.1f} GB/s\n", "total", "", total * 1e3,
-                      b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9);
+  text += fmt::format("{:<22} {:>6} {:>9.2f}; the step without timing {:.2f} ms; copy {:.1f} GB/s\n", "total", "",
+                      total * 1e3, b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9);
   return text;
 }
 

@@ -15,21 +15,21 @@ namespace choir {
 
 struct TrainBench {
   std::int64_t steps = 0;
-  double step_seconds = 0;               ///< median
-  double tokens_per_second = 0;          ///< over all ranks
-  double model_flops_per_second = 0;     ///< over all ranks
-  double gemm_flops_per_second = 0;      ///< matrix products alone, all ranks at once
+  double step_seconds = 0;            ///< median
+  double tokens_per_second = 0;       ///< over all ranks
+  double model_flops_per_second = 0;  ///< over all ranks
+  double gemm_flops_per_second = 0;   ///< matrix products alone, all ranks at once
   double share_of_gemm = 0;
-  std::int64_t peak_resident_bytes = 0;  ///< of this process, as the system counts it
+  std::int64_t peak_resident_bytes = 0;    ///< of this process, as the system counts it
   std::int64_t resident_before_bytes = 0;  ///< of it, before the trainer: the program and its libraries
-  std::int64_t planned_bytes = 0;        ///< the plan's peak for this rank
-  std::int64_t needed_bytes = 0;         ///< of it: parameters, gradients, optimizer state, saved activations
-  std::int64_t allocator_peak_bytes = 0; ///< what the allocator counted
-  double page_faults_per_step = 0;       ///< after the first steps
-  double first_step_seconds = 0;         ///< from the launch of the process to the start of the first step
+  std::int64_t planned_bytes = 0;          ///< the plan's peak for this rank
+  std::int64_t needed_bytes = 0;           ///< of it: parameters, gradients, optimizer state, saved activations
+  std::int64_t allocator_peak_bytes = 0;   ///< what the allocator counted
+  double page_faults_per_step = 0;         ///< after the first steps
+  double first_step_seconds = 0;           ///< from the launch of the process to the start of the first step
   double loss = 0;
   std::vector<Ledger::Operation> operations;  ///< of one step, on this rank, where profiled
-  double copy_bytes_per_second = 0;      ///< read and written by a large copy, for the least possible time
+  double copy_bytes_per_second = 0;           ///< read and written by a large copy, for the least possible time
 };
 
 /// Collective. `steps` are timed after `warm_up` others. `profile` times every operation of further steps.

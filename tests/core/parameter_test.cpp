@@ -101,10 +101,11 @@ TEST_F(Parameters, rounded_values_follow_the_masters_and_in_f32_are_the_masters)
     store.initialize(runtime);
     weight->master.data<float>()[5] = 1.2345678f;
     store.round_values(runtime);
-    if (type == DType::bf16)
+    if (type == DType::bf16) {
       EXPECT_EQ(weight->value.data<bf16>()[5].bits, bf16(1.2345678f).bits);
-    else
+    } else {
       EXPECT_EQ(weight->value.raw(), weight->master.raw());
+    }
   }
 }
 

@@ -25,7 +25,7 @@ struct DoubleRun {
         sequence(split_rows),
         runtime{.device = device, .compute_type = DType::f64},
         decoder(config, TensorShare{mesh.tensor->rank(), mesh.tensor->size(), sequence}, recompute, store),
-        data(allocated(), mesh, zero) {}
+        data(allocated(), mesh, zero, 500) {}  // many buckets
 
   Context context() { return {.runtime = runtime, .mesh = mesh, .sequence = sequence}; }
 

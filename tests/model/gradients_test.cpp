@@ -69,7 +69,7 @@ TEST_P(Gradients, are_finite_differences_of_the_loss) {
       const std::size_t at = random() % count;
       std::fill(direction.begin(), direction.end(), 0.0);
       direction[at] = 1;
-      check(direction, "[" + std::to_string(at) + "]");
+      check(direction, ", element " + std::to_string(at));
     }
   }
   RecordProperty("largest error / bound", std::to_string(worst));

@@ -72,9 +72,10 @@ class OptimizerSteps : public ::testing::Test {
       }
     }
     ASSERT_EQ(optimizer.state().size(), config.kind == "adamw" ? 2u : config.momentum > 0 ? 1u : 0u);
-    if (config.kind == "adamw")
+    if (config.kind == "adamw") {
       EXPECT_NEAR(optimizer.state()[0].values.data<float>()[optimizer.state_offset(bias->offset + 2)],
                   m[static_cast<std::size_t>(bias->offset) + 2], 1e-6);
+    }
   }
 
   CallRing ring;

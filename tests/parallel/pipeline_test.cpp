@@ -25,10 +25,7 @@ TEST(Pipeline, every_schedule_is_complete_ordered_executable_and_within_its_memo
         schedules.push_back(one_forward_one_backward(stage, stages, micro_batches));
         int forwards = 0, backwards = 0;
         for (const Action& action : schedules.back()) {
-          if (action.kind == Kind::forward)
-            ASSERT_EQ(action.micro_batch, forwards++);
-          else
-            ASSERT_EQ(action.micro_batch, backwards++);
+          ASSERT_EQ(action.micro_batch, (action.kind == Kind::forward ? forwards : backwards)++);
           ASSERT_LE(backwards, forwards) << "a backward before its forward";
         }
         ASSERT_EQ(forwards, micro_batches);

@@ -29,8 +29,8 @@ inline std::int64_t global_index(const Parameter& p, std::int64_t i) {
   return (p.held.row_begin + i / columns) * width + p.held.column_begin + i % columns;
 }
 
-/// All parameters' elements of `flat` (store.gradient or store.master) on every rank, each from the one rank that counts
-/// it. Fails where an element is counted by no rank or by several. Collective.
+/// All parameters' elements of `flat` (store.gradient or store.master) on every rank, each from the one rank that
+/// counts it. Fails where an element is counted by no rank or by several. Collective.
 inline Tensors gather(const ParameterStore& store, const Tensor& flat, const DataParallel& data, Context& context) {
   Runtime& runtime = context.runtime;
   runtime.device.synchronize();
@@ -63,8 +63,7 @@ inline Tensors gather(const ParameterStore& store, const Tensor& flat, const Dat
 }
 
 /// Every rank that holds an element, as its owner or as a replica, has these very bits.
-inline void expect_held_equal(const ParameterStore& store, const Tensor& flat, const Tensors& whole,
-                              const char* what) {
+inline void expect_held_equal(const ParameterStore& store, const Tensor& flat, const Tensors& whole, const char* what) {
   for (const Parameter& p : store.parameters()) {
     const std::vector<double>& global = whole.at(p.name);
     for (std::int64_t i = 0; i < p.held.count(); ++i)

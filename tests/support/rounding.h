@@ -8,8 +8,8 @@
 //
 // k counts the steps of the longest way. Forward through a block there are 13: norm, qkv, rotary, scores, softmax, mix,
 // out, residual, norm, up, activation, down, residual. Backward meets each twice: in the gradient that flows through it
-// and in the saved value that it is multiplied by. Around the blocks there are embedding, position, final norm and head,
-// forward and back. n is the largest of the widths and of the rows of the global batch.
+// and in the saved value that it is multiplied by. Around the blocks there are embedding, position, final norm and
+// head, forward and back. n is the largest of the widths and of the rows of the global batch.
 //
 // In bf16 runs sums are f32 and only their results are rounded to bf16: n = 1, u = 2^-8.
 #pragma once

