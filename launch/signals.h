@@ -1,6 +1,7 @@
 // Signals: remembered, and acted on at the next step boundary.
 //
-// SIGUSR1 and SIGTERM ask to save and be requeued, SIGINT to save and end. A second one ends at once.
+// SIGUSR1 and SIGTERM ask to save and be requeued, SIGINT to save and end. A second one ends at once. A file that grows
+// beyond its limit is an error of the write, as a full disk is, and no signal.
 #pragma once
 
 #include "framework/train/run.h"

@@ -18,7 +18,7 @@ std::int64_t OutputHead::chunk_rows(std::int64_t rows, std::int64_t columns) {
   constexpr std::int64_t elements = 4 << 20;
   const std::int64_t chunks = std::max<std::int64_t>(1, (rows * columns + elements - 1) / elements);
   const std::int64_t even = (rows + chunks - 1) / chunks;
-  return std::min(rows, std::max<std::int64_t>(64, (even + 15) / 16 * 16));  // 64 rows keep the products efficient
+  return std::min(rows, std::max<std::int64_t>(256, (even + 15) / 16 * 16));  // fewer rows slow the weight gradient
 }
 
 Tensor OutputHead::loss(const Tensor& x, const Tensor& targets, const Tensor& loss_sum, double scale, bool gradient,

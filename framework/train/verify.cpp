@@ -92,6 +92,7 @@ double epsilon_of(const Config& config) { return config.train.precision == "bf16
 
 Config narrowed(const Config& original, std::int64_t ranks) {
   Config c = original;
+  c.data = {};  // random tokens
   const std::int64_t tensor = c.parallel.tensor, unit = 8 * tensor;
   c.model.layers = std::min<std::int64_t>(c.model.layers, 2);
   c.model.attention.head_width = 8;

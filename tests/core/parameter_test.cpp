@@ -15,20 +15,28 @@ constexpr Initial initial = {0.5f, 0.1f};
 class Parameters : public ::testing::Test {
  protected:
   /// The start values of a region of tensor "w" [37, 29], as doubles.
-  std::vector<double> start_values(const Region& held, DType type, std::uint64_t seed = 7, const std::string& name = "w") {
+  std::vector<double> start_values(const Region& held, DType type, std::uint64_t seed = 7,
+                                   const std::string& name = "w") {
     Runtime runtime{.device = device, .seed = seed, .compute_type = type};
     ParameterStore store;
     store.begin_group();
     Weight* weight = store.add_weight(held.rows() + 3, held.columns(), true);  // rows below it are padding
-    store.add({.name = name, .shape = {rows, columns}, .held = held, .owned_end = held.rows(), .initial = initial, .weight = weight});
+    store.add({.name = name,
+               .shape = {rows, columns},
+               .held = held,
+               .owned_end = held.rows(),
+               .initial = initial,
+               .weight = weight});
     store.allocate(runtime, 16);
     store.initialize(runtime);
     const Tensor& master = weight->master;
     EXPECT_EQ(master.dtype(), accumulate_type(type));
     std::vector<double> values;
     for (std::int64_t i = 0; i < master.count(); ++i)
-      values.push_back(master.dtype() == DType::f64 ? master.data<double>()[i] : static_cast<double>(master.data<float>()[i]));
-    for (std::int64_t i = held.count(); i < master.count(); ++i) EXPECT_EQ(values[static_cast<std::size_t>(i)], 0) << "padding";
+      values.push_back(master.dtype() == DType::f64 ? master.data<double>()[i]
+                                                    : static_cast<double>(master.data<float>()[i]));
+    for (std::int64_t i = held.count(); i < master.count(); ++i)
+      EXPECT_EQ(values[static_cast<std::size_t>(i)], 0) << "padding";
     values.resize(static_cast<std::size_t>(held.count()));
     return values;
   }
@@ -38,8 +46,10 @@ class Parameters : public ::testing::Test {
 TEST_F(Parameters, start_values_are_the_same_in_any_slice_and_type) {
   for (const DType type : {DType::f32, DType::bf16, DType::f64}) {
     const auto whole = start_values({0, rows, 0, columns}, type);
-    EXPECT_EQ(whole, start_values({0, rows, 0, columns}, DType::f32)) << "masters do not depend on the precision of the run";
-    for (const Region held : {Region{5, 18, 0, columns}, Region{0, rows, 3, 11}, Region{36, 37, 28, 29}, Region{4, 9, 7, 28}}) {
+    EXPECT_EQ(whole, start_values({0, rows, 0, columns}, DType::f32))
+        << "masters do not depend on the precision of the run";
+    for (const Region held :
+         {Region{5, 18, 0, columns}, Region{0, rows, 3, 11}, Region{36, 37, 28, 29}, Region{4, 9, 7, 28}}) {
       const auto part = start_values(held, type);
       for (std::int64_t r = 0; r < held.rows(); ++r)
         for (std::int64_t c = 0; c < held.columns(); ++c)
@@ -96,7 +106,8 @@ TEST_F(Parameters, rounded_values_follow_the_masters_and_in_f32_are_the_masters)
     ParameterStore store;
     store.begin_group();
     Weight* weight = store.add_weight(4, 4, true);
-    store.add({.name = "w", .shape = {4, 4}, .held = {0, 4, 0, 4}, .owned_end = 4, .initial = initial, .weight = weight});
+    store.add(
+        {.name = "w", .shape = {4, 4}, .held = {0, 4, 0, 4}, .owned_end = 4, .initial = initial, .weight = weight});
     store.allocate(runtime, 16);
     store.initialize(runtime);
     weight->master.data<float>()[5] = 1.2345678f;
@@ -115,7 +126,13 @@ TEST_F(Parameters, counts_and_slices_of_named_parts_of_one_buffer) {
   store.begin_group();
   Weight* qkv = store.add_weight(8, 6, true);
   store.add({.name = "q", .shape = {10, 6}, .held = {2, 6, 0, 6}, .owned_end = 4, .weight = qkv});
-  store.add({.name = "k", .shape = {6, 6}, .held = {0, 4, 0, 6}, .owned_begin = 1, .owned_end = 4, .weight = qkv, .first_row = 4});
+  store.add({.name = "k",
+             .shape = {6, 6},
+             .held = {0, 4, 0, 6},
+             .owned_begin = 1,
+             .owned_end = 4,
+             .weight = qkv,
+             .first_row = 4});
   store.allocate(runtime, 16, true);
   EXPECT_EQ(store.owned_count(), 4 * 6 + 3 * 6);
   EXPECT_EQ(store.global_count(), 10 * 6 + 6 * 6);

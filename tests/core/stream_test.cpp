@@ -97,7 +97,9 @@ TEST_P(Streams, the_destructor_runs_what_is_enqueued) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Modes, Streams, ::testing::Values(StreamMode::immediate, StreamMode::threaded),
-                         [](const auto& instance) { return instance.param == StreamMode::immediate ? "immediate" : "threaded"; });
+                         [](const auto& instance) {
+                           return instance.param == StreamMode::immediate ? "immediate" : "threaded";
+                         });
 
 TEST(ImmediateStream, runs_in_the_caller_before_enqueue_returns) {
   Stream stream(StreamMode::immediate);

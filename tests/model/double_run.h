@@ -46,7 +46,8 @@ struct DoubleRun {
       std::vector<std::int32_t> ids(static_cast<std::size_t>(here.rows())), targets(ids.size());
       for (std::int64_t s = 0; s < micro_batch; ++s) {
         const auto at = static_cast<std::size_t>(s * length), count = static_cast<std::size_t>(length);
-        random_sample(model.vocabulary, begin + s, std::span(ids).subspan(at, count), std::span(targets).subspan(at, count));
+        random_sample(model.vocabulary, begin + s, std::span(ids).subspan(at, count),
+                      std::span(targets).subspan(at, count));
       }
       Decoder::Saved saved;
       decoder.forward(ops::to_device(runtime, ids, DType::i32), ops::to_device(runtime, targets, DType::i32), loss_sum,
@@ -109,7 +110,8 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
     if (pieces.size() > 1) pieces.erase(pieces.begin());
     const std::vector<std::int32_t> piece(ids.begin() + position, ids.begin() + position + count);
     context.length = count;
-    const Tensor result = run.decoder.generate(ops::to_device(run.runtime, piece, DType::i32), position, caches, context);
+    const Tensor result =
+        run.decoder.generate(ops::to_device(run.runtime, piece, DType::i32), position, caches, context);
     ops::download(run.runtime, result, logits.data());
     double sum = 0;
     for (const double logit : logits) sum += std::exp(logit);

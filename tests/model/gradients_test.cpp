@@ -82,7 +82,8 @@ TEST_P(Gradients, accumulate_over_micro_batches) {
   for (const std::int64_t micro_batch : {1, 2, 3}) {
     EXPECT_NEAR(run.loss(6, micro_batch, true), whole_loss, 1e-13 * whole_loss);
     expect_close(
-        run.gradients(), whole, [&](const std::string& name) { return 1e-12 * gradient_scale(whole, name) + 1e-15; }, "gradient");
+        run.gradients(), whole, [&](const std::string& name) { return 1e-12 * gradient_scale(whole, name) + 1e-15; },
+        "gradient");
   }
 }
 
@@ -112,7 +113,8 @@ TEST_P(Gradients, generation_gives_the_probabilities_that_training_saw) {
   const double tail = generated_loss(run, 0, {3, 1});
   EXPECT_LT(tail, trained);
   double first_two = 0;
-  for (std::int64_t n = 1; n <= 2; ++n) first_two += generated_loss(run, 0, {n, length}) - generated_loss(run, 0, {length});
+  for (std::int64_t n = 1; n <= 2; ++n)
+    first_two += generated_loss(run, 0, {n, length}) - generated_loss(run, 0, {length});
   EXPECT_NEAR(first_two + tail, trained, 1e-12 * trained) << "with a prompt";
 }
 

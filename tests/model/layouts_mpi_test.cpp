@@ -27,7 +27,8 @@ std::vector<Split> splits() {
       {.name = "data", .shape = {.data = ranks}},
       {.name = "data, zero", .shape = {.data = ranks}, .zero = true},
   };
-  if (ranks == 4) all.push_back({.name = "tensor 2, data 2", .shape = {.tensor = 2, .data = 2}, .sequence = true, .zero = true});
+  if (ranks == 4)
+    all.push_back({.name = "tensor 2, data 2", .shape = {.tensor = 2, .data = 2}, .sequence = true, .zero = true});
   return all;
 }
 
@@ -49,7 +50,8 @@ TEST_P(Layouts, gradients_in_double_are_those_of_one_rank) {
     DoubleRun run(model, device, mesh, split.sequence, split.recompute, split.zero);
     EXPECT_NEAR(run.loss(batch, split.micro_batch, true), loss, bound * loss);
     const double worst = expect_close(
-        run.gradients(), gradients, [&](const std::string& name) { return bound * gradient_scale(gradients, name); }, "gradient");
+        run.gradients(), gradients, [&](const std::string& name) { return bound * gradient_scale(gradients, name); },
+        "gradient");
     RecordProperty(split.name + ": error / bound", std::to_string(worst));
   }
 }

@@ -13,13 +13,21 @@ namespace {
 
 class OptimizerSteps : public ::testing::Test {
  protected:
-  OptimizerSteps() : device(DeviceKind::cpu, 1), mesh(make_counting_mesh(0, {}, device, ring)), runtime{.device = device} {
+  OptimizerSteps()
+      : device(DeviceKind::cpu, 1), mesh(make_counting_mesh(0, {}, device, ring)), runtime{.device = device} {
     runtime.scalars = runtime.empty({sizeof(kernels::StepScalars)}, DType::u8);
     store.begin_group();
     matrix = store.add_weight(5, 7, true);  // its last row is padding
-    store.add({.name = "w", .shape = {4, 7}, .held = {0, 4, 0, 7}, .owned_end = 4, .initial = {0, 1}, .weight = matrix});
+    store.add(
+        {.name = "w", .shape = {4, 7}, .held = {0, 4, 0, 7}, .owned_end = 4, .initial = {0, 1}, .weight = matrix});
     bias = store.add_weight(7, 1, false);
-    store.add({.name = "b", .shape = {7}, .held = {0, 7, 0, 1}, .owned_end = 7, .initial = {1, 0.1f}, .decays = false, .weight = bias});
+    store.add({.name = "b",
+               .shape = {7},
+               .held = {0, 7, 0, 1},
+               .owned_end = 7,
+               .initial = {1, 0.1f},
+               .decays = false,
+               .weight = bias});
     store.allocate(runtime, bucket_alignment(1));
     store.initialize(runtime);
   }
@@ -34,7 +42,8 @@ class OptimizerSteps : public ::testing::Test {
     for (std::size_t i = 0; i < size; ++i) weight[i] = store.master.data<float>()[i];
     for (std::size_t i = 0; i < 28; ++i) decay[i] = static_cast<float>(config.weight_decay);
     const auto is_parameter = [&](std::size_t i) {
-      return i < 28 || (static_cast<std::int64_t>(i) >= bias->offset && static_cast<std::int64_t>(i) < bias->offset + 7);
+      return i < 28 ||
+             (static_cast<std::int64_t>(i) >= bias->offset && static_cast<std::int64_t>(i) < bias->offset + 7);
     };
 
     for (int step = 1; step <= 5; ++step) {
@@ -61,14 +70,16 @@ class OptimizerSteps : public ::testing::Test {
         if (config.kind == "adamw") {
           m[i] = config.betas[0] * m[i] + (1 - config.betas[0]) * g;
           v[i] = config.betas[1] * v[i] + (1 - config.betas[1]) * g * g;
-          const double m_hat = m[i] / (1 - std::pow(config.betas[0], step)), v_hat = v[i] / (1 - std::pow(config.betas[1], step));
+          const double m_hat = m[i] / (1 - std::pow(config.betas[0], step)),
+                       v_hat = v[i] / (1 - std::pow(config.betas[1], step));
           weight[i] -= rate * (decay[i] * weight[i] + m_hat / (std::sqrt(v_hat) + config.epsilon));
         } else {
           m[i] = config.momentum * m[i] + g;
           weight[i] -= rate * (decay[i] * weight[i] + m[i]);
         }
         // A dozen roundings a step of a weight, and of an update that is no larger than rate * (1 + ...) < 1.
-        ASSERT_NEAR(store.master.data<float>()[i], weight[i], 12 * step * 0x1p-24 * (1 + std::abs(weight[i]))) << i << ", step " << step;
+        ASSERT_NEAR(store.master.data<float>()[i], weight[i], 12 * step * 0x1p-24 * (1 + std::abs(weight[i])))
+            << i << ", step " << step;
       }
     }
     ASSERT_EQ(optimizer.state().size(), config.kind == "adamw" ? 2u : config.momentum > 0 ? 1u : 0u);
@@ -88,10 +99,14 @@ class OptimizerSteps : public ::testing::Test {
 };
 
 TEST_F(OptimizerSteps, adamw) { expect_steps({.kind = "adamw", .weight_decay = 0.1, .clip = 0}); }
-TEST_F(OptimizerSteps, adamw_clipped) { expect_steps({.kind = "adamw", .epsilon = 1e-3, .weight_decay = 0.3, .clip = 0.5}); }
+TEST_F(OptimizerSteps, adamw_clipped) {
+  expect_steps({.kind = "adamw", .epsilon = 1e-3, .weight_decay = 0.3, .clip = 0.5});
+}
 TEST_F(OptimizerSteps, clip_above_the_norm_does_nothing) { expect_steps({.kind = "adamw", .clip = 1000}); }
 TEST_F(OptimizerSteps, sgd) { expect_steps({.kind = "sgd", .weight_decay = 0, .clip = 0}); }
-TEST_F(OptimizerSteps, sgd_with_momentum_decay_and_clip) { expect_steps({.kind = "sgd", .momentum = 0.9, .weight_decay = 0.2, .clip = 1}); }
+TEST_F(OptimizerSteps, sgd_with_momentum_decay_and_clip) {
+  expect_steps({.kind = "sgd", .momentum = 0.9, .weight_decay = 0.2, .clip = 1});
+}
 
 }  // namespace
 }  // namespace choir::tests

@@ -25,7 +25,8 @@ TEST(Schedule, falls_by_formula) {
   constexpr std::int64_t warmup = 20, decay = 30, steps = 100;
   for (std::int64_t step = warmup; step <= steps; ++step) {
     const double share = static_cast<double>(step - warmup) / static_cast<double>(steps - warmup);
-    const double stable = step <= steps - decay ? 0 : static_cast<double>(step - (steps - decay)) / static_cast<double>(decay);
+    const double stable =
+        step <= steps - decay ? 0 : static_cast<double>(step - (steps - decay)) / static_cast<double>(decay);
     const auto at = [&](const char* kind) { return learning_rate(config(kind, warmup, decay), step, steps); };
     const auto between = [](double fall) { return rate * (1 - (1 - final_rate) * fall); };
     EXPECT_NEAR(at("cosine"), between((1 - std::cos(std::numbers::pi * share)) / 2), 1e-15 * rate + 1e-19);

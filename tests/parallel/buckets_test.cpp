@@ -64,7 +64,13 @@ TEST(Parts, are_the_runs_of_each_parameter_in_the_ranges) {
   store.begin_group();
   Weight* matrix = store.add_weight(6, 10, true);  // [0, 60)
   store.add({.name = "q", .shape = {4, 10}, .held = {0, 4, 0, 10}, .owned_end = 4, .weight = matrix});
-  store.add({.name = "k", .shape = {4, 10}, .held = {2, 4, 0, 10}, .owned_begin = 1, .owned_end = 2, .weight = matrix, .first_row = 4});
+  store.add({.name = "k",
+             .shape = {4, 10},
+             .held = {2, 4, 0, 10},
+             .owned_begin = 1,
+             .owned_end = 2,
+             .weight = matrix,
+             .first_row = 4});
   Weight* vector = store.add_weight(5, 1, false);  // [64, 69)
   store.add({.name = "bias", .shape = {5}, .held = {0, 5, 0, 1}, .owned_end = 0, .weight = vector});
   store.allocate(runtime, 16);

@@ -37,7 +37,8 @@ TEST(HeadPartition, every_partition_up_to_32_heads) {
   for (std::int64_t heads = 1; heads <= 32; ++heads)
     for (std::int64_t kv_heads = 1; kv_heads <= heads; ++kv_heads)
       for (std::int64_t ranks = 1; heads % kv_heads == 0 && ranks <= heads; ++ranks) {
-        SCOPED_TRACE(std::to_string(heads) + " heads, " + std::to_string(kv_heads) + " key/value, " + std::to_string(ranks) + " ranks");
+        SCOPED_TRACE(std::to_string(heads) + " heads, " + std::to_string(kv_heads) + " key/value, " +
+                     std::to_string(ranks) + " ranks");
         const HeadPartition p{.heads = heads, .kv_heads = kv_heads, .ranks = ranks};
         std::int64_t next = 0, least = heads, most = 0;
         std::vector<int> owners(static_cast<std::size_t>(kv_heads)), holders(owners);

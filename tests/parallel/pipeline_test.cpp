@@ -41,7 +41,8 @@ TEST(Pipeline, every_schedule_is_complete_ordered_executable_and_within_its_memo
         for (std::size_t s = 0; s < at.size(); ++s) {
           if (at[s] == schedules[s].size()) continue;
           const auto [kind, m] = schedules[s][at[s]];
-          const bool ready = kind == Kind::forward ? s == 0 || forwards[s - 1] > m : s + 1 == at.size() || backwards[s + 1] > m;
+          const bool ready =
+              kind == Kind::forward ? s == 0 || forwards[s - 1] > m : s + 1 == at.size() || backwards[s + 1] > m;
           if (!ready) continue;
           ++(kind == Kind::forward ? forwards : backwards)[s];
           ++at[s];

@@ -1,10 +1,10 @@
 // Golden losses: the first 50 losses of a small model, as they were when written down. What changes them changed the
 // model, the start values, the random numbers or the arithmetic; a refactoring does not.
 //
-// Bound: every loss within the bound of losses in tests/support/rounding.h, for its own arithmetic, plus as much again
-// for what 50 steps add: with AdamW at this rate and epsilon the distance between two runs that only round differently
-// stays of the size of the first steps' (the parity test sees it shrink where the loss falls). It is below the 1e-5
-// that the design allows after 20 steps of any layout.
+// Bound: another number of ranks or another instruction set adds in another order, which moves a loss by
+// 4 sqrt(2 k n / 3) u = 2e-5 at most (tests/support/rounding.h), and AdamW with an epsilon far above the gradients'
+// noise does not let the distance grow. The design promises 1e-5, which is the smaller one. The largest distance is
+// recorded.
 //
 // A loss that is meant to change: copy the new ones from the failure's message into golden_losses.txt.
 #include <gtest/gtest.h>
@@ -35,8 +35,13 @@ TEST(Golden, the_first_50_losses_are_those_written_down) {
     std::ostringstream text;
     for (const double loss : losses) text << std::setprecision(9) << loss << '\n';
     ASSERT_EQ(golden.size(), losses.size()) << "new losses:\n" << text.str();
+    double largest_distance = 0;
     for (std::size_t s = 0; s < losses.size(); ++s)
-      ASSERT_NEAR(losses[s], golden[s], 1e-5 * golden[s]) << layout.name << ", step " << s + 1 << "; new losses:\n" << text.str();
+      largest_distance = std::max(largest_distance, std::abs(losses[s] - golden[s]) / golden[s]);
+    RecordProperty(layout.name + ": largest distance", std::to_string(1e9 * largest_distance) + "e-9");
+    for (std::size_t s = 0; s < losses.size(); ++s)
+      ASSERT_NEAR(losses[s], golden[s], 1e-5 * golden[s]) << layout.name << ", step " << s + 1 << "; new losses:\n"
+                                                          << text.str();
   }
 }
 

@@ -1,9 +1,9 @@
 // Layout parity: every layout computes what one rank computes. One rank runs in the same process, on MPI_COMM_SELF.
 //
 // Gradients: within 4 sqrt(2 k n) u of the tensor's largest element (tests/support/rounding.h says what k and n are).
-// Parameters after three steps: an error d of a gradient moves a parameter by rate * d in its own step, and then, as the
-// weights are different ones, also the gradients of the next steps. Where training is stable, rate * curvature < 1, so
-// that an error at most doubles in a step: (1 + 2 + 4) rate d after three, and one rounding of the weight in each.
+// Parameters after three steps: an error d of a gradient moves a parameter by rate * d in its own step, and then, as
+// the weights are different ones, also the gradients of the next steps. Where training is stable, rate * curvature < 1,
+// so that an error at most doubles in a step: (1 + 2 + 4) rate d after three, and one rounding of the weight in each.
 // AdamW divides by sqrt(v) + epsilon >= epsilon, and its quotient moves by at most 2 d / epsilon (once through m, once
 // through v); weight decay only shrinks.
 //
@@ -49,8 +49,10 @@ TEST_P(Parity, gradients_and_sgd_and_adamw_steps_are_those_of_one_rank) {
       run.trainer.compute_gradients(1, read_random(model));
       const Tensors actual = run.gradients();
       worst_gradient = expect_close(
-          actual, gradients, [&](const std::string& name) { return bound * gradient_scale(gradients, name); }, "gradient");
-      if (layout.zero == 0) expect_held_equal(run.trainer.parameters(), run.trainer.parameters().gradient, actual, "gradient");
+          actual, gradients, [&](const std::string& name) { return bound * gradient_scale(gradients, name); },
+          "gradient");
+      if (layout.zero == 0)
+        expect_held_equal(run.trainer.parameters(), run.trainer.parameters().gradient, actual, "gradient");
       for (std::int64_t s = 0; s < 3; ++s) {
         const double loss = run.trainer.step(s + 1, read_random(model, s)).loss;
         EXPECT_NEAR(loss, losses[s], losses[s] * loss_bound(model, rows, DType::f32)) << "step " << s + 1;
@@ -146,11 +148,12 @@ TEST_P(Parity, evaluation_counts_every_target_once) {
     const LossSum sum = run.trainer.evaluate(samples, read);
     EXPECT_EQ(sum.tokens, alone.tokens) << layout.name;
     EXPECT_EQ(sum.bytes, alone.bytes) << layout.name;
-    EXPECT_NEAR(sum.loss, alone.loss, alone.loss * loss_bound(model, samples * model.context, DType::f32)) << layout.name;
+    EXPECT_NEAR(sum.loss, alone.loss, alone.loss * loss_bound(model, samples * model.context, DType::f32))
+        << layout.name;
   }
 }
 
-TEST_P(Parity, bf16_gradients_are_those_of_one_rank) {
+TEST_P(Parity, bf16_gradients_are_those_of_one_rank_and_values_are_rounded_masters) {
   const ModelConfig model = GetParam().config;
   const std::int64_t rows = batch * model.context;
   const double bound = gradient_bound(model, rows, DType::bf16);
@@ -167,6 +170,14 @@ TEST_P(Parity, bf16_gradients_are_those_of_one_rank) {
         run.gradients(), gradients, [&](const std::string& name) { return bound * gradient_scale(gradients, name); },
         "bf16 gradient");
     record(layout, "bf16 gradient", worst);
+
+    for (std::int64_t s = 0; s < 2; ++s) run.trainer.step(s + 1, read_random(model, s));
+    const ParameterStore& store = run.trainer.parameters();
+    expect_held_equal(store, store.master, run.masters(), "parameter");
+    for (const Parameter& p : store.parameters())
+      for (std::int64_t i = 0; p.weight->matrix && i < p.held.count(); ++i)
+        ASSERT_EQ(store.value.data<bf16>()[p.offset() + i].bits, bf16(store.master.data<float>()[p.offset() + i]).bits)
+            << p.name << ": the value is not the rounded master, element " << i;
   }
 }
 

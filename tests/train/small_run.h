@@ -47,7 +47,11 @@ inline std::vector<Layout> layouts(int ranks) {
   std::vector<Layout> all = {
       {.name = "tensor", .tensor = ranks},
       {.name = "tensor, sequence", .tensor = ranks, .sequence = true},
-      {.name = "tensor, sequence, micro-batch 1, recompute", .tensor = ranks, .sequence = true, .micro_batch = 1, .recompute = true},
+      {.name = "tensor, sequence, micro-batch 1, recompute",
+       .tensor = ranks,
+       .sequence = true,
+       .micro_batch = 1,
+       .recompute = true},
       {.name = "tensor, micro-batch 4", .tensor = ranks, .micro_batch = 4},
       {.name = "data", .data = ranks},
       {.name = "data, micro-batch 1", .data = ranks, .micro_batch = 1},
@@ -55,8 +59,13 @@ inline std::vector<Layout> layouts(int ranks) {
   };
   if (ranks == 4) {
     all.push_back({.name = "tensor 2, data 2", .tensor = 2, .data = 2});
-    all.push_back({.name = "tensor 2, data 2, sequence, micro-batch 1", .tensor = 2, .data = 2, .sequence = true, .micro_batch = 1});
-    all.push_back({.name = "tensor 2, data 2, zero 1, micro-batch 3", .tensor = 2, .data = 2, .zero = 1, .micro_batch = 3});
+    all.push_back({.name = "tensor 2, data 2, sequence, micro-batch 1",
+                   .tensor = 2,
+                   .data = 2,
+                   .sequence = true,
+                   .micro_batch = 1});
+    all.push_back(
+        {.name = "tensor 2, data 2, zero 1, micro-batch 3", .tensor = 2, .data = 2, .zero = 1, .micro_batch = 3});
     all.push_back({.name = "tensor 2, data 2, sequence, zero 1", .tensor = 2, .data = 2, .sequence = true, .zero = 1});
   }
   return all;
@@ -96,7 +105,9 @@ inline ReadSample read_random(const ModelConfig& model, std::int64_t step = 0) {
 /// A trainer with all that it stands on. Collective over `ranks`.
 struct SmallRun {
   SmallRun(MPI_Comm ranks, const Config& config, StreamMode streams = StreamMode::immediate)
-      : device(DeviceKind::cpu, 1, streams), mesh(make_mesh(ranks, config, device, ring)), trainer(config, device, mesh) {}
+      : device(DeviceKind::cpu, 1, streams),
+        mesh(make_mesh(ranks, config, device, ring)),
+        trainer(config, device, mesh) {}
   /// On all ranks of the job.
   SmallRun(const ModelConfig& model, const OptimizerConfig& optimizer, const Layout& layout)
       : SmallRun(MPI_COMM_WORLD, small_config(model, optimizer, layout), layout.streams) {}

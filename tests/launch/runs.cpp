@@ -1,0 +1,87 @@
+#include "tests/launch/runs.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+namespace choir::tests {
+namespace {
+
+constexpr char configuration[] = R"(
+model: {layers: 2, width: 24, vocabulary: 257, context: 16, dropout: 0.1, attention: {heads: 3}, feed_forward: {width: 40}}
+data: {path: DATA, held_out: 0.2, tokenizer: {kind: bytes}}
+train: {steps: 10, batch: 4, threads: 1, evaluate_sequences: 4, timeout: 30}
+optimizer: {rate: 3e-3, warmup: 2}
+checkpoint: {every: 5}
+generate: {prompt: the, tokens: 20}
+)";
+
+constexpr char mpi[] =
+    "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec mpirun --oversubscribe --bind-to none "
+    "--mca mpi_yield_when_idle 1 --mca btl_vader_single_copy_mechanism none --mca odls_base_sigkill_timeout 0 -n ";
+
+}  // namespace
+
+Finished shell(const std::string& command) {
+  Finished finished;
+  std::FILE* pipe = popen(("exec 2>&1 </dev/null; " + command).c_str(), "r");
+  std::array<char, 4096> buffer;
+  for (std::size_t n; (n = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) finished.output.append(buffer.data(), n);
+  const int status = pclose(pipe);
+  finished.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return finished;
+}
+
+Workshop::Workshop() {
+  std::string name = std::filesystem::temp_directory_path() / "choir-XXXXXX";
+  folder_ = mkdtemp(name.data());
+  for (int document = 0; document < 5; ++document) {
+    std::ofstream text(path("text-" + std::to_string(document)));
+    for (int i = 0; i < 60; ++i) text << "the " << (i * 7 + document) % 23 << " birds sing in choir " << i % 5 << "\n";
+  }
+  std::string yaml = configuration;
+  yaml.replace(yaml.find("DATA"), 4, path("tokens.h5"));
+  std::ofstream(path("tiny.yaml")) << yaml;
+  const Finished prepared = choir("prepare " + path("tiny.yaml") + " " + path("text-*"));
+  EXPECT_EQ(prepared.code, 0) << prepared.output;
+}
+
+Workshop::~Workshop() {
+  std::error_code ignored;
+  std::filesystem::remove_all(folder_, ignored);
+}
+
+Finished Workshop::choir(const std::string& arguments) const {
+  return shell("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec " CHOIR_BINARY " " + arguments);
+}
+
+Finished Workshop::mpirun(int ranks, const std::string& arguments) const {
+  return shell(mpi + std::to_string(ranks) + " " CHOIR_BINARY " " + arguments);
+}
+
+std::string Workshop::train_command(int ranks, const std::string& run, const std::string& arguments) const {
+  return mpi + std::to_string(ranks) + " " CHOIR_BINARY " train " + path("tiny.yaml") + " train.folder=" + path(run) +
+         " " + arguments;
+}
+
+Finished Workshop::train(int ranks, const std::string& run, const std::string& arguments) const {
+  return shell(train_command(ranks, run, arguments));
+}
+
+std::vector<double> Workshop::metric(const std::string& run, const std::string& key) const {
+  std::vector<double> values;
+  std::ifstream in(path(run) + "/metrics.jsonl");
+  for (std::string line; std::getline(in, line);) {
+    const auto entry = nlohmann::json::parse(line);
+    if (entry.contains(key)) values.push_back(entry[key].get<double>());
+  }
+  return values;
+}
+
+}  // namespace choir::tests

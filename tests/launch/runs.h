@@ -1,0 +1,44 @@
+// Runs the program itself, under mpirun, as a user would: a tiny corpus, a tiny model, a folder that goes with the
+// test.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace choir::tests {
+
+struct Finished {
+  int code = 0;
+  std::string output;  ///< stdout and stderr
+};
+
+/// A temporary folder with corpus.txt files, a configuration and its token file, removed at the end.
+class Workshop {
+ public:
+  Workshop();
+  ~Workshop();
+  Workshop(const Workshop&) = delete;
+  Workshop& operator=(const Workshop&) = delete;
+
+  const std::string& folder() const { return folder_; }
+  std::string path(const std::string& name) const { return folder_ + "/" + name; }
+
+  /// `choir ARGUMENTS` in one process.
+  Finished choir(const std::string& arguments) const;
+  /// The same under mpirun with `ranks` ranks.
+  Finished mpirun(int ranks, const std::string& arguments) const;
+  /// `train CONFIG` with the run folder `run`, under mpirun.
+  Finished train(int ranks, const std::string& run, const std::string& arguments = "") const;
+  /// The shell command of train(), for a test that sends signals to it.
+  std::string train_command(int ranks, const std::string& run, const std::string& arguments = "") const;
+
+  /// The values of `key` in a run's metrics.jsonl, in order.
+  std::vector<double> metric(const std::string& run, const std::string& key) const;
+
+ private:
+  std::string folder_;
+};
+
+Finished shell(const std::string& command);
+
+}  // namespace choir::tests

@@ -1,0 +1,291 @@
+// The whole program, end to end: training in several layouts, resume, signals, dead ranks, full disks, broken input.
+//
+// To add a case: a Workshop, one or two calls, and what a user must see.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "tests/launch/runs.h"
+
+namespace choir::tests {
+namespace {
+
+using ::testing::ExitedWithCode;
+constexpr double relative = 1e-5;  // of losses over 20 steps, between layouts: the promise of the design
+
+void expect_near(const std::vector<double>& a, const std::vector<double>& b, double tolerance) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], tolerance * std::abs(a[i])) << "entry " << i;
+}
+
+bool contains(const Finished& finished, const std::string& text) {
+  return finished.output.find(text) != std::string::npos;
+}
+
+std::size_t count(const Finished& finished, const std::string& text) {
+  std::size_t n = 0;
+  for (std::size_t at = finished.output.find(text); at != std::string::npos; at = finished.output.find(text, at + 1))
+    ++n;
+  return n;
+}
+
+/// Starts a shell command as a process group of its own.
+pid_t start(const std::string& command, const std::string& log) {
+  const pid_t child = fork();
+  if (child == 0) {
+    setpgid(0, 0);
+    execl("/bin/sh", "sh", "-c", ("exec >" + log + " 2>&1 </dev/null; " + command).c_str(), nullptr);
+    _exit(127);
+  }
+  return child;
+}
+
+int wait_for(pid_t child) {
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/// Waits until the run has written a metric of at least `step`.
+bool reach(const Workshop& shop, const std::string& run, double step) {
+  for (int i = 0; i < 600; ++i) {
+    if (std::filesystem::exists(shop.path(run) + "/metrics.jsonl")) {
+      std::ifstream in(shop.path(run) + "/metrics.jsonl");
+      std::string line, last;
+      while (std::getline(in, line)) last = line;
+      if (last.rfind("{\"step\":", 0) == 0 && std::stod(last.substr(8)) >= step) return true;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  return false;
+}
+
+std::string read(const std::string& path) {
+  std::ifstream in(path);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+TEST(TrainingRun, AnyLayoutGivesTheSameLosses) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(1, "one").code, 0);
+  const std::vector<double> losses = shop.metric("one", "loss"), bits = shop.metric("one", "bits_per_byte");
+  ASSERT_EQ(losses.size(), 10u);
+  ASSERT_EQ(bits.size(), 1u);
+  const std::pair<int, std::string> layouts[] = {{2, "parallel.tensor=2"},
+                                                 {3, "parallel.tensor=3 parallel.sequence=true"},
+                                                 {2, "parallel.zero=1 parallel.micro_batch=1"},
+                                                 {4, "parallel.tensor=2 parallel.zero=1 train.recompute=block"}};
+  for (const auto& [ranks, layout] : layouts) {
+    const Finished run = shop.train(ranks, "many", layout);
+    ASSERT_EQ(run.code, 0) << run.output;
+    expect_near(shop.metric("many", "loss"), losses, relative);
+    expect_near(shop.metric("many", "bits_per_byte"), bits, relative);
+    std::filesystem::remove_all(shop.path("many"));
+  }
+}
+
+TEST(TrainingRun, ResumeIsExactInTheSameLayoutAndToRoundingInAnother) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(2, "whole", "parallel.tensor=2").code, 0);
+  const std::vector<double> whole = shop.metric("whole", "loss");
+  const auto back_to_5 = [&](const std::string& run) {
+    std::filesystem::remove_all(shop.path(run));
+    std::filesystem::copy(shop.path("whole"), shop.path(run), std::filesystem::copy_options::recursive);
+    std::filesystem::remove_all(shop.path(run) + "/checkpoints/step-00000010");
+  };
+  back_to_5("same");
+  const Finished same = shop.train(2, "same", "parallel.tensor=2 --resume");
+  ASSERT_EQ(same.code, 0) << same.output;
+  EXPECT_EQ(shop.metric("same", "loss"), whole);  // bit for bit, as the metrics print all digits
+
+  back_to_5("other");
+  const Finished other = shop.train(3, "other", "parallel.tensor=1 parallel.zero=1 train.batch=4 --resume");
+  EXPECT_EQ(other.code, 2) << "a batch of 4 does not divide over 3 data ranks";
+  const Finished four = shop.train(4, "other", "parallel.tensor=2 parallel.zero=1 --resume");
+  ASSERT_EQ(four.code, 0) << four.output;
+  expect_near(shop.metric("other", "loss"), whole, relative);
+}
+
+TEST(TrainingRun, ResumeRejectsADamagedCheckpointAndUsesTheOneBefore) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(2, "run", "parallel.tensor=2").code, 0);
+  const std::vector<double> whole = shop.metric("run", "loss");
+  const std::string victim = shop.path("run") + "/checkpoints/step-00000010/rank-1.h5";
+  std::fstream file(victim, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(static_cast<std::streamoff>(std::filesystem::file_size(victim) - 100));
+  file.put('\x55');
+  file.close();
+  const Finished checked = shop.choir("checkpoint verify " + shop.path("run"));
+  EXPECT_EQ(checked.code, 1);
+  EXPECT_TRUE(contains(checked, "rank-1.h5")) << checked.output;
+  const Finished resumed = shop.train(2, "run", "parallel.tensor=2 --resume");
+  EXPECT_EQ(resumed.code, 0) << resumed.output;
+  EXPECT_TRUE(contains(resumed, "rejected " + shop.path("run") + "/checkpoints/step-00000010")) << resumed.output;
+  EXPECT_TRUE(contains(resumed, "after step 5")) << resumed.output;
+  EXPECT_EQ(shop.metric("run", "loss"), whole);
+}
+
+TEST(TrainingRun, ResumeNamesTheFieldsThatMayNotDiffer) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(1, "run").code, 0);
+  const Finished finished = shop.train(1, "run", "--resume model.width=48 optimizer.rate=1e-4 train.evaluate_every=5");
+  EXPECT_EQ(finished.code, 2);
+  EXPECT_TRUE(contains(finished, "model.width = 48, but the run was started with 24")) << finished.output;
+  EXPECT_TRUE(contains(finished, "optimizer.rate")) << finished.output;
+  EXPECT_FALSE(contains(finished, "train.evaluate_every = 5, but")) << finished.output;
+  const Finished again = shop.train(1, "run");
+  EXPECT_EQ(again.code, 2);
+  EXPECT_TRUE(contains(again, "already holds a run")) << again.output;
+}
+
+TEST(TrainingRun, StartsFromWeights) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(1, "run").code, 0);
+  const std::vector<double> first = shop.metric("run", "loss");
+  const Finished finished =
+      shop.train(2, "next", "parallel.tensor=2 train.from=" + shop.path("run") + "/checkpoints/step-00000010");
+  ASSERT_EQ(finished.code, 0) << finished.output;
+  EXPECT_LT(shop.metric("next", "loss").front(), first.front() - 0.5);
+}
+
+TEST(TrainingRun, SignalsSaveAndEndWithTheirCodes) {
+  const Workshop shop;
+  const std::pair<int, int> cases[] = {{SIGUSR1, 75}, {SIGINT, 130}, {SIGTERM, 75}};
+  for (const auto& [signal, code] : cases) {
+    const std::string run = "run-" + std::to_string(signal);
+    // One rank and no mpirun, so that every signal reaches it directly.
+    const std::string command = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec " CHOIR_BINARY
+                                " train " +
+                                shop.path("tiny.yaml") + " train.steps=100000 train.folder=" + shop.path(run);
+    const pid_t child = start(command, shop.path("log"));
+    ASSERT_TRUE(reach(shop, run, 7)) << read(shop.path("log"));
+    kill(child, signal);
+    EXPECT_EQ(wait_for(child), code) << read(shop.path("log"));
+    EXPECT_NE(read(shop.path("log")).find("--resume goes on"), std::string::npos) << read(shop.path("log"));
+    EXPECT_EQ(shop.choir("checkpoint verify " + shop.path(run)).code, 0);
+  }
+}
+
+TEST(TrainingRun, SigUsr1ToMpirunSavesOnEveryRank) {
+  const Workshop shop;
+  const pid_t child = start(shop.train_command(2, "run", "parallel.tensor=2 train.steps=100000"), shop.path("log"));
+  ASSERT_TRUE(reach(shop, "run", 7)) << read(shop.path("log"));
+  kill(child, SIGUSR1);
+  EXPECT_EQ(wait_for(child), 75) << read(shop.path("log"));
+  EXPECT_EQ(shop.choir("checkpoint verify " + shop.path("run")).code, 0);
+}
+
+TEST(TrainingRun, ADeadRankEndsTheJobInSecondsAndTheCallsOfEachRankRemain) {
+  const Workshop shop;
+  const pid_t child = start(shop.train_command(2, "run", "parallel.tensor=2 train.steps=100000"), shop.path("log"));
+  ASSERT_TRUE(reach(shop, "run", 7)) << read(shop.path("log"));
+  const Finished ranks = shell("pgrep -f 'train.folder=" + shop.path("run") + "' -P " + std::to_string(child));
+  ASSERT_FALSE(ranks.output.empty());
+  const auto begin = std::chrono::steady_clock::now();
+  kill(static_cast<pid_t>(std::stol(ranks.output)), SIGKILL);
+  EXPECT_NE(wait_for(child), 0);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(10));
+  const Finished calls = shop.choir("calls " + shop.path("run"));
+  EXPECT_EQ(calls.code, 0);
+  EXPECT_TRUE(contains(calls, "rank 0")) << calls.output;
+  EXPECT_TRUE(contains(calls, "rank 1")) << calls.output;
+  EXPECT_TRUE(contains(calls, "tensor")) << calls.output;
+  EXPECT_EQ(shop.choir("checkpoint verify " + shop.path("run")).code, 0) << "the last checkpoint is whole";
+}
+
+TEST(TrainingRun, ANonFiniteLossEndsTheRunAndSavesNothingOverTheLastCheckpoint) {
+  const Workshop shop;
+  const Finished finished = shop.train(
+      2, "run", "parallel.tensor=2 optimizer.kind=sgd optimizer.rate=1e30 optimizer.clip=0 checkpoint.every=1");
+  EXPECT_EQ(finished.code, 1) << finished.output;
+  EXPECT_TRUE(contains(finished, "the first bad gradient is that of ")) << finished.output;
+  EXPECT_TRUE(contains(finished, "on rank ")) << finished.output;
+}
+
+TEST(TrainingRun, AFullDiskFailsTheSaveAndTrainingGoesOn) {
+  const Workshop shop;
+  // A file-size limit stands for a full disk: the write fails in the same place, and needs no rights.
+  const Finished finished =
+      shell("ulimit -f 16000; OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " CHOIR_BINARY " train " +
+            shop.path("tiny.yaml") + " model.width=360 train.folder=" + shop.path("run"));
+  EXPECT_TRUE(contains(finished, "could not save")) << finished.output;
+  EXPECT_TRUE(contains(finished, "step 10: held-out loss")) << finished.output;
+  EXPECT_EQ(finished.code, 1) << "the last save has failed";
+}
+
+TEST(TrainingRun, UserMistakesAreToldOnceAndExitWith2) {
+  const Workshop shop;
+  const std::pair<std::string, std::string> cases[] = {
+      {"model.hedas=4", "model.attention.heads"},
+      {"train.steps=many", "train.steps"},
+      {"parallel.tensor=2 model.width=25", "model.width"},
+      {"parallel.tensor=4", "parallel.tensor"},
+      {"data.path=" + shop.path("nowhere.h5"), "nowhere.h5"},
+      {"data.path=" + shop.path("text-0"), "text-0"},
+      {"model.vocabulary=200", "model.vocabulary"},
+      {"train.from=" + shop.path("nothing"), "nothing"},
+  };
+  for (const auto& [arguments, named] : cases) {
+    const Finished finished = shop.train(2, "run", arguments);
+    EXPECT_EQ(finished.code, 2) << arguments << "\n" << finished.output;
+    EXPECT_TRUE(contains(finished, named)) << arguments << "\n" << finished.output;
+    EXPECT_EQ(count(finished, "choir: "), 1u) << arguments << "\n" << finished.output;
+  }
+}
+
+TEST(Verbs, GenerateEvaluateShowAndExport) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(3, "run", "parallel.tensor=3").code, 0);
+  const Finished text = shop.choir("generate " + shop.path("run") + " generate.seed=3");
+  EXPECT_EQ(text.code, 0) << text.output;
+  EXPECT_EQ(text.output.rfind("the", 0), 0u) << text.output;
+  EXPECT_EQ(shop.choir("generate " + shop.path("run") + " generate.seed=3").output, text.output);
+  // More tokens than the context holds.
+  EXPECT_EQ(shop.choir("generate " + shop.path("run") + " generate.tokens=50 generate.temperature=0").code, 0);
+
+  const Finished one = shop.choir("evaluate " + shop.path("run") + " --json");
+  const Finished two = shop.mpirun(2, "evaluate " + shop.path("run") + " parallel.tensor=2 --json");
+  ASSERT_EQ(one.code, 0) << one.output;
+  ASSERT_EQ(two.code, 0) << two.output;
+  const auto bits = [](const Finished& f) { return std::stod(f.output.substr(f.output.find("bits_per_byte") + 16)); };
+  EXPECT_NEAR(bits(one), bits(two), relative * bits(one));
+
+  EXPECT_TRUE(contains(shop.choir("checkpoint list " + shop.path("run")), "step-00000010"));
+  EXPECT_TRUE(contains(shop.choir("checkpoint show " + shop.path("run")), "blocks.1.attention.q.weight"));
+  const Finished exported = shop.mpirun(2, "checkpoint export " + shop.path("run") + " " + shop.path("one.h5"));
+  EXPECT_EQ(exported.code, 0) << exported.output;
+  EXPECT_TRUE(std::filesystem::exists(shop.path("one.h5")));
+}
+
+TEST(Verbs, PlanCountsWhatARunUses) {
+  const Workshop shop;
+  const std::string config = shop.path("tiny.yaml") + " train.threads=1 ";
+  for (const std::string layout :
+       {"parallel.tensor=1", "parallel.tensor=2", "parallel.tensor=2 parallel.sequence=true"}) {
+    const int ranks = layout == "parallel.tensor=1" ? 1 : 2;
+    const Finished bench = shop.mpirun(ranks, "bench train " + config + layout + " --steps 1 --warm-up 1 --json");
+    ASSERT_EQ(bench.code, 0) << bench.output;
+    const auto value = [&](const std::string& key) {
+      return std::stod(bench.output.substr(bench.output.find("\"" + key + "\":") + key.size() + 3));
+    };
+    EXPECT_NEAR(value("planned_bytes"), value("allocator_peak_bytes"), 0.02 * value("allocator_peak_bytes")) << layout;
+  }
+}
+
+TEST(Verbs, VerifyProvesALayout) {
+  const Workshop shop;
+  const Finished finished =
+      shop.mpirun(3, "verify " + shop.path("tiny.yaml") + " parallel.tensor=3 parallel.sequence=true");
+  EXPECT_EQ(finished.code, 0) << finished.output;
+  EXPECT_TRUE(contains(finished, "the layout computes what one rank computes")) << finished.output;
+}
+
+}  // namespace
+}  // namespace choir::tests

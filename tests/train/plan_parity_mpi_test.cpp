@@ -1,0 +1,47 @@
+// The plan is the program: a step on device `count` counts the memory and the messages that the step on the CPU has.
+#include <gtest/gtest.h>
+
+#include "tests/train/small_run.h"
+
+namespace choir::tests {
+namespace {
+
+struct Counted {
+  MemoryUse peak;
+  std::vector<std::string> traffic;  // "axis verb messages bytes"
+};
+
+/// Of the second step: the first one also fills what is kept.
+Counted count_second_step(Trainer& trainer, Device& device, const ModelConfig& model) {
+  trainer.step(1, read_random(model));
+  device.allocator().reset_peak();
+  device.ledger().clear();
+  device.ledger().enabled = true;
+  trainer.step(2, read_random(model));
+  Counted counted{.peak = device.allocator().at_peak()};
+  for (const auto& t : device.ledger().traffic())
+    counted.traffic.push_back(t.axis + " " + t.verb + " " + std::to_string(t.messages) + " " + std::to_string(t.bytes));
+  return counted;
+}
+
+TEST(Plan, counts_the_memory_and_the_messages_of_the_real_step) {
+  for (const SmallModel& model : small_models())
+    for (const Layout& layout : layouts(world_size())) {
+      SCOPED_TRACE(model.name + ", " + layout.name);
+      SmallRun run(model.config, safe_adamw(0.01), layout);
+      const Counted real = count_second_step(run.trainer, run.device, model.config);
+
+      CallRing ring;
+      Device device(DeviceKind::count, 1);
+      Mesh mesh = make_counting_mesh(world_rank(), run.mesh.shape, device, ring);
+      Trainer trainer(run.trainer.config(), device, mesh);
+      const Counted planned = count_second_step(trainer, device, model.config);
+      for (int kind = 0; kind < num_memory_kinds; ++kind)
+        EXPECT_EQ(planned.peak.bytes[static_cast<std::size_t>(kind)], real.peak.bytes[static_cast<std::size_t>(kind)])
+            << name_of(static_cast<MemoryKind>(kind));
+      EXPECT_EQ(planned.traffic, real.traffic);
+    }
+}
+
+}  // namespace
+}  // namespace choir::tests
