@@ -39,7 +39,8 @@ void matmul(Cpu, const Matmul<In, Out>& args);
 
 namespace cpu {
 
-/// oneDNN primitives by shape. Not thread-safe: one per stream of work. Made and destroyed by `core::Device`.
+/// oneDNN primitives by shape, for one stream of work; workspaces may be asked for from another thread meanwhile. Made
+/// and destroyed by `core::Device`.
 class MatmulPlans {
  public:
   MatmulPlans();

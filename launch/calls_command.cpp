@@ -13,7 +13,7 @@ void add_calls_command(CommandLine& line) {
   verb->add_option("RUN", *run, "the run folder")->required();
   verb->callback([&line, run] {
     line.run = [run] {
-      std::fputs(describe_call_rings(RunFolder{*run}.logs()).c_str(), stdout);
+      std::fputs(describe_call_rings(RunFolder{*run}.logs(), 12).c_str(), stdout);
       return 0;
     };
   });

@@ -14,7 +14,9 @@
 #include "framework/checkpoint/writer.h"
 #include "framework/comm/watchdog.h"
 #include "framework/data/sampler.h"
+#include "framework/ops/elementwise.h"
 #include "framework/train/non_finite.h"
+#include "framework/train/product_rate.h"
 #include "framework/train/progress.h"
 #include "framework/train/snapshot.h"
 #include "framework/train/trainer.h"
@@ -60,6 +62,7 @@ class Run {
   void metric(const nlohmann::ordered_json& line) {
     if (mesh_.world->rank() == 0) metrics_ << line.dump() << std::endl;
   }
+  void measure_peak(Trainer& trainer);
   std::int64_t start(Trainer& trainer);
   std::int64_t resume(Trainer& trainer);
   void describe(Trainer& trainer);
@@ -82,7 +85,26 @@ class Run {
   Watchdog watchdog_;
   std::ofstream metrics_;
   std::int64_t last_saved_ = -1;
+  double peak_flops_per_second_ = 0;  // of matrix products alone, all ranks together
 };
+
+/// The largest product of the model, on all ranks at once: some tens of milliseconds, for the share of peak.
+void Run::measure_peak(Trainer& trainer) {
+  Runtime& runtime = trainer.runtime();
+  const bool bf16_run = runtime.compute_type == DType::bf16;
+  const Ledger::Product product{.m = trainer.micro_batch() * config_.model.context,
+                                .n = std::max<std::int64_t>(1, config_.model.feed_forward_width() / mesh_.shape.tensor),
+                                .k = config_.model.width,
+                                .transpose_a = false,
+                                .transpose_b = true,
+                                .accumulate = false,
+                                .bf16_in = bf16_run,
+                                .bf16_out = bf16_run,
+                                .calls = 1};
+  const Tensor rate = ops::to_device(runtime, std::vector<double>{product_rate(runtime, {product}, 0.03)}, DType::f64);
+  mesh_.world->all_reduce(rate, Reduce::sum, device_.compute(), "peak");
+  ops::download(runtime, rate, &peak_flops_per_second_);
+}
 
 /// Restores what the configuration or --resume asks for. Returns the last step that is done.
 std::int64_t Run::start(Trainer& trainer) {
@@ -156,6 +178,7 @@ void Run::report(const StepResult& result, std::int64_t step, double seconds, do
                   .gradient_norm = result.gradient_norm,
                   .tokens_per_second = tokens / seconds,
                   .flops_per_second = flops / seconds,
+                  .peak_flops_per_second = peak_flops_per_second_,
                   .memory_bytes = device_.allocator().at_peak().total(),
                   .seconds_left =
                       run_seconds / static_cast<double>(steps_done) * static_cast<double>(config_.train.steps - step)});
@@ -213,6 +236,7 @@ RunEnd Run::agreed_stop() {
 RunEnd Run::train() {
   Trainer trainer(config_, device_, mesh_);
   describe(trainer);
+  measure_peak(trainer);
   std::int64_t step = start(trainer);
   if (mesh_.world->rank() == 0) {
     truncate_metrics(options_.folder.metrics(), step);

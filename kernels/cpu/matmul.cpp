@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <dnnl.hpp>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -59,6 +60,7 @@ struct MatmulPlan {
 struct MatmulPlans::State {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
+  std::mutex mutex;  // of `plans`: the host asks for workspaces while the stream's worker multiplies
   std::unordered_map<MatmulShape, MatmulPlan, MatmulShapeHash> plans;
 };
 
@@ -142,6 +144,7 @@ MatmulPlan make_plan(const MatmulShape& s, const dnnl::engine& engine) {
 MatmulPlan& find_plan(const Cpu& device, const MatmulShape& shape) {
   if (!device.plans) throw std::runtime_error("matmul: Cpu::plans is null; core::Device owns one for each device");
   auto& state = device.plans->state();
+  const std::lock_guard lock(state.mutex);
   const auto found = state.plans.find(shape);
   if (found != state.plans.end()) return found->second;
   try {

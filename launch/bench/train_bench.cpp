@@ -12,8 +12,8 @@
 
 #include "framework/ops/elementwise.h"
 #include "framework/train/plan.h"
+#include "framework/train/product_rate.h"
 #include "kernels/elementwise.h"
-#include "kernels/matmul.h"
 #include "kernels/philox.h"
 
 namespace choir {
@@ -49,52 +49,6 @@ std::int64_t page_faults() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return usage.ru_minflt;
-}
-
-template <class In, class Out>
-double time_product(Runtime& runtime, const Ledger::Product& p) {
-  const Tensor a = runtime.empty({p.m, p.k}, dtype_of<In>), b = runtime.empty({p.k, p.n}, dtype_of<In>);
-  const Tensor c = runtime.empty({p.m, p.n}, dtype_of<Out>);
-  for (const Tensor& t : {a, b, c}) ops::fill(runtime, t, 0.5f);
-  kernels::Matmul<In, Out> args{.a = a.data<In>(),
-                                .b = b.data<In>(),
-                                .c = c.data<Out>(),
-                                .m = p.m,
-                                .n = p.n,
-                                .k = p.k,
-                                .a_stride = p.transpose_a ? p.m : p.k,
-                                .b_stride = p.transpose_b ? p.k : p.n,
-                                .c_stride = p.n,
-                                .transpose_a = p.transpose_a,
-                                .transpose_b = p.transpose_b};
-  const kernels::Cpu cpu = runtime.device.cpu();
-  const Tensor workspace =
-      runtime.empty({std::max<std::int64_t>(64, kernels::matmul_workspace_bytes(cpu, args))}, DType::u8);
-  args.workspace = workspace.raw();
-  kernels::matmul(cpu, args);
-  std::vector<double> times;
-  const auto start = Clock::now();
-  while (times.size() < 3 || (seconds_since(start) < 0.15 && times.size() < 30)) {
-    const auto begin = Clock::now();
-    kernels::matmul(cpu, args);
-    times.push_back(seconds_since(begin));
-  }
-  return median(times);
-}
-
-/// Floating-point operations a second of the products alone, weighted as the step uses them. A plain product is the
-/// yardstick: no bias, no sum.
-double gemm_rate(Runtime& runtime, const std::vector<Ledger::Product>& products) {
-  double flops = 0, seconds = 0;
-  for (const Ledger::Product& p : products) {
-    const double time = !p.bf16_in   ? time_product<float, float>(runtime, p)
-                        : p.bf16_out ? time_product<bf16, bf16>(runtime, p)
-                                     : time_product<bf16, float>(runtime, p);
-    flops += 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k) *
-             static_cast<double>(p.calls);
-    seconds += time * static_cast<double>(p.calls);
-  }
-  return flops / seconds;
 }
 
 double copy_rate(Runtime& runtime) {
@@ -162,7 +116,7 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
     o.cost.flops /= static_cast<double>(profiled);
     o.cost.bytes /= static_cast<double>(profiled);
   }
-  bench.gemm_flops_per_second = sum_over_ranks(trainer, gemm_rate(trainer.runtime(), ledger.products()));
+  bench.gemm_flops_per_second = sum_over_ranks(trainer, product_rate(trainer.runtime(), ledger.products(), 0.15));
   bench.share_of_gemm = bench.model_flops_per_second / bench.gemm_flops_per_second;
   bench.copy_bytes_per_second = copy_rate(trainer.runtime());
 

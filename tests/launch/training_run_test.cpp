@@ -185,7 +185,7 @@ TEST(TrainingRun, SigUsr1ToMpirunSavesOnEveryRank) {
 TEST(TrainingRun, ADeadRankEndsTheJobInSecondsAndTheCallsOfEachRankRemain) {
   const Workshop shop;
   const pid_t child = start(shop.train_command(2, "run", "parallel.tensor=2 train.steps=100000"), shop.path("log"));
-  ASSERT_TRUE(reach(shop, "run", 7)) << read(shop.path("log"));
+  ASSERT_TRUE(reach(shop, "run", 40)) << read(shop.path("log"));
   const Finished ranks = shell("pgrep -f 'train.folder=" + shop.path("run") + "' -P " + std::to_string(child));
   ASSERT_FALSE(ranks.output.empty());
   const auto begin = std::chrono::steady_clock::now();

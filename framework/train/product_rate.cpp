@@ -1,0 +1,62 @@
+#include "framework/train/product_rate.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "framework/ops/elementwise.h"
+#include "kernels/matmul.h"
+
+namespace choir {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+template <class In, class Out>
+double time_product(Runtime& runtime, const Ledger::Product& p, double limit) {
+  const Tensor a = runtime.empty({p.m, p.k}, dtype_of<In>), b = runtime.empty({p.k, p.n}, dtype_of<In>);
+  const Tensor c = runtime.empty({p.m, p.n}, dtype_of<Out>);
+  for (const Tensor& t : {a, b, c}) ops::fill(runtime, t, 0.5f);
+  kernels::Matmul<In, Out> args{.a = a.data<In>(),
+                                .b = b.data<In>(),
+                                .c = c.data<Out>(),
+                                .m = p.m,
+                                .n = p.n,
+                                .k = p.k,
+                                .a_stride = p.transpose_a ? p.m : p.k,
+                                .b_stride = p.transpose_b ? p.k : p.n,
+                                .c_stride = p.n,
+                                .transpose_a = p.transpose_a,
+                                .transpose_b = p.transpose_b};
+  const kernels::Cpu cpu = runtime.device.cpu();
+  const Tensor workspace =
+      runtime.empty({std::max<std::int64_t>(64, kernels::matmul_workspace_bytes(cpu, args))}, DType::u8);
+  args.workspace = workspace.raw();
+  kernels::matmul(cpu, args);
+  std::vector<double> times;
+  const auto start = Clock::now();
+  while (times.size() < 3 || (seconds_since(start) < limit && times.size() < 30)) {
+    const auto begin = Clock::now();
+    kernels::matmul(cpu, args);
+    times.push_back(seconds_since(begin));
+  }
+  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
+  return times[times.size() / 2];
+}
+
+}  // namespace
+
+double product_rate(Runtime& runtime, const std::vector<Ledger::Product>& products, double seconds_each) {
+  double flops = 0, seconds = 0;
+  for (const Ledger::Product& p : products) {
+    const double time = !p.bf16_in   ? time_product<float, float>(runtime, p, seconds_each)
+                        : p.bf16_out ? time_product<bf16, bf16>(runtime, p, seconds_each)
+                                     : time_product<bf16, float>(runtime, p, seconds_each);
+    flops += 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) * static_cast<double>(p.k) *
+             static_cast<double>(p.calls);
+    seconds += time * static_cast<double>(p.calls);
+  }
+  return flops / seconds;
+}
+
+}  // namespace choir

@@ -1,0 +1,15 @@
+// The machine's own matrix-product rate: the yardstick that a training step is held against.
+#pragma once
+
+#include <vector>
+
+#include "framework/core/ledger.h"
+#include "framework/core/runtime.h"
+
+namespace choir {
+
+/// Floating-point operations a second of plain products (no bias, no sum) of the given shapes on this rank, weighted by
+/// what each does in a step. Runs each shape for at most `seconds_each`, three times at least; the median counts.
+double product_rate(Runtime&, const std::vector<Ledger::Product>& products, double seconds_each);
+
+}  // namespace choir
