@@ -25,9 +25,9 @@ int main(int argc, char** argv) {
   double loss = 0;
   {
     // A device, and a mesh whose only axis with more than one rank is `tensor`: every rank holds some of the heads.
-    Device device(DeviceKind::cpu, 1);
+    Device device(1);
     CallRing ring;
-    Mesh mesh = make_mpi_mesh(MPI_COMM_WORLD, {.tensor = ranks}, device, ring);
+    Mesh mesh = make_mesh(MPI_COMM_WORLD, {.tensor = ranks}, device, ring);
     Runtime runtime{.device = device, .seed = 1};
     Context context{.runtime = runtime, .mesh = mesh, .sequences = 8, .length = 16};
 

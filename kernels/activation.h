@@ -39,6 +39,10 @@ struct ActivationBackward {
 template <class T>
 void activation_forward(Cpu, const ActivationForward<T>&);
 template <class T>
+void activation_forward(Cuda, const ActivationForward<T>&);
+template <class T>
 void activation_backward(Cpu, const ActivationBackward<T>&);
+template <class T>
+void activation_backward(Cuda, const ActivationBackward<T>&);
 
 }  // namespace choir::kernels

@@ -15,6 +15,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
 
 #include "kernels/types.h"
 
@@ -62,14 +65,46 @@ struct AttentionBackward {
 template <class T>
 std::int64_t attention_forward_workspace_bytes(Cpu, const AttentionShape&);
 template <class T>
+std::int64_t attention_forward_workspace_bytes(Cuda, const AttentionShape&);
+template <class T>
 std::int64_t attention_backward_workspace_bytes(Cpu, const AttentionShape&);
+template <class T>
+std::int64_t attention_backward_workspace_bytes(Cuda, const AttentionShape&);
 
 template <class T>
 void attention_forward(Cpu, const AttentionForward<T>&);
 template <class T>
+void attention_forward(Cuda, const AttentionForward<T>&);
+template <class T>
 void attention_backward(Cpu, const AttentionBackward<T>&);
+template <class T>
+void attention_backward(Cuda, const AttentionBackward<T>&);
 
 /// Multiply-adds times two of forward over the (query, key) pairs that the mask lets through; backward is 2.5 times it.
 double attention_flops(const AttentionShape&);
 
+namespace cuda {
+
+/// cudnn: cuDNN's SDPA graphs. flash: Choir's own kernels. automatic: cuDNN where it takes the shape, else flash.
+enum class AttentionImplementation : std::uint8_t { automatic, cudnn, flash };
+
+/// Which implementation runs each shape, and cuDNN's plans. Made and destroyed by `core::Device`.
+class AttentionPlans {
+ public:
+  /// `deterministic`: backward gives the same bits in every run. `say` is told once for each reason why `automatic`
+  /// does not use cuDNN for a shape; with `cudnn` the same reason is a Failure (kernels/cuda/failure.h).
+  AttentionPlans(AttentionImplementation implementation, bool deterministic,
+                 std::function<void(const std::string&)> say);
+  ~AttentionPlans();
+  AttentionPlans(const AttentionPlans&) = delete;
+  AttentionPlans& operator=(const AttentionPlans&) = delete;
+
+  struct State;
+  State& state() { return *state_; }
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace cuda
 }  // namespace choir::kernels

@@ -50,8 +50,14 @@ struct CrossEntropyGradient {
 template <class A>
 void cross_entropy_max(Cpu, const CrossEntropyMax<A>&);
 template <class A>
+void cross_entropy_max(Cuda, const CrossEntropyMax<A>&);
+template <class A>
 void cross_entropy_sum(Cpu, const CrossEntropySum<A>&);
+template <class A>
+void cross_entropy_sum(Cuda, const CrossEntropySum<A>&);
 template <class T>
 void cross_entropy_gradient(Cpu, const CrossEntropyGradient<T>&);
+template <class T>
+void cross_entropy_gradient(Cuda, const CrossEntropyGradient<T>&);
 
 }  // namespace choir::kernels

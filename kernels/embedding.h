@@ -48,10 +48,18 @@ struct PositionBackward {
 template <class T>
 void embedding_forward(Cpu, const EmbeddingForward<T>&);
 template <class T>
+void embedding_forward(Cuda, const EmbeddingForward<T>&);
+template <class T>
 void embedding_backward(Cpu, const EmbeddingBackward<T>&);
+template <class T>
+void embedding_backward(Cuda, const EmbeddingBackward<T>&);
 template <class T>
 void position_forward(Cpu, const PositionForward<T>&);
 template <class T>
+void position_forward(Cuda, const PositionForward<T>&);
+template <class T>
 void position_backward(Cpu, const PositionBackward<T>&);
+template <class T>
+void position_backward(Cuda, const PositionBackward<T>&);
 
 }  // namespace choir::kernels

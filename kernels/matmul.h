@@ -5,6 +5,7 @@
 //   weight gradient  dw [out, in] += dy^T x                     a = dy, transpose_a, b = x, accumulate
 //
 // CPU: oneDNN, its primitives cached by shape in MatmulPlans; f64 (tests only) is a plain loop.
+// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,13 @@
 #include "kernels/types.h"
 
 namespace choir::kernels {
+
+/// What happens to x = op(a) op(b) + bias before it is written.
+enum class Epilogue : std::uint8_t {
+  none,
+  gelu,          ///< c = gelu(x), tanh form; pre_activation = x
+  gelu_gradient  ///< c = x * gelu'(pre_activation); no bias
+};
 
 /// c [m, n] = op(a) [m, k] op(b) [k, n] + bias [n] (+ c where `accumulate`). Row-major; sums in Accumulate<In>.
 ///
@@ -26,16 +34,22 @@ struct Matmul {
   std::int64_t m, n, k;
   std::int64_t a_stride, b_stride, c_stride;  ///< elements from one stored row to the next
   bool transpose_a = false, transpose_b = false;
-  bool accumulate = false;    ///< add to c instead of overwriting it
-  void* workspace = nullptr;  ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
+  bool accumulate = false;  ///< add to c instead of overwriting it
+  Epilogue epilogue = Epilogue::none;
+  Out* pre_activation = nullptr;  ///< [m, n], rows c_stride apart: written by gelu, read by gelu_gradient
+  void* workspace = nullptr;      ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
 };
 
 /// The workspace in bytes; pointers in `args` are not read, so that it can be asked without memory (device `count`).
 template <class In, class Out>
 std::int64_t matmul_workspace_bytes(Cpu, const Matmul<In, Out>& args);
+template <class In, class Out>
+std::int64_t matmul_workspace_bytes(Cuda, const Matmul<In, Out>& args);
 
 template <class In, class Out>
 void matmul(Cpu, const Matmul<In, Out>& args);
+template <class In, class Out>
+void matmul(Cuda, const Matmul<In, Out>& args);
 
 namespace cpu {
 
@@ -60,4 +74,24 @@ class MatmulPlans {
 bool has_native_bf16();
 
 }  // namespace cpu
+
+namespace cuda {
+
+/// A cuBLASLt handle on the current device, and plans by shape. Made and destroyed by `core::Device`. Throws Failure
+/// (kernels/cuda/failure.h) where cuBLASLt cannot start.
+class MatmulPlans {
+ public:
+  MatmulPlans();
+  ~MatmulPlans();
+  MatmulPlans(const MatmulPlans&) = delete;
+  MatmulPlans& operator=(const MatmulPlans&) = delete;
+
+  struct State;
+  State& state() { return *state_; }
+
+ private:
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace cuda
 }  // namespace choir::kernels

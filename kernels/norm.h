@@ -43,10 +43,16 @@ struct NormBackward {
 
 template <class T>
 void norm_forward(Cpu, const NormForward<T>&);
+template <class T>
+void norm_forward(Cuda, const NormForward<T>&);
 /// One row of partial sums per thread and gradient; added in thread order, so that the bits repeat.
 template <class T>
 std::int64_t norm_backward_workspace_bytes(Cpu, std::int64_t rows, std::int64_t width);
 template <class T>
+std::int64_t norm_backward_workspace_bytes(Cuda, std::int64_t rows, std::int64_t width);
+template <class T>
 void norm_backward(Cpu, const NormBackward<T>&);
+template <class T>
+void norm_backward(Cuda, const NormBackward<T>&);
 
 }  // namespace choir::kernels

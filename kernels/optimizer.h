@@ -48,6 +48,8 @@ struct Sgd {
 };
 
 void adamw(Cpu, const AdamW&);
+void adamw(Cuda, const AdamW&);
 void sgd(Cpu, const Sgd&);
+void sgd(Cuda, const Sgd&);
 
 }  // namespace choir::kernels

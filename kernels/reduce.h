@@ -27,12 +27,21 @@ struct SquaredNorm {
   const Range* ranges;
   std::int64_t num_ranges;
   double* sum;
+  void* workspace = nullptr;  ///< squared_norm_workspace_bytes(), 64-byte aligned
 };
 
 template <class T>
 std::int64_t column_sum_workspace_bytes(Cpu, std::int64_t rows, std::int64_t width);
 template <class T>
+std::int64_t column_sum_workspace_bytes(Cuda, std::int64_t rows, std::int64_t width);
+template <class T>
 void column_sum(Cpu, const ColumnSum<T>&);
+template <class T>
+void column_sum(Cuda, const ColumnSum<T>&);
+/// Pointers are not read.
+std::int64_t squared_norm_workspace_bytes(Cpu, std::int64_t num_ranges);
+std::int64_t squared_norm_workspace_bytes(Cuda, std::int64_t num_ranges);
 void squared_norm(Cpu, const SquaredNorm&);
+void squared_norm(Cuda, const SquaredNorm&);
 
 }  // namespace choir::kernels

@@ -50,6 +50,10 @@ struct ResidualBackward {
 template <class T>
 void residual_forward(Cpu, const ResidualForward<T>&);
 template <class T>
+void residual_forward(Cuda, const ResidualForward<T>&);
+template <class T>
 void residual_backward(Cpu, const ResidualBackward<T>&);
+template <class T>
+void residual_backward(Cuda, const ResidualBackward<T>&);
 
 }  // namespace choir::kernels

@@ -30,5 +30,7 @@ void rotary_table(A* table, std::int64_t positions, std::int64_t head_width, dou
 
 template <class T>
 void rotary(Cpu, const Rotary<T>&);
+template <class T>
+void rotary(Cuda, const Rotary<T>&);
 
 }  // namespace choir::kernels

@@ -7,6 +7,8 @@
 #include <bit>
 #include <cstdint>
 
+struct CUstream_st;  // cudaStream_t points to one; CUDA's headers stay out of files that need no more than this
+
 namespace choir::kernels {
 
 /// bfloat16: the upper half of an IEEE f32. Conversion from f32 rounds to nearest, ties to even; NaN stays NaN.
@@ -43,6 +45,27 @@ class MatmulPlans;
 struct Cpu {
   int threads = 1;                    ///< OpenMP threads that a kernel may use
   cpu::MatmulPlans* plans = nullptr;  ///< oneDNN primitives already made, by shape
+};
+
+/// True where the build found the CUDA toolkit: the overloads for Cuda exist. They are made for f32 and bf16, not f64.
+#ifdef CHOIR_CUDA
+inline constexpr bool built_with_cuda = true;
+#else
+inline constexpr bool built_with_cuda = false;
+#endif
+
+namespace cuda {
+class MatmulPlans;
+class AttentionPlans;
+}  // namespace cuda
+
+/// Selects the CUDA kernels. Everything is enqueued on `stream`; nothing waits. Plain values: the owner is
+/// `core::Device`.
+struct Cuda {
+  CUstream_st* stream = nullptr;
+  cuda::MatmulPlans* matmul_plans = nullptr;        ///< cuBLASLt and its plans, by shape
+  cuda::AttentionPlans* attention_plans = nullptr;  ///< cuDNN and its plans, by shape
+  int multiprocessors = 1;                          ///< of the device
 };
 
 }  // namespace choir::kernels

@@ -26,9 +26,10 @@ std::string find_checkpoint(const std::string& path) {
 }
 
 LoadedModel load_model(const CheckpointReader& reader, const Config& config, const MpiProcess& process) {
-  LoadedModel loaded{.ring = std::make_unique<CallRing>(), .device = make_device(config, process.local_ranks())};
-  loaded.mesh = make_mpi_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *loaded.device, *loaded.ring);
-  const std::string damage = verify_together(reader.path(), *loaded.mesh.world, loaded.device->communicate());
+  LoadedModel loaded{.ring = std::make_unique<CallRing>(), .device = make_device(config, process)};
+  loaded.mesh = make_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *loaded.device, *loaded.ring);
+  const std::string damage =
+      verify_together(reader.path(), *loaded.mesh.host, loaded.mesh.host->device().communicate());
   if (!damage.empty())
     throw ConfigError(Problem{.what = reader.path() + " is damaged: " + damage, .fix = "name another checkpoint"});
   loaded.trainer = std::make_unique<Trainer>(config, *loaded.device, loaded.mesh, true);

@@ -72,7 +72,7 @@ void ConfigArguments::add_to(CLI::App& verb, const std::string& what_words) {
 Config ConfigArguments::read() const {
   Config config = read_config(file, words);
   if (config.train.folder.empty()) config.train.folder = "runs/" + std::filesystem::path(file).stem().string();
-  return config;
+  return with_device(std::move(config));
 }
 
 int run_command_line(int argc, char** argv) {

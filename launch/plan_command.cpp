@@ -19,18 +19,23 @@ struct Arguments {
 }  // namespace
 
 int print_plan(Config config, std::int64_t ranks, bool json) {
-  const bool emulated = config.train.precision == "bf16" && !kernels::cpu::has_native_bf16();
+  const DeviceKind kind = config.train.device == "cuda" ? DeviceKind::cuda : DeviceKind::cpu;
+  const bool emulated = kind == DeviceKind::cpu && config.train.precision == "bf16" && !kernels::cpu::has_native_bf16();
   if (emulated) config.train.emulate_bf16 = true;  // planning needs no bf16 instructions
   throw_if_any(validate(config, ranks));
   const int threads = threads_per_rank(config, static_cast<int>(ranks));
-  const Plan plan = make_plan(config, ranks, threads);
+  const Plan plan = make_plan(config, ranks, kind, threads);
   if (json) {
     std::fputs(to_json(plan).c_str(), stdout);
     return 0;
   }
   std::fputs(describe(plan, config).c_str(), stdout);
-  std::printf("\nplanned for CPU ranks with %d thread%s each%s\n", threads, threads == 1 ? "" : "s",
-              emulated ? "; workspaces are those of emulated bf16, since this processor has no bf16 instructions" : "");
+  if (kind == DeviceKind::cuda)
+    std::printf("\nplanned for one GPU a rank, attention with Choir's own kernels\n");
+  else
+    std::printf(
+        "\nplanned for CPU ranks with %d thread%s each%s\n", threads, threads == 1 ? "" : "s",
+        emulated ? "; workspaces are those of emulated bf16, since this processor has no bf16 instructions" : "");
   return 0;
 }
 
@@ -39,10 +44,14 @@ void add_plan_command(CommandLine& line) {
   auto arguments = std::make_shared<Arguments>();
   arguments->config.add_to(*verb);
   verb->add_option("--ranks", arguments->ranks, "ranks to plan for")->required()->check(CLI::PositiveNumber);
-  verb->add_option("--device", arguments->device, "device to plan for")->check(CLI::IsMember({"cpu"}));
+  verb->add_option("--device", arguments->device, "device to plan for")->check(CLI::IsMember({"cpu", "cuda"}));
   verb->add_flag("--json", arguments->json, "JSON, every distinct rank position");
   verb->callback([&line, arguments] {
-    line.run = [arguments] { return print_plan(arguments->config.read(), arguments->ranks, arguments->json); };
+    line.run = [arguments] {
+      Config config = arguments->config.read();
+      config.train.device = arguments->device;
+      return print_plan(config, arguments->ranks, arguments->json);
+    };
   });
 }
 

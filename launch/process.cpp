@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 
@@ -24,6 +25,7 @@ MpiProcess::MpiProcess(int* argc, char*** argv) {
   MPI_Comm local;
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local);
   MPI_Comm_size(local, &local_ranks_);
+  MPI_Comm_rank(local, &local_rank_);
   MPI_Comm_free(&local);
 }
 
@@ -45,11 +47,52 @@ int threads_per_rank(const Config& config, int local_ranks) {
   return std::max(1, cores / local_ranks);
 }
 
-std::unique_ptr<Device> make_device(const Config& config, int local_ranks) {
-  const int threads = threads_per_rank(config, local_ranks);
+Config with_device(Config config) {
+  std::string reason;
+  if (config.train.device == "auto") config.train.device = cuda::visible_gpus(reason) > 0 ? "cuda" : "cpu";
+  return config;
+}
+
+/// Which visible GPU this rank drives. A launcher may show each rank all GPUs of the machine, or only its own.
+static int choose_gpu(const MpiProcess& process) {
+  std::string reason;
+  const int visible = cuda::visible_gpus(reason);
+  if (visible == 0)
+    throw ConfigError(
+        Problem{.what = "train.device = cuda, but rank " + std::to_string(process.rank()) + " sees no GPU: " + reason,
+                .fix = "`choir doctor` shows what the machine has; or set train.device=cpu"});
+  if (visible > 1 && process.local_ranks() > visible)
+    throw ConfigError(Problem{.what = std::to_string(process.local_ranks()) + " ranks on one machine, but only " +
+                                      std::to_string(visible) + " GPUs",
+                              .why = "one rank drives one GPU",
+                              .fix = "start at most " + std::to_string(visible) + " ranks on each machine"});
+  return visible == 1 ? 0 : process.local_rank();
+}
+
+static std::unique_ptr<Device> make_gpu_device(const Config& config, const MpiProcess& process, int threads) {
+  const TrainAttentionConfig& attention = config.train.attention;
+  const bool speaks = process.rank() == 0;
+  GpuOptions options{.index = choose_gpu(process),
+                     .attention = attention.implementation == "cudnn"   ? AttentionImplementation::cudnn
+                                  : attention.implementation == "flash" ? AttentionImplementation::flash
+                                                                        : AttentionImplementation::automatic,
+                     .deterministic_attention = attention.deterministic,
+                     .say = [speaks](const std::string& text) {
+                       if (speaks) std::fprintf(stderr, "choir: %s\n", text.c_str());
+                     }};
+  const GpuFacts facts = cuda::gpu_facts(options.index);
+  if (speaks)
+    std::fprintf(stderr, "choir: rank 0 drives GPU %d: %s, %.1f GB, sm_%d\n", options.index, facts.name.c_str(),
+                 static_cast<double>(facts.memory_bytes) / 1e9, facts.compute_capability);
+  return std::make_unique<Device>(options, threads);
+}
+
+std::unique_ptr<Device> make_device(const Config& config, const MpiProcess& process) {
+  const int threads = threads_per_rank(config, process.local_ranks());
   omp_set_num_threads(threads);
+  if (config.train.device == "cuda") return make_gpu_device(config, process, threads);
   const StreamMode mode = config.train.streams == "threaded" ? StreamMode::threaded : StreamMode::immediate;
-  return std::make_unique<Device>(DeviceKind::cpu, threads, mode);
+  return std::make_unique<Device>(threads, mode);
 }
 
 }  // namespace choir

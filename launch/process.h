@@ -23,9 +23,10 @@ class MpiProcess {
   int rank() const { return rank_; }
   int ranks() const { return ranks_; }
   int local_ranks() const { return local_ranks_; }  ///< on this machine
+  int local_rank() const { return local_rank_; }    ///< among those
 
  private:
-  int rank_ = 0, ranks_ = 1, local_ranks_ = 1;
+  int rank_ = 0, ranks_ = 1, local_ranks_ = 1, local_rank_ = 0;
 };
 
 /// True where a person watches what this process prints. mpirun gives every rank a terminal of its own making, whatever
@@ -35,7 +36,13 @@ bool output_is_watched();
 /// train.threads, or the usable cores divided by the ranks on this machine, at least one.
 int threads_per_rank(const Config&, int local_ranks);
 
-/// The device that train.device asks for. Sets the number of OpenMP threads of the calling thread.
-std::unique_ptr<Device> make_device(const Config&, int local_ranks);
+/// `config` with train.device = auto replaced by what is there: cuda where a GPU is visible, else cpu. Call it before
+/// validate().
+Config with_device(Config config);
+
+/// The device that train.device asks for, and on rank 0 a line about it on stderr. A GPU rank drives the GPU of its
+/// number on the machine; throws ConfigError where there are too few. Sets the number of OpenMP threads of the calling
+/// thread. Collective.
+std::unique_ptr<Device> make_device(const Config&, const MpiProcess&);
 
 }  // namespace choir

@@ -24,8 +24,8 @@ int train(CommandLine& line, const Arguments& arguments) {
                            .stop_requested = requested_end};
   options.folder.create();
   CallRing ring(options.folder.calls(process.rank()));
-  const auto device = make_device(config, process.local_ranks());
-  Mesh mesh = make_mpi_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
+  const auto device = make_device(config, process);
+  Mesh mesh = make_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
   if (process.rank() == 0) std::fputs(print(config).c_str(), stdout);
   return static_cast<int>(run_training(config, options, *device, mesh, ring));
 }

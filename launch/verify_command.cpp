@@ -16,9 +16,9 @@ int verify(CommandLine& line, const ConfigArguments& arguments) {
   const Config config = narrowed(asked, process.ranks());
   throw_if_any(validate(config, process.ranks()));
   CallRing ring;
-  const auto device = make_device(config, process.local_ranks());
-  Mesh mesh = make_mpi_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
-  Mesh alone = make_mpi_mesh(MPI_COMM_SELF, {}, *device, ring);
+  const auto device = make_device(config, process);
+  Mesh mesh = make_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
+  Mesh alone = make_mesh(MPI_COMM_SELF, {}, *device, ring);
   const std::vector<Comparison> comparisons = verify_layout(config, *device, mesh, alone);
 
   int mismatches = 0;

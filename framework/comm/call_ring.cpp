@@ -59,6 +59,7 @@ CallRing::CallRing(const std::string& path) : last_activity_(now()) {
 CallRing::~CallRing() { munmap(slots_, ring_bytes); }
 
 std::uint64_t CallRing::begin(Call call) {
+  const std::lock_guard lock(mutex_);
   const std::uint64_t sequence = next_++;
   call.sequence = 0;
   call.started = now();
@@ -68,16 +69,18 @@ std::uint64_t CallRing::begin(Call call) {
   std::atomic_ref(slot.sequence).exchange(0, std::memory_order_acq_rel);
   slot = call;
   std::atomic_ref(slot.sequence).store(sequence, std::memory_order_release);
-  in_call_ = true;
+  ++running_;
   last_activity_ = call.started;
   return sequence;
 }
 
 void CallRing::end(std::uint64_t sequence) {
+  const std::lock_guard lock(mutex_);
   Call& slot = slots_[(sequence - 1) % length];
-  slot.ended = now();
-  last_activity_ = slot.ended;
-  in_call_ = false;
+  const double time = now();
+  if (slot.sequence == sequence) slot.ended = time;  // else the host is a whole ring ahead of the GPU
+  last_activity_ = time;
+  --running_;
 }
 
 std::vector<Call> CallRing::calls() const { return oldest_first({slots_, slots_ + length}); }
@@ -115,7 +118,11 @@ struct Ring {
       if (same_communicator(*it, call)) return it->number;
     return 0;
   }
-  const Call* running() const { return calls.empty() || calls.back().ended != 0 ? nullptr : &calls.back(); }
+  /// The oldest call that has not ended: a GPU has not come to those behind it.
+  const Call* running() const {
+    const auto found = std::find_if(calls.begin(), calls.end(), [](const Call& call) { return call.ended == 0; });
+    return found == calls.end() ? nullptr : &*found;
+  }
 };
 
 using Rings = std::map<int, Ring>;  // by world rank
@@ -191,12 +198,15 @@ std::string describe_last_calls(int rank, const Ring& ring, int count, double ti
   if (!ring.problem.empty()) return fmt::format("rank {}: {}\n", rank, ring.problem);
   if (ring.calls.empty()) return fmt::format("rank {}: no calls\n", rank);
   std::string text = fmt::format("rank {}:\n", rank);
-  const std::size_t shown = std::min(ring.calls.size(), static_cast<std::size_t>(std::max(count, 0)));
-  for (auto it = ring.calls.end() - static_cast<std::ptrdiff_t>(shown); it != ring.calls.end(); ++it)
+  // A GPU is at its oldest call that has not ended; how far the host has gone ahead says little.
+  const std::ptrdiff_t all = static_cast<std::ptrdiff_t>(ring.calls.size());
+  const std::ptrdiff_t end = ring.running() ? ring.running() - ring.calls.data() + 1 : all;
+  for (auto it = ring.calls.begin() + std::max<std::ptrdiff_t>(0, end - count); it != ring.calls.begin() + end; ++it)
     text += it->ended == 0
                 ? fmt::format("  {}, {} bytes, running for {:.1f} s\n", name_of(*it), it->bytes, time - it->started)
                 : fmt::format("  {}, {} bytes, took {:.4f} s, ended {:.1f} s ago\n", name_of(*it), it->bytes,
                               it->ended - it->started, time - it->ended);
+  if (end < all) text += fmt::format("  and {} enqueued behind it\n", all - end);
   return text;
 }
 

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -35,21 +36,23 @@ class CallRing {
   CallRing(const CallRing&) = delete;
   CallRing& operator=(const CallRing&) = delete;
 
-  /// Writes `call`, whose sequence and times are set here. Returns the sequence number to give to end().
+  /// Writes `call`, whose sequence and times are set here. Returns the sequence number to give to end(). Both are safe
+  /// from any thread; several calls may be running.
   std::uint64_t begin(Call call);
   void end(std::uint64_t sequence);
 
   /// Seconds since the epoch at which a call last began or ended; for the watchdog. Safe from any thread.
   double last_activity() const { return last_activity_; }
   /// True while a call is running. Safe from any thread.
-  bool in_call() const { return in_call_; }
+  bool in_call() const { return running_ > 0; }
   std::vector<Call> calls() const;  ///< oldest first
 
  private:
   Call* slots_ = nullptr;  // [length]; call s is in slot (s - 1) % length
+  std::mutex mutex_;       // of GPU calls the watchdog writes ends, too
   std::uint64_t next_ = 1;
   std::atomic<double> last_activity_;
-  std::atomic<bool> in_call_ = false;
+  std::atomic<int> running_ = 0;
 };
 
 /// The calls in a ring file, oldest first; empty with `problem` set where it cannot be read.

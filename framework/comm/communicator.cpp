@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
+#include <exception>
 #include <string_view>
 
 #include "framework/core/error.h"
+#include "kernels/elementwise.h"
 
 namespace choir {
 
@@ -72,12 +73,21 @@ void copy_text(char (&to)[n], std::string_view from) {
 
 }  // namespace
 
+void Communicator::run(const Site& site, std::int64_t bytes, Stream& stream, std::function<void()> work) {
+  device_.ledger().add_message(axis(), site.verb, static_cast<double>(bytes));
+  if (!device_.counts_only()) enqueue(site, bytes, stream, work);
+  if (device_.kind() != DeviceKind::cuda) return;
+  // A GPU's memory is reused in the order of the compute stream, which now waits for all calls so far, or for none.
+  if (&stream == &device_.communicate())
+    held_.push_back(std::move(work));
+  else
+    held_.clear();
+}
+
 // stream:        ... before | record            wait | after ...
 //                                  \            /
 // communicate:                      wait | work | record
-void Communicator::run(const Site& site, std::int64_t bytes, Stream& stream, std::function<void()> work) {
-  device_.ledger().add_message(axis(), site.verb, static_cast<double>(bytes));
-  if (device_.counts_only()) return;
+void Communicator::enqueue(const Site& site, std::int64_t bytes, Stream& stream, const std::function<void()>& work) {
   Call call{.number = ++calls_,
             .bytes = static_cast<std::uint64_t>(bytes),
             .first = group_.first,
@@ -94,29 +104,51 @@ void Communicator::run(const Site& site, std::int64_t bytes, Stream& stream, std
     before.record(stream);
     before.wait(communicate);
   }
-  communicate.enqueue([this, call, work = std::move(work)] {
-    const std::uint64_t sequence = ring_.begin(call);
-    try {
-      work();
-    } catch (const Failure& failure) {  // the ring keeps the call as running: that is where this rank stopped
-      throw Error({.what = fmt::format("{} of {} ({}), call #{}, failed: {}", call.verb, call.axis, call.label,
-                                       call.number, failure.what),
-                   .why = "a rank died, the ranks made different calls, or they disagree on the sizes",
-                   .fix = "compare the calls of all ranks: logs/rank-*.calls of the run folder"});
-    }
-    ring_.end(sequence);
-  });
-  if (elsewhere) {
-    Event after;
+  Event after;
+  if (communicate.cuda() != nullptr) {
+    pending_.note_ends();
+    const cuda::Range range(site.label);
+    const std::uint64_t sequence = begin(call, work);
     after.record(communicate);
-    after.wait(stream);
+    pending_.add(sequence, [after] { return after.done(); });
+  } else {
+    communicate.enqueue([this, call, work] { ring_.end(begin(call, work)); });
+    if (elsewhere) after.record(communicate);
   }
+  if (elsewhere) after.wait(stream);
+}
+
+/// Does the work of a call that is now in the ring; returns its sequence number there.
+std::uint64_t Communicator::begin(const Call& call, const std::function<void()>& work) {
+  const std::uint64_t sequence = ring_.begin(call);
+  try {
+    work();
+  } catch (const Failure& failure) {  // the ring keeps the call as running: that is where this rank stopped
+    throw Error({.what = fmt::format("{} of {} ({}), call #{}, failed: {}", call.verb, call.axis, call.label,
+                                     call.number, failure.what),
+                 .why = "a rank died, the ranks made different calls, or they disagree on the sizes",
+                 .fix = "compare the calls of all ranks: logs/rank-*.calls of the run folder"});
+  }
+  return sequence;
+}
+
+std::string Communicator::problem() {
+  try {
+    pending_.note_ends();
+  } catch (const std::exception& error) {  // the GPU has failed: its errors come out of whatever asks next
+    return error.what();
+  }
+  return {};
 }
 
 /// With one rank: the result is the input.
 void Communicator::copy(const Tensor& from, const Tensor& to, Stream& stream) {
   if (device_.counts_only() || from.raw() == to.raw()) return;
-  stream.enqueue([from, to] { std::memcpy(to.raw(), from.raw(), static_cast<std::size_t>(from.bytes())); });
+  stream.enqueue([this, from, to] {
+    device_.with_kernels<float>([&](auto kernels_of) {
+      kernels::copy_rows(kernels_of, from.raw(), from.bytes(), to.raw(), to.bytes(), 1, from.bytes());
+    });
+  });
 }
 
 /// Taken when the call is made, not when it runs, so that the order of allocations repeats in every step.

@@ -7,7 +7,8 @@
 // Order. Work given to a verb runs after everything enqueued on `stream` before, and before everything enqueued on it
 // later. Verbs return when the work is enqueued; immediate CPU streams have then also run it. Every rank of the axis
 // makes the same calls in the same order. The work itself runs on device().communicate(), so that one thread per rank
-// makes every call of the library. Tensors are held until it has run; the communicator outlives it.
+// makes every call of the library. Tensors are held until it has run or, on a GPU, until another stream waits for it,
+// so that memory comes back at the same place in every step. The communicator outlives the work.
 //
 // Errors. Contiguous tensors of equal types that obey the size relation; anything else throws Error with axis, label
 // and sizes before anything is sent. So does a failure of the library, out of the verb or, where streams are threaded,
@@ -20,6 +21,7 @@
 #include <vector>
 
 #include "framework/comm/call_ring.h"
+#include "framework/comm/pending_calls.h"
 #include "framework/core/device.h"
 #include "framework/core/tensor.h"
 
@@ -43,7 +45,8 @@ struct Group {
 class Communicator {
  public:
   /// `device` and `ring` outlive the communicator.
-  Communicator(Group group, Device& device, CallRing& ring) : group_(std::move(group)), device_(device), ring_(ring) {}
+  Communicator(Group group, Device& device, CallRing& ring)
+      : group_(std::move(group)), device_(device), ring_(ring), pending_(ring) {}
   virtual ~Communicator() = default;
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
@@ -51,6 +54,7 @@ class Communicator {
   const std::string& axis() const { return group_.axis; }
   int rank() const { return group_.rank; }
   int size() const { return group_.size; }
+  Device& device() { return device_; }
 
   /// Every rank ends with the reduction of all ranks' `tensor`, with the same bits everywhere. In place; contiguous.
   /// MPI adds in rank order: f32, f64 and i32 in their own type, bf16 in f32, rounded once; u8 has max only. The
@@ -80,6 +84,12 @@ class Communicator {
   /// No rank passes before all have come. Blocks the stream, not the caller.
   void barrier(Stream& stream, const char* label);
 
+  /// What has gone wrong since, in the library's words: a rank that died, a network that failed. Else empty. Also
+  /// writes to the ring which calls a GPU has ended. From any thread.
+  virtual std::string problem();
+  /// Ends the calls that wait for other ranks; their results are lost, and no call may follow. From any thread.
+  virtual void abort() {}
+
  protected:
   /// What do_... throws where the library failed, in the library's words; the front door adds verb, axis and label.
   struct Failure {
@@ -98,18 +108,20 @@ class Communicator {
   virtual void do_exchange(const std::vector<Message>& sends, const std::vector<Message>& receives) = 0;
   virtual void do_barrier() = 0;
 
-  Device& device() { return device_; }
-
  private:
   struct Site;  // verb and label of one call, for messages
 
   void run(const Site& site, std::int64_t bytes, Stream& stream, std::function<void()> work);
+  void enqueue(const Site& site, std::int64_t bytes, Stream& stream, const std::function<void()>& work);
+  std::uint64_t begin(const Call& call, const std::function<void()>& work);
   void copy(const Tensor& from, const Tensor& to, Stream& stream);
   Tensor workspace(std::int64_t count, DType type);
 
   Group group_;
   Device& device_;
   CallRing& ring_;
+  PendingCalls pending_;                     // on a GPU
+  std::vector<std::function<void()>> held_;  // work of a GPU for which no other stream waits yet, with its tensors
   std::uint64_t calls_ = 0;
 };
 

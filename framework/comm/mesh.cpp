@@ -42,10 +42,11 @@ std::vector<int> MeshShape::group(const std::string& axis, int rank) const {
   return members;
 }
 
-namespace {
+std::vector<Communicator*> Mesh::communicators() const {
+  return {world.get(), tensor.get(), context.get(), data.get(), pipeline.get()};
+}
 
-template <class MakeCommunicator>
-Mesh make_mesh(int rank, const MeshShape& shape, MakeCommunicator&& make) {
+Mesh make_axes(int rank, const MeshShape& shape, const MakeCommunicator& make) {
   Mesh mesh{.shape = shape, .here = shape.coordinates(rank)};
   mesh.world = make(Group{.axis = "world", .size = shape.ranks(), .rank = rank});
   mesh.tensor = make(shape.axis_group("tensor", rank));
@@ -55,9 +56,17 @@ Mesh make_mesh(int rank, const MeshShape& shape, MakeCommunicator&& make) {
   return mesh;
 }
 
-}  // namespace
+static std::unique_ptr<Communicator> make_mpi_communicator(MPI_Comm world, Group group, Device& device,
+                                                           CallRing& ring) {
+  MPI_Comm comm = MPI_COMM_NULL;
+  const int code = MPI_Comm_split(world, group.first, group.rank, &comm);
+  if (code != MPI_SUCCESS)
+    throw Error(
+        {.what = fmt::format("MPI cannot make the communicator of {} (MPI_Comm_split: error {})", group.axis, code)});
+  return std::make_unique<MpiCommunicator>(comm, std::move(group), device, ring);
+}
 
-Mesh make_mpi_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallRing& ring) {
+Mesh make_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallRing& ring) {
   int rank = 0, size = 0;
   MPI_Comm_rank(world, &rank);
   MPI_Comm_size(world, &size);
@@ -66,19 +75,27 @@ Mesh make_mpi_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallR
                  .why = fmt::format("tensor {} x context {} x data {} x pipeline {} = {}", shape.tensor, shape.context,
                                     shape.data, shape.pipeline, shape.ranks()),
                  .fix = fmt::format("start {} ranks, or change parallel.*", shape.ranks())});
-  return make_mesh(rank, shape, [&](Group group) {
-    MPI_Comm comm = MPI_COMM_NULL;
-    const int code = MPI_Comm_split(world, group.first, group.rank, &comm);
-    if (code != MPI_SUCCESS)
-      throw Error(
-          {.what = fmt::format("MPI cannot make the communicator of {} (MPI_Comm_split: error {})", group.axis, code)});
-    return std::make_unique<MpiCommunicator>(comm, std::move(group), device, ring);
-  });
+  Mesh mesh;
+  Device* host = &device;
+  if (device.kind() == DeviceKind::cuda) {
+    if constexpr (kernels::built_with_cuda) mesh = make_nccl_mesh(world, shape, device, ring);
+    mesh.host_device = std::make_unique<Device>(1);
+    host = mesh.host_device.get();
+  } else {
+    mesh = make_axes(rank, shape,
+                     [&](Group group) { return make_mpi_communicator(world, std::move(group), device, ring); });
+  }
+  mesh.host = make_mpi_communicator(world, Group{.axis = "host", .size = size, .rank = rank}, *host, ring);
+  return mesh;
 }
 
 Mesh make_counting_mesh(int rank, const MeshShape& shape, Device& device, CallRing& ring) {
-  return make_mesh(rank, shape,
-                   [&](Group group) { return std::make_unique<CountingCommunicator>(std::move(group), device, ring); });
+  const MakeCommunicator make = [&](Group group) {
+    return std::make_unique<CountingCommunicator>(std::move(group), device, ring);
+  };
+  Mesh mesh = make_axes(rank, shape, make);
+  mesh.host = make(Group{.axis = "host", .size = shape.ranks(), .rank = rank});
+  return mesh;
 }
 
 }  // namespace choir

@@ -8,6 +8,7 @@
 #include <mpi.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,10 +40,24 @@ struct Mesh {
   MeshShape::Coordinates here;
   std::unique_ptr<Communicator> world;  ///< all ranks
   std::unique_ptr<Communicator> tensor, context, data, pipeline;
+  std::unique_ptr<Device> host_device;  ///< the CPU, where the mesh is of GPUs
+  std::unique_ptr<Communicator> host;  ///< all ranks, on host memory: what they tell each other about files and signals
+
+  /// All but `host`: what a watchdog asks for problems.
+  std::vector<Communicator*> communicators() const;
 };
 
-/// Collective over `world`, whose size is shape.ranks(). `ring` and `device` outlive the mesh.
-Mesh make_mpi_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallRing& ring);
+/// The mesh of `device`: MPI on the CPU, NCCL on GPUs. Collective over `world`, whose size is shape.ranks(). `ring` and
+/// `device` outlive the mesh.
+Mesh make_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallRing& ring);
+
+/// The part of make_mesh() for GPUs: all but `host`. Only in builds with CUDA (comm/cuda/nccl_communicator.cpp). Throws
+/// Error with NCCL's words where GPUs cannot reach each other, or a rank does not come within `timeout` seconds.
+Mesh make_nccl_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallRing& ring, double timeout = 300);
+
+/// A mesh without `host`, whose communicators come from `make`: the world's first, then those of the axes.
+using MakeCommunicator = std::function<std::unique_ptr<Communicator>(Group)>;
+Mesh make_axes(int rank, const MeshShape& shape, const MakeCommunicator& make);
 
 /// The mesh as `rank` would see it, on device `count`: verbs move nothing, but are counted.
 Mesh make_counting_mesh(int rank, const MeshShape& shape, Device& device, CallRing& ring);

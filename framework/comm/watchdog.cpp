@@ -26,8 +26,13 @@ void write_to_stderr(const std::string& text) {
 
 }  // namespace
 
-Watchdog::Watchdog(const CallRing& ring, std::string logs_folder, double seconds)
-    : ring_(ring), logs_folder_(std::move(logs_folder)), seconds_(seconds), last_step_(now()) {}
+Watchdog::Watchdog(const CallRing& ring, std::string logs_folder, double seconds,
+                   std::vector<Communicator*> communicators)
+    : ring_(ring),
+      logs_folder_(std::move(logs_folder)),
+      seconds_(seconds),
+      communicators_(std::move(communicators)),
+      last_step_(now()) {}
 
 Watchdog::~Watchdog() { stop(); }
 
@@ -64,21 +69,29 @@ bool Watchdog::hangs() const {
 void Watchdog::watch() {
   const auto period = std::chrono::duration<double>(std::clamp(seconds_ / 20, 0.01, 1.0));
   std::unique_lock lock(mutex_);
-  while (!wake_.wait_for(lock, period, [this] { return stop_; }))
-    if (hangs()) report_and_exit();
+  while (!wake_.wait_for(lock, period, [this] { return stop_; })) {
+    if (const std::string words = problem(); !words.empty()) report_and_exit(words);
+    if (hangs())
+      report_and_exit(
+          fmt::format("no collective call and no step has begun or ended for {:g} s (train.timeout)", seconds_));
+  }
 }
 
-void Watchdog::report_and_exit() const {
+std::string Watchdog::problem() const {
+  for (Communicator* communicator : communicators_)
+    if (std::string words = communicator->problem(); !words.empty()) return words;
+  return {};
+}
+
+void Watchdog::report_and_exit(const std::string& why) const {
   // All ranks notice at about the same time. The first to lock the folder speaks for all; the lock goes with it.
   // Where a file system has no locks, each rank speaks.
   const int folder = open(logs_folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   const bool another_speaks = folder >= 0 && flock(folder, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-  if (!another_speaks)
-    write_to_stderr(
-        fmt::format("no collective call and no step has begun or ended for {:g} s (train.timeout)\n{}"
-                    "ending the job\n",
-                    seconds_, describe_call_rings(logs_folder_)));
+  if (!another_speaks) write_to_stderr(fmt::format("{}\n{}ending the job\n", why, describe_call_rings(logs_folder_)));
   std::this_thread::sleep_for(std::chrono::seconds(2));  // mpirun passes the text on; it ends the job when we exit
+  // After the report, so that it finds the calls as they are: an abort ends them.
+  for (Communicator* communicator : communicators_) communicator->abort();
   _exit(1);
 }
 

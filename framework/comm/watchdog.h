@@ -3,6 +3,7 @@
 // A hang is silence: no collective call has begun or ended, and no step has, for longer than the limit, while a call
 // is running or a step is under way. Between steps (start-up, evaluation of a configuration, a long save) silence is
 // normal.
+// A call on a GPU that the library reports as failed is ended at once.
 #pragma once
 
 #include <atomic>
@@ -10,15 +11,19 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "framework/comm/call_ring.h"
+#include "framework/comm/communicator.h"
 
 namespace choir {
 
 class Watchdog {
  public:
-  /// `ring` outlives the watchdog. `logs_folder` holds the rings of all ranks, rank-*.calls.
-  Watchdog(const CallRing& ring, std::string logs_folder, double seconds);
+  /// `ring` and `communicators` (Mesh::communicators()) outlive the watchdog. `logs_folder` holds the rings of all
+  /// ranks, rank-*.calls.
+  Watchdog(const CallRing& ring, std::string logs_folder, double seconds,
+           std::vector<Communicator*> communicators = {});
   ~Watchdog();  ///< stops at once
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
@@ -33,11 +38,14 @@ class Watchdog {
  private:
   void watch();
   bool hangs() const;
-  [[noreturn]] void report_and_exit() const;
+  /// The first problem that a communicator reports; empty where there is none.
+  std::string problem() const;
+  [[noreturn]] void report_and_exit(const std::string& why) const;
 
   const CallRing& ring_;
   const std::string logs_folder_;
   const double seconds_;
+  const std::vector<Communicator*> communicators_;
   std::atomic<double> last_step_;  // seconds since the epoch at which one last began or ended
   std::atomic<bool> in_step_ = false;
   std::mutex mutex_;

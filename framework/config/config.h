@@ -19,7 +19,7 @@
 namespace choir {
 
 struct TrainAttentionConfig {
-  std::string implementation = "auto";   ///< auto | flash (cudnn comes with the GPU)
+  std::string implementation = "auto";   ///< auto | cudnn | flash: of a GPU
   bool deterministic = true;             ///< the same bits every run
 
   bool operator==(const TrainAttentionConfig&) const = default;
@@ -32,7 +32,7 @@ struct TrainConfig {
   std::string precision = "f32";         ///< f32 | bf16
   bool emulate_bf16 = false;             ///< let bf16 run, slowly, on a processor without bf16 instructions
   std::uint64_t seed = 1;
-  std::string device = "auto";           ///< auto | cpu (cuda comes with the GPU)
+  std::string device = "auto";           ///< auto | cpu | cuda
   std::string streams = "immediate";     ///< immediate | threaded: a worker thread per CPU stream
   std::int64_t threads = 0;              ///< per rank; 0: usable cores / ranks on this machine
   std::string recompute = "none";        ///< none | block: recompute a block's forward in its backward

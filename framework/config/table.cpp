@@ -91,9 +91,10 @@ std::vector<Field> fields(DataConfig& c) {
 
 std::vector<Field> fields(TrainAttentionConfig& c) {
   return {
-      {"train.attention.implementation", &c.implementation, "which attention kernel",
-       one_of({"auto", "flash"}, {"cudnn"}, "this build has no GPU support yet")},
-      {"train.attention.deterministic", &c.deterministic, "the same bits every run"},
+      {"train.attention.implementation", &c.implementation,
+       "which attention kernels a GPU uses; auto: cuDNN's where it takes the shape, else Choir's own",
+       one_of({"auto", "cudnn", "flash"})},
+      {"train.attention.deterministic", &c.deterministic, "the same bits every run; cuDNN needs more memory for it"},
   };
 }
 
@@ -106,8 +107,8 @@ std::vector<Field> fields(TrainConfig& c) {
        one_of({"f32", "bf16"})},
       {"train.emulate_bf16", &c.emulate_bf16, "let bf16 run, slowly, on a processor without bf16 instructions"},
       {"train.seed", &c.seed, "of initial weights, data order and dropout"},
-      {"train.device", &c.device, "where the arithmetic runs",
-       one_of({"auto", "cpu"}, {"cuda"}, "this build has no GPU support yet")},
+      {"train.device", &c.device, "where the arithmetic runs; auto: on a GPU where one is visible",
+       one_of({"auto", "cpu", "cuda"})},
       {"train.streams", &c.streams, "CPU streams run at once, or on a worker thread each",
        one_of({"immediate", "threaded"})},
       {"train.threads", &c.threads, "threads per rank; 0: usable cores / ranks on this machine", at_least(0, 65536)},

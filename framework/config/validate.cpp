@@ -173,7 +173,10 @@ void Validator::check_tokenizer() {
 
 void Validator::check_precision() {
   const TrainConfig& t = config_.train;
-  if (t.precision == "bf16" && !t.emulate_bf16 && !kernels::cpu::has_native_bf16())
+  if (t.device == "cuda" && !kernels::built_with_cuda)
+    add("train.device = cuda, but this choir was built without CUDA", "the build found no CUDA toolkit",
+        "install the toolkit (nvcc, cuBLASLt, NCCL) and build again, or set train.device to cpu");
+  if (t.precision == "bf16" && t.device != "cuda" && !t.emulate_bf16 && !kernels::cpu::has_native_bf16())
     add("train.precision = bf16, but this processor has no bf16 instructions",
         "bf16 matrix products need the instruction set avx512_bf16; without it they go through f32 copies, slower than "
         "f32",

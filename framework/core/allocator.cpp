@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
-#include <cerrno>
-#include <cstring>
 #include <numeric>
 
 #include "framework/core/error.h"
@@ -21,11 +19,7 @@ class HostMemory : public MemorySource {
     const std::int64_t slack = bytes >= huge_page ? huge_page : 0;
     void* raw = mmap(nullptr, static_cast<std::size_t>(bytes + slack), PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (raw == MAP_FAILED)
-      throw Error({.what = fmt::format("no memory for a block of {:.1f} MB: {}", static_cast<double>(bytes) / 1e6,
-                                       std::strerror(errno)),
-                   .why = "the host has no more to give",
-                   .fix = "lower parallel.micro_batch, set train.recompute: block, or spread the run over more ranks"});
+    if (raw == MAP_FAILED) return nullptr;
     if (slack == 0) return raw;
     auto* begin = static_cast<char*>(raw);
     const auto address = reinterpret_cast<std::uintptr_t>(begin);
@@ -73,20 +67,47 @@ std::int64_t Allocator::rounded(std::int64_t bytes) {
   return bytes <= 0 ? unit : (bytes + unit - 1) / unit * unit;
 }
 
-Allocator::~Allocator() {
+Allocator::~Allocator() { give_back_cached(); }
+
+void Allocator::give_back_cached() {
   for (const auto& [bytes, addresses] : free_)
-    for (void* address : addresses) source_->unmap(address, bytes);
+    for (void* address : addresses) {
+      source_->unmap(address, bytes);
+      reserved_ -= bytes;
+    }
+  free_.clear();
+}
+
+static Error out_of_memory(std::int64_t bytes, MemoryKind kind, const MemoryUse& use) {
+  const auto megabytes = [](std::int64_t count) { return fmt::format("{:.1f} MB", static_cast<double>(count) / 1e6); };
+  std::string holders;
+  for (std::size_t i = 0; i < use.bytes.size(); ++i)
+    if (use.bytes[i] > 0)
+      holders += fmt::format("{}{} {}", holders.empty() ? "" : ", ", name_of(static_cast<MemoryKind>(i)),
+                             megabytes(use.bytes[i]));
+  const auto share = [&](MemoryKind k) { return use.bytes[static_cast<std::size_t>(k)]; };
+  const bool activations = share(MemoryKind::saved) + share(MemoryKind::temporary) > use.total() / 2;
+  return Error({.what = fmt::format("no memory is left for {} of {}", megabytes(bytes), name_of(kind)),
+                .why = fmt::format("in use are {}: {}", megabytes(use.total()), holders.empty() ? "nothing" : holders),
+                .fix = activations ? "lower parallel.micro_batch, or set train.recompute=block"
+                                   : "raise parallel.tensor, set parallel.zero=1, or use more ranks; `choir plan` "
+                                     "shows what a layout needs"});
 }
 
 Allocator::Block Allocator::allocate(std::int64_t bytes, MemoryKind kind) {
   const std::lock_guard lock(mutex_);
   Block block{.address = nullptr, .bytes = rounded(bytes), .kind = kind};
-  auto& addresses = free_[block.bytes];
-  if (addresses.empty()) {
+  if (free_[block.bytes].empty()) {
     block.address = source_->map(block.bytes);
+    if (block.address == nullptr) {
+      give_back_cached();
+      block.address = source_->map(block.bytes);
+    }
+    if (block.address == nullptr) throw out_of_memory(block.bytes, kind, use_);
     reserved_ += block.bytes;
     ++maps_;
   } else {
+    auto& addresses = free_[block.bytes];
     block.address = addresses.back();
     addresses.pop_back();
   }

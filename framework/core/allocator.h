@@ -24,7 +24,7 @@ const char* name_of(MemoryKind kind);
 class MemorySource {
  public:
   virtual ~MemorySource() = default;
-  /// At least 64-byte aligned. Throws Error where the machine has none left.
+  /// At least 64-byte aligned; null where none is left.
   virtual void* map(std::int64_t bytes) = 0;
   virtual void unmap(void* address, std::int64_t bytes) noexcept = 0;
 };
@@ -52,6 +52,8 @@ class Allocator {
   Allocator(const Allocator&) = delete;
   Allocator& operator=(const Allocator&) = delete;
 
+  /// Where the source has none left, cached blocks are given back and it is asked again. Throws Error that says what
+  /// holds the memory.
   Block allocate(std::int64_t bytes, MemoryKind kind);
   void release(const Block& block) noexcept;
   /// Moves a block to another line of the memory plan: an activation that backward will need becomes `saved`.
@@ -66,6 +68,8 @@ class Allocator {
   static std::int64_t rounded(std::int64_t bytes);
 
  private:
+  void give_back_cached();
+
   mutable std::mutex mutex_;
   std::unique_ptr<MemorySource> source_;
   std::map<std::int64_t, std::vector<void*>> free_;  // rounded size -> addresses, last released first

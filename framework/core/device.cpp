@@ -2,17 +2,54 @@
 
 #include <omp.h>
 
+#include <cstring>
+
 namespace choir {
 
-Device::Device(DeviceKind kind, int threads, StreamMode streams)
-    : kind_(kind),
+Device::Device(int threads, StreamMode streams)
+    : kind_(DeviceKind::cpu),
       threads_(threads),
-      allocator_(kind == DeviceKind::count ? counted_memory() : host_memory()),
-      compute_(kind == DeviceKind::count ? StreamMode::immediate : streams,
-               [threads] { omp_set_num_threads(threads); }),
-      communicate_(kind == DeviceKind::count ? StreamMode::immediate : streams) {}
+      allocator_(host_memory()),
+      compute_(streams, [threads] { omp_set_num_threads(threads); }),
+      communicate_(streams) {}
+
+Device::Device(const GpuOptions& gpu, int threads)
+    : kind_(DeviceKind::cuda),
+      threads_(threads),
+      gpu_(std::make_unique<cuda::Gpu>(gpu)),
+      allocator_(gpu_->memory()),
+      compute_(gpu_->compute()),
+      communicate_(gpu_->communicate()) {}
+
+Device::Device(CountOnly what, int threads)
+    : kind_(what.kind),
+      counts_only_(true),
+      threads_(threads),
+      allocator_(counted_memory()),
+      compute_(StreamMode::immediate),
+      communicate_(StreamMode::immediate) {}
 
 Device::~Device() = default;
+
+// Without a GPU at hand (device `count`) the tag answers questions about workspaces, for an H100's multiprocessors.
+kernels::Cuda Device::cuda() const { return gpu_ ? gpu_->kernels() : kernels::Cuda{.multiprocessors = 132}; }
+
+void Device::upload(const void* host, void* address, std::int64_t bytes) {
+  if (counts_only_) return;
+  if (gpu_) return gpu_->upload(host, address, bytes);
+  compute_.synchronize();
+  std::memcpy(address, host, static_cast<std::size_t>(bytes));
+}
+
+void Device::download(const void* address, void* host, std::int64_t bytes) {
+  if (counts_only_) {
+    std::memset(host, 0, static_cast<std::size_t>(bytes));
+    return;
+  }
+  if (gpu_) return gpu_->download(address, host, bytes);
+  compute_.synchronize();
+  std::memcpy(host, address, static_cast<std::size_t>(bytes));
+}
 
 void Device::synchronize() {
   compute_.synchronize();

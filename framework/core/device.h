@@ -2,8 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <type_traits>
 
 #include "framework/core/allocator.h"
+#include "framework/core/cuda.h"
+#include "framework/core/error.h"
 #include "framework/core/ledger.h"
 #include "framework/core/stream.h"
 #include "framework/core/tensor.h"
@@ -12,33 +16,61 @@
 
 namespace choir {
 
-/// `count` allocates nothing and computes nothing, but counts: the device of a dry run.
-enum class DeviceKind : std::uint8_t { cpu, count };
+enum class DeviceKind : std::uint8_t { cpu, cuda };
+
+/// Selects the constructor that makes a device `count`: it allocates nothing and computes nothing, but counts what a
+/// device of the given kind would need: the device of a dry run.
+struct CountOnly {
+  DeviceKind kind = DeviceKind::cpu;
+};
 
 class Device {
  public:
-  Device(DeviceKind kind, int threads, StreamMode streams = StreamMode::immediate);
+  /// The CPU, with so many OpenMP threads.
+  explicit Device(int threads, StreamMode streams = StreamMode::immediate);
+  /// A GPU. The host's own work (start values, sampling) runs on so many OpenMP threads.
+  Device(const GpuOptions& gpu, int threads);
+  Device(CountOnly what, int threads);
   ~Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
   DeviceKind kind() const { return kind_; }
-  bool counts_only() const { return kind_ == DeviceKind::count; }
-  kernels::Cpu cpu() { return {.threads = threads_, .plans = &plans_}; }
+  bool counts_only() const { return counts_only_; }
   int threads() const { return threads_; }
 
   Allocator& allocator() { return allocator_; }
   Stream& compute() { return compute_; }          ///< all arithmetic
-  Stream& communicate() { return communicate_; }  ///< all collectives; the only stream that calls MPI
+  Stream& communicate() { return communicate_; }  ///< all collectives; on the CPU the only stream that calls MPI
   Ledger& ledger() { return ledger_; }
+
+  /// kernel(tag) with the tag that selects this device's kernels, those for elements of type T.
+  template <class T, class Kernel>
+  decltype(auto) with_kernels(Kernel&& kernel) {
+    if constexpr (kernels::built_with_cuda && !std::is_same_v<T, double>)
+      if (kind_ == DeviceKind::cuda) return kernel(cuda());
+    if (kind_ == DeviceKind::cuda)
+      throw Error({.what = "there are no CUDA kernels for elements of 64 bits", .why = "f64 is for tests on the CPU"});
+    return kernel(cpu());
+  }
+  kernels::Cpu cpu() { return {.threads = threads_, .plans = &plans_}; }  ///< for work of the host
+  kernels::Cuda cuda() const;
+
+  /// Memory of the device = memory of the host, which may change when this returns; after everything enqueued on
+  /// compute() and before everything enqueued later.
+  void upload(const void* host, void* address, std::int64_t bytes);
+  /// Memory of the host = memory of the device, after everything enqueued on compute(). Waits. Zeros on `count`.
+  void download(const void* address, void* host, std::int64_t bytes);
 
   /// Returns when both streams are idle.
   void synchronize();
 
  private:
   DeviceKind kind_;
+  bool counts_only_ = false;
   int threads_;
   kernels::cpu::MatmulPlans plans_;
+  std::unique_ptr<cuda::Gpu> gpu_;  // before the allocator and the streams, which use it to the last
   Allocator allocator_;
   Ledger ledger_;
   Stream compute_, communicate_;

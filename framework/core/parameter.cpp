@@ -1,5 +1,6 @@
 #include "framework/core/parameter.h"
 
+#include <algorithm>
 #include <cassert>
 
 #include "kernels/elementwise.h"
@@ -47,32 +48,35 @@ void ParameterStore::allocate(Runtime& runtime, std::int64_t alignment, bool inf
 
 void ParameterStore::initialize(Runtime& runtime) {
   if (runtime.device.counts_only()) return;
-  const kernels::Cpu cpu = runtime.device.cpu();
-  runtime.device.synchronize();  // the host writes what a kernel may still be reading
-  const auto fill_all = [&]<class T>(T*) { kernels::fill(cpu, master.data<T>(), size_, 0.0f); };
-  master.dtype() == DType::f64 ? fill_all(static_cast<double*>(nullptr)) : fill_all(static_cast<float*>(nullptr));
-  std::vector<float> row;
-  for (const Parameter& p : parameters_) {
-    const std::int64_t global_width = p.shape.size() > 1 ? p.shape[1] : 1;
-    const std::uint64_t key = random_key(runtime.seed, p.name);
-    const auto start_values = [&](float* to, std::int64_t first, std::int64_t count) {
-      kernels::random_normal(cpu, to, first, count, key, 0, p.initial.mean, p.initial.deviation);
+  Device& device = runtime.device;
+  device.compute().enqueue([this, &device] {  // the padding
+    const auto fill = [&]<class A>(A* to) {
+      device.with_kernels<float>([&](auto kernels_of) { kernels::fill(kernels_of, to, size_, 0.0f); });
     };
-    const Tensor to = p.master();
-    if (to.dtype() == DType::f32 && p.held.columns() == global_width) {
-      start_values(to.data<float>(), p.held.row_begin * global_width, p.held.count());
-      continue;
-    }
-    row.resize(static_cast<std::size_t>(p.held.columns()));
-    for (std::int64_t r = 0; r < p.held.rows(); ++r) {
-      start_values(row.data(), (p.held.row_begin + r) * global_width + p.held.column_begin, p.held.columns());
-      for (std::int64_t c = 0; c < p.held.columns(); ++c) {
-        const auto at = static_cast<std::size_t>(c);
-        if (to.dtype() == DType::f64)
-          to.data<double>()[r * p.held.columns() + c] = row[at];
-        else
-          to.data<float>()[r * p.held.columns() + c] = row[at];
-      }
+    master.dtype() == DType::f64 ? fill(master.data<double>()) : fill(master.data<float>());
+  });
+  // Some rows at a time on the host, so that all devices start from the same bits.
+  std::vector<float> rows;
+  for (const Parameter& p : parameters_) {
+    const std::int64_t columns = p.held.columns(), global_width = p.shape.size() > 1 ? p.shape[1] : 1;
+    const std::int64_t rows_at_once = std::max<std::int64_t>(1, (1 << 20) / columns);
+    const std::uint64_t key = random_key(runtime.seed, p.name);
+    for (std::int64_t begin = 0; begin < p.held.rows(); begin += rows_at_once) {
+      const std::int64_t end = std::min(p.held.rows(), begin + rows_at_once);
+      rows.resize(static_cast<std::size_t>((end - begin) * columns));
+      const auto start_values = [&](float* to, std::int64_t row, std::int64_t count) {
+        kernels::random_normal(device.cpu(), to, (p.held.row_begin + row) * global_width + p.held.column_begin, count,
+                               key, 0, p.initial.mean, p.initial.deviation);
+      };
+      if (columns == global_width)
+        start_values(rows.data(), begin, (end - begin) * columns);
+      else
+        for (std::int64_t r = begin; r < end; ++r) start_values(rows.data() + (r - begin) * columns, r, columns);
+      const Tensor to = p.master().slice_rows(begin, end);
+      if (to.dtype() == DType::f64)
+        device.upload(std::vector<double>(rows.begin(), rows.end()).data(), to.raw(), to.bytes());
+      else
+        device.upload(rows.data(), to.raw(), to.bytes());
     }
   }
   round_values(runtime);
@@ -80,8 +84,10 @@ void ParameterStore::initialize(Runtime& runtime) {
 
 void ParameterStore::round_values(Runtime& runtime) {
   if (!value || runtime.device.counts_only()) return;
-  runtime.device.compute().enqueue(
-      [this, cpu = runtime.device.cpu()] { kernels::cast(cpu, master.data<float>(), value.data<bf16>(), size_); });
+  runtime.device.compute().enqueue([this, &device = runtime.device] {
+    device.with_kernels<bf16>(
+        [this](auto kernels_of) { kernels::cast(kernels_of, master.data<float>(), value.data<bf16>(), size_); });
+  });
 }
 
 std::int64_t ParameterStore::owned_count() const {

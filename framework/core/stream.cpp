@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "framework/core/cuda.h"
+
 namespace choir {
 
 Stream::Stream(StreamMode mode, std::function<void()> on_start) : mode_(mode) {
@@ -9,7 +11,7 @@ Stream::Stream(StreamMode mode, std::function<void()> on_start) : mode_(mode) {
 }
 
 Stream::~Stream() {
-  if (mode_ == StreamMode::immediate) return;
+  if (mode_ != StreamMode::threaded) return;
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
@@ -50,13 +52,18 @@ void Stream::run(const std::function<void()>& on_start) {
 }
 
 void Stream::synchronize() {
-  if (mode_ == StreamMode::immediate) return;
+  if (mode_ == StreamMode::cuda) cuda::synchronize(cuda_);
+  if (mode_ != StreamMode::threaded) return;
   std::unique_lock lock(mutex_);
   idle_.wait(lock, [this] { return queue_.empty() && !busy_; });
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void Event::record(Stream& stream) {
+  if (stream.mode() == StreamMode::cuda) {
+    cuda_ = cuda::record(stream.cuda());
+    return;
+  }
   auto state = std::make_shared<State>();
   state_ = state;
   stream.enqueue([state] {
@@ -67,11 +74,19 @@ void Event::record(Stream& stream) {
 }
 
 void Event::wait(Stream& stream) const {
+  if (cuda_) cuda::wait(stream.cuda(), cuda_.get());
   if (!state_) return;
   stream.enqueue([state = state_] {
     std::unique_lock lock(state->mutex);
     state->done_condition.wait(lock, [&] { return state->done; });
   });
+}
+
+bool Event::done() const {
+  if (cuda_) return cuda::done(cuda_.get());
+  if (!state_) return true;
+  const std::lock_guard lock(state_->mutex);
+  return state_->done;
 }
 
 }  // namespace choir

@@ -1,5 +1,6 @@
 // Streams: first in, first out queues of work; events: points in one stream that another waits for.
 //
+// A CUDA stream takes what `work` enqueues on it; `work` itself runs at once, in the caller.
 // The CPU has two modes. `immediate` runs work at once, in the caller. `threaded` gives each stream a worker thread and
 // so the ordering of a GPU: a missing event is a race that the thread sanitizer sees.
 #pragma once
@@ -12,28 +13,34 @@
 #include <mutex>
 #include <thread>
 
+struct CUstream_st;
+struct CUevent_st;
+
 namespace choir {
 
-enum class StreamMode { immediate, threaded };
+enum class StreamMode { immediate, threaded, cuda };
 
 class Stream {
  public:
   /// `on_start` runs first on a worker thread (to set its number of OpenMP threads); not called in immediate mode.
   explicit Stream(StreamMode mode, std::function<void()> on_start = {});
+  /// A CUDA stream, which outlives this.
+  explicit Stream(CUstream_st* cuda) : mode_(StreamMode::cuda), cuda_(cuda) {}
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   StreamMode mode() const { return mode_; }
+  CUstream_st* cuda() const { return cuda_; }  ///< null on the CPU
 
-  /// Runs `work` after everything enqueued before it. Immediate: before this returns, and exceptions come out here.
-  /// Threaded: later; the first exception comes out of the next synchronize().
+  /// Runs `work` after everything enqueued before it. Immediate and CUDA: before this returns, and exceptions come out
+  /// here. Threaded: later; the first exception comes out of the next synchronize().
   template <class Work>
   void enqueue(Work&& work) {
-    if (mode_ == StreamMode::immediate)
-      work();
-    else
+    if (mode_ == StreamMode::threaded)
       push(std::forward<Work>(work));
+    else
+      work();
   }
 
   /// Returns when everything enqueued so far has run.
@@ -44,6 +51,7 @@ class Stream {
   void run(const std::function<void()>& on_start);
 
   StreamMode mode_;
+  CUstream_st* cuda_ = nullptr;
   std::mutex mutex_;
   std::condition_variable wake_, idle_;
   std::deque<std::function<void()>> queue_;
@@ -59,6 +67,8 @@ class Event {
   void record(Stream& stream);
   /// Everything enqueued on `stream` from now on happens after the last record(). No-op where nothing was recorded.
   void wait(Stream& stream) const;
+  /// True where everything before the last record() has happened, or nothing was recorded.
+  bool done() const;
 
  private:
   struct State {
@@ -66,7 +76,8 @@ class Event {
     std::condition_variable done_condition;
     bool done = false;
   };
-  std::shared_ptr<State> state_;
+  std::shared_ptr<State> state_;      // of a CPU stream
+  std::shared_ptr<CUevent_st> cuda_;  // of a CUDA stream
 };
 
 }  // namespace choir

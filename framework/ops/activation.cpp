@@ -10,8 +10,9 @@ Tensor activation(Runtime& runtime, Activation kind, const Tensor& x) {
   with_type(x.dtype(), [&]<class T>() {
     const kernels::ActivationForward<T> args{
         .kind = kind, .x = x.data<T>(), .y = y.data<T>(), .rows = y.rows(), .width = y.width()};
-    launch(runtime, "activation forward", {.flops = 12.0 * static_cast<double>(y.count()), .bytes = bytes_of({x, y})},
-           [args](kernels::Cpu cpu) { kernels::activation_forward(cpu, args); });
+    launch<T>(runtime, "activation forward",
+              {.flops = 12.0 * static_cast<double>(y.count()), .bytes = bytes_of({x, y})},
+              [args](auto device) { kernels::activation_forward(device, args); });
   });
   return y;
 }
@@ -23,9 +24,9 @@ Tensor activation_backward(Runtime& runtime, Activation kind, const Tensor& dy, 
   with_type(x.dtype(), [&]<class T>() {
     const kernels::ActivationBackward<T> args{
         .kind = kind, .dy = dy.data<T>(), .x = x.data<T>(), .dx = dx.data<T>(), .rows = dy.rows(), .width = dy.width()};
-    launch(runtime, "activation backward",
-           {.flops = 20.0 * static_cast<double>(dy.count()), .bytes = bytes_of({dy, x, dx})},
-           [args](kernels::Cpu cpu) { kernels::activation_backward(cpu, args); });
+    launch<T>(runtime, "activation backward",
+              {.flops = 20.0 * static_cast<double>(dy.count()), .bytes = bytes_of({dy, x, dx})},
+              [args](auto device) { kernels::activation_backward(device, args); });
   });
   return dx;
 }

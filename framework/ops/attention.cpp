@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "framework/ops/dispatch.h"
+#include "framework/ops/elementwise.h"
 #include "kernels/rotary.h"
 
 namespace choir::ops {
@@ -38,18 +39,19 @@ Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor
   lse = runtime.empty({options.batch, options.heads, q.rows() / options.batch}, accumulate_type(q.dtype()));
   const auto shape = shape_of(options, q, k, v, out.row_stride());
   with_type(q.dtype(), [&]<class T>() {
-    const auto bytes = kernels::attention_forward_workspace_bytes<T>(runtime.device.cpu(), shape);
-    Tensor workspace;
-    if (bytes > 0) workspace = runtime.empty({bytes}, DType::u8, MemoryKind::workspace);
+    const Tensor scratch = workspace(runtime, runtime.device.with_kernels<T>([&](auto device) {
+      return kernels::attention_forward_workspace_bytes<T>(device, shape);
+    }));
     const kernels::AttentionForward<T> args{.shape = shape,
                                             .q = q.data<T>(),
                                             .k = k.data<T>(),
                                             .v = v.data<T>(),
                                             .out = out.data<T>(),
                                             .lse = lse.data<Accumulate<T>>(),
-                                            .workspace = workspace.raw()};
-    launch(runtime, "attention forward", {.flops = kernels::attention_flops(shape), .bytes = bytes_of({q, k, v, out})},
-           [args](kernels::Cpu cpu) { kernels::attention_forward(cpu, args); });
+                                            .workspace = scratch.raw()};
+    launch<T>(runtime, "attention forward",
+              {.flops = kernels::attention_flops(shape), .bytes = bytes_of({q, k, v, out})},
+              [args](auto device) { kernels::attention_forward(device, args); });
   });
   return out;
 }
@@ -62,9 +64,9 @@ void attention_backward(Runtime& runtime, const AttentionOptions& options, const
         "attention backward: gradients are strided like their tensors");
   const auto shape = shape_of(options, q, k, v, out.row_stride());
   with_type(q.dtype(), [&]<class T>() {
-    const auto bytes = kernels::attention_backward_workspace_bytes<T>(runtime.device.cpu(), shape);
-    Tensor workspace;
-    if (bytes > 0) workspace = runtime.empty({bytes}, DType::u8, MemoryKind::workspace);
+    const Tensor scratch = workspace(runtime, runtime.device.with_kernels<T>([&](auto device) {
+      return kernels::attention_backward_workspace_bytes<T>(device, shape);
+    }));
     const kernels::AttentionBackward<T> args{.shape = shape,
                                              .q = q.data<T>(),
                                              .k = k.data<T>(),
@@ -75,10 +77,10 @@ void attention_backward(Runtime& runtime, const AttentionOptions& options, const
                                              .dq = dq.data<T>(),
                                              .dk = dk.data<T>(),
                                              .dv = dv.data<T>(),
-                                             .workspace = workspace.raw()};
-    launch(runtime, "attention backward",
-           {.flops = 2.5 * kernels::attention_flops(shape), .bytes = bytes_of({q, k, v, out, dout, dq, dk, dv})},
-           [args](kernels::Cpu cpu) { kernels::attention_backward(cpu, args); });
+                                             .workspace = scratch.raw()};
+    launch<T>(runtime, "attention backward",
+              {.flops = 2.5 * kernels::attention_flops(shape), .bytes = bytes_of({q, k, v, out, dout, dq, dk, dv})},
+              [args](auto device) { kernels::attention_backward(device, args); });
   });
 }
 
@@ -96,20 +98,21 @@ void rotary(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t
                                   .stride = x.row_stride(),
                                   .first_position = first_position,
                                   .inverse = inverse};
-    launch(runtime, "rotary",
-           {.flops = 3.0 * static_cast<double>(x.count()), .bytes = 2.0 * static_cast<double>(x.bytes())},
-           [args](kernels::Cpu cpu) { kernels::rotary(cpu, args); });
+    launch<T>(runtime, "rotary",
+              {.flops = 3.0 * static_cast<double>(x.count()), .bytes = 2.0 * static_cast<double>(x.bytes())},
+              [args](auto device) { kernels::rotary(device, args); });
   });
 }
 
 Tensor rotary_table(Runtime& runtime, std::int64_t positions, std::int64_t head_width, double base) {
   Tensor table = runtime.empty({positions, head_width}, accumulate_type(runtime.compute_type), MemoryKind::parameters);
-  launch(runtime, "rotary table", {}, [table, positions, head_width, base](kernels::Cpu) {
-    if (table.dtype() == DType::f64)
-      kernels::rotary_table(table.data<double>(), positions, head_width, base);
-    else
-      kernels::rotary_table(table.data<float>(), positions, head_width, base);
-  });
+  if (runtime.device.counts_only()) return table;
+  const auto make = [&]<class A>() {
+    std::vector<A> host(static_cast<std::size_t>(table.count()));
+    kernels::rotary_table(host.data(), positions, head_width, base);
+    upload(runtime, host.data(), table);
+  };
+  table.dtype() == DType::f64 ? make.template operator()<double>() : make.template operator()<float>();
   return table;
 }
 

@@ -20,8 +20,8 @@ Tensor cross_entropy_max(Runtime& runtime, const Tensor& logits, std::int64_t nu
                                            .rows = logits.rows(),
                                            .num_tokens = num_tokens,
                                            .stride = logits.row_stride()};
-    launch(runtime, "cross-entropy", {.flops = static_cast<double>(logits.count()), .bytes = bytes_of({logits})},
-           [args](kernels::Cpu cpu) { kernels::cross_entropy_max(cpu, args); });
+    launch<A>(runtime, "cross-entropy", {.flops = static_cast<double>(logits.count()), .bytes = bytes_of({logits})},
+              [args](auto device) { kernels::cross_entropy_max(device, args); });
   });
   return max;
 }
@@ -40,9 +40,9 @@ Tensor cross_entropy_sum(Runtime& runtime, const Tensor& logits, const Tensor& m
                                            .num_tokens = num_tokens,
                                            .stride = logits.row_stride(),
                                            .first_token = first_token};
-    launch(runtime, "cross-entropy",
-           {.flops = 12.0 * static_cast<double>(logits.count()), .bytes = 2 * bytes_of({logits})},
-           [args](kernels::Cpu cpu) { kernels::cross_entropy_sum(cpu, args); });
+    launch<A>(runtime, "cross-entropy",
+              {.flops = 12.0 * static_cast<double>(logits.count()), .bytes = 2 * bytes_of({logits})},
+              [args](auto device) { kernels::cross_entropy_sum(device, args); });
   });
   return result;
 }
@@ -68,9 +68,9 @@ Tensor cross_entropy_gradient(Runtime& runtime, const Tensor& exps, const Tensor
                                                 .stride = exps.row_stride(),
                                                 .first_token = first_token,
                                                 .scale = scale};
-    launch(runtime, "cross-entropy",
-           {.flops = 2.0 * static_cast<double>(exps.count()), .bytes = bytes_of({exps, dlogits})},
-           [args](kernels::Cpu cpu) { kernels::cross_entropy_gradient(cpu, args); });
+    launch<T>(runtime, "cross-entropy",
+              {.flops = 2.0 * static_cast<double>(exps.count()), .bytes = bytes_of({exps, dlogits})},
+              [args](auto device) { kernels::cross_entropy_gradient(device, args); });
   });
   return dlogits;
 }

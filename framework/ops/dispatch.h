@@ -9,22 +9,33 @@
 
 namespace choir::ops {
 
-/// Enqueues kernel(kernels::Cpu) on the compute stream; on device `count` only writes `cost` to the ledger.
-/// `name` is the line of the profile table: "attention forward".
-template <class Kernel>
+/// Enqueues kernel(tag of the device) on the compute stream; T is the type of its elements. On device `count` only
+/// writes `cost` to the ledger. `name` is the line of the profile table and of a profiler: "attention forward".
+///
+/// With the ledger enabled the operations of a GPU run one by one, so that each can be timed.
+template <class T, class Kernel>
 void launch(Runtime& runtime, const char* name, Cost cost, Kernel kernel) {
   Device& device = runtime.device;
-  Ledger& ledger = device.ledger();
   if (device.counts_only()) {
-    ledger.add(name, cost, 0);
+    device.ledger().add(name, cost, 0);
     return;
   }
-  device.compute().enqueue([name, cost, kernel = std::move(kernel), cpu = device.cpu(), &ledger] {
-    if (!ledger.enabled) return kernel(cpu);
+  device.compute().enqueue([name, cost, kernel = std::move(kernel), &device] {
+    const cuda::Range range(name);
+    Ledger& ledger = device.ledger();
+    if (!ledger.enabled) return device.with_kernels<T>(kernel);
+    const bool asynchronous = device.compute().mode() == StreamMode::cuda;
+    if (asynchronous) device.compute().synchronize();
     const auto start = std::chrono::steady_clock::now();
-    kernel(cpu);
+    device.with_kernels<T>(kernel);
+    if (asynchronous) device.compute().synchronize();
     ledger.add(name, cost, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   });
+}
+
+/// Workspace of `bytes` bytes, or an empty handle for none.
+inline Tensor workspace(Runtime& runtime, std::int64_t bytes) {
+  return bytes > 0 ? runtime.empty({bytes}, DType::u8, MemoryKind::workspace) : Tensor{};
 }
 
 /// Calls body.operator()<T>() with the C++ type of activations of `type`.

@@ -1,7 +1,5 @@
 #include "framework/ops/elementwise.h"
 
-#include <cstring>
-
 #include "framework/ops/dispatch.h"
 #include "kernels/elementwise.h"
 
@@ -10,16 +8,17 @@ namespace choir::ops {
 void fill(Runtime& runtime, const Tensor& x, float value) {
   check(x.contiguous(), "fill: x is contiguous");
   with_type(x.dtype(), [&]<class T>() {
-    launch(runtime, "fill", {.bytes = bytes_of({x})},
-           [x, value](kernels::Cpu cpu) { kernels::fill(cpu, x.data<T>(), x.count(), value); });
+    // Every device fills f64 as well: sums of losses are f64.
+    launch<float>(runtime, "fill", {.bytes = bytes_of({x})},
+                  [x, value](auto device) { kernels::fill(device, x.data<T>(), x.count(), value); });
   });
 }
 
 void copy(Runtime& runtime, const Tensor& from, const Tensor& to) {
   check(from.dtype() == to.dtype() && from.rows() == to.rows() && from.width() == to.width(), "copy: equal shapes");
   const std::int64_t size = size_of(from.dtype());
-  launch(runtime, "copy", {.bytes = bytes_of({from, to})}, [from, to, size](kernels::Cpu cpu) {
-    kernels::copy_rows(cpu, from.raw(), from.row_stride() * size, to.raw(), to.row_stride() * size, from.rows(),
+  launch<float>(runtime, "copy", {.bytes = bytes_of({from, to})}, [from, to, size](auto device) {
+    kernels::copy_rows(device, from.raw(), from.row_stride() * size, to.raw(), to.row_stride() * size, from.rows(),
                        from.width() * size);
   });
 }
@@ -33,19 +32,12 @@ Tensor contiguous(Runtime& runtime, const Tensor& x) {
 
 void upload(Runtime& runtime, const void* host, const Tensor& to) {
   check(to.contiguous(), "upload: the target is contiguous");
-  if (runtime.device.counts_only()) return;
-  runtime.device.compute().synchronize();
-  std::memcpy(to.raw(), host, static_cast<std::size_t>(to.bytes()));
+  runtime.device.upload(host, to.raw(), to.bytes());
 }
 
 void download(Runtime& runtime, const Tensor& x, void* host) {
   check(x.contiguous(), "download: the source is contiguous");
-  if (runtime.device.counts_only()) {
-    std::memset(host, 0, static_cast<std::size_t>(x.bytes()));
-    return;
-  }
-  runtime.device.compute().synchronize();
-  std::memcpy(host, x.raw(), static_cast<std::size_t>(x.bytes()));
+  runtime.device.download(x.raw(), host, x.bytes());
 }
 
 }  // namespace choir::ops

@@ -16,8 +16,8 @@ Tensor embedding(Runtime& runtime, const Tensor& ids, const Tensor& table, std::
                                             .width = y.width(),
                                             .first_token = first_token,
                                             .num_tokens = table.rows()};
-    launch(runtime, "embedding forward", {.bytes = 2 * bytes_of({y})},
-           [args](kernels::Cpu cpu) { kernels::embedding_forward(cpu, args); });
+    launch<T>(runtime, "embedding forward", {.bytes = 2 * bytes_of({y})},
+              [args](auto device) { kernels::embedding_forward(device, args); });
   });
   return y;
 }
@@ -34,8 +34,8 @@ void embedding_backward(Runtime& runtime, const Tensor& ids, const Tensor& dy, c
                                              .width = dy.width(),
                                              .first_token = first_token,
                                              .num_tokens = dtable.rows()};
-    launch(runtime, "embedding backward", {.flops = static_cast<double>(dy.count()), .bytes = 3 * bytes_of({dy})},
-           [args](kernels::Cpu cpu) { kernels::embedding_backward(cpu, args); });
+    launch<T>(runtime, "embedding backward", {.flops = static_cast<double>(dy.count()), .bytes = 3 * bytes_of({dy})},
+              [args](auto device) { kernels::embedding_backward(device, args); });
   });
 }
 
@@ -54,8 +54,8 @@ Tensor add_position(Runtime& runtime, const Tensor& x, const Tensor& table, std:
                                            .length = length,
                                            .first_row = first_row,
                                            .first_position = first_position};
-    launch(runtime, "position forward", {.flops = static_cast<double>(x.count()), .bytes = bytes_of({x, y})},
-           [args](kernels::Cpu cpu) { kernels::position_forward(cpu, args); });
+    launch<T>(runtime, "position forward", {.flops = static_cast<double>(x.count()), .bytes = bytes_of({x, y})},
+              [args](auto device) { kernels::position_forward(device, args); });
   });
   return y;
 }
@@ -70,8 +70,8 @@ void add_position_backward(Runtime& runtime, const Tensor& dy, const Tensor& dta
                                             .width = dy.width(),
                                             .length = length,
                                             .first_row = first_row};
-    launch(runtime, "position backward", {.flops = static_cast<double>(dy.count()), .bytes = bytes_of({dy})},
-           [args](kernels::Cpu cpu) { kernels::position_backward(cpu, args); });
+    launch<T>(runtime, "position backward", {.flops = static_cast<double>(dy.count()), .bytes = bytes_of({dy})},
+              [args](auto device) { kernels::position_backward(device, args); });
   });
 }
 

@@ -30,10 +30,10 @@ void product_of(Runtime& runtime, const char* name, const Tensor& a, const Tenso
   check((form.transpose_a ? a.width() : a.rows()) == args.m, "rows of a and c");
   check((form.transpose_b ? b.rows() : b.width()) == args.n, "columns of b and c");
   check((form.transpose_b ? b.width() : b.rows()) == args.k, "the dim summed over, of a and b");
-  const std::int64_t workspace_bytes = kernels::matmul_workspace_bytes(runtime.device.cpu(), args);
-  Tensor workspace;
-  if (workspace_bytes > 0) workspace = runtime.empty({workspace_bytes}, DType::u8, MemoryKind::workspace);
-  args.workspace = workspace.raw();
+  const Tensor scratch = workspace(runtime, runtime.device.with_kernels<In>([&](auto device) {
+    return kernels::matmul_workspace_bytes(device, args);
+  }));
+  args.workspace = scratch.raw();
   runtime.device.ledger().add_product({.m = args.m,
                                        .n = args.n,
                                        .k = args.k,
@@ -43,8 +43,8 @@ void product_of(Runtime& runtime, const char* name, const Tensor& a, const Tenso
                                        .bf16_in = sizeof(In) == 2,
                                        .bf16_out = sizeof(Out) == 2});
   const double flops = 2.0 * static_cast<double>(args.m) * static_cast<double>(args.n) * static_cast<double>(args.k);
-  launch(runtime, name, {.flops = flops, .bytes = bytes_of({a, b, bias, c})},
-         [args](kernels::Cpu cpu) { kernels::matmul(cpu, args); });
+  launch<In>(runtime, name, {.flops = flops, .bytes = bytes_of({a, b, bias, c})},
+             [args](auto device) { kernels::matmul(device, args); });
 }
 
 void product(Runtime& runtime, const char* name, const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c,
@@ -95,12 +95,12 @@ void bias_gradient(Runtime& runtime, const Tensor& dy, const Tensor& dbias) {
                                .rows = dy.rows(),
                                .width = dy.width(),
                                .stride = dy.row_stride()};
-    const auto bytes = kernels::column_sum_workspace_bytes<T>(runtime.device.cpu(), args.rows, args.width);
-    Tensor workspace;
-    if (bytes > 0) workspace = runtime.empty({bytes}, DType::u8, MemoryKind::workspace);
-    args.workspace = workspace.raw();
-    launch(runtime, "bias gradient", {.flops = static_cast<double>(dy.count()), .bytes = bytes_of({dy, dbias})},
-           [args](kernels::Cpu cpu) { kernels::column_sum(cpu, args); });
+    const Tensor scratch = workspace(runtime, runtime.device.with_kernels<T>([&](auto device) {
+      return kernels::column_sum_workspace_bytes<T>(device, args.rows, args.width);
+    }));
+    args.workspace = scratch.raw();
+    launch<T>(runtime, "bias gradient", {.flops = static_cast<double>(dy.count()), .bytes = bytes_of({dy, dbias})},
+              [args](auto device) { kernels::column_sum(device, args); });
   });
 }
 

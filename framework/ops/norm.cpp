@@ -22,8 +22,8 @@ Tensor norm(Runtime& runtime, const Tensor& x, const Tensor& weight, const Tenso
                                        .rows = x.rows(),
                                        .width = x.width(),
                                        .epsilon = epsilon};
-    launch(runtime, "norm forward", {.flops = 8.0 * static_cast<double>(x.count()), .bytes = bytes_of({x, y})},
-           [args](kernels::Cpu cpu) { kernels::norm_forward(cpu, args); });
+    launch<T>(runtime, "norm forward", {.flops = 8.0 * static_cast<double>(x.count()), .bytes = bytes_of({x, y})},
+              [args](auto device) { kernels::norm_forward(device, args); });
   });
   return y;
 }
@@ -47,13 +47,13 @@ Tensor norm_backward(Runtime& runtime, const Tensor& dy, const Tensor& x, const 
                                   .dbias = data_or_null<A>(dbias),
                                   .rows = x.rows(),
                                   .width = x.width()};
-    const auto bytes = kernels::norm_backward_workspace_bytes<T>(runtime.device.cpu(), x.rows(), x.width());
-    Tensor workspace;
-    if (bytes > 0) workspace = runtime.empty({bytes}, DType::u8, MemoryKind::workspace);
-    args.workspace = workspace.raw();
-    launch(runtime, "norm backward",
-           {.flops = 12.0 * static_cast<double>(x.count()), .bytes = bytes_of({dy, x, residual, dx})},
-           [args](kernels::Cpu cpu) { kernels::norm_backward(cpu, args); });
+    const Tensor scratch = workspace(runtime, runtime.device.with_kernels<T>([&](auto device) {
+      return kernels::norm_backward_workspace_bytes<T>(device, x.rows(), x.width());
+    }));
+    args.workspace = scratch.raw();
+    launch<T>(runtime, "norm backward",
+              {.flops = 12.0 * static_cast<double>(x.count()), .bytes = bytes_of({dy, x, residual, dx})},
+              [args](auto device) { kernels::norm_backward(device, args); });
   });
   return dx;
 }

@@ -27,8 +27,8 @@ void adamw(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const
                             .beta2 = beta2,
                             .epsilon = epsilon};
   const auto n = static_cast<double>(weight.count());
-  launch(runtime, "optimizer", {.flops = 15 * n, .bytes = n * (value ? 30 : 28)},
-         [args](kernels::Cpu cpu) { kernels::adamw(cpu, args); });
+  launch<float>(runtime, "optimizer", {.flops = 15 * n, .bytes = n * (value ? 30 : 28)},
+                [args](auto device) { kernels::adamw(device, args); });
 }
 
 void sgd(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const Tensor& momentum_buffer,
@@ -44,24 +44,29 @@ void sgd(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const T
                           .scalars = runtime.step_scalars(),
                           .momentum = momentum};
   const auto n = static_cast<double>(weight.count());
-  launch(runtime, "optimizer", {.flops = 6 * n, .bytes = n * (momentum_buffer ? 20 : 12)},
-         [args](kernels::Cpu cpu) { kernels::sgd(cpu, args); });
+  launch<float>(runtime, "optimizer", {.flops = 6 * n, .bytes = n * (momentum_buffer ? 20 : 12)},
+                [args](auto device) { kernels::sgd(device, args); });
 }
 
 void squared_norm(Runtime& runtime, const Tensor& x, const Tensor& ranges, const Tensor& sum) {
+  const std::int64_t num_ranges = count_of(ranges, sizeof(kernels::Range));
+  const Tensor scratch = workspace(runtime, runtime.device.with_kernels<float>([&](auto device) {
+    return kernels::squared_norm_workspace_bytes(device, num_ranges);
+  }));
   const kernels::SquaredNorm args{.x = x.data<float>(),
                                   .ranges = static_cast<const kernels::Range*>(ranges.raw()),
-                                  .num_ranges = count_of(ranges, sizeof(kernels::Range)),
-                                  .sum = sum.data<double>()};
-  launch(runtime, "gradient norm", {.flops = 2.0 * static_cast<double>(x.count()), .bytes = bytes_of({x})},
-         [args](kernels::Cpu cpu) { kernels::squared_norm(cpu, args); });
+                                  .num_ranges = num_ranges,
+                                  .sum = sum.data<double>(),
+                                  .workspace = scratch.raw()};
+  launch<float>(runtime, "gradient norm", {.flops = 2.0 * static_cast<double>(x.count()), .bytes = bytes_of({x})},
+                [args](auto device) { kernels::squared_norm(device, args); });
 }
 
 void clip_factor(Runtime& runtime, const Tensor& squared_norm, double limit) {
   const double* norm = squared_norm.data<double>();
   auto* scalars = static_cast<kernels::StepScalars*>(runtime.scalars.raw());
-  launch(runtime, "clip factor", {},
-         [norm, limit, scalars](kernels::Cpu cpu) { kernels::clip_factor(cpu, norm, limit, scalars); });
+  launch<float>(runtime, "clip factor", {},
+                [norm, limit, scalars](auto device) { kernels::clip_factor(device, norm, limit, scalars); });
 }
 
 }  // namespace choir::ops

@@ -23,9 +23,9 @@ Tensor residual(Runtime& runtime, const Tensor& x, const Tensor& delta, const Te
                                            .rows = delta.rows(),
                                            .width = delta.width(),
                                            .dropout = dropout};
-    launch(runtime, "residual forward",
-           {.flops = 2.0 * static_cast<double>(y.count()), .bytes = bytes_of({x, delta, y})},
-           [args](kernels::Cpu cpu) { kernels::residual_forward(cpu, args); });
+    launch<T>(runtime, "residual forward",
+              {.flops = 2.0 * static_cast<double>(y.count()), .bytes = bytes_of({x, delta, y})},
+              [args](auto device) { kernels::residual_forward(device, args); });
   });
   return y;
 }
@@ -37,8 +37,8 @@ Tensor residual_backward(Runtime& runtime, const Tensor& dy, const Dropout& drop
   with_type(dy.dtype(), [&]<class T>() {
     const kernels::ResidualBackward<T> args{
         .dy = dy.data<T>(), .ddelta = ddelta.data<T>(), .rows = dy.rows(), .width = dy.width(), .dropout = dropout};
-    launch(runtime, "residual backward", {.flops = static_cast<double>(dy.count()), .bytes = bytes_of({dy, ddelta})},
-           [args](kernels::Cpu cpu) { kernels::residual_backward(cpu, args); });
+    launch<T>(runtime, "residual backward", {.flops = static_cast<double>(dy.count()), .bytes = bytes_of({dy, ddelta})},
+              [args](auto device) { kernels::residual_backward(device, args); });
   });
   return ddelta;
 }

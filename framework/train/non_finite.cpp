@@ -22,7 +22,8 @@ static std::int32_t first_bad_gradient(Trainer& trainer) {
 }
 
 std::string describe_non_finite(Trainer& trainer) {
-  Agreement ranks(*trainer.mesh().world, trainer.runtime().device.communicate());
+  Communicator& host = *trainer.mesh().host;
+  Agreement ranks(host, host.device().communicate());
   const auto count = static_cast<std::int32_t>(trainer.parameters().parameters().size());
   const std::int32_t mine = first_bad_gradient(trainer);
   // The largest of count - index is the smallest index; 0 where all are finite.

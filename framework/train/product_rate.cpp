@@ -28,16 +28,22 @@ double time_product(Runtime& runtime, const Ledger::Product& p, double limit) {
                                 .c_stride = p.n,
                                 .transpose_a = p.transpose_a,
                                 .transpose_b = p.transpose_b};
-  const kernels::Cpu cpu = runtime.device.cpu();
-  const Tensor workspace =
-      runtime.empty({std::max<std::int64_t>(64, kernels::matmul_workspace_bytes(cpu, args))}, DType::u8);
+  Device& device = runtime.device;
+  const std::int64_t workspace_bytes =
+      device.with_kernels<In>([&](auto kernels_of) { return kernels::matmul_workspace_bytes(kernels_of, args); });
+  const Tensor workspace = runtime.empty({std::max<std::int64_t>(64, workspace_bytes)}, DType::u8);
   args.workspace = workspace.raw();
-  kernels::matmul(cpu, args);
+  device.compute().synchronize();
+  const auto multiply = [&] {
+    device.with_kernels<In>([&](auto kernels_of) { kernels::matmul(kernels_of, args); });
+    device.compute().synchronize();
+  };
+  multiply();
   std::vector<double> times;
   const auto start = Clock::now();
   while (times.size() < 3 || (seconds_since(start) < limit && times.size() < 30)) {
     const auto begin = Clock::now();
-    kernels::matmul(cpu, args);
+    multiply();
     times.push_back(seconds_since(begin));
   }
   std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());

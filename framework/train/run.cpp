@@ -43,7 +43,8 @@ class Run {
         progress_(stdout, mesh.world->rank() == 0, options.live),
         log_(spdlog::basic_logger_mt("rank", options.folder.log(mesh.world->rank()))),
         io_(StreamMode::threaded),
-        writer_(options.folder.checkpoints(), config.checkpoint.keep, *mesh.world, device.communicate(), io_),
+        writer_(options.folder.checkpoints(), config.checkpoint.keep, *mesh.host, mesh.host->device().communicate(),
+                io_),
         watchdog_(ring, options.folder.logs(), config.train.timeout) {
     throw_if_any(check_fits(file_, config.model));
     log_->flush_on(spdlog::level::info);
@@ -118,7 +119,7 @@ std::int64_t Run::start(Trainer& trainer) {
   if (!config_.train.from.empty()) {
     const CheckpointReader reader(config_.train.from);
     throw_if_any(check_tokenizer(file_, tokenizer_of(reader).digest(), "the checkpoint " + reader.path()));
-    const std::string damage = verify_together(reader.path(), *mesh_.world, device_.communicate());
+    const std::string damage = verify_together(reader.path(), *mesh_.host, mesh_.host->device().communicate());
     if (!damage.empty())
       throw ConfigError(Problem{.what = "train.from = " + reader.path() + " is damaged: " + damage,
                                 .fix = "name another checkpoint"});
@@ -130,7 +131,8 @@ std::int64_t Run::start(Trainer& trainer) {
 
 std::int64_t Run::resume(Trainer& trainer) {
   std::vector<CheckpointInfo> rejected;
-  const auto latest = find_latest(options_.folder.checkpoints(), *mesh_.world, device_.communicate(), rejected);
+  const auto latest =
+      find_latest(options_.folder.checkpoints(), *mesh_.host, mesh_.host->device().communicate(), rejected);
   for (const CheckpointInfo& info : rejected) say("rejected " + info.path + ": " + info.problem);
   if (!latest) {
     say(rejected.empty() ? "nothing to resume in " + options_.folder.path + ": starting at step 1"
@@ -224,12 +226,12 @@ void Run::tell(const std::optional<SaveOutcome>& outcome) {
 
 void Run::save(Trainer& trainer, std::int64_t step) {
   device_.synchronize();
-  tell(writer_.save(step, owned_pieces(trainer), run_state(config_, step, file_)));
+  tell(writer_.save(step, owned_snapshot(trainer).pieces, run_state(config_, step, file_)));
 }
 
 /// The strongest stop that any rank has been asked for: the same on every rank.
 RunEnd Run::agreed_stop() {
-  Agreement ranks(*mesh_.world, device_.communicate());
+  Agreement ranks(*mesh_.host, mesh_.host->device().communicate());
   return static_cast<RunEnd>(ranks.largest(static_cast<std::int32_t>(options_.stop_requested()), "stop"));
 }
 

@@ -19,20 +19,33 @@ Piece piece_of(const ParameterPart& part, const std::string& name, float* data) 
           .data = data};
 }
 
-std::vector<Piece> weight_pieces(Trainer& trainer, const std::vector<FlatRange>& ranges, bool owned_only) {
-  std::vector<Piece> pieces;
-  for (const ParameterPart& part : parts_in(trainer.parameters(), ranges, owned_only))
-    pieces.push_back(piece_of(part, part.parameter->name, trainer.parameters().master.data<float>() + part.flat_begin));
-  return pieces;
+enum class Direction { save, load };
+
+/// The first element of a flat array in host memory.
+float* host_array(Trainer& trainer, const Tensor& array, Snapshot& snapshot) {
+  Device& device = trainer.runtime().device;
+  if (device.kind() == DeviceKind::cpu) return array.data<float>();
+  snapshot.copies.push_back({array, std::vector<float>(static_cast<std::size_t>(array.count()))});
+  std::vector<float>& host = snapshot.copies.back().host;
+  // A load overwrites what it reads; what belongs to no parameter stays as it is.
+  device.download(array.raw(), host.data(), array.bytes());
+  return host.data();
 }
 
-void add_state_pieces(Trainer& trainer, const std::vector<FlatRange>& ranges, bool owned_only,
-                      std::vector<Piece>& pieces) {
+void add_weights(Trainer& trainer, const std::vector<FlatRange>& ranges, Direction direction, Snapshot& snapshot) {
+  float* master = host_array(trainer, trainer.parameters().master, snapshot);
+  for (const ParameterPart& part : parts_in(trainer.parameters(), ranges, direction == Direction::save))
+    snapshot.pieces.push_back(piece_of(part, part.parameter->name, master + part.flat_begin));
+}
+
+void add_state(Trainer& trainer, const std::vector<FlatRange>& ranges, Direction direction, Snapshot& snapshot) {
   const Optimizer& optimizer = trainer.optimizer();
-  for (const Optimizer::StateArray& array : optimizer.state())
-    for (const ParameterPart& part : parts_in(trainer.parameters(), ranges, owned_only))
-      pieces.push_back(piece_of(part, "optimizer." + array.name + "." + part.parameter->name,
-                                array.values.data<float>() + optimizer.state_offset(part.flat_begin)));
+  for (const Optimizer::StateArray& array : optimizer.state()) {
+    float* values = host_array(trainer, array.values, snapshot);
+    for (const ParameterPart& part : parts_in(trainer.parameters(), ranges, direction == Direction::save))
+      snapshot.pieces.push_back(piece_of(part, "optimizer." + array.name + "." + part.parameter->name,
+                                         values + optimizer.state_offset(part.flat_begin)));
+  }
 }
 
 std::string to_hex(const std::string& bytes) {
@@ -82,17 +95,22 @@ std::vector<Problem> model_problems(const Config& theirs, const Config& ours, co
   return problems;
 }
 
-void finish_loading(Trainer& trainer) { trainer.parameters().round_values(trainer.runtime()); }
+void finish_loading(Trainer& trainer, const Snapshot& snapshot) {
+  for (const auto& [array, host] : snapshot.copies)
+    trainer.runtime().device.upload(host.data(), array.raw(), array.bytes());
+  trainer.parameters().round_values(trainer.runtime());
+}
 
 std::vector<FlatRange> everything(const ParameterStore& store) { return {{0, store.size()}}; }
 
 }  // namespace
 
-std::vector<Piece> owned_pieces(Trainer& trainer) {
+Snapshot owned_snapshot(Trainer& trainer) {
   const auto& counted = trainer.data_parallel().counted();
-  std::vector<Piece> pieces = weight_pieces(trainer, counted, true);
-  add_state_pieces(trainer, counted, true, pieces);
-  return pieces;
+  Snapshot snapshot;
+  add_weights(trainer, counted, Direction::save, snapshot);
+  add_state(trainer, counted, Direction::save, snapshot);
+  return snapshot;
 }
 
 State run_state(const Config& config, std::int64_t step, const TokenFile& file) {
@@ -116,16 +134,19 @@ Config config_of(const CheckpointReader& reader, const std::vector<std::string>&
 
 void load_weights(Trainer& trainer, const CheckpointReader& reader) {
   throw_if_any(model_problems(config_of(reader), trainer.config(), reader.path()));
-  reader.read(weight_pieces(trainer, everything(trainer.parameters()), false));
-  finish_loading(trainer);
+  Snapshot snapshot;
+  add_weights(trainer, everything(trainer.parameters()), Direction::load, snapshot);
+  reader.read(snapshot.pieces);
+  finish_loading(trainer, snapshot);
 }
 
 void load_all(Trainer& trainer, const CheckpointReader& reader) {
   throw_if_any(model_problems(config_of(reader), trainer.config(), reader.path()));
-  std::vector<Piece> pieces = weight_pieces(trainer, everything(trainer.parameters()), false);
-  add_state_pieces(trainer, trainer.data_parallel().updated(), false, pieces);
-  reader.read(pieces);
-  finish_loading(trainer);
+  Snapshot snapshot;
+  add_weights(trainer, everything(trainer.parameters()), Direction::load, snapshot);
+  add_state(trainer, trainer.data_parallel().updated(), Direction::load, snapshot);
+  reader.read(snapshot.pieces);
+  finish_loading(trainer, snapshot);
 }
 
 std::vector<Problem> check_resume(const Config& then, const Config& now) {

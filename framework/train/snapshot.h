@@ -4,6 +4,7 @@
 // arrays "optimizer.<array>.<parameter>". Nothing in them depends on the layout.
 #pragma once
 
+#include <deque>
 #include <string>
 #include <vector>
 
@@ -14,8 +15,18 @@
 
 namespace choir {
 
+/// Pieces of flat arrays in host memory. On the CPU they point into the arrays themselves, on a GPU into copies.
+struct Snapshot {
+  struct Copy {
+    Tensor device;
+    std::vector<float> host;
+  };
+  std::vector<Piece> pieces;
+  std::deque<Copy> copies;  // a deque: pieces point into it while it grows
+};
+
 /// What this rank writes: over all ranks, every element exactly once.
-std::vector<Piece> owned_pieces(Trainer&);
+Snapshot owned_snapshot(Trainer&);
 
 /// What describes the run besides tensors: configuration, step, what it was trained on, and the tokenizer itself.
 State run_state(const Config&, std::int64_t step, const TokenFile&);

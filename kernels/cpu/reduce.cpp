@@ -73,6 +73,8 @@ void column_sum(Cpu cpu, const ColumnSum<T>& args) {
 
 // The ranges are cut into chunks of fixed length, dealt in turn to a fixed number of partial sums. A thread owns some
 // of the partial sums; which ones are added to which, and in which order, does not depend on it.
+std::int64_t squared_norm_workspace_bytes(Cpu, std::int64_t) { return 0; }
+
 void squared_norm(Cpu cpu, const SquaredNorm& args) {
   constexpr std::int64_t chunk = 1024, num_partials = 256;
   std::array<double, num_partials> partials{};

@@ -18,8 +18,8 @@ int bench(CommandLine& line, const Arguments& arguments) {
   const Config config = arguments.config.read();
   throw_if_any(validate(config, process.ranks()));
   CallRing ring;
-  const auto device = make_device(config, process.local_ranks());
-  Mesh mesh = make_mpi_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
+  const auto device = make_device(config, process);
+  Mesh mesh = make_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
   const TrainBench result = bench_train(config, *device, mesh, arguments.warm_up, arguments.steps, arguments.profile);
   if (process.rank() != 0) return 0;
   std::fputs((arguments.json ? to_json(result) : describe(result)).c_str(), stdout);

@@ -54,11 +54,14 @@ std::int64_t page_faults() {
 double copy_rate(Runtime& runtime) {
   constexpr std::int64_t bytes = 64 << 20;
   const Tensor from = runtime.empty({bytes}, DType::u8), to = runtime.empty({bytes}, DType::u8);
-  const kernels::Cpu cpu = runtime.device.cpu();
+  Device& device = runtime.device;
   std::vector<double> times;
   for (int i = 0; i < 6; ++i) {
     const auto begin = Clock::now();
-    kernels::copy_rows(cpu, from.raw(), bytes / 64, to.raw(), bytes / 64, 64, bytes / 64);
+    device.with_kernels<float>([&](auto kernels_of) {
+      kernels::copy_rows(kernels_of, from.raw(), bytes / 64, to.raw(), bytes / 64, 64, bytes / 64);
+    });
+    device.compute().synchronize();
     times.push_back(seconds_since(begin));
   }
   return 2.0 * static_cast<double>(bytes) / *std::min_element(times.begin(), times.end());
@@ -120,7 +123,7 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
   bench.share_of_gemm = bench.model_flops_per_second / bench.gemm_flops_per_second;
   bench.copy_bytes_per_second = copy_rate(trainer.runtime());
 
-  const Plan plan = make_plan(config, mesh.shape.ranks(), device.threads());
+  const Plan plan = make_plan(config, mesh.shape.ranks(), device.kind(), device.threads());
   const RankPlan& here = plan.ranks[static_cast<std::size_t>(mesh.here.tensor)];
   bench.planned_bytes = here.peak.total();
   bench.needed_bytes = here.needed_bytes();

@@ -21,7 +21,7 @@ int world_size() {
 
 struct Job {
   explicit Job(StreamMode mode = StreamMode::threaded)
-      : mesh(make_mpi_mesh(MPI_COMM_WORLD, {.data = world_size()}, device, ring)), io(mode) {
+      : mesh(make_mesh(MPI_COMM_WORLD, {.data = world_size()}, device, ring)), io(mode) {
     std::string name(200, '\0');
     if (rank() == 0) {
       name = (fs::temp_directory_path() / "choir-checkpoint-XXXXXX").string();
@@ -58,7 +58,7 @@ struct Job {
   }
 
   CallRing ring;
-  Device device{DeviceKind::cpu, 1};
+  Device device{1};
   Mesh mesh;
   Stream io;
   std::string folder;

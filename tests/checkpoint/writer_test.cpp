@@ -21,7 +21,7 @@ namespace {
 struct OneRank {
   explicit OneRank(StreamMode mode) : io(mode) {}
   CallRing ring;
-  Device device{DeviceKind::cpu, 1};
+  Device device{1};
   CountingCommunicator world{{.axis = "world"}, device, ring};
   Stream io;
 

@@ -9,7 +9,7 @@ namespace choir::tests {
 namespace {
 
 struct CountingMesh : ::testing::Test {
-  Device device{DeviceKind::count, 1};
+  Device device{CountOnly{}, 1};
   CallRing ring;
   MeshShape shape{.tensor = 4, .data = 2};
   Mesh mesh = make_counting_mesh(5, shape, device, ring);

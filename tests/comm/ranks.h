@@ -17,7 +17,7 @@ inline int world_size() {
 
 struct Ranks {
   explicit Ranks(const MeshShape& shape, StreamMode streams = StreamMode::immediate)
-      : device(DeviceKind::cpu, 1, streams), mesh(make_mpi_mesh(MPI_COMM_WORLD, shape, device, ring)) {}
+      : device(1, streams), mesh(make_mesh(MPI_COMM_WORLD, shape, device, ring)) {}
   /// All ranks on the tensor axis.
   explicit Ranks(StreamMode streams = StreamMode::immediate) : Ranks(MeshShape{.tensor = world_size()}, streams) {}
 

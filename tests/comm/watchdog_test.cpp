@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <functional>
 
+#include "framework/comm/counting_communicator.h"
+
 namespace choir::tests {
 namespace {
 
@@ -29,8 +31,9 @@ class Watchdogs : public ::testing::Test {
     double seconds;
   };
 
-  /// Runs `body` in a child with a ring and a watchdog of 0.2 s; the child exits with 42 where it gets to the end.
-  Outcome run(const std::function<void(CallRing&, Watchdog&)>& body) const {
+  /// Runs `body` in `ranks` processes, each with a ring and a watchdog of 0.2 s. The outcome is rank 0's, which exits
+  /// with 42 where it gets to the end; the words are everybody's.
+  Outcome run(const std::function<void(CallRing&, Watchdog&)>& body, int ranks = 1) const {
     int ends[2] = {};
     EXPECT_EQ(pipe(ends), 0);
     const auto begin = std::chrono::steady_clock::now();
@@ -39,8 +42,11 @@ class Watchdogs : public ::testing::Test {
       dup2(ends[1], STDERR_FILENO);
       close(ends[0]);
       close(ends[1]);
+      int rank = 0;
+      for (int other = 1; other < ranks && rank == 0; ++other)  // before a thread starts: it would not survive a fork
+        if (fork() == 0) rank = other;
       {
-        CallRing ring(folder_ + "/rank-0.calls");
+        CallRing ring(folder_ + "/rank-" + std::to_string(rank) + ".calls");
         Watchdog watchdog(ring, folder_, 0.2);
         watchdog.start();
         body(ring, watchdog);
@@ -126,19 +132,38 @@ TEST_F(Watchdogs, StopsWhenTold) {
   EXPECT_EQ(outcome.exit_code, 42);
 }
 
-// Two processes of a job notice together: one speaks.
-TEST_F(Watchdogs, OneRankSpeaksForAll) {
+/// A library that has something to say, after a while.
+class FailingCommunicator : public CountingCommunicator {
+ public:
+  using CountingCommunicator::CountingCommunicator;
+  std::string problem() override { return ++asked_ > 3 ? "NCCL: a rank died" : ""; }
+  void abort() override { EXPECT_EQ(write(STDERR_FILENO, "aborted\n", 8), 8); }
+
+ private:
+  int asked_ = 0;
+};
+
+TEST_F(Watchdogs, EndsAProcessWhoseCommunicatorReportsAProblem) {
   const Outcome outcome = run([this](CallRing& ring, Watchdog&) {
-    if (fork() == 0) {  // threads do not survive a fork: the child needs a watchdog of its own
-      CallRing second(folder_ + "/rank-1.calls");
-      Watchdog watchdog(second, folder_, 0.2);
-      second.begin(call());
-      watchdog.start();
-      std::this_thread::sleep_for(milliseconds(20'000));
-    }
-    ring.begin(call());
+    Device device(CountOnly{}, 1);
+    FailingCommunicator communicator(Group{.axis = "data", .size = 2}, device, ring);
+    Watchdog watchdog(ring, folder_, 2, {&communicator});
+    watchdog.start();
     std::this_thread::sleep_for(milliseconds(20'000));
   });
+  EXPECT_EQ(outcome.exit_code, 1);
+  EXPECT_NE(outcome.words.find("NCCL: a rank died\n"), std::string::npos) << outcome.words;
+  EXPECT_LT(outcome.words.find("ending the job"), outcome.words.find("aborted")) << outcome.words;
+}
+
+// Two processes of a job notice together: one speaks.
+TEST_F(Watchdogs, OneRankSpeaksForAll) {
+  const Outcome outcome = run(
+      [](CallRing& ring, Watchdog&) {
+        ring.begin(call());
+        std::this_thread::sleep_for(milliseconds(20'000));
+      },
+      2);
   EXPECT_EQ(outcome.exit_code, 1);
   const std::size_t first = outcome.words.find("ending the job");
   EXPECT_NE(first, std::string::npos);

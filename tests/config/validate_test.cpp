@@ -61,13 +61,8 @@ TEST(Validate, EnumeratedValues) {
       {{"model.family=encoder"},
        1,
        {"model.family = encoder is not built yet", "only decoder models are built", "set model.family to decoder"}},
-      {{"train.device=cuda"},
-       1,
-       {"train.device = cuda is not built yet", "this build has no GPU support yet",
-        "set train.device to auto or cpu"}},
-      {{"train.attention.implementation=cudnn"},
-       1,
-       {"train.attention.implementation = cudnn is not built yet", "auto or flash"}},
+      {{"train.device=gpu"}, 1, {"train.device = gpu is not a known value", "auto | cpu | cuda"}},
+      {{"train.attention.implementation=flsh"}, 1, {"auto | cudnn | flash", "did you mean flash?"}},
       {{"model.attention.position=alibi"}, 1, {"not built yet", "ALiBi is not built yet", "learned or rotary or none"}},
       {{"model.feed_forward.kind=swigul"},
        1,
@@ -83,6 +78,14 @@ TEST(Validate, EnumeratedValues) {
       {{"data.tokenizer.kind=bpe"}, 1, {"data.tokenizer.kind = bpe", "bytes or sentencepiece"}},
       {{"optimizer.kind="}, 1, {"optimizer.kind = \"\" is not a known value"}},
   });
+}
+
+TEST(Validate, AGpuNeedsABuildWithCuda) {
+  if (kernels::built_with_cuda)
+    check({{{"train.device=cuda"}, 0, {}}, {{"train.device=cuda", "train.precision=bf16"}, 0, {}}});
+  else
+    check({{{"train.device=cuda"}, 1, {"train.device = cuda, but this choir was built without CUDA",
+                                       "install the toolkit"}}});
 }
 
 TEST(Validate, Ranges) {

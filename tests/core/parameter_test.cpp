@@ -40,7 +40,7 @@ class Parameters : public ::testing::Test {
     values.resize(static_cast<std::size_t>(held.count()));
     return values;
   }
-  Device device{DeviceKind::cpu, 1};
+  Device device{1};
 };
 
 TEST_F(Parameters, start_values_are_the_same_in_any_slice_and_type) {

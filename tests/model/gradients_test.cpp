@@ -19,7 +19,7 @@ constexpr std::int64_t sequences = 2;
 
 class Gradients : public ::testing::TestWithParam<SmallModel> {
  protected:
-  Gradients() : device(DeviceKind::cpu, 1), mesh(make_counting_mesh(0, {}, device, ring)) {}
+  Gradients() : device(1), mesh(make_counting_mesh(0, {}, device, ring)) {}
 
   CallRing ring;
   Device device;

@@ -38,15 +38,15 @@ TEST_P(Layouts, gradients_in_double_are_those_of_one_rank) {
   const ModelConfig model = GetParam().config;
   constexpr std::int64_t batch = 12;
   CallRing ring;
-  Device device(DeviceKind::cpu, 1);
-  Mesh alone = make_mpi_mesh(MPI_COMM_SELF, {}, device, ring);
+  Device device(1);
+  Mesh alone = make_mesh(MPI_COMM_SELF, {}, device, ring);
   DoubleRun one(model, device, alone);
   const double loss = one.loss(batch, batch, true);
   const Tensors gradients = one.gradients();
   const double bound = gradient_bound(model, batch * model.context, DType::f64);
   for (const Split& split : splits()) {
     SCOPED_TRACE(split.name);
-    Mesh mesh = make_mpi_mesh(MPI_COMM_WORLD, split.shape, device, ring);
+    Mesh mesh = make_mesh(MPI_COMM_WORLD, split.shape, device, ring);
     DoubleRun run(model, device, mesh, split.sequence, split.recompute, split.zero);
     EXPECT_NEAR(run.loss(batch, split.micro_batch, true), loss, bound * loss);
     const double worst = expect_close(
@@ -60,12 +60,12 @@ TEST_P(Layouts, generation_on_all_ranks_is_that_of_one_rank) {
   ModelConfig model = GetParam().config;
   model.dropout = 0;
   CallRing ring;
-  Device device(DeviceKind::cpu, 1);
-  Mesh alone = make_mpi_mesh(MPI_COMM_SELF, {}, device, ring);
+  Device device(1);
+  Mesh alone = make_mesh(MPI_COMM_SELF, {}, device, ring);
   DoubleRun one(model, device, alone);
   int ranks = 0;
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  Mesh mesh = make_mpi_mesh(MPI_COMM_WORLD, {.tensor = ranks}, device, ring);
+  Mesh mesh = make_mesh(MPI_COMM_WORLD, {.tensor = ranks}, device, ring);
   DoubleRun run(model, device, mesh);
   const double expected = generated_loss(one, 5, {2, 1});
   EXPECT_NEAR(generated_loss(run, 5, {2, 1}), expected, 1e-12 * expected);

@@ -25,7 +25,7 @@ TEST(OutputHead, loss_and_gradients_by_formula_over_several_chunks) {
   ASSERT_NE(rows % chunk, 0) << "and about a last one that is shorter";
 
   CallRing ring;
-  Device device(DeviceKind::cpu, 1);
+  Device device(1);
   Mesh mesh = make_counting_mesh(0, {}, device, ring);
   Runtime runtime{.device = device, .compute_type = DType::f64};
   ParameterStore store;

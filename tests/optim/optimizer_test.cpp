@@ -14,7 +14,7 @@ namespace {
 class OptimizerSteps : public ::testing::Test {
  protected:
   OptimizerSteps()
-      : device(DeviceKind::cpu, 1), mesh(make_counting_mesh(0, {}, device, ring)), runtime{.device = device} {
+      : device(1), mesh(make_counting_mesh(0, {}, device, ring)), runtime{.device = device} {
     runtime.scalars = runtime.empty({sizeof(kernels::StepScalars)}, DType::u8);
     store.begin_group();
     matrix = store.add_weight(5, 7, true);  // its last row is padding

@@ -58,7 +58,7 @@ TEST(Buckets, parts_are_equal_aligned_and_disjoint) {
 }
 
 TEST(Parts, are_the_runs_of_each_parameter_in_the_ranges) {
-  Device device(DeviceKind::count, 1);
+  Device device(CountOnly{}, 1);
   Runtime runtime{.device = device};
   ParameterStore store;
   store.begin_group();

@@ -27,8 +27,8 @@ TEST(DataParallelism, sums_every_bucket_once_and_gathers_what_other_ranks_update
       for (const StreamMode streams : {StreamMode::immediate, StreamMode::threaded}) {
         SCOPED_TRACE("zero " + std::to_string(zero) + ", buckets of " + std::to_string(bucket_elements));
         CallRing ring;
-        Device device(DeviceKind::cpu, 1, streams);
-        Mesh mesh = make_mpi_mesh(MPI_COMM_WORLD, {.tensor = tensor, .data = data_ranks}, device, ring);
+        Device device(1, streams);
+        Mesh mesh = make_mesh(MPI_COMM_WORLD, {.tensor = tensor, .data = data_ranks}, device, ring);
         Runtime runtime{.device = device};
         ParameterStore store;
         for (const std::int64_t rows : {3, 50, 1, 40}) {

@@ -105,8 +105,8 @@ inline ReadSample read_random(const ModelConfig& model, std::int64_t step = 0) {
 /// A trainer with all that it stands on. Collective over `ranks`.
 struct SmallRun {
   SmallRun(MPI_Comm ranks, const Config& config, StreamMode streams = StreamMode::immediate)
-      : device(DeviceKind::cpu, 1, streams),
-        mesh(make_mesh(ranks, config, device, ring)),
+      : device(1, streams),
+        mesh(mesh_of(ranks, config, device, ring)),
         trainer(config, device, mesh) {}
   /// On all ranks of the job.
   SmallRun(const ModelConfig& model, const OptimizerConfig& optimizer, const Layout& layout)
@@ -122,10 +122,10 @@ struct SmallRun {
   Trainer trainer;
 
  private:
-  static Mesh make_mesh(MPI_Comm ranks, const Config& config, Device& device, CallRing& ring) {
+  static Mesh mesh_of(MPI_Comm ranks, const Config& config, Device& device, CallRing& ring) {
     int size = 0;
     MPI_Comm_size(ranks, &size);
-    return make_mpi_mesh(ranks, mesh_shape(config, size), device, ring);
+    return make_mesh(ranks, mesh_shape(config, size), device, ring);
   }
   Tensors gather_flat(const Tensor& flat) {
     Context context = trainer.context();

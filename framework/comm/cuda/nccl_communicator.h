@@ -1,0 +1,61 @@
+// Collectives between GPUs over NCCL, enqueued on the device's high-priority communication stream.
+//
+// Where NCCL differs from MPI: sums run in an order of NCCL's choosing, bf16 is rounded at each hop, and the maximum of
+// a number and NaN is the number. As everywhere, all ranks end with the same bits.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "framework/comm/communicator.h"
+
+struct ncclComm;  // ncclComm_t points to one; NCCL's header stays in the .cpp
+
+namespace choir {
+
+class NcclCommunicator : public Communicator {
+ public:
+  /// Takes over `comm`, a blocking communicator whose ranks are those of `group` in order; null where the group has one
+  /// rank. `device` is a CUDA device, current on this thread.
+  NcclCommunicator(ncclComm* comm, Group group, Device& device, CallRing& ring);
+  /// Returns when all calls have ended; aborts them where NCCL reports an error or an exception is under way.
+  ~NcclCommunicator() override;
+
+  /// NCCL's words on an error that came to light after a call had returned.
+  std::string problem() override;
+  void abort() override;
+
+ protected:
+  std::int64_t reduction_workspace_bytes(std::int64_t count, DType type) const override;
+  void do_all_reduce(const Tensor& tensor, Reduce op, const Tensor& workspace) override;
+  void do_all_gather(const Tensor& in, const Tensor& out) override;
+  void do_reduce_scatter(const Tensor& in, const Tensor& out, Reduce op, const Tensor& workspace) override;
+  void do_all_to_all(const Tensor& in, const Tensor& out) override;
+  void do_broadcast(const Tensor& tensor, int root) override;
+  void do_exchange(const std::vector<Message>& sends, const std::vector<Message>& receives) override;
+  void do_barrier() override;
+
+ private:
+  /// Elements in device memory that go to a rank or come from one.
+  struct Block {
+    void* data;
+    std::size_t count;
+    DType type;
+    int peer;
+  };
+
+  void transfer(const std::vector<Block>& sends, const std::vector<Block>& receives);
+  void check(int result, const char* call);
+  ncclComm* comm();  // throws Failure where it was aborted
+
+  std::atomic<ncclComm*> comm_;
+  std::mutex end_of_comm_;  // who aborts, destroys or asks holds it; verbs do not, so that an abort can end them
+  int gpu_ = 0;
+  // One f32 that barriers add up: NCCL has no barrier. Owned, so that a barrier allocates nothing, and taken from CUDA
+  // like NCCL's own buffers: the device's allocator holds what the plan counts.
+  void* token_ = nullptr;
+};
+
+}  // namespace choir

@@ -1,0 +1,189 @@
+#include "framework/core/cuda.h"
+
+#include <cuda_runtime_api.h>
+#include <nvtx3/nvToolsExt.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "kernels/cuda/failure.h"
+#include "kernels/matmul.h"
+
+namespace choir::cuda {
+namespace {
+
+using kernels::cuda::check;
+
+cudaStream_t make_stream(bool high_priority) {
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, high_priority ? greatest : least),
+        "cudaStreamCreateWithPriority");
+  return stream;
+}
+
+/// Pinned memory: copies to and from it run while the host goes on.
+class PinnedBuffer {
+ public:
+  explicit PinnedBuffer(std::int64_t bytes) {
+    check(cudaMallocHost(&memory_, static_cast<std::size_t>(bytes)),
+          "cudaMallocHost of " + std::to_string(bytes) + " bytes");
+  }
+  ~PinnedBuffer() { cudaFreeHost(memory_); }
+  PinnedBuffer(const PinnedBuffer&) = delete;
+  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
+
+  void* memory() const { return memory_; }
+
+ private:
+  void* memory_ = nullptr;
+};
+
+/// Asks CUDA only for what the caching allocator has not got; blocks come and go in the order of the compute stream.
+class StreamOrderedMemory : public MemorySource {
+ public:
+  explicit StreamOrderedMemory(cudaStream_t stream) : stream_(stream) {}
+
+  void* map(std::int64_t bytes) override {
+    void* address = nullptr;
+    const cudaError_t status = cudaMallocAsync(&address, static_cast<std::size_t>(bytes), stream_);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // the allocator answers it: the error is not left for the next launch
+      return nullptr;
+    }
+    check(status, "cudaMallocAsync of " + std::to_string(bytes) + " bytes");
+    return address;
+  }
+  void unmap(void* address, std::int64_t) noexcept override { cudaFreeAsync(address, stream_); }
+
+ private:
+  cudaStream_t stream_;
+};
+
+}  // namespace
+
+int visible_gpus(std::string& reason) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    reason = std::string("CUDA says: ") + cudaGetErrorString(status);
+    return 0;
+  }
+  if (count == 0) reason = "CUDA sees no GPU";
+  return count;
+}
+
+GpuFacts gpu_facts(int index) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+  char bus[32] = {};
+  check(cudaDeviceGetPCIBusId(bus, sizeof(bus), index), "cudaDeviceGetPCIBusId");
+  return {.name = properties.name,
+          .bus = bus,
+          .memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem),
+          .compute_capability = 10 * properties.major + properties.minor,
+          .multiprocessors = properties.multiProcessorCount};
+}
+
+struct Gpu::State {
+  static constexpr std::int64_t staging_bytes = 4 << 20;
+
+  explicit State(const GpuOptions& options)
+      : multiprocessors(gpu_facts(options.index).multiprocessors),
+        compute(make_stream(false)),
+        communicate(make_stream(true)),
+        copy(make_stream(false)),
+        staging{PinnedBuffer(staging_bytes), PinnedBuffer(staging_bytes)},
+        attention(options.attention, options.deterministic_attention, options.say) {}
+  ~State() {
+    for (const cudaStream_t stream : {compute, communicate, copy}) {
+      cudaStreamSynchronize(stream);
+      cudaStreamDestroy(stream);
+    }
+  }
+
+  int multiprocessors;
+  cudaStream_t compute, communicate, copy;
+  std::array<PinnedBuffer, 2> staging;
+  std::array<std::shared_ptr<CUevent_st>, 2> copied;  // the last copy out of each buffer
+  std::size_t next = 0;
+  kernels::cuda::MatmulPlans matmul;
+  kernels::cuda::AttentionPlans attention;
+};
+
+Gpu::Gpu(const GpuOptions& options) {
+  check(cudaSetDevice(options.index), "cudaSetDevice(" + std::to_string(options.index) + ")");
+  cudaMemPool_t pool = nullptr;
+  check(cudaDeviceGetDefaultMemPool(&pool, options.index), "cudaDeviceGetDefaultMemPool");
+  std::uint64_t keep_everything = UINT64_MAX;  // the allocator above caches; giving memory back would only cost time
+  check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep_everything), "cudaMemPoolSetAttribute");
+  state_ = std::make_unique<State>(options);
+}
+
+Gpu::~Gpu() = default;
+
+kernels::Cuda Gpu::kernels() const {
+  return {.stream = state_->compute,
+          .matmul_plans = &state_->matmul,
+          .attention_plans = &state_->attention,
+          .multiprocessors = state_->multiprocessors};
+}
+
+CUstream_st* Gpu::compute() const { return state_->compute; }
+CUstream_st* Gpu::communicate() const { return state_->communicate; }
+std::unique_ptr<MemorySource> Gpu::memory() const { return std::make_unique<StreamOrderedMemory>(state_->compute); }
+
+// compute:  ... before | record                        wait | after ...
+//                             \                       /
+// copy:                        wait | copy in pieces | record
+void Gpu::upload(const void* host, void* device, std::int64_t bytes) {
+  State& s = *state_;
+  wait(s.copy, record(s.compute).get());
+  for (std::int64_t begin = 0; begin < bytes; begin += State::staging_bytes) {
+    const auto count = static_cast<std::size_t>(std::min(State::staging_bytes, bytes - begin));
+    const std::size_t buffer = std::exchange(s.next, 1 - s.next);
+    if (s.copied[buffer]) check(cudaEventSynchronize(s.copied[buffer].get()), "cudaEventSynchronize");
+    std::memcpy(s.staging[buffer].memory(), static_cast<const char*>(host) + begin, count);
+    check(cudaMemcpyAsync(static_cast<char*>(device) + begin, s.staging[buffer].memory(), count, cudaMemcpyHostToDevice,
+                          s.copy),
+          "cudaMemcpyAsync to the device");
+    s.copied[buffer] = record(s.copy);
+  }
+  wait(s.compute, record(s.copy).get());
+}
+
+void Gpu::download(const void* device, void* host, std::int64_t bytes) {
+  check(cudaMemcpyAsync(host, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, state_->compute),
+        "cudaMemcpyAsync to the host");
+  synchronize(state_->compute);
+}
+
+void synchronize(CUstream_st* stream) { check(cudaStreamSynchronize(stream), "cudaStreamSynchronize"); }
+
+std::shared_ptr<CUevent_st> record(CUstream_st* stream) {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+  std::shared_ptr<CUevent_st> owner(event, [](cudaEvent_t e) { cudaEventDestroy(e); });
+  check(cudaEventRecord(event, stream), "cudaEventRecord");
+  return owner;
+}
+
+void wait(CUstream_st* stream, CUevent_st* event) {
+  check(cudaStreamWaitEvent(stream, event, 0), "cudaStreamWaitEvent");
+}
+
+bool done(CUevent_st* event) {
+  const cudaError_t status = cudaEventQuery(event);
+  if (status == cudaErrorNotReady) return false;
+  check(status, "cudaEventQuery");
+  return true;
+}
+
+Range::Range(const char* name) { nvtxRangePushA(name); }
+Range::~Range() { nvtxRangePop(); }
+
+}  // namespace choir::cuda

@@ -1,0 +1,42 @@
+// core/cuda.h where the build has no CUDA toolkit.
+#ifndef CHOIR_CUDA
+
+#include "framework/core/cuda.h"
+#include "framework/core/error.h"
+
+namespace choir::cuda {
+namespace {
+
+[[noreturn]] void absent() {
+  throw Error({.what = "this choir was built without CUDA",
+               .why = "the build found no CUDA toolkit",
+               .fix = "install the toolkit (nvcc, cuBLASLt, NCCL) and build again, or set train.device=cpu"});
+}
+
+}  // namespace
+
+struct Gpu::State {};
+
+int visible_gpus(std::string& reason) {
+  reason = "this choir was built without CUDA";
+  return 0;
+}
+GpuFacts gpu_facts(int) { absent(); }
+Gpu::Gpu(const GpuOptions&) { absent(); }
+Gpu::~Gpu() = default;
+kernels::Cuda Gpu::kernels() const { absent(); }
+CUstream_st* Gpu::compute() const { absent(); }
+CUstream_st* Gpu::communicate() const { absent(); }
+void Gpu::upload(const void*, void*, std::int64_t) { absent(); }
+void Gpu::download(const void*, void*, std::int64_t) { absent(); }
+std::unique_ptr<MemorySource> Gpu::memory() const { absent(); }
+void synchronize(CUstream_st*) { absent(); }
+std::shared_ptr<CUevent_st> record(CUstream_st*) { absent(); }
+void wait(CUstream_st*, CUevent_st*) { absent(); }
+bool done(CUevent_st*) { absent(); }
+Range::Range(const char*) {}
+Range::~Range() = default;
+
+}  // namespace choir::cuda
+
+#endif
