@@ -1,0 +1,66 @@
+// The shared memory in which the ranks of one communicator of the double of NCCL meet.
+//
+// Every pair of ranks has a channel for messages, every rank a slot for collectives; each is a mailbox that holds one
+// piece at a time. Nothing here blocks: who finds a mailbox full or empty comes again.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace choir::simgpu {
+
+/// One rank's call, as the other ranks compare it.
+struct CallSignature {
+  std::int64_t count = 0;
+  std::int32_t type = 0, reduction = 0, root = 0;
+  char call[20] = {};   ///< "ncclAllReduce"
+  char label[64] = {};  ///< Choir's, cut
+};
+
+class Arena {
+ public:
+  static constexpr std::int64_t slot_bytes = 256 << 10;  ///< the largest piece
+
+  enum Presence : std::int32_t { here, destroyed, aborted };
+
+  /// Counters only grow: a piece is there while deposited is greater than the least `consumed` of all members.
+  struct alignas(64) Member {
+    std::atomic<std::int64_t> deposited, consumed;
+    CallSignature signature;  ///< of the collective whose first piece was deposited last
+    std::atomic<Presence> presence;
+    std::atomic<std::int64_t> splits, splits_read;
+    std::int32_t color, key;  ///< of the last split
+  };
+  struct alignas(64) Channel {
+    std::atomic<std::int64_t> posted, taken;
+    CallSignature signature;  ///< of the message whose first piece was posted last
+  };
+
+  /// Opens or creates the memory called `name` and adds this rank. Throws std::runtime_error where that fails.
+  Arena(const std::string& name, int ranks);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  int ranks() const { return ranks_; }
+  bool complete() const;  ///< all ranks have come
+  Member& member(int rank) const;
+  Channel& channel(int from, int to) const;
+  std::byte* slot(int rank) const;
+  std::byte* channel_slot(int from, int to) const;
+
+ private:
+  struct Header {
+    std::atomic<std::int32_t> ranks, attached;
+  };
+  Header& header() const { return *reinterpret_cast<Header*>(memory_); }
+
+  std::string name_;
+  int ranks_;
+  std::int64_t bytes_;
+  std::byte* memory_ = nullptr;  // Header, Member [ranks], Channel [from][to], slots [ranks], channel slots [from][to]
+};
+
+}  // namespace choir::simgpu

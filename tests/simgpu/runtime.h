@@ -1,0 +1,68 @@
+// The simulated GPU behind CUDA's own run-time functions: what tests and the doubles of the libraries need beside them.
+//
+// A stream is a queue. A thread of the simulator runs the operations at the heads of the queues in an order that is
+// legal and as inconvenient as it can be; a happens-before check by byte range finds the event that is missing in
+// every run, not only when it changes a result. Device memory is host memory, filled with NaN when allocated and when
+// freed.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tests/simgpu/memory_checker.h"
+
+namespace choir::simgpu {
+
+/// In which order ready operations of different streams run. late: as late as the host allows.
+enum class Order : std::uint8_t { program, late, random };
+
+struct Options {
+  int devices = 1;
+  int compute_capability = 80;                        ///< 80, 90 or 100: which PTX runs
+  std::int64_t memory_bytes = std::int64_t{1} << 30;  ///< of each device
+  Order order = Order::random;
+  unsigned seed = 1;
+  bool check = true;         ///< shadow memory of kernels, happens-before of streams
+  double hang_seconds = 60;  ///< an operation that waits longer is a finding "hang"
+};
+
+/// From CHOIR_SIMGPU_{DEVICES,CAPABILITY,MEMORY,ORDER,SEED,CHECK,HANG}: for whole programs under test.
+Options options_from_environment();
+
+/// Starts over: frees everything, forgets all findings. Called with options_from_environment() by the first CUDA call
+/// of a process where nobody has called it.
+void configure(const Options&);
+
+/// What was found since the last call, after everything enqueued has run. A process that ends with findings that
+/// nobody has taken prints them and exits with code 86; so does one that leaks device memory, streams or events.
+std::vector<Finding> take_findings();
+void add_finding(Finding);
+
+/// Bytes moved by each kernel so far, for a report beside the least possible.
+struct KernelTraffic {
+  std::string kernel;
+  std::int64_t launches = 0, instructions = 0, bytes_read = 0, bytes_written = 0;
+};
+std::vector<KernelTraffic> traffic();
+
+/// Work of a library's double: runs in stream order like a kernel.
+struct Operation {
+  std::string name;              ///< in findings: "cublasLtMatmul", "ncclAllReduce"
+  std::vector<Access> accesses;  ///< of device memory; checked for bounds, initialisation and stream order
+  std::function<bool()> ready;   ///< null: at once. Polled while the operation heads its stream; must not block
+  std::function<void()> run;     ///< on the simulator's thread
+};
+void enqueue(cudaStream_t stream, Operation operation);
+
+/// The NVTX ranges that are open on the calling thread, outermost first: Choir's labels.
+std::vector<std::string> open_ranges();
+
+/// Faults on demand.
+void fail_allocation(int after);           ///< the allocation after `after` more finds no memory
+void fail_device(cudaError_t, int after);  ///< sticky error after that many operations
+
+}  // namespace choir::simgpu
