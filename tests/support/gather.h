@@ -13,14 +13,18 @@
 #include "framework/comm/context.h"
 #include "framework/ops/elementwise.h"
 #include "framework/parallel/data.h"
+#include "tests/support/device.h"
 
 namespace choir::tests {
 
 /// Global tensors by name, row-major.
 using Tensors = std::map<std::string, std::vector<double>>;
 
-inline double element(const Tensor& flat, std::int64_t i) {
-  return flat.dtype() == DType::f64 ? flat.data<double>()[i] : static_cast<double>(flat.data<float>()[i]);
+/// The elements of a flat tensor of f32 or f64, after everything enqueued.
+inline std::vector<double> elements(Device& device, const Tensor& flat) {
+  if (flat.dtype() == DType::f64) return host_values<double>(device, flat);
+  const std::vector<float> values = host_values<float>(device, flat);
+  return {values.begin(), values.end()};
 }
 
 /// Where element `i` of the held part stands in the global tensor.
@@ -33,7 +37,7 @@ inline std::int64_t global_index(const Parameter& p, std::int64_t i) {
 /// counts it. Fails where an element is counted by no rank or by several. Collective.
 inline Tensors gather(const ParameterStore& store, const Tensor& flat, const DataParallel& data, Context& context) {
   Runtime& runtime = context.runtime;
-  runtime.device.synchronize();
+  const std::vector<double> local = elements(runtime.device, flat);
   const auto total = static_cast<std::size_t>(store.global_count());
   std::vector<double> host(2 * total);  // the values, then how many ranks gave each
   std::map<const Parameter*, std::size_t> begin;
@@ -45,7 +49,7 @@ inline Tensors gather(const ParameterStore& store, const Tensor& flat, const Dat
   for (const ParameterPart& part : parts_in(store, data.counted(), true))
     for (std::int64_t i = part.begin; i < part.end; ++i) {
       const std::size_t to = begin[part.parameter] + static_cast<std::size_t>(global_index(*part.parameter, i));
-      host[to] += element(flat, part.flat_begin + i - part.begin);
+      host[to] += local[static_cast<std::size_t>(part.flat_begin + i - part.begin)];
       host[total + to] += 1;
     }
   const Tensor device = ops::to_device(runtime, host, DType::f64);
@@ -63,11 +67,13 @@ inline Tensors gather(const ParameterStore& store, const Tensor& flat, const Dat
 }
 
 /// Every rank that holds an element, as its owner or as a replica, has these very bits.
-inline void expect_held_equal(const ParameterStore& store, const Tensor& flat, const Tensors& whole, const char* what) {
+inline void expect_held_equal(Device& device, const ParameterStore& store, const Tensor& flat, const Tensors& whole,
+                              const char* what) {
+  const std::vector<double> local = elements(device, flat);
   for (const Parameter& p : store.parameters()) {
     const std::vector<double>& global = whole.at(p.name);
     for (std::int64_t i = 0; i < p.held.count(); ++i)
-      ASSERT_EQ(element(flat, p.offset() + i), global[static_cast<std::size_t>(global_index(p, i))])
+      ASSERT_EQ(local[static_cast<std::size_t>(p.offset() + i)], global[static_cast<std::size_t>(global_index(p, i))])
           << what << " of " << p.name << " differs between the ranks that hold it, element " << i << " here";
   }
 }

@@ -52,7 +52,7 @@ TEST_P(Parity, gradients_and_sgd_and_adamw_steps_are_those_of_one_rank) {
           actual, gradients, [&](const std::string& name) { return bound * gradient_scale(gradients, name); },
           "gradient");
       if (layout.zero == 0)
-        expect_held_equal(run.trainer.parameters(), run.trainer.parameters().gradient, actual, "gradient");
+        expect_held_equal(run.device, run.trainer.parameters(), run.trainer.parameters().gradient, actual, "gradient");
       for (std::int64_t s = 0; s < 3; ++s) {
         const double loss = run.trainer.step(s + 1, read_random(model, s)).loss;
         EXPECT_NEAR(loss, losses[s], losses[s] * loss_bound(model, rows, DType::f32)) << "step " << s + 1;
@@ -62,7 +62,7 @@ TEST_P(Parity, gradients_and_sgd_and_adamw_steps_are_those_of_one_rank) {
           masters, after_sgd,
           [&](const std::string& name) { return 7 * sgd_rate * gradient_error + 3 * u * largest(after_sgd.at(name)); },
           "parameter after SGD");
-      expect_held_equal(run.trainer.parameters(), run.trainer.parameters().master, masters, "parameter");
+      expect_held_equal(run.device, run.trainer.parameters(), run.trainer.parameters().master, masters, "parameter");
     }
     {
       SmallRun run(model, adamw, layout);
@@ -77,7 +77,7 @@ TEST_P(Parity, gradients_and_sgd_and_adamw_steps_are_those_of_one_rank) {
             return 7 * adamw_rate * 2 * gradient_error / adamw.epsilon + 3 * u * largest(after_adamw.at(name));
           },
           "parameter after AdamW");
-      expect_held_equal(run.trainer.parameters(), run.trainer.parameters().master, masters, "parameter");
+      expect_held_equal(run.device, run.trainer.parameters(), run.trainer.parameters().master, masters, "parameter");
     }
     record(layout, "gradient", worst_gradient);
     record(layout, "SGD", worst_sgd);
@@ -164,7 +164,7 @@ TEST_P(Parity, bf16_gradients_are_those_of_one_rank_and_values_are_rounded_maste
     SCOPED_TRACE(layout.name);
     Config config = small_config(model, plain_sgd(0.1), layout);
     config.train.precision = "bf16";
-    SmallRun run(MPI_COMM_WORLD, config);
+    SmallRun run(config);
     run.trainer.compute_gradients(1, read_random(model));
     const double worst = expect_close(
         run.gradients(), gradients, [&](const std::string& name) { return bound * gradient_scale(gradients, name); },
@@ -173,11 +173,15 @@ TEST_P(Parity, bf16_gradients_are_those_of_one_rank_and_values_are_rounded_maste
 
     for (std::int64_t s = 0; s < 2; ++s) run.trainer.step(s + 1, read_random(model, s));
     const ParameterStore& store = run.trainer.parameters();
-    expect_held_equal(store, store.master, run.masters(), "parameter");
+    expect_held_equal(run.device, store, store.master, run.masters(), "parameter");
+    const auto values = host_values<bf16>(run.device, store.value);
+    const auto masters = host_values<float>(run.device, store.master);
     for (const Parameter& p : store.parameters())
-      for (std::int64_t i = 0; p.weight->matrix && i < p.held.count(); ++i)
-        ASSERT_EQ(store.value.data<bf16>()[p.offset() + i].bits, bf16(store.master.data<float>()[p.offset() + i]).bits)
+      for (std::int64_t i = 0; p.weight->matrix && i < p.held.count(); ++i) {
+        const auto at = static_cast<std::size_t>(p.offset() + i);
+        ASSERT_EQ(values[at].bits, bf16(masters[at]).bits)
             << p.name << ": the value is not the rounded master, element " << i;
+      }
   }
 }
 

@@ -58,12 +58,14 @@ class ReferenceFile {
 };
 
 void load_weights(Trainer& trainer, const ReferenceFile& file) {
-  trainer.runtime().device.synchronize();
   for (const Parameter& p : trainer.parameters().parameters()) {
     const std::vector<float> whole = file.dataset<float>("weights/" + p.name);
     ASSERT_EQ(static_cast<std::int64_t>(whole.size()), p.global_count()) << p.name;
-    for (std::int64_t i = 0; i < p.held.count(); ++i)
-      p.master().data<float>()[i] = whole[static_cast<std::size_t>(global_index(p, i))];
+    std::vector<float> held(static_cast<std::size_t>(p.held.count()));
+    for (std::size_t i = 0; i < held.size(); ++i)
+      held[i] = whole[static_cast<std::size_t>(global_index(p, static_cast<std::int64_t>(i)))];
+    const Tensor master = p.master();
+    trainer.runtime().device.upload(held.data(), master.raw(), master.bytes());
   }
   trainer.parameters().round_values(trainer.runtime());
 }
@@ -100,7 +102,7 @@ TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
 
     const auto expect_losses = [&](const char* which, const OptimizerConfig& optimizer) {
       config.optimizer = optimizer;
-      SmallRun run(MPI_COMM_WORLD, config);
+      SmallRun run(config);
       load_weights(run.trainer, file);
       const std::vector<double> expected = file.numbers(which);
       for (std::size_t s = 0; s < expected.size(); ++s)
@@ -109,7 +111,7 @@ TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
             << which << "[" << s << "]";
     };
     {
-      SmallRun run(MPI_COMM_WORLD, config);
+      SmallRun run(config);
       load_weights(run.trainer, file);
       EXPECT_EQ(run.trainer.parameters().parameters().size(), file.parameters());
       run.trainer.compute_gradients(1, read);

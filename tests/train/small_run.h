@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "framework/train/trainer.h"
+#include "tests/support/device.h"
 #include "tests/support/gather.h"
 #include "tests/support/rounding.h"
 #include "tests/support/small_models.h"
@@ -104,20 +105,24 @@ inline ReadSample read_random(const ModelConfig& model, std::int64_t step = 0) {
 
 /// A trainer with all that it stands on. Collective over `ranks`.
 struct SmallRun {
-  SmallRun(MPI_Comm ranks, const Config& config, StreamMode streams = StreamMode::immediate)
-      : device(1, streams),
+  SmallRun(MPI_Comm ranks, const Config& config, std::unique_ptr<Device> owned)
+      : owned_device(std::move(owned)),
+        device(*owned_device),
         mesh(mesh_of(ranks, config, device, ring)),
         trainer(config, device, mesh) {}
-  /// On all ranks of the job.
+  /// On all ranks of the job, on the device under test.
+  explicit SmallRun(const Config& config, StreamMode streams = StreamMode::immediate)
+      : SmallRun(MPI_COMM_WORLD, config, make_device(streams)) {}
   SmallRun(const ModelConfig& model, const OptimizerConfig& optimizer, const Layout& layout)
-      : SmallRun(MPI_COMM_WORLD, small_config(model, optimizer, layout), layout.streams) {}
+      : SmallRun(small_config(model, optimizer, layout), layout.streams) {}
   ~SmallRun() { device.synchronize(); }
 
   Tensors gradients() { return gather_flat(trainer.parameters().gradient); }
   Tensors masters() { return gather_flat(trainer.parameters().master); }
 
   CallRing ring;
-  Device device;
+  std::unique_ptr<Device> owned_device;
+  Device& device;
   Mesh mesh;
   Trainer trainer;
 
@@ -133,12 +138,12 @@ struct SmallRun {
   }
 };
 
-/// The same on this rank alone: what every layout is compared with.
+/// The same on this rank alone and on the CPU: what every layout, and every device, is compared with.
 inline std::unique_ptr<SmallRun> run_alone(const ModelConfig& model, const OptimizerConfig& optimizer,
                                            const std::string& precision = "f32") {
   Config config = small_config(model, optimizer, one_rank);
   config.train.precision = precision;
-  return std::make_unique<SmallRun>(MPI_COMM_SELF, config);
+  return std::make_unique<SmallRun>(MPI_COMM_SELF, config, std::make_unique<Device>(1));
 }
 
 }  // namespace choir::tests

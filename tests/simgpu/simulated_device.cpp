@@ -1,0 +1,8 @@
+// The tests of other folders, on a simulated GPU: each rank has one of its own, with all checks on.
+#include "tests/support/device.h"
+
+namespace choir::tests {
+
+std::unique_ptr<Device> make_device(StreamMode) { return std::make_unique<Device>(GpuOptions{}, 1); }
+
+}  // namespace choir::tests

@@ -1,0 +1,7 @@
+#include "tests/support/device.h"
+
+namespace choir::tests {
+
+std::unique_ptr<Device> make_device(StreamMode streams) { return std::make_unique<Device>(1, streams); }
+
+}  // namespace choir::tests

@@ -1,0 +1,25 @@
+// The device that a test program runs on: the CPU (cpu_device.cpp) or the simulated GPU (tests/simgpu/simulated_device.cpp).
+//
+// The same tests are linked with one or the other: nothing in them knows which.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "framework/core/device.h"
+
+namespace choir::tests {
+
+/// `streams` is how a CPU runs its streams; a GPU has its own.
+std::unique_ptr<Device> make_device(StreamMode streams = StreamMode::immediate);
+
+/// The values of a tensor, after everything enqueued.
+template <class T>
+std::vector<T> host_values(Device& device, const Tensor& tensor) {
+  std::vector<T> values(static_cast<std::size_t>(tensor.count()));
+  device.synchronize();
+  device.download(tensor.raw(), values.data(), tensor.bytes());
+  return values;
+}
+
+}  // namespace choir::tests
