@@ -45,6 +45,7 @@ void add_verify_command(CommandLine&);
 void add_checkpoint_command(CommandLine&);
 void add_calls_command(CommandLine&);
 void add_bench_command(CommandLine&);
+void add_doctor_command(CommandLine&);
 
 /// `choir plan`, and `choir train --dry-run`.
 int print_plan(Config config, std::int64_t ranks, bool json);

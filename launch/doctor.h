@@ -1,0 +1,31 @@
+// What `choir doctor` finds out about a machine: one line for each thing that Choir uses.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace choir {
+
+struct Check {
+  enum class State : std::uint8_t {
+    good,     ///< there, and tried
+    limited,  ///< something is slower or not possible; `fix` says what and how to get it
+    broken    ///< nothing runs without it
+  };
+  State state = State::good;
+  std::string name;  ///< "MPI"
+  std::string text;  ///< what was found
+  std::string fix;   ///< what to do about it
+};
+
+/// MPI, HDF5, the processor, and a test write in `folder`, which is made where it is missing.
+std::vector<Check> host_checks(const std::string& folder);
+
+/// Driver, GPUs, NCCL and cuDNN; each GPU multiplies two matrices. Only in builds with CUDA (launch/cuda).
+std::vector<Check> gpu_checks();
+
+/// One aligned line for each, its fix under it.
+std::string describe(const std::vector<Check>&);
+
+}  // namespace choir
