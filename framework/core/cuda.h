@@ -33,6 +33,9 @@ struct GpuFacts {
   std::int64_t memory_bytes = 0;
   int compute_capability = 0;  ///< 90 for sm_90
   int multiprocessors = 0;
+  /// The most it can do, from its clocks and widths: f32 with fused multiply-adds, bf16 on dense tensor cores, device
+  /// memory. 0 where the driver does not name a clock.
+  double f32_flops_per_second = 0, bf16_flops_per_second = 0, bytes_per_second = 0;
 };
 
 namespace cuda {
@@ -49,6 +52,7 @@ class Gpu {
   Gpu(const Gpu&) = delete;
   Gpu& operator=(const Gpu&) = delete;
 
+  const GpuFacts& facts() const;
   kernels::Cuda kernels() const;  ///< of the compute stream
   CUstream_st* compute() const;
   CUstream_st* communicate() const;  ///< of high priority

@@ -24,6 +24,7 @@ int visible_gpus(std::string& reason) {
 GpuFacts gpu_facts(int) { absent(); }
 Gpu::Gpu(const GpuOptions&) { absent(); }
 Gpu::~Gpu() = default;
+const GpuFacts& Gpu::facts() const { absent(); }
 kernels::Cuda Gpu::kernels() const { absent(); }
 CUstream_st* Gpu::compute() const { absent(); }
 CUstream_st* Gpu::communicate() const { absent(); }

@@ -55,6 +55,7 @@ class Device {
   }
   kernels::Cpu cpu() { return {.threads = threads_, .plans = &plans_}; }  ///< for work of the host
   kernels::Cuda cuda() const;
+  const GpuFacts& gpu_facts() const { return gpu_->facts(); }  ///< of a real GPU only
 
   /// Memory of the device = memory of the host, which may change when this returns; after everything enqueued on
   /// compute() and before everything enqueued later.

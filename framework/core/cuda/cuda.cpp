@@ -77,23 +77,38 @@ int visible_gpus(std::string& reason) {
   return count;
 }
 
+static double attribute(cudaDeviceAttr which, int index) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, index), "cudaDeviceGetAttribute");
+  return value;
+}
+
 GpuFacts gpu_facts(int index) {
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
   char bus[32] = {};
   check(cudaDeviceGetPCIBusId(bus, sizeof(bus), index), "cudaDeviceGetPCIBusId");
+  // Operations of one multiprocessor in one clock: NVIDIA's architecture white papers of A100, H100 and Blackwell.
+  const int generation = 10 * properties.major + properties.minor;
+  const double f32 = generation == 80 ? 2 * 64 : 2 * 128;
+  const double bf16 = generation == 80 ? 2048 : generation < 90 ? 1024 : generation < 100 ? 4096 : 8192;
+  const double clocks = 1e3 * attribute(cudaDevAttrClockRate, index) * properties.multiProcessorCount;  // kHz
   return {.name = properties.name,
           .bus = bus,
           .memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem),
-          .compute_capability = 10 * properties.major + properties.minor,
-          .multiprocessors = properties.multiProcessorCount};
+          .compute_capability = generation,
+          .multiprocessors = properties.multiProcessorCount,
+          .f32_flops_per_second = clocks * f32,
+          .bf16_flops_per_second = clocks * bf16,
+          .bytes_per_second = 2 * 1e3 * attribute(cudaDevAttrMemoryClockRate, index) *  // twice a clock, kHz
+                              attribute(cudaDevAttrGlobalMemoryBusWidth, index) / 8};
 }
 
 struct Gpu::State {
   static constexpr std::int64_t staging_bytes = 4 << 20;
 
   explicit State(const GpuOptions& options)
-      : multiprocessors(gpu_facts(options.index).multiprocessors),
+      : facts(gpu_facts(options.index)),
         compute(make_stream(false)),
         communicate(make_stream(true)),
         copy(make_stream(false)),
@@ -106,7 +121,7 @@ struct Gpu::State {
     }
   }
 
-  int multiprocessors;
+  GpuFacts facts;
   cudaStream_t compute, communicate, copy;
   std::array<PinnedBuffer, 2> staging;
   std::array<std::shared_ptr<CUevent_st>, 2> copied;  // the last copy out of each buffer
@@ -130,9 +145,10 @@ kernels::Cuda Gpu::kernels() const {
   return {.stream = state_->compute,
           .matmul_plans = &state_->matmul,
           .attention_plans = &state_->attention,
-          .multiprocessors = state_->multiprocessors};
+          .multiprocessors = state_->facts.multiprocessors};
 }
 
+const GpuFacts& Gpu::facts() const { return state_->facts; }
 CUstream_st* Gpu::compute() const { return state_->compute; }
 CUstream_st* Gpu::communicate() const { return state_->communicate; }
 std::unique_ptr<MemorySource> Gpu::memory() const { return std::make_unique<StreamOrderedMemory>(state_->compute); }
