@@ -1,0 +1,70 @@
+// Kernels with one mistake each, for the tests of the checker. Their right twins are in correct.cu.
+#include <cstdint>
+
+namespace choir::simgpu::planted {
+
+// No __syncthreads between the writes and the reads of other warps.
+extern "C" __global__ void missing_syncthreads(const float* x, float* y, int n) {
+  extern __shared__ float staged[];
+  staged[threadIdx.x] = x[blockIdx.x * n + threadIdx.x];
+  y[blockIdx.x * n + threadIdx.x] = staged[n - 1 - threadIdx.x];
+}
+
+// A warp is no barrier: lanes may run apart.
+extern "C" __global__ void missing_syncwarp(const float* x, float* y) {
+  __shared__ float staged[32];
+  staged[threadIdx.x] = x[threadIdx.x];
+  y[threadIdx.x] = staged[(threadIdx.x + 1) % 32];
+}
+
+// The last thread reads one element too many.
+extern "C" __global__ void off_by_one(const float* x, float* y, int n) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) y[i] = x[i] + x[i + 1];
+}
+
+// The last warp's sum is never written.
+extern "C" __global__ void uninitialised_shared(const float* x, float* out) {
+  __shared__ float sums[8];
+  if (threadIdx.x % 32 == 0 && threadIdx.x < 224) sums[threadIdx.x / 32] = x[threadIdx.x];
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    float total = 0;
+    for (int i = 0; i < 8; ++i) total += sums[i];
+    *out = total;
+  }
+}
+
+// y += x, but nobody has set y.
+extern "C" __global__ void uninitialised_global(const float* x, float* y) { y[threadIdx.x] += x[threadIdx.x]; }
+
+// cp.async without waiting for it.
+extern "C" __global__ void missing_copy_wait(const float* x, float* y) {
+  __shared__ __align__(16) float staged[128];
+  const auto to = static_cast<std::uint32_t>(__cvta_generic_to_shared(staged + 4 * threadIdx.x));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(x + 4 * threadIdx.x) : "memory");
+  asm volatile("cp.async.commit_group;" ::: "memory");
+  __syncthreads();
+  for (int i = 0; i < 4; ++i) y[i * 32 + threadIdx.x] = 2 * staged[i * 32 + threadIdx.x];
+}
+
+// Half of the block goes another way round the barrier.
+extern "C" __global__ void barrier_in_branch(float* y) {
+  __shared__ float staged[64];
+  staged[threadIdx.x] = threadIdx.x;
+  if (threadIdx.x < 32) __syncthreads();
+  y[threadIdx.x] = staged[threadIdx.x];
+}
+
+// All blocks write the same place.
+extern "C" __global__ void block_race(float* y) {
+  if (threadIdx.x == 0) *y = blockIdx.x;
+}
+
+// Eight bytes at an address that is a multiple of four.
+extern "C" __global__ void misaligned(const float* x, float* y) {
+  const float2 pair = *reinterpret_cast<const float2*>(x + 1);
+  *y = pair.x + pair.y;
+}
+
+}  // namespace choir::simgpu::planted

@@ -1,0 +1,280 @@
+// What the lanes of a warp do together: shuffles, votes, and products of small matrices on tensor cores. Fragment
+// layouts are those of the PTX ISA 9.0, sections 9.7.14 and 9.7.15.
+#include <algorithm>
+#include <cstring>
+
+#include "tests/simgpu/ptx_block.h"
+#include "tests/simgpu/ptx_values.h"
+
+namespace choir::simgpu::ptx {
+namespace {
+
+/// body(lane) for each lane of `mask`.
+template <class Body>
+void each_lane(std::uint32_t mask, Body&& body) {
+  for (int lane = 0; lane < 32; ++lane)
+    if ((mask >> lane & 1u) != 0) body(lane);
+}
+
+float element(std::uint64_t bits, int half, Type type) {
+  const std::uint64_t part = bits >> (16 * half) & 0xffff;
+  return type == Type::bf16 ? bf16_to_f32(part) : f16_to_f32(part);
+}
+
+}  // namespace
+
+/// The operation runs when all lanes of the mask that have not exited have come to it.
+void Grid::arrive_at_warp_operation(const Instruction& in, int index) {
+  Thread& thread = threads_[static_cast<std::size_t>(index)];
+  constexpr std::uint32_t all_lanes = 0xffffffff;
+  const Operand& last = in.operands[in.num_operands - 1];
+  const bool has_mask = in.op == Op::shuffle || in.op == Op::vote || in.op == Op::match || in.op == Op::warp_reduce ||
+                        in.op == Op::warp_barrier;
+  thread.mask = has_mask ? static_cast<std::uint32_t>(value(last, index)) : all_lanes;
+  thread.state = State::at_warp_operation;
+  if ((thread.mask >> (index % warp) & 1u) == 0)
+    stop("divergent barrier", in, index, "a lane calls a warp operation whose mask leaves it out");
+
+  const int first = index / warp * warp;
+  std::uint32_t wanted = 0, here = 0;
+  for (int lane = 0; lane < warp && first + lane < num_threads_; ++lane) {
+    const Thread& other = threads_[static_cast<std::size_t>(first + lane)];
+    const std::uint32_t bit = 1u << lane;
+    if ((thread.mask & bit) != 0 && other.state != State::exited) wanted |= bit;
+    if (other.state == State::at_warp_operation && other.pc == thread.pc && other.mask == thread.mask) here |= bit;
+  }
+  if ((here & wanted) != wanted) return;
+  run_warp_operation(in, first, wanted);
+  each_lane(wanted, [&](int lane) {
+    Thread& other = threads_[static_cast<std::size_t>(first + lane)];
+    other.state = State::running;
+    ++other.pc;
+  });
+}
+
+void Grid::run_warp_operation(const Instruction& in, int first, std::uint32_t mask) {
+  const bool whole_warp = in.op == Op::load_matrix || in.op == Op::mma || in.op == Op::wmma_load ||
+                          in.op == Op::wmma_store || in.op == Op::wmma_mma;
+  if (whole_warp && mask != 0xffffffff)
+    stop("divergent barrier", in, first,
+         "lanes of the warp have ended or do not exist, and this operation needs all 32");
+  switch (in.op) {
+    case Op::warp_barrier:
+      if (launch_.check) checker_.warp_barrier(first / warp, mask);
+      break;
+    case Op::shuffle:
+      return shuffle(in, first, mask);
+    case Op::vote:
+      return vote(in, first, mask);
+    case Op::match:
+      return match(in, first, mask);
+    case Op::warp_reduce:
+      return warp_reduce(in, first, mask);
+    case Op::load_matrix:
+      return load_matrix(in, first);
+    case Op::mma:
+      return mma(in, first);
+    case Op::wmma_load:
+    case Op::wmma_store:
+      return wmma_move(in, first);
+    default:
+      return wmma_mma(in, first);
+  }
+}
+
+/// shfl.sync d[|p], a, b, c, mask: b is a lane or a distance, c holds the clamp in its low bits and the segment above.
+void Grid::shuffle(const Instruction& in, int first, std::uint32_t mask) {
+  const int a = in.num_operands - 4;
+  std::uint64_t values[warp] = {};
+  each_lane(mask, [&](int lane) { values[lane] = zero_extended(value(in.operands[a], first + lane), Type::b32); });
+  each_lane(mask, [&](int lane) {
+    const auto b = static_cast<int>(value(in.operands[a + 1], first + lane) & 31);
+    const auto c = static_cast<int>(value(in.operands[a + 2], first + lane));
+    const int segment = c >> 8 & 31, limit = (lane & segment) | (c & 31 & ~segment), begin = lane & segment;
+    int from = lane;
+    bool inside = false;
+    switch (in.mode) {
+      case up:
+        from = lane - b;
+        inside = from >= limit;
+        break;
+      case down:
+        from = lane + b;
+        inside = from <= limit;
+        break;
+      case butterfly:
+        from = lane ^ b;
+        inside = from <= limit;
+        break;
+      default:
+        from = begin | (b & ~segment);
+        inside = from <= limit;
+    }
+    if (!inside) from = lane;
+    if ((mask >> from & 1u) == 0)
+      stop("divergent barrier", in, first + lane,
+           "a shuffle reads lane " + std::to_string(from) + ", which is not in its mask");
+    std::uint64_t* registers = registers_of(first + lane);
+    registers[in.operands[0].reg] = values[from];
+    if (a == 2 && in.operands[1].reg >= 0) registers[in.operands[1].reg] = inside;
+  });
+}
+
+void Grid::vote(const Instruction& in, int first, std::uint32_t mask) {
+  std::uint32_t votes = 0;
+  each_lane(mask, [&](int lane) {
+    if (predicate(in.operands[1], registers_of(first + lane))) votes |= 1u << lane;
+  });
+  const std::uint64_t result = in.mode == all       ? votes == mask
+                               : in.mode == any     ? votes != 0
+                               : in.mode == uniform ? votes == mask || votes == 0
+                                                    : votes;
+  each_lane(mask, [&](int lane) { registers_of(first + lane)[in.operands[0].reg] = result; });
+}
+
+void Grid::match(const Instruction& in, int first, std::uint32_t mask) {
+  const int a = in.num_operands - 2;
+  std::uint64_t values[warp] = {};
+  each_lane(mask, [&](int lane) { values[lane] = zero_extended(value(in.operands[a], first + lane), in.type); });
+  each_lane(mask, [&](int lane) {
+    std::uint32_t same = 0;
+    each_lane(mask, [&](int other) { same |= static_cast<std::uint32_t>(values[other] == values[lane]) << other; });
+    const bool all_same = same == mask;
+    registers_of(first + lane)[in.operands[0].reg] = in.mode == all ? (all_same ? mask : 0) : same;
+    if (a == 2 && in.operands[1].reg >= 0) registers_of(first + lane)[in.operands[1].reg] = all_same;
+  });
+}
+
+void Grid::warp_reduce(const Instruction& in, int first, std::uint32_t mask) {
+  bool started = false;
+  std::uint64_t result = 0;
+  each_lane(mask, [&](int lane) {
+    const std::uint64_t next = zero_extended(value(in.operands[1], first + lane), in.type);
+    const bool less =
+        is_signed(in.type) ? sign_extended(next, in.type) < sign_extended(result, in.type) : next < result;
+    if (!started)
+      result = next;
+    else if (in.mode == atomic_add)
+      result += next;
+    else if (in.mode == atomic_and)
+      result &= next;
+    else if (in.mode == atomic_or)
+      result |= next;
+    else if (in.mode == atomic_xor)
+      result ^= next;
+    else if (less == (in.mode == atomic_min))
+      result = next;
+    started = true;
+  });
+  each_lane(mask, [&](int lane) { registers_of(first + lane)[in.operands[0].reg] = zero_extended(result, in.type); });
+}
+
+/// ldmatrix: lane 8 m + i gives the address of row i of matrix m, 16 bytes; lane t gets two elements of row t / 4, or
+/// of column t / 4 where transposed.
+void Grid::load_matrix(const Instruction& in, int first) {
+  const Operand& to = in.operands[0];
+  const int matrices = std::max<int>(1, to.count);
+  for (int m = 0; m < matrices; ++m) {
+    std::uint16_t rows[8][8] = {};
+    for (int i = 0; i < 8; ++i) {
+      const int lane = 8 * m + i;
+      const Operand& from = in.operands[1];
+      const std::uint64_t address =
+          (from.reg >= 0 ? registers_of(first + lane)[from.reg] : 0) + static_cast<std::uint64_t>(from.value);
+      if (const unsigned char* bytes = resolve(in, Space::shared, address, 16, AccessKind::read, first + lane))
+        std::memcpy(rows[i], bytes, 16);
+    }
+    for (int lane = 0; lane < warp; ++lane) {
+      const int row = lane / 4, column = lane % 4 * 2;
+      const bool transposed = in.mode == column_major;
+      const std::uint64_t low = transposed ? rows[column][row] : rows[row][column];
+      const std::uint64_t high_half = transposed ? rows[column + 1][row] : rows[row][column + 1];
+      registers_of(first + lane)[(to.count > 0 ? part(to, m) : to).reg] = low | high_half << 16;
+    }
+  }
+}
+
+/// d [16, 8] = a [16, k] b [k, 8] + c. Lane t = 4 g + i holds, of a and b, pairs of elements of 16 bits (or single ones
+/// of tf32): a[g + 8 (r % 2)][...], b[...][g]; of c and d rows g and g + 8, columns 2 i and 2 i + 1.
+void Grid::mma(const Instruction& in, int first) {
+  const int k = in.shape_k, per_register = in.type == Type::f32 ? 1 : 2, step = 4 * per_register;
+  float a[16][16] = {}, b[16][8] = {};
+  for (int lane = 0; lane < warp; ++lane) {
+    const int group = lane / 4, column = lane % 4 * per_register;
+    const auto get = [&](const Operand& fragment, int r, int half) {
+      const std::uint64_t bits = value(fragment.count > 0 ? part(fragment, r) : fragment, first + lane);
+      return in.type == Type::f32 ? as_f32(bits) : element(bits, half, in.type);
+    };
+    for (int half = 0; half < per_register; ++half) {
+      for (int r = 0; r < 2 * k / step; ++r)
+        a[group + 8 * (r % 2)][column + half + step * (r / 2)] = get(in.operands[1], r, half);
+      for (int r = 0; r < k / step; ++r) b[column + half + step * r][group] = get(in.operands[2], r, half);
+    }
+  }
+  for (int lane = 0; lane < warp; ++lane)
+    for (int r = 0; r < 4; ++r) {
+      const int row = lane / 4 + 8 * (r / 2), column = lane % 4 * 2 + r % 2;
+      float sum = as_f32(value(part(in.operands[3], r), first + lane));
+      for (int i = 0; i < k; ++i) sum += a[row][i] * b[i][column];
+      registers_of(first + lane)[part(in.operands[0], r).reg] = bits_of(sum);
+    }
+}
+
+namespace {
+
+// How the hardware spreads a wmma fragment over the lanes is not specified, so that no program may rely on it: here
+// element e of lane t is matrix element `scattered(t, e)`, where nobody expects it.
+int scattered(int lane, int e, int count) { return ((e * 32 + lane) * 37 + 5) % count; }
+
+}  // namespace
+
+/// wmma.load d, [p], stride and wmma.store [p], d, stride, of 16 x 16 elements.
+void Grid::wmma_move(const Instruction& in, int first) {
+  const bool loads = in.op == Op::wmma_load;
+  const Operand &fragment = in.operands[loads ? 0 : 1], &where = in.operands[loads ? 1 : 0];
+  const int width = bytes_of(in.type), per_lane = 8, per_register = width == 2 ? 2 : 1;
+  for (int lane = 0; lane < warp; ++lane) {
+    std::uint64_t* registers = registers_of(first + lane);
+    const std::uint64_t base = (where.reg >= 0 ? registers[where.reg] : 0) + static_cast<std::uint64_t>(where.value);
+    const std::uint64_t stride = in.num_operands > 2 ? value(in.operands[2], first + lane) & 0xffffffff : 16;
+    for (int e = 0; e < per_lane; ++e) {
+      const int index = scattered(lane, e, 256);
+      const auto row = static_cast<std::uint64_t>(index / 16), column = static_cast<std::uint64_t>(index % 16);
+      const std::uint64_t offset = in.mode == column_major ? column * stride + row : row * stride + column;
+      unsigned char* bytes = resolve(in, in.space, base + offset * static_cast<std::uint64_t>(width), width,
+                                     loads ? AccessKind::read : AccessKind::write, first + lane);
+      if (bytes == nullptr) continue;
+      std::uint64_t& slot = registers[part(fragment, e / per_register).reg];
+      const int shift = 16 * (e % per_register);
+      std::uint64_t bits = slot >> shift;
+      if (!loads) {
+        std::memcpy(bytes, &bits, static_cast<std::size_t>(width));
+        continue;
+      }
+      bits = 0;
+      std::memcpy(&bits, bytes, static_cast<std::size_t>(width));
+      slot = per_register == 1 ? bits : (slot & ~(std::uint64_t{0xffff} << shift)) | bits << shift;
+    }
+  }
+}
+
+/// d = a b + c, each a fragment of 16 x 16.
+void Grid::wmma_mma(const Instruction& in, int first) {
+  float a[256], b[256], c[256];
+  const Type type = in.type == Type::f32 ? Type::f16 : in.type;
+  for (int lane = 0; lane < warp; ++lane)
+    for (int e = 0; e < 8; ++e) {
+      const int index = scattered(lane, e, 256);
+      a[index] = element(value(part(in.operands[1], e / 2), first + lane), e % 2, type);
+      b[index] = element(value(part(in.operands[2], e / 2), first + lane), e % 2, type);
+      c[index] = as_f32(value(part(in.operands[3], e), first + lane));
+    }
+  for (int i = 0; i < 16; ++i)
+    for (int k = 0; k < 16; ++k)
+      for (int j = 0; j < 16; ++j) c[i * 16 + j] += a[i * 16 + k] * b[k * 16 + j];
+  for (int lane = 0; lane < warp; ++lane)
+    for (int e = 0; e < 8; ++e)
+      registers_of(first + lane)[part(in.operands[0], e).reg] = bits_of(c[scattered(lane, e, 256)]);
+}
+
+}  // namespace choir::simgpu::ptx
