@@ -1,0 +1,20 @@
+// The PTX inside a fat binary, as nvcc embeds it in an object without compression (--compress-mode=none).
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+namespace choir::simgpu {
+
+struct EmbeddedPtx {
+  int target;             ///< 90 for compute_90
+  std::string_view text;  ///< of the program's own memory
+};
+
+/// `wrapper` is what __cudaRegisterFatBinary is given. Throws std::runtime_error where it is not understood.
+std::vector<EmbeddedPtx> embedded_ptx(const void* wrapper);
+
+/// Of the whole program: what has been registered so far, each fat binary's list.
+const std::vector<std::vector<EmbeddedPtx>>& registered_ptx();
+
+}  // namespace choir::simgpu
