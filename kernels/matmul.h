@@ -15,13 +15,6 @@
 
 namespace choir::kernels {
 
-/// What happens to x = op(a) op(b) + bias before it is written.
-enum class Epilogue : std::uint8_t {
-  none,
-  gelu,          ///< c = gelu(x), tanh form; pre_activation = x
-  gelu_gradient  ///< c = x * gelu'(pre_activation); no bias
-};
-
 /// c [m, n] = op(a) [m, k] op(b) [k, n] + bias [n] (+ c where `accumulate`). Row-major; sums in Accumulate<In>.
 ///
 /// (In, Out) is (f32, f32), (bf16, bf16), (bf16, f32) or (f64, f64).
@@ -34,10 +27,8 @@ struct Matmul {
   std::int64_t m, n, k;
   std::int64_t a_stride, b_stride, c_stride;  ///< elements from one stored row to the next
   bool transpose_a = false, transpose_b = false;
-  bool accumulate = false;  ///< add to c instead of overwriting it
-  Epilogue epilogue = Epilogue::none;
-  Out* pre_activation = nullptr;  ///< [m, n], rows c_stride apart: written by gelu, read by gelu_gradient
-  void* workspace = nullptr;      ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
+  bool accumulate = false;    ///< add to c instead of overwriting it
+  void* workspace = nullptr;  ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
 };
 
 /// The workspace in bytes; pointers in `args` are not read, so that it can be asked without memory (device `count`).

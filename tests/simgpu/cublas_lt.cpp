@@ -1,0 +1,300 @@
+// cuBLASLt's functions, computed by a plain loop on the simulated GPU; declared by the real header.
+//
+// What the documentation forbids is refused here too: factors that do not fit, a leading dimension below the rows, a
+// type of bias that goes with no such product, an address less aligned than was promised, a workspace larger than it
+// is. What is allowed but wrong (a leading dimension of another matrix) touches the wrong bytes, which the checks of
+// every operation find.
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "kernels/types.h"
+#include "tests/simgpu/runtime.h"
+
+namespace choir::simgpu {
+namespace {
+
+using kernels::bf16;
+
+/// Attributes by number, as they were set.
+class Attributes {
+ public:
+  cublasStatus_t set(int attribute, const void* value, std::size_t bytes) {
+    const auto* begin = static_cast<const std::byte*>(value);
+    values_[attribute].assign(begin, begin + bytes);
+    return CUBLAS_STATUS_SUCCESS;
+  }
+  template <class T>
+  T get(int attribute, T otherwise) const {
+    const auto found = values_.find(attribute);
+    if (found == values_.end()) return otherwise;
+    T value{};
+    std::memcpy(&value, found->second.data(), std::min(sizeof value, found->second.size()));
+    return value;
+  }
+
+ private:
+  std::map<int, std::vector<std::byte>> values_;
+};
+
+struct Operands : Attributes {
+  cublasComputeType_t compute;
+  cudaDataType_t scale;
+  bool transposed(cublasLtMatmulDescAttributes_t which) const { return get(which, CUBLAS_OP_N) != CUBLAS_OP_N; }
+  cublasLtEpilogue_t epilogue() const { return get(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_DEFAULT); }
+  const void* bias() const { return get<const void*>(CUBLASLT_MATMUL_DESC_BIAS_POINTER, nullptr); }
+};
+
+struct Matrix : Attributes {
+  cudaDataType_t type;
+  std::int64_t rows, columns, stride;
+
+  bool row_major() const { return get(CUBLASLT_MATRIX_LAYOUT_ORDER, CUBLASLT_ORDER_COL) == CUBLASLT_ORDER_ROW; }
+  std::int64_t width() const { return type == CUDA_R_32F ? 4 : 2; }
+  std::int64_t at(std::int64_t row, std::int64_t column) const {
+    return row_major() ? row * stride + column : column * stride + row;
+  }
+  std::int64_t batches() const { return get(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, std::int32_t{1}); }
+  std::int64_t batch_stride() const { return get(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, std::int64_t{0}); }
+
+  /// One access for each stored line: what lies between the lines belongs to somebody else.
+  void add_accesses(std::vector<Access>& accesses, const void* begin, bool write) const {
+    const std::int64_t lines = row_major() ? rows : columns, length = row_major() ? columns : rows;
+    const bool dense = length == stride && batches() == 1;
+    for (std::int64_t b = 0; b < batches(); ++b)
+      for (std::int64_t line = 0; line < (dense ? 1 : lines); ++line)
+        accesses.push_back({.begin = static_cast<const char*>(begin) + (b * batch_stride() + line * stride) * width(),
+                            .bytes = (dense ? lines * length : length) * width(),
+                            .write = write});
+  }
+};
+
+struct Preferences : Attributes {};
+
+/// What the double keeps in the opaque bytes of an algorithm: the promises under which it was chosen.
+struct Algorithm {
+  std::uint64_t workspace_bytes;
+  std::uint32_t alignments[4];  // of A, B, C, D
+};
+static_assert(sizeof(Algorithm) <= sizeof(cublasLtMatmulAlgo_t));
+
+float load(const void* from, std::int64_t i, cudaDataType_t type) {
+  return type == CUDA_R_32F ? static_cast<const float*>(from)[i]
+                            : static_cast<float>(static_cast<const bf16*>(from)[i]);
+}
+void store(void* to, std::int64_t i, cudaDataType_t type, float value) {
+  if (type == CUDA_R_32F)
+    static_cast<float*>(to)[i] = value;
+  else
+    static_cast<bf16*>(to)[i] = bf16(value);
+}
+
+bool known(cudaDataType_t type) { return type == CUDA_R_32F || type == CUDA_R_16BF; }
+
+/// The rules of cublasLtMatmul that a caller can break.
+cublasStatus_t verdict(const Operands& o, const Matrix& a, const Matrix& b, const Matrix& c, const Matrix& d) {
+  const bool ta = o.transposed(CUBLASLT_MATMUL_DESC_TRANSA), tb = o.transposed(CUBLASLT_MATMUL_DESC_TRANSB);
+  const std::int64_t m = ta ? a.columns : a.rows, k = ta ? a.rows : a.columns, n = tb ? b.rows : b.columns;
+  if (k != (tb ? b.columns : b.rows) || d.rows != m || d.columns != n) return CUBLAS_STATUS_INVALID_VALUE;
+  if (c.rows != m || c.columns != n || c.type != d.type) return CUBLAS_STATUS_INVALID_VALUE;
+  for (const Matrix* x : {&a, &b, &c, &d})
+    if (x->rows <= 0 || x->columns <= 0 || x->stride < (x->row_major() ? x->columns : x->rows) || !known(x->type))
+      return CUBLAS_STATUS_INVALID_VALUE;
+  if (o.compute != CUBLAS_COMPUTE_32F || o.scale != CUDA_R_32F || a.type != b.type) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (a.type == CUDA_R_32F && d.type != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (o.epilogue() != CUBLASLT_EPILOGUE_DEFAULT && o.epilogue() != CUBLASLT_EPILOGUE_BIAS)
+    return CUBLAS_STATUS_NOT_SUPPORTED;  // Choir uses no other
+  // The bias has the type of D: the table of types in the documentation knows no f32 bias for a bf16 result.
+  const auto bias_type = static_cast<cudaDataType_t>(o.get(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, std::int32_t{d.type}));
+  if (o.epilogue() == CUBLASLT_EPILOGUE_BIAS && bias_type != d.type) return CUBLAS_STATUS_NOT_SUPPORTED;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+bool aligned(const void* address, std::uint32_t alignment) {
+  return reinterpret_cast<std::uintptr_t>(address) % alignment == 0;
+}
+
+/// d = alpha op(a) op(b) + beta c (+ bias, one for each row of d). Sums in f32, four at a time.
+void multiply(const Operands& o, float alpha, const void* a, const Matrix& la, const void* b, const Matrix& lb,
+              float beta, const void* c, const Matrix& lc, void* d, const Matrix& ld) {
+  const bool ta = o.transposed(CUBLASLT_MATMUL_DESC_TRANSA), tb = o.transposed(CUBLASLT_MATMUL_DESC_TRANSB);
+  const std::int64_t m = ld.rows, n = ld.columns, k = ta ? la.rows : la.columns;
+  std::vector<float> rows(static_cast<std::size_t>(m * k)), column(static_cast<std::size_t>(k));
+  for (std::int64_t batch = 0; batch < ld.batches(); ++batch) {
+    for (std::int64_t i = 0; i < m; ++i)
+      for (std::int64_t p = 0; p < k; ++p)
+        rows[static_cast<std::size_t>(i * k + p)] =
+            load(a, batch * la.batch_stride() + (ta ? la.at(p, i) : la.at(i, p)), la.type);
+    for (std::int64_t j = 0; j < n; ++j) {
+      for (std::int64_t p = 0; p < k; ++p)
+        column[static_cast<std::size_t>(p)] =
+            load(b, batch * lb.batch_stride() + (tb ? lb.at(j, p) : lb.at(p, j)), lb.type);
+      for (std::int64_t i = 0; i < m; ++i) {
+        const float* row = rows.data() + i * k;
+        float sums[4] = {};
+        std::int64_t p = 0;
+        for (; p + 4 <= k; p += 4)
+          for (int s = 0; s < 4; ++s) sums[s] += row[p + s] * column[static_cast<std::size_t>(p + s)];
+        for (; p < k; ++p) sums[0] += row[p] * column[static_cast<std::size_t>(p)];
+        float value = alpha * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+        if (beta != 0) value += beta * load(c, batch * lc.batch_stride() + lc.at(i, j), lc.type);
+        if (o.epilogue() == CUBLASLT_EPILOGUE_BIAS) value += load(o.bias(), i, ld.type);
+        store(d, batch * ld.batch_stride() + ld.at(i, j), ld.type, value);
+      }
+    }
+  }
+}
+
+template <class Made, class Handle>
+Made& of(Handle handle) {
+  return *reinterpret_cast<Made*>(handle);
+}
+
+}  // namespace
+}  // namespace choir::simgpu
+
+using choir::simgpu::Access;
+using choir::simgpu::Algorithm;
+using choir::simgpu::aligned;
+using choir::simgpu::Matrix;
+using choir::simgpu::of;
+using choir::simgpu::Operands;
+using choir::simgpu::Preferences;
+
+cublasStatus_t CUBLASWINAPI cublasLtCreate(cublasLtHandle_t* handle) {
+  *handle = reinterpret_cast<cublasLtHandle_t>(new char);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtDestroy(cublasLtHandle_t handle) {
+  delete reinterpret_cast<char*>(handle);
+  return CUBLAS_STATUS_SUCCESS;
+}
+const char* CUBLASWINAPI cublasLtGetStatusName(cublasStatus_t status) {
+  switch (status) {
+    case CUBLAS_STATUS_SUCCESS:
+      return "CUBLAS_STATUS_SUCCESS";
+    case CUBLAS_STATUS_NOT_SUPPORTED:
+      return "CUBLAS_STATUS_NOT_SUPPORTED";
+    default:
+      return "CUBLAS_STATUS_INVALID_VALUE";
+  }
+}
+const char* CUBLASWINAPI cublasLtGetStatusString(cublasStatus_t status) {
+  return status == CUBLAS_STATUS_SUCCESS ? "success" : "the simulated cuBLASLt refuses these arguments";
+}
+
+cublasStatus_t CUBLASWINAPI cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* made, cublasComputeType_t compute,
+                                                     cudaDataType_t scale) {
+  auto* operands = new Operands;
+  operands->compute = compute;
+  operands->scale = scale;
+  *made = reinterpret_cast<cublasLtMatmulDesc_t>(operands);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t handle) {
+  delete &of<Operands>(handle);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t handle,
+                                                           cublasLtMatmulDescAttributes_t attribute, const void* value,
+                                                           std::size_t bytes) {
+  return of<Operands>(handle).set(attribute, value, bytes);
+}
+
+cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* made, cudaDataType type,
+                                                       std::uint64_t rows, std::uint64_t columns, std::int64_t stride) {
+  auto* matrix = new Matrix;
+  matrix->type = type;
+  matrix->rows = static_cast<std::int64_t>(rows);
+  matrix->columns = static_cast<std::int64_t>(columns);
+  matrix->stride = stride;
+  *made = reinterpret_cast<cublasLtMatrixLayout_t>(matrix);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t handle) {
+  delete &of<Matrix>(handle);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t handle,
+                                                             cublasLtMatrixLayoutAttribute_t attribute,
+                                                             const void* value, std::size_t bytes) {
+  return of<Matrix>(handle).set(attribute, value, bytes);
+}
+
+cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* made) {
+  *made = reinterpret_cast<cublasLtMatmulPreference_t>(new Preferences);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t handle) {
+  delete &of<Preferences>(handle);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t handle,
+                                                                 cublasLtMatmulPreferenceAttributes_t attribute,
+                                                                 const void* value, std::size_t bytes) {
+  return of<Preferences>(handle).set(attribute, value, bytes);
+}
+
+cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t operands,
+                                                           cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                                           cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                                           cublasLtMatmulPreference_t preference, int,
+                                                           cublasLtMatmulHeuristicResult_t results[], int* count) {
+  const cublasStatus_t status =
+      verdict(of<Operands>(operands), of<Matrix>(a), of<Matrix>(b), of<Matrix>(c), of<Matrix>(d));
+  *count = status == CUBLAS_STATUS_SUCCESS ? 1 : 0;
+  if (status != CUBLAS_STATUS_SUCCESS) return status;
+  const auto& wishes = of<Preferences>(preference);
+  constexpr std::uint32_t usual = 256;
+  const Algorithm algorithm = {
+      .workspace_bytes = wishes.get(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{0}),
+      .alignments = {wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, usual),
+                     wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, usual),
+                     wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, usual),
+                     wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, usual)}};
+  results[0] = {};
+  std::memcpy(&results[0].algo, &algorithm, sizeof algorithm);
+  results[0].workspaceSize = algorithm.workspace_bytes;
+  results[0].state = CUBLAS_STATUS_SUCCESS;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operands_handle, const void* alpha,
+                                           const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
+                                           cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
+                                           cublasLtMatrixLayout_t c_layout, void* d, cublasLtMatrixLayout_t d_layout,
+                                           const cublasLtMatmulAlgo_t* chosen, void* workspace,
+                                           std::size_t workspace_bytes, cudaStream_t stream) {
+  const Operands operands = of<Operands>(operands_handle);  // as they are now: the caller may change them later
+  const Matrix la = of<Matrix>(a_layout), lb = of<Matrix>(b_layout), lc = of<Matrix>(c_layout),
+               ld = of<Matrix>(d_layout);
+  if (const cublasStatus_t status = verdict(operands, la, lb, lc, ld); status != CUBLAS_STATUS_SUCCESS) return status;
+  Algorithm algorithm;
+  if (chosen == nullptr) return CUBLAS_STATUS_INVALID_VALUE;  // Choir always asks first
+  std::memcpy(&algorithm, chosen, sizeof algorithm);
+  if (!aligned(a, algorithm.alignments[0]) || !aligned(b, algorithm.alignments[1]) ||
+      !aligned(c, algorithm.alignments[2]) || !aligned(d, algorithm.alignments[3]))
+    return CUBLAS_STATUS_INVALID_VALUE;
+  if (workspace_bytes < algorithm.workspace_bytes || (workspace_bytes > 0 && !aligned(workspace, 16)))
+    return CUBLAS_STATUS_INVALID_VALUE;
+  const bool has_bias = operands.epilogue() == CUBLASLT_EPILOGUE_BIAS;
+  if (has_bias && operands.bias() == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
+
+  const float times = *static_cast<const float*>(alpha), plus = *static_cast<const float*>(beta);
+  choir::simgpu::Operation operation{.name = "cublasLtMatmul"};
+  la.add_accesses(operation.accesses, a, false);
+  lb.add_accesses(operation.accesses, b, false);
+  if (plus != 0) lc.add_accesses(operation.accesses, c, false);
+  if (has_bias) operation.accesses.push_back({.begin = operands.bias(), .bytes = ld.rows * ld.width()});
+  ld.add_accesses(operation.accesses, d, true);
+  if (workspace_bytes > 0)
+    operation.accesses.push_back(
+        {.begin = workspace, .bytes = static_cast<std::int64_t>(workspace_bytes), .write = true});
+  operation.run = [=] { multiply(operands, times, a, la, b, lb, plus, c, lc, d, ld); };
+  choir::simgpu::enqueue(stream, std::move(operation));
+  return CUBLAS_STATUS_SUCCESS;
+}
