@@ -1,0 +1,59 @@
+// Attention by cuDNN: its graphs of scaled dot-product attention, forward and backward, in bf16.
+//
+// cuDNN's deterministic backward keeps a score for every (query, key) pair before Blackwell: 2 bytes * batch * heads *
+// q_length * kv_length. A pass whose workspace is beyond a limit therefore becomes several equal calls over slices of
+// the batch, then of the key/value heads, each of which needs the same, small workspace. No cuDNN header shows here.
+// NVIDIA, cuDNN documentation, "Graph API: fused attention"; Dao (2023), arXiv 2307.08691.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/attention.h"
+#include "kernels/types.h"
+
+namespace choir::kernels::cuda {
+
+enum class AttentionPass : std::uint8_t { forward, backward };
+
+struct CudnnAttentionOptions {
+  bool deterministic = true;                                   ///< backward gives the same bits in every run
+  std::int64_t workspace_limit_bytes = std::int64_t{1} << 30;  ///< of one call; beyond it, slices
+
+  /// A GPU as cuDNN describes it in JSON: plans are made for that one, with no GPU at hand, and cannot run. Empty: the
+  /// current GPU.
+  std::string described_gpu{};
+};
+
+/// How cuDNN runs one pass over one shape.
+struct CudnnAttentionPlan {
+  std::string refusal;               ///< why it does not, in cuDNN's words where they are its own; empty: it does
+  std::string engine;                ///< of the first call, as cuDNN names it
+  int calls = 0;                     ///< slices of heads or of the batch, one after the other
+  std::int64_t workspace_bytes = 0;  ///< of the largest call
+};
+
+/// cuDNN's handle and its compiled graphs, by shape. The log-sum-exp that forward saves is natural, as in
+/// kernels/attention.h: passes of cuDNN and of Choir's flash kernels can be mixed.
+class CudnnAttention {
+ public:
+  explicit CudnnAttention(CudnnAttentionOptions options);
+  ~CudnnAttention();
+  CudnnAttention(const CudnnAttention&) = delete;
+  CudnnAttention& operator=(const CudnnAttention&) = delete;
+
+  /// The first call for a shape compiles its graphs, about a second for each; later calls look it up. A build without
+  /// cuDNN refuses every shape.
+  const CudnnAttentionPlan& plan(AttentionPass pass, const AttentionShape& shape);
+
+  /// Enqueue one pass whose plan is no refusal. Pointers are 16-byte aligned. Throw Failure (kernels/cuda/failure.h).
+  void forward(CUstream_st* stream, const AttentionForward<bf16>& arguments);
+  void backward(CUstream_st* stream, const AttentionBackward<bf16>& arguments);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace choir::kernels::cuda
