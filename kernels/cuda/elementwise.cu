@@ -1,0 +1,129 @@
+// The simplest passes over memory, on the GPU.
+#include <bit>
+#include <cstring>
+
+#include "kernels/cuda/failure.h"
+#include "kernels/cuda/vector.cuh"
+#include "kernels/elementwise.h"
+
+namespace choir::kernels {
+
+// Elements are stored as the unsigned integer that has their bits, or 16 bytes of copies of it.
+template <class Bits>
+__global__ void fill_kernel(Bits* x, std::int64_t count, Bits value, uint4 values) {
+  constexpr int n = 16 / sizeof(Bits);
+  // Until the first aligned address, and after the last: one by one.
+  const std::int64_t misaligned = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(x) / sizeof(Bits) % n);
+  const std::int64_t head = min((n - misaligned) % n, count);
+  const std::int64_t packs = (count - head) / n, tail = head + packs * n;
+  auto* aligned = reinterpret_cast<uint4*>(x + head);
+  for (std::int64_t i = cuda::thread_of_grid(); i < packs; i += cuda::threads_of_grid()) aligned[i] = values;
+  const std::int64_t i = cuda::thread_of_grid();
+  if (i < head) x[i] = value;
+  if (tail + i < count) x[tail + i] = value;
+}
+
+template <class Bits>
+static void fill_bits(Cuda cuda, void* x, std::int64_t count, Bits value) {
+  constexpr int n = 16 / sizeof(Bits);
+  Bits copies[n];
+  std::fill(copies, copies + n, value);
+  uint4 values;
+  std::memcpy(&values, copies, sizeof(values));
+  fill_kernel<<<cuda::blocks_for_elements<n>(cuda, count), cuda::threads_per_block, 0, cuda.stream>>>(
+      static_cast<Bits*>(x), count, value, values);
+  cuda::check_launch("fill");
+}
+
+template <class T>
+void fill(Cuda cuda, T* x, std::int64_t count, float value) {
+  if constexpr (sizeof(T) == 2) fill_bits(cuda, x, count, bf16(value).bits);
+  if constexpr (sizeof(T) == 4) fill_bits(cuda, x, count, std::bit_cast<std::uint32_t>(value));
+  if constexpr (sizeof(T) == 8) fill_bits(cuda, x, count, std::bit_cast<unsigned long long>(double{value}));
+}
+
+template <class From, class To, int N>
+__global__ void cast_kernel(const From* x, To* y, std::int64_t count) {
+  cuda::for_each_pack<N>(count, [=]<int M>(std::int64_t i) { cuda::store(cuda::load<M>(x + i), y + i); });
+}
+
+template <class From, class To>
+void cast(Cuda cuda, const From* x, To* y, std::int64_t count) {
+  using Narrow = std::conditional_t<sizeof(From) < sizeof(To), From, To>;
+  cuda::with_pack_size<Narrow>(0, {x, y}, [&]<int N>() {
+    cast_kernel<From, To, N>
+        <<<cuda::blocks_for_elements<N>(cuda, count), cuda::threads_per_block, 0, cuda.stream>>>(x, y, count);
+  });
+  cuda::check_launch("cast");
+}
+
+template <class T, int N>
+__global__ void add_kernel(const T* a, const T* b, T* y, std::int64_t count) {
+  cuda::for_each_pack<N>(count, [=]<int M>(std::int64_t i) {
+    cuda::Pack<M> sum = cuda::load<M>(a + i);
+    const cuda::Pack<M> other = cuda::load<M>(b + i);
+#pragma unroll
+    for (int j = 0; j < M; ++j) sum.value[j] += other.value[j];
+    cuda::store(sum, y + i);
+  });
+}
+
+template <class T>
+void add(Cuda cuda, const T* a, const T* b, T* y, std::int64_t count) {
+  cuda::with_pack_size<T>(0, {a, b, y}, [&]<int N>() {
+    add_kernel<T, N>
+        <<<cuda::blocks_for_elements<N>(cuda, count), cuda::threads_per_block, 0, cuda.stream>>>(a, b, y, count);
+  });
+  cuda::check_launch("add");
+}
+
+/// Rows of `width` units, strides in units.
+template <class Unit>
+__global__ void copy_rows_kernel(const Unit* from, std::int64_t from_stride, Unit* to, std::int64_t to_stride,
+                                 std::int64_t rows, std::int64_t width) {
+  for (std::int64_t i = cuda::thread_of_grid(); i < rows * width; i += cuda::threads_of_grid()) {
+    const std::int64_t row = i / width, column = i % width;
+    to[row * to_stride + column] = from[row * from_stride + column];
+  }
+}
+
+void copy_rows(Cuda cuda, const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride,
+               std::int64_t rows, std::int64_t row_bytes) {
+  if (rows == 0 || row_bytes == 0) return;
+  if (rows == 1 || (from_stride == row_bytes && to_stride == row_bytes)) {
+    cuda::check(
+        cudaMemcpyAsync(to, from, static_cast<std::size_t>(rows * row_bytes), cudaMemcpyDeviceToDevice, cuda.stream),
+        "cudaMemcpyAsync (copy_rows)");
+    return;
+  }
+  const auto copy_units = [&]<class Unit>(Unit) {
+    constexpr auto bytes = static_cast<std::int64_t>(sizeof(Unit));
+    copy_rows_kernel<<<cuda::blocks_for_elements<1>(cuda, rows * row_bytes / bytes), cuda::threads_per_block, 0,
+                       cuda.stream>>>(static_cast<const Unit*>(from), from_stride / bytes, static_cast<Unit*>(to),
+                                      to_stride / bytes, rows, row_bytes / bytes);
+    cuda::check_launch("copy_rows");
+  };
+  // The largest unit that divides all addresses, strides and the width: they have these low bits in common.
+  const std::uintptr_t bits = reinterpret_cast<std::uintptr_t>(from) | reinterpret_cast<std::uintptr_t>(to) |
+                              static_cast<std::uintptr_t>(from_stride | to_stride | row_bytes);
+  if (bits % 16 == 0)
+    copy_units(uint4{});
+  else if (bits % 4 == 0)
+    copy_units(std::uint32_t{});
+  else if (bits % 2 == 0)
+    copy_units(std::uint16_t{});
+  else
+    copy_units(std::uint8_t{});
+}
+
+template void fill(Cuda, float*, std::int64_t, float);
+template void fill(Cuda, bf16*, std::int64_t, float);
+template void fill(Cuda, double*, std::int64_t, float);
+template void cast(Cuda, const float*, float*, std::int64_t);
+template void cast(Cuda, const float*, bf16*, std::int64_t);
+template void cast(Cuda, const bf16*, float*, std::int64_t);
+template void cast(Cuda, const bf16*, bf16*, std::int64_t);
+template void add(Cuda, const float*, const float*, float*, std::int64_t);
+template void add(Cuda, const bf16*, const bf16*, bf16*, std::int64_t);
+
+}  // namespace choir::kernels

@@ -1,0 +1,208 @@
+// What the kernels of flash attention share: the mask, the sizes of tiles, and their way between global and shared
+// memory.
+//
+// Each kernel keeps a tile of rows (queries, or keys with their values) in shared memory and streams the other side
+// past it, in two buffers: the next tile is on its way while this one is computed with. A warp owns 16 of the rows.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include "kernels/attention.h"
+#include "kernels/cuda/failure.h"
+#include "kernels/cuda/flash_attention.h"
+#include "kernels/cuda/flash_attention_tile.cuh"
+
+namespace choir::kernels::cuda {
+
+// ---- The mask
+
+struct Range {
+  int begin, end;
+};
+
+/// Query i sees key j where first <= j - i <= last: causal, window and offset are bounds of this one band.
+struct Band {
+  int q_length, kv_length, first, last;
+
+  explicit Band(const AttentionShape& s)
+      : q_length(static_cast<int>(s.q_length)), kv_length(static_cast<int>(s.kv_length)) {
+    const std::int64_t everything = s.q_length + s.kv_length, offset = s.kv_length - s.q_length;
+    const std::int64_t window = std::min(s.window, everything);
+    first = static_cast<int>(window ? offset - window + 1 : -everything);
+    last = static_cast<int>(s.causal ? offset : window ? offset + window - 1 : everything);
+  }
+
+  __device__ bool sees(int query, int key) const {
+    return query < q_length && key < kv_length && key - query >= first && key - query <= last;
+  }
+  __device__ bool all_see_all(Range queries, Range keys) const {
+    return queries.end <= q_length && keys.end <= kv_length && keys.begin - (queries.end - 1) >= first &&
+           keys.end - 1 - queries.begin <= last;
+  }
+  /// From the first key that any of these queries sees to the last; may be empty.
+  __device__ Range keys_of(Range queries) const {
+    return {max(0, queries.begin + first), min(kv_length, min(queries.end, q_length) + last)};
+  }
+  __device__ Range queries_of(Range keys) const {
+    return {max(0, keys.begin - last), min(q_length, min(keys.end, kv_length) - first)};
+  }
+};
+
+// ---- Groups of query heads
+
+__device__ inline int kv_head_of(const AttentionShape& s, int head) {
+  return static_cast<int>((head + s.group_offset) / s.group_size);
+}
+
+/// The query heads that read a key/value head; may be empty.
+__device__ inline Range heads_of_group(const AttentionShape& s, int kv_head) {
+  const std::int64_t begin = kv_head * s.group_size - s.group_offset;
+  return {static_cast<int>(max(std::int64_t{0}, begin)), static_cast<int>(min(s.heads, begin + s.group_size))};
+}
+
+// ---- Tiles
+
+/// Sizes for heads of up to `width` features, a multiple of 32; narrower heads are filled up with zeros.
+template <class T, int width>
+struct Tiling {
+  static constexpr int stride = width + pack_size<T>;  ///< from row to row in shared memory (flash_attention_tile.cuh)
+  static constexpr int rows = sizeof(T) * width > 512 ? 32 : 64;  ///< that stay
+  static constexpr int streamed =                                 ///< rows of 8 KB, in whole tiles
+      std::clamp(8192 / static_cast<int>(sizeof(T)) / width / 16 * 16, 16, 64);
+  static constexpr int row_warps = rows / warp_rows;
+};
+
+/// One head of a tensor: rows of `width` features, `stride` elements apart.
+template <class T>
+struct HeadRows {
+  T* data;
+  std::int64_t stride;
+  int width;
+  bool in_packs;  ///< every row is aligned to 16 bytes and a multiple of them
+
+  __device__ T* row(int i) const { return data + i * stride; }
+};
+
+/// Head `head` of sequence `batch` of a tensor [batch, length, heads, width].
+template <class T>
+__device__ HeadRows<T> head_rows(T* tensor, std::int64_t stride, std::int64_t length, std::int64_t width, int batch,
+                                 int head, bool in_packs) {
+  return {tensor + batch * length * stride + head * width, stride, static_cast<int>(width), in_packs};
+}
+
+/// shared [tile_rows, padded_width] = rows first, first + 1, ... of a head; zeros at and beyond row `end` and beyond
+/// the head's width. All threads of the block take part; the copies may still be on their way (wait_for_copies).
+template <int tile_rows, int padded_width, int threads, class T>
+__device__ void load_rows(T* shared, const HeadRows<const T>& from, int first, int end) {
+  constexpr int pack = pack_size<T>, packs = padded_width / pack, stride = Tiling<T, padded_width>::stride;
+  for (int n = static_cast<int>(threadIdx.x); n < tile_rows * packs; n += threads) {
+    const int row = first + n / packs, column = n % packs * pack;
+    const int present = row < end ? from.width - column : 0;
+    const T* source = present > 0 ? from.row(row) + column : from.data;
+    T* to = shared + n / packs * stride + column;
+    if (from.in_packs) {
+      copy_async<16>(to, source, present > 0);
+    } else {
+#pragma unroll
+      for (int e = 0; e < pack; ++e) to[e] = e < present ? source[e] : T{};
+    }
+  }
+}
+
+/// shared [count] = from[first], from[first + 1], ...; zeros at and beyond `end`.
+template <int count, int threads>
+__device__ void load_row_values(float* shared, const float* from, int first, int end) {
+  for (int n = static_cast<int>(threadIdx.x); n < count; n += threads) {
+    const bool present = first + n < end;
+    copy_async<4>(shared + n, present ? from + first + n : from, present);
+  }
+}
+
+/// Rows first ... of a head, columns first_column ..., = a warp's tile, rounded to T; nothing at and beyond row `end`.
+/// On the way it passes through `shared`, the warp's own [16, columns] with rows `stride` apart, to leave in 16 bytes.
+template <int stride, int columns, class T>
+__device__ void store_rows(const WarpTile<T, columns>& tile, T* shared, const HeadRows<T>& to, int first,
+                           int first_column, int end) {
+  constexpr int pack = pack_size<T>, packs = columns / pack;
+  store_shared<stride>(tile, shared);
+  __syncwarp();
+  for (int n = lane_of_warp(); n < warp_rows * packs; n += 32) {
+    const int row = first + n / packs, column = n % packs * pack;
+    const int present = row < end ? to.width - first_column - column : 0;
+    if (present <= 0) continue;
+    const T* from = shared + n / packs * stride + column;
+    T* target = to.row(row) + first_column + column;
+    if (to.in_packs) {
+      *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(from);
+    } else {
+      for (int e = 0; e < min(pack, present); ++e) target[e] = from[e];
+    }
+  }
+}
+
+// ---- Numbers
+
+inline constexpr double log2_of_e = 1.4426950408889634, log_of_2 = 0.6931471805599453;
+
+/// 2^x, relative error 2^-22; 0 for -inf and below 2^-126.
+__device__ inline float power_of_two(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// ---- The host's side
+
+inline void check_flash_shape(const AttentionShape& s) {
+  const auto refuse = [](const std::string& why) { throw Failure("flash attention", why); };
+  if (s.head_width > flash_widest_head)
+    refuse("a head of " + std::to_string(s.head_width) + " features is wider than " +
+           std::to_string(flash_widest_head));
+  if (s.q_length + s.kv_length >= std::int64_t{1} << 30)
+    refuse(std::to_string(s.q_length) + " queries and " + std::to_string(s.kv_length) + " keys are 2^30 or more");
+  if (s.heads > 0 && (s.heads - 1 + s.group_offset) / s.group_size >= s.kv_heads)
+    refuse("query head " + std::to_string(s.heads - 1) + " reads key/value head " +
+           std::to_string((s.heads - 1 + s.group_offset) / s.group_size) + ", but there are " +
+           std::to_string(s.kv_heads) + " (group_size " + std::to_string(s.group_size) + ", group_offset " +
+           std::to_string(s.group_offset) + ")");
+}
+
+/// Whether every row of every head at these addresses can be read and written in 16 bytes.
+template <class T>
+bool rows_in_packs(const AttentionShape& s, std::initializer_list<const void*> addresses) {
+  return (s.head_width % pack_size<T> | s.q_stride % pack_size<T> | s.k_stride % pack_size<T> |
+          s.v_stride % pack_size<T> | s.out_stride % pack_size<T>) == 0 &&
+         aligned(addresses);
+}
+
+/// Calls body<width>() with the least width for which the kernels are made.
+template <class Body>
+void with_padded_width(std::int64_t head_width, const Body& body) {
+  if (head_width <= 32) return body.template operator()<32>();
+  if (head_width <= 64) return body.template operator()<64>();
+  if (head_width <= 96) return body.template operator()<96>();
+  if (head_width <= 128) return body.template operator()<128>();
+  return body.template operator()<256>();
+}
+
+/// Tiles of `rows` rows x heads x batch.
+inline dim3 grid_of(std::int64_t length, int rows, std::int64_t heads, std::int64_t batch) {
+  return {static_cast<unsigned>((length + rows - 1) / rows), static_cast<unsigned>(heads),
+          static_cast<unsigned>(batch)};
+}
+
+/// Launches a kernel with more shared memory than a kernel has without being asked.
+template <class... Parameters>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
+            cudaStream_t stream, const std::type_identity_t<Parameters>&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        std::string("cudaFuncSetAttribute (") + name + ")");
+  kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);
+  check_launch(name);
+}
+
+}  // namespace choir::kernels::cuda

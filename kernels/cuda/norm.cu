@@ -1,0 +1,169 @@
+// Layer norm and RMS norm on the GPU: a block per row. A row is read two or three times, but from memory once: the
+// first-level cache holds the rows of the blocks in flight. The variance is that of the two-pass formula.
+#include "kernels/cuda/block_reduce.cuh"
+#include "kernels/cuda/failure.h"
+#include "kernels/cuda/partial_sums.h"
+#include "kernels/cuda/vector.cuh"
+#include "kernels/norm.h"
+
+namespace choir::kernels {
+
+template <class T, int N>
+__global__ void __launch_bounds__(cuda::threads_per_block) norm_forward_kernel(NormForward<T> args) {
+  const auto width = static_cast<float>(args.width), epsilon = static_cast<float>(args.epsilon);
+  for (std::int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
+    const T* x = args.x + row * args.width;
+    T* y = args.y + row * args.width;
+    float mean = 0;
+    if (args.mean) {
+      float sum = 0;
+      cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
+        const cuda::Pack<M> values = cuda::load<M>(x + i);
+#pragma unroll
+        for (int j = 0; j < M; ++j) sum += values.value[j];
+      });
+      mean = cuda::block_sum(sum) / width;
+    }
+    float squares = 0;
+    cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
+      const cuda::Pack<M> values = cuda::load<M>(x + i);
+#pragma unroll
+      for (int j = 0; j < M; ++j) {
+        const float deviation = values.value[j] - mean;
+        squares = fmaf(deviation, deviation, squares);
+      }
+    });
+    const float rstd = 1 / sqrtf(cuda::block_sum(squares) / width + epsilon);
+    if (threadIdx.x == 0) {
+      if (args.mean) args.mean[row] = mean;
+      args.rstd[row] = rstd;
+    }
+    cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
+      cuda::Pack<M> values = cuda::load<M>(x + i);
+      const cuda::Pack<M> weight = cuda::load<M>(args.weight + i);
+      const cuda::Pack<M> bias = args.bias ? cuda::load<M>(args.bias + i) : cuda::Pack<M>{};
+#pragma unroll
+      for (int j = 0; j < M; ++j)
+        values.value[j] = fmaf((values.value[j] - mean) * rstd, weight.value[j], bias.value[j]);
+      cuda::store(values, y + i);
+    });
+  }
+}
+
+template <class T>
+void norm_forward(Cuda cuda, const NormForward<T>& args) {
+  cuda::with_pack_size<T>(args.width, {args.x, args.weight, args.bias, args.y}, [&]<int N>() {
+    norm_forward_kernel<T, N>
+        <<<cuda::blocks_for(cuda, args.rows), cuda::threads_for_row(args.width / N), 0, cuda.stream>>>(args);
+  });
+  cuda::check_launch("norm_forward");
+}
+
+// ---- Backward. A block adds its rows' share of dweight and dbias to sums of its own, in shared memory where there is
+// room for them, else in its row of the workspace; a second kernel adds the rows of the workspace. A thread owns the
+// same columns in every row, so these sums need no barrier.
+
+/// Shared memory that every GPU gives a block without being asked.
+constexpr std::int64_t shared_bytes = 48 * 1024 - 1024;
+
+static std::int64_t sums_bytes(std::int64_t width, bool with_bias) {
+  return cuda::padded(width) * (with_bias ? 2 : 1) * std::int64_t{sizeof(float)};
+}
+
+static int norm_backward_parts(Cuda cuda, std::int64_t rows) { return cuda::blocks_for(cuda, (rows + 3) / 4, 4); }
+
+// With n = (x - mean) rstd and g = dy weight:
+//   dx      = rstd (g - mean_of(g) - n mean_of(g n)) + residual,   mean_of(g) = 0 in RMS norm
+//   dweight = sum over rows of dy n,  dbias = sum over rows of dy
+template <class T, int N, bool in_shared>
+__global__ void __launch_bounds__(cuda::threads_per_block)
+    norm_backward_kernel(NormBackward<T> args, std::int64_t padded_width) {
+  extern __shared__ __align__(16) float shared_sums[];
+  float* partial = static_cast<float*>(args.workspace) + blockIdx.x * 2 * padded_width;
+  float* dweight = in_shared ? shared_sums : partial;
+  float* dbias = dweight + padded_width;
+  cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
+    cuda::store(cuda::Pack<M>{}, dweight + i);
+    if (args.dbias) cuda::store(cuda::Pack<M>{}, dbias + i);
+  });
+  const float share = 1 / static_cast<float>(args.width);
+  for (std::int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
+    const T* x = args.x + row * args.width;
+    const T* dy = args.dy + row * args.width;
+    const T* residual = args.residual ? args.residual + row * args.width : nullptr;
+    T* dx = args.dx + row * args.width;
+    const float mean = args.mean ? args.mean[row] : 0.0f, rstd = args.rstd[row];
+    float sums[2] = {};  // of g, of g n
+    cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
+      const cuda::Pack<M> values = cuda::load<M>(x + i), slope = cuda::load<M>(dy + i);
+      const cuda::Pack<M> weight = cuda::load<M>(args.weight + i);
+#pragma unroll
+      for (int j = 0; j < M; ++j) {
+        const float n = (values.value[j] - mean) * rstd, g = slope.value[j] * weight.value[j];
+        sums[0] += g;
+        sums[1] = fmaf(g, n, sums[1]);
+      }
+    });
+    cuda::block_reduce(sums, cuda::Plus{});
+    const float mean_g = args.mean ? sums[0] * share : 0.0f, mean_gn = sums[1] * share;
+    cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
+      const cuda::Pack<M> values = cuda::load<M>(x + i), slope = cuda::load<M>(dy + i);
+      const cuda::Pack<M> weight = cuda::load<M>(args.weight + i);
+      cuda::Pack<M> result = residual ? cuda::load<M>(residual + i) : cuda::Pack<M>{};
+      cuda::Pack<M> of_weight = cuda::load<M>(dweight + i);
+#pragma unroll
+      for (int j = 0; j < M; ++j) {
+        const float n = (values.value[j] - mean) * rstd, g = slope.value[j] * weight.value[j];
+        result.value[j] = fmaf(fmaf(-n, mean_gn, g - mean_g), rstd, result.value[j]);
+        of_weight.value[j] = fmaf(slope.value[j], n, of_weight.value[j]);
+      }
+      cuda::store(result, dx + i);
+      cuda::store(of_weight, dweight + i);
+      if (args.dbias) {
+        cuda::Pack<M> of_bias = cuda::load<M>(dbias + i);
+#pragma unroll
+        for (int j = 0; j < M; ++j) of_bias.value[j] += slope.value[j];
+        cuda::store(of_bias, dbias + i);
+      }
+    });
+  }
+  if constexpr (in_shared) {
+    cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
+      cuda::store(cuda::load<M>(dweight + i), partial + i);
+      if (args.dbias) cuda::store(cuda::load<M>(dbias + i), partial + padded_width + i);
+    });
+  }
+}
+
+template <class T>
+std::int64_t norm_backward_workspace_bytes(Cuda cuda, std::int64_t rows, std::int64_t width) {
+  return norm_backward_parts(cuda, rows) * sums_bytes(width, true);
+}
+
+template <class T>
+void norm_backward(Cuda cuda, const NormBackward<T>& args) {
+  const int parts = norm_backward_parts(cuda, args.rows);
+  const std::int64_t padded_width = cuda::padded(args.width), bytes = sums_bytes(args.width, args.dbias);
+  cuda::with_pack_size<T>(
+      args.width, {args.dy, args.x, args.weight, args.residual, args.dx, args.workspace}, [&]<int N>() {
+        const int threads = cuda::threads_for_row(args.width / N);
+        if (bytes <= shared_bytes)
+          norm_backward_kernel<T, N, true>
+              <<<parts, threads, static_cast<std::size_t>(bytes), cuda.stream>>>(args, padded_width);
+        else
+          norm_backward_kernel<T, N, false><<<parts, threads, 0, cuda.stream>>>(args, padded_width);
+      });
+  cuda::check_launch("norm_backward");
+  const auto* partial = static_cast<const float*>(args.workspace);
+  cuda::add_partial_sums(cuda, args.dweight, partial, parts, 2 * padded_width, args.width);
+  if (args.dbias) cuda::add_partial_sums(cuda, args.dbias, partial + padded_width, parts, 2 * padded_width, args.width);
+}
+
+template void norm_forward(Cuda, const NormForward<float>&);
+template void norm_forward(Cuda, const NormForward<bf16>&);
+template std::int64_t norm_backward_workspace_bytes<float>(Cuda, std::int64_t, std::int64_t);
+template std::int64_t norm_backward_workspace_bytes<bf16>(Cuda, std::int64_t, std::int64_t);
+template void norm_backward(Cuda, const NormBackward<float>&);
+template void norm_backward(Cuda, const NormBackward<bf16>&);
+
+}  // namespace choir::kernels

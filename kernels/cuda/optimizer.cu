@@ -1,0 +1,129 @@
+// The optimizer updates on the GPU, one kernel for all parameters. The blocks divide the buffer, not the segments: a
+// model has hundreds of segments of a few elements and a few of millions. The host does not know the segments.
+#include "kernels/cuda/failure.h"
+#include "kernels/cuda/vector.cuh"
+#include "kernels/optimizer.h"
+
+namespace choir::kernels {
+
+constexpr int tile_size = cuda::threads_per_block * 4 * 4;  ///< elements that a block looks segments up for at once
+
+/// The number of segments that end at or before `element`.
+__device__ inline std::int64_t segments_before(const OptimizerSegment* segments, std::int64_t count,
+                                               std::int64_t element) {
+  std::int64_t low = 0, high = count;
+  while (low < high) {
+    const std::int64_t middle = low + (high - low) / 2;
+    if (segments[middle].end <= element)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+/// The grid passes over all elements of all segments: body<N>(i, weight decay) for elements [i, i + N) where i is a
+/// multiple of N and they are all of one segment, body<1> for others.
+template <int N, class Body>
+__device__ void for_each_pack_of_segments(const OptimizerSegment* segments, std::int64_t num_segments,
+                                          const Body& body) {
+  const std::int64_t end = num_segments == 0 ? 0 : segments[num_segments - 1].end;
+  for (std::int64_t tile = std::int64_t{blockIdx.x} * tile_size; tile < end;
+       tile += std::int64_t{gridDim.x} * tile_size) {
+    const std::int64_t tile_end = min(tile + tile_size, end);
+    for (std::int64_t s = segments_before(segments, num_segments, tile); s < num_segments; ++s) {
+      const OptimizerSegment segment = segments[s];
+      if (segment.begin >= tile_end) break;
+      const std::int64_t first = max(segment.begin, tile), last = min(segment.end, tile_end);
+#pragma unroll 1
+      for (std::int64_t i = first / N * N + threadIdx.x * N; i < last; i += cuda::threads_per_block * N) {
+        if (i >= first && i + N <= last) {
+          body.template operator()<N>(i, segment.weight_decay);
+        } else if constexpr (N > 1) {
+          for (std::int64_t j = max(i, first); j < min(i + N, last); ++j)
+            body.template operator()<1>(j, segment.weight_decay);
+        }
+      }
+    }
+  }
+}
+
+template <int N>
+__device__ void store_value(const cuda::Pack<N>& weight, bf16* value) {
+  if constexpr (N == 1) {
+    *value = cuda::to_bf16(weight.value[0]);
+  } else {
+    static_assert(N == 4);
+    const auto& w = weight.value;
+    *reinterpret_cast<uint2*>(value) = uint2{cuda::to_bf16_pair(w[0], w[1]), cuda::to_bf16_pair(w[2], w[3])};
+  }
+}
+
+template <int N>
+__global__ void __launch_bounds__(cuda::threads_per_block) adamw_kernel(AdamW args) {
+  const StepScalars scalars = *args.scalars;
+  for_each_pack_of_segments<N>(args.segments, args.num_segments, [&]<int M>(std::int64_t i, float decay) {
+    cuda::Pack<M> weight = cuda::load<M>(args.weight + i);
+    const cuda::Pack<M> gradient = cuda::load<M>(args.gradient + i);
+    cuda::Pack<M> first = cuda::load<M>(args.first_moment + i), second = cuda::load<M>(args.second_moment + i);
+#pragma unroll
+    for (int j = 0; j < M; ++j) {
+      const float w = weight.value[j], g = scalars.clip_factor * gradient.value[j];
+      const float m = fmaf(1 - args.beta1, g, args.beta1 * first.value[j]);
+      const float v = fmaf((1 - args.beta2) * g, g, args.beta2 * second.value[j]);
+      const float deviation = sqrtf(v * scalars.bias_correction2) + args.epsilon;
+      const float direction = fmaf(decay, w, m * scalars.bias_correction1 / deviation);
+      weight.value[j] = fmaf(-scalars.rate, direction, w);
+      first.value[j] = m;
+      second.value[j] = v;
+    }
+    cuda::store(weight, args.weight + i);
+    cuda::store(first, args.first_moment + i);
+    cuda::store(second, args.second_moment + i);
+    if (args.value) store_value(weight, args.value + i);
+  });
+}
+
+template <int N>
+__global__ void __launch_bounds__(cuda::threads_per_block) sgd_kernel(Sgd args) {
+  const StepScalars scalars = *args.scalars;
+  for_each_pack_of_segments<N>(args.segments, args.num_segments, [&]<int M>(std::int64_t i, float decay) {
+    cuda::Pack<M> weight = cuda::load<M>(args.weight + i), m = cuda::load<M>(args.gradient + i);
+#pragma unroll
+    for (int j = 0; j < M; ++j) m.value[j] *= scalars.clip_factor;
+    if (args.momentum_buffer) {
+      const cuda::Pack<M> before = cuda::load<M>(args.momentum_buffer + i);
+#pragma unroll
+      for (int j = 0; j < M; ++j) m.value[j] = fmaf(args.momentum, before.value[j], m.value[j]);
+      cuda::store(m, args.momentum_buffer + i);
+    }
+#pragma unroll
+    for (int j = 0; j < M; ++j) {
+      const float w = weight.value[j];
+      weight.value[j] = fmaf(-scalars.rate, fmaf(decay, w, m.value[j]), w);
+    }
+    cuda::store(weight, args.weight + i);
+    if (args.value) store_value(weight, args.value + i);
+  });
+}
+
+/// As many blocks as run at once: how many tiles there are is known on the device.
+static int optimizer_blocks(Cuda cuda) { return cuda.multiprocessors * 4; }
+
+void adamw(Cuda cuda, const AdamW& args) {
+  if (args.num_segments == 0) return;
+  cuda::with_pack_size<float>(
+      0, {args.weight, args.gradient, args.first_moment, args.second_moment, args.value},
+      [&]<int N>() { adamw_kernel<N><<<optimizer_blocks(cuda), cuda::threads_per_block, 0, cuda.stream>>>(args); });
+  cuda::check_launch("adamw");
+}
+
+void sgd(Cuda cuda, const Sgd& args) {
+  if (args.num_segments == 0) return;
+  cuda::with_pack_size<float>(0, {args.weight, args.gradient, args.momentum_buffer, args.value}, [&]<int N>() {
+    sgd_kernel<N><<<optimizer_blocks(cuda), cuda::threads_per_block, 0, cuda.stream>>>(args);
+  });
+  cuda::check_launch("sgd");
+}
+
+}  // namespace choir::kernels

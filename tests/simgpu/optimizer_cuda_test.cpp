@@ -1,0 +1,155 @@
+// The optimizers on the GPU against the CPU over several steps, in packs and, one element behind, one by one.
+#include "kernels/optimizer.h"
+#include "tests/simgpu/agreement.h"
+
+namespace choir::simgpu::tests {
+namespace {
+
+using kernels::OptimizerSegment;
+using kernels::StepScalars;
+
+constexpr int steps = 3;
+constexpr float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f;
+
+StepScalars scalars_of(int step) {
+  return {.step = static_cast<std::uint64_t>(step),
+          .rate = 1e-2f * static_cast<float>(step),
+          .bias_correction1 = static_cast<float>(1 / (1 - std::pow(beta1, step))),
+          .bias_correction2 = static_cast<float>(1 / (1 - std::pow(beta2, step))),
+          .clip_factor = 0.5f};
+}
+
+struct Case {
+  std::int64_t count;
+  std::vector<OptimizerSegment> segments;
+};
+// Gaps stay as they are. The last is of several tiles of 4096 elements, one with many segments, one without an end.
+const Case cases[] = {
+    {1, {{0, 1, 0.1f}}},
+    {64, {{0, 64, 0.0f}}},
+    {100, {{3, 17, 0.1f}, {17, 18, 0.0f}, {40, 99, 0.5f}}},
+    {13000, {{0, 5, 0.0f}, {5, 6, 0.1f}, {8, 333, 0.2f}, {333, 9001, 0.1f}, {9002, 13000, 0.0f}}},
+    {5, {}},
+};
+
+struct OptimizerCuda : CudaTest {};
+
+/// weight and value after the steps, on the CPU and on the GPU. A step multiplies what was off by at most 1 + rate
+/// decay and adds the roundings of its own: some u of the weight, and of the change, rate (decay |w| + |m| / deviation)
+/// with |m| / deviation below 10 by the ratio of the moments' weights.
+void expect_state(const Case& c, const std::vector<float>& weight, const DeviceArray<float>& device_weight,
+                  const DeviceArray<bf16>& device_value, double change) {
+  std::vector<double> magnitude;
+  for (const float value : weight) magnitude.push_back(steps * (std::abs(value) + change));
+  const std::vector<float> of_cuda = device_weight.host();
+  const std::vector<bf16> value = device_value.host();
+  expect_agreement(of_cuda, weight, magnitude, 16, "weight");
+  for (std::int64_t i = 0; i < c.count; ++i) {
+    bool held = false;
+    for (const OptimizerSegment& segment : c.segments) held |= i >= segment.begin && i < segment.end;
+    ASSERT_EQ(value[i].bits, held ? bf16(of_cuda[i]).bits : bf16(7.0f).bits) << i;
+  }
+}
+
+void adamw_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset, bool with_value) {
+  std::vector<float> weight = random_values<float>(c.count, 1), first(c.count), second(c.count);
+  std::vector<bf16> value(c.count, bf16(7.0f));
+  const DeviceArray<float> device_weight(weight, offset), device_first(first, offset), device_second(second, offset);
+  const DeviceArray<bf16> device_value(value, offset);
+  const DeviceArray<OptimizerSegment> device_segments(c.segments);
+  double change = 0;
+  for (int step = 1; step <= steps; ++step) {
+    const std::vector<StepScalars> scalars = {scalars_of(step)};
+    const std::vector<float> gradient = random_values<float>(c.count, 10 + step);
+    const DeviceArray<StepScalars> device_scalars(scalars);
+    const DeviceArray<float> device_gradient(gradient, offset);
+    kernels::AdamW args{.weight = weight.data(),
+                        .gradient = gradient.data(),
+                        .first_moment = first.data(),
+                        .second_moment = second.data(),
+                        .value = with_value ? value.data() : nullptr,
+                        .segments = c.segments.data(),
+                        .num_segments = static_cast<std::int64_t>(c.segments.size()),
+                        .scalars = scalars.data(),
+                        .beta1 = beta1,
+                        .beta2 = beta2,
+                        .epsilon = epsilon};
+    adamw(Cpu{}, args);
+    args.weight = device_weight.data();
+    args.gradient = device_gradient.data();
+    args.first_moment = device_first.data();
+    args.second_moment = device_second.data();
+    if (with_value) args.value = device_value.data();
+    args.segments = device_segments.data();
+    args.scalars = device_scalars.data();
+    adamw(cuda, args);
+    cudaStreamSynchronize(cuda.stream);  // before the gradient goes
+    change += scalars[0].rate * 10;
+  }
+  if (with_value) expect_state(c, weight, device_weight, device_value, change);
+  std::vector<double> of_moments(c.count, steps * 5.0 * 5.0);  // gradients are below 10, halved by clipping
+  expect_agreement(device_first.host(), first, of_moments, 4, "first moment");
+  expect_agreement(device_second.host(), second, of_moments, 4, "second moment");
+}
+
+TEST_P(OptimizerCuda, AdamWAgreesWithTheCpu) {
+  for (const Case& c : cases) {
+    for (const std::int64_t offset : {0, 1}) {
+      SCOPED_TRACE(std::to_string(c.count) + " elements, offset " + std::to_string(offset));
+      adamw_agrees(cuda(), c, offset, true);
+      if (HasFatalFailure()) return;
+    }
+    adamw_agrees(cuda(), c, 0, false);
+  }
+}
+
+void sgd_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset, bool with_momentum) {
+  std::vector<float> weight = random_values<float>(c.count, 1), momentum(c.count);
+  std::vector<bf16> value(c.count, bf16(7.0f));
+  const DeviceArray<float> device_weight(weight, offset), device_momentum(momentum, offset);
+  const DeviceArray<bf16> device_value(value, offset);
+  const DeviceArray<OptimizerSegment> device_segments(c.segments);
+  double change = 0;
+  for (int step = 1; step <= steps; ++step) {
+    const std::vector<StepScalars> scalars = {scalars_of(step)};
+    const std::vector<float> gradient = random_values<float>(c.count, 10 + step);
+    const DeviceArray<StepScalars> device_scalars(scalars);
+    const DeviceArray<float> device_gradient(gradient, offset);
+    kernels::Sgd args{.weight = weight.data(),
+                      .gradient = gradient.data(),
+                      .momentum_buffer = with_momentum ? momentum.data() : nullptr,
+                      .value = value.data(),
+                      .segments = c.segments.data(),
+                      .num_segments = static_cast<std::int64_t>(c.segments.size()),
+                      .scalars = scalars.data(),
+                      .momentum = 0.9f};
+    sgd(Cpu{}, args);
+    args.weight = device_weight.data();
+    args.gradient = device_gradient.data();
+    if (with_momentum) args.momentum_buffer = device_momentum.data();
+    args.value = device_value.data();
+    args.segments = device_segments.data();
+    args.scalars = device_scalars.data();
+    sgd(cuda, args);
+    cudaStreamSynchronize(cuda.stream);
+    change += scalars[0].rate * 15;  // the sum of up to three gradients below 5
+  }
+  expect_state(c, weight, device_weight, device_value, change);
+  expect_agreement(device_momentum.host(), momentum, std::vector<double>(c.count, steps * 15.0), 4, "momentum");
+}
+
+TEST_P(OptimizerCuda, SgdAgreesWithTheCpu) {
+  for (const Case& c : cases) {
+    for (const std::int64_t offset : {0, 1}) {
+      SCOPED_TRACE(std::to_string(c.count) + " elements, offset " + std::to_string(offset));
+      sgd_agrees(cuda(), c, offset, true);
+      sgd_agrees(cuda(), c, offset, false);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Generations, OptimizerCuda, generations);
+
+}  // namespace
+}  // namespace choir::simgpu::tests
