@@ -42,6 +42,10 @@ struct Band {
     return queries.end <= q_length && keys.end <= kv_length && keys.begin - (queries.end - 1) >= first &&
            keys.end - 1 - queries.begin <= last;
   }
+  __device__ bool any_sees_any(Range queries, Range keys) const {
+    const Range seen = keys_of(queries);
+    return queries.begin < q_length && max(seen.begin, keys.begin) < min(seen.end, keys.end);
+  }
   /// From the first key that any of these queries sees to the last; may be empty.
   __device__ Range keys_of(Range queries) const {
     return {max(0, queries.begin + first), min(kv_length, min(queries.end, q_length) + last)};

@@ -88,13 +88,15 @@ __global__ void __launch_bounds__(dq_threads<T, width>)
     wait_for_copies();
     __syncthreads();  // this tile is here, and everyone is done with the tile before
     if (first_key + Tiles::streamed < keys.end) load_keys(first_key + Tiles::streamed, buffer ^ 1);
+    const Range of_warp = {warp_query, warp_query + warp_rows}, of_tile = {first_key, first_key + Tiles::streamed};
+    if (!band.any_sees_any(of_warp, of_tile)) continue;
     const T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const v_tile = k_tile + Tiles::streamed * stride;
 
     Scores scores, ds;
     multiply_add_transposed<width, stride>(scores, q_tile + warp_row * stride, k_tile);
     multiply_add_transposed<width, stride>(ds, dout_tile + warp_row * stride, v_tile);
-    const bool all = band.all_see_all({warp_query, warp_query + warp_rows}, {first_key, first_key + Tiles::streamed});
+    const bool all = band.all_see_all(of_warp, of_tile);
     for_each(ds, [&](float dp, int i, int j) {
       const float p = power_of_two(fmaf(scores.value[i][j], scale, -log2_sum[i]));
       const bool seen = all || band.sees(warp_query + ds.row(i), first_key + ds.column(j));
@@ -177,6 +179,8 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     const int buffer = tile % 2;
     if (tile + 1 < tiles) load_queries(tile + 1, buffer ^ 1);
     const int first_query = first_query_of(tile);
+    const Range of_tile = {first_query, first_query + Tiles::streamed}, of_warp = {warp_key, warp_key + warp_rows};
+    if (!band.any_sees_any(of_tile, of_warp)) continue;
     const T* const q_tile = q_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const dout_tile = q_tile + Tiles::streamed * stride;
     const float* const lse_tile = lse_tiles + 2 * buffer * Tiles::streamed;
@@ -185,7 +189,7 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     Scores p, ds;
     multiply_add_transposed<width, stride>(p, k_tile + warp_row * stride, q_tile);
     multiply_add_transposed<width, stride>(ds, v_tile + warp_row * stride, dout_tile);
-    const bool all = band.all_see_all({first_query, first_query + Tiles::streamed}, {warp_key, warp_key + warp_rows});
+    const bool all = band.all_see_all(of_tile, of_warp);
     for_each(p, [&](float score, int i, int j) {
       const float log2_sum = lse_tile[p.column(j)] * static_cast<float>(log2_of_e);
       const bool seen = all || band.sees(first_query + p.column(j), warp_key + p.row(i));

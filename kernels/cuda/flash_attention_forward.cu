@@ -59,13 +59,15 @@ __global__ void __launch_bounds__(forward_threads<T, width>)
     wait_for_copies();
     __syncthreads();  // this tile is here, and everyone is done with the tile before
     if (first_key + Tiles::streamed < keys.end) load_keys(first_key + Tiles::streamed, buffer ^ 1);
+    const Range of_warp = {warp_query, warp_query + warp_rows}, of_tile = {first_key, first_key + Tiles::streamed};
+    if (!band.any_sees_any(of_warp, of_tile)) continue;
     const T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const v_tile = k_tile + Tiles::streamed * stride;
 
     Scores p;
     multiply_add_transposed<width, stride>(p, q_tile + warp_row * stride, k_tile);
     for_each(p, [&](float score, int, int) { return score * scale; });
-    if (!band.all_see_all({warp_query, warp_query + warp_rows}, {first_key, first_key + Tiles::streamed})) {
+    if (!band.all_see_all(of_warp, of_tile)) {
       for_each(p, [&](float score, int i, int j) {
         return band.sees(warp_query + p.row(i), first_key + p.column(j)) ? score : -infinity;
       });

@@ -38,6 +38,7 @@ Grid::Grid(const Program& program, const Kernel& kernel, const Launch& launch, M
       num_threads_(static_cast<int>(launch.block.x * launch.block.y * launch.block.z)),
       random_(launch.seed),
       threads_(static_cast<std::size_t>(num_threads_)),
+      warps_(static_cast<std::size_t>((num_threads_ + warp - 1) / warp)),
       registers_(static_cast<std::size_t>(num_threads_) * static_cast<std::size_t>(kernel.num_registers)),
       order_(static_cast<std::size_t>(num_threads_)),
       shared_storage_(new unsigned char[static_cast<std::size_t>(dynamic_shared_begin + launch.dynamic_shared_bytes +
@@ -71,6 +72,9 @@ LaunchResult Grid::run() {
 void Grid::start_threads(Extent block) {
   block_ = block;
   exited_ = 0;
+  for (std::size_t w = 0; w < warps_.size(); ++w)
+    warps_[w] = {.alive = static_cast<std::uint32_t>(
+                     low_bits(std::min(warp, num_threads_ - static_cast<int>(w) * warp)))};
   const Extent size = launch_.block;
   for (int t = 0; t < num_threads_; ++t) {
     Thread& thread = threads_[static_cast<std::size_t>(t)];

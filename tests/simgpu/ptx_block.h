@@ -36,6 +36,10 @@ class Grid {
     std::vector<std::vector<Copy>> copies;  // groups of cp.async, the last one open
   };
   static constexpr int warp = 32;
+  struct WarpState {
+    std::uint32_t alive = 0;    // lanes that exist and have not exited
+    std::uint32_t waiting = 0;  // lanes at a warp operation
+  };
 
   // ptx_block.cpp: blocks, barriers, messages
   void run_block(Extent block);
@@ -64,6 +68,7 @@ class Grid {
 
   // ptx_thread.cpp: what a thread does by itself
   void run_thread(int index);
+  void exit_thread(int index);
   void compute(const Instruction& in, std::uint64_t* registers, int thread);
 
   // ptx_warp.cpp: what the lanes of a warp do together
@@ -102,6 +107,7 @@ class Grid {
   int num_threads_;
   std::mt19937 random_;
   std::vector<Thread> threads_;
+  std::vector<WarpState> warps_;
   std::vector<std::uint64_t> registers_;
   std::vector<int> order_;
   std::unique_ptr<unsigned char[]> shared_storage_;

@@ -488,6 +488,12 @@ void Grid::compute(const Instruction& in, std::uint64_t* r, int thread) {
   }
 }
 
+void Grid::exit_thread(int index) {
+  threads_[static_cast<std::size_t>(index)].state = State::exited;
+  warps_[static_cast<std::size_t>(index / warp)].alive &= ~(1u << (index % warp));
+  ++exited_;
+}
+
 void Grid::run_thread(int index) {
   Thread& thread = threads_[static_cast<std::size_t>(index)];
   Bits* r = registers_of(index);
@@ -497,8 +503,7 @@ void Grid::run_thread(int index) {
   std::int64_t executed = 0;
   while (thread.state == State::running) {
     if (pc >= end) {
-      thread.state = State::exited;
-      ++exited_;
+      exit_thread(index);
       break;
     }
     const Instruction& in = code[pc];
@@ -518,8 +523,7 @@ void Grid::run_thread(int index) {
       }
       case Op::leave:
         land_copies(in, thread, index, -1);
-        thread.state = State::exited;
-        ++exited_;
+        exit_thread(index);
         continue;
       case Op::trap:
         stop("trap", in, index, "the kernel traps, or calls a function that is not in line (an assertion?)");

@@ -36,20 +36,23 @@ void Grid::arrive_at_warp_operation(const Instruction& in, int index) {
     stop("divergent barrier", in, index, "a lane calls a warp operation whose mask leaves it out");
 
   const int first = index / warp * warp;
-  std::uint32_t wanted = 0, here = 0;
-  for (int lane = 0; lane < warp && first + lane < num_threads_; ++lane) {
+  WarpState& state = warps_[static_cast<std::size_t>(index / warp)];
+  state.waiting |= 1u << (index % warp);
+  const std::uint32_t wanted = thread.mask & state.alive;
+  if ((state.waiting & wanted) != wanted) return;
+  bool together = true;  // lanes may wait at other operations, or with other masks
+  each_lane(wanted, [&](int lane) {
     const Thread& other = threads_[static_cast<std::size_t>(first + lane)];
-    const std::uint32_t bit = 1u << lane;
-    if ((thread.mask & bit) != 0 && other.state != State::exited) wanted |= bit;
-    if (other.state == State::at_warp_operation && other.pc == thread.pc && other.mask == thread.mask) here |= bit;
-  }
-  if ((here & wanted) != wanted) return;
+    together = together && other.pc == thread.pc && other.mask == thread.mask;
+  });
+  if (!together) return;
   run_warp_operation(in, first, wanted);
   each_lane(wanted, [&](int lane) {
     Thread& other = threads_[static_cast<std::size_t>(first + lane)];
     other.state = State::running;
     ++other.pc;
   });
+  state.waiting &= ~wanted;
 }
 
 void Grid::run_warp_operation(const Instruction& in, int first, std::uint32_t mask) {

@@ -233,8 +233,9 @@ bool Simulator::wait_until(Lock& lock, const std::function<bool()>& done) {
   return !hangs;
 }
 
+/// A device that is broken makes nobody wait.
 cudaError_t Simulator::finish_wait(Lock& lock, const std::function<bool()>& done) {
-  wait_until(lock, done);
+  wait_until(lock, [&] { return broken_ != cudaSuccess || done(); });
   return broken_;
 }
 
