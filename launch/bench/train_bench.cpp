@@ -53,8 +53,9 @@ std::int64_t page_faults() {
 
 double copy_rate(Runtime& runtime) {
   constexpr std::int64_t bytes = 64 << 20;
-  const Tensor from = runtime.empty({bytes}, DType::u8), to = runtime.empty({bytes}, DType::u8);
+  const Tensor from = runtime.empty({bytes / 4}, DType::f32), to = runtime.empty({bytes / 4}, DType::f32);
   Device& device = runtime.device;
+  ops::fill(runtime, from, 0.0f);
   std::vector<double> times;
   for (int i = 0; i < 6; ++i) {
     const auto begin = Clock::now();

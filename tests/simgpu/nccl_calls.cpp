@@ -129,7 +129,8 @@ NcclCall::NcclCall(std::shared_ptr<Endpoint> endpoint, bool arrives)
 bool NcclCall::ready() {
   if (endpoint_->finished != number_) return false;
   if (endpoint_->aborted) return true;
-  return arrives_ && advance();
+  if (!ended_) ended_ = arrives_ && advance();  // asked again where the simulator ran another stream first
+  return ended_;
 }
 
 void NcclCall::run() {

@@ -66,7 +66,7 @@ class NcclCall {
  private:
   std::shared_ptr<Endpoint> endpoint_;
   std::int64_t number_;
-  bool arrives_;
+  bool arrives_, ended_ = false;
 };
 
 enum class Verb : std::uint8_t { all_reduce, reduce_scatter, all_gather, broadcast, reduce };

@@ -42,9 +42,10 @@ void configure(const Options&);
 std::vector<Finding> take_findings();
 void add_finding(Finding);
 
-/// Bytes moved by each kernel so far, for a report beside the least possible.
+/// Global memory that a kernel has read and written so far under one of Choir's labels, each access counted; beside the
+/// least possible in traffic_mpi_test.cpp.
 struct KernelTraffic {
-  std::string kernel;
+  std::string label, kernel;
   std::int64_t launches = 0, instructions = 0, bytes_read = 0, bytes_written = 0;
 };
 std::vector<KernelTraffic> traffic();

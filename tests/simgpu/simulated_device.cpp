@@ -5,4 +5,6 @@ namespace choir::tests {
 
 std::unique_ptr<Device> make_device(StreamMode) { return std::make_unique<Device>(GpuOptions{}, 1); }
 
+bool device_is_simulated() { return true; }
+
 }  // namespace choir::tests

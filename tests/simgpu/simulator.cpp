@@ -343,7 +343,7 @@ std::vector<Finding> Simulator::take_findings() {
 std::vector<KernelTraffic> Simulator::traffic() {
   Lock lock(mutex_);
   std::vector<KernelTraffic> all;
-  for (const auto& [name, traffic] : traffic_) all.push_back(traffic);
+  for (const auto& [names, traffic] : traffic_) all.push_back(traffic);
   return all;
 }
 
@@ -729,7 +729,8 @@ cudaError_t Simulator::launch(RegisteredKernel& kernel, dim3 grid, dim3 block, v
     for (const Access& access : result.accesses) touch(access, *stream, running);
     const std::string label = running.label.empty() ? "" : " [" + running.label + "]";
     for (const Finding& finding : result.findings) note(finding.kind, finding.text + label);
-    KernelTraffic& traffic = traffic_[name];
+    KernelTraffic& traffic = traffic_[{running.label, name}];
+    traffic.label = running.label;
     traffic.kernel = name;
     ++traffic.launches;
     traffic.instructions += result.instructions;

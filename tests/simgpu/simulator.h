@@ -166,7 +166,7 @@ class Simulator {
   Clock host_;
   std::unique_ptr<MemoryChecker> checker_;
   std::vector<Finding> findings_;
-  std::map<std::string, KernelTraffic> traffic_;
+  std::map<std::pair<std::string, std::string>, KernelTraffic> traffic_;  // by label and kernel
   int allocations_until_failure_ = -1, operations_until_failure_ = -1;
   cudaError_t failure_ = cudaSuccess, broken_ = cudaSuccess;
 

@@ -4,4 +4,6 @@ namespace choir::tests {
 
 std::unique_ptr<Device> make_device(StreamMode streams) { return std::make_unique<Device>(1, streams); }
 
+bool device_is_simulated() { return false; }
+
 }  // namespace choir::tests

@@ -1,4 +1,5 @@
-// The device that a test program runs on: the CPU (cpu_device.cpp) or the simulated GPU (tests/simgpu/simulated_device.cpp).
+// The device that a test program runs on: the CPU (cpu_device.cpp) or the simulated GPU
+// (tests/simgpu/simulated_device.cpp).
 //
 // The same tests are linked with one or the other: nothing in them knows which.
 #pragma once
@@ -12,6 +13,10 @@ namespace choir::tests {
 
 /// `streams` is how a CPU runs its streams; a GPU has its own.
 std::unique_ptr<Device> make_device(StreamMode streams = StreamMode::immediate);
+
+/// True on the simulated GPU, which interprets every thread: a step of a small model takes a second there. Tests then
+/// run some of their models, layouts and steps, chosen so that together they still use every kernel and collective.
+bool device_is_simulated();
 
 /// The values of a tensor, after everything enqueued.
 template <class T>

@@ -14,7 +14,12 @@ int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
   auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
   if (rank != 0) delete listeners.Release(listeners.default_result_printer());
-  choir::tests::start_watchdog(60, rank);
+#ifdef CHOIR_TEST_SECONDS
+  constexpr int seconds = CHOIR_TEST_SECONDS;  // where a test is slow and not hung
+#else
+  constexpr int seconds = 60;
+#endif
+  choir::tests::start_watchdog(seconds, rank);
   struct FailurePrinter : ::testing::EmptyTestEventListener {  // ranks other than 0 print their failures only
     explicit FailurePrinter(int r) : rank(r) {}
     void OnTestPartResult(const ::testing::TestPartResult& result) override {

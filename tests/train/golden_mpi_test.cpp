@@ -25,16 +25,20 @@ TEST(Golden, the_first_50_losses_are_those_written_down) {
   std::ifstream file(std::string(CHOIR_SOURCE_DIR) + "/tests/train/golden_losses.txt");
   std::vector<double> golden;
   for (double loss; file >> loss;) golden.push_back(loss);
+  ASSERT_EQ(golden.size(), 50u);
+  if (device_is_simulated()) golden.resize(10);
 
   const int ranks = world_size();
   for (const Layout& layout : {Layout{.name = "tensor, sequence", .tensor = ranks, .sequence = true},
                                Layout{.name = "data, zero 1", .data = ranks, .zero = 1}}) {
     SmallRun run(model, safe_adamw(0.003), layout);
     std::vector<double> losses;
-    for (std::int64_t s = 0; s < 50; ++s) losses.push_back(run.trainer.step(s + 1, read_random(model, s % 4)).loss);
+    for (std::size_t s = 0; s < golden.size(); ++s) {
+      const auto step = static_cast<std::int64_t>(s);
+      losses.push_back(run.trainer.step(step + 1, read_random(model, step % 4)).loss);
+    }
     std::ostringstream text;
     for (const double loss : losses) text << std::setprecision(9) << loss << '\n';
-    ASSERT_EQ(golden.size(), losses.size()) << "new losses:\n" << text.str();
     double largest_distance = 0;
     for (std::size_t s = 0; s < losses.size(); ++s)
       largest_distance = std::max(largest_distance, std::abs(losses[s] - golden[s]) / golden[s]);

@@ -25,7 +25,7 @@ Counted count_second_step(Trainer& trainer, Device& device, const ModelConfig& m
 }
 
 TEST(Plan, counts_the_memory_and_the_messages_of_the_real_step) {
-  for (const SmallModel& model : small_models())
+  for (const SmallModel& model : models_under_test())
     for (const Layout& layout : layouts(world_size())) {
       SCOPED_TRACE(model.name + ", " + layout.name);
       SmallRun run(model.config, safe_adamw(0.01), layout);

@@ -70,7 +70,12 @@ void load_weights(Trainer& trainer, const ReferenceFile& file) {
   trainer.parameters().round_values(trainer.runtime());
 }
 
-class Reference : public ::testing::TestWithParam<const char*> {};
+std::vector<std::string> reference_files() {
+  if (device_is_simulated()) return {"gpt", "llama"};
+  return {"gpt", "llama", "five_heads", "window", "gelu_erf", "no_positions"};
+}
+
+class Reference : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
   const ReferenceFile file(GetParam());
@@ -134,15 +139,15 @@ TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, Reference,
-                         ::testing::Values("gpt", "llama", "five_heads", "window", "gelu_erf", "no_positions"),
-                         [](const auto& instance) { return std::string(instance.param); });
+INSTANTIATE_TEST_SUITE_P(Cases, Reference, ::testing::ValuesIn(reference_files()),
+                         [](const auto& instance) { return instance.param; });
 
 TEST(ReferenceFiles, each_is_a_case_above) {
+  if (device_is_simulated()) GTEST_SKIP() << "the CPU's tests look at them all";
   std::size_t files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(std::string(CHOIR_SOURCE_DIR) + "/tests/reference"))
     files += entry.path().extension() == ".h5";
-  EXPECT_EQ(files, 6u);
+  EXPECT_EQ(files, reference_files().size());
 }
 
 }  // namespace

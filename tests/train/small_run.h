@@ -40,11 +40,27 @@ struct Layout {
   int ranks() const { return tensor * data; }
 };
 
+/// The models of small_models.h; on the simulated GPU those two that differ most.
+inline std::vector<SmallModel> models_under_test() {
+  if (!device_is_simulated()) return small_models();
+  return {{"gpt", small_model("gpt")}, {"window_8_of_2", small_model("window_8_of_2")}};
+}
+
 inline const Layout one_rank = {.name = "one rank"};
 inline constexpr std::int64_t batch = 12;  // sequences: 1, 2, 3 and 4 data ranks get 3 or more each
 
 /// The layouts that fit `ranks` ranks.
 inline std::vector<Layout> layouts(int ranks) {
+  if (device_is_simulated()) {
+    std::vector<Layout> some = {{.name = "tensor, sequence", .tensor = ranks, .sequence = true}};
+    if (ranks > 1)
+      some.push_back({.name = "data, zero 1, micro-batch 2, recompute",
+                      .data = ranks,
+                      .zero = 1,
+                      .micro_batch = 2,
+                      .recompute = true});
+    return some;
+  }
   std::vector<Layout> all = {
       {.name = "tensor", .tensor = ranks},
       {.name = "tensor, sequence", .tensor = ranks, .sequence = true},

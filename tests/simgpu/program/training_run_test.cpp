@@ -1,0 +1,132 @@
+// The whole program on simulated GPUs, end to end: training in several layouts, resume, bf16, sampling, doctor, and
+// what it says where memory runs out. The CPU's results are the expected ones, within the bounds of tests/launch.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+
+#include "tests/launch/runs.h"
+
+namespace choir::tests {
+namespace {
+
+constexpr double relative = 1e-5;  // of losses over 20 steps, between layouts: the promise of the design
+
+void expect_near(const std::vector<double>& a, const std::vector<double>& b, double tolerance) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], tolerance * std::abs(a[i])) << "entry " << i;
+}
+
+bool contains(const Finished& finished, const std::string& text) {
+  return finished.output.find(text) != std::string::npos;
+}
+
+std::size_t count(const Finished& finished, const std::string& text) {
+  std::size_t n = 0;
+  for (std::size_t at = finished.output.find(text); at != std::string::npos; at = finished.output.find(text, at + 1))
+    ++n;
+  return n;
+}
+
+TEST(GpuRun, AnyLayoutGivesTheLossesOfTheCpu) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(1, "cpu", "train.device=cpu").code, 0);
+  const std::vector<double> losses = shop.metric("cpu", "loss"), bits = shop.metric("cpu", "bits_per_byte");
+  ASSERT_EQ(losses.size(), 10u);
+  const std::pair<int, std::string> layouts[] = {{1, ""},
+                                                 {2, "parallel.tensor=2"},
+                                                 {2, "parallel.zero=1 parallel.micro_batch=1"},
+                                                 {3, "parallel.tensor=3 parallel.sequence=true"}};
+  for (const auto& [ranks, layout] : layouts) {
+    const Finished run = shop.train(ranks, "gpu", layout);  // train.device: auto finds the GPUs
+    ASSERT_EQ(run.code, 0) << run.output;
+    EXPECT_TRUE(contains(run, "drives GPU 0")) << run.output;
+    expect_near(losses, shop.metric("gpu", "loss"), relative);
+    expect_near(bits, shop.metric("gpu", "bits_per_byte"), relative);
+    std::filesystem::remove_all(shop.path("gpu"));
+  }
+}
+
+TEST(GpuRun, ResumeIsExactOnTheSameGpusAndToRoundingOnTheCpu) {
+  const Workshop shop;
+  const Finished run = shop.train(2, "whole", "parallel.tensor=2");
+  ASSERT_EQ(run.code, 0) << run.output;
+  const std::vector<double> whole = shop.metric("whole", "loss");
+  const auto back_to_5 = [&](const std::string& name) {
+    std::filesystem::copy(shop.path("whole"), shop.path(name), std::filesystem::copy_options::recursive);
+    std::filesystem::remove_all(shop.path(name) + "/checkpoints/step-00000010");
+  };
+  back_to_5("same");
+  const Finished same = shop.train(2, "same", "parallel.tensor=2 --resume");
+  ASSERT_EQ(same.code, 0) << same.output;
+  EXPECT_EQ(shop.metric("same", "loss"), whole);  // bit for bit, as the metrics print all digits
+
+  back_to_5("cpu");
+  const Finished cpu = shop.train(1, "cpu", "train.device=cpu --resume");
+  ASSERT_EQ(cpu.code, 0) << cpu.output;
+  expect_near(whole, shop.metric("cpu", "loss"), relative);
+
+  EXPECT_EQ(shop.choir("checkpoint verify " + shop.path("whole") + "/checkpoints/step-00000010").code, 0);
+  const std::string sample = " generate.temperature=0 generate.tokens=12 train.device=";
+  const Finished on_gpu = shop.choir("generate " + shop.path("whole") + sample + "cuda 2>/dev/null");
+  const Finished on_cpu = shop.choir("generate " + shop.path("whole") + sample + "cpu 2>/dev/null");
+  EXPECT_EQ(on_gpu.code, 0) << on_gpu.output;
+  EXPECT_EQ(on_gpu.output, on_cpu.output);
+}
+
+// The double of cuDNN refuses every graph, as cuDNN refuses some: the run goes on with Choir's kernels, and says so.
+TEST(GpuRun, Bf16TrainsOnFlashAttentionAndSaysOnceWhyNotOnCudnn) {
+  const Workshop shop;
+  const Finished run = shop.train(2, "run", "parallel.tensor=2 train.precision=bf16 model.attention.head_width=8");
+  ASSERT_EQ(run.code, 0) << run.output;
+  EXPECT_EQ(count(run, "attention forward runs on Choir's flash kernel, not on cuDNN"), 1u) << run.output;
+  EXPECT_EQ(count(run, "attention backward runs on Choir's flash kernel, not on cuDNN"), 1u) << run.output;
+  const std::vector<double> losses = shop.metric("run", "loss");
+  EXPECT_LT(losses.back(), losses.front() - 0.1);
+
+  const Finished only = shop.train(1, "only", "train.precision=bf16 train.attention.implementation=cudnn");
+  EXPECT_EQ(only.code, 1);
+  EXPECT_TRUE(contains(only, "cuDNN attention forward")) << only.output;
+}
+
+TEST(GpuRun, VerifyProvesALayout) {
+  const Workshop shop;
+  const Finished finished = shop.mpirun(2, "verify " + shop.path("tiny.yaml") + " parallel.tensor=2");
+  EXPECT_EQ(finished.code, 0) << finished.output;
+  EXPECT_TRUE(contains(finished, "the layout computes what one rank computes")) << finished.output;
+}
+
+TEST(GpuRun, OutOfMemorySaysWhatHoldsItAndWhatHelps) {
+  const Workshop shop;
+  setenv("CHOIR_SIMGPU_MEMORY", "40000000", 1);  // the workspace of a product alone is 33.6 MB
+  const Finished run = shop.train(1, "run", "model.width=192 model.layers=8");
+  unsetenv("CHOIR_SIMGPU_MEMORY");
+  EXPECT_EQ(run.code, 1) << run.output;
+  EXPECT_EQ(count(run, "no memory is left for"), 1u) << run.output;
+  EXPECT_TRUE(contains(run, "optimizer state")) << run.output;
+  EXPECT_TRUE(contains(run, "fix: ")) << run.output;
+}
+
+TEST(GpuRun, DoctorMultipliesOnEveryGpu) {
+  const Workshop shop;
+  setenv("CHOIR_SIMGPU_DEVICES", "2", 1);
+  const Finished doctor = shop.choir("doctor " + shop.path("runs"));
+  unsetenv("CHOIR_SIMGPU_DEVICES");
+  EXPECT_EQ(doctor.code, 0) << doctor.output;
+  EXPECT_EQ(count(doctor, "multiplied two matrices"), 2u) << doctor.output;
+}
+
+TEST(GpuRun, BenchesReportAgainstThePeak) {
+  const Workshop shop;
+  const Finished kernels = shop.choir("bench kernels " + shop.path("tiny.yaml") + " --device cuda");
+  EXPECT_EQ(kernels.code, 0) << kernels.output;
+  EXPECT_TRUE(contains(kernels, "of peak")) << kernels.output;
+  EXPECT_TRUE(contains(kernels, "attention backward")) << kernels.output;
+  const Finished collectives = shop.mpirun(2, "bench collectives --device cuda --largest 4096");
+  EXPECT_EQ(collectives.code, 0) << collectives.output;
+  EXPECT_TRUE(contains(collectives, "all_reduce")) << collectives.output;
+}
+
+}  // namespace
+}  // namespace choir::tests

@@ -1,0 +1,91 @@
+// What the kernels of a training step read and write in global memory, beside the least that each operation can: every
+// operand once (Cost of framework/core/ledger.h). Accesses are counted, not cache lines: what a GPU's caches save is in
+// the figures still. An operation that begins to move more than it did fails here.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <map>
+#include <string>
+
+#include "tests/simgpu/runtime.h"
+#include "tests/train/small_run.h"
+
+namespace choir::tests {
+namespace {
+
+struct Bytes {
+  double read = 0, written = 0;
+  double total() const { return read + written; }
+};
+
+std::map<std::string, Bytes> moved_by_label() {
+  std::map<std::string, Bytes> moved;
+  for (const simgpu::KernelTraffic& t : simgpu::traffic()) {
+    moved[t.label].read += static_cast<double>(t.bytes_read);
+    moved[t.label].written += static_cast<double>(t.bytes_written);
+  }
+  return moved;
+}
+
+/// The most bytes an operation may move, as a multiple of the least. The rows are short and bf16 is the worst case:
+/// what a kernel reads again for each row or thread, from a cache, is a large part.
+const std::map<std::string, double> most = {
+    {"fill", 1.0},
+    {"embedding forward", 1.13},  // the id again for every 16 bytes
+    {"position forward", 1.5},    // the table again for every row
+    {"residual forward", 1.84},   // the bias in f32 for every row, the step in every thread
+    {"residual backward", 1.25},  // the step in every thread
+    {"activation forward", 1.0},
+    {"activation backward", 1.0},
+    {"norm forward", 4.1},    // mean, variance and result each pass over the row; weight and bias in f32
+    {"norm backward", 3.8},   // two passes over the row; weight twice, in f32; the partial sums of the columns
+    {"cross-entropy", 1.21},  // targets, maxima and sums, for every row
+    {"bias gradient", 1.16},  // the partial sums
+    {"attention forward", 1.03},
+    {"attention backward", 1.77},  // a pass for dq and one for dk and dv
+    {"optimizer", 1.3},            // a few thousand threads look up their segments and the scalars
+};
+
+void print_and_check(const std::string& precision) {
+  Config config;
+  config.model.layers = 1;
+  config.model.width = 64;
+  config.model.vocabulary = 128;
+  config.model.context = 32;
+  config.model.attention.heads = 2;
+  config.train.batch = 2;
+  config.train.precision = precision;
+  config.model.dropout = 0.1;
+  simgpu::configure({.compute_capability = 90});
+
+  SmallRun run(MPI_COMM_SELF, config, make_device());
+  run.device.synchronize();
+  std::map<std::string, Bytes> before = moved_by_label(), after;
+  run.device.ledger().enabled = true;
+  run.trainer.step(1, read_random(config.model));
+  run.device.synchronize();
+  after = moved_by_label();
+
+  const bool prints = world_rank() == 0;
+  if (prints)
+    std::printf("%-5s %-22s %10s %10s %10s %6s\n", precision.c_str(), "operation", "read", "written", "least", "ratio");
+  for (const Ledger::Operation& operation : run.device.ledger().operations()) {
+    const Bytes bytes = {.read = after[operation.name].read - before[operation.name].read,
+                         .written = after[operation.name].written - before[operation.name].written};
+    if (bytes.total() < operation.cost.bytes / 2) continue;  // cuBLASLt's: a kernel of Choir's has rounded the bias
+    const double ratio = bytes.total() / operation.cost.bytes;
+    if (prints)
+      std::printf("%-5s %-22s %10.0f %10.0f %10.0f %6.2f\n", precision.c_str(), operation.name.c_str(), bytes.read,
+                  bytes.written, operation.cost.bytes, ratio);
+    const auto limit = most.find(operation.name);
+    EXPECT_LE(ratio, limit == most.end() ? ratio : limit->second) << precision << ", " << operation.name;
+  }
+}
+
+TEST(Traffic, OfATrainingStepIsNearTheLeastPossible) {
+  print_and_check("f32");
+  print_and_check("bf16");
+}
+
+}  // namespace
+}  // namespace choir::tests
