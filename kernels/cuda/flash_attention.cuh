@@ -79,6 +79,21 @@ struct Tiling {
   static constexpr int row_warps = rows / warp_rows;
 };
 
+/// For __launch_bounds__: how many blocks are to share a multiprocessor and its registers. As many as its shared memory
+/// holds; left alone, the compiler saves registers for more of them, and spills. f32 has the registers for three. Where
+/// bf16 has room for more than `most`, the compiler does well alone: 0.
+template <class T>
+constexpr int resident_blocks(int shared_bytes, int most) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  constexpr int shared_bytes_of_multiprocessor = 164 << 10;
+#else
+  constexpr int shared_bytes_of_multiprocessor = 228 << 10;
+#endif
+  const int room = shared_bytes_of_multiprocessor / (shared_bytes + 1024);  // the driver takes 1 KB of each
+  if (std::is_same_v<T, float>) return std::min(room, 3);
+  return room <= most ? room : 0;
+}
+
 /// One head of a tensor: rows of `width` features, `stride` elements apart.
 template <class T>
 struct HeadRows {

@@ -40,7 +40,7 @@ constexpr int dq_shared_bytes =
     (2 * Tiling<T, width>::rows + 4 * Tiling<T, width>::streamed) * Tiling<T, width>::stride* int{sizeof(T)};
 
 template <class T, int width>
-__global__ void __launch_bounds__(dq_threads<T, width>)
+__global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_shared_bytes<T, width>, 3))
     flash_dq_kernel(AttentionBackward<T> args, const float* delta, Band band, bool in_packs) {
   using Tiles = Tiling<T, width>;
   using Scores = WarpTile<T, Tiles::streamed>;

@@ -18,7 +18,7 @@ constexpr int forward_shared_bytes =
     (Tiling<T, width>::rows + 4 * Tiling<T, width>::streamed) * Tiling<T, width>::stride* int{sizeof(T)};
 
 template <class T, int width>
-__global__ void __launch_bounds__(forward_threads<T, width>)
+__global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(forward_shared_bytes<T, width>, 4))
     flash_forward_kernel(AttentionForward<T> args, Band band, bool in_packs) {
   using Tiles = Tiling<T, width>;
   using Scores = WarpTile<T, Tiles::streamed>;
