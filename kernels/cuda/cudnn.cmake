@@ -31,5 +31,7 @@ else()
   set_property(SOURCE ${CMAKE_SOURCE_DIR}/kernels/cuda/cudnn_attention.cpp APPEND PROPERTY COMPILE_OPTIONS
                "-DCHOIR_CUDNN;-DCUDNN_FRONTEND_SKIP_JSON_LIB;-O1;-isystem;${CUDNN_FRONTEND_INCLUDE}")
   target_include_directories(choir_options SYSTEM INTERFACE ${CUDNN_INCLUDE})
-  target_link_libraries(choir_gpu_libraries INTERFACE ${CUDNN_LIBRARY})
+  target_sources(choir_loaded_libraries PRIVATE launch/gpu_libraries/cudnn.cpp)
+  get_filename_component(cudnn_folder ${CUDNN_LIBRARY} DIRECTORY)
+  target_compile_definitions(choir_loaded_libraries PRIVATE CHOIR_CUDNN_FOLDER="${cudnn_folder}")
 endif()
