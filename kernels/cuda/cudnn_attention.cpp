@@ -230,6 +230,14 @@ void add_lse(Pointers& pointers, const float* data, const AttentionShape& s, con
 
 }  // namespace
 
+CudnnLibrary cudnn_library() {
+  const std::size_t version = cudnnGetVersion();
+  if (version == 0) return {.in_build = true, .problem = "cuDNN cannot be used" + logged_reason()};
+  return {.in_build = true,
+          .version = std::to_string(version / 10000) + "." + std::to_string(version % 10000 / 100) + "." +
+                     std::to_string(version % 100)};
+}
+
 struct CudnnAttention::State {
   CudnnAttentionOptions options;
   cudnnHandle_t handle = nullptr;
@@ -405,9 +413,12 @@ void CudnnAttention::backward(CUstream_st* stream, const AttentionBackward<bf16>
 
 namespace choir::kernels::cuda {
 
+static constexpr const char* absent = "this build has no cuDNN (cudnn.h, libcudnn and the headers of cudnn-frontend)";
+
+CudnnLibrary cudnn_library() { return {.problem = absent}; }
+
 struct CudnnAttention::State {
-  CudnnAttentionPlan refused{.refusal =
-                                 "this build has no cuDNN (cudnn.h, libcudnn and the headers of cudnn-frontend)"};
+  CudnnAttentionPlan refused{.refusal = absent};
 };
 
 CudnnAttention::CudnnAttention(CudnnAttentionOptions) : state_(new State) {}

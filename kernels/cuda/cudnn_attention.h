@@ -15,6 +15,14 @@
 
 namespace choir::kernels::cuda {
 
+/// cuDNN as this program finds it on this machine.
+struct CudnnLibrary {
+  bool in_build = false;  ///< this program was built to use it
+  std::string version;    ///< "9.19.0"; empty: it cannot be used, and `problem` says why
+  std::string problem;
+};
+CudnnLibrary cudnn_library();
+
 enum class AttentionPass : std::uint8_t { forward, backward };
 
 struct CudnnAttentionOptions {

@@ -7,6 +7,7 @@
 
 #include "framework/core/device.h"
 #include "framework/ops/elementwise.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/failure.h"
 #include "launch/doctor.h"
 
@@ -93,11 +94,58 @@ Check gpu_check(int index, int count) {
 
 Check nccl_check(int gpus) {
   int version = 0;
-  ncclGetVersion(&version);
+  if (const ncclResult_t result = ncclGetVersion(&version); result != ncclSuccess)
+    return {.state = State::limited,
+            .name = "NCCL",
+            .text = fmt::format("{}: {}", ncclGetErrorString(result), ncclGetLastError(nullptr)),
+            .fix = "a run on several GPUs needs NCCL: install its library (Debian, Ubuntu: libnccl2)"};
   return {.name = "NCCL",
           .text = fmt::format(
               "{}.{}.{}{}", version / 10000, version % 10000 / 100, version % 100,
               gpus > 1 ? "; to try it between these GPUs: mpirun -n 2 choir bench collectives --device cuda" : "")};
+}
+
+/// cuDNN plans an attention on GPU 0: forward, bf16, 128 tokens, 2 heads of 64. Returns why it does not.
+std::string try_plan(std::string& engine) {
+  constexpr kernels::AttentionShape shape{.batch = 1,
+                                          .q_length = 128,
+                                          .kv_length = 128,
+                                          .heads = 2,
+                                          .kv_heads = 2,
+                                          .head_width = 64,
+                                          .q_stride = 384,
+                                          .k_stride = 384,
+                                          .v_stride = 384,
+                                          .out_stride = 128,
+                                          .scale = 0.125};
+  try {
+    kernels::cuda::check(cudaSetDevice(0), "cudaSetDevice(0)");
+    kernels::cuda::CudnnAttention attention({});
+    const kernels::cuda::CudnnAttentionPlan& plan = attention.plan(kernels::cuda::AttentionPass::forward, shape);
+    engine = plan.engine;
+    return plan.refusal;
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
+Check cudnn_check(int gpus) {
+  const std::string otherwise = "attention on GPUs runs on Choir's own flash kernels; to use cuDNN's, ";
+  const kernels::cuda::CudnnLibrary library = kernels::cuda::cudnn_library();
+  if (library.version.empty())
+    return {.state = State::limited,
+            .name = "cuDNN",
+            .text = library.problem,
+            .fix = otherwise + (library.in_build ? "install its library"
+                                                 : "install it, run launch/setup_cudnn_frontend, build again")};
+  if (gpus == 0) return {.name = "cuDNN", .text = library.version + "; its plans of attention need a GPU"};
+  std::string engine;
+  if (const std::string refusal = try_plan(engine); !refusal.empty())
+    return {.state = State::limited,
+            .name = "cuDNN",
+            .text = fmt::format("{}; plans no attention on GPU 0: {}", library.version, refusal),
+            .fix = otherwise + "try another version of it"};
+  return {.name = "cuDNN", .text = fmt::format("{}; planned an attention on GPU 0 ({})", library.version, engine)};
 }
 
 }  // namespace
@@ -113,6 +161,7 @@ std::vector<Check> gpu_checks() {
                       .fix = "train.device=auto trains on the CPU; CUDA_VISIBLE_DEVICES may hide a GPU"});
   for (int index = 0; index < count; ++index) checks.push_back(gpu_check(index, count));
   checks.push_back(nccl_check(count));
+  checks.push_back(cudnn_check(count));
   return checks;
 }
 

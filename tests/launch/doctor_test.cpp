@@ -3,6 +3,7 @@
 
 #include <filesystem>
 
+#include "kernels/types.h"
 #include "tests/launch/runs.h"
 
 namespace choir::tests {
@@ -17,6 +18,10 @@ TEST(Doctor, NamesWhatTheMachineHas) {
   for (const char* name : {"MPI", "HDF5", "processor", "run folder", "CUDA toolkit"})
     EXPECT_NE(finished.output.find(std::string("\n") + name + " "), std::string::npos) << name << "\n"
                                                                                        << finished.output;
+  if constexpr (kernels::built_with_cuda) {
+    for (const char* name : {"CUDA driver", "GPU", "NCCL", "cuDNN"})
+      EXPECT_NE(finished.output.find(std::string("\n") + name), std::string::npos) << name << "\n" << finished.output;
+  }
   EXPECT_NE(finished.output.find("written and read back"), std::string::npos) << finished.output;
   EXPECT_FALSE(std::filesystem::exists(folder)) << "the doctor left something behind";
 }

@@ -3,6 +3,12 @@
 
 #include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <nccl.h>
+#if __has_include(<cudnn.h>)
+#include <cudnn.h>
+#else
+#define CUDNN_MAJOR 9
+#endif
 
 #include <filesystem>
 #include <stdexcept>
@@ -64,6 +70,19 @@ TEST(GpuLibraries, ALibraryIsFoundInItsFolderAndAMissingFunctionIsNamed) {
   EXPECT_NE(problem.find("undefined symbol: choir_absent"), std::string::npos) << problem;
   EXPECT_EQ(library.find<void()>("choir_also_absent"), nullptr);
   EXPECT_EQ(library.problem(), problem) << "what was missing first is the reason";
+}
+
+TEST(GpuLibraries, TheDoctorSaysWhichCannotBeUsed) {
+  const Folder folder({"libnccl.so." + std::to_string(NCCL_MAJOR), "libcudnn.so." + std::to_string(CUDNN_MAJOR)});
+  const Finished doctor =
+      shell("LD_LIBRARY_PATH=" + folder.path() + " " CHOIR_BINARY " doctor " + folder.path() + "/runs");
+  EXPECT_EQ(doctor.code, 0) << doctor.output;
+  const auto says = [&](const char* words) { return doctor.output.find(words) != std::string::npos; };
+  EXPECT_TRUE(says("\nNCCL          limited")) << doctor.output;
+  EXPECT_TRUE(says("undefined symbol: ncclGetVersion")) << doctor.output;
+  EXPECT_TRUE(says("\ncuDNN         limited")) << doctor.output;
+  EXPECT_TRUE(says("undefined symbol: cudnnGetVersion") || says("this build has no cuDNN")) << doctor.output;
+  EXPECT_TRUE(says("attention on GPUs runs on Choir's own flash kernels")) << doctor.output;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "kernels/attention.h"
 #include "kernels/cuda/failure.h"
 #include "kernels/cuda/flash_attention.h"
+#include "launch/doctor.h"
 
 namespace choir {
 namespace {
@@ -75,6 +76,14 @@ TEST(AttentionChoice, FlashAsksNobody) {
 TEST(AttentionChoice, ADeviceWithoutPlansReportsWhatFlashNeeds) {
   EXPECT_EQ(attention_backward_workspace_bytes<bf16>(Cuda{}, shape),
             kernels::cuda::flash_backward_workspace_bytes<bf16>(shape));
+}
+
+TEST(AttentionChoice, TheDoctorSaysThatFlashRunsAndWhy) {
+  const Check check = gpu_checks().back();
+  EXPECT_EQ(check.name, "cuDNN");
+  EXPECT_EQ(check.state, Check::State::limited);
+  EXPECT_NE(check.text.find("cuDNN"), std::string::npos) << check.text;
+  EXPECT_NE(check.fix.find("flash kernels"), std::string::npos) << check.fix;
 }
 
 }  // namespace
