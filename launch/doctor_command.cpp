@@ -124,9 +124,10 @@ std::string mark(State state) {
 constexpr const char* what_has_run =
     "Where Choir's own tests run: on CPU ranks everything; the CUDA code on a simulated GPU, from the PTX that the "
     "real\n"
-    "one gets, with doubles of cuBLASLt and NCCL; cuDNN's plans are built by the real cuDNN, and not run. The lines "
+    "one gets, with doubles of cuBLASLt and NCCL; cuDNN's plans are built by the real cuDNN, and not run. A line 'GPU "
+    "N' "
     "above\n"
-    "marked GPU are what this very machine's GPUs have just computed.\n";
+    "is what that GPU of this machine has just computed.\n";
 
 int doctor(CommandLine& line, const std::string& folder) {
   line.start_mpi();

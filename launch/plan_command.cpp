@@ -1,6 +1,7 @@
 // choir plan CONFIG --ranks N [key=value ...]: a dry run of one step on device `count`.
 #include <algorithm>
 #include <cstdio>
+#include <memory>
 
 #include "framework/train/plan.h"
 #include "kernels/matmul.h"
@@ -24,14 +25,24 @@ int print_plan(Config config, std::int64_t ranks, bool json) {
   if (emulated) config.train.emulate_bf16 = true;  // planning needs no bf16 instructions
   throw_if_any(validate(config, ranks));
   const int threads = threads_per_rank(config, static_cast<int>(ranks));
-  const Plan plan = make_plan(config, ranks, kind, threads);
+  std::string no_gpu;
+  std::unique_ptr<Device> gpu;
+  if (kind == DeviceKind::cuda && cuda::visible_gpus(no_gpu) > 0)
+    gpu = std::make_unique<Device>(gpu_options(config), threads);
+  const Plan plan = make_plan(config, ranks, {.kind = kind, .gpu = gpu.get()}, threads);
   if (json) {
     std::fputs(to_json(plan).c_str(), stdout);
     return 0;
   }
   std::fputs(describe(plan, config).c_str(), stdout);
-  if (kind == DeviceKind::cuda)
-    std::printf("\nplanned for one GPU a rank, attention with Choir's own kernels\n");
+  if (gpu)
+    std::printf("\nplanned for one GPU a rank, each like the one here: %s\n", gpu->gpu_facts().name.c_str());
+  else if (kind == DeviceKind::cuda)
+    std::printf(
+        "\nplanned for one H100 a rank, with attention on Choir's flash kernels: cuDNN's workspaces are counted where "
+        "there "
+        "is a GPU to ask it about (%s)\n",
+        no_gpu.c_str());
   else
     std::printf(
         "\nplanned for CPU ranks with %d thread%s each%s\n", threads, threads == 1 ? "" : "s",

@@ -69,17 +69,20 @@ static int choose_gpu(const MpiProcess& process) {
   return visible == 1 ? 0 : process.local_rank();
 }
 
-static std::unique_ptr<Device> make_gpu_device(const Config& config, const MpiProcess& process, int threads) {
+GpuOptions gpu_options(const Config& config) {
   const TrainAttentionConfig& attention = config.train.attention;
+  return {.attention = attention.implementation == "cudnn"   ? AttentionImplementation::cudnn
+                       : attention.implementation == "flash" ? AttentionImplementation::flash
+                                                             : AttentionImplementation::automatic,
+          .deterministic_attention = attention.deterministic,
+          .say = [](const std::string& text) { std::fprintf(stderr, "choir: %s\n", text.c_str()); }};
+}
+
+static std::unique_ptr<Device> make_gpu_device(const Config& config, const MpiProcess& process, int threads) {
   const bool speaks = process.rank() == 0;
-  GpuOptions options{.index = choose_gpu(process),
-                     .attention = attention.implementation == "cudnn"   ? AttentionImplementation::cudnn
-                                  : attention.implementation == "flash" ? AttentionImplementation::flash
-                                                                        : AttentionImplementation::automatic,
-                     .deterministic_attention = attention.deterministic,
-                     .say = [speaks](const std::string& text) {
-                       if (speaks) std::fprintf(stderr, "choir: %s\n", text.c_str());
-                     }};
+  GpuOptions options = gpu_options(config);
+  options.index = choose_gpu(process);
+  if (!speaks) options.say = {};
   const GpuFacts facts = cuda::gpu_facts(options.index);
   if (speaks)
     std::fprintf(stderr, "choir: rank 0 drives GPU %d: %s, %.1f GB, sm_%d\n", options.index, facts.name.c_str(),

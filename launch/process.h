@@ -40,6 +40,9 @@ int threads_per_rank(const Config&, int local_ranks);
 /// validate().
 Config with_device(Config config);
 
+/// What the configuration wants of a GPU, the first one; it says on stderr why something is slower.
+GpuOptions gpu_options(const Config&);
+
 /// The device that train.device asks for, and on rank 0 a line about it on stderr. A GPU rank drives the GPU of its
 /// number on the machine; throws ConfigError where there are too few. Sets the number of OpenMP threads of the calling
 /// thread. Collective.

@@ -25,14 +25,19 @@ Device::Device(CountOnly what, int threads)
     : kind_(what.kind),
       counts_only_(true),
       threads_(threads),
+      planned_for_(what.gpu),
       allocator_(counted_memory()),
       compute_(StreamMode::immediate),
       communicate_(StreamMode::immediate) {}
 
 Device::~Device() = default;
 
-// Without a GPU at hand (device `count`) the tag answers questions about workspaces, for an H100's multiprocessors.
-kernels::Cuda Device::cuda() const { return gpu_ ? gpu_->kernels() : kernels::Cuda{.multiprocessors = 132}; }
+// On device `count` the tag only answers questions about workspaces.
+kernels::Cuda Device::cuda() const {
+  constexpr int multiprocessors_of_h100 = 132;
+  if (planned_for_) return planned_for_->cuda();
+  return gpu_ ? gpu_->kernels() : kernels::Cuda{.multiprocessors = multiprocessors_of_h100};
+}
 
 void Device::upload(const void* host, void* address, std::int64_t bytes) {
   if (counts_only_) return;

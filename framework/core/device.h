@@ -18,10 +18,15 @@ namespace choir {
 
 enum class DeviceKind : std::uint8_t { cpu, cuda };
 
+class Device;
+
 /// Selects the constructor that makes a device `count`: it allocates nothing and computes nothing, but counts what a
 /// device of the given kind would need: the device of a dry run.
 struct CountOnly {
   DeviceKind kind = DeviceKind::cpu;
+  /// A GPU that is at hand answers for its libraries' workspaces, and outlives the device. Null: an H100 is assumed,
+  /// and Choir's own attention kernels, since cuDNN's answers depend on the GPU.
+  const Device* gpu = nullptr;
 };
 
 class Device {
@@ -71,10 +76,16 @@ class Device {
   bool counts_only_ = false;
   int threads_;
   kernels::cpu::MatmulPlans plans_;
-  std::unique_ptr<cuda::Gpu> gpu_;  // before the allocator and the streams, which use it to the last
+  const Device* planned_for_ = nullptr;  // CountOnly::gpu
+  std::unique_ptr<cuda::Gpu> gpu_;       // before the allocator and the streams, which use it to the last
   Allocator allocator_;
   Ledger ledger_;
   Stream compute_, communicate_;
 };
+
+/// What counts as `device` would allocate.
+inline CountOnly count_like(const Device& device) {
+  return {.kind = device.kind(), .gpu = device.kind() == DeviceKind::cuda ? &device : nullptr};
+}
 
 }  // namespace choir

@@ -49,11 +49,11 @@ const RankPlan& Plan::worst() const {
                            [](const RankPlan& a, const RankPlan& b) { return a.peak.total() < b.peak.total(); });
 }
 
-Plan make_plan(const Config& config, std::int64_t ranks, DeviceKind kind, int threads) {
+Plan make_plan(const Config& config, std::int64_t ranks, CountOnly device, int threads) {
   Plan plan{.shape = mesh_shape(config, ranks), .model_flops = model_flops(config.model, config.train.batch)};
   for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
     const int rank = plan.shape.rank({.tensor = tensor});
-    plan.ranks.push_back(plan_rank(config, plan.shape, rank, {kind}, threads, plan));
+    plan.ranks.push_back(plan_rank(config, plan.shape, rank, device, threads, plan));
   }
   return plan;
 }

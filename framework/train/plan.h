@@ -32,8 +32,9 @@ struct Plan {
   const RankPlan& worst() const;  ///< the largest peak
 };
 
-/// What ranks of `kind` would need. `threads` per CPU rank: workspaces depend on it. The configuration is valid for `ranks`.
-Plan make_plan(const Config&, std::int64_t ranks, DeviceKind kind, int threads);
+/// What ranks on such devices would need. `threads` per CPU rank: workspaces depend on it. The configuration is valid
+/// for `ranks`.
+Plan make_plan(const Config&, std::int64_t ranks, CountOnly device, int threads);
 
 /// The plan as text: head map and imbalance, then the worst rank's memory by kind, operations, and messages by axis.
 std::string describe(const Plan&, const Config&);

@@ -124,7 +124,7 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
   bench.share_of_gemm = bench.model_flops_per_second / bench.gemm_flops_per_second;
   bench.copy_bytes_per_second = copy_rate(trainer.runtime());
 
-  const Plan plan = make_plan(config, mesh.shape.ranks(), device.kind(), device.threads());
+  const Plan plan = make_plan(config, mesh.shape.ranks(), count_like(device), device.threads());
   const RankPlan& here = plan.ranks[static_cast<std::size_t>(mesh.here.tensor)];
   bench.planned_bytes = here.peak.total();
   bench.needed_bytes = here.needed_bytes();

@@ -266,12 +266,12 @@ TEST_F(FloatNcclCollectives, ARankThatDoesNotComeIsAnError) {
   } else {
     const std::string words =
         error_of([&] { make_nccl_mesh(MPI_COMM_WORLD, {.tensor = size}, ranks->device, ranks->ring, 0.2); });
-    EXPECT_NE(words.find("rank " + std::to_string(rank) +
-                         " cannot make NCCL's communicator of world: "
-                         "ncclCommInitRankConfig on GPU 0: NCCL operation in progress"),
-              std::string::npos)
+    const auto says = [&](const std::string& text) { return words.find(text) != std::string::npos; };
+    EXPECT_TRUE(says("rank " + std::to_string(rank) +
+                     " cannot make NCCL's communicator of world: ncclCommInitRankConfig on GPU 0: "))
         << words;
-    EXPECT_NE(words.find("has not ended after 0.2 s"), std::string::npos) << words;
+    // Who loses patience first aborts, and the others may hear of it before their own time is up.
+    EXPECT_TRUE(says("has not ended after 0.2 s") || says("has aborted")) << words;
   }
   MPI_Barrier(MPI_COMM_WORLD);
 }

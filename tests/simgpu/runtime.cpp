@@ -55,7 +55,6 @@ Options options_from_environment() {
   return options;
 }
 
-void configure(const Options& options) { simulator().configure(options); }
 std::vector<Finding> take_findings() { return simulator().take_findings(); }
 void add_finding(Finding finding) { simulator().add_finding(std::move(finding)); }
 std::vector<KernelTraffic> traffic() { return simulator().traffic(); }
@@ -95,6 +94,12 @@ cudaError_t noted(cudaError_t result) {
 std::int64_t signed_size(std::size_t bytes) { return static_cast<std::int64_t>(bytes); }
 
 }  // namespace
+
+void configure(const Options& options) {
+  simulator().configure(options);
+  host_thread() = {};
+}
+
 }  // namespace choir::simgpu
 
 using choir::simgpu::host_thread;

@@ -32,7 +32,7 @@ TEST(Plan, counts_the_memory_and_the_messages_of_the_real_step) {
       const Counted real = count_second_step(run.trainer, run.device, model.config);
 
       CallRing ring;
-      Device device(CountOnly{run.device.kind()}, 1);
+      Device device(count_like(run.device), 1);
       Mesh mesh = make_counting_mesh(world_rank(), run.mesh.shape, device, ring);
       Trainer trainer(run.trainer.config(), device, mesh);
       const Counted planned = count_second_step(trainer, device, model.config);

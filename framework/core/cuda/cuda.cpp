@@ -70,7 +70,9 @@ int visible_gpus(std::string& reason) {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
     cudaGetLastError();
-    reason = std::string("CUDA says: ") + cudaGetErrorString(status);
+    int driver = 0;  // of a machine without one CUDA says that it is too old
+    cudaDriverGetVersion(&driver);
+    reason = driver == 0 ? "there is no CUDA driver" : std::string("CUDA says: ") + cudaGetErrorString(status);
     return 0;
   }
   if (count == 0) reason = "CUDA sees no GPU";
