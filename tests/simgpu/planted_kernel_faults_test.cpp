@@ -13,7 +13,7 @@ class PlantedKernelFaults : public PlantedKernels {
   template <class... Arguments>
   void expect(const std::string& kind, const std::string& words, const std::string& kernel, Launch how,
               Arguments... arguments) {
-    for (const unsigned seed : {0u, 1u, 2u, 3u}) {
+    for (const unsigned seed : seeds) {
       how.seed = seed;
       const LaunchResult result = launch(module, kernel, how, arguments...);
       bool found = false;
@@ -53,7 +53,7 @@ TEST_P(PlantedKernelFaults, UninitialisedSharedMemory) {
 }
 
 TEST_P(PlantedKernelFaults, UninitialisedGlobalMemory) {
-  for (const unsigned seed : {0u, 1u, 2u, 3u}) {
+  for (const unsigned seed : seeds) {
     CheckedArray<float> x(checker, std::vector<float>(32, 1)), y(checker, std::size_t{32});
     const LaunchResult result =
         launch(module, "uninitialised_global", {.block = {32}, .seed = seed}, x.data(), y.data());

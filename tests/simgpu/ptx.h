@@ -1,5 +1,9 @@
 // An interpreter of the PTX that nvcc emits: every thread of every block runs, in an order of the seed's choosing.
 //
+// With seed 0 blocks and warps run in their order, else in one of the seed's. A warp runs until all of its lanes wait,
+// those at the same instruction together; but where seed % 32 is 1 each lane runs alone until it waits, in an order
+// that knows no warps.
+//
 // It runs what was compiled, so it puts no constraint on the sources. An instruction that it does not know is an
 // error that names the line. PTX ISA 9.0, the part that nvcc makes of Choir's kernels for sm_80, sm_90 and sm_100.
 #pragma once

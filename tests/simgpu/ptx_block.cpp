@@ -39,8 +39,7 @@ Grid::Grid(const Program& program, const Kernel& kernel, const Launch& launch, M
       random_(launch.seed),
       threads_(static_cast<std::size_t>(num_threads_)),
       warps_(static_cast<std::size_t>((num_threads_ + warp - 1) / warp)),
-      registers_(static_cast<std::size_t>(num_threads_) * static_cast<std::size_t>(kernel.num_registers)),
-      order_(static_cast<std::size_t>(num_threads_)),
+      registers_(warps_.size() * static_cast<std::size_t>(kernel.num_registers * warp)),
       shared_storage_(new unsigned char[static_cast<std::size_t>(dynamic_shared_begin + launch.dynamic_shared_bytes +
                                                                  shared_alignment)]),
       shared_bytes_(dynamic_shared_begin + launch.dynamic_shared_bytes),
@@ -48,6 +47,16 @@ Grid::Grid(const Program& program, const Kernel& kernel, const Launch& launch, M
       local_(static_cast<std::size_t>(num_threads_ * kernel.local_bytes)) {
   const auto begin = reinterpret_cast<std::uintptr_t>(shared_storage_.get());
   shared_ = shared_storage_.get() + (shared_alignment - begin % shared_alignment) % shared_alignment;
+  for (int w = 0; w < static_cast<int>(warps_.size()); ++w)
+    for (const auto& [constant, reg] : kernel.constants)
+      std::fill_n(row(reg, w), warp, static_cast<std::uint64_t>(constant));
+  make_turns();
+}
+
+void Grid::make_turns() {
+  const bool lanes_run_alone = launch_.seed % 32 == 1;
+  for (int t = 0; t < num_threads_; t += lanes_run_alone ? 1 : warp)
+    turns_.push_back({.warp_index = t / warp, .lanes = lanes_run_alone ? Lanes{1} << t % warp : ~Lanes{0}});
 }
 
 /// Blocks one after the other, in an order of the seed: a grid gives no promise about it.
@@ -73,40 +82,38 @@ void Grid::start_threads(Extent block) {
   block_ = block;
   exited_ = 0;
   for (std::size_t w = 0; w < warps_.size(); ++w)
-    warps_[w] = {.alive = static_cast<std::uint32_t>(
-                     low_bits(std::min(warp, num_threads_ - static_cast<int>(w) * warp)))};
+    warps_[w] = {.alive = static_cast<Lanes>(low_bits(std::min(warp, num_threads_ - static_cast<int>(w) * warp)))};
   const Extent size = launch_.block;
   for (int t = 0; t < num_threads_; ++t) {
     Thread& thread = threads_[static_cast<std::size_t>(t)];
     thread.pc = 0;
-    thread.state = State::running;
     thread.copies.clear();
-    std::uint64_t* r = registers_of(t);
+    const auto r = [&](Special reg) -> std::uint64_t& { return value(reg, t); };
     const auto index = static_cast<std::uint32_t>(t);
     const std::uint32_t lane = index % warp;
-    r[tid_x] = index % size.x;
-    r[tid_y] = index / size.x % size.y;
-    r[tid_z] = index / size.x / size.y;
-    r[ntid_x] = size.x;
-    r[ntid_y] = size.y;
-    r[ntid_z] = size.z;
-    r[ctaid_x] = block.x;
-    r[ctaid_y] = block.y;
-    r[ctaid_z] = block.z;
-    r[nctaid_x] = launch_.grid.x;
-    r[nctaid_y] = launch_.grid.y;
-    r[nctaid_z] = launch_.grid.z;
-    r[laneid] = lane;
-    r[warpid] = index / warp;
-    r[nwarpid] = (static_cast<std::uint32_t>(num_threads_) + warp - 1) / warp;
-    r[lanemask_lt] = low_bits(static_cast<int>(lane));
-    r[lanemask_le] = low_bits(static_cast<int>(lane + 1));
-    r[lanemask_gt] = 0xffffffffu & ~low_bits(static_cast<int>(lane + 1));
-    r[lanemask_ge] = 0xffffffffu & ~low_bits(static_cast<int>(lane));
-    r[lanemask_eq] = std::uint64_t{1} << lane;
-    r[smid] = 0;
-    r[clock] = 0;
-    r[dynamic_smem_size] = static_cast<std::uint64_t>(launch_.dynamic_shared_bytes);
+    r(tid_x) = index % size.x;
+    r(tid_y) = index / size.x % size.y;
+    r(tid_z) = index / size.x / size.y;
+    r(ntid_x) = size.x;
+    r(ntid_y) = size.y;
+    r(ntid_z) = size.z;
+    r(ctaid_x) = block.x;
+    r(ctaid_y) = block.y;
+    r(ctaid_z) = block.z;
+    r(nctaid_x) = launch_.grid.x;
+    r(nctaid_y) = launch_.grid.y;
+    r(nctaid_z) = launch_.grid.z;
+    r(laneid) = lane;
+    r(warpid) = index / warp;
+    r(nwarpid) = (static_cast<std::uint32_t>(num_threads_) + warp - 1) / warp;
+    r(lanemask_lt) = low_bits(static_cast<int>(lane));
+    r(lanemask_le) = low_bits(static_cast<int>(lane + 1));
+    r(lanemask_gt) = 0xffffffffu & ~low_bits(static_cast<int>(lane + 1));
+    r(lanemask_ge) = 0xffffffffu & ~low_bits(static_cast<int>(lane));
+    r(lanemask_eq) = std::uint64_t{1} << lane;
+    r(smid) = 0;
+    r(clock) = 0;
+    r(dynamic_smem_size) = static_cast<std::uint64_t>(launch_.dynamic_shared_bytes);
   }
 }
 
@@ -116,12 +123,10 @@ void Grid::run_block(Extent block) {
   constexpr int nan_bits = 0xff;
   std::memset(shared_, nan_bits, static_cast<std::size_t>(kernel_.static_shared_bytes));
   std::memset(shared_ + dynamic_shared_begin, nan_bits, static_cast<std::size_t>(launch_.dynamic_shared_bytes));
-  std::iota(order_.begin(), order_.end(), 0);
-  if (launch_.seed != 0) std::shuffle(order_.begin(), order_.end(), random_);
+  if (launch_.seed != 0) std::shuffle(turns_.begin(), turns_.end(), random_);
   while (exited_ < num_threads_) {
     const std::int64_t before = result_.instructions;
-    for (const int t : order_)
-      if (threads_[static_cast<std::size_t>(t)].state == State::running) run_thread(t);
+    for (const Turn turn : turns_) run_turn(turn);
     if (!release_block_barrier() && result_.instructions == before) stop_deadlock();
   }
 }
@@ -129,38 +134,38 @@ void Grid::run_block(Extent block) {
 /// Lets the threads go on where all that have not exited wait at a block barrier.
 bool Grid::release_block_barrier() {
   int waiting = 0;
-  for (const Thread& thread : threads_) waiting += thread.state == State::at_block_barrier;
+  for (const WarpState& state : warps_) waiting += std::popcount(state.at_block_barrier);
   if (waiting == 0 || waiting != num_threads_ - exited_) return false;
+  const auto each_waiting_thread = [&](auto&& body) {
+    for (std::size_t w = 0; w < warps_.size(); ++w)
+      each_lane(warps_[w].at_block_barrier, [&](int lane) { body(static_cast<int>(w) * warp + lane); });
+  };
   std::int32_t pc = -1;
-  for (int t = 0; t < num_threads_; ++t) {
-    Thread& thread = threads_[static_cast<std::size_t>(t)];
-    if (thread.state != State::at_block_barrier) continue;
+  each_waiting_thread([&](int t) {
+    const Thread& thread = threads_[static_cast<std::size_t>(t)];
     const Instruction& in = kernel_.code[static_cast<std::size_t>(thread.pc)];
     if (pc >= 0 && thread.pc != pc)
       stop("divergent barrier", in, t,
            "waits here, other threads of the block at the barrier of " +
                program_.where(kernel_.code[static_cast<std::size_t>(pc)]));
     pc = thread.pc;
-  }
+  });
   const Instruction& in = kernel_.code[static_cast<std::size_t>(pc)];
   if (exited_ > 0 && launch_.check)
-    add_finding("divergent barrier", in, order_[0],
+    add_finding("divergent barrier", in, turns_[0].warp_index * warp + std::countr_zero(turns_[0].lanes),
                 "(of the block) " + std::to_string(exited_) + " threads have ended without coming to this barrier");
   if (in.op == Op::block_vote) {
     int count = 0;
     const Operand& condition = in.operands[in.num_operands - 1];
-    for (int t = 0; t < num_threads_; ++t)
-      if (threads_[static_cast<std::size_t>(t)].state == State::at_block_barrier)
-        count += predicate(condition, registers_of(t));
+    each_waiting_thread([&](int t) { count += predicate(condition, t); });
     const std::uint64_t outcome = in.mode == population_count ? static_cast<std::uint64_t>(count)
                                   : in.mode == any            ? count > 0
                                                               : count == waiting;
-    for (int t = 0; t < num_threads_; ++t) registers_of(t)[in.operands[0].reg] = outcome;
+    each_waiting_thread([&](int t) { value(in.operands[0], t) = outcome; });
   }
-  for (Thread& thread : threads_) {
-    if (thread.state != State::at_block_barrier) continue;
-    thread.state = State::running;
-    ++thread.pc;
+  for (std::size_t w = 0; w < warps_.size(); ++w) {
+    move_to(static_cast<int>(w), warps_[w].at_block_barrier, pc + 1);
+    warps_[w].at_block_barrier = 0;
   }
   if (launch_.check) checker_.block_barrier();
   return true;
@@ -172,7 +177,7 @@ void Grid::stop_deadlock() {
   int first = -1;
   for (int t = 0; t < num_threads_ && listed < 4; ++t) {
     const Thread& thread = threads_[static_cast<std::size_t>(t)];
-    if (thread.state == State::exited) continue;
+    if ((warps_[static_cast<std::size_t>(t / warp)].alive >> t % warp & 1) == 0) continue;
     const bool new_place = first < 0 || thread.pc != threads_[static_cast<std::size_t>(first)].pc;
     if (first < 0) first = t;
     if (!new_place) continue;

@@ -1,6 +1,11 @@
 // One launch in the interpreter: its threads, their registers, shared and local memory; run block by block.
+//
+// The lanes of a warp that are at the same instruction run it together: it is fetched and decoded once for all of them,
+// and where they are the whole warp the loop over them vectorises. Nothing may rely on that: lanes that part meet again
+// when those furthest behind have caught up, and the checker orders two lanes by barriers alone.
 #pragma once
 
+#include <bit>
 #include <memory>
 #include <random>
 #include <set>
@@ -14,6 +19,15 @@
 
 namespace choir::simgpu::ptx {
 
+/// A set of lanes of a warp: lane i is bit i.
+using Lanes = std::uint32_t;
+
+/// body(lane) for each of `lanes`.
+template <class Body>
+void each_lane(Lanes lanes, Body&& body) {
+  for (; lanes != 0; lanes &= lanes - 1) body(std::countr_zero(lanes));
+}
+
 /// Thrown where a kernel cannot go on; the finding is in the result already.
 struct Stopped {};
 
@@ -23,7 +37,6 @@ class Grid {
   LaunchResult run();
 
  private:
-  enum class State : std::uint8_t { running, at_block_barrier, at_warp_operation, exited };
   struct Copy {
     std::int64_t to;  // offset in shared memory
     const unsigned char* from;
@@ -31,17 +44,23 @@ class Grid {
   };
   struct Thread {
     std::int32_t pc = 0;
-    State state = State::running;
-    std::uint32_t mask = 0;                 // of the warp operation it waits at
+    Lanes mask = 0;                         // of the warp operation it waits at
     std::vector<std::vector<Copy>> copies;  // groups of cp.async, the last one open
   };
   static constexpr int warp = 32;
   struct WarpState {
-    std::uint32_t alive = 0;    // lanes that exist and have not exited
-    std::uint32_t waiting = 0;  // lanes at a warp operation
+    Lanes alive = 0;                                    // they exist and have not exited
+    Lanes at_warp_operation = 0, at_block_barrier = 0;  // they wait
+    Lanes running() const { return alive & ~at_warp_operation & ~at_block_barrier; }
+  };
+  /// What has its turn as one: a warp or a lane.
+  struct Turn {
+    int warp_index;
+    Lanes lanes;
   };
 
   // ptx_block.cpp: blocks, barriers, messages
+  void make_turns();
   void run_block(Extent block);
   void start_threads(Extent block);
   bool release_block_barrier();
@@ -59,42 +78,46 @@ class Grid {
                                 int thread);
   void report(const Problem& problem, const Instruction& in, std::uint64_t address, const char* memory,
               std::int64_t bytes, AccessKind kind, int thread);
-  void load(const Instruction& in, int thread);
-  void store(const Instruction& in, int thread);
+  void load(const Instruction& in, int warp_index, Lanes lanes);
+  void store(const Instruction& in, int warp_index, Lanes lanes);
   void atomic(const Instruction& in, int thread);
   void copy_async(const Instruction& in, int thread);
-  void land_copies(const Instruction& in, Thread& thread, int index, std::int64_t groups_left);
+  void land_copies(const Instruction& in, int thread, std::int64_t groups_left);
   bool in_module_variable(std::uint64_t address, std::int64_t bytes) const;
 
-  // ptx_thread.cpp: what a thread does by itself
-  void run_thread(int index);
-  void exit_thread(int index);
-  void compute(const Instruction& in, std::uint64_t* registers, int thread);
+  // ptx_thread.cpp: what each thread does by itself
+  void run_turn(Turn turn);
+  void run_together(int warp_index, Lanes active, std::int32_t pc, std::int32_t others);
+  void run_alone(const Instruction& in, int warp_index, Lanes lanes);
+  void move_to(int warp_index, Lanes lanes, std::int32_t pc);
+  void compute(const Instruction& in, int warp_index, Lanes lanes);
 
   // ptx_warp.cpp: what the lanes of a warp do together
-  void arrive_at_warp_operation(const Instruction& in, int index);
-  void run_warp_operation(const Instruction& in, int first_thread, std::uint32_t mask);
-  void shuffle(const Instruction& in, int first_thread, std::uint32_t mask);
-  void vote(const Instruction& in, int first_thread, std::uint32_t mask);
-  void match(const Instruction& in, int first_thread, std::uint32_t mask);
-  void warp_reduce(const Instruction& in, int first_thread, std::uint32_t mask);
+  bool runs_at_once(const Instruction& in, int warp_index, Lanes lanes);
+  void finish_warp_operations(int warp_index, Lanes lanes);
+  void run_warp_operation(const Instruction& in, int first_thread, Lanes mask);
+  void shuffle(const Instruction& in, int first_thread, Lanes mask);
+  void vote(const Instruction& in, int first_thread, Lanes mask);
+  void match(const Instruction& in, int first_thread, Lanes mask);
+  void warp_reduce(const Instruction& in, int first_thread, Lanes mask);
   void load_matrix(const Instruction& in, int first_thread);
   void mma(const Instruction& in, int first_thread);
   void wmma_move(const Instruction& in, int first_thread);
   void wmma_mma(const Instruction& in, int first_thread);
 
-  std::uint64_t* registers_of(int thread) {
-    return registers_.data() + static_cast<std::size_t>(thread) * static_cast<std::size_t>(kernel_.num_registers);
+  /// One register of all lanes of a warp.
+  std::uint64_t* row(std::int32_t reg, int warp_index) {
+    return registers_.data() + (static_cast<std::size_t>(warp_index) * static_cast<std::size_t>(kernel_.num_registers) +
+                                static_cast<std::size_t>(reg)) *
+                                   warp;
   }
-  std::uint64_t value(const Operand& o, int thread) {
-    return o.reg >= 0 ? registers_of(thread)[o.reg] : static_cast<std::uint64_t>(o.value);
-  }
-  const Operand& part(const Operand& vector, int i) const {
-    return kernel_.vectors[static_cast<std::size_t>(vector.value + i)];
-  }
-  bool predicate(const Operand& o, const std::uint64_t* registers) const {
-    const std::uint64_t bits = o.reg >= 0 ? registers[o.reg] : static_cast<std::uint64_t>(o.value);
-    return ((bits & 1) != 0) != o.negated;
+  std::uint64_t& value(std::int32_t reg, int thread) { return row(reg, thread / warp)[thread % warp]; }
+  std::uint64_t& value(const Operand& o, int thread) { return value(o.reg, thread); }
+  std::uint64_t address(const Operand& o, int thread) { return value(o, thread) + static_cast<std::uint64_t>(o.value); }
+  bool predicate(const Operand& o, int thread) { return ((value(o, thread) & 1) != 0) != o.negated; }
+  /// Operand i of a vector, or the operand itself where it is none.
+  const Operand& part(const Operand& o, int i) const {
+    return o.count > 0 ? kernel_.vectors[static_cast<std::size_t>(o.value + i)] : o;
   }
 
   const Program& program_;
@@ -108,8 +131,8 @@ class Grid {
   std::mt19937 random_;
   std::vector<Thread> threads_;
   std::vector<WarpState> warps_;
-  std::vector<std::uint64_t> registers_;
-  std::vector<int> order_;
+  std::vector<std::uint64_t> registers_;  // [warp][register][lane]
+  std::vector<Turn> turns_;
   std::unique_ptr<unsigned char[]> shared_storage_;
   unsigned char* shared_ = nullptr;  // aligned
   std::int64_t shared_bytes_;

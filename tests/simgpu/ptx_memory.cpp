@@ -145,32 +145,58 @@ unsigned char* Grid::resolve(const Instruction& in, Space space, std::uint64_t a
   return resolve_global(in, address, bytes, kind, thread);
 }
 
-void Grid::load(const Instruction& in, int thread) {
-  std::uint64_t* registers = registers_of(thread);
-  const Operand &to = in.operands[0], &from = in.operands[1];
-  const int count = std::max<int>(1, to.count), width = bytes_of(in.type);
-  const std::uint64_t address = (from.reg >= 0 ? registers[from.reg] : 0) + static_cast<std::uint64_t>(from.value);
-  const unsigned char* bytes = resolve(in, in.space, address, count * width, AccessKind::read, thread);
-  for (int i = 0; i < count; ++i) {
-    const Operand& target = to.count > 0 ? part(to, i) : to;
-    if (target.reg < 0) continue;
-    std::uint64_t loaded = 0;
-    if (bytes != nullptr) std::memcpy(&loaded, bytes + i * width, static_cast<std::size_t>(width));
-    registers[target.reg] = is_signed(in.type) ? static_cast<std::uint64_t>(sign_extended(loaded, in.type)) : loaded;
+namespace {
+
+/// body(T{}) with the integer type T of values of `type` in memory.
+template <class Body>
+void with_stored(Type type, Body&& body) {
+  switch (bytes_of(type)) {
+    case 1:
+      return is_signed(type) ? body(std::int8_t{}) : body(std::uint8_t{});
+    case 2:
+      return is_signed(type) ? body(std::int16_t{}) : body(std::uint16_t{});
+    case 4:
+      return is_signed(type) ? body(std::int32_t{}) : body(std::uint32_t{});
+    default:
+      return body(std::uint64_t{});
   }
 }
 
-void Grid::store(const Instruction& in, int thread) {
+}  // namespace
+
+void Grid::load(const Instruction& in, int warp_index, Lanes lanes) {
+  static constexpr unsigned char zeros[16] = {};  // what a lane loads after a finding
+  const Operand &to = in.operands[0], &from = in.operands[1];
+  const int count = std::max<int>(1, to.count), width = bytes_of(in.type), first = warp_index * warp;
+  const unsigned char* bytes[warp];
+  each_lane(lanes, [&](int lane) {
+    bytes[lane] = resolve(in, in.space, address(from, first + lane), count * width, AccessKind::read, first + lane);
+    if (bytes[lane] == nullptr) bytes[lane] = zeros;
+  });
+  with_stored(in.type, [&](auto stored) {
+    for (int i = 0; i < count; ++i) {
+      std::uint64_t* const loaded = row(part(to, i).reg, warp_index);
+      each_lane(lanes, [&](int lane) {
+        std::memcpy(&stored, bytes[lane] + i * width, sizeof stored);
+        loaded[lane] = static_cast<std::uint64_t>(static_cast<std::int64_t>(stored));
+      });
+    }
+  });
+}
+
+void Grid::store(const Instruction& in, int warp_index, Lanes lanes) {
   if (in.space == Space::parameter) return;  // an argument of a call, which does not happen
   const Operand &to = in.operands[0], &from = in.operands[1];
-  const int count = std::max<int>(1, from.count), width = bytes_of(in.type);
-  const std::uint64_t address = (to.reg >= 0 ? registers_of(thread)[to.reg] : 0) + static_cast<std::uint64_t>(to.value);
-  unsigned char* bytes = resolve(in, in.space, address, count * width, AccessKind::write, thread);
-  if (bytes == nullptr) return;
-  for (int i = 0; i < count; ++i) {
-    const std::uint64_t stored = value(from.count > 0 ? part(from, i) : from, thread);
-    std::memcpy(bytes + i * width, &stored, static_cast<std::size_t>(width));
-  }
+  const int count = std::max<int>(1, from.count), width = bytes_of(in.type), first = warp_index * warp;
+  with_stored(in.type, [&](auto stored) {
+    each_lane(lanes, [&](int lane) {
+      unsigned char* bytes =
+          resolve(in, in.space, address(to, first + lane), count * width, AccessKind::write, first + lane);
+      if (bytes == nullptr) return;
+      for (int i = 0; i < count; ++i)
+        std::memcpy(bytes + i * width, &value(part(from, i), first + lane), sizeof stored);
+    });
+  });
 }
 
 namespace {
@@ -210,11 +236,9 @@ std::uint64_t combined(const Instruction& in, std::uint64_t old, std::uint64_t o
 
 void Grid::atomic(const Instruction& in, int thread) {
   const int first = in.op == Op::atomic ? 1 : 0;  // of address, value and, for compare and swap, new value
-  const Operand& where = in.operands[first];
-  const std::uint64_t address =
-      (where.reg >= 0 ? registers_of(thread)[where.reg] : 0) + static_cast<std::uint64_t>(where.value);
   const auto width = static_cast<std::size_t>(bytes_of(in.type));
-  unsigned char* bytes = resolve(in, in.space, address, static_cast<std::int64_t>(width), AccessKind::atomic, thread);
+  unsigned char* bytes = resolve(in, in.space, address(in.operands[first], thread), static_cast<std::int64_t>(width),
+                                 AccessKind::atomic, thread);
   std::uint64_t old = 0;
   if (bytes != nullptr) {
     std::memcpy(&old, bytes, width);
@@ -222,25 +246,22 @@ void Grid::atomic(const Instruction& in, int thread) {
     const std::uint64_t now = combined(in, old, value(in.operands[first + 1], thread), swapped);
     std::memcpy(bytes, &now, width);
   }
-  if (in.op == Op::atomic && in.operands[0].reg >= 0) registers_of(thread)[in.operands[0].reg] = old;
+  if (in.op == Op::atomic) value(in.operands[0], thread) = old;
 }
 
 /// cp.async to, from, bytes [, bytes that are read: the rest becomes zero]. The bytes arrive when the thread waits for
 /// them; until then the target counts as not written.
 void Grid::copy_async(const Instruction& in, int index) {
   Thread& thread = threads_[static_cast<std::size_t>(index)];
-  const auto address = [&](const Operand& o) {
-    return (o.reg >= 0 ? registers_of(index)[o.reg] : 0) + static_cast<std::uint64_t>(o.value);
-  };
   const auto bytes = static_cast<std::int64_t>(value(in.operands[2], index));
   const std::int64_t read = in.num_operands > 3
                                 ? std::min(bytes, static_cast<std::int64_t>(value(in.operands[3], index) & 0xffffffff))
                                 : bytes;
-  const auto to = static_cast<std::int64_t>(address(in.operands[0]) & 0xffffffff);
+  const auto to = static_cast<std::int64_t>(address(in.operands[0], index) & 0xffffffff);
   if (resolve_shared(in, to, bytes, AccessKind::write, index) == nullptr) return;
   if (launch_.check) checker_.forget_shared(shared_shadow_, to, bytes);
   const unsigned char* from = nullptr;
-  const std::uint64_t source = address(in.operands[1]);
+  const std::uint64_t source = address(in.operands[1], index);
   for (std::int64_t done = 0; done < read;) {
     const std::uint64_t at = source + static_cast<std::uint64_t>(done);
     const std::int64_t piece = piece_at(at, read - done);
@@ -258,7 +279,8 @@ void Grid::copy_async(const Instruction& in, int index) {
 }
 
 /// Carries out all groups but the last `groups_left` closed ones; with -1 also the open one.
-void Grid::land_copies(const Instruction& in, Thread& thread, int index, std::int64_t groups_left) {
+void Grid::land_copies(const Instruction& in, int index, std::int64_t groups_left) {
+  Thread& thread = threads_[static_cast<std::size_t>(index)];
   if (thread.copies.empty()) return;
   const auto closed = static_cast<std::int64_t>(thread.copies.size()) - 1;
   const std::int64_t landing = groups_left < 0 ? closed + 1 : std::max<std::int64_t>(0, closed - groups_left);

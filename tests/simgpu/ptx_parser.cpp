@@ -377,6 +377,7 @@ class Parser {
     }
     for (const Variable& v : module_shared_) add_shared(v);
     body();
+    kernel_.code.push_back({.op = Op::leave, .line = line_, .source = source_});
     finish_branches();
     program_.kernels[kernel_.name] = std::move(kernel_);
   }
@@ -538,6 +539,12 @@ class Parser {
     fail("operand " + word);
   }
 
+  std::int32_t register_of_constant(std::int64_t value) {
+    const auto [entry, is_new] = kernel_.constants.emplace(value, kernel_.num_registers);
+    kernel_.num_registers += is_new;
+    return entry->second;
+  }
+
   Operand operand(std::string_view text) {
     if (text.empty()) fail("an empty operand");
     if (text[0] == '{') {
@@ -557,7 +564,7 @@ class Parser {
     if (text == "_") return {};  // a result that nobody wants
     if (const std::int32_t reg = find_register(text); reg >= 0) return {.reg = reg};
     if (text[0] == '%') fail("register " + std::string(text));
-    return {.value = constant(text)};
+    return {.reg = register_of_constant(constant(text))};
   }
 
   /// "%rd1+16", "name-4", "name"
@@ -571,7 +578,7 @@ class Parser {
       result.value = std::stoll(offset, nullptr, 0);
     }
     result.reg = find_register(base);
-    if (result.reg < 0) result.value += constant(base);
+    if (result.reg < 0) result.reg = register_of_constant(constant(base));
     return result;
   }
 

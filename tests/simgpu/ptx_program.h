@@ -1,7 +1,7 @@
 // A kernel in the form that the interpreter runs: instructions whose operands are register numbers and constants.
 //
-// Registers are 64-bit slots; the low bytes hold the value. Special registers (%tid.x ...) are ordinary ones that every
-// thread finds set.
+// Registers are 64-bit slots; the low bytes hold the value. Special registers (%tid.x ...) and constants are ordinary
+// registers that every thread finds set, so that every operand is a register.
 #pragma once
 
 #include <cstdint>
@@ -94,9 +94,18 @@ enum Mode : std::uint8_t {
 };
 // clang-format on
 
-/// A register (reg >= 0), a constant, or `count` operands of Kernel::vectors from index `value` on.
+// clang-format off
+/// The registers that hold what a thread is told; and one for the results that nobody wants.
+enum Special : std::int32_t {
+  tid_x, tid_y, tid_z, ntid_x, ntid_y, ntid_z, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, nctaid_z, laneid, warpid,
+  lanemask_lt, lanemask_le, lanemask_gt, lanemask_ge, lanemask_eq, clock, nwarpid, smid, dynamic_smem_size,
+  carry_flag, unwanted, num_specials
+};
+// clang-format on
+
+/// A register, or `count` operands of Kernel::vectors from index `value` on.
 struct Operand {
-  std::int32_t reg = -1;
+  std::int32_t reg = unwanted;
   std::uint8_t count = 0;
   bool negated = false;    ///< of a predicate: !%p
   std::int64_t value = 0;  ///< of an address: added to the register
@@ -119,24 +128,16 @@ struct Instruction {
   Operand operands[6];        ///< destination first
 };
 
-// clang-format off
-/// The registers that hold what a thread is told.
-enum Special : std::int32_t {
-  tid_x, tid_y, tid_z, ntid_x, ntid_y, ntid_z, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, nctaid_z, laneid, warpid,
-  lanemask_lt, lanemask_le, lanemask_gt, lanemask_ge, lanemask_eq, clock, nwarpid, smid, dynamic_smem_size,
-  carry_flag, num_specials
-};
-// clang-format on
-
 /// Where dynamic shared memory begins in the shared address space: after any static shared memory.
 inline constexpr std::int64_t dynamic_shared_begin = 64 << 10;
 
 struct Kernel {
   std::string name;
-  std::vector<Instruction> code;
+  std::vector<Instruction> code;  ///< the last one leaves
   std::vector<Operand> vectors;
   std::vector<std::vector<std::int32_t>> tables;  ///< instructions of branch_table
   std::int32_t num_registers = num_specials;
+  std::map<std::int64_t, std::int32_t> constants;                 ///< the register of each
   std::vector<std::pair<std::int64_t, std::int64_t>> parameters;  ///< offset, bytes
   std::int64_t parameter_bytes = 0, static_shared_bytes = 0, local_bytes = 0;
   int max_threads = 1024;

@@ -10,8 +10,6 @@ namespace {
 
 using kernels::bf16;
 
-constexpr unsigned seeds[] = {0, 1, 2, 3};
-
 class Ptx : public PlantedKernels {
  protected:
   Ptx() : module(planted_ptx("correct", GetParam())) {}
@@ -69,6 +67,43 @@ TEST_P(Ptx, WarpBarrier) {
     const LaunchResult result = launch(module, "neighbour", {.block = {32}, .seed = seed}, x.data(), y.data());
     EXPECT_EQ(describe(result.findings), "");
     for (std::size_t i = 0; i < 32; ++i) EXPECT_EQ(y.values()[i], x.values()[(i + 1) % 32]);
+  }
+}
+
+TEST_P(Ptx, LanesThatPartAndMeetAgain) {
+  std::vector<int> turns(32), sums(32);
+  for (int lane = 0; lane < 32; ++lane) turns[static_cast<std::size_t>(lane)] = lane * 11 % 23;
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < turns[static_cast<std::size_t>(lane)] && sums[static_cast<std::size_t>(lane)] <= 900; ++i)
+      if ((i + lane) % 3 != 0) sums[static_cast<std::size_t>(lane)] += i * lane;
+  std::vector<int> expected;
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto sum_of = [&](int other) { return sums[static_cast<std::size_t>(other)]; };
+    int sum = sum_of(lane);
+    if (lane < 16)
+      sum += sum_of(lane ^ 1);
+    else if (lane % 4 != 3)
+      sum -= sum_of(lane & ~3);
+    const int ways[] = {sum * 3, sum ^ 0x55, sum - lane, -sum, sum + 1000, sum / 2, sum / 2};
+    expected.push_back(ways[lane % 7] + 10000 * 4);  // lanes 5, 12, 19 and 26
+  }
+  for (const unsigned seed : seeds) {
+    CheckedArray<int> k(checker, turns), out(checker, std::size_t{32});
+    const LaunchResult result = launch(module, "diverging", {.block = {32}, .seed = seed}, k.data(), out.data());
+    EXPECT_EQ(describe(result.findings), "");
+    EXPECT_EQ(out.values(), expected) << "seed " << seed;
+  }
+}
+
+TEST_P(Ptx, LanesThatLeaveEarly) {
+  for (const unsigned seed : seeds) {
+    CheckedArray<float> x(checker, numbers(32)), y(checker, std::size_t{32});
+    const LaunchResult result = launch(module, "leaving", {.block = {32}, .seed = seed}, x.data(), y.data(), 25);
+    EXPECT_EQ(describe(result.findings), "");
+    for (std::size_t i = 0; i < 25; ++i) {
+      if (i % 5 == 4) continue;
+      EXPECT_EQ(y.values()[i], x.values()[0]) << "seed " << seed;
+    }
   }
 }
 

@@ -1,15 +1,26 @@
-// What one thread does by itself. PTX ISA 9.0, chapter 9.7; operations marked approximate there are exact here but for
-// the rounding of the C library.
+// What each thread does by itself, for all lanes of a warp that are at the same instruction. PTX ISA 9.0, chapter 9.7;
+// operations marked approximate there are exact here but for the rounding of the C library.
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
 
 #include "tests/simgpu/ptx_block.h"
 #include "tests/simgpu/ptx_values.h"
+
+// Compiled for several generations of the processor, of which the newest that is there runs. The choice is made before
+// the thread sanitizer is ready for it.
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#define VECTORISED [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
+#else
+#define VECTORISED
+#endif
 
 namespace choir::simgpu::ptx {
 namespace {
 
 using Bits = std::uint64_t;
+using Wide = unsigned __int128;
 
 /// Both halves of a packed register by themselves.
 template <class Operation>
@@ -138,48 +149,57 @@ Bits converted(const Instruction& in, Bits bits) {
                      in.type);
 }
 
-template <class V>
-bool holds(Compare compare, V a, V b, bool unordered) {
+/// For which outcomes of comparing a to b a relation holds.
+struct Relation {
+  Bits less = 0, equal = 0, greater = 0, unordered = 0;  ///< 1: holds
+};
+
+Relation relation_of(Compare compare) {
   switch (compare) {
     case Compare::eq:
-      return !unordered && a == b;
+      return {.equal = 1};
     case Compare::ne:
-      return !unordered && a != b;
+      return {.less = 1, .greater = 1};
     case Compare::lt:
-      return !unordered && a < b;
+      return {.less = 1};
     case Compare::le:
-      return !unordered && a <= b;
+      return {.less = 1, .equal = 1};
     case Compare::gt:
-      return !unordered && a > b;
+      return {.greater = 1};
     case Compare::ge:
-      return !unordered && a >= b;
+      return {.equal = 1, .greater = 1};
     case Compare::equ:
-      return unordered || a == b;
+      return {.equal = 1, .unordered = 1};
     case Compare::neu:
-      return unordered || a != b;
+      return {.less = 1, .greater = 1, .unordered = 1};
     case Compare::ltu:
-      return unordered || a < b;
+      return {.less = 1, .unordered = 1};
     case Compare::leu:
-      return unordered || a <= b;
+      return {.less = 1, .equal = 1, .unordered = 1};
     case Compare::gtu:
-      return unordered || a > b;
+      return {.greater = 1, .unordered = 1};
     case Compare::geu:
-      return unordered || a >= b;
+      return {.equal = 1, .greater = 1, .unordered = 1};
     case Compare::number:
-      return !unordered;
+      return {.less = 1, .equal = 1, .greater = 1};
     case Compare::nan:
       break;
   }
-  return unordered;
+  return {.unordered = 1};
 }
 
-bool compared(Type type, Compare compare, Bits a, Bits b) {
-  if (is_float(type)) {
-    const double x = to_double(a, type), y = to_double(b, type);
-    return holds(compare, x, y, std::isnan(x) || std::isnan(y));
-  }
-  if (is_signed(type)) return holds(compare, sign_extended(a, type), sign_extended(b, type), false);
-  return holds(compare, zero_extended(a, type), zero_extended(b, type), false);
+/// Without branches, so that a loop over it vectorises.
+template <class V>
+Bits holds(const Relation& relation, V a, V b) {
+  const Bits less = a<b, equal = a == b, greater = a> b;
+  return (less & relation.less) | (equal & relation.equal) | (greater & relation.greater) |
+         (((less | equal | greater) ^ 1) & relation.unordered);
+}
+
+Bits compared(Type type, const Relation& relation, Bits a, Bits b) {
+  if (is_float(type)) return holds(relation, to_double(a, type), to_double(b, type));
+  if (is_signed(type)) return holds(relation, sign_extended(a, type), sign_extended(b, type));
+  return holds(relation, zero_extended(a, type), zero_extended(b, type));
 }
 
 Bits permuted(Bits a, Bits b, Bits selector) {
@@ -254,310 +274,381 @@ Bits funnel(const Instruction& in, Bits low, Bits high_part, Bits by) {
   return moved & 0xffffffff;
 }
 
+Lanes lanes_that_hold(const Bits* predicates) {
+  Lanes lanes = 0;
+  for (int lane = 0; lane < 32; ++lane) lanes |= static_cast<Lanes>(predicates[lane] & 1) << lane;
+  return lanes;
+}
+
 }  // namespace
 
-void Grid::compute(const Instruction& in, std::uint64_t* r, int thread) {
-  const auto v = [&](int i) {
-    const Operand& o = in.operands[i];
-    return o.reg >= 0 ? r[o.reg] : static_cast<Bits>(o.value);
-  };
-  const auto put = [&](Bits bits) {
-    if (in.operands[0].reg >= 0) r[in.operands[0].reg] = bits;
-  };
-  const auto f32 = [&](auto function) {
-    put(bits_of(static_cast<float>(function(static_cast<double>(as_f32(v(1)))))));
+/// One instruction in each of `lanes`. The frequent ones are spelled out by type, so that their loops vectorise.
+VECTORISED void Grid::compute(const Instruction& in, int warp_index, Lanes lanes) {
+  Bits* const results = row(in.operands[0].reg, warp_index);
+  const auto operand = [&](int i) -> const Bits* { return row(in.operands[i].reg, warp_index); };
+  const Bits *const a = operand(1), *const b = operand(2), *const c = operand(3), *const d = operand(4);
+  const auto put = [&](auto function) __attribute__((always_inline)) {  // results[lane] = function(lane)
+    if (lanes == ~Lanes{0}) {
+#pragma GCC ivdep  // rows of registers do not overlap
+      for (int lane = 0; lane < warp; ++lane) results[lane] = function(lane);
+    } else {
+      each_lane(lanes, [&](int lane) { results[lane] = function(lane); });
+    }
   };
   const Type type = in.type;
+  const auto floats = [&](auto function)
+      __attribute__((always_inline)) {  // of up to three operands, in the type of the instruction
+    if (type == Type::f32)
+      put([&](int i) { return bits_of(function(as_f32(a[i]), as_f32(b[i]), as_f32(c[i]))); });
+    else
+      put([&](int i) { return in_float(type, a[i], b[i], c[i], function); });
+  };
+  const auto approximate = [&](auto function) __attribute__((always_inline)) {  // of f32
+    put([&](int i) { return bits_of(static_cast<float>(function(static_cast<double>(as_f32(a[i]))))); });
+  };
+  const auto put_sum = [&](int width, auto function)
+      __attribute__((always_inline)) {  // with the carry of the instruction before, for the one after
+    Bits* const carries = row(carry_flag, warp_index);
+    put([&](int i) {
+      const Wide sum = function(i, in.carry_in ? carries[i] : 0);
+      if (in.carry_out) carries[i] = static_cast<Bits>(sum >> width) & 1;
+      return static_cast<Bits>(sum) & low_bits(width);
+    });
+  };
+  const bool in_floats = counts_as_float(type);
+  const Bits mask = zero_extended(~Bits{0}, type);
   switch (in.op) {
     case Op::move: {
       const Operand &to = in.operands[0], &from = in.operands[1];
+      const int width = 8 * bytes_of(type) / std::max<int>(1, std::max(to.count, from.count));
       if (to.count > 0) {
-        const int width = 8 * bytes_of(type) / to.count;
-        for (int i = 0; i < to.count; ++i)
-          if (part(to, i).reg >= 0) r[part(to, i).reg] = v(1) >> (width * i) & low_bits(width);
+        each_lane(lanes, [&](int lane) {
+          const Bits packed = a[lane];
+          for (int i = 0; i < to.count; ++i)
+            row(part(to, i).reg, warp_index)[lane] = packed >> (width * i) & low_bits(width);
+        });
       } else if (from.count > 0) {
-        const int width = 8 * bytes_of(type) / from.count;
-        Bits packed = 0;
-        for (int i = 0; i < from.count; ++i) packed |= (value(part(from, i), thread) & low_bits(width)) << (width * i);
-        put(packed);
+        put([&](int lane) {
+          Bits packed = 0;
+          for (int i = 0; i < from.count; ++i)
+            packed |= (row(part(from, i).reg, warp_index)[lane] & low_bits(width)) << (width * i);
+          return packed;
+        });
       } else {
-        put(zero_extended(v(1), type));
+        put([&](int i) { return a[i] & mask; });
       }
       break;
     }
-    case Op::convert:
+    case Op::convert: {
+      const bool between_integers = !is_float(type) && type != Type::b32 && !is_float(in.from) && !in.saturate;
       if (is_packed(type)) {
         const Type half = type == Type::bf16x2 ? Type::bf16 : Type::f16;
-        put(from_double(to_double(v(1), Type::f32), half) << 16 | from_double(to_double(v(2), Type::f32), half));
+        put([&](int i) {
+          return from_double(to_double(a[i], Type::f32), half) << 16 | from_double(to_double(b[i], Type::f32), half);
+        });
+      } else if (between_integers && !is_signed(in.from)) {
+        const Bits kept = mask & zero_extended(~Bits{0}, in.from);
+        put([&](int i) { return a[i] & kept; });
       } else {
-        put(converted(in, v(1)));
+        put([&](int i) { return converted(in, a[i]); });
       }
       break;
+    }
     case Op::to_generic:
     case Op::from_generic: {
+      const bool in_local = in.space == Space::local;
       const Bits base = in.space == Space::shared ? reinterpret_cast<std::uintptr_t>(shared_)
-                        : in.space == Space::local
-                            ? reinterpret_cast<std::uintptr_t>(local_.data() + thread * kernel_.local_bytes)
-                            : 0;
-      put(in.op == Op::to_generic ? v(1) + base : v(1) - base);
+                        : in_local                ? reinterpret_cast<std::uintptr_t>(local_.data())
+                                                  : 0;
+      const Bits of_a_thread = in_local ? static_cast<Bits>(kernel_.local_bytes) : 0;
+      put([&](int i) {
+        const Bits begin = base + static_cast<Bits>(warp_index * warp + i) * of_a_thread;
+        return in.op == Op::to_generic ? a[i] + begin : a[i] - begin;
+      });
       break;
     }
     case Op::is_space: {
       const auto shared_begin = reinterpret_cast<std::uintptr_t>(shared_),
                  local_begin = reinterpret_cast<std::uintptr_t>(local_.data());
-      const bool in_shared = v(1) - shared_begin < static_cast<Bits>(shared_bytes_),
-                 in_local = v(1) - local_begin < local_.size();
-      put(in.space == Space::shared ? in_shared : in.space == Space::local ? in_local : !in_shared && !in_local);
+      put([&](int i) -> Bits {
+        const bool in_shared = a[i] - shared_begin < static_cast<Bits>(shared_bytes_),
+                   in_local = a[i] - local_begin < local_.size();
+        return in.space == Space::shared ? in_shared : in.space == Space::local ? in_local : !in_shared && !in_local;
+      });
       break;
     }
     case Op::add:
-    case Op::subtract: {
-      const Bits a = v(1), b = v(2);
-      if (type == Type::f32) {
-        put(bits_of(in.op == Op::add ? as_f32(a) + as_f32(b) : as_f32(a) - as_f32(b)));
-      } else if (counts_as_float(type)) {
-        put(in_float(type, a, b, 0, [&](auto x, auto y, auto) { return in.op == Op::add ? x + y : x - y; }));
-      } else {
-        const Bits carry = in.carry_in ? r[carry_flag] : 0, x = zero_extended(a, type), y = zero_extended(b, type);
-        const auto wide_sum = in.op == Op::add ? static_cast<unsigned __int128>(x) + y + carry
-                                               : static_cast<unsigned __int128>(x) - y - carry;
-        if (in.carry_out) r[carry_flag] = static_cast<Bits>(wide_sum >> (8 * bytes_of(type))) & 1;
-        put(zero_extended(static_cast<Bits>(wide_sum), type));
-      }
-      break;
-    }
-    case Op::multiply:
-      if (type == Type::f32)
-        put(bits_of(as_f32(v(1)) * as_f32(v(2))));
-      else if (counts_as_float(type))
-        put(in_float(type, v(1), v(2), 0, [](auto x, auto y, auto) { return x * y; }));
+      if (in_floats)
+        floats([](auto x, auto y, auto) { return x + y; });
+      else if (in.carry_in || in.carry_out)
+        put_sum(8 * bytes_of(type), [&](int i, Bits carry) { return Wide{a[i] & mask} + (b[i] & mask) + carry; });
       else
-        put(product(in, v(1), v(2)));
+        put([&](int i) { return (a[i] + b[i]) & mask; });
+      break;
+    case Op::subtract:
+      if (in_floats)
+        floats([](auto x, auto y, auto) { return x - y; });
+      else if (in.carry_in || in.carry_out)
+        put_sum(8 * bytes_of(type), [&](int i, Bits carry) { return Wide{a[i] & mask} - (b[i] & mask) - carry; });
+      else
+        put([&](int i) { return (a[i] - b[i]) & mask; });
+      break;
+    case Op::multiply:
+      if (in_floats)
+        floats([](auto x, auto y, auto) { return x * y; });
+      else if (in.mode == plain)
+        put([&](int i) { return a[i] * b[i] & mask; });
+      else
+        put([&](int i) { return product(in, a[i], b[i]); });
       break;
     case Op::multiply_add: {
-      if (counts_as_float(type)) {
-        put(in_float(type, v(1), v(2), v(3), [](auto x, auto y, auto z) { return std::fma(x, y, z); }));
-        break;
-      }
       const int width = 8 * bytes_of(type) * (in.mode == wide ? 2 : 1);
-      const Bits carry = in.carry_in ? r[carry_flag] : 0;
-      const auto sum = static_cast<unsigned __int128>(product(in, v(1), v(2))) + (v(3) & low_bits(width)) + carry;
-      if (in.carry_out) r[carry_flag] = static_cast<Bits>(sum >> width) & 1;
-      put(static_cast<Bits>(sum) & low_bits(width));
+      if (in_floats)
+        floats([](auto x, auto y, auto z) { return std::fma(x, y, z); });
+      else if (in.carry_in || in.carry_out)
+        put_sum(width,
+                [&](int i, Bits carry) { return Wide{product(in, a[i], b[i])} + (c[i] & low_bits(width)) + carry; });
+      else if (in.mode == plain)
+        put([&](int i) { return (a[i] * b[i] + c[i]) & mask; });
+      else
+        put([&](int i) { return (product(in, a[i], b[i]) + c[i]) & low_bits(width); });
       break;
     }
     case Op::fused_multiply_add:
-      if (type == Type::f32)
-        put(bits_of(std::fmaf(as_f32(v(1)), as_f32(v(2)), as_f32(v(3)))));
-      else
-        put(in_float(type, v(1), v(2), v(3), [](auto x, auto y, auto z) { return std::fma(x, y, z); }));
+      floats([](auto x, auto y, auto z) { return std::fma(x, y, z); });
       break;
     case Op::divide:
-      if (counts_as_float(type))
-        put(in_float(type, v(1), v(2), 0, [](auto x, auto y, auto) { return x / y; }));
+      if (in_floats)
+        floats([](auto x, auto y, auto) { return x / y; });
       else
-        put(quotient_or_remainder(in, v(1), v(2)));
+        put([&](int i) { return quotient_or_remainder(in, a[i], b[i]); });
       break;
     case Op::remainder:
-      put(quotient_or_remainder(in, v(1), v(2)));
+      put([&](int i) { return quotient_or_remainder(in, a[i], b[i]); });
       break;
     case Op::minimum:
-    case Op::maximum: {
-      Bits result = minimum_or_maximum(in, v(1), v(2));
-      if (in.num_operands > 3) result = minimum_or_maximum(in, result, v(3));
-      put(result);
+    case Op::maximum:
+      put([&](int i) {
+        const Bits result = minimum_or_maximum(in, a[i], b[i]);
+        return in.num_operands > 3 ? minimum_or_maximum(in, result, c[i]) : result;
+      });
       break;
-    }
     case Op::negate:
-      put(counts_as_float(type) ? in_float(type, v(1), 0, 0, [](auto x, auto, auto) { return -x; })
-                                : zero_extended(0 - v(1), type));
+      if (in_floats)
+        floats([](auto x, auto, auto) { return -x; });
+      else
+        put([&](int i) { return (0 - a[i]) & mask; });
       break;
     case Op::absolute:
-      put(counts_as_float(type) ? in_float(type, v(1), 0, 0, [](auto x, auto, auto) { return std::fabs(x); })
-                                : zero_extended(static_cast<Bits>(std::abs(sign_extended(v(1), type))), type));
+      if (in_floats)
+        floats([](auto x, auto, auto) { return std::fabs(x); });
+      else
+        put([&](int i) { return static_cast<Bits>(std::abs(sign_extended(a[i], type))) & mask; });
       break;
     case Op::bit_and:
-      put(v(1) & v(2));
+      put([&](int i) { return a[i] & b[i]; });
       break;
     case Op::bit_or:
-      put(v(1) | v(2));
+      put([&](int i) { return a[i] | b[i]; });
       break;
     case Op::bit_xor:
-      put(v(1) ^ v(2));
+      put([&](int i) { return a[i] ^ b[i]; });
       break;
     case Op::bit_not:
-      put(zero_extended(~v(1), type));
+      put([&](int i) { return ~a[i] & mask; });
       break;
     case Op::shift_left: {
-      const Bits by = v(2) & 0xffffffff;
-      put(by >= static_cast<Bits>(8 * bytes_of(type)) ? 0 : zero_extended(v(1) << by, type));
+      const auto width = static_cast<Bits>(8 * bytes_of(type));
+      put([&](int i) {
+        const Bits by = b[i] & 0xffffffff;
+        return by >= width ? 0 : a[i] << by & mask;
+      });
       break;
     }
     case Op::shift_right:
-      put(shifted_right(type, v(1), v(2)));
+      put([&](int i) { return shifted_right(type, a[i], b[i]); });
       break;
     case Op::funnel_left:
     case Op::funnel_right:
-      put(funnel(in, v(1), v(2), v(3)));
+      put([&](int i) { return funnel(in, a[i], b[i], c[i]); });
       break;
     case Op::bit_insert:
-      put(inserted(type, v(1), v(2), v(3), v(4)));
+      put([&](int i) { return inserted(type, a[i], b[i], c[i], d[i]); });
       break;
     case Op::bit_extract:
-      put(extracted(type, v(1), v(2), v(3)));
+      put([&](int i) { return extracted(type, a[i], b[i], c[i]); });
       break;
     case Op::permute:
-      put(permuted(v(1), v(2), v(3)));
+      put([&](int i) { return permuted(a[i], b[i], c[i]); });
       break;
     case Op::lop3:
-      put(looked_up(v(1), v(2), v(3), v(4)));
+      put([&](int i) { return looked_up(a[i], b[i], c[i], d[i]); });
       break;
     case Op::population:
-      put(static_cast<Bits>(__builtin_popcountll(zero_extended(v(1), type))));
+      put([&](int i) { return static_cast<Bits>(__builtin_popcountll(a[i] & mask)); });
       break;
-    case Op::leading_zeros: {
-      const Bits a = zero_extended(v(1), type);
-      const int width = 8 * bytes_of(type);
-      put(static_cast<Bits>(a == 0 ? width : __builtin_clzll(a) - (64 - width)));
+    case Op::leading_zeros:
+      put([&](int i) {
+        const int width = 8 * bytes_of(type);
+        return static_cast<Bits>((a[i] & mask) == 0 ? width : __builtin_clzll(a[i] & mask) - (64 - width));
+      });
       break;
-    }
     case Op::find_bit:
-      put(found_bit(in, v(1)));
+      put([&](int i) { return found_bit(in, a[i]); });
       break;
     case Op::reverse_bits:
-      put(reversed(type, v(1)));
+      put([&](int i) { return reversed(type, a[i]); });
       break;
     case Op::copy_sign:  // of the first onto the second
-      put(in_float(type, v(1), v(2), 0,
-                   [](auto sign, auto magnitude, auto) { return std::copysign(magnitude, sign); }));
+      floats([](auto sign, auto magnitude, auto) { return std::copysign(magnitude, sign); });
       break;
     case Op::test_finite:
-      put(std::isfinite(to_double(v(1), type)));
+      put([&](int i) -> Bits { return std::isfinite(to_double(a[i], type)); });
       break;
     case Op::set_predicate: {
       const bool has_second = in.num_operands == (in.mode == plain ? 4 : 5);
-      const int a = has_second ? 2 : 1;
-      bool result = compared(type, in.compare, v(a), v(a + 1));
-      bool second = !result;
-      if (in.mode != plain) {
-        const bool other = predicate(in.operands[a + 2], r);
-        const auto combine = [&](bool x) {
-          return in.mode == combine_and ? x && other : in.mode == combine_or ? x || other : x != other;
-        };
-        result = combine(result);
-        second = combine(second);
+      const int first = has_second ? 2 : 1;
+      const Bits *const x = operand(first), *const y = operand(first + 1);
+      const Relation relation = relation_of(in.compare);
+      Bits outcomes[warp];  // of all lanes, whether they take part or not
+      const auto compare = [&](auto as_number) __attribute__((always_inline)) {
+        for (int i = 0; i < warp; ++i) outcomes[i] = holds(relation, as_number(x[i]), as_number(y[i]));
+      };
+      if (type == Type::f32)
+        compare([](Bits bits) { return as_f32(bits); });
+      else if (is_float(type))
+        compare([&](Bits bits) { return to_double(bits, type); });
+      else if (is_signed(type))
+        compare([&](Bits bits) { return sign_extended(bits, type); });
+      else
+        compare([&](Bits bits) { return bits & mask; });
+      if (in.mode == plain && !has_second) {
+        put([&](int i) { return outcomes[i]; });
+        break;
       }
-      if (has_second && in.operands[1].reg >= 0) r[in.operands[1].reg] = second;
-      put(result);
+      Bits* const opposites = row(has_second ? in.operands[1].reg : unwanted, warp_index);
+      const Bits* const others = in.mode == plain ? x : operand(first + 2);
+      const bool negated = in.mode != plain && in.operands[first + 2].negated;
+      each_lane(lanes, [&](int i) {
+        const bool outcome = outcomes[i] != 0, other = ((others[i] & 1) != 0) != negated;
+        const auto combined = [&](bool result) {
+          return in.mode == plain         ? result
+                 : in.mode == combine_and ? result && other
+                 : in.mode == combine_or  ? result || other
+                                          : result != other;
+        };
+        results[i] = combined(outcome);
+        opposites[i] = combined(!outcome);
+      });
       break;
     }
     case Op::set: {  // .type is that of the result, .from that of what is compared
-      const bool result = compared(in.from, in.compare, v(1), v(2));
-      put(!result ? 0 : type == Type::f32 ? bits_of(1.0f) : low_bits(8 * bytes_of(type)));
+      const Bits yes = type == Type::f32 ? bits_of(1.0f) : mask;
+      const Relation relation = relation_of(in.compare);
+      put([&](int i) { return compared(in.from, relation, a[i], b[i]) != 0 ? yes : 0; });
       break;
     }
-    case Op::select:
-      put(predicate(in.operands[3], r) ? v(1) : v(2));
+    case Op::select: {
+      const bool negated = in.operands[3].negated;
+      put([&](int i) { return ((c[i] & 1) != 0) != negated ? a[i] : b[i]; });
       break;
+    }
     case Op::exp2:
-      f32([](double x) { return std::exp2(x); });
+      approximate([](double x) { return std::exp2(x); });
       break;
     case Op::log2:
-      f32([](double x) { return std::log2(x); });
+      approximate([](double x) { return std::log2(x); });
       break;
     case Op::sine:
-      f32([](double x) { return std::sin(x); });
+      approximate([](double x) { return std::sin(x); });
       break;
     case Op::cosine:
-      f32([](double x) { return std::cos(x); });
+      approximate([](double x) { return std::cos(x); });
       break;
     case Op::tanh:
-      f32([](double x) { return std::tanh(x); });
+      approximate([](double x) { return std::tanh(x); });
       break;
     case Op::reciprocal:
-      put(in_float(type, v(1), 0, 0, [](auto x, auto, auto) { return 1 / x; }));
+      floats([](auto x, auto, auto) { return 1 / x; });
       break;
     case Op::square_root:
-      put(in_float(type, v(1), 0, 0, [](auto x, auto, auto) { return std::sqrt(x); }));
+      floats([](auto x, auto, auto) { return std::sqrt(x); });
       break;
     case Op::reciprocal_root:
-      put(from_double(1 / std::sqrt(to_double(v(1), type)), type));
+      put([&](int i) { return from_double(1 / std::sqrt(to_double(a[i], type)), type); });
       break;
     default:
-      stop("trap", in, thread, "an instruction that is not simulated");
+      stop("trap", in, warp_index * warp + std::countr_zero(lanes), "an instruction that is not simulated");
   }
 }
 
-void Grid::exit_thread(int index) {
-  threads_[static_cast<std::size_t>(index)].state = State::exited;
-  warps_[static_cast<std::size_t>(index / warp)].alive &= ~(1u << (index % warp));
-  ++exited_;
+void Grid::move_to(int warp_index, Lanes lanes, std::int32_t pc) {
+  Thread* const threads = &threads_[static_cast<std::size_t>(warp_index * warp)];
+  each_lane(lanes, [&](int lane) { threads[lane].pc = pc; });
 }
 
-void Grid::run_thread(int index) {
-  Thread& thread = threads_[static_cast<std::size_t>(index)];
-  Bits* r = registers_of(index);
-  const Instruction* code = kernel_.code.data();
-  const auto end = static_cast<std::int32_t>(kernel_.code.size());
-  std::int32_t pc = thread.pc;
-  std::int64_t executed = 0;
-  while (thread.state == State::running) {
-    if (pc >= end) {
-      exit_thread(index);
-      break;
+/// Runs `turn` until all of its lanes wait or have exited: first those that are furthest behind.
+void Grid::run_turn(Turn turn) {
+  const auto [warp_index, lanes] = turn;
+  const Thread* const threads = &threads_[static_cast<std::size_t>(warp_index * warp)];
+  while (const Lanes running = lanes & warps_[static_cast<std::size_t>(warp_index)].running()) {
+    std::int32_t pc = std::numeric_limits<std::int32_t>::max(), others = pc;
+    Lanes active = 0;
+    each_lane(running, [&](int lane) {
+      const std::int32_t at = threads[lane].pc;
+      if (at < pc) {
+        others = pc;
+        pc = at;
+        active = 0;
+      }
+      if (at == pc)
+        active |= Lanes{1} << lane;
+      else
+        others = std::min(others, at);
+    });
+    run_together(warp_index, active, pc, others);
+  }
+}
+
+/// Runs the lanes `active`, which are all at `pc`, until they part, wait, exit, or come to where the next `others` are.
+void Grid::run_together(int warp_index, Lanes active, std::int32_t pc, std::int32_t others) {
+  WarpState& state = warps_[static_cast<std::size_t>(warp_index)];
+  for (; pc < others; ++pc) {
+    const Instruction& in = kernel_.code[static_cast<std::size_t>(pc)];
+    result_.instructions += std::popcount(active);
+    Lanes lanes = active;
+    if (in.guard >= 0) {
+      lanes = active & (lanes_that_hold(row(in.guard, warp_index)) ^ (in.guard_negated ? ~Lanes{0} : 0));
+      if (lanes == 0) continue;
     }
-    const Instruction& in = code[pc];
-    ++executed;
-    if (in.guard >= 0 && ((r[in.guard] & 1) != 0) == in.guard_negated) {
-      ++pc;
-      continue;
-    }
+    const Lanes skipping = active & ~lanes;
     switch (in.op) {
       case Op::branch:
-        pc = in.target;
-        continue;
+        if (skipping == 0) {
+          pc = in.target - 1;
+          continue;
+        }
+        move_to(warp_index, lanes, in.target);
+        return move_to(warp_index, skipping, pc + 1);
       case Op::branch_table: {
         const auto& table = kernel_.tables[static_cast<std::size_t>(in.target)];
-        pc = table[std::min<std::size_t>(value(in.operands[0], index) & 0xffffffff, table.size() - 1)];
-        continue;
+        each_lane(lanes, [&](int lane) {
+          const std::uint64_t entry = value(in.operands[0], warp_index * warp + lane) & 0xffffffff;
+          move_to(warp_index, Lanes{1} << lane, table[std::min<std::size_t>(entry, table.size() - 1)]);
+        });
+        return move_to(warp_index, skipping, pc + 1);
       }
       case Op::leave:
-        land_copies(in, thread, index, -1);
-        exit_thread(index);
-        continue;
-      case Op::trap:
-        stop("trap", in, index, "the kernel traps, or calls a function that is not in line (an assertion?)");
-      case Op::load:
-        load(in, index);
-        break;
-      case Op::store:
-        store(in, index);
-        break;
-      case Op::atomic:
-      case Op::reduce:
-        atomic(in, index);
-        break;
-      case Op::fence:
-        break;
-      case Op::copy_async:
-        copy_async(in, index);
-        break;
-      case Op::copy_commit:
-        if (thread.copies.empty()) thread.copies.emplace_back();
-        thread.copies.emplace_back();
-        break;
-      case Op::copy_wait:
-        land_copies(in, thread, index,
-                    in.num_operands > 0 ? static_cast<std::int64_t>(value(in.operands[0], index)) : -1);
-        break;
-      case Op::active_mask:  // of threads that run one by one, each is alone: any answer is legal, this one is honest
-        r[in.operands[0].reg] = r[lanemask_eq];
-        break;
+        each_lane(lanes, [&](int lane) { land_copies(in, warp_index * warp + lane, -1); });
+        state.alive &= ~lanes;
+        exited_ += std::popcount(lanes);
+        finish_warp_operations(warp_index, state.at_warp_operation);  // nobody waits for lanes that have exited
+        return move_to(warp_index, skipping, pc + 1);
       case Op::block_barrier:
       case Op::block_vote:
-        thread.pc = pc;
-        thread.state = State::at_block_barrier;
-        continue;
+        state.at_block_barrier |= lanes;
+        move_to(warp_index, lanes, pc);
+        return move_to(warp_index, skipping, pc + 1);
       case Op::warp_barrier:
       case Op::shuffle:
       case Op::vote:
@@ -568,18 +659,51 @@ void Grid::run_thread(int index) {
       case Op::wmma_load:
       case Op::wmma_store:
       case Op::wmma_mma:
-        thread.pc = pc;
-        arrive_at_warp_operation(in, index);
-        pc = thread.pc;  // further on where this thread was the last one
-        continue;
-      default:
-        compute(in, r, index);
+        if (runs_at_once(in, warp_index, lanes)) break;
+        move_to(warp_index, lanes, pc);
+        move_to(warp_index, skipping, pc + 1);
+        return finish_warp_operations(warp_index, lanes);
+      case Op::active_mask:  // any answer that has the lane itself is legal; this one is honest
+        each_lane(lanes, [&](int lane) { value(in.operands[0], warp_index * warp + lane) = lanes; });
         break;
+      default:
+        run_alone(in, warp_index, lanes);
     }
-    ++pc;
   }
-  if (thread.state == State::exited) thread.pc = pc;
-  result_.instructions += executed;
+  move_to(warp_index, active, pc);
+}
+
+/// What each lane does by itself and goes on.
+void Grid::run_alone(const Instruction& in, int warp_index, Lanes lanes) {
+  const auto each_thread = [&](auto&& body) { each_lane(lanes, [&](int lane) { body(warp_index * warp + lane); }); };
+  switch (in.op) {
+    case Op::trap:
+      stop("trap", in, warp_index * warp + std::countr_zero(lanes),
+           "the kernel traps, or calls a function that is not in line (an assertion?)");
+    case Op::load:
+      return load(in, warp_index, lanes);
+    case Op::store:
+      return store(in, warp_index, lanes);
+    case Op::atomic:
+    case Op::reduce:
+      return each_thread([&](int thread) { atomic(in, thread); });
+    case Op::fence:
+      return;
+    case Op::copy_async:
+      return each_thread([&](int thread) { copy_async(in, thread); });
+    case Op::copy_commit:
+      return each_thread([&](int thread) {
+        auto& copies = threads_[static_cast<std::size_t>(thread)].copies;
+        if (copies.empty()) copies.emplace_back();
+        copies.emplace_back();
+      });
+    case Op::copy_wait:
+      return each_thread([&](int thread) {
+        land_copies(in, thread, in.num_operands > 0 ? static_cast<std::int64_t>(value(in.operands[0], thread)) : -1);
+      });
+    default:
+      return compute(in, warp_index, lanes);
+  }
 }
 
 }  // namespace choir::simgpu::ptx

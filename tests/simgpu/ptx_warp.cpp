@@ -9,13 +9,6 @@
 namespace choir::simgpu::ptx {
 namespace {
 
-/// body(lane) for each lane of `mask`.
-template <class Body>
-void each_lane(std::uint32_t mask, Body&& body) {
-  for (int lane = 0; lane < 32; ++lane)
-    if ((mask >> lane & 1u) != 0) body(lane);
-}
-
 float element(std::uint64_t bits, int half, Type type) {
   const std::uint64_t part = bits >> (16 * half) & 0xffff;
   return type == Type::bf16 ? bf16_to_f32(part) : f16_to_f32(part);
@@ -23,39 +16,53 @@ float element(std::uint64_t bits, int half, Type type) {
 
 }  // namespace
 
-/// The operation runs when all lanes of the mask that have not exited have come to it.
-void Grid::arrive_at_warp_operation(const Instruction& in, int index) {
-  Thread& thread = threads_[static_cast<std::size_t>(index)];
-  constexpr std::uint32_t all_lanes = 0xffffffff;
+/// The operation runs when all lanes of the mask that have not exited have come to it. True where these are `lanes`;
+/// else they wait.
+bool Grid::runs_at_once(const Instruction& in, int warp_index, Lanes lanes) {
+  const int first = warp_index * warp;
   const Operand& last = in.operands[in.num_operands - 1];
   const bool has_mask = in.op == Op::shuffle || in.op == Op::vote || in.op == Op::match || in.op == Op::warp_reduce ||
                         in.op == Op::warp_barrier;
-  thread.mask = has_mask ? static_cast<std::uint32_t>(value(last, index)) : all_lanes;
-  thread.state = State::at_warp_operation;
-  if ((thread.mask >> (index % warp) & 1u) == 0)
-    stop("divergent barrier", in, index, "a lane calls a warp operation whose mask leaves it out");
-
-  const int first = index / warp * warp;
-  WarpState& state = warps_[static_cast<std::size_t>(index / warp)];
-  state.waiting |= 1u << (index % warp);
-  const std::uint32_t wanted = thread.mask & state.alive;
-  if ((state.waiting & wanted) != wanted) return;
-  bool together = true;  // lanes may wait at other operations, or with other masks
-  each_lane(wanted, [&](int lane) {
-    const Thread& other = threads_[static_cast<std::size_t>(first + lane)];
-    together = together && other.pc == thread.pc && other.mask == thread.mask;
+  Lanes in_all = ~Lanes{0}, in_any = has_mask ? 0 : ~Lanes{0};
+  each_lane(lanes, [&](int lane) {
+    const auto mask = has_mask ? static_cast<Lanes>(value(last, first + lane)) : ~Lanes{0};
+    threads_[static_cast<std::size_t>(first + lane)].mask = mask;
+    in_all &= mask;
+    in_any |= mask;
+    if ((mask >> lane & 1) == 0)
+      stop("divergent barrier", in, first + lane, "a lane calls a warp operation whose mask leaves it out");
   });
-  if (!together) return;
-  run_warp_operation(in, first, wanted);
-  each_lane(wanted, [&](int lane) {
-    Thread& other = threads_[static_cast<std::size_t>(first + lane)];
-    other.state = State::running;
-    ++other.pc;
-  });
-  state.waiting &= ~wanted;
+  WarpState& state = warps_[static_cast<std::size_t>(warp_index)];
+  if (in_all == in_any && (in_all & state.alive) == lanes) {
+    run_warp_operation(in, first, lanes);
+    return true;
+  }
+  state.at_warp_operation |= lanes;
+  return false;
 }
 
-void Grid::run_warp_operation(const Instruction& in, int first, std::uint32_t mask) {
+/// Runs the operations that `lanes` wait at, as far as all lanes that each needs are there.
+void Grid::finish_warp_operations(int warp_index, Lanes lanes) {
+  WarpState& state = warps_[static_cast<std::size_t>(warp_index)];
+  const int first = warp_index * warp;
+  const Thread* threads = &threads_[static_cast<std::size_t>(first)];
+  each_lane(lanes, [&](int lane) {
+    const Thread& thread = threads[lane];
+    const Lanes wanted = thread.mask & state.alive;
+    const bool waits = (state.at_warp_operation >> lane & 1) != 0;  // and did not go on with a lane before it
+    if (!waits || (state.at_warp_operation & wanted) != wanted) return;
+    bool together = true;  // lanes may wait at other operations, or with other masks
+    each_lane(wanted, [&](int other) {
+      together = together && threads[other].pc == thread.pc && threads[other].mask == thread.mask;
+    });
+    if (!together) return;
+    run_warp_operation(kernel_.code[static_cast<std::size_t>(thread.pc)], first, wanted);
+    move_to(warp_index, wanted, thread.pc + 1);
+    state.at_warp_operation &= ~wanted;
+  });
+}
+
+void Grid::run_warp_operation(const Instruction& in, int first, Lanes mask) {
   const bool whole_warp = in.op == Op::load_matrix || in.op == Op::mma || in.op == Op::wmma_load ||
                           in.op == Op::wmma_store || in.op == Op::wmma_mma;
   if (whole_warp && mask != 0xffffffff)
@@ -86,56 +93,46 @@ void Grid::run_warp_operation(const Instruction& in, int first, std::uint32_t ma
 }
 
 /// shfl.sync d[|p], a, b, c, mask: b is a lane or a distance, c holds the clamp in its low bits and the segment above.
-void Grid::shuffle(const Instruction& in, int first, std::uint32_t mask) {
-  const int a = in.num_operands - 4;
-  std::uint64_t values[warp] = {};
-  each_lane(mask, [&](int lane) { values[lane] = zero_extended(value(in.operands[a], first + lane), Type::b32); });
+void Grid::shuffle(const Instruction& in, int first, Lanes mask) {
+  const int a = in.num_operands - 4, warp_index = first / warp;
+  std::uint64_t values[warp];
+  std::copy_n(row(in.operands[a].reg, warp_index), warp, values);
+  const std::uint64_t *const distances = row(in.operands[a + 1].reg, warp_index), *const limits =
+                                                                                      row(in.operands[a + 2].reg,
+                                                                                          warp_index);
+  std::uint64_t *const results = row(in.operands[0].reg, warp_index), *const was_inside =
+                                                                          row(a == 2 ? in.operands[1].reg : unwanted,
+                                                                              warp_index);
   each_lane(mask, [&](int lane) {
-    const auto b = static_cast<int>(value(in.operands[a + 1], first + lane) & 31);
-    const auto c = static_cast<int>(value(in.operands[a + 2], first + lane));
+    const auto b = static_cast<int>(distances[lane] & 31), c = static_cast<int>(limits[lane]);
     const int segment = c >> 8 & 31, limit = (lane & segment) | (c & 31 & ~segment), begin = lane & segment;
-    int from = lane;
-    bool inside = false;
-    switch (in.mode) {
-      case up:
-        from = lane - b;
-        inside = from >= limit;
-        break;
-      case down:
-        from = lane + b;
-        inside = from <= limit;
-        break;
-      case butterfly:
-        from = lane ^ b;
-        inside = from <= limit;
-        break;
-      default:
-        from = begin | (b & ~segment);
-        inside = from <= limit;
-    }
+    int from = in.mode == up          ? lane - b
+               : in.mode == down      ? lane + b
+               : in.mode == butterfly ? lane ^ b
+                                      : begin | (b & ~segment);
+    const bool inside = in.mode == up ? from >= limit : from <= limit;
     if (!inside) from = lane;
     if ((mask >> from & 1u) == 0)
       stop("divergent barrier", in, first + lane,
            "a shuffle reads lane " + std::to_string(from) + ", which is not in its mask");
-    std::uint64_t* registers = registers_of(first + lane);
-    registers[in.operands[0].reg] = values[from];
-    if (a == 2 && in.operands[1].reg >= 0) registers[in.operands[1].reg] = inside;
+    results[lane] = zero_extended(values[from], Type::b32);
+    was_inside[lane] = inside;
   });
 }
 
-void Grid::vote(const Instruction& in, int first, std::uint32_t mask) {
+void Grid::vote(const Instruction& in, int first, Lanes mask) {
   std::uint32_t votes = 0;
   each_lane(mask, [&](int lane) {
-    if (predicate(in.operands[1], registers_of(first + lane))) votes |= 1u << lane;
+    if (predicate(in.operands[1], first + lane)) votes |= 1u << lane;
   });
   const std::uint64_t result = in.mode == all       ? votes == mask
                                : in.mode == any     ? votes != 0
                                : in.mode == uniform ? votes == mask || votes == 0
                                                     : votes;
-  each_lane(mask, [&](int lane) { registers_of(first + lane)[in.operands[0].reg] = result; });
+  each_lane(mask, [&](int lane) { value(in.operands[0], first + lane) = result; });
 }
 
-void Grid::match(const Instruction& in, int first, std::uint32_t mask) {
+void Grid::match(const Instruction& in, int first, Lanes mask) {
   const int a = in.num_operands - 2;
   std::uint64_t values[warp] = {};
   each_lane(mask, [&](int lane) { values[lane] = zero_extended(value(in.operands[a], first + lane), in.type); });
@@ -143,12 +140,12 @@ void Grid::match(const Instruction& in, int first, std::uint32_t mask) {
     std::uint32_t same = 0;
     each_lane(mask, [&](int other) { same |= static_cast<std::uint32_t>(values[other] == values[lane]) << other; });
     const bool all_same = same == mask;
-    registers_of(first + lane)[in.operands[0].reg] = in.mode == all ? (all_same ? mask : 0) : same;
-    if (a == 2 && in.operands[1].reg >= 0) registers_of(first + lane)[in.operands[1].reg] = all_same;
+    value(in.operands[0], first + lane) = in.mode == all ? (all_same ? mask : 0) : same;
+    if (a == 2) value(in.operands[1], first + lane) = all_same;
   });
 }
 
-void Grid::warp_reduce(const Instruction& in, int first, std::uint32_t mask) {
+void Grid::warp_reduce(const Instruction& in, int first, Lanes mask) {
   bool started = false;
   std::uint64_t result = 0;
   each_lane(mask, [&](int lane) {
@@ -169,7 +166,7 @@ void Grid::warp_reduce(const Instruction& in, int first, std::uint32_t mask) {
       result = next;
     started = true;
   });
-  each_lane(mask, [&](int lane) { registers_of(first + lane)[in.operands[0].reg] = zero_extended(result, in.type); });
+  each_lane(mask, [&](int lane) { value(in.operands[0], first + lane) = zero_extended(result, in.type); });
 }
 
 /// ldmatrix: lane 8 m + i gives the address of row i of matrix m, 16 bytes; lane t gets two elements of row t / 4, or
@@ -181,10 +178,8 @@ void Grid::load_matrix(const Instruction& in, int first) {
     std::uint16_t rows[8][8] = {};
     for (int i = 0; i < 8; ++i) {
       const int lane = 8 * m + i;
-      const Operand& from = in.operands[1];
-      const std::uint64_t address =
-          (from.reg >= 0 ? registers_of(first + lane)[from.reg] : 0) + static_cast<std::uint64_t>(from.value);
-      if (const unsigned char* bytes = resolve(in, Space::shared, address, 16, AccessKind::read, first + lane))
+      const std::uint64_t row_at = address(in.operands[1], first + lane);
+      if (const unsigned char* bytes = resolve(in, Space::shared, row_at, 16, AccessKind::read, first + lane))
         std::memcpy(rows[i], bytes, 16);
     }
     for (int lane = 0; lane < warp; ++lane) {
@@ -192,7 +187,7 @@ void Grid::load_matrix(const Instruction& in, int first) {
       const bool transposed = in.mode == column_major;
       const std::uint64_t low = transposed ? rows[column][row] : rows[row][column];
       const std::uint64_t high_half = transposed ? rows[column + 1][row] : rows[row][column + 1];
-      registers_of(first + lane)[(to.count > 0 ? part(to, m) : to).reg] = low | high_half << 16;
+      value(part(to, m), first + lane) = low | high_half << 16;
     }
   }
 }
@@ -205,7 +200,7 @@ void Grid::mma(const Instruction& in, int first) {
   for (int lane = 0; lane < warp; ++lane) {
     const int group = lane / 4, column = lane % 4 * per_register;
     const auto get = [&](const Operand& fragment, int r, int half) {
-      const std::uint64_t bits = value(fragment.count > 0 ? part(fragment, r) : fragment, first + lane);
+      const std::uint64_t bits = value(part(fragment, r), first + lane);
       return in.type == Type::f32 ? as_f32(bits) : element(bits, half, in.type);
     };
     for (int half = 0; half < per_register; ++half) {
@@ -219,7 +214,7 @@ void Grid::mma(const Instruction& in, int first) {
       const int row = lane / 4 + 8 * (r / 2), column = lane % 4 * 2 + r % 2;
       float sum = as_f32(value(part(in.operands[3], r), first + lane));
       for (int i = 0; i < k; ++i) sum += a[row][i] * b[i][column];
-      registers_of(first + lane)[part(in.operands[0], r).reg] = bits_of(sum);
+      value(part(in.operands[0], r), first + lane) = bits_of(sum);
     }
 }
 
@@ -237,8 +232,7 @@ void Grid::wmma_move(const Instruction& in, int first) {
   const Operand &fragment = in.operands[loads ? 0 : 1], &where = in.operands[loads ? 1 : 0];
   const int width = bytes_of(in.type), per_lane = 8, per_register = width == 2 ? 2 : 1;
   for (int lane = 0; lane < warp; ++lane) {
-    std::uint64_t* registers = registers_of(first + lane);
-    const std::uint64_t base = (where.reg >= 0 ? registers[where.reg] : 0) + static_cast<std::uint64_t>(where.value);
+    const std::uint64_t base = address(where, first + lane);
     const std::uint64_t stride = in.num_operands > 2 ? value(in.operands[2], first + lane) & 0xffffffff : 16;
     for (int e = 0; e < per_lane; ++e) {
       const int index = scattered(lane, e, 256);
@@ -247,7 +241,7 @@ void Grid::wmma_move(const Instruction& in, int first) {
       unsigned char* bytes = resolve(in, in.space, base + offset * static_cast<std::uint64_t>(width), width,
                                      loads ? AccessKind::read : AccessKind::write, first + lane);
       if (bytes == nullptr) continue;
-      std::uint64_t& slot = registers[part(fragment, e / per_register).reg];
+      std::uint64_t& slot = value(part(fragment, e / per_register), first + lane);
       const int shift = 16 * (e % per_register);
       std::uint64_t bits = slot >> shift;
       if (!loads) {
@@ -276,8 +270,7 @@ void Grid::wmma_mma(const Instruction& in, int first) {
     for (int k = 0; k < 16; ++k)
       for (int j = 0; j < 16; ++j) c[i * 16 + j] += a[i * 16 + k] * b[k * 16 + j];
   for (int lane = 0; lane < warp; ++lane)
-    for (int e = 0; e < 8; ++e)
-      registers_of(first + lane)[part(in.operands[0], e).reg] = bits_of(c[scattered(lane, e, 256)]);
+    for (int e = 0; e < 8; ++e) value(part(in.operands[0], e), first + lane) = bits_of(c[scattered(lane, e, 256)]);
 }
 
 }  // namespace choir::simgpu::ptx

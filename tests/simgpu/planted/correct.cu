@@ -103,6 +103,52 @@ extern "C" __global__ void product_wmma(const __nv_bfloat16* a, const __nv_bfloa
   store_matrix_sync(c, fc, 16, mem_row_major);
 }
 
+// The lanes of a warp take different ways in loops and branches of different lengths, and halves of it meet by
+// themselves.
+extern "C" __global__ void diverging(const int* turns, int* out) {
+  const int lane = threadIdx.x;
+  int sum = 0;
+  for (int i = 0; i < turns[lane]; ++i) {
+    if ((i + lane) % 3 == 0) continue;
+    sum += i * lane;
+    if (sum > 900) break;
+  }
+  if (lane < 16)
+    sum += __shfl_xor_sync(0x0000ffffu, sum, 1);
+  else if (lane % 4 != 3)  // a group that is not next to each other
+    sum -= __shfl_sync(0x77770000u, sum, lane & ~3);
+  switch (lane % 7) {
+    case 0:
+      sum *= 3;
+      break;
+    case 1:
+      sum ^= 0x55;
+      break;
+    case 2:
+      sum -= lane;
+      break;
+    case 3:
+      sum = -sum;
+      break;
+    case 4:
+      sum += 1000;
+      break;
+    default:
+      sum /= 2;
+  }
+  out[lane] = sum + 10000 * __reduce_add_sync(0xffffffffu, lane % 7 == 5);
+}
+
+// Some lanes leave early; those that stay still meet, whoever comes first.
+extern "C" __global__ void leaving(const float* x, float* y, int n) {
+  __shared__ float staged[32];
+  const int lane = threadIdx.x;
+  if (lane >= n || lane % 5 == 4) return;
+  staged[lane] = x[lane];
+  __syncwarp();
+  y[lane] = staged[0];
+}
+
 // Arithmetic of many kinds, one element a thread: out[8 i ...].
 extern "C" __global__ void arithmetic(const float* x, const int* k, double* out) {
   const int i = threadIdx.x;
