@@ -9,6 +9,13 @@ namespace choir::simgpu {
 
 void ByteSet::assign(std::int64_t offset, std::int64_t bytes, bool value) {
   while (bytes > 0) {
+    if (offset % 64 == 0 && bytes >= 64) {
+      const std::int64_t words = bytes / 64;
+      std::fill_n(words_.begin() + offset / 64, words, value ? ~std::uint64_t{0} : 0);
+      offset += 64 * words;
+      bytes -= 64 * words;
+      continue;
+    }
     const std::int64_t part = std::min(bytes, 64 - offset % 64);
     std::uint64_t& word = words_[static_cast<std::size_t>(offset / 64)];
     word = value ? word | mask_of(offset, part) : word & ~mask_of(offset, part);
@@ -109,6 +116,7 @@ void MemoryChecker::State::begin_block(int threads) {
     clock.fill(0);
     clock[static_cast<std::size_t>(thread % warp)] = 1;
   }
+  latest_clocks.fill(1);
 }
 
 void MemoryChecker::State::warp_barrier(int warp_index, std::uint32_t mask) {
@@ -121,9 +129,11 @@ void MemoryChecker::State::warp_barrier(int warp_index, std::uint32_t mask) {
   each_lane([&](std::size_t, const auto& clock) {
     for (std::size_t i = 0; i < joined.size(); ++i) joined[i] = std::max(joined[i], clock[i]);
   });
+  std::uint16_t& latest = latest_clocks[static_cast<std::size_t>(warp_index)];
   each_lane([&](std::size_t lane, auto& clock) {
     clock = joined;
     ++clock[lane];
+    latest = std::max(latest, clock[lane]);
   });
 }
 
@@ -142,6 +152,28 @@ Stamp MemoryChecker::State::now(int thread) const {
           .clock = clocks[static_cast<std::size_t>(thread)][static_cast<std::size_t>(thread % warp)]};
 }
 
+/// The stamp of one of the last readers, lanes of one warp. The latest of them stands for all: none has read after it.
+Stamp MemoryChecker::State::reader(const Cell& cell, int lane) {
+  Stamp stamp = cell.read;
+  stamp.thread = static_cast<std::uint16_t>(stamp.thread / warp * warp + lane);
+  return stamp;
+}
+
+/// The readers that nothing orders before what `thread` of the same warp does now.
+std::uint32_t MemoryChecker::State::unordered_readers(const Cell& cell, int thread) const {
+  std::uint32_t unordered = 0;
+  for (std::uint32_t left = cell.readers; left != 0; left &= left - 1)
+    if (!ordered(reader(cell, std::countr_zero(left)), thread)) unordered |= left & -left;
+  return unordered;
+}
+
+/// Whether a read by a lane of the warp, at `clock` or before, does no more to the cell than add the lane: all since
+/// the last __syncthreads are reads of the warp, the last one not before that clock. The frequent case, cheap.
+bool MemoryChecker::State::only_adds_a_reader(const Cell& cell, int warp_index, std::uint16_t clock) const {
+  return cell.write.block == block && cell.write.epoch < epoch && cell.read.block == block &&
+         cell.read.epoch == epoch && cell.read.thread / warp == warp_index && cell.read.clock >= clock;
+}
+
 void MemoryChecker::State::touch(Cell& cell, AccessKind kind, int thread, bool shared, Problem& problem) const {
   const std::uint32_t lane = 1u << (thread % warp);
   const bool same_warp = cell.read.block == block && cell.read.thread / warp == thread / warp;
@@ -158,6 +190,7 @@ void MemoryChecker::State::touch(Cell& cell, AccessKind kind, int thread, bool s
     const bool same_time = cell.read.block == block && cell.read.epoch == epoch;
     if (same_time) {
       cell.many_warps = cell.many_warps || !same_warp;
+      if (same_warp && cell.read.clock < now(thread).clock) cell.readers = unordered_readers(cell, thread);
       cell.readers |= lane;
       if (same_warp && cell.read.clock >= now(thread).clock) return;
     } else {
@@ -170,10 +203,13 @@ void MemoryChecker::State::touch(Cell& cell, AccessKind kind, int thread, bool s
   }
   const bool concurrent_block =
       cell.read.block >= first_block_of_launch && cell.read.block != block && cell.read.block != 0;
-  const bool same_epoch = cell.read.block == block && cell.read.epoch == epoch;
-  const bool read_by_others = cell.many_warps || (cell.readers & ~lane) != 0 || cell.read.thread != thread;
-  if (concurrent_block || (same_epoch && read_by_others && (cell.many_warps || !ordered(cell.read, thread))))
-    problem = {.kind = "data race", .other = cell.read};
+  if (concurrent_block) problem = {.kind = "data race", .other = cell.read};
+  if (cell.read.block == block && cell.read.epoch == epoch) {
+    if (cell.many_warps || !same_warp)
+      problem = {.kind = "data race", .other = cell.read};
+    else if (const std::uint32_t others = unordered_readers(cell, thread) & ~lane; others != 0)
+      problem = {.kind = "data race", .other = reader(cell, std::countr_zero(others))};
+  }
   cell.write = now(thread);
   cell.atomic = kind == AccessKind::atomic;
 }
@@ -200,11 +236,27 @@ Problem MemoryChecker::State::access(Allocation& a, std::uintptr_t address, std:
 Problem MemoryChecker::State::access_shared(ShadowPages& pages, std::int64_t offset, std::int64_t bytes,
                                             AccessKind kind, int thread) {
   Problem problem;
+  const std::uint32_t lane = 1u << (thread % warp);
+  const std::uint16_t clock = now(thread).clock;
   pages.visit(offset, bytes, [&](Cell& cell) {
+    if (kind == AccessKind::read && only_adds_a_reader(cell, thread / warp, clock)) {
+      cell.readers |= lane;
+      return;
+    }
     if (kind != AccessKind::write && cell.write.block != block) problem.kind = "uninitialised read";
     touch(cell, kind, thread, true, problem);
   });
   return problem;
+}
+
+bool MemoryChecker::State::join_readers(ShadowPages& pages, std::int64_t offset, std::int64_t bytes, int warp_index,
+                                        std::uint32_t lanes) {
+  bool all = true;
+  pages.visit(offset, bytes, [&](const Cell& cell) {
+    all = all && only_adds_a_reader(cell, warp_index, latest_clocks[static_cast<std::size_t>(warp_index)]);
+  });
+  if (all) pages.visit(offset, bytes, [&](Cell& cell) { cell.readers |= lanes; });
+  return all;
 }
 
 void MemoryChecker::State::forget_shared(ShadowPages& pages, std::int64_t offset, std::int64_t bytes) {

@@ -121,6 +121,7 @@ struct MemoryChecker::State {
   // The block that runs.
   std::uint32_t block = 0, first_block_of_launch = 1, epoch = 0;
   std::array<std::array<std::uint16_t, warp>, max_threads> clocks{};  ///< [thread][lane of its warp]
+  std::array<std::uint16_t, max_threads / warp> latest_clocks{};      ///< of the lanes of each warp
 
   /// The allocation that `address` is in, or null.
   Allocation* find(std::uintptr_t address);
@@ -134,6 +135,9 @@ struct MemoryChecker::State {
   Problem access(Allocation&, std::uintptr_t address, std::int64_t bytes, AccessKind, int thread);
   /// The same of the block's shared memory.
   Problem access_shared(ShadowPages&, std::int64_t offset, std::int64_t bytes, AccessKind, int thread);
+  /// The lanes `lanes` of a warp read shared memory that another lane of it has just read. True where they need no
+  /// check but that one.
+  bool join_readers(ShadowPages&, std::int64_t offset, std::int64_t bytes, int warp_index, std::uint32_t lanes);
   /// Shared memory that a copy will fill later: nobody may read it yet.
   void forget_shared(ShadowPages&, std::int64_t offset, std::int64_t bytes);
 
@@ -143,6 +147,9 @@ struct MemoryChecker::State {
  private:
   bool ordered(const Stamp& earlier, int thread) const;
   Stamp now(int thread) const;
+  static Stamp reader(const Cell&, int lane);
+  std::uint32_t unordered_readers(const Cell&, int thread) const;
+  bool only_adds_a_reader(const Cell&, int warp_index, std::uint16_t clock) const;
   void touch(Cell&, AccessKind, int thread, bool shared, Problem&) const;
 };
 

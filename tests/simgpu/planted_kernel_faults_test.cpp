@@ -41,6 +41,16 @@ TEST_P(PlantedKernelFaults, MissingSyncwarp) {
   expect("data race", "of shared memory", "missing_syncwarp", {.block = {32}}, x.data(), y.data());
 }
 
+TEST_P(PlantedKernelFaults, OverwritingWhatOtherLanesRead) {
+  CheckedArray<float> x(checker, std::vector<float>(32, 1)), y(checker, std::size_t{32});
+  expect("data race", "of shared memory", "early_overwrite", {.block = {32}}, x.data(), y.data());
+}
+
+TEST_P(PlantedKernelFaults, ReadingWhatAnotherLaneChanges) {
+  CheckedArray<float> x(checker, std::vector<float>(32, 1)), y(checker, std::size_t{32});
+  expect("data race", "of shared memory", "late_update", {.block = {32}}, x.data(), y.data());
+}
+
 TEST_P(PlantedKernelFaults, OffByOneRead) {
   CheckedArray<float> x(checker, std::vector<float>(100, 1)), y(checker, std::size_t{100});
   expect("out of bounds", "read of 4 bytes of global memory", "off_by_one", {.grid = {4}, .block = {32}}, x.data(),

@@ -169,10 +169,29 @@ void Grid::load(const Instruction& in, int warp_index, Lanes lanes) {
   const Operand &to = in.operands[0], &from = in.operands[1];
   const int count = std::max<int>(1, to.count), width = bytes_of(in.type), first = warp_index * warp;
   const unsigned char* bytes[warp];
-  each_lane(lanes, [&](int lane) {
+  const auto resolve_lane = [&](int lane) {
     bytes[lane] = resolve(in, in.space, address(from, first + lane), count * width, AccessKind::read, first + lane);
     if (bytes[lane] == nullptr) bytes[lane] = zeros;
-  });
+  };
+  const std::uint64_t* const bases = row(from.reg, warp_index);
+  for (Lanes left = lanes; left != 0;) {
+    const int lane = std::countr_zero(left);
+    left &= left - 1;
+    resolve_lane(lane);
+    // Neighbours often read the same shared memory, and then one check does for them.
+    if (in.space != Space::shared || bytes[lane] == zeros) continue;
+    Lanes same = 0;
+    for (; left != 0 && bases[std::countr_zero(left)] == bases[lane]; left &= left - 1) same |= left & -left;
+    if (same == 0) continue;
+    const bool checked =
+        !launch_.check || checker_.join_readers(shared_shadow_, bytes[lane] - shared_, count * width, warp_index, same);
+    each_lane(same, [&](int other) {
+      if (checked)
+        bytes[other] = bytes[lane];
+      else
+        resolve_lane(other);
+    });
+  }
   with_stored(in.type, [&](auto stored) {
     for (int i = 0; i < count; ++i) {
       std::uint64_t* const loaded = row(part(to, i).reg, warp_index);

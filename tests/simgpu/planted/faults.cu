@@ -17,6 +17,27 @@ extern "C" __global__ void missing_syncwarp(const float* x, float* y) {
   y[threadIdx.x] = staged[(threadIdx.x + 1) % 32];
 }
 
+// A lane overwrites what the other lanes of its warp may not have read yet.
+extern "C" __global__ void early_overwrite(const float* x, float* y) {
+  __shared__ float staged[32];
+  staged[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  const float first = staged[0];
+  if (threadIdx.x == 0) staged[0] = 2 * first;
+  __syncwarp();
+  y[threadIdx.x] = first + staged[threadIdx.x];
+}
+
+// The other lanes of a warp may read before a lane has changed what they read. Volatile: they read after it in the
+// text.
+extern "C" __global__ void late_update(const float* x, float* y) {
+  __shared__ volatile float staged[32];
+  staged[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  if (threadIdx.x == 0) staged[0] = 2 * staged[0];
+  y[threadIdx.x] = staged[0];
+}
+
 // The last thread reads one element too many.
 extern "C" __global__ void off_by_one(const float* x, float* y, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
