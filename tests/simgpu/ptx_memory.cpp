@@ -61,7 +61,7 @@ unsigned char* Grid::resolve_shared(const Instruction& in, std::int64_t offset, 
                                             : " of " + std::to_string(kernel_.static_shared_bytes) + " static ones"));
     return nullptr;
   }
-  if (offset % bytes != 0) {
+  if ((offset & (bytes - 1)) != 0) {  // a power of two
     add_finding("misaligned", in, thread,
                 std::string(verb(kind)) + " of " + std::to_string(bytes) + " bytes of shared memory at byte " +
                     std::to_string(offset));
@@ -101,7 +101,7 @@ unsigned char* Grid::resolve_global(const Instruction& in, std::uint64_t address
                     hexadecimal(address) + ", " + where);
     return nullptr;
   }
-  if (address % static_cast<std::uint64_t>(bytes) != 0) {
+  if ((address & static_cast<std::uint64_t>(bytes - 1)) != 0) {  // a power of two
     add_finding("misaligned", in, thread,
                 std::string(verb(kind)) + " of " + std::to_string(bytes) + " bytes of global memory at " +
                     hexadecimal(address));
@@ -169,27 +169,42 @@ void Grid::load(const Instruction& in, int warp_index, Lanes lanes) {
   const Operand &to = in.operands[0], &from = in.operands[1];
   const int count = std::max<int>(1, to.count), width = bytes_of(in.type), first = warp_index * warp;
   const unsigned char* bytes[warp];
+  const std::uint64_t* const bases = row(from.reg, warp_index);
   const auto resolve_lane = [&](int lane) {
-    bytes[lane] = resolve(in, in.space, address(from, first + lane), count * width, AccessKind::read, first + lane);
+    const std::uint64_t at = bases[lane] + static_cast<std::uint64_t>(from.value);
+    bytes[lane] = resolve(in, in.space, at, count * width, AccessKind::read, first + lane);
     if (bytes[lane] == nullptr) bytes[lane] = zeros;
   };
-  const std::uint64_t* const bases = row(from.reg, warp_index);
-  for (Lanes left = lanes; left != 0;) {
-    const int lane = std::countr_zero(left);
-    left &= left - 1;
-    resolve_lane(lane);
-    // Neighbours often read the same shared memory, and then one check does for them.
-    if (in.space != Space::shared || bytes[lane] == zeros) continue;
-    Lanes same = 0;
-    for (; left != 0 && bases[std::countr_zero(left)] == bases[lane]; left &= left - 1) same |= left & -left;
-    if (same == 0) continue;
-    const bool checked =
-        !launch_.check || checker_.join_readers(shared_shadow_, bytes[lane] - shared_, count * width, warp_index, same);
-    each_lane(same, [&](int other) {
-      if (checked)
-        bytes[other] = bytes[lane];
-      else
-        resolve_lane(other);
+  if (in.space != Space::shared) {
+    each_lane(lanes, resolve_lane);
+  } else {
+    // Lanes often read the same shared memory, and then one check does for them.
+    constexpr std::uint64_t places = 64;
+    std::int8_t leader_at[places];  // the last lane that reads an address of this hash
+    std::fill_n(leader_at, places, std::int8_t{-1});
+    Lanes leaders = 0, followers[warp];
+    each_lane(lanes, [&](int lane) {
+      std::int8_t& leader = leader_at[(bases[lane] / 4 + bases[lane] / 64) % places];
+      if (leader >= 0 && bases[leader] == bases[lane]) {
+        followers[leader] |= Lanes{1} << lane;
+        return;
+      }
+      leader = static_cast<std::int8_t>(lane);
+      leaders |= Lanes{1} << lane;
+      followers[lane] = 0;
+      resolve_lane(lane);
+    });
+    each_lane(leaders, [&](int lane) {
+      if (followers[lane] == 0) return;
+      const bool checked =
+          bytes[lane] != zeros && (!launch_.check || checker_.join_readers(shared_shadow_, bytes[lane] - shared_,
+                                                                           count * width, warp_index, followers[lane]));
+      each_lane(followers[lane], [&](int other) {
+        if (checked)
+          bytes[other] = bytes[lane];
+        else
+          resolve_lane(other);
+      });
     });
   }
   with_stored(in.type, [&](auto stored) {

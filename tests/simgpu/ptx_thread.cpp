@@ -202,6 +202,11 @@ Bits compared(Type type, const Relation& relation, Bits a, Bits b) {
   return holds(relation, zero_extended(a, type), zero_extended(b, type));
 }
 
+/// sign_extended of one type: what depends on it is found once, not in every lane.
+auto as_signed(Type type) {
+  return [unused = 64 - 8 * bytes_of(type)](Bits bits) { return static_cast<std::int64_t>(bits << unused) >> unused; };
+}
+
 Bits permuted(Bits a, Bits b, Bits selector) {
   const Bits bytes = zero_extended(a, Type::b32) | zero_extended(b, Type::b32) << 32;
   Bits result = 0;
@@ -260,13 +265,6 @@ Bits reversed(Type type, Bits a) {
   return result;
 }
 
-Bits shifted_right(Type type, Bits a, Bits by) {
-  const auto width = static_cast<Bits>(8 * bytes_of(type));
-  by &= 0xffffffff;
-  if (is_signed(type)) return zero_extended(static_cast<Bits>(sign_extended(a, type) >> std::min(by, width - 1)), type);
-  return by >= width ? 0 : zero_extended(a, type) >> by;
-}
-
 Bits funnel(const Instruction& in, Bits low, Bits high_part, Bits by) {
   const Bits amount = in.mode == clamp ? std::min<Bits>(by & 0xffffffff, 32) : by & 31;
   const Bits both = zero_extended(low, Type::b32) | high_part << 32;
@@ -282,12 +280,13 @@ Lanes lanes_that_hold(const Bits* predicates) {
 
 }  // namespace
 
-/// One instruction in each of `lanes`. The frequent ones are spelled out by type, so that their loops vectorise.
-VECTORISED void Grid::compute(const Instruction& in, int warp_index, Lanes lanes) {
+/// One instruction in each of `lanes`. The frequent ones are spelled out by type, so that their loops vectorise. Flat:
+/// what it calls is compiled for the same processor.
+VECTORISED [[gnu::flatten]] void Grid::compute(const Instruction& in, int warp_index, Lanes lanes) {
   Bits* const results = row(in.operands[0].reg, warp_index);
   const auto operand = [&](int i) -> const Bits* { return row(in.operands[i].reg, warp_index); };
   const Bits *const a = operand(1), *const b = operand(2), *const c = operand(3), *const d = operand(4);
-  const auto put = [&](auto function) __attribute__((always_inline)) {  // results[lane] = function(lane)
+  const auto put = [&](auto function) {  // results[lane] = function(lane)
     if (lanes == ~Lanes{0}) {
 #pragma GCC ivdep  // rows of registers do not overlap
       for (int lane = 0; lane < warp; ++lane) results[lane] = function(lane);
@@ -296,18 +295,16 @@ VECTORISED void Grid::compute(const Instruction& in, int warp_index, Lanes lanes
     }
   };
   const Type type = in.type;
-  const auto floats = [&](auto function)
-      __attribute__((always_inline)) {  // of up to three operands, in the type of the instruction
+  const auto floats = [&](auto function) {  // of up to three operands, in the type of the instruction
     if (type == Type::f32)
       put([&](int i) { return bits_of(function(as_f32(a[i]), as_f32(b[i]), as_f32(c[i]))); });
     else
       put([&](int i) { return in_float(type, a[i], b[i], c[i], function); });
   };
-  const auto approximate = [&](auto function) __attribute__((always_inline)) {  // of f32
+  const auto approximate = [&](auto function) {  // of f32
     put([&](int i) { return bits_of(static_cast<float>(function(static_cast<double>(as_f32(a[i]))))); });
   };
-  const auto put_sum = [&](int width, auto function)
-      __attribute__((always_inline)) {  // with the carry of the instruction before, for the one after
+  const auto put_sum = [&](int width, auto function) {  // with the carry of the instruction before, for the one after
     Bits* const carries = row(carry_flag, warp_index);
     put([&](int i) {
       const Wide sum = function(i, in.carry_in ? carries[i] : 0);
@@ -346,7 +343,9 @@ VECTORISED void Grid::compute(const Instruction& in, int warp_index, Lanes lanes
         put([&](int i) {
           return from_double(to_double(a[i], Type::f32), half) << 16 | from_double(to_double(b[i], Type::f32), half);
         });
-      } else if (between_integers && !is_signed(in.from)) {
+      } else if (between_integers && is_signed(in.from)) {
+        put([&, sign_extend = as_signed(in.from)](int i) { return static_cast<Bits>(sign_extend(a[i])) & mask; });
+      } else if (between_integers) {
         const Bits kept = mask & zero_extended(~Bits{0}, in.from);
         put([&](int i) { return a[i] & kept; });
       } else {
@@ -465,9 +464,19 @@ VECTORISED void Grid::compute(const Instruction& in, int warp_index, Lanes lanes
       });
       break;
     }
-    case Op::shift_right:
-      put([&](int i) { return shifted_right(type, a[i], b[i]); });
+    case Op::shift_right: {
+      const auto width = static_cast<Bits>(8 * bytes_of(type));
+      if (is_signed(type))
+        put([&, sign_extend = as_signed(type)](int i) {
+          return static_cast<Bits>(sign_extend(a[i]) >> std::min(b[i] & 0xffffffff, width - 1)) & mask;
+        });
+      else
+        put([&](int i) {
+          const Bits by = b[i] & 0xffffffff;
+          return by >= width ? 0 : (a[i] & mask) >> by;
+        });
       break;
+    }
     case Op::funnel_left:
     case Op::funnel_right:
       put([&](int i) { return funnel(in, a[i], b[i], c[i]); });
@@ -511,7 +520,7 @@ VECTORISED void Grid::compute(const Instruction& in, int warp_index, Lanes lanes
       const Bits *const x = operand(first), *const y = operand(first + 1);
       const Relation relation = relation_of(in.compare);
       Bits outcomes[warp];  // of all lanes, whether they take part or not
-      const auto compare = [&](auto as_number) __attribute__((always_inline)) {
+      const auto compare = [&](auto as_number) {
         for (int i = 0; i < warp; ++i) outcomes[i] = holds(relation, as_number(x[i]), as_number(y[i]));
       };
       if (type == Type::f32)
@@ -519,7 +528,7 @@ VECTORISED void Grid::compute(const Instruction& in, int warp_index, Lanes lanes
       else if (is_float(type))
         compare([&](Bits bits) { return to_double(bits, type); });
       else if (is_signed(type))
-        compare([&](Bits bits) { return sign_extended(bits, type); });
+        compare(as_signed(type));
       else
         compare([&](Bits bits) { return bits & mask; });
       if (in.mode == plain && !has_second) {
@@ -613,9 +622,10 @@ void Grid::run_turn(Turn turn) {
 /// Runs the lanes `active`, which are all at `pc`, until they part, wait, exit, or come to where the next `others` are.
 void Grid::run_together(int warp_index, Lanes active, std::int32_t pc, std::int32_t others) {
   WarpState& state = warps_[static_cast<std::size_t>(warp_index)];
+  const int count = std::popcount(active);
   for (; pc < others; ++pc) {
     const Instruction& in = kernel_.code[static_cast<std::size_t>(pc)];
-    result_.instructions += std::popcount(active);
+    result_.instructions += count;
     Lanes lanes = active;
     if (in.guard >= 0) {
       lanes = active & (lanes_that_hold(row(in.guard, warp_index)) ^ (in.guard_negated ? ~Lanes{0} : 0));

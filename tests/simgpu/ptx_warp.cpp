@@ -20,13 +20,13 @@ float element(std::uint64_t bits, int half, Type type) {
 /// else they wait.
 bool Grid::runs_at_once(const Instruction& in, int warp_index, Lanes lanes) {
   const int first = warp_index * warp;
-  const Operand& last = in.operands[in.num_operands - 1];
   const bool has_mask = in.op == Op::shuffle || in.op == Op::vote || in.op == Op::match || in.op == Op::warp_reduce ||
                         in.op == Op::warp_barrier;
-  Lanes in_all = ~Lanes{0}, in_any = has_mask ? 0 : ~Lanes{0};
+  const std::uint64_t* const masks = row(in.operands[in.num_operands - 1].reg, warp_index);
+  const auto mask_of = [&](int lane) { return has_mask ? static_cast<Lanes>(masks[lane]) : ~Lanes{0}; };
+  Lanes in_all = ~Lanes{0}, in_any = 0;
   each_lane(lanes, [&](int lane) {
-    const auto mask = has_mask ? static_cast<Lanes>(value(last, first + lane)) : ~Lanes{0};
-    threads_[static_cast<std::size_t>(first + lane)].mask = mask;
+    const Lanes mask = mask_of(lane);
     in_all &= mask;
     in_any |= mask;
     if ((mask >> lane & 1) == 0)
@@ -37,6 +37,7 @@ bool Grid::runs_at_once(const Instruction& in, int warp_index, Lanes lanes) {
     run_warp_operation(in, first, lanes);
     return true;
   }
+  each_lane(lanes, [&](int lane) { threads_[static_cast<std::size_t>(first + lane)].mask = mask_of(lane); });
   state.at_warp_operation |= lanes;
   return false;
 }
