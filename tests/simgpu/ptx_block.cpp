@@ -54,7 +54,7 @@ Grid::Grid(const Program& program, const Kernel& kernel, const Launch& launch, M
 }
 
 void Grid::make_turns() {
-  const bool lanes_run_alone = launch_.seed % 32 == 1;
+  const bool lanes_run_alone = launch_.seed % 64 == 1;
   for (int t = 0; t < num_threads_; t += lanes_run_alone ? 1 : warp)
     turns_.push_back({.warp_index = t / warp, .lanes = lanes_run_alone ? Lanes{1} << t % warp : ~Lanes{0}});
 }
