@@ -28,16 +28,20 @@ Tensor gather_rows(const Tensor& x, Context& context, const char* label) {
   return all.slice_rows(0, context.rows());
 }
 
-/// The sum over ranks of partial [N, D], padded, on the rows held; enqueued on `stream`.
-Tensor sum_rows(const Tensor& partial, Context& context, Stream& stream, const char* label) {
+/// Where the sum of partial [N, D] goes: in place, or to the rows held. Memory is there in the order of the compute
+/// stream, wherever the sum runs.
+Tensor place_of_sum(const Tensor& partial, Context& context) {
+  if (!context.sequence) return partial;
+  return context.runtime.empty({row_share(context).block, partial.width()}, partial.dtype());
+}
+
+/// sum = the sum over ranks of partial [N, D], padded, on the rows held; enqueued on `stream`.
+void sum_rows(const Tensor& partial, const Tensor& sum, Context& context, Stream& stream, const char* label) {
   Communicator& axis = *context.mesh.tensor;
-  if (!context.sequence) {
-    axis.all_reduce(partial, Reduce::sum, stream, label);
-    return partial;
-  }
-  Tensor mine = context.runtime.empty({row_share(context).block, partial.width()}, partial.dtype());
-  axis.reduce_scatter(partial, mine, Reduce::sum, stream, label);
-  return mine;
+  if (context.sequence)
+    axis.reduce_scatter(partial, sum, Reduce::sum, stream, label);
+  else
+    axis.all_reduce(sum, Reduce::sum, stream, label);
 }
 
 }  // namespace
@@ -59,18 +63,20 @@ const Tensor& PendingTensor::wait(Runtime& runtime) const {
 
 PendingTensor enter_backward(const Tensor& dx, Context& context, const char* label) {
   Device& device = context.runtime.device;
-  const Tensor partial = pad_rows(dx, context);  // before `ready`: the sum reads it
+  const Tensor partial = pad_rows(dx, context);  // before `ready`: the sum reads it,
+  PendingTensor pending{.tensor = place_of_sum(partial, context), .done = {}};  // and writes this
   Event ready;
   ready.record(device.compute());
   ready.wait(device.communicate());
-  PendingTensor pending;
-  pending.tensor = sum_rows(partial, context, device.communicate(), label);
+  sum_rows(partial, pending.tensor, context, device.communicate(), label);
   pending.done.record(device.communicate());
   return pending;
 }
 
 Tensor leave(const Tensor& partial, Context& context, const char* label) {
-  return sum_rows(pad_rows(partial, context), context, context.runtime.device.compute(), label);
+  const Tensor padded = pad_rows(partial, context), sum = place_of_sum(padded, context);
+  sum_rows(padded, sum, context, context.runtime.device.compute(), label);
+  return sum;
 }
 
 Tensor leave_backward(const Tensor& dy, Context& context, const char* label) { return gather_rows(dy, context, label); }
