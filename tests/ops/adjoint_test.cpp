@@ -1,0 +1,232 @@
+// Every differentiable operation against its backward at sizes that cross tiles, blocks and threads: hundreds of rows,
+// widths that no vector divides, operands that are columns of wider buffers. The sums of each (k n of the error model
+// in tests/support/adjoint.h) stand beside the call.
+#include "tests/support/adjoint.h"
+
+#include "framework/ops/activation.h"
+#include "framework/ops/attention.h"
+#include "framework/ops/cross_entropy.h"
+#include "framework/ops/elementwise.h"
+#include "framework/ops/embedding.h"
+#include "framework/ops/linear.h"
+#include "framework/ops/norm.h"
+#include "framework/ops/residual.h"
+
+namespace choir::tests {
+namespace {
+
+class AdjointOfAnOperation : public Adjoint {
+ protected:
+  Tensor copy_of(const Tensor& x) {
+    const Tensor copy = runtime.empty({x.rows(), x.width()}, x.dtype());
+    ops::copy(runtime, x, copy);
+    return copy;
+  }
+};
+
+constexpr std::int64_t rows = 401, width = 131;  // enough elements for three threads (kernels/cpu/parallel.h)
+
+TEST_F(AdjointOfAnOperation, linear) {
+  constexpr std::int64_t outputs = 77;
+  const Tensor x = random({rows, width + 10}).slice_columns(5, 5 + width);
+  const Tensor weight = random({outputs, width}), bias = random({outputs});
+  expect_adjoint(
+      {{"x", x}, {"weight", weight}, {"bias", bias}}, width,
+      [&] { return ops::linear(runtime, "test", x, weight, bias, DType::f64); },
+      [&](const Tensor& dy) {
+        const Tensor dweight = zeros({outputs, width}), dbias = zeros({outputs});
+        ops::linear_weight_gradient(runtime, "test", dy, x, dweight);
+        ops::bias_gradient(runtime, dy, dbias);
+        return std::vector{ops::linear_input_gradient(runtime, "test", dy, weight), dweight, dbias};
+      });
+}
+
+// y = norm(x), and y = x + norm(x), whose gradient the operation adds up itself. Mean, variance, and the product.
+TEST_F(AdjointOfAnOperation, norm) {
+  for (const bool rms : {false, true})
+    for (const bool with_residual : {false, true}) {
+      SCOPED_TRACE(std::string(rms ? "RMS norm" : "layer norm") + (with_residual ? " with residual" : ""));
+      const Tensor x = random({rows, width}), weight = random({width}), bias = rms ? Tensor{} : random({width});
+      std::vector<Operand> operands{{"x", x}, {"weight", weight}};
+      if (bias) operands.push_back({"bias", bias});
+      ops::NormStatistics statistics;
+      expect_adjoint(
+          operands, 3 * width,
+          [&] {
+            const Tensor y = ops::norm(runtime, x, weight, bias, rms, 1e-5, statistics);
+            return with_residual ? ops::residual(runtime, x, y, {}, {}) : y;
+          },
+          [&](const Tensor& dy) {
+            const Tensor dweight = zeros({width}), dbias = bias ? zeros({width}) : Tensor{};
+            std::vector gradients{
+                ops::norm_backward(runtime, dy, x, weight, statistics, with_residual ? dy : Tensor{}, dweight, dbias),
+                dweight};
+            if (bias) gradients.push_back(dbias);
+            return gradients;
+          });
+    }
+}
+
+// No sums; at most six roundings one after another.
+TEST_F(AdjointOfAnOperation, activation) {
+  using enum ops::Activation;
+  for (const ops::Activation kind : {gelu, gelu_erf, silu_gated}) {
+    SCOPED_TRACE(static_cast<int>(kind));
+    const Tensor x = random({rows, kernels::inputs_per_output(kind) * width}, 2);
+    expect_adjoint(
+        {{"x", x}}, 6, [&] { return ops::activation(runtime, kind, x); },
+        [&](const Tensor& dy) { return std::vector{ops::activation_backward(runtime, kind, dy, x)}; });
+  }
+}
+
+struct AttentionCase {
+  std::string name;
+  std::int64_t q_length, kv_length;
+  ops::AttentionOptions options;
+};
+
+// Blocks are of 48 queries and 96 keys. Scores, softmax, and the mix of values.
+TEST_F(AdjointOfAnOperation, attention) {
+  const AttentionCase cases[] = {
+      {"causal", 203, 203, {.batch = 2, .heads = 3, .kv_heads = 3, .head_width = 20}},
+      {"grouped, from the middle of a group",
+       131,
+       131,
+       {.batch = 2, .heads = 5, .kv_heads = 2, .head_width = 21, .group_size = 4, .group_offset = 2}},
+      {"one key/value head", 149, 149, {.batch = 1, .heads = 4, .kv_heads = 1, .head_width = 64, .group_size = 4}},
+      {"window", 211, 211, {.batch = 1, .heads = 2, .kv_heads = 2, .head_width = 16, .window = 37}},
+      {"window both ways",
+       211,
+       211,
+       {.batch = 1, .heads = 4, .kv_heads = 2, .head_width = 16, .group_size = 2, .causal = false, .window = 50}},
+      {"cross", 101, 230, {.batch = 2, .heads = 2, .kv_heads = 2, .head_width = 33, .causal = false}},
+      {"the last queries of a sequence", 60, 203, {.batch = 2, .heads = 2, .kv_heads = 2, .head_width = 20}},
+      {"queries that see no key", 203, 110, {.batch = 2, .heads = 2, .kv_heads = 2, .head_width = 20}},
+  };
+  for (const auto& [name, q_length, kv_length, options] : cases) {
+    SCOPED_TRACE(name);
+    const std::int64_t q_rows = options.batch * q_length, q_width = options.heads * options.head_width;
+    const std::int64_t kv_rows = options.batch * kv_length, kv_width = options.kv_heads * options.head_width;
+    const auto split = [&](const Tensor& q_and_more, const Tensor& kv) {
+      return std::vector{q_and_more.slice_columns(3, 3 + q_width), kv.slice_columns(0, kv_width),
+                         kv.slice_columns(kv_width, 2 * kv_width)};
+    };
+    const auto qkv = split(random({q_rows, q_width + 5}), random({kv_rows, 2 * kv_width}));
+    Tensor out, lse;
+    expect_adjoint(
+        {{"q", qkv[0]}, {"k", qkv[1]}, {"v", qkv[2]}}, 3 * static_cast<double>(std::max(kv_length, options.head_width)),
+        [&] { return out = ops::attention(runtime, options, qkv[0], qkv[1], qkv[2], lse); },
+        [&](const Tensor& dout) {
+          const auto gradients = split(zeros({q_rows, q_width + 5}), zeros({kv_rows, 2 * kv_width}));
+          ops::attention_backward(runtime, options, qkv[0], qkv[1], qkv[2], out, lse, dout, gradients[0], gradients[1],
+                                  gradients[2]);
+          return gradients;
+        });
+  }
+}
+
+TEST_F(AdjointOfAnOperation, rotary) {
+  constexpr std::int64_t length = 43, first_position = 9, head_width = 18, heads = 5;
+  const Tensor table = ops::rotary_table(runtime, first_position + length, head_width, 100);
+  const Tensor x = random({13 * length, heads * head_width + 4}).slice_columns(4, 4 + heads * head_width);
+  const auto rotated = [&](const Tensor& from, bool inverse) {
+    const Tensor to = copy_of(from);
+    ops::rotary(runtime, to, table, head_width, length, first_position, inverse);
+    return to;
+  };
+  expect_adjoint(
+      {{"x", x}}, 2, [&] { return rotated(x, false); },
+      [&](const Tensor& dy) { return std::vector{rotated(dy, true)}; });
+}
+
+// The sum with the bias, its scaling, the sum with x.
+TEST_F(AdjointOfAnOperation, residual) {
+  const kernels::StepScalars scalars{.step = 3};
+  runtime.scalars = runtime.empty({sizeof scalars}, DType::u8);
+  ops::upload(runtime, &scalars, runtime.scalars);
+  for (const double p : {0.0, 0.3}) {
+    SCOPED_TRACE(p);
+    const Tensor x = random({rows, width}), delta = random({rows, width}), bias = random({width});
+    const ops::Dropout dropout = ops::dropout_for(runtime, p, "test", 1000);
+    expect_adjoint(
+        {{"x", x}, {"delta", delta}, {"bias", bias}}, 3,
+        [&] { return ops::residual(runtime, x, delta, bias, dropout); },
+        [&](const Tensor& dy) {
+          const Tensor ddelta = ops::residual_backward(runtime, dy, dropout), dbias = zeros({width});
+          ops::bias_gradient(runtime, ddelta, dbias);
+          return std::vector{dy, ddelta, dbias};
+        });
+  }
+}
+
+// A slice of the vocabulary: some tokens stand elsewhere, and most of the rest several times.
+TEST_F(AdjointOfAnOperation, embedding) {
+  constexpr std::int32_t vocabulary = 150, first_token = 20, tokens = 101;
+  std::vector<std::int32_t> values(rows);
+  for (std::size_t r = 0; r < values.size(); ++r) values[r] = static_cast<std::int32_t>(r * 7919 % vocabulary);
+  const Tensor ids = ops::to_device(runtime, values, DType::i32), table = random({tokens, width});
+  expect_adjoint(
+      {{"table", table}}, 1, [&] { return ops::embedding(runtime, ids, table, first_token); },
+      [&](const Tensor& dy) {
+        const Tensor dtable = zeros({tokens, width});
+        ops::embedding_backward(runtime, ids, dy, dtable, first_token);
+        return std::vector{dtable};
+      });
+}
+
+TEST_F(AdjointOfAnOperation, position) {
+  constexpr std::int64_t length = 43, first_row = 17;
+  const Tensor x = random({rows, width}), table = random({length + 2, width});
+  expect_adjoint(
+      {{"x", x}, {"table", table}}, 1, [&] { return ops::add_position(runtime, x, table, length, first_row, 0); },
+      [&](const Tensor& dy) {
+        const Tensor dtable = zeros({length + 2, width});
+        ops::add_position_backward(runtime, dy, dtable, length, first_row);
+        return std::vector{dy, dtable};
+      });
+}
+
+// The loss of a vocabulary in two slices, reduced here by hand: y is one number. A sum of exponentials, then a sum of
+// rows.
+TEST_F(AdjointOfAnOperation, cross_entropy) {
+  constexpr std::int64_t tokens[2] = {131, 127}, stride = 136;
+  std::vector<std::int32_t> values(rows);
+  for (std::size_t r = 0; r < values.size(); ++r)
+    values[r] = r % 7 == 3 ? -1 : static_cast<std::int32_t>(r * 7919 % (tokens[0] + tokens[1]));
+  const Tensor targets = ops::to_device(runtime, values, DType::i32);
+  const Tensor logits[2] = {random({rows, stride}, 2), random({rows, stride}, 2)};
+  const auto reduce = [](const Tensor& here, const Tensor& there, auto reduction) {
+    double* to = here.data<double>();
+    std::transform(to, to + here.count(), there.data<double>(), to, reduction);
+    return here;
+  };
+  const auto loss = [&](double scale, std::vector<Tensor>* gradients) {
+    const Tensor exps[2] = {copy_of(logits[0]), copy_of(logits[1])};
+    const Tensor max =
+        reduce(ops::cross_entropy_max(runtime, exps[0], tokens[0]), ops::cross_entropy_max(runtime, exps[1], tokens[1]),
+               [](double a, double b) { return std::max(a, b); });
+    const Tensor sums =
+        reduce(ops::cross_entropy_sum(runtime, exps[0], max, targets, tokens[0], 0),
+               ops::cross_entropy_sum(runtime, exps[1], max, targets, tokens[1], tokens[0]), std::plus<>());
+    const Tensor losses[2] = {zeros({1}), zeros({1})};
+    for (const int slice : {0, 1}) {
+      const Tensor dlogits = ops::cross_entropy_gradient(runtime, exps[slice], max, sums, targets, losses[slice],
+                                                         tokens[slice], slice * tokens[0], scale, gradients != nullptr);
+      if (gradients) gradients->push_back(dlogits.slice_columns(0, tokens[slice]));
+    }
+    EXPECT_EQ(*losses[0].data<double>(), *losses[1].data<double>()) << "each slice has the whole loss";
+    return losses[0];
+  };
+  expect_adjoint(
+      {{"logits", logits[0].slice_columns(0, tokens[0])},
+       {"logits of the second slice", logits[1].slice_columns(0, tokens[1])}},
+      tokens[0] + tokens[1] + rows, [&] { return loss(1, nullptr); },
+      [&](const Tensor& dloss) {
+        std::vector<Tensor> gradients;
+        loss(*dloss.data<double>(), &gradients);
+        return gradients;
+      });
+}
+
+}  // namespace
+}  // namespace choir::tests
