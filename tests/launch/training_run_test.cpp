@@ -1,4 +1,5 @@
-// The whole program, end to end: training in several layouts, resume, signals, dead ranks, full disks, broken input.
+// The whole program, end to end: training in several layouts, resume, signals, dead and hung ranks, full disks, broken
+// input.
 //
 // To add a case: a Workshop, one or two calls, and what a user must see.
 #include <gtest/gtest.h>
@@ -10,6 +11,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <thread>
 
 #include "tests/launch/runs.h"
@@ -65,6 +67,17 @@ bool reach(const Workshop& shop, const std::string& run, double step) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
   return false;
+}
+
+/// The process of a rank of the job that mpirun runs in process `child`; 0 where there is none.
+pid_t process_of_rank(pid_t child, int rank) {
+  std::istringstream processes(shell("pgrep -P " + std::to_string(child)).output);
+  for (pid_t process = 0; processes >> process;) {
+    std::ifstream environment("/proc/" + std::to_string(process) + "/environ");
+    for (std::string variable; std::getline(environment, variable, '\0');)
+      if (variable == "OMPI_COMM_WORLD_RANK=" + std::to_string(rank)) return process;
+  }
+  return 0;
 }
 
 std::string read(const std::string& path) {
@@ -197,6 +210,55 @@ TEST(TrainingRun, ADeadRankEndsTheJobInSecondsAndTheCallsOfEachRankRemain) {
   EXPECT_TRUE(contains(calls, "rank 0")) << calls.output;
   EXPECT_TRUE(contains(calls, "rank 1")) << calls.output;
   EXPECT_TRUE(contains(calls, "tensor")) << calls.output;
+  EXPECT_EQ(shop.choir("checkpoint verify " + shop.path("run")).code, 0) << "the last checkpoint is whole";
+}
+
+TEST(TrainingRun, AHungRankEndsTheJobInSecondsAndTheReportNamesIt) {
+  const Workshop shop;
+  const pid_t child =
+      start(shop.train_command(2, "run", "parallel.tensor=2 train.steps=100000 train.timeout=2"), shop.path("log"));
+  ASSERT_TRUE(reach(shop, "run", 40)) << read(shop.path("log"));
+  const pid_t hung = process_of_rank(child, 1);
+  ASSERT_NE(hung, 0) << read(shop.path("log"));
+  // Stopped in a call that both ranks have begun, neither would be behind: go on, and stop it again.
+  bool behind = false;
+  for (int tries = 0; tries < 100 && !behind; ++tries) {
+    kill(hung, SIGCONT);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20 + tries));
+    kill(hung, SIGSTOP);
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the other one comes to where it waits
+    behind = contains(shop.choir("calls " + shop.path("run")), "rank 1 is ");
+  }
+  EXPECT_TRUE(behind);
+
+  const auto begin = std::chrono::steady_clock::now();
+  int status = 0;
+  while (waitpid(child, &status, WNOHANG) == 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    if (std::chrono::steady_clock::now() - begin < std::chrono::seconds(20)) continue;
+    kill(hung, SIGKILL);  // a stopped process would stay behind
+    wait_for(child);
+    FAIL() << "the job did not end\n" << read(shop.path("log"));
+  }
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 1) << "the machine failed";
+  std::string left;
+  for (int tries = 0; tries == 0 || (tries < 100 && !left.empty()); ++tries) {  // mpirun kills, and does not wait
+    std::this_thread::sleep_for(std::chrono::milliseconds(tries == 0 ? 0 : 50));
+    left = shell("pgrep -f 'train[.]folder=" + shop.path("run") + "'").output;
+  }
+  EXPECT_EQ(left, "") << "a process is left";
+
+  const std::string report = read(shop.path("log"));
+  for (const char* words : {"no collective call and no step has begun or ended for 2 s (train.timeout)", "rank 1 is ",
+                            ", rank 0 at ", "rank 0:\n", "bytes, running for ", "rank 1:\n", "ending the job"})
+    EXPECT_NE(report.find(words), std::string::npos) << "no '" << words << "' in\n" << report;
+  const Finished calls = shop.choir("calls " + shop.path("run"));
+  EXPECT_EQ(calls.code, 0);
+  // Not who was behind: mpirun wakes a stopped process before it ends it, which may make a call or two meanwhile.
+  EXPECT_TRUE(contains(calls, "rank 0:\n")) << calls.output;
+  EXPECT_TRUE(contains(calls, "rank 1:\n")) << calls.output;
+  EXPECT_TRUE(contains(calls, "bytes, running for ")) << calls.output;
   EXPECT_EQ(shop.choir("checkpoint verify " + shop.path("run")).code, 0) << "the last checkpoint is whole";
 }
 
