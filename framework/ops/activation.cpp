@@ -6,6 +6,7 @@ namespace choir::ops {
 
 Tensor activation(Runtime& runtime, Activation kind, const Tensor& x) {
   check(x.contiguous(), "activation: x is contiguous");
+  check(x.width() % kernels::inputs_per_output(kind) == 0, "activation: gate and up are of equal width");
   Tensor y = runtime.empty({x.rows(), x.width() / kernels::inputs_per_output(kind)}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {
     const kernels::ActivationForward<T> args{
@@ -18,7 +19,8 @@ Tensor activation(Runtime& runtime, Activation kind, const Tensor& x) {
 }
 
 Tensor activation_backward(Runtime& runtime, Activation kind, const Tensor& dy, const Tensor& x) {
-  check(x.contiguous() && dy.contiguous() && x.count() == dy.count() * kernels::inputs_per_output(kind),
+  check(x.contiguous() && dy.contiguous() && x.rows() == dy.rows() &&
+            x.width() == dy.width() * kernels::inputs_per_output(kind),
         "activation backward: dy [N, F], x [N, F or 2 F]");
   Tensor dx = runtime.empty({x.rows(), x.width()}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {

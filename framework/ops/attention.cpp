@@ -59,9 +59,13 @@ Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor
 void attention_backward(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k,
                         const Tensor& v, const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq,
                         const Tensor& dk, const Tensor& dv) {
-  check(dq.row_stride() == q.row_stride() && dk.row_stride() == k.row_stride() && dv.row_stride() == v.row_stride() &&
-            dout.row_stride() == out.row_stride(),
-        "attention backward: gradients are strided like their tensors");
+  const auto alike = [](const Tensor& a, const Tensor& b) {
+    return a.rows() == b.rows() && a.width() == b.width() && a.row_stride() == b.row_stride();
+  };
+  check(alike(dq, q) && alike(dk, k) && alike(dv, v) && alike(dout, out),
+        "attention backward: gradients are shaped and strided like their tensors");
+  check(out.rows() == q.rows() && out.width() == q.width() && lse.count() == options.heads * q.rows(),
+        "attention backward: out like q, lse [B, H, Tq]");
   const auto shape = shape_of(options, q, k, v, out.row_stride());
   with_type(q.dtype(), [&]<class T>() {
     const Tensor scratch = workspace(runtime, runtime.device.with_kernels<T>([&](auto device) {

@@ -5,6 +5,16 @@
 
 namespace choir::ops {
 
+static void check_logits(const Tensor& logits, std::int64_t num_tokens) {
+  check(logits.dtype() == accumulate_type(logits.dtype()), "cross-entropy: logits are f32 or f64");
+  check(num_tokens <= logits.width(), "cross-entropy: the tokens are columns of the logits");
+}
+
+static void check_rows(const Tensor& logits, const Tensor& max, const Tensor& targets) {
+  check(max.count() == logits.rows() && max.dtype() == logits.dtype(), "cross-entropy: max [N], of the logits' type");
+  check(targets.count() == logits.rows() && targets.dtype() == DType::i32, "cross-entropy: targets [N], i32");
+}
+
 // Logits are f32, or f64 in tests.
 template <class Body>
 static void with_accumulate_type(DType type, Body&& body) {
@@ -12,7 +22,7 @@ static void with_accumulate_type(DType type, Body&& body) {
 }
 
 Tensor cross_entropy_max(Runtime& runtime, const Tensor& logits, std::int64_t num_tokens) {
-  check(logits.dtype() == accumulate_type(logits.dtype()), "cross-entropy: logits are f32 or f64");
+  check_logits(logits, num_tokens);
   Tensor max = runtime.empty({logits.rows()}, logits.dtype());
   with_accumulate_type(logits.dtype(), [&]<class A>() {
     const kernels::CrossEntropyMax<A> args{.logits = logits.data<A>(),
@@ -28,6 +38,8 @@ Tensor cross_entropy_max(Runtime& runtime, const Tensor& logits, std::int64_t nu
 
 Tensor cross_entropy_sum(Runtime& runtime, const Tensor& logits, const Tensor& max, const Tensor& targets,
                          std::int64_t num_tokens, std::int64_t first_token) {
+  check_logits(logits, num_tokens);
+  check_rows(logits, max, targets);
   const std::int64_t rows = logits.rows();
   Tensor result = runtime.empty({2, rows}, logits.dtype());
   with_accumulate_type(logits.dtype(), [&]<class A>() {
@@ -50,6 +62,13 @@ Tensor cross_entropy_sum(Runtime& runtime, const Tensor& logits, const Tensor& m
 Tensor cross_entropy_gradient(Runtime& runtime, const Tensor& exps, const Tensor& max, const Tensor& sum_and_target,
                               const Tensor& targets, const Tensor& loss_sum, std::int64_t num_tokens,
                               std::int64_t first_token, double scale, bool gradient) {
+  check_logits(exps, num_tokens);
+  check_rows(exps, max, targets);
+  check(exps.contiguous() && exps.dtype() == accumulate_type(runtime.compute_type),
+        "cross-entropy: exps are contiguous, and of the run's type");
+  check(sum_and_target.count() == 2 * exps.rows() && sum_and_target.dtype() == exps.dtype(),
+        "cross-entropy: sums and targets' logits [2, N], of the logits' type");
+  check(loss_sum.count() == 1 && loss_sum.dtype() == DType::f64, "cross-entropy: loss_sum is one f64");
   Tensor dlogits;
   if (gradient)
     dlogits =

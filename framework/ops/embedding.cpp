@@ -24,7 +24,8 @@ Tensor embedding(Runtime& runtime, const Tensor& ids, const Tensor& table, std::
 
 void embedding_backward(Runtime& runtime, const Tensor& ids, const Tensor& dy, const Tensor& dtable,
                         std::int64_t first_token) {
-  check(dy.contiguous() && dtable.contiguous() && dy.rows() == ids.count() && dy.width() == dtable.width(),
+  check(ids.dtype() == DType::i32 && dy.contiguous() && dtable.contiguous() && dy.rows() == ids.count() &&
+            dy.width() == dtable.width(),
         "embedding backward: ids [N], dy [N, D], dtable [V, D]");
   with_type(dy.dtype(), [&]<class T>() {
     const kernels::EmbeddingBackward<T> args{.ids = ids.data<std::int32_t>(),
@@ -63,6 +64,7 @@ Tensor add_position(Runtime& runtime, const Tensor& x, const Tensor& table, std:
 void add_position_backward(Runtime& runtime, const Tensor& dy, const Tensor& dtable, std::int64_t length,
                            std::int64_t first_row) {
   check(dy.contiguous() && dtable.contiguous() && dy.width() == dtable.width(), "position backward: dy [N, D]");
+  check(length <= dtable.rows(), "position backward: within the table");
   with_type(dy.dtype(), [&]<class T>() {
     const kernels::PositionBackward<T> args{.dy = dy.data<T>(),
                                             .dtable = dtable.data<Accumulate<T>>(),

@@ -30,6 +30,7 @@ void product_of(Runtime& runtime, const char* name, const Tensor& a, const Tenso
   check((form.transpose_a ? a.width() : a.rows()) == args.m, "rows of a and c");
   check((form.transpose_b ? b.rows() : b.width()) == args.n, "columns of b and c");
   check((form.transpose_b ? b.width() : b.rows()) == args.k, "the dim summed over, of a and b");
+  check(!bias || bias.count() == args.n, "columns of c and elements of the bias");
   const Tensor scratch = workspace(runtime, runtime.device.with_kernels<In>([&](auto device) {
     return kernels::matmul_workspace_bytes(device, args);
   }));

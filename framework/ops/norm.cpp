@@ -8,6 +8,7 @@ namespace choir::ops {
 Tensor norm(Runtime& runtime, const Tensor& x, const Tensor& weight, const Tensor& bias, bool rms, double epsilon,
             NormStatistics& statistics) {
   check(x.contiguous() && weight.count() == x.width(), "norm: x [N, D], weight [D]");
+  check(!bias || bias.count() == x.width(), "norm: bias [D]");
   Tensor y = runtime.empty({x.rows(), x.width()}, x.dtype());
   const DType type = accumulate_type(x.dtype());
   statistics = {.mean = rms ? Tensor{} : runtime.empty({x.rows()}, type), .rstd = runtime.empty({x.rows()}, type)};
@@ -32,6 +33,10 @@ Tensor norm_backward(Runtime& runtime, const Tensor& dy, const Tensor& x, const 
                      const NormStatistics& statistics, const Tensor& residual, const Tensor& dweight,
                      const Tensor& dbias) {
   check(dy.contiguous() && x.contiguous() && dy.count() == x.count(), "norm backward: dy and x [N, D]");
+  check(weight.count() == x.width() && dweight.count() == x.width() && (!dbias || dbias.count() == x.width()),
+        "norm backward: weight, dweight and dbias [D]");
+  check(statistics.rstd.count() == x.rows() && (!statistics.mean || statistics.mean.count() == x.rows()),
+        "norm backward: statistics [N]");
   check(!residual || (residual.contiguous() && residual.count() == x.count()), "norm backward: residual [N, D]");
   Tensor dx = runtime.empty({x.rows(), x.width()}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {

@@ -33,7 +33,8 @@ void adamw(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const
 
 void sgd(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const Tensor& momentum_buffer,
          const Tensor& value, const Tensor& segments, float momentum) {
-  check(weight.count() == gradient.count() && (!momentum_buffer || momentum_buffer.count() == weight.count()),
+  check(weight.count() == gradient.count() && (!momentum_buffer || momentum_buffer.count() == weight.count()) &&
+            (!value || value.count() == weight.count()),
         "sgd: weight, gradient and momentum [n]");
   const kernels::Sgd args{.weight = weight.data<float>(),
                           .gradient = gradient.data<float>(),
