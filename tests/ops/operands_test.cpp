@@ -1,0 +1,273 @@
+// Operands that do not fit together are refused with the rule that they break, before anything is computed.
+//
+// To add a case: one call and the words of the rule.
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "framework/ops/activation.h"
+#include "framework/ops/attention.h"
+#include "framework/ops/cross_entropy.h"
+#include "framework/ops/dispatch.h"
+#include "framework/ops/elementwise.h"
+#include "framework/ops/embedding.h"
+#include "framework/ops/linear.h"
+#include "framework/ops/norm.h"
+#include "framework/ops/optimizer.h"
+#include "framework/ops/residual.h"
+
+namespace choir::tests {
+namespace {
+
+class Operands : public ::testing::Test {
+ protected:
+  Tensor tensor(const Shape& shape, DType type = DType::f32) { return runtime.empty(shape, type); }
+  /// [rows, width], its rows further apart than its width.
+  Tensor strided(std::int64_t rows, std::int64_t width) { return tensor({rows, width + 1}).slice_columns(0, width); }
+
+  void expect_refused(const std::string& rule, const std::function<void()>& call) {
+    SCOPED_TRACE(rule);
+    try {
+      call();
+      ADD_FAILURE() << "taken";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(rule), std::string::npos) << error.what();
+    }
+  }
+
+  Device device{1};
+  Runtime runtime{.device = device};
+};
+
+TEST_F(Operands, of_elementwise_operations) {
+  expect_refused("fill: x is contiguous", [&] { ops::fill(runtime, strided(2, 3), 0); });
+  expect_refused("no kernels for elements of type i32", [&] { ops::fill(runtime, tensor({4}, DType::i32), 0); });
+  expect_refused("no kernels for elements of type u8", [&] { ops::fill(runtime, tensor({4}, DType::u8), 0); });
+  expect_refused("copy: equal shapes", [&] { ops::copy(runtime, tensor({2, 3}), tensor({2, 4})); });
+  expect_refused("copy: equal shapes", [&] { ops::copy(runtime, tensor({2, 3}), tensor({3, 3})); });
+  expect_refused("copy: equal shapes", [&] { ops::copy(runtime, tensor({2, 3}), tensor({2, 3}, DType::bf16)); });
+  float host[6] = {};
+  expect_refused("upload: the target is contiguous", [&] { ops::upload(runtime, host, strided(2, 3)); });
+  expect_refused("download: the source is contiguous", [&] { ops::download(runtime, strided(2, 3), host); });
+}
+
+TEST_F(Operands, of_a_linear_layer) {
+  const Tensor x = tensor({5, 3}), weight = tensor({4, 3}), dy = tensor({5, 4});
+  const auto linear = [&](const Tensor& a, const Tensor& b, DType type) {
+    ops::linear(runtime, "test", a, b, {}, type);
+  };
+  expect_refused("the dim summed over, of a and b", [&] { linear(tensor({5, 2}), weight, DType::f32); });
+  expect_refused("element types of the factors", [&] { linear(x, tensor({4, 3}, DType::bf16), DType::f32); });
+  expect_refused("element types of a matrix product", [&] { linear(x, weight, DType::bf16); });
+  expect_refused("rows of a and c", [&] { ops::linear_input_gradient(runtime, "test", dy, weight, tensor({6, 3})); });
+  expect_refused("columns of b and c", [&] {
+    ops::linear_input_gradient(runtime, "test", dy, weight, tensor({5, 2}));
+  });
+  expect_refused("the dim summed over, of a and b", [&] {
+    ops::linear_input_gradient(runtime, "test", tensor({5, 3}), weight);
+  });
+  expect_refused("rows of a and c", [&] { ops::linear_weight_gradient(runtime, "test", dy, x, tensor({5, 3})); });
+  expect_refused("columns of b and c", [&] { ops::linear_weight_gradient(runtime, "test", dy, x, tensor({4, 4})); });
+  expect_refused("the dim summed over, of a and b", [&] {
+    ops::linear_weight_gradient(runtime, "test", dy, tensor({6, 3}), weight);
+  });
+  expect_refused("columns of c and elements of the bias",
+                 [&] { ops::linear(runtime, "test", x, weight, tensor({3}), DType::f32); });
+  expect_refused("columns of dy and elements of the bias", [&] { ops::bias_gradient(runtime, dy, tensor({3})); });
+}
+
+TEST_F(Operands, of_a_norm) {
+  const Tensor x = tensor({5, 3}), weight = tensor({3});
+  ops::NormStatistics statistics;
+  expect_refused("norm: x [N, D], weight [D]",
+                 [&] { ops::norm(runtime, strided(5, 3), weight, {}, true, 1e-5, statistics); });
+  expect_refused("norm: x [N, D], weight [D]", [&] { ops::norm(runtime, x, tensor({4}), {}, true, 1e-5, statistics); });
+  expect_refused("norm: bias [D]", [&] { ops::norm(runtime, x, weight, tensor({2}), false, 1e-5, statistics); });
+  ops::fill(runtime, x, 1);
+  ops::fill(runtime, weight, 1);
+  ops::norm(runtime, x, weight, {}, true, 1e-5, statistics);
+  const auto parameters = [&](const Tensor& scale, const Tensor& dweight, const Tensor& dbias) {
+    ops::norm_backward(runtime, x, x, scale, statistics, {}, dweight, dbias);
+  };
+  const std::string of_parameters = "norm backward: weight, dweight and dbias [D]";
+  expect_refused(of_parameters, [&] { parameters(tensor({2}), weight, {}); });
+  expect_refused(of_parameters, [&] { parameters(weight, tensor({2}), {}); });
+  expect_refused(of_parameters, [&] { parameters(weight, weight, tensor({2})); });
+  for (const ops::NormStatistics& other :
+       {ops::NormStatistics{{}, tensor({4})}, ops::NormStatistics{tensor({4}), tensor({5})}})
+    expect_refused("norm backward: statistics [N]",
+                   [&] { ops::norm_backward(runtime, x, x, weight, other, {}, weight, {}); });
+  const auto backward = [&](const Tensor& dy, const Tensor& at, const Tensor& residual) {
+    ops::norm_backward(runtime, dy, at, weight, statistics, residual, tensor({3}), {});
+  };
+  expect_refused("norm backward: dy and x [N, D]", [&] { backward(tensor({4, 3}), x, {}); });
+  expect_refused("norm backward: dy and x [N, D]", [&] { backward(strided(5, 3), x, {}); });
+  expect_refused("norm backward: dy and x [N, D]", [&] { backward(x, strided(5, 3), {}); });
+  expect_refused("norm backward: residual [N, D]", [&] { backward(x, x, tensor({5, 4})); });
+  expect_refused("norm backward: residual [N, D]", [&] { backward(x, x, strided(5, 3)); });
+}
+
+TEST_F(Operands, of_an_activation) {
+  using enum ops::Activation;
+  expect_refused("activation: x is contiguous", [&] { ops::activation(runtime, gelu, strided(5, 4)); });
+  expect_refused("activation: gate and up are of equal width", [&] {
+    ops::activation(runtime, silu_gated, tensor({5, 5}));
+  });
+  const std::string rule = "activation backward: dy [N, F], x [N, F or 2 F]";
+  const Tensor x = tensor({5, 4});
+  expect_refused(rule, [&] { ops::activation_backward(runtime, gelu, tensor({5, 2}), x); });
+  expect_refused(rule, [&] { ops::activation_backward(runtime, silu_gated, tensor({5, 4}), x); });
+  expect_refused(rule, [&] { ops::activation_backward(runtime, gelu, tensor({4, 5}), x); });
+  expect_refused(rule, [&] { ops::activation_backward(runtime, gelu, strided(5, 4), x); });
+  expect_refused(rule, [&] { ops::activation_backward(runtime, gelu, x, strided(5, 4)); });
+}
+
+TEST_F(Operands, of_attention) {
+  const ops::AttentionOptions options{.batch = 2, .heads = 4, .kv_heads = 2, .head_width = 8, .group_size = 2};
+  const Tensor q = tensor({10, 32}), k = tensor({6, 16}), v = tensor({6, 16});
+  Tensor lse;
+  const auto forward = [&](const ops::AttentionOptions& o, const Tensor& a, const Tensor& b, const Tensor& c) {
+    ops::attention(runtime, o, a, b, c, lse);
+  };
+  const std::string columns = "attention: columns are heads times head width";
+  expect_refused(columns, [&] { forward(options, tensor({10, 24}), k, v); });
+  expect_refused(columns, [&] { forward(options, q, tensor({6, 32}), v); });
+  expect_refused(columns, [&] { forward(options, q, k, tensor({6, 8})); });
+  const std::string rows = "attention: rows are batch times tokens";
+  expect_refused(rows, [&] { forward(options, tensor({9, 32}), k, v); });
+  expect_refused(rows, [&] { forward(options, q, tensor({7, 16}), tensor({7, 16})); });
+  expect_refused(rows, [&] { forward(options, q, k, tensor({8, 16})); });
+  ops::AttentionOptions late = options;
+  late.group_offset = 1;  // heads 0 to 3 would read key/value heads 0, 1, 1, 2
+  expect_refused("attention: every query head has its key/value head", [&] { forward(late, q, k, v); });
+
+  lse = tensor({2, 4, 5});
+  const std::string strides = "attention backward: gradients are shaped and strided like their tensors";
+  const auto backward = [&](const Tensor& dout, const Tensor& dq, const Tensor& dk, const Tensor& dv) {
+    ops::attention_backward(runtime, options, q, k, v, q, lse, dout, dq, dk, dv);
+  };
+  expect_refused(strides, [&] { backward(tensor({8, 32}), q, k, v); });
+  expect_refused(strides, [&] { backward(q, tensor({8, 32}), k, v); });
+  expect_refused(strides, [&] { backward(q, q, tensor({7, 16}), v); });
+  expect_refused(strides, [&] { backward(q, q, k, tensor({7, 16})); });
+  expect_refused(strides, [&] { backward(strided(10, 32), q, k, v); });
+  expect_refused(strides, [&] { backward(q, strided(10, 32), k, v); });
+  expect_refused(strides, [&] { backward(q, q, strided(6, 16), v); });
+  expect_refused(strides, [&] { backward(q, q, k, strided(6, 16)); });
+  const auto saved = [&](const Tensor& out, const Tensor& log_sums) {
+    ops::attention_backward(runtime, options, q, k, v, out, log_sums, out, q, k, v);
+  };
+  expect_refused("attention backward: out like q, lse [B, H, Tq]", [&] { saved(tensor({10, 16}), lse); });
+  expect_refused("attention backward: out like q, lse [B, H, Tq]", [&] { saved(tensor({8, 32}), lse); });
+  expect_refused("attention backward: out like q, lse [B, H, Tq]", [&] { saved(q, tensor({2, 4, 4})); });
+}
+
+TEST_F(Operands, of_rotary_positions) {
+  const Tensor table = tensor({6, 8});
+  const std::string shapes = "rotary: x [N, heads * E], table [positions, E]";
+  expect_refused(shapes, [&] { ops::rotary(runtime, tensor({5, 16}), table, 4, 5, 0, false); });
+  expect_refused(shapes, [&] { ops::rotary(runtime, tensor({5, 12}), table, 8, 5, 0, false); });
+  const std::string positions = "rotary: positions within the table";
+  expect_refused(positions, [&] { ops::rotary(runtime, tensor({7, 16}), table, 8, 7, 0, false); });
+  expect_refused(positions, [&] { ops::rotary(runtime, tensor({5, 16}), table, 8, 5, 2, false); });
+}
+
+TEST_F(Operands, of_embeddings) {
+  const Tensor ids = tensor({5}, DType::i32), table = tensor({7, 3}), dy = tensor({5, 3});
+  const std::string forward = "embedding: ids are i32, the table is contiguous";
+  expect_refused(forward, [&] { ops::embedding(runtime, tensor({5}), table, 0); });
+  expect_refused(forward, [&] { ops::embedding(runtime, ids, strided(7, 3), 0); });
+  const std::string backward = "embedding backward: ids [N], dy [N, D], dtable [V, D]";
+  expect_refused(backward, [&] { ops::embedding_backward(runtime, ids, tensor({4, 3}), table, 0); });
+  expect_refused(backward, [&] { ops::embedding_backward(runtime, ids, tensor({5, 4}), table, 0); });
+  expect_refused(backward, [&] { ops::embedding_backward(runtime, tensor({5}), dy, table, 0); });
+  expect_refused(backward, [&] { ops::embedding_backward(runtime, ids, strided(5, 3), table, 0); });
+  expect_refused(backward, [&] { ops::embedding_backward(runtime, ids, dy, strided(7, 3), 0); });
+}
+
+TEST_F(Operands, of_positions) {
+  const Tensor table = tensor({7, 3}), x = tensor({10, 3});
+  const std::string shapes = "positions: x [N, D], table [positions, D]";
+  expect_refused(shapes, [&] { ops::add_position(runtime, tensor({10, 4}), table, 5, 0, 0); });
+  expect_refused(shapes, [&] { ops::add_position(runtime, strided(10, 3), table, 5, 0, 0); });
+  expect_refused(shapes, [&] { ops::add_position(runtime, x, strided(7, 3), 5, 0, 0); });
+  expect_refused("positions: within the table", [&] { ops::add_position(runtime, x, table, 8, 0, 0); });
+  expect_refused("positions: within the table", [&] { ops::add_position(runtime, x, table, 5, 0, 3); });
+  const std::string backward = "position backward: dy [N, D]";
+  expect_refused(backward, [&] { ops::add_position_backward(runtime, tensor({10, 4}), table, 5, 0); });
+  expect_refused(backward, [&] { ops::add_position_backward(runtime, strided(10, 3), table, 5, 0); });
+  expect_refused(backward, [&] { ops::add_position_backward(runtime, x, strided(7, 3), 5, 0); });
+  expect_refused("position backward: within the table", [&] { ops::add_position_backward(runtime, x, table, 8, 0); });
+}
+
+TEST_F(Operands, of_residual_branches) {
+  const Tensor x = tensor({5, 3});
+  const ops::Dropout dropout{.p = 0.1};
+  const std::string shapes = "residual: x and delta [N, D]";
+  expect_refused(shapes, [&] { ops::residual(runtime, tensor({5, 4}), x, {}, {}); });
+  expect_refused(shapes, [&] { ops::residual(runtime, strided(5, 3), x, {}, {}); });
+  expect_refused(shapes, [&] { ops::residual(runtime, {}, strided(5, 3), {}, {}); });
+  expect_refused("residual: bias [D]", [&] { ops::residual(runtime, x, x, tensor({5}), {}); });
+  expect_refused("residual backward: dy is contiguous",
+                 [&] { ops::residual_backward(runtime, strided(5, 3), dropout); });
+}
+
+TEST_F(Operands, of_cross_entropy) {
+  const std::string types = "cross-entropy: logits are f32 or f64";
+  expect_refused(types, [&] { ops::cross_entropy_max(runtime, tensor({5, 8}, DType::bf16), 8); });
+  expect_refused(types, [&] { ops::cross_entropy_max(runtime, tensor({5, 8}, DType::i32), 8); });
+  const std::string columns = "cross-entropy: the tokens are columns of the logits";
+  expect_refused(columns, [&] { ops::cross_entropy_max(runtime, tensor({5, 8}), 9); });
+
+  const Tensor logits = tensor({5, 8}), max = tensor({5}), targets = tensor({5}, DType::i32);
+  const auto sum = [&](const Tensor& x, const Tensor& m, const Tensor& t, std::int64_t num_tokens) {
+    ops::cross_entropy_sum(runtime, x, m, t, num_tokens, 0);
+  };
+  const std::string of_max = "cross-entropy: max [N], of the logits' type";
+  const std::string of_targets = "cross-entropy: targets [N], i32";
+  expect_refused(types, [&] { sum(tensor({5, 8}, DType::bf16), max, targets, 8); });
+  expect_refused(columns, [&] { sum(logits, max, targets, 9); });
+  expect_refused(of_max, [&] { sum(logits, tensor({4}), targets, 8); });
+  expect_refused(of_max, [&] { sum(logits, tensor({5}, DType::f64), targets, 8); });
+  expect_refused(of_targets, [&] { sum(logits, max, tensor({4}, DType::i32), 8); });
+  expect_refused(of_targets, [&] { sum(logits, max, tensor({5}), 8); });
+
+  const Tensor sums = tensor({2, 5}), loss_sum = tensor({1}, DType::f64);
+  const auto gradient = [&](const Tensor& x, const Tensor& m, const Tensor& s, const Tensor& t, const Tensor& loss,
+                            std::int64_t num_tokens) {
+    ops::cross_entropy_gradient(runtime, x, m, s, t, loss, num_tokens, 0, 1, true);
+  };
+  expect_refused(columns, [&] { gradient(logits, max, sums, targets, loss_sum, 9); });
+  expect_refused(of_max, [&] { gradient(logits, tensor({6}), sums, targets, loss_sum, 8); });
+  expect_refused(of_targets, [&] { gradient(logits, max, sums, tensor({6}, DType::i32), loss_sum, 8); });
+  const std::string of_exps = "cross-entropy: exps are contiguous, and of the run's type";
+  expect_refused(of_exps, [&] { gradient(strided(5, 8), max, sums, targets, loss_sum, 8); });
+  expect_refused(of_exps, [&] {
+    gradient(tensor({5, 8}, DType::f64), tensor({5}, DType::f64), sums, targets, loss_sum, 8);
+  });
+  const std::string of_sums = "cross-entropy: sums and targets' logits [2, N], of the logits' type";
+  expect_refused(of_sums, [&] { gradient(logits, max, tensor({2, 4}), targets, loss_sum, 8); });
+  expect_refused(of_sums, [&] { gradient(logits, max, tensor({2, 5}, DType::f64), targets, loss_sum, 8); });
+  const std::string of_loss = "cross-entropy: loss_sum is one f64";
+  expect_refused(of_loss, [&] { gradient(logits, max, sums, targets, tensor({1}), 8); });
+  expect_refused(of_loss, [&] { gradient(logits, max, sums, targets, tensor({2}, DType::f64), 8); });
+}
+
+TEST_F(Operands, of_optimizers) {
+  const Tensor w = tensor({6}), other = tensor({5}), segments = tensor({0}, DType::u8);
+  const auto adamw = [&](const Tensor& g, const Tensor& m, const Tensor& v, const Tensor& value) {
+    ops::adamw(runtime, w, g, m, v, value, segments, 0.9f, 0.99f, 1e-8f);
+  };
+  const std::string adamw_rule = "adamw: weight, gradient and moments [n]";
+  expect_refused(adamw_rule, [&] { adamw(other, w, w, {}); });
+  expect_refused(adamw_rule, [&] { adamw(w, other, w, {}); });
+  expect_refused(adamw_rule, [&] { adamw(w, w, other, {}); });
+  expect_refused(adamw_rule, [&] { adamw(w, w, w, tensor({5}, DType::bf16)); });
+  const std::string sgd_rule = "sgd: weight, gradient and momentum [n]";
+  expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, other, {}, {}, segments, 0); });
+  expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, w, other, {}, segments, 0.9f); });
+  expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, w, {}, tensor({5}, DType::bf16), segments, 0); });
+}
+
+}  // namespace
+}  // namespace choir::tests
