@@ -63,7 +63,7 @@ const Tensor& PendingTensor::wait(Runtime& runtime) const {
 
 PendingTensor enter_backward(const Tensor& dx, Context& context, const char* label) {
   Device& device = context.runtime.device;
-  const Tensor partial = pad_rows(dx, context);  // before `ready`: the sum reads it,
+  const Tensor partial = pad_rows(dx, context);                                 // before `ready`: the sum reads it,
   PendingTensor pending{.tensor = place_of_sum(partial, context), .done = {}};  // and writes this
   Event ready;
   ready.record(device.compute());

@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -82,6 +83,22 @@ std::vector<double> Workshop::metric(const std::string& run, const std::string& 
     if (entry.contains(key)) values.push_back(entry[key].get<double>());
   }
   return values;
+}
+
+void expect_near(const std::vector<double>& a, const std::vector<double>& b, double tolerance) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], tolerance * std::abs(a[i])) << "entry " << i;
+}
+
+bool contains(const Finished& finished, const std::string& text) {
+  return finished.output.find(text) != std::string::npos;
+}
+
+std::size_t count(const Finished& finished, const std::string& text) {
+  std::size_t n = 0;
+  for (std::size_t at = finished.output.find(text); at != std::string::npos; at = finished.output.find(text, at + 1))
+    ++n;
+  return n;
 }
 
 }  // namespace choir::tests

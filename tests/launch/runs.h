@@ -41,4 +41,12 @@ class Workshop {
 
 Finished shell(const std::string& command);
 
+/// Whether, and how often, `text` stands in what was printed.
+bool contains(const Finished& finished, const std::string& text);
+std::size_t count(const Finished& finished, const std::string& text);
+
+/// Of losses over 20 steps, between layouts and devices: the promise of the design.
+inline constexpr double relative = 1e-5;
+void expect_near(const std::vector<double>& a, const std::vector<double>& b, double tolerance);
+
 }  // namespace choir::tests

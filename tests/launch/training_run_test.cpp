@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -20,24 +19,6 @@ namespace choir::tests {
 namespace {
 
 using ::testing::ExitedWithCode;
-constexpr double relative = 1e-5;  // of losses over 20 steps, between layouts: the promise of the design
-
-void expect_near(const std::vector<double>& a, const std::vector<double>& b, double tolerance) {
-  ASSERT_EQ(a.size(), b.size());
-  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], tolerance * std::abs(a[i])) << "entry " << i;
-}
-
-bool contains(const Finished& finished, const std::string& text) {
-  return finished.output.find(text) != std::string::npos;
-}
-
-std::size_t count(const Finished& finished, const std::string& text) {
-  std::size_t n = 0;
-  for (std::size_t at = finished.output.find(text); at != std::string::npos; at = finished.output.find(text, at + 1))
-    ++n;
-  return n;
-}
-
 /// Starts a shell command as a process group of its own.
 pid_t start(const std::string& command, const std::string& log) {
   const pid_t child = fork();

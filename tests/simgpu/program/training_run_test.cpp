@@ -2,7 +2,6 @@
 // what it says where memory runs out. The CPU's results are the expected ones, within the bounds of tests/launch.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 
@@ -10,24 +9,6 @@
 
 namespace choir::tests {
 namespace {
-
-constexpr double relative = 1e-5;  // of losses over 20 steps, between layouts: the promise of the design
-
-void expect_near(const std::vector<double>& a, const std::vector<double>& b, double tolerance) {
-  ASSERT_EQ(a.size(), b.size());
-  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], tolerance * std::abs(a[i])) << "entry " << i;
-}
-
-bool contains(const Finished& finished, const std::string& text) {
-  return finished.output.find(text) != std::string::npos;
-}
-
-std::size_t count(const Finished& finished, const std::string& text) {
-  std::size_t n = 0;
-  for (std::size_t at = finished.output.find(text); at != std::string::npos; at = finished.output.find(text, at + 1))
-    ++n;
-  return n;
-}
 
 TEST(GpuRun, AnyLayoutGivesTheLossesOfTheCpu) {
   const Workshop shop;
