@@ -1,11 +1,12 @@
-// Matrix products: the three products of a linear layer, and nothing else.
+// Matrix products: the three products of a linear layer, and what one pass can do beside them.
 //
 //   forward          y [N, out]   = x [N, in] w^T + bias        a = x,  b = w, transpose_b
 //   input gradient   dx [N, in]   = dy [N, out] w               a = dy, b = w
 //   weight gradient  dw [out, in] += dy^T x                     a = dy, transpose_a, b = x, accumulate
 //
 // CPU: oneDNN, its primitives cached by shape in MatmulPlans; f64 (tests only) is a plain loop.
-// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32.
+// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32. Epilogues are cuBLASLt's alone:
+// matmul_fuses() says where, and the CPU runs the kernels of activation.h and reduce.h instead.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,18 @@
 
 namespace choir::kernels {
 
-/// c [m, n] = op(a) [m, k] op(b) [k, n] + bias [n] (+ c where `accumulate`). Row-major; sums in Accumulate<In>.
+/// What a product does with its sums before it stores them. gelu is Activation::gelu, the tanh form.
+///
+///   none           c = sum
+///   gelu           before = sum, c = gelu(sum)                                 of the sum before it is rounded to Out
+///   gelu_gradient  c = sum gelu'(before)                                       without bias
+///   bias_gradient  c = sum, bias_gradient [m] += sum over k of op(a) [m, k]    without bias; c is f32
+///
+/// In a weight gradient, where a is dy transposed, that last sum is over the rows of dy: the gradient of the bias.
+enum class Epilogue : std::uint8_t { none, gelu, gelu_gradient, bias_gradient };
+
+/// c [m, n] = epilogue(op(a) [m, k] op(b) [k, n] + bias [n] (+ c where `accumulate`)). Row-major; sums in
+/// Accumulate<In>.
 ///
 /// (In, Out) is (f32, f32), (bf16, bf16), (bf16, f32) or (f64, f64).
 template <class In, class Out>
@@ -23,12 +35,16 @@ struct Matmul {
   const In* a;                           ///< [m, k], or [k, m] where transpose_a
   const In* b;                           ///< [k, n], or [n, k] where transpose_b
   Out* c;                                ///< [m, n]
-  const Accumulate<In>* bias = nullptr;  ///< [n], or null
+  const Accumulate<In>* bias = nullptr;  ///< [n] at a multiple of 16 bytes, or null
   std::int64_t m, n, k;
   std::int64_t a_stride, b_stride, c_stride;  ///< elements from one stored row to the next
   bool transpose_a = false, transpose_b = false;
-  bool accumulate = false;    ///< add to c instead of overwriting it
-  void* workspace = nullptr;  ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
+  bool accumulate = false;  ///< add to c instead of overwriting it; not with gelu and gelu_gradient
+  Epilogue epilogue = Epilogue::none;
+  Out* before = nullptr;  ///< [m, n], rows before_stride apart: gelu writes it, gelu_gradient reads it
+  std::int64_t before_stride = 0;
+  Accumulate<In>* bias_gradient = nullptr;  ///< [m]
+  void* workspace = nullptr;                ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
 };
 
 /// The workspace in bytes; pointers in `args` are not read, so that it can be asked without memory (device `count`).
@@ -36,6 +52,14 @@ template <class In, class Out>
 std::int64_t matmul_workspace_bytes(Cpu, const Matmul<In, Out>& args);
 template <class In, class Out>
 std::int64_t matmul_workspace_bytes(Cuda, const Matmul<In, Out>& args);
+
+/// True where matmul() computes the epilogue of `args`; elsewhere it refuses, and the caller runs the product without
+/// one and then a kernel. Pointers in `args` are not read; where there is an epilogue, matmul() needs a, b, c and
+/// before at multiples of 16 bytes.
+template <class In, class Out>
+bool matmul_fuses(Cpu, const Matmul<In, Out>& args);
+template <class In, class Out>
+bool matmul_fuses(Cuda, const Matmul<In, Out>& args);
 
 template <class In, class Out>
 void matmul(Cpu, const Matmul<In, Out>& args);

@@ -306,7 +306,13 @@ std::int64_t matmul_workspace_bytes(Cpu device, const Matmul<In, Out>& args) {
 }
 
 template <class In, class Out>
+bool matmul_fuses(Cpu, const Matmul<In, Out>& args) {
+  return args.epilogue == Epilogue::none;
+}
+
+template <class In, class Out>
 void matmul(Cpu device, const Matmul<In, Out>& args) {
+  if (!matmul_fuses(device, args)) throw std::runtime_error("matmul: the product on the CPU takes no epilogue");
   if (args.m == 0 || args.n == 0) return;
   if (std::is_same_v<In, double> || args.k == 0)
     return cpu::plain_product(device, args);  // no products: bias and c only
@@ -320,6 +326,10 @@ template std::int64_t matmul_workspace_bytes(Cpu, const Matmul<float, float>&);
 template std::int64_t matmul_workspace_bytes(Cpu, const Matmul<bf16, bf16>&);
 template std::int64_t matmul_workspace_bytes(Cpu, const Matmul<bf16, float>&);
 template std::int64_t matmul_workspace_bytes(Cpu, const Matmul<double, double>&);
+template bool matmul_fuses(Cpu, const Matmul<float, float>&);
+template bool matmul_fuses(Cpu, const Matmul<bf16, bf16>&);
+template bool matmul_fuses(Cpu, const Matmul<bf16, float>&);
+template bool matmul_fuses(Cpu, const Matmul<double, double>&);
 template void matmul(Cpu, const Matmul<float, float>&);
 template void matmul(Cpu, const Matmul<bf16, bf16>&);
 template void matmul(Cpu, const Matmul<bf16, float>&);

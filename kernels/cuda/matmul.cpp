@@ -4,14 +4,17 @@
 // bytes, so c = op(a) op(b) is computed as c^T = op(b)^T op(a)^T: the operands change places, nothing is copied, and
 // the bias is one value for each row of c^T, which is how cuBLASLt adds it.
 //
-// A plan is the answer of cuBLASLt's heuristics for one shape and alignment. Its algorithms add in a fixed order: the
-// same plan gives the same bits.
+// A plan is the answer of cuBLASLt's heuristics for one shape and alignment, a refusal included. Its algorithms add in
+// a fixed order: the same plan gives the same bits.
+//
+// Epilogues, in cuBLASLt's words: GELU_AUX(_BIAS), DGELU and BGRADB, since a is cuBLASLt's B. BGRADB beside the weight
+// gradient gives the bias gradient in the type of that product's D, f32. DGELU_BGRAD would give it earlier, beside the
+// input gradient, but in bf16 where D is bf16: gradients are f32 in Choir.
 #include "kernels/matmul.h"
 
 #include <cublasLt.h>
 
 #include <algorithm>
-#include <mutex>
 #include <string>
 #include <type_traits>
 #include <unordered_map>
@@ -26,11 +29,16 @@ namespace {
 /// Bytes that cuBLASLt may use beside the operands: what NVIDIA advises for Hopper and newer.
 constexpr std::int64_t product_workspace_bytes = 32 << 20;
 
+/// Where a product has an epilogue its operands lie at multiples of so many bytes: what the documentation asks of AUX,
+/// and enough for the widest access. So one plan answers matmul_fuses(), which knows no addresses, and matmul().
+constexpr std::uint32_t epilogue_alignment = 16;
+
 /// All that a plan depends on.
 struct MatmulShape {
-  std::int64_t m, n, k, a_stride, b_stride, c_stride;
+  std::int64_t m, n, k, a_stride, b_stride, c_stride, before_stride;
   std::uint32_t a_alignment, b_alignment, c_alignment;
   bool bf16_in, bf16_out, transpose_a, transpose_b, bias, accumulate;
+  Epilogue epilogue;
 
   bool operator==(const MatmulShape&) const = default;
 };
@@ -38,14 +46,20 @@ struct MatmulShape {
 struct MatmulShapeHash {
   std::size_t operator()(const MatmulShape& s) const {
     std::uint64_t hash = s.bf16_in | s.bf16_out << 1 | s.transpose_a << 2 | s.transpose_b << 3 | s.bias << 4 |
-                         s.accumulate << 5 | s.a_alignment << 6 | s.b_alignment << 12 | s.c_alignment << 18;
-    for (const std::int64_t size : {s.m, s.n, s.k, s.a_stride, s.b_stride, s.c_stride}) {
+                         s.accumulate << 5 | s.a_alignment << 6 | s.b_alignment << 12 | s.c_alignment << 18 |
+                         static_cast<std::uint64_t>(s.epilogue) << 32;
+    for (const std::int64_t size : {s.m, s.n, s.k, s.a_stride, s.b_stride, s.c_stride, s.before_stride}) {
       hash = (hash ^ static_cast<std::uint64_t>(size)) * 0x9e3779b97f4a7c15u;
       hash ^= hash >> 32;
     }
     return hash;
   }
 };
+
+const char* text_of(Epilogue epilogue) {
+  constexpr const char* texts[] = {"", ", gelu", ", gradient of gelu", ", gradient of the bias"};
+  return texts[static_cast<int>(epilogue)];
+}
 
 std::string text_of(const MatmulShape& s) {
   const auto operand = [](const char* name, std::int64_t rows, std::int64_t columns, std::int64_t stride,
@@ -56,7 +70,8 @@ std::string text_of(const MatmulShape& s) {
   return operand(s.transpose_a ? "transposed a" : "a", s.m, s.k, s.a_stride, s.bf16_in) + ", " +
          operand(s.transpose_b ? "transposed b" : "b", s.k, s.n, s.b_stride, s.bf16_in) + ", " +
          operand("c", s.m, s.n, s.c_stride, s.bf16_out) + (s.bias ? ", bias" : "") +
-         (s.accumulate ? ", accumulate" : "");
+         (s.accumulate ? ", accumulate" : "") + text_of(s.epilogue) +
+         (s.before_stride > 0 ? ", before stride " + std::to_string(s.before_stride) : "");
 }
 
 void check_library(cublasStatus_t status, const char* call, const MatmulShape* shape = nullptr) {
@@ -87,10 +102,12 @@ using Operation = Descriptor<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
 using Layout = Descriptor<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 using Preference = Descriptor<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
-/// One call of cublasLtMatmul but for its pointers; `left` and `right` are cuBLASLt's A and B: b and a.
+/// One call of cublasLtMatmul but for its pointers; `left` and `right` are cuBLASLt's A and B: b and a. Where the
+/// heuristics knew no algorithm, their answer.
 struct Plan {
   Operation operation;
   Layout left, right, result;
+  cublasStatus_t answer;
   cublasLtMatmulAlgo_t algorithm;
 };
 
@@ -111,13 +128,35 @@ void set(cublasLtMatmulDesc_t operation, cublasLtMatmulDescAttributes_t attribut
                 "cublasLtMatmulDescSetAttribute", &shape);
 }
 
+cublasLtEpilogue_t library_epilogue(const MatmulShape& s) {
+  switch (s.epilogue) {
+    case Epilogue::none:
+      break;
+    case Epilogue::gelu:
+      return s.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+    case Epilogue::gelu_gradient:
+      return CUBLASLT_EPILOGUE_DGELU;
+    case Epilogue::bias_gradient:
+      return CUBLASLT_EPILOGUE_BGRADB;
+  }
+  return s.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
 std::unique_ptr<Plan> make_plan(cublasLtHandle_t handle, const MatmulShape& s) {
   auto plan = std::make_unique<Plan>();
   check_library(cublasLtMatmulDescCreate(plan->operation.address(), CUBLAS_COMPUTE_32F, CUDA_R_32F),
                 "cublasLtMatmulDescCreate", &s);
   set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, s);
   set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, s);
-  if (s.bias) set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS, s);
+  set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, library_epilogue(s), s);
+  // The heuristics take the alignment of the epilogue's operands from their addresses: a stand-in for each.
+  const auto* stand_in = reinterpret_cast<const void*>(std::uintptr_t{epilogue_alignment});
+  if (s.bias || s.epilogue == Epilogue::bias_gradient)
+    set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, stand_in, s);
+  if (s.before_stride > 0) {  // AUX is row-major like c: the columns of c^T
+    set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, stand_in, s);
+    set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s.before_stride, s);
+  }
   describe(plan->left, s.bf16_in, s.transpose_b ? s.n : s.k, s.transpose_b ? s.k : s.n, s.b_stride, s);
   describe(plan->right, s.bf16_in, s.transpose_a ? s.k : s.m, s.transpose_a ? s.m : s.k, s.a_stride, s);
   describe(plan->result, s.bf16_out, s.m, s.n, s.c_stride, s);
@@ -135,10 +174,9 @@ std::unique_ptr<Plan> make_plan(cublasLtHandle_t handle, const MatmulShape& s) {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, s.c_alignment);
   cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
-  check_library(cublasLtMatmulAlgoGetHeuristic(handle, plan->operation, plan->left, plan->right, plan->result,
-                                               plan->result, preference, 1, &found, &count),
-                "cublasLtMatmulAlgoGetHeuristic", &s);
-  if (count == 0) throw Failure("cublasLtMatmulAlgoGetHeuristic", "no algorithm for " + text_of(s));
+  plan->answer = cublasLtMatmulAlgoGetHeuristic(handle, plan->operation, plan->left, plan->right, plan->result,
+                                                plan->result, preference, 1, &found, &count);
+  if (plan->answer == CUBLAS_STATUS_SUCCESS && count == 0) plan->answer = CUBLAS_STATUS_NOT_SUPPORTED;
   plan->algorithm = found.algo;
   return plan;
 }
@@ -168,6 +206,52 @@ namespace {
 template <class In, class Out>
 constexpr bool rounds_bias = std::is_same_v<Out, bf16>;
 
+template <class In, class Out>
+MatmulShape shape_of(const Matmul<In, Out>& args) {
+  const auto alignment = [&](const void* address) {
+    return args.epilogue == Epilogue::none ? alignment_of(address) : epilogue_alignment;
+  };
+  return {.m = args.m,
+          .n = args.n,
+          .k = args.k,
+          .a_stride = args.a_stride,
+          .b_stride = args.b_stride,
+          .c_stride = args.c_stride,
+          .before_stride = args.before_stride,
+          .a_alignment = alignment(args.a),
+          .b_alignment = alignment(args.b),
+          .c_alignment = alignment(args.c),
+          .bf16_in = std::is_same_v<In, bf16>,
+          .bf16_out = std::is_same_v<Out, bf16>,
+          .transpose_a = args.transpose_a,
+          .transpose_b = args.transpose_b,
+          .bias = args.bias != nullptr,
+          .accumulate = args.accumulate,
+          .epilogue = args.epilogue};
+}
+
+Plan& find_plan(MatmulPlans::State& plans, const MatmulShape& shape) {
+  std::unique_ptr<Plan>& plan = plans.plans[shape];
+  if (!plan) plan = make_plan(plans.handle, shape);
+  return *plan;
+}
+
+/// What the documentation asks of an epilogue, and this file's own contract.
+bool within_rules(const MatmulShape& s) {
+  switch (s.epilogue) {
+    case Epilogue::none:
+      return s.before_stride == 0;
+    case Epilogue::gelu:
+    case Epilogue::gelu_gradient:
+      // Of AUX_LD: "must be divisible by 8 and be no less than the number of rows in the output matrix", our columns.
+      return s.before_stride % 8 == 0 && s.before_stride >= s.n && !s.accumulate &&
+             !(s.bias && s.epilogue == Epilogue::gelu_gradient);
+    case Epilogue::bias_gradient:
+      return s.before_stride == 0 && !s.bf16_out && !s.bias;
+  }
+  return false;
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -175,51 +259,65 @@ template <class In, class Out>
 std::int64_t matmul_workspace_bytes(Cuda, const Matmul<In, Out>& args) {
   if (args.m == 0 || args.n == 0) return 0;
   const bool rounded = cuda::rounds_bias<In, Out> && args.bias != nullptr;
-  return cuda::product_workspace_bytes + (rounded ? args.n * std::int64_t{sizeof(bf16)} : 0);
+  const bool sums = args.epilogue == Epilogue::bias_gradient;
+  return cuda::product_workspace_bytes + (rounded ? args.n * std::int64_t{sizeof(bf16)} : 0) +
+         (sums ? args.m * std::int64_t{sizeof(float)} : 0);
+}
+
+template <class In, class Out>
+bool matmul_fuses(Cuda device, const Matmul<In, Out>& args) {
+  if (args.epilogue == Epilogue::none) return true;
+  const cuda::MatmulShape shape = cuda::shape_of(args);
+  if (!cuda::within_rules(shape) || args.m == 0 || args.n == 0 || args.k == 0) return false;
+  if (device.matmul_plans == nullptr) return true;  // device `count` without a GPU: what the documentation promises
+  return cuda::find_plan(device.matmul_plans->state(), shape).answer == CUBLAS_STATUS_SUCCESS;
 }
 
 template <class In, class Out>
 void matmul(Cuda device, const Matmul<In, Out>& args) {
   if (args.m == 0 || args.n == 0) return;
-  const cuda::MatmulShape shape = {.m = args.m,
-                                   .n = args.n,
-                                   .k = args.k,
-                                   .a_stride = args.a_stride,
-                                   .b_stride = args.b_stride,
-                                   .c_stride = args.c_stride,
-                                   .a_alignment = cuda::alignment_of(args.a),
-                                   .b_alignment = cuda::alignment_of(args.b),
-                                   .c_alignment = cuda::alignment_of(args.c),
-                                   .bf16_in = std::is_same_v<In, bf16>,
-                                   .bf16_out = std::is_same_v<Out, bf16>,
-                                   .transpose_a = args.transpose_a,
-                                   .transpose_b = args.transpose_b,
-                                   .bias = args.bias != nullptr,
-                                   .accumulate = args.accumulate};
+  const cuda::MatmulShape shape = cuda::shape_of(args);
+  if (!cuda::within_rules(shape))
+    throw cuda::Failure("cublasLtMatmul for " + cuda::text_of(shape), "no such epilogue; matmul_fuses() says so too");
+  if (args.epilogue != Epilogue::none)
+    for (const void* operand : {static_cast<const void*>(args.a), static_cast<const void*>(args.b),
+                                static_cast<const void*>(args.c), static_cast<const void*>(args.before)})
+      if (reinterpret_cast<std::uintptr_t>(operand) % cuda::epilogue_alignment != 0)
+        throw cuda::Failure("cublasLtMatmul for " + cuda::text_of(shape),
+                            "with an epilogue operands lie at multiples of 16 bytes");
   cuda::MatmulPlans::State& plans = device.matmul_plans->state();
-  std::unique_ptr<cuda::Plan>& plan = plans.plans[shape];
-  if (!plan) plan = cuda::make_plan(plans.handle, shape);
+  const cuda::Plan& plan = cuda::find_plan(plans, shape);
+  cuda::check_library(plan.answer, "cublasLtMatmulAlgoGetHeuristic", &shape);
 
+  auto* const behind = static_cast<char*>(args.workspace) + cuda::product_workspace_bytes;
   if (args.bias != nullptr) {
     const void* bias = args.bias;
     if constexpr (cuda::rounds_bias<In, Out>) {
-      auto* rounded = reinterpret_cast<bf16*>(static_cast<char*>(args.workspace) + cuda::product_workspace_bytes);
+      auto* rounded = reinterpret_cast<bf16*>(behind);
       cast(device, args.bias, rounded, args.n);
       bias = rounded;
     }
-    cuda::set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, shape);
+    cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, shape);
   }
+  if (args.before_stride > 0) cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, args.before, shape);
+  auto* const bias_sums = reinterpret_cast<float*>(behind);  // [m]: cuBLASLt overwrites where Choir accumulates
+  if (args.epilogue == Epilogue::bias_gradient)
+    cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias_sums, shape);
   const float one = 1, of_result = args.accumulate ? 1 : 0;
   cuda::check_library(
-      cublasLtMatmul(plans.handle, plan->operation, &one, args.b, plan->left, args.a, plan->right, &of_result, args.c,
-                     plan->result, args.c, plan->result, &plan->algorithm, args.workspace,
+      cublasLtMatmul(plans.handle, plan.operation, &one, args.b, plan.left, args.a, plan.right, &of_result, args.c,
+                     plan.result, args.c, plan.result, &plan.algorithm, args.workspace,
                      static_cast<std::size_t>(cuda::product_workspace_bytes), device.stream),
       "cublasLtMatmul", &shape);
+  if (args.epilogue == Epilogue::bias_gradient) add(device, args.bias_gradient, bias_sums, args.bias_gradient, args.m);
 }
 
 template std::int64_t matmul_workspace_bytes<float, float>(Cuda, const Matmul<float, float>&);
 template std::int64_t matmul_workspace_bytes<bf16, bf16>(Cuda, const Matmul<bf16, bf16>&);
 template std::int64_t matmul_workspace_bytes<bf16, float>(Cuda, const Matmul<bf16, float>&);
+template bool matmul_fuses<float, float>(Cuda, const Matmul<float, float>&);
+template bool matmul_fuses<bf16, bf16>(Cuda, const Matmul<bf16, bf16>&);
+template bool matmul_fuses<bf16, float>(Cuda, const Matmul<bf16, float>&);
 template void matmul<float, float>(Cuda, const Matmul<float, float>&);
 template void matmul<bf16, bf16>(Cuda, const Matmul<bf16, bf16>&);
 template void matmul<bf16, float>(Cuda, const Matmul<bf16, float>&);

@@ -191,6 +191,22 @@ TYPED_TEST(MatmulTest, workspace_needs_no_memory_to_be_asked) {
             matmul_workspace_bytes(Cpu{.plans = &plans}, problem.args));
 }
 
+TYPED_TEST(MatmulTest, takes_no_epilogue_and_says_so) {
+  cpu::MatmulPlans plans;
+  for (const Epilogue epilogue : {Epilogue::gelu, Epilogue::gelu_gradient, Epilogue::bias_gradient}) {
+    Problem<typename TypeParam::In, typename TypeParam::Out> problem(8, 8, 8, false, false, false, false, 0);
+    EXPECT_TRUE(matmul_fuses(Cpu{.plans = &plans}, problem.args));
+    problem.args.epilogue = epilogue;
+    EXPECT_FALSE(matmul_fuses(Cpu{.plans = &plans}, problem.args));
+    try {
+      matmul(Cpu{.plans = &plans}, problem.args);
+      FAIL() << "an epilogue was accepted";
+    } catch (const std::runtime_error& error) {
+      EXPECT_STREQ(error.what(), "matmul: the product on the CPU takes no epilogue");
+    }
+  }
+}
+
 TEST(Matmul, leaves_the_thread_count_of_the_caller) {
   cpu::MatmulPlans plans;
   const int before = omp_get_max_threads();

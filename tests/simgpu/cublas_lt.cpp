@@ -1,12 +1,15 @@
 // cuBLASLt's functions, computed by a plain loop on the simulated GPU; declared by the real header.
 //
 // What the documentation forbids is refused here too: factors that do not fit, a leading dimension below the rows, a
-// type of bias that goes with no such product, an address less aligned than was promised, a workspace larger than it
+// type of bias that goes with no such product, an auxiliary matrix that is missing, has a leading dimension not
+// divisible by 8 or goes with no such epilogue, an address less aligned than was promised, a workspace larger than it
 // is. What is allowed but wrong (a leading dimension of another matrix) touches the wrong bytes, which the checks of
 // every operation find.
-#include <cublasLt.h>
+#include "tests/simgpu/cublas_lt.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -19,6 +22,9 @@ namespace choir::simgpu {
 namespace {
 
 using kernels::bf16;
+
+std::atomic<bool> fuses = true;
+std::atomic<std::int64_t> asked = 0;
 
 /// Attributes by number, as they were set.
 class Attributes {
@@ -46,7 +52,17 @@ struct Operands : Attributes {
   cudaDataType_t scale;
   bool transposed(cublasLtMatmulDescAttributes_t which) const { return get(which, CUBLAS_OP_N) != CUBLAS_OP_N; }
   cublasLtEpilogue_t epilogue() const { return get(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_DEFAULT); }
-  const void* bias() const { return get<const void*>(CUBLASLT_MATMUL_DESC_BIAS_POINTER, nullptr); }
+  void* bias() const { return get<void*>(CUBLASLT_MATMUL_DESC_BIAS_POINTER, nullptr); }
+  void* aux() const { return get<void*>(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, nullptr); }
+  std::int64_t aux_stride() const { return get(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, std::int64_t{0}); }
+
+  bool is(std::initializer_list<cublasLtEpilogue_t> kinds) const {
+    return std::find(kinds.begin(), kinds.end(), epilogue()) != kinds.end();
+  }
+  bool adds_bias() const { return is({CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU_AUX_BIAS}); }
+  bool writes_aux() const { return is({CUBLASLT_EPILOGUE_GELU_AUX, CUBLASLT_EPILOGUE_GELU_AUX_BIAS}); }
+  bool reads_aux() const { return is({CUBLASLT_EPILOGUE_DGELU}); }
+  bool sums_b() const { return is({CUBLASLT_EPILOGUE_BGRADB}); }
 };
 
 struct Matrix : Attributes {
@@ -78,7 +94,7 @@ struct Preferences : Attributes {};
 /// What the double keeps in the opaque bytes of an algorithm: the promises under which it was chosen.
 struct Algorithm {
   std::uint64_t workspace_bytes;
-  std::uint32_t alignments[4];  // of A, B, C, D
+  std::uint32_t alignments[6];  // of A, B, C, D, bias, aux
 };
 static_assert(sizeof(Algorithm) <= sizeof(cublasLtMatmulAlgo_t));
 
@@ -106,23 +122,52 @@ cublasStatus_t verdict(const Operands& o, const Matrix& a, const Matrix& b, cons
       return CUBLAS_STATUS_INVALID_VALUE;
   if (o.compute != CUBLAS_COMPUTE_32F || o.scale != CUDA_R_32F || a.type != b.type) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (a.type == CUDA_R_32F && d.type != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
-  if (o.epilogue() != CUBLASLT_EPILOGUE_DEFAULT && o.epilogue() != CUBLASLT_EPILOGUE_BIAS)
+  const bool plain = o.is({CUBLASLT_EPILOGUE_DEFAULT}) || o.is({CUBLASLT_EPILOGUE_BIAS});
+  if (!plain && !o.writes_aux() && !o.reads_aux() && !o.sums_b())
     return CUBLAS_STATUS_NOT_SUPPORTED;  // Choir uses no other
+  if (!plain && !fuses) return CUBLAS_STATUS_NOT_SUPPORTED;
   // The bias has the type of D: the table of types in the documentation knows no f32 bias for a bf16 result.
   const auto bias_type = static_cast<cudaDataType_t>(o.get(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, std::int32_t{d.type}));
-  if (o.epilogue() == CUBLASLT_EPILOGUE_BIAS && bias_type != d.type) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if ((o.adds_bias() || o.sums_b()) && bias_type != d.type) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (o.writes_aux() || o.reads_aux()) {
+    if (o.aux_stride() % 8 != 0 || o.aux_stride() < d.rows || d.batches() != 1) return CUBLAS_STATUS_INVALID_VALUE;
+  } else if (o.aux() != nullptr || o.aux_stride() != 0) {
+    return CUBLAS_STATUS_INVALID_VALUE;  // harmless, but somebody has mistaken the epilogue
+  }
   return CUBLAS_STATUS_SUCCESS;
+}
+
+/// The auxiliary matrix: as d, but for its leading dimension.
+Matrix aux_layout(const Operands& o, const Matrix& d) {
+  Matrix aux = d;
+  aux.stride = o.aux_stride();
+  return aux;
 }
 
 bool aligned(const void* address, std::uint32_t alignment) {
   return reinterpret_cast<std::uintptr_t>(address) % alignment == 0;
 }
 
-/// d = alpha op(a) op(b) + beta c (+ bias, one for each row of d). Sums in f32, four at a time.
+/// What the heuristics read off an address that they do not follow: its alignment, 16 at most, and 16 for null.
+std::uint32_t alignment_of(const void* address) {
+  const auto bits = reinterpret_cast<std::uintptr_t>(address) | 16;
+  return static_cast<std::uint32_t>(bits & -bits);
+}
+
+/// The distribution c of gelu(x) = x c(x), in the tanh form: c = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3).
+double gelu_gate(double x) { return 1 / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+double gelu(double x) { return x * gelu_gate(x); }
+double gelu_gradient(double x) {
+  const double c = gelu_gate(x);
+  return c + x * c * (1 - c) * 2 * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
+}
+
+/// d = alpha op(a) op(b) + beta c (+ bias, one for each row of d), and the epilogue. Sums in f32, four at a time.
 void multiply(const Operands& o, float alpha, const void* a, const Matrix& la, const void* b, const Matrix& lb,
               float beta, const void* c, const Matrix& lc, void* d, const Matrix& ld) {
   const bool ta = o.transposed(CUBLASLT_MATMUL_DESC_TRANSA), tb = o.transposed(CUBLASLT_MATMUL_DESC_TRANSB);
   const std::int64_t m = ld.rows, n = ld.columns, k = ta ? la.rows : la.columns;
+  const Matrix aux = aux_layout(o, ld);
   std::vector<float> rows(static_cast<std::size_t>(m * k)), column(static_cast<std::size_t>(k));
   for (std::int64_t batch = 0; batch < ld.batches(); ++batch) {
     for (std::int64_t i = 0; i < m; ++i)
@@ -142,8 +187,18 @@ void multiply(const Operands& o, float alpha, const void* a, const Matrix& la, c
         for (; p < k; ++p) sums[0] += row[p] * column[static_cast<std::size_t>(p)];
         float value = alpha * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
         if (beta != 0) value += beta * load(c, batch * lc.batch_stride() + lc.at(i, j), lc.type);
-        if (o.epilogue() == CUBLASLT_EPILOGUE_BIAS) value += load(o.bias(), i, ld.type);
+        if (o.adds_bias()) value += load(o.bias(), i, ld.type);
+        if (o.writes_aux()) {
+          store(o.aux(), aux.at(i, j), aux.type, value);
+          value = static_cast<float>(gelu(value));
+        }
+        if (o.reads_aux()) value *= static_cast<float>(gelu_gradient(load(o.aux(), aux.at(i, j), aux.type)));
         store(d, batch * ld.batch_stride() + ld.at(i, j), ld.type, value);
+      }
+      if (o.sums_b()) {
+        double sum = 0;
+        for (const float term : column) sum += term;
+        store(o.bias(), j, ld.type, static_cast<float>(sum));
       }
     }
   }
@@ -155,11 +210,18 @@ Made& of(Handle handle) {
 }
 
 }  // namespace
+
+void refuse_epilogues(bool refuse) { fuses = !refuse; }
+std::int64_t heuristics_asked() { return asked; }
+
 }  // namespace choir::simgpu
 
 using choir::simgpu::Access;
 using choir::simgpu::Algorithm;
 using choir::simgpu::aligned;
+using choir::simgpu::alignment_of;
+using choir::simgpu::asked;
+using choir::simgpu::aux_layout;
 using choir::simgpu::Matrix;
 using choir::simgpu::of;
 using choir::simgpu::Operands;
@@ -244,6 +306,7 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cub
                                                            cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
                                                            cublasLtMatmulPreference_t preference, int,
                                                            cublasLtMatmulHeuristicResult_t results[], int* count) {
+  ++asked;
   const cublasStatus_t status =
       verdict(of<Operands>(operands), of<Matrix>(a), of<Matrix>(b), of<Matrix>(c), of<Matrix>(d));
   *count = status == CUBLAS_STATUS_SUCCESS ? 1 : 0;
@@ -255,7 +318,8 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cub
       .alignments = {wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, usual),
                      wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, usual),
                      wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, usual),
-                     wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, usual)}};
+                     wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, usual),
+                     alignment_of(of<Operands>(operands).bias()), alignment_of(of<Operands>(operands).aux())}};
   results[0] = {};
   std::memcpy(&results[0].algo, &algorithm, sizeof algorithm);
   results[0].workspaceSize = algorithm.workspace_bytes;
@@ -277,19 +341,24 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_
   if (chosen == nullptr) return CUBLAS_STATUS_INVALID_VALUE;  // Choir always asks first
   std::memcpy(&algorithm, chosen, sizeof algorithm);
   if (!aligned(a, algorithm.alignments[0]) || !aligned(b, algorithm.alignments[1]) ||
-      !aligned(c, algorithm.alignments[2]) || !aligned(d, algorithm.alignments[3]))
+      !aligned(c, algorithm.alignments[2]) || !aligned(d, algorithm.alignments[3]) ||
+      !aligned(operands.bias(), algorithm.alignments[4]) || !aligned(operands.aux(), algorithm.alignments[5]))
     return CUBLAS_STATUS_INVALID_VALUE;
   if (workspace_bytes < algorithm.workspace_bytes || (workspace_bytes > 0 && !aligned(workspace, 16)))
     return CUBLAS_STATUS_INVALID_VALUE;
-  const bool has_bias = operands.epilogue() == CUBLASLT_EPILOGUE_BIAS;
-  if (has_bias && operands.bias() == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
+  if ((operands.adds_bias() || operands.sums_b()) && operands.bias() == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
+  const bool has_aux = operands.writes_aux() || operands.reads_aux();
+  if (has_aux && (operands.aux() == nullptr || !aligned(operands.aux(), 16))) return CUBLAS_STATUS_INVALID_VALUE;
 
   const float times = *static_cast<const float*>(alpha), plus = *static_cast<const float*>(beta);
   choir::simgpu::Operation operation{.name = "cublasLtMatmul"};
   la.add_accesses(operation.accesses, a, false);
   lb.add_accesses(operation.accesses, b, false);
   if (plus != 0) lc.add_accesses(operation.accesses, c, false);
-  if (has_bias) operation.accesses.push_back({.begin = operands.bias(), .bytes = ld.rows * ld.width()});
+  if (operands.adds_bias()) operation.accesses.push_back({.begin = operands.bias(), .bytes = ld.rows * ld.width()});
+  if (operands.sums_b())
+    operation.accesses.push_back({.begin = operands.bias(), .bytes = ld.columns * ld.width(), .write = true});
+  if (has_aux) aux_layout(operands, ld).add_accesses(operation.accesses, operands.aux(), operands.writes_aux());
   ld.add_accesses(operation.accesses, d, true);
   if (workspace_bytes > 0)
     operation.accesses.push_back(

@@ -1,8 +1,12 @@
 // Products on the simulated GPU: our arguments to cuBLASLt, against loops in double. The error model is compare.h's; a
 // bias of a bf16 product is rounded to bf16 on its way (kernels/cuda/matmul.cpp).
+//
+// Epilogues: an error e of the sum becomes at most 1.13 e in gelu, whose slope is never steeper, and gelu'(before) e in
+// its gradient; each step after the sum rounds once to f32.
 #include <memory>
 
 #include "kernels/matmul.h"
+#include "tests/simgpu/cublas_lt.h"
 #include "tests/simgpu/device_array.h"
 
 namespace choir::simgpu::tests {
@@ -10,6 +14,7 @@ namespace {
 
 using kernels::Accumulate;
 using kernels::bf16;
+using kernels::Epilogue;
 using kernels::Matmul;
 using kernels::tests::half_ulp;
 using kernels::tests::random_values;
@@ -21,6 +26,12 @@ struct Form {
   std::int64_t padding, offset;  // elements behind each row, and before the first
 };
 
+double gelu(double x) { return x / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+double gelu_gradient(double x) {
+  return kernels::tests::finite_difference(x, [&] { return gelu(x); });
+}
+constexpr double steepest_gelu = 1.13;
+
 class MatmulCuda : public CudaTest {
  protected:
   void SetUp() override {
@@ -29,6 +40,7 @@ class MatmulCuda : public CudaTest {
     workspace = std::make_unique<DeviceArray<std::uint8_t>>(std::int64_t{33} << 20);
   }
   void TearDown() override {
+    refuse_epilogues(false);
     plans.reset();
     workspace.reset();
     CudaTest::TearDown();
@@ -88,6 +100,136 @@ class MatmulCuda : public CudaTest {
       }
   }
 
+  /// Rows of `before` are as long as the rules ask, and 8 longer with padding.
+  template <class In, class Out>
+  void check_epilogue(const Form& f, Epilogue epilogue) {
+    const std::int64_t a_rows = f.transpose_a ? f.k : f.m, a_stride = (f.transpose_a ? f.m : f.k) + f.padding;
+    const std::int64_t b_rows = f.transpose_b ? f.n : f.k, b_stride = (f.transpose_b ? f.k : f.n) + f.padding;
+    const std::int64_t c_stride = f.n + f.padding, before_stride = (f.n + 7) / 8 * 8 + (f.padding > 0 ? 8 : 0);
+    const bool of_gelu = epilogue != Epilogue::bias_gradient;
+    const auto a = random_values<In>(a_rows * a_stride, 1), b = random_values<In>(b_rows * b_stride, 2);
+    const auto c = random_values<Out>(f.m * c_stride, 3), before = random_values<Out>(f.m * before_stride, 5);
+    const auto bias = random_values<float>(f.n, 4), bias_gradient = random_values<float>(f.m, 6);
+    const DeviceArray<In> da(a), db(b);
+    const DeviceArray<Out> dc(c), dbefore(before);
+    const DeviceArray<float> dbias(bias), dbias_gradient(bias_gradient);
+    Matmul<In, Out> args{.a = da.data(),
+                         .b = db.data(),
+                         .c = dc.data(),
+                         .bias = f.bias ? dbias.data() : nullptr,
+                         .m = f.m,
+                         .n = f.n,
+                         .k = f.k,
+                         .a_stride = a_stride,
+                         .b_stride = b_stride,
+                         .c_stride = c_stride,
+                         .transpose_a = f.transpose_a,
+                         .transpose_b = f.transpose_b,
+                         .accumulate = f.accumulate,
+                         .epilogue = epilogue,
+                         .before = of_gelu ? dbefore.data() : nullptr,
+                         .before_stride = of_gelu ? before_stride : 0,
+                         .bias_gradient = of_gelu ? nullptr : dbias_gradient.data()};
+    ASSERT_TRUE(kernels::matmul_fuses(device(), args));
+    ASSERT_LE(kernels::matmul_workspace_bytes(device(), args), std::int64_t{33} << 20);
+    args.workspace = workspace->data();
+    kernels::matmul(device(), args);
+
+    const auto op_a = [&](std::int64_t i, std::int64_t p) {
+      return static_cast<double>(a[static_cast<std::size_t>(f.transpose_a ? p * a_stride + i : i * a_stride + p)]);
+    };
+    const auto op_b = [&](std::int64_t p, std::int64_t j) {
+      return static_cast<double>(b[static_cast<std::size_t>(f.transpose_b ? j * b_stride + p : p * b_stride + j)]);
+    };
+    const double roundings = static_cast<double>(f.k + 2) * half_ulp<float>();
+    const std::vector<Out> result = dc.host(), before_result = dbefore.host();
+    for (std::int64_t i = 0; i < f.m; ++i) {
+      for (std::int64_t j = 0; j < f.n; ++j) {
+        SCOPED_TRACE(std::to_string(i) + ", " + std::to_string(j));
+        const auto at = static_cast<std::size_t>(i * c_stride + j);
+        const auto before_at = static_cast<std::size_t>(i * before_stride + j);
+        Result sum;
+        for (std::int64_t p = 0; p < f.k; ++p) sum.add(op_a(i, p) * op_b(p, j));
+        double error = 0;
+        if (f.bias) {
+          sum.add(bias[static_cast<std::size_t>(j)]);
+          error = sizeof(Out) == 2 ? half_ulp<bf16>() * std::abs(bias[static_cast<std::size_t>(j)]) : 0;
+        }
+        if (f.accumulate) sum.add(static_cast<double>(c[at]));
+        error += roundings * sum.magnitude;
+        double expected = sum.value, before_expected = sum.value, before_error = half_ulp<Out>() * std::abs(sum.value);
+        if (epilogue == Epilogue::gelu) {
+          expected = gelu(sum.value);
+          before_error += error;
+          error *= steepest_gelu;
+        } else {
+          before_expected = static_cast<double>(before[before_at]);  // only read
+          before_error = 0;
+        }
+        if (epilogue == Epilogue::gelu_gradient) {
+          const double slope = gelu_gradient(before_expected);
+          expected *= slope;
+          error = error * std::abs(slope) + kernels::tests::finite_difference_bound * std::abs(sum.value);
+        }
+        error += (half_ulp<Out>() + 2 * half_ulp<float>()) * std::abs(expected);
+        ASSERT_NEAR(static_cast<double>(result[at]), expected, error * (1 + 1e-2));
+        ASSERT_NEAR(static_cast<double>(before_result[before_at]), before_expected, before_error * (1 + 1e-2));
+      }
+      for (std::int64_t j = f.n; j < c_stride; ++j)  // between the rows nothing changes
+        ASSERT_EQ(static_cast<float>(result[static_cast<std::size_t>(i * c_stride + j)]),
+                  static_cast<float>(c[static_cast<std::size_t>(i * c_stride + j)]));
+      for (std::int64_t j = f.n; j < before_stride; ++j)
+        ASSERT_EQ(static_cast<float>(before_result[static_cast<std::size_t>(i * before_stride + j)]),
+                  static_cast<float>(before[static_cast<std::size_t>(i * before_stride + j)]));
+    }
+    if (epilogue != Epilogue::bias_gradient) return;
+    const std::vector<float> sums = dbias_gradient.host();
+    for (std::int64_t i = 0; i < f.m; ++i) {
+      Result sum;
+      sum.add(bias_gradient[static_cast<std::size_t>(i)]);
+      for (std::int64_t p = 0; p < f.k; ++p) sum.add(op_a(i, p));
+      ASSERT_NEAR(sums[static_cast<std::size_t>(i)], sum.value, roundings * sum.magnitude) << "of the bias, " << i;
+    }
+  }
+
+  template <class In, class Out>
+  void check_all_epilogues() {
+    for (const bool transpose_a : {false, true})
+      for (const bool transpose_b : {false, true})
+        for (const auto& [m, n, k] : {std::array{1, 1, 1}, {5, 7, 3}, {33, 20, 17}, {8, 64, 40}})
+          for (const auto& [epilogue, bias, accumulate] : {std::tuple{Epilogue::gelu, false, false},
+                                                           {Epilogue::gelu, true, false},
+                                                           {Epilogue::gelu_gradient, false, false},
+                                                           {Epilogue::bias_gradient, false, false},
+                                                           {Epilogue::bias_gradient, false, true}})
+            for (const int padding : {0, 3}) {
+              if (epilogue == Epilogue::bias_gradient && sizeof(Out) == 2) continue;  // never in bf16
+              SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k) +
+                           (transpose_a ? ", a transposed" : "") + (transpose_b ? ", b transposed" : "") +
+                           (bias ? ", bias" : "") + (accumulate ? ", accumulate" : "") + ", padding " +
+                           std::to_string(padding) + ", epilogue " + std::to_string(static_cast<int>(epilogue)));
+              check_epilogue<In, Out>({m, n, k, transpose_a, transpose_b, bias, accumulate, padding, 0}, epilogue);
+              if (HasFatalFailure()) return;
+            }
+  }
+
+  /// 8 x 8 x 8 at x, with gelu.
+  Matmul<float, float> small_gelu(const DeviceArray<float>& x, const DeviceArray<float>& before) const {
+    return {.a = x.data(),
+            .b = x.data() + 64,
+            .c = x.data() + 128,
+            .m = 8,
+            .n = 8,
+            .k = 8,
+            .a_stride = 8,
+            .b_stride = 8,
+            .c_stride = 8,
+            .epilogue = Epilogue::gelu,
+            .before = before.data(),
+            .before_stride = 8,
+            .workspace = workspace->data()};
+  }
+
   template <class In, class Out>
   void check_all() {
     for (const bool transpose_a : {false, true})
@@ -111,6 +253,77 @@ class MatmulCuda : public CudaTest {
 TEST_P(MatmulCuda, F32) { check_all<float, float>(); }
 TEST_P(MatmulCuda, Bf16) { check_all<bf16, bf16>(); }
 TEST_P(MatmulCuda, Bf16IntoF32) { check_all<bf16, float>(); }
+
+TEST_P(MatmulCuda, EpiloguesInF32) { check_all_epilogues<float, float>(); }
+TEST_P(MatmulCuda, EpiloguesInBf16) { check_all_epilogues<bf16, bf16>(); }
+TEST_P(MatmulCuda, EpiloguesOfBf16IntoF32) { check_all_epilogues<bf16, float>(); }
+
+TEST_P(MatmulCuda, SaysWhichEpiloguesItTakes) {
+  const float bias[8] = {};
+  for (const kernels::Cuda& asked : {device(), kernels::Cuda{}}) {  // with cuBLASLt at hand, and without
+    const auto fuses = [&](auto change) {
+      Matmul<float, float> args{.m = 8, .n = 8, .k = 8, .a_stride = 8, .b_stride = 8, .c_stride = 8};
+      args.epilogue = Epilogue::gelu;
+      args.before_stride = 8;
+      change(args);
+      return kernels::matmul_fuses(asked, args);
+    };
+    EXPECT_TRUE(fuses([](auto&) {}));
+    EXPECT_TRUE(fuses([&](auto& args) { args.bias = bias; }));
+    EXPECT_TRUE(fuses([](auto& args) { args.n = 7; }));
+    EXPECT_FALSE(fuses([](auto& args) { args.n = args.before_stride = 7; })) << "a stride not divisible by 8";
+    EXPECT_FALSE(fuses([](auto& args) { args.n = 9, args.c_stride = args.b_stride = 9; })) << "rows longer than it";
+    EXPECT_FALSE(fuses([](auto& args) { args.accumulate = true; }));
+    EXPECT_FALSE(fuses([](auto& args) { args.k = 0; }));
+    EXPECT_TRUE(fuses([](auto& args) { args.epilogue = Epilogue::gelu_gradient; }));
+    EXPECT_FALSE(fuses([&](auto& args) { args.epilogue = Epilogue::gelu_gradient, args.bias = bias; }));
+    EXPECT_FALSE(fuses([](auto& args) { args.epilogue = Epilogue::bias_gradient; })) << "nothing is read or written";
+    EXPECT_TRUE(fuses([](auto& args) { args.epilogue = Epilogue::bias_gradient, args.before_stride = 0; }));
+    EXPECT_FALSE(
+        fuses([&](auto& args) { args.epilogue = Epilogue::bias_gradient, args.before_stride = 0, args.bias = bias; }));
+    EXPECT_TRUE(fuses([](auto& args) { args.epilogue = Epilogue::none, args.before_stride = 0; }));
+    EXPECT_FALSE(kernels::matmul_fuses(
+        asked,
+        Matmul<bf16, bf16>{
+            .m = 8, .n = 8, .k = 8, .a_stride = 8, .b_stride = 8, .c_stride = 8, .epilogue = Epilogue::bias_gradient}))
+        << "a gradient in bf16";
+  }
+}
+
+TEST_P(MatmulCuda, ARefusedEpilogueIsRemembered) {
+  const DeviceArray<float> x(random_values<float>(192, 1)), before(std::int64_t{64});
+  const Matmul<float, float> args = small_gelu(x, before);
+  refuse_epilogues(true);
+  const std::int64_t asked = heuristics_asked();
+  EXPECT_FALSE(kernels::matmul_fuses(device(), args));
+  refuse_epilogues(false);
+  EXPECT_FALSE(kernels::matmul_fuses(device(), args));
+  EXPECT_EQ(heuristics_asked(), asked + 1);
+  try {
+    kernels::matmul(device(), args);
+    FAIL() << "a product that cuBLASLt has refused";
+  } catch (const kernels::cuda::Failure& failure) {
+    const std::string words = failure.what();
+    EXPECT_NE(words.find("c [8, 8] stride 8 f32, gelu, before stride 8"), std::string::npos) << words;
+    EXPECT_NE(words.find("CUBLAS_STATUS_NOT_SUPPORTED"), std::string::npos) << words;
+  }
+}
+
+TEST_P(MatmulCuda, EpiloguesOutsideTheRulesAreRefused) {
+  const DeviceArray<float> x(random_values<float>(192, 1)), before(std::int64_t{72}, 1);
+  const auto words_of = [&](const Matmul<float, float>& args) {
+    try {
+      kernels::matmul(device(), args);
+    } catch (const kernels::cuda::Failure& failure) {
+      return std::string(failure.what());
+    }
+    return std::string("nothing thrown");
+  };
+  Matmul<float, float> args = small_gelu(x, before);
+  EXPECT_NE(words_of(args).find("multiples of 16 bytes"), std::string::npos) << words_of(args);
+  args.before_stride = 9;
+  EXPECT_NE(words_of(args).find("no such epilogue"), std::string::npos) << words_of(args);
+}
 
 TEST_P(MatmulCuda, NothingToDo) {
   const Matmul<float, float> args{.m = 0, .n = 4, .k = 4, .a_stride = 4, .b_stride = 4, .c_stride = 4};
@@ -151,6 +364,21 @@ TEST_P(MatmulCuda, AWrongLeadingDimensionIsFound) {
   ASSERT_FALSE(findings.empty());
   EXPECT_EQ(findings[0].kind, "out of bounds");
   EXPECT_NE(findings[0].text.find("cublasLtMatmul"), std::string::npos) << findings[0].text;
+}
+
+// The same of the values before the activation: rows twice as far apart as they are.
+TEST_P(MatmulCuda, AWrongLeadingDimensionBeforeTheActivationIsFound) {
+  const DeviceArray<float> x(random_values<float>(192, 1)), before(random_values<float>(64, 2));
+  for (const Epilogue epilogue : {Epilogue::gelu, Epilogue::gelu_gradient}) {
+    Matmul<float, float> args = small_gelu(x, before);
+    args.epilogue = epilogue;
+    args.before_stride = 16;
+    kernels::matmul(device(), args);
+    const std::vector<Finding> findings = take_findings();
+    ASSERT_FALSE(findings.empty());
+    EXPECT_EQ(findings[0].kind, "out of bounds");
+    EXPECT_NE(findings[0].text.find("cublasLtMatmul"), std::string::npos) << findings[0].text;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, MatmulCuda, ::testing::Values(80, 90, 100), ::testing::PrintToStringParamName());

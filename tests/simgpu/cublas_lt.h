@@ -1,0 +1,16 @@
+// The double of cuBLASLt (cublas_lt.cpp): cuBLASLt's own functions on the simulated GPU, and refusals on demand.
+#pragma once
+
+#include <cublasLt.h>
+
+#include <cstdint>
+
+namespace choir::simgpu {
+
+/// From now on the heuristics know an algorithm for no epilogue but the bias, or for all again.
+void refuse_epilogues(bool refuse);
+
+/// How often the heuristics have been asked.
+std::int64_t heuristics_asked();
+
+}  // namespace choir::simgpu
