@@ -33,8 +33,9 @@ ops::Dropout FeedForward::dropout(Context& context) const {
 
 Tensor FeedForward::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
   saved.x = keep(x);
-  saved.hidden = keep(up_.forward("feed-forward up", enter(x, context, name_.c_str()), context));
-  saved.active = keep(ops::activation(context.runtime, shape_.activation, saved.hidden));
+  saved.active = keep(up_.forward_activation("feed-forward up", shape_.activation, enter(x, context, name_.c_str()),
+                                             saved.hidden, context));
+  keep(saved.hidden);
   const Tensor y = leave(down_.forward("feed-forward down", saved.active, context), context, name_.c_str());
   return ops::residual(context.runtime, residual, y, down_.bias(), dropout(context));
 }
@@ -44,9 +45,9 @@ Tensor FeedForward::backward(const Tensor& dy, const Saved& saved, Context& cont
   const Tensor dbranch = ops::residual_backward(runtime, dy, dropout(context));
   down_.backward_bias(dbranch, context);
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
-  const Tensor dactive = down_.backward_input("feed-forward down", dsum, context);
+  const Tensor dhidden =
+      down_.backward_input_activation("feed-forward down", shape_.activation, dsum, saved.hidden, context);
   down_.backward_weight("feed-forward down", dsum, saved.active, context);
-  const Tensor dhidden = ops::activation_backward(runtime, shape_.activation, dactive, saved.hidden);
   const PendingTensor dx =
       enter_backward(up_.backward_input("feed-forward up", dhidden, context), context, name_.c_str());
   up_.backward_weight("feed-forward up", dhidden, enter(saved.x, context, name_.c_str()), context);

@@ -43,13 +43,17 @@ Tensor ColumnLinear::forward(const char* name, const Tensor& x, Context& context
   return ops::linear(context.runtime, name, x, weight_->value, flat(bias_, &Weight::value), x.dtype());
 }
 
+Tensor ColumnLinear::forward_activation(const char* name, ops::Activation kind, const Tensor& x, Tensor& before,
+                                        Context& context) const {
+  return ops::linear_activation(context.runtime, name, kind, x, weight_->value, flat(bias_, &Weight::value), before);
+}
+
 Tensor ColumnLinear::backward_input(const char* name, const Tensor& dy, Context& context) const {
   return ops::linear_input_gradient(context.runtime, name, dy, weight_->value);
 }
 
 void ColumnLinear::backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context& context) const {
-  ops::linear_weight_gradient(context.runtime, name, dy, x, weight_->gradient);
-  if (bias_) ops::bias_gradient(context.runtime, dy, flat(bias_, &Weight::gradient));
+  ops::linear_weight_gradient(context.runtime, name, dy, x, weight_->gradient, flat(bias_, &Weight::gradient));
 }
 
 RowLinear::RowLinear(const std::string& name, std::int64_t outputs, std::int64_t inputs, Slice inputs_held, bool bias,
@@ -78,6 +82,11 @@ Tensor RowLinear::forward(const char* name, const Tensor& x, Context& context) c
 
 Tensor RowLinear::backward_input(const char* name, const Tensor& dy, Context& context) const {
   return ops::linear_input_gradient(context.runtime, name, dy, weight_->value);
+}
+
+Tensor RowLinear::backward_input_activation(const char* name, ops::Activation kind, const Tensor& dy,
+                                            const Tensor& before, Context& context) const {
+  return ops::linear_input_gradient_activation(context.runtime, name, kind, dy, weight_->value, before);
 }
 
 void RowLinear::backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context& context) const {

@@ -11,6 +11,7 @@
 
 #include "framework/comm/context.h"
 #include "framework/core/parameter.h"
+#include "framework/ops/activation.h"
 #include "framework/parallel/tensor.h"
 
 namespace choir {
@@ -29,6 +30,8 @@ class ColumnLinear {
 
   /// x [N, in] -> y [N, outputs held], the parts side by side.
   Tensor forward(const char* name, const Tensor& x, Context&) const;
+  /// The activation of y, and y itself in `before`, which backward needs.
+  Tensor forward_activation(const char* name, ops::Activation kind, const Tensor& x, Tensor& before, Context&) const;
   /// Returns dx [N, in], this rank's part of the sum over ranks.
   Tensor backward_input(const char* name, const Tensor& dy, Context&) const;
   void backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context&) const;
@@ -46,6 +49,9 @@ class RowLinear {
   /// x [N, inputs held] -> this rank's part of y [N, out], without bias.
   Tensor forward(const char* name, const Tensor& x, Context&) const;
   Tensor backward_input(const char* name, const Tensor& dy, Context&) const;
+  /// The gradient of `before`, where x is its activation.
+  Tensor backward_input_activation(const char* name, ops::Activation kind, const Tensor& dy, const Tensor& before,
+                                   Context&) const;
   void backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context&) const;
 
   /// [out] f32, or empty: added once, after the sum over ranks; its gradient is the column sum of dy on the rows held.

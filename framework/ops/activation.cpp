@@ -12,7 +12,7 @@ Tensor activation(Runtime& runtime, Activation kind, const Tensor& x) {
     const kernels::ActivationForward<T> args{
         .kind = kind, .x = x.data<T>(), .y = y.data<T>(), .rows = y.rows(), .width = y.width()};
     launch<T>(runtime, "activation forward",
-              {.flops = 12.0 * static_cast<double>(y.count()), .bytes = bytes_of({x, y})},
+              {.flops = activation_flops * static_cast<double>(y.count()), .bytes = bytes_of({x, y})},
               [args](auto device) { kernels::activation_forward(device, args); });
   });
   return y;
@@ -27,7 +27,7 @@ Tensor activation_backward(Runtime& runtime, Activation kind, const Tensor& dy, 
     const kernels::ActivationBackward<T> args{
         .kind = kind, .dy = dy.data<T>(), .x = x.data<T>(), .dx = dx.data<T>(), .rows = dy.rows(), .width = dy.width()};
     launch<T>(runtime, "activation backward",
-              {.flops = 20.0 * static_cast<double>(dy.count()), .bytes = bytes_of({dy, x, dx})},
+              {.flops = activation_backward_flops * static_cast<double>(dy.count()), .bytes = bytes_of({dy, x, dx})},
               [args](auto device) { kernels::activation_backward(device, args); });
   });
   return dx;

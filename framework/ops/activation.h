@@ -8,6 +8,9 @@ namespace choir::ops {
 
 using kernels::Activation;
 
+/// Floating-point operations for one element of y, as the ledger counts them whatever kernel does them.
+inline constexpr double activation_flops = 12, activation_backward_flops = 20;
+
 /// y [N, F] from x [N, F], or [N, 2 F] for gated kinds
 Tensor activation(Runtime&, Activation kind, const Tensor& x);
 

@@ -1,5 +1,6 @@
 #include "framework/ops/linear.h"
 
+#include "framework/ops/activation.h"
 #include "framework/ops/dispatch.h"
 #include "kernels/matmul.h"
 #include "kernels/reduce.h"
@@ -7,60 +8,97 @@
 namespace choir::ops {
 namespace {
 
-struct Form {
+using kernels::Epilogue;
+
+/// The operands of kernels::Matmul.
+struct Product {
+  Tensor a, b, c, bias = {}, before = {}, bias_gradient = {};
   bool transpose_a = false, transpose_b = false, accumulate = false;
+  Epilogue epilogue = Epilogue::none;
 };
 
 template <class In, class Out>
-void product_of(Runtime& runtime, const char* name, const Tensor& a, const Tensor& b, const Tensor& bias,
-                const Tensor& c, const Form& form) {
-  kernels::Matmul<In, Out> args{.a = a.data<In>(),
-                                .b = b.data<In>(),
-                                .c = c.data<Out>(),
-                                .bias = data_or_null<Accumulate<In>>(bias),
-                                .m = c.rows(),
-                                .n = c.width(),
-                                .k = form.transpose_a ? a.rows() : a.width(),
-                                .a_stride = a.row_stride(),
-                                .b_stride = b.row_stride(),
-                                .c_stride = c.row_stride(),
-                                .transpose_a = form.transpose_a,
-                                .transpose_b = form.transpose_b,
-                                .accumulate = form.accumulate};
-  check((form.transpose_a ? a.width() : a.rows()) == args.m, "rows of a and c");
-  check((form.transpose_b ? b.rows() : b.width()) == args.n, "columns of b and c");
-  check((form.transpose_b ? b.width() : b.rows()) == args.k, "the dim summed over, of a and b");
-  check(!bias || bias.count() == args.n, "columns of c and elements of the bias");
-  const Tensor scratch = workspace(runtime, runtime.device.with_kernels<In>([&](auto device) {
-    return kernels::matmul_workspace_bytes(device, args);
-  }));
-  args.workspace = scratch.raw();
-  runtime.device.ledger().add_product({.m = args.m,
-                                       .n = args.n,
-                                       .k = args.k,
-                                       .transpose_a = form.transpose_a,
-                                       .transpose_b = form.transpose_b,
-                                       .accumulate = form.accumulate,
-                                       .bf16_in = sizeof(In) == 2,
-                                       .bf16_out = sizeof(Out) == 2});
-  const double flops = 2.0 * static_cast<double>(args.m) * static_cast<double>(args.n) * static_cast<double>(args.k);
-  launch<In>(runtime, name, {.flops = flops, .bytes = bytes_of({a, b, bias, c})},
-             [args](auto device) { kernels::matmul(device, args); });
+kernels::Matmul<In, Out> arguments_of(const Product& p) {
+  const kernels::Matmul<In, Out> args{.a = p.a.data<In>(),
+                                      .b = p.b.data<In>(),
+                                      .c = p.c.data<Out>(),
+                                      .bias = data_or_null<Accumulate<In>>(p.bias),
+                                      .m = p.c.rows(),
+                                      .n = p.c.width(),
+                                      .k = p.transpose_a ? p.a.rows() : p.a.width(),
+                                      .a_stride = p.a.row_stride(),
+                                      .b_stride = p.b.row_stride(),
+                                      .c_stride = p.c.row_stride(),
+                                      .transpose_a = p.transpose_a,
+                                      .transpose_b = p.transpose_b,
+                                      .accumulate = p.accumulate,
+                                      .epilogue = p.epilogue,
+                                      .before = data_or_null<Out>(p.before),
+                                      .before_stride = p.before ? p.before.row_stride() : 0,
+                                      .bias_gradient = data_or_null<Accumulate<In>>(p.bias_gradient)};
+  check((p.transpose_a ? p.a.width() : p.a.rows()) == args.m, "rows of a and c");
+  check((p.transpose_b ? p.b.rows() : p.b.width()) == args.n, "columns of b and c");
+  check((p.transpose_b ? p.b.width() : p.b.rows()) == args.k, "the dim summed over, of a and b");
+  check(!p.bias || p.bias.count() == args.n, "columns of c and elements of the bias");
+  check(!p.before || (p.before.rows() == args.m && p.before.width() == args.n && p.before.dtype() == p.c.dtype()),
+        "c and its values before the activation");
+  check(!p.bias_gradient || p.bias_gradient.count() == args.m, "columns of dy and elements of the bias");
+  return args;
 }
 
-void product(Runtime& runtime, const char* name, const Tensor& a, const Tensor& b, const Tensor& bias, const Tensor& c,
-             const Form& form) {
-  check(a.dtype() == b.dtype(), "element types of the factors");
-  if (a.dtype() == DType::f32 && c.dtype() == DType::f32)
-    product_of<float, float>(runtime, name, a, b, bias, c, form);
-  else if (a.dtype() == DType::bf16 && c.dtype() == DType::bf16)
-    product_of<bf16, bf16>(runtime, name, a, b, bias, c, form);
-  else if (a.dtype() == DType::bf16 && c.dtype() == DType::f32)
-    product_of<bf16, float>(runtime, name, a, b, bias, c, form);
-  else if (a.dtype() == DType::f64 && c.dtype() == DType::f64)
-    product_of<double, double>(runtime, name, a, b, bias, c, form);
-  else
-    check(false, "element types of a matrix product");
+/// body(kernels::Matmul<In, Out>) with the types of the product.
+template <class Body>
+decltype(auto) with_arguments(const Product& p, Body&& body) {
+  check(p.a.dtype() == p.b.dtype(), "element types of the factors");
+  const DType in = p.a.dtype(), out = p.c.dtype();
+  if (in == DType::bf16 && out == DType::bf16) return body(arguments_of<bf16, bf16>(p));
+  if (in == DType::bf16 && out == DType::f32) return body(arguments_of<bf16, float>(p));
+  if (in == DType::f64 && out == DType::f64) return body(arguments_of<double, double>(p));
+  check(in == DType::f32 && out == DType::f32, "element types of a matrix product");
+  return body(arguments_of<float, float>(p));
+}
+
+/// True where the product computes its epilogue on this device. May be asked with any tensor of c's shape in its place.
+bool fuses(Runtime& runtime, const Product& p) {
+  return with_arguments(p, [&]<class In, class Out>(const kernels::Matmul<In, Out>& args) {
+    return runtime.device.with_kernels<In>([&](auto device) { return kernels::matmul_fuses(device, args); });
+  });
+}
+
+double epilogue_flops(const Product& p) {
+  switch (p.epilogue) {
+    case Epilogue::none:
+      return 0;
+    case Epilogue::gelu:
+      return activation_flops * static_cast<double>(p.c.count());
+    case Epilogue::gelu_gradient:
+      return activation_backward_flops * static_cast<double>(p.c.count());
+    case Epilogue::bias_gradient:
+      return static_cast<double>(p.a.count());
+  }
+  return 0;
+}
+
+void run(Runtime& runtime, const char* name, const Product& p) {
+  with_arguments(p, [&]<class In, class Out>(kernels::Matmul<In, Out> args) {
+    const Tensor scratch = workspace(runtime, runtime.device.with_kernels<In>([&](auto device) {
+      return kernels::matmul_workspace_bytes(device, args);
+    }));
+    args.workspace = scratch.raw();
+    runtime.device.ledger().add_product({.m = args.m,
+                                         .n = args.n,
+                                         .k = args.k,
+                                         .transpose_a = args.transpose_a,
+                                         .transpose_b = args.transpose_b,
+                                         .accumulate = args.accumulate,
+                                         .bf16_in = sizeof(In) == 2,
+                                         .bf16_out = sizeof(Out) == 2});
+    const double flops = 2.0 * static_cast<double>(args.m) * static_cast<double>(args.n) * static_cast<double>(args.k);
+    launch<In>(
+        runtime, name,
+        {.flops = flops + epilogue_flops(p), .bytes = bytes_of({p.a, p.b, p.bias, p.c, p.before, p.bias_gradient})},
+        [args](auto device) { kernels::matmul(device, args); });
+  });
 }
 
 }  // namespace
@@ -68,8 +106,27 @@ void product(Runtime& runtime, const char* name, const Tensor& a, const Tensor& 
 Tensor linear(Runtime& runtime, const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias,
               DType out_type) {
   Tensor y = runtime.empty({x.rows(), weight.rows()}, out_type);
-  product(runtime, name, x, weight, bias, y, {.transpose_b = true});
+  run(runtime, name, {.a = x, .b = weight, .c = y, .bias = bias, .transpose_b = true});
   return y;
+}
+
+Tensor linear_activation(Runtime& runtime, const char* name, Activation kind, const Tensor& x, const Tensor& weight,
+                         const Tensor& bias, Tensor& before) {
+  check(weight.rows() % kernels::inputs_per_output(kind) == 0, "activation: gate and up are of equal width");
+  before = runtime.empty({x.rows(), weight.rows()}, x.dtype());
+  const Product product{.a = x, .b = weight, .c = before, .bias = bias, .transpose_b = true};
+  if (kind == Activation::gelu) {
+    Product fused = product;
+    fused.before = before;
+    fused.epilogue = Epilogue::gelu;
+    if (fuses(runtime, fused)) {
+      fused.c = runtime.empty(before.shape(), before.dtype());
+      run(runtime, name, fused);
+      return fused.c;
+    }
+  }
+  run(runtime, name, product);
+  return activation(runtime, kind, before);
 }
 
 Tensor linear_input_gradient(Runtime& runtime, const char* name, const Tensor& dy, const Tensor& weight) {
@@ -80,12 +137,34 @@ Tensor linear_input_gradient(Runtime& runtime, const char* name, const Tensor& d
 
 void linear_input_gradient(Runtime& runtime, const char* name, const Tensor& dy, const Tensor& weight,
                            const Tensor& dx) {
-  product(runtime, name, dy, weight, {}, dx, {});
+  run(runtime, name, {.a = dy, .b = weight, .c = dx});
+}
+
+Tensor linear_input_gradient_activation(Runtime& runtime, const char* name, Activation kind, const Tensor& dy,
+                                        const Tensor& weight, const Tensor& before) {
+  check(before.contiguous() && before.rows() == dy.rows() &&
+            before.width() == weight.width() * kernels::inputs_per_output(kind),
+        "activation backward: weight [D, F], before [N, F or 2 F]");
+  if (kind == Activation::gelu) {
+    Product fused{.a = dy, .b = weight, .c = before, .before = before, .epilogue = Epilogue::gelu_gradient};
+    if (fuses(runtime, fused)) {
+      fused.c = runtime.empty({before.rows(), before.width()}, before.dtype());
+      run(runtime, name, fused);
+      return fused.c;
+    }
+  }
+  return activation_backward(runtime, kind, linear_input_gradient(runtime, name, dy, weight), before);
 }
 
 void linear_weight_gradient(Runtime& runtime, const char* name, const Tensor& dy, const Tensor& x,
-                            const Tensor& dweight) {
-  product(runtime, name, dy, x, {}, dweight, {.transpose_a = true, .accumulate = true});
+                            const Tensor& dweight, const Tensor& dbias) {
+  const Product product{.a = dy, .b = x, .c = dweight, .transpose_a = true, .accumulate = true};
+  Product fused = product;
+  fused.bias_gradient = dbias;
+  fused.epilogue = Epilogue::bias_gradient;
+  if (dbias && fuses(runtime, fused)) return run(runtime, name, fused);
+  run(runtime, name, product);
+  if (dbias) bias_gradient(runtime, dy, dbias);
 }
 
 void bias_gradient(Runtime& runtime, const Tensor& dy, const Tensor& dbias) {

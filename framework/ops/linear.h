@@ -1,20 +1,36 @@
-// The three products of a linear layer y = x w^T + b. Weights are [out, in].
+// The three products of a linear layer y = x w^T + b, and what the device does beside them in one pass where it can:
+// the nonlinearity behind the layer or before it, and the gradient of the bias. Elsewhere a kernel of its own does that
+// after the product. Weights are [out, in].
 #pragma once
 
 #include "framework/core/runtime.h"
+#include "kernels/activation.h"
 
 namespace choir::ops {
 
+using kernels::Activation;
+
 /// y [N, out] = x [N, in] weight [out, in]^T + bias [out]. `bias` may be empty. y has `out_type`.
 Tensor linear(Runtime&, const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias, DType out_type);
+
+/// before [N, out] = x [N, in] weight [out, in]^T + bias [out], made here for backward. `bias` may be empty. Returns
+/// its activation [N, out], or [N, out / 2] for gated kinds.
+Tensor linear_activation(Runtime&, const char* name, Activation kind, const Tensor& x, const Tensor& weight,
+                         const Tensor& bias, Tensor& before);
 
 /// dx [N, in] = dy [N, out] weight [out, in]
 Tensor linear_input_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& weight);
 /// The same into `dx`, for one chunk of rows of a larger tensor.
 void linear_input_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& weight, const Tensor& dx);
 
-/// dweight [out, in] += dy [N, out]^T x [N, in], accumulated by the product itself
-void linear_weight_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& x, const Tensor& dweight);
+/// dx as above where x = activation(before). Returns the gradient of `before`, shaped like it.
+Tensor linear_input_gradient_activation(Runtime&, const char* name, Activation kind, const Tensor& dy,
+                                        const Tensor& weight, const Tensor& before);
+
+/// dweight [out, in] += dy [N, out]^T x [N, in], accumulated by the product itself;
+/// dbias [out] += column sums of dy, where there is one
+void linear_weight_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& x, const Tensor& dweight,
+                            const Tensor& dbias = {});
 
 /// dbias [out] += column sums of dy [N, out]
 void bias_gradient(Runtime&, const Tensor& dy, const Tensor& dbias);

@@ -41,6 +41,33 @@ TEST_F(AdjointOfAnOperation, linear) {
       });
 }
 
+// y = activation(x up^T + bias) down^T: the sums of both products.
+TEST_F(AdjointOfAnOperation, linear_layers_around_an_activation) {
+  using enum ops::Activation;
+  for (const ops::Activation kind : {gelu, gelu_erf, silu_gated}) {
+    SCOPED_TRACE(static_cast<int>(kind));
+    constexpr std::int64_t hidden = 77;
+    const std::int64_t inputs = kernels::inputs_per_output(kind) * hidden;
+    const double scale = 1 / std::sqrt(static_cast<double>(width));
+    const Tensor x = random({rows, width}), up = random({inputs, width}, scale), bias = random({inputs});
+    const Tensor down = random({width, hidden}, scale);
+    Tensor before, active;
+    expect_adjoint(
+        {{"x", x}, {"up", up}, {"bias", bias}, {"down", down}}, width + hidden + 6,
+        [&] {
+          active = ops::linear_activation(runtime, "up", kind, x, up, bias, before);
+          return ops::linear(runtime, "down", active, down, {}, DType::f64);
+        },
+        [&](const Tensor& dy) {
+          const Tensor dup = zeros({inputs, width}), dbias = zeros({inputs}), ddown = zeros({width, hidden});
+          const Tensor dbefore = ops::linear_input_gradient_activation(runtime, "down", kind, dy, down, before);
+          ops::linear_weight_gradient(runtime, "down", dy, active, ddown);
+          ops::linear_weight_gradient(runtime, "up", dbefore, x, dup, dbias);
+          return std::vector{ops::linear_input_gradient(runtime, "up", dbefore, up), dup, dbias, ddown};
+        });
+  }
+}
+
 // y = norm(x), and y = x + norm(x), whose gradient the operation adds up itself. Mean, variance, and the product.
 TEST_F(AdjointOfAnOperation, norm) {
   for (const bool rms : {false, true})

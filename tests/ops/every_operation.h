@@ -53,7 +53,19 @@ inline std::vector<Returned> call_every_operation(Runtime& runtime) {
   expect("linear to logits", ops::linear(runtime, "logits", x, weight, {}, accumulate), {N, out}, accumulate);
   expect("linear_input_gradient", ops::linear_input_gradient(runtime, "product", dy, weight), {N, D}, type);
   ops::linear_weight_gradient(runtime, "product", dy, x, filled({out, D}, accumulate));
+  ops::linear_weight_gradient(runtime, "product", dy, x, filled({out, D}, accumulate), bias);
   ops::bias_gradient(runtime, dy, bias);
+  for (const auto kind : {ops::Activation::gelu, ops::Activation::gelu_erf, ops::Activation::silu_gated}) {
+    const std::int64_t inputs = kernels::inputs_per_output(kind);
+    Tensor before;
+    expect("linear_activation",
+           ops::linear_activation(runtime, "product", kind, x, filled({inputs * out, D}, type), {}, before), {N, out},
+           type);
+    expect("before the activation", before, {N, inputs * out}, type);
+    expect("linear_input_gradient_activation",
+           ops::linear_input_gradient_activation(runtime, "product", kind, x, filled({D, out}, type), before),
+           before.shape(), type);
+  }
 
   // Norms
   for (const bool rms : {false, true}) {

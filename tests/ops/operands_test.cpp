@@ -74,6 +74,26 @@ TEST_F(Operands, of_a_linear_layer) {
   expect_refused("columns of c and elements of the bias",
                  [&] { ops::linear(runtime, "test", x, weight, tensor({3}), DType::f32); });
   expect_refused("columns of dy and elements of the bias", [&] { ops::bias_gradient(runtime, dy, tensor({3})); });
+  expect_refused("columns of dy and elements of the bias", [&] {
+    ops::linear_weight_gradient(runtime, "test", dy, x, tensor({4, 3}), tensor({3}));
+  });
+}
+
+TEST_F(Operands, of_a_linear_layer_with_an_activation) {
+  using enum ops::Activation;
+  Tensor before;
+  expect_refused("activation: gate and up are of equal width", [&] {
+    ops::linear_activation(runtime, "test", silu_gated, tensor({5, 3}), tensor({7, 3}), {}, before);
+  });
+  const auto backward = [&](ops::Activation kind, const Tensor& given) {
+    ops::linear_input_gradient_activation(runtime, "test", kind, tensor({5, 4}), tensor({4, 3}), given);
+  };
+  const std::string rule = "activation backward: weight [D, F], before [N, F or 2 F]";
+  expect_refused(rule, [&] { backward(gelu, tensor({5, 4})); });
+  expect_refused(rule, [&] { backward(gelu, tensor({6, 3})); });
+  expect_refused(rule, [&] { backward(gelu, strided(5, 3)); });
+  expect_refused(rule, [&] { backward(silu_gated, tensor({5, 3})); });
+  expect_refused("element types of a matrix product", [&] { backward(gelu, tensor({5, 3}, DType::bf16)); });
 }
 
 TEST_F(Operands, of_a_norm) {
