@@ -618,6 +618,7 @@ cudaError_t Simulator::copy(void* to, const void* from, std::int64_t bytes, cuda
   SimulatedStream* stream = find(handle);
   if (stream == nullptr) return cudaErrorInvalidResourceHandle;
   if (broken_ != cudaSuccess) return broken_;
+  if (bytes == 0) return cudaSuccess;
   if (asynchronous && handle == nullptr)
     note("null stream", "cudaMemcpyAsync on the null stream, which orders everything");
   const SimulatedMemory *source = memory_at(number(from)), *target = memory_at(number(to));
