@@ -39,9 +39,9 @@ int print_plan(Config config, std::int64_t ranks, bool json) {
     std::printf("\nplanned for one GPU a rank, each like the one here: %s\n", gpu->gpu_facts().name.c_str());
   else if (kind == DeviceKind::cuda)
     std::printf(
-        "\nplanned for one H100 a rank, with attention on Choir's flash kernels: cuDNN's workspaces are counted where "
+        "\nplanned for one H100 a rank, with attention on Choir's flash kernels; cuDNN's workspaces are counted where "
         "there "
-        "is a GPU to ask it about (%s)\n",
+        "is a GPU (%s)\n",
         no_gpu.c_str());
   else
     std::printf(
