@@ -1,58 +1,55 @@
 #include "tests/support/watchdog.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <chrono>
-#include <cstdio>
-#include <memory>
-#include <mutex>
+#include <csignal>
 #include <string>
-#include <thread>
 
 namespace choir::tests {
 namespace {
 
-struct State {
-  std::mutex mutex;
-  std::string test = "start-up";
-  std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
-};
+// Written while no alarm is set, read by the handler; lives until the process ends.
+char last_words[400];
+std::size_t num_last_words = 0;
+
+void say_and_exit(int) {
+  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, last_words, num_last_words);
+  _exit(124);
+}
 
 class Listener : public ::testing::EmptyTestEventListener {
  public:
-  explicit Listener(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  Listener(unsigned seconds, int rank) : seconds_(seconds), rank_(rank) { expect_the_end_of("start-up"); }
   void OnTestStart(const ::testing::TestInfo& info) override {
-    set(std::string(info.test_suite_name()) + "." + info.name());
+    expect_the_end_of(fmt::format("{}.{}", info.test_suite_name(), info.name()));
   }
-  void OnTestEnd(const ::testing::TestInfo& info) override { set(std::string("after ") + info.name()); }
+  void OnTestEnd(const ::testing::TestInfo& info) override {
+    expect_the_end_of(fmt::format("what follows {}.{}", info.test_suite_name(), info.name()));
+  }
+  void OnTestProgramEnd(const ::testing::UnitTest&) override { expect_the_end_of("the clean-up of the program"); }
 
  private:
-  void set(std::string name) {
-    const std::lock_guard lock(state_->mutex);
-    state_->test = std::move(name);
-    state_->since = std::chrono::steady_clock::now();
+  void expect_the_end_of(const std::string& what) {
+    alarm(0);
+    num_last_words = static_cast<std::size_t>(
+        fmt::format_to_n(last_words, sizeof last_words,
+                         "[watchdog] rank {}: {} has not ended after {} s; ending the process\n", rank_, what, seconds_)
+            .out -
+        last_words);
+    alarm(seconds_);
   }
-  std::shared_ptr<State> state_;
+
+  const unsigned seconds_;
+  const int rank_;
 };
 
 }  // namespace
 
 void start_watchdog(int seconds, int rank) {
-  auto state = std::make_shared<State>();
-  ::testing::UnitTest::GetInstance()->listeners().Append(new Listener(state));
-  std::thread([state, seconds, rank] {
-    for (;;) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(200));
-      const std::lock_guard lock(state->mutex);
-      if (std::chrono::steady_clock::now() - state->since < std::chrono::seconds(seconds)) continue;
-      std::fprintf(stderr, "[watchdog] rank %d: %s has not ended after %d s; ending the process\n", rank,
-                   state->test.c_str(), seconds);
-      std::fflush(stderr);
-      _exit(124);
-    }
-  }).detach();
+  std::signal(SIGALRM, say_and_exit);
+  ::testing::UnitTest::GetInstance()->listeners().Append(new Listener(static_cast<unsigned>(seconds), rank));
 }
 
 }  // namespace choir::tests
