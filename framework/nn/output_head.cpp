@@ -15,7 +15,7 @@ OutputHead::OutputHead(std::int64_t vocabulary, std::int64_t width, float deviat
 }
 
 std::int64_t OutputHead::chunk_rows(std::int64_t rows, std::int64_t columns) {
-  constexpr std::int64_t elements = 4 << 20;
+  constexpr std::int64_t elements = 2 << 20;
   const std::int64_t chunks = std::max<std::int64_t>(1, (rows * columns + elements - 1) / elements);
   const std::int64_t even = (rows + chunks - 1) / chunks;
   return std::min(rows, std::max<std::int64_t>(256, (even + 15) / 16 * 16));  // fewer rows slow the weight gradient

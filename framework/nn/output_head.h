@@ -24,7 +24,7 @@ class OutputHead {
   /// [rows, V]: all logits on every rank, f32 (f64 in tests). For generation: few rows.
   Tensor logits(const Tensor& x, Context&) const;
 
-  /// Rows of one chunk, for N rows of logits of `columns` columns: about 16 MB of them, and at least 256 rows.
+  /// Rows of one chunk, for N rows of logits of `columns` columns: about 8 MB of them, and at least 256 rows.
   static std::int64_t chunk_rows(std::int64_t rows, std::int64_t columns);
 
  private:

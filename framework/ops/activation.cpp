@@ -22,7 +22,7 @@ Tensor activation_backward(Runtime& runtime, Activation kind, const Tensor& dy, 
   check(x.contiguous() && dy.contiguous() && x.rows() == dy.rows() &&
             x.width() == dy.width() * kernels::inputs_per_output(kind),
         "activation backward: dy [N, F], x [N, F or 2 F]");
-  Tensor dx = runtime.empty({x.rows(), x.width()}, x.dtype());
+  const Tensor dx = dy.width() == x.width() ? dy : runtime.empty({x.rows(), x.width()}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {
     const kernels::ActivationBackward<T> args{
         .kind = kind, .dy = dy.data<T>(), .x = x.data<T>(), .dx = dx.data<T>(), .rows = dy.rows(), .width = dy.width()};

@@ -1,7 +1,9 @@
 // The one place that picks the device and turns an element type into a template argument.
 #pragma once
 
+#include <bit>
 #include <chrono>
+#include <cstdint>
 #include <utility>
 
 #include "framework/core/error.h"
@@ -33,9 +35,14 @@ void launch(Runtime& runtime, const char* name, Cost cost, Kernel kernel) {
   });
 }
 
-/// Workspace of `bytes` bytes, or an empty handle for none.
+/// Workspace of `bytes` bytes, or an empty handle for none. Small ones are powers of two, so that operations of many
+/// shapes, one after another, share a few blocks.
 inline Tensor workspace(Runtime& runtime, std::int64_t bytes) {
-  return bytes > 0 ? runtime.empty({bytes}, DType::u8, MemoryKind::workspace) : Tensor{};
+  if (bytes <= 0) return {};
+  constexpr std::uint64_t small = 2 << 20;
+  const auto wanted = static_cast<std::uint64_t>(bytes);
+  const std::uint64_t size = wanted < small ? std::bit_ceil(wanted) : wanted;
+  return runtime.empty({static_cast<std::int64_t>(size)}, DType::u8, MemoryKind::workspace);
 }
 
 /// Calls body.operator()<T>() with the C++ type of activations of `type`.

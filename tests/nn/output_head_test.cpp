@@ -85,7 +85,7 @@ TEST(OutputHead, chunks_cover_few_and_many_rows) {
       const std::int64_t chunk = OutputHead::chunk_rows(rows, columns);
       EXPECT_GE(chunk, std::min<std::int64_t>(rows, 64));
       EXPECT_LE(chunk, rows);
-      EXPECT_LE(chunk * columns, std::max<std::int64_t>(256 * columns, (4 << 20) + 16 * columns))
+      EXPECT_LE(chunk * columns, std::max<std::int64_t>(256 * columns, (2 << 20) + 16 * columns))
           << rows << " x " << columns;
     }
 }

@@ -82,7 +82,7 @@ inline std::vector<Returned> call_every_operation(Runtime& runtime) {
   for (const auto kind : {ops::Activation::gelu, ops::Activation::gelu_erf, ops::Activation::silu_gated}) {
     const Tensor in = filled({N, kernels::inputs_per_output(kind) * D}, type);
     expect("activation", ops::activation(runtime, kind, in), {N, D}, type);
-    expect("activation_backward", ops::activation_backward(runtime, kind, x, in), in.shape(), type);
+    expect("activation_backward", ops::activation_backward(runtime, kind, filled({N, D}, type), in), in.shape(), type);
   }
 
   // Attention: three query heads of two key/value heads, three sequences of five tokens
