@@ -219,8 +219,7 @@ void Run::tell(const std::optional<SaveOutcome>& outcome) {
     say(fmt::format("saved {}{}{}", outcome->path, outcome->text.empty() ? "" : "; ", outcome->text));
     last_saved_ = outcome->step;
   } else {
-    say(fmt::format("could not save {}: {}\n  the checkpoint before it is whole; training goes on", outcome->path,
-                    outcome->text));
+    say(fmt::format("could not save {}: {}\n  the checkpoint before it is whole", outcome->path, outcome->text));
   }
 }
 
@@ -280,8 +279,10 @@ RunEnd Run::train() {
   }
   tell(writer_.finish());
   watchdog_.stop();
-  if (end != RunEnd::done) say(fmt::format("stopped after step {} as asked; --resume goes on", step));
-  return end == RunEnd::done && last_saved_ < step ? RunEnd::failed : end;
+  const bool saved = last_saved_ >= step;
+  if (end != RunEnd::done)
+    say(fmt::format("stopped after step {} as asked{}", step, saved ? "; --resume goes on" : ", but not saved"));
+  return saved ? end : RunEnd::failed;
 }
 
 }  // namespace

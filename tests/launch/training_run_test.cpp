@@ -263,6 +263,18 @@ TEST(TrainingRun, AFullDiskFailsTheSaveAndTrainingGoesOn) {
   EXPECT_EQ(finished.code, 1) << "the last save has failed";
 }
 
+TEST(TrainingRun, ARunThatIsStoppedAndCannotBeSavedHasFailed) {
+  const Workshop shop;
+  const std::string command =
+      "ulimit -f 16000; OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec " CHOIR_BINARY " train " +
+      shop.path("tiny.yaml") + " model.width=360 train.steps=100000 train.folder=" + shop.path("run");
+  const pid_t child = start(command, shop.path("log"));
+  ASSERT_TRUE(reach(shop, "run", 3)) << read(shop.path("log"));
+  kill(child, SIGUSR1);
+  EXPECT_EQ(wait_for(child), 1) << read(shop.path("log"));
+  EXPECT_NE(read(shop.path("log")).find("as asked, but not saved"), std::string::npos) << read(shop.path("log"));
+}
+
 TEST(TrainingRun, UserMistakesAreToldOnceAndExitWith2) {
   const Workshop shop;
   const std::pair<std::string, std::string> cases[] = {
