@@ -1,5 +1,8 @@
 #include "launch/command_line.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -36,6 +39,24 @@ bool all_ranks_arrive() {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   return true;
+}
+
+/// What, why and how to fix, of a mistake in verbs and flags.
+std::string describe_parse_error(const CLI::App* app, const CLI::Error& error) {
+  const CLI::App* verb = app;
+  std::string command = app->get_name();
+  for (; !verb->get_subcommands().empty(); command += " " + verb->get_name()) verb = verb->get_subcommands().front();
+  std::vector<std::string> verbs;
+  for (const CLI::App* each : verb->get_subcommands({})) verbs.push_back(each->get_name());
+  const std::vector<std::string> rest = app->remaining(true);
+  Problem problem{.what = error.what(), .fix = fmt::format("{} --help says what there is", command)};
+  if (!verbs.empty()) {
+    const std::string near = rest.empty() ? "" : nearest(rest.front(), verbs);
+    problem = {.what = rest.empty() ? "no verb is named" : fmt::format("there is no verb {}", rest.front()),
+               .why = fmt::format("{} does one of {}", command, fmt::join(verbs, ", ")),
+               .fix = near.empty() ? problem.fix : fmt::format("did you mean {} {}?", command, near)};
+  }
+  return fmt::format("choir: {}\n", describe(problem));
 }
 
 int user_mistake(const ConfigError& error) {
@@ -82,6 +103,7 @@ int run_command_line(int argc, char** argv) {
   line.argv = argv;
   line.app.name("choir");
   line.app.require_subcommand(1);
+  line.app.failure_message(describe_parse_error);
   line.app.set_version_flag("--version", "choir " CHOIR_VERSION);
   line.app.footer("mpirun -n 8 choir train configs/x.yaml parallel.tensor=4\n\nKeys of the configuration:\n" +
                   describe_keys());

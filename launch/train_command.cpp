@@ -26,7 +26,6 @@ int train(CommandLine& line, const Arguments& arguments) {
   CallRing ring(options.folder.calls(process.rank()));
   const auto device = make_device(config, process);
   Mesh mesh = make_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
-  if (process.rank() == 0) std::fputs(print(config).c_str(), stdout);
   return static_cast<int>(run_training(config, options, *device, mesh, ring));
 }
 

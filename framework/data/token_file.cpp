@@ -109,7 +109,10 @@ ConfigError inconsistent(const std::string& path, const std::string& why) {
 }  // namespace
 
 TokenFile::TokenFile(const std::string& path) : path_(path) {
-  throw_if_any(check_readable("data.path", path));
+  std::vector<Problem> problems = check_readable("data.path", path);
+  for (Problem& problem : problems)
+    if (problem.fix.empty()) problem.fix = "choir prepare CONFIG text files ... writes it";
+  throw_if_any(problems);
   const TokenFileSeal seal = check_seal(path);
   Contents contents;
   try {
@@ -169,7 +172,17 @@ void TokenFile::verify() const {
                      .fix = "write it again with choir prepare"});
 }
 
-std::vector<Problem> check_fits(const TokenFile& file, const ModelConfig& model) {
+std::vector<Problem> check_fits(const TokenFile& file, const ModelConfig& model, const TokenizerConfig& tokenizer) {
+  const auto made_by_another = [&](const char* key, const auto& in_file, const auto& wanted) {
+    return std::vector<Problem>{
+        {.what = fmt::format("data.path = {} was made with {} = {}, not {}", file.path(), key, in_file, wanted),
+         .why = "the same token id means another text",
+         .fix = fmt::format("set {} to {}, or write the file again with choir prepare", key, in_file)}};
+  };
+  if (file.tokenizer().kind() != tokenizer.kind)
+    return made_by_another("data.tokenizer.kind", file.tokenizer().kind(), tokenizer.kind);
+  if (tokenizer.vocabulary != 0 && file.vocabulary() != tokenizer.vocabulary)
+    return made_by_another("data.tokenizer.vocabulary", file.vocabulary(), tokenizer.vocabulary);
   if (file.vocabulary() <= model.vocabulary) return {};
   return {{.what = fmt::format("model.vocabulary = {} is less than the {} tokens of data.path = {}", model.vocabulary,
                                file.vocabulary(), file.path()),

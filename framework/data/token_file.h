@@ -59,8 +59,9 @@ class TokenFile {
   std::span<const std::int32_t> wide_;
 };
 
-/// What keeps a model from being trained on a file: ids beyond the model's vocabulary. Reads no tokens.
-std::vector<Problem> check_fits(const TokenFile& file, const ModelConfig& model);
+/// What keeps a model from being trained on a file: another tokenizer than the configuration says, or ids beyond the
+/// model's vocabulary. Reads no tokens.
+std::vector<Problem> check_fits(const TokenFile& file, const ModelConfig& model, const TokenizerConfig& tokenizer);
 
 /// A problem where the file was made by another tokenizer than the one whose digest `expected` is.
 /// `owner` names what expects it: "the checkpoint runs/a/checkpoints/step-00001000".

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -46,7 +47,7 @@ class Run {
         writer_(options.folder.checkpoints(), config.checkpoint.keep, *mesh.host, mesh.host->device().communicate(),
                 io_),
         watchdog_(ring, options.folder.logs(), config.train.timeout) {
-    throw_if_any(check_fits(file_, config.model));
+    throw_if_any(check_fits(file_, config.model, config.data.tokenizer));
     log_->flush_on(spdlog::level::info);
   }
   ~Run() { spdlog::drop("rank"); }
@@ -235,6 +236,7 @@ RunEnd Run::agreed_stop() {
 }
 
 RunEnd Run::train() {
+  if (mesh_.world->rank() == 0) std::fputs(print(config_).c_str(), stdout);
   Trainer trainer(config_, device_, mesh_);
   describe(trainer);
   measure_peak(trainer);

@@ -285,6 +285,7 @@ TEST(TrainingRun, UserMistakesAreToldOnceAndExitWith2) {
       {"data.path=" + shop.path("nowhere.h5"), "nowhere.h5"},
       {"data.path=" + shop.path("text-0"), "text-0"},
       {"model.vocabulary=200", "model.vocabulary"},
+      {"data.tokenizer.kind=sentencepiece", "data.tokenizer.kind = bytes, not sentencepiece"},
       {"train.from=" + shop.path("nothing"), "nothing"},
   };
   for (const auto& [arguments, named] : cases) {
@@ -292,6 +293,22 @@ TEST(TrainingRun, UserMistakesAreToldOnceAndExitWith2) {
     EXPECT_EQ(finished.code, 2) << arguments << "\n" << finished.output;
     EXPECT_TRUE(contains(finished, named)) << arguments << "\n" << finished.output;
     EXPECT_EQ(count(finished, "choir: "), 1u) << arguments << "\n" << finished.output;
+  }
+}
+
+TEST(Verbs, MistakesNameWhatThereIs) {
+  const std::pair<std::string, std::string> cases[] = {
+      {"", "choir: no verb is named\n  why: choir does one of train, prepare, "},
+      {"trian", "choir: there is no verb trian\n"},
+      {"trian", "\n  fix: did you mean choir train?\n"},
+      {"checkpoint lst", "\n  fix: did you mean choir checkpoint list?\n"},
+      {"frobnicate", "\n  fix: choir --help says what there is\n"},
+      {"train x.yaml --frob", "choir: The following argument was not expected: --frob\n  fix: choir train --help says"},
+  };
+  for (const auto& [words, said] : cases) {
+    const Finished finished = shell(CHOIR_BINARY " " + words);
+    EXPECT_EQ(finished.code, 2) << words << "\n" << finished.output;
+    EXPECT_TRUE(contains(finished, said)) << words << "\n" << finished.output;
   }
 }
 
