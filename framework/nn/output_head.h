@@ -24,8 +24,9 @@ class OutputHead {
   /// [rows, V]: all logits on every rank, f32 (f64 in tests). For generation: few rows.
   Tensor logits(const Tensor& x, Context&) const;
 
-  /// Rows of one chunk, for N rows of logits of `columns` columns: about 8 MB of them, and at least 256 rows.
-  static std::int64_t chunk_rows(std::int64_t rows, std::int64_t columns);
+  /// Rows of one chunk, for N rows of logits of `columns` columns: about 4 MB of them, and at least 256 rows on a CPU,
+  /// 2048 on a GPU.
+  static std::int64_t chunk_rows(std::int64_t rows, std::int64_t columns, DeviceKind device);
 
  private:
   std::int64_t vocabulary_;

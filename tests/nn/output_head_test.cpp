@@ -20,7 +20,7 @@ double uniform(std::uint64_t stream, std::int64_t i) {
 TEST(OutputHead, loss_and_gradients_by_formula_over_several_chunks) {
   constexpr std::int64_t vocabulary = 70001, width = 4, rows = 530;
   constexpr double scale = 0.01;
-  const std::int64_t chunk = OutputHead::chunk_rows(rows, vocabulary);
+  const std::int64_t chunk = OutputHead::chunk_rows(rows, vocabulary, DeviceKind::cpu);
   ASSERT_GE(rows / chunk, 2) << "the case is about more than one chunk";
   ASSERT_NE(rows % chunk, 0) << "and about a last one that is shorter";
 
@@ -82,11 +82,13 @@ TEST(OutputHead, loss_and_gradients_by_formula_over_several_chunks) {
 TEST(OutputHead, chunks_cover_few_and_many_rows) {
   for (const std::int64_t columns : {8, 1000, 50257, 200000, 10000000})
     for (const std::int64_t rows : {1, 7, 63, 64, 65, 1000, 100000}) {
-      const std::int64_t chunk = OutputHead::chunk_rows(rows, columns);
-      EXPECT_GE(chunk, std::min<std::int64_t>(rows, 64));
-      EXPECT_LE(chunk, rows);
-      EXPECT_LE(chunk * columns, std::max<std::int64_t>(256 * columns, (2 << 20) + 16 * columns))
-          << rows << " x " << columns;
+      for (const auto& [device, least] : {std::pair{DeviceKind::cpu, 256}, {DeviceKind::cuda, 2048}}) {
+        const std::int64_t chunk = OutputHead::chunk_rows(rows, columns, device);
+        EXPECT_GE(chunk, std::min<std::int64_t>(rows, least));
+        EXPECT_LE(chunk, rows);
+        EXPECT_LE(chunk * columns, std::max<std::int64_t>(least * columns, (1 << 20) + 16 * columns))
+            << rows << " x " << columns;
+      }
     }
 }
 
