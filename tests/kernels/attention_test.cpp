@@ -22,14 +22,12 @@
 #include <type_traits>
 #include <vector>
 
+#include "tests/kernels/attention_case.h"
+
 namespace choir::kernels {
 namespace {
 
-struct Case {
-  const char* name;
-  std::int64_t batch, q_length, kv_length, heads, kv_heads, width, group_size, group_offset;
-  bool causal;
-  std::int64_t window;
+struct Case : tests::AttentionCase {
   int threads;
 };
 
@@ -73,23 +71,7 @@ struct Problem {
   std::vector<T> q, k, v, out, dout, dq, dk, dv;
   std::vector<Accumulate<T>> lse;
 
-  explicit Problem(const Case& c)
-      : shape{.batch = c.batch,
-              .q_length = c.q_length,
-              .kv_length = c.kv_length,
-              .heads = c.heads,
-              .kv_heads = c.kv_heads,
-              .head_width = c.width,
-              .group_size = c.group_size,
-              .group_offset = c.group_offset,
-              .q_stride = c.heads * c.width + 3,
-              .k_stride = 2 * c.kv_heads * c.width + 5,
-              .v_stride = 2 * c.kv_heads * c.width + 5,
-              .out_stride = c.heads * c.width + 1,
-              .causal = c.causal,
-              .window = c.window,
-              .scale = 1 / std::sqrt(static_cast<double>(c.width))},
-        device{.threads = c.threads} {
+  explicit Problem(const Case& c) : shape(tests::shape_of(c, 3, 5, 1)), device{.threads = c.threads} {
     std::mt19937 random(static_cast<unsigned>(c.q_length * 1000 + c.width));
     std::normal_distribution<double> normal;
     const auto fill = [&](std::vector<T>& values, std::int64_t length, std::int64_t stride, std::int64_t width) {

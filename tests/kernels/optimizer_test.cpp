@@ -3,26 +3,15 @@
 #include "kernels/optimizer.h"
 
 #include "tests/kernels/compare.h"
+#include "tests/kernels/optimizer_case.h"
 
 namespace choir::kernels::tests {
 namespace {
 
 constexpr int steps = 4;
-constexpr float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, momentum = 0.9f;
+constexpr float momentum = 0.9f;
 
-StepScalars scalars_of(int step) {
-  return {.step = static_cast<std::uint64_t>(step),
-          .rate = 1e-2f * static_cast<float>(step),
-          .bias_correction1 = static_cast<float>(1 / (1 - std::pow(beta1, step))),
-          .bias_correction2 = static_cast<float>(1 / (1 - std::pow(beta2, step))),
-          .clip_factor = 0.5f};
-}
-
-struct Case {
-  std::int64_t count;
-  std::vector<OptimizerSegment> segments;
-};
-const Case cases[] = {
+const OptimizerCase cases[] = {
     {1, {{0, 1, 0.1f}}},
     {64, {{0, 64, 0.0f}}},
     {100, {{3, 17, 0.1f}, {17, 18, 0.0f}, {40, 99, 0.5f}}},  // gaps stay as they are
@@ -30,24 +19,17 @@ const Case cases[] = {
     {5, {}},
 };
 
-const OptimizerSegment* segment_of(const Case& c, std::int64_t i) {
-  for (const OptimizerSegment& segment : c.segments) {
-    if (i >= segment.begin && i < segment.end) return &segment;
-  }
-  return nullptr;
-}
-
 /// The results as the kernel leaves them, and the bf16 copy, which is `weight` rounded.
 void expect_state(const std::vector<float>& weight, const std::vector<bf16>& value, const std::vector<Result>& expected,
-                  const Case& c, double roundings) {
+                  const OptimizerCase& c, double roundings) {
   expect_close(weight.data(), expected, roundings, "weight");
   for (std::int64_t i = 0; i < c.count; ++i) {
-    ASSERT_EQ(value[i].bits, segment_of(c, i) ? bf16(weight[i]).bits : bf16(7.0f).bits) << i;
+    ASSERT_EQ(value[i].bits, c.segment_of(i) ? bf16(weight[i]).bits : bf16(7.0f).bits) << i;
   }
 }
 
 TEST(Optimizer, AdamWIsItsFormula) {
-  for (const Case& c : cases) {
+  for (const OptimizerCase& c : cases) {
     const std::vector<float> start = random_values<float>(c.count, 1);
     std::vector<Result> w(c.count), m(c.count), v(c.count);
     for (std::int64_t i = 0; i < c.count; ++i) w[i].add(start[i]);
@@ -55,7 +37,7 @@ TEST(Optimizer, AdamWIsItsFormula) {
       const StepScalars s = scalars_of(step);
       const std::vector<float> gradient = random_values<float>(c.count, 10 + step);
       for (std::int64_t i = 0; i < c.count; ++i) {
-        const OptimizerSegment* segment = segment_of(c, i);
+        const OptimizerSegment* segment = c.segment_of(i);
         if (!segment) continue;
         const double g = double{s.clip_factor} * gradient[i], b1 = beta1, b2 = beta2;
         m[i].value = b1 * m[i].value + (1 - b1) * g;
@@ -103,7 +85,7 @@ TEST(Optimizer, AdamWIsItsFormula) {
 }
 
 TEST(Optimizer, SgdIsItsFormula) {
-  for (const Case& c : cases) {
+  for (const OptimizerCase& c : cases) {
     for (const bool with_momentum : {false, true}) {
       const std::vector<float> start = random_values<float>(c.count, 1);
       std::vector<Result> w(c.count), m(c.count);
@@ -112,7 +94,7 @@ TEST(Optimizer, SgdIsItsFormula) {
         const StepScalars s = scalars_of(step);
         const std::vector<float> gradient = random_values<float>(c.count, 10 + step);
         for (std::int64_t i = 0; i < c.count; ++i) {
-          const OptimizerSegment* segment = segment_of(c, i);
+          const OptimizerSegment* segment = c.segment_of(i);
           if (!segment) continue;
           const double g = double{s.clip_factor} * gradient[i];
           m[i].value = (with_momentum ? double{momentum} * m[i].value : 0) + g;

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "tests/kernels/attention_case.h"
 #include "tests/simgpu/agreement.h"
 
 namespace choir::simgpu::tests {
@@ -25,13 +26,7 @@ namespace {
 using kernels::AttentionBackward;
 using kernels::AttentionForward;
 using kernels::AttentionShape;
-
-struct Case {
-  const char* name;
-  std::int64_t batch, q_length, kv_length, heads, kv_heads, width, group_size, group_offset;
-  bool causal;
-  std::int64_t window;
-};
+using Case = kernels::tests::AttentionCase;
 
 const Case cases[] = {
     {"one of everything", 1, 1, 1, 1, 1, 1, 1, 0, true, 0},
@@ -68,21 +63,7 @@ struct Problem {
   std::vector<float> lse;
 
   explicit Problem(const Case& c)
-      : shape{.batch = c.batch,
-              .q_length = c.q_length,
-              .kv_length = c.kv_length,
-              .heads = c.heads,
-              .kv_heads = c.kv_heads,
-              .head_width = c.width,
-              .group_size = c.group_size,
-              .group_offset = c.group_offset,
-              .q_stride = c.heads * c.width + 8,
-              .k_stride = 2 * c.kv_heads * c.width + 8,
-              .v_stride = 2 * c.kv_heads * c.width + 8,
-              .out_stride = c.heads * c.width + 8,
-              .causal = c.causal,
-              .window = c.window,
-              .scale = 1 / std::sqrt(static_cast<double>(c.width))},
+      : shape(kernels::tests::shape_of(c, 8, 8, 8)),
         v_offset(c.kv_heads * c.width),
         q(rows(c.q_length, shape.q_stride, 1)),
         kv(rows(c.kv_length, shape.k_stride, 2)),

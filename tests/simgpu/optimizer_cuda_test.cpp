@@ -1,5 +1,6 @@
 // The optimizers on the GPU against the CPU over several steps, in packs and, one element behind, one by one.
 #include "kernels/optimizer.h"
+#include "tests/kernels/optimizer_case.h"
 #include "tests/simgpu/agreement.h"
 
 namespace choir::simgpu::tests {
@@ -7,24 +8,13 @@ namespace {
 
 using kernels::OptimizerSegment;
 using kernels::StepScalars;
+using kernels::tests::beta1, kernels::tests::beta2, kernels::tests::epsilon;
+using kernels::tests::OptimizerCase, kernels::tests::scalars_of;
 
 constexpr int steps = 3;
-constexpr float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f;
 
-StepScalars scalars_of(int step) {
-  return {.step = static_cast<std::uint64_t>(step),
-          .rate = 1e-2f * static_cast<float>(step),
-          .bias_correction1 = static_cast<float>(1 / (1 - std::pow(beta1, step))),
-          .bias_correction2 = static_cast<float>(1 / (1 - std::pow(beta2, step))),
-          .clip_factor = 0.5f};
-}
-
-struct Case {
-  std::int64_t count;
-  std::vector<OptimizerSegment> segments;
-};
 // Gaps stay as they are. The last is of several tiles of 4096 elements, one with many segments, one without an end.
-const Case cases[] = {
+const OptimizerCase cases[] = {
     {1, {{0, 1, 0.1f}}},
     {64, {{0, 64, 0.0f}}},
     {100, {{3, 17, 0.1f}, {17, 18, 0.0f}, {40, 99, 0.5f}}},
@@ -37,7 +27,7 @@ struct OptimizerCuda : CudaTest {};
 /// weight and value after the steps, on the CPU and on the GPU. A step multiplies what was off by at most 1 + rate
 /// decay and adds the roundings of its own: some u of the weight, and of the change, rate (decay |w| + |m| / deviation)
 /// with |m| / deviation below 10 by the ratio of the moments' weights.
-void expect_state(const Case& c, const std::vector<float>& weight, const DeviceArray<float>& device_weight,
+void expect_state(const OptimizerCase& c, const std::vector<float>& weight, const DeviceArray<float>& device_weight,
                   const DeviceArray<bf16>& device_value, double change) {
   std::vector<double> magnitude;
   for (const float value : weight) magnitude.push_back(steps * (std::abs(value) + change));
@@ -45,13 +35,11 @@ void expect_state(const Case& c, const std::vector<float>& weight, const DeviceA
   const std::vector<bf16> value = device_value.host();
   expect_agreement(of_cuda, weight, magnitude, 16, "weight");
   for (std::int64_t i = 0; i < c.count; ++i) {
-    bool held = false;
-    for (const OptimizerSegment& segment : c.segments) held |= i >= segment.begin && i < segment.end;
-    ASSERT_EQ(value[i].bits, held ? bf16(of_cuda[i]).bits : bf16(7.0f).bits) << i;
+    ASSERT_EQ(value[i].bits, c.segment_of(i) ? bf16(of_cuda[i]).bits : bf16(7.0f).bits) << i;
   }
 }
 
-void adamw_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset, bool with_value) {
+void adamw_agrees(kernels::Cuda cuda, const OptimizerCase& c, std::int64_t offset, bool with_value) {
   std::vector<float> weight = random_values<float>(c.count, 1), first(c.count), second(c.count);
   std::vector<bf16> value(c.count, bf16(7.0f));
   const DeviceArray<float> device_weight(weight, offset), device_first(first, offset), device_second(second, offset);
@@ -93,7 +81,7 @@ void adamw_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset, bool w
 }
 
 TEST_P(OptimizerCuda, AdamWAgreesWithTheCpu) {
-  for (const Case& c : cases) {
+  for (const OptimizerCase& c : cases) {
     for (const std::int64_t offset : {0, 1}) {
       SCOPED_TRACE(std::to_string(c.count) + " elements, offset " + std::to_string(offset));
       adamw_agrees(cuda(), c, offset, true);
@@ -103,7 +91,7 @@ TEST_P(OptimizerCuda, AdamWAgreesWithTheCpu) {
   }
 }
 
-void sgd_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset, bool with_momentum) {
+void sgd_agrees(kernels::Cuda cuda, const OptimizerCase& c, std::int64_t offset, bool with_momentum) {
   std::vector<float> weight = random_values<float>(c.count, 1), momentum(c.count);
   std::vector<bf16> value(c.count, bf16(7.0f));
   const DeviceArray<float> device_weight(weight, offset), device_momentum(momentum, offset);
@@ -139,7 +127,7 @@ void sgd_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset, bool wit
 }
 
 TEST_P(OptimizerCuda, SgdAgreesWithTheCpu) {
-  for (const Case& c : cases) {
+  for (const OptimizerCase& c : cases) {
     for (const std::int64_t offset : {0, 1}) {
       SCOPED_TRACE(std::to_string(c.count) + " elements, offset " + std::to_string(offset));
       sgd_agrees(cuda(), c, offset, true);

@@ -1,0 +1,35 @@
+// What the tests of the optimizers share, on the CPU and on a GPU.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/optimizer.h"
+
+namespace choir::kernels::tests {
+
+inline constexpr float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f;
+
+/// Of the step'th update, from 1: a rate that changes, and gradients that are clipped.
+inline StepScalars scalars_of(int step) {
+  return {.step = static_cast<std::uint64_t>(step),
+          .rate = 1e-2f * static_cast<float>(step),
+          .bias_correction1 = static_cast<float>(1 / (1 - std::pow(beta1, step))),
+          .bias_correction2 = static_cast<float>(1 / (1 - std::pow(beta2, step))),
+          .clip_factor = 0.5f};
+}
+
+struct OptimizerCase {
+  std::int64_t count;
+  std::vector<OptimizerSegment> segments;
+
+  /// The segment of element i; null in a gap, which stays as it is.
+  const OptimizerSegment* segment_of(std::int64_t i) const {
+    for (const OptimizerSegment& segment : segments)
+      if (i >= segment.begin && i < segment.end) return &segment;
+    return nullptr;
+  }
+};
+
+}  // namespace choir::kernels::tests
