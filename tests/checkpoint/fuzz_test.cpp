@@ -1,8 +1,9 @@
 // Random damage to a small checkpoint: it is rejected with a reason, or what is read is equal. For CHOIR_FUZZ_SECONDS
-// (2 by default).
+// (2 by default). Prints its seed, which CHOIR_FUZZ_SEED sets: the same damage again.
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <random>
 
@@ -61,7 +62,11 @@ TEST(Fuzz, DamageIsRejectedWithAReasonOrHarmless) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds ? std::atof(seconds) : 2.0);
   const TemporaryFolder folder;
   const std::vector<NamedShape> tensors(shapes().begin(), shapes().begin() + 4);
-  std::mt19937 random(std::random_device{}());
+  const char* given_seed = std::getenv("CHOIR_FUZZ_SEED");
+  const unsigned seed =
+      given_seed ? static_cast<unsigned>(std::strtoul(given_seed, nullptr, 10)) : std::random_device{}();
+  std::fprintf(stderr, "CHOIR_FUZZ_SEED=%u\n", seed);  // at once: a crash would lose it
+  std::mt19937 random(seed);
   const std::string path = write_checkpoint(folder.path(), 2, Cut::columns_then_flat, 2, {{"a", "b"}}, tensors);
   int trials = 0, accepted = 0, resealed = 0;
   while (std::chrono::steady_clock::now() < end) {
