@@ -19,18 +19,18 @@
 namespace choir {
 
 struct TrainAttentionConfig {
-  std::string implementation = "auto";   ///< auto | cudnn | flash: of a GPU
-  bool deterministic = true;             ///< the same bits every run
+  std::string implementation = "auto";  ///< auto | cudnn | flash: of a GPU
+  bool deterministic = true;            ///< the same bits every run
 
   bool operator==(const TrainAttentionConfig&) const = default;
 };
 
 struct TrainConfig {
-  std::string folder;                    ///< the run folder; empty: runs/<name of the configuration file>
+  std::string folder;  ///< the run folder; empty: runs/<name of the configuration file>
   std::int64_t steps = 1000;
-  std::int64_t batch = 64;               ///< sequences per step, over all ranks
-  std::string precision = "f32";         ///< f32 | bf16
-  bool emulate_bf16 = false;             ///< let bf16 run, slowly, on a processor without bf16 instructions
+  std::int64_t batch = 64;        ///< sequences per step, over all ranks
+  std::string precision = "f32";  ///< f32 | bf16
+  bool emulate_bf16 = false;      ///< let bf16 run, slowly, on a processor without bf16 instructions
   std::uint64_t seed = 1;
   std::string device = "auto";           ///< auto | cpu | cuda
   std::string streams = "immediate";     ///< immediate | threaded: a worker thread per CPU stream
@@ -48,10 +48,10 @@ struct TrainConfig {
 
 struct GenerateConfig {
   std::string prompt;
-  std::int64_t tokens = 200;             ///< at most this many new tokens
-  double temperature = 1.0;              ///< 0: always the likeliest token
-  std::int64_t top_k = 0;                ///< 0: all
-  double top_p = 1.0;                    ///< 1: all
+  std::int64_t tokens = 200;  ///< at most this many new tokens
+  double temperature = 1.0;   ///< 0: always the likeliest token
+  std::int64_t top_k = 0;     ///< 0: all
+  double top_p = 1.0;         ///< 1: all
   std::uint64_t seed = 1;
 
   bool operator==(const GenerateConfig&) const = default;
@@ -71,7 +71,8 @@ struct Config {
 
 /// Reads `file` ("" for defaults only), then applies overrides of the form "section.key=value" (value is YAML; text
 /// needs no quotes: "generate.prompt=God said: #1"). The last override of a key wins.
-/// Throws ConfigError with every problem of reading: unknown key (nearest named), wrong type, with file and line.
+/// Throws ConfigError with every problem of reading: unknown key (nearest named), wrong type, with file and line; and,
+/// where there is one, the values outside their limits as well.
 Config read_config(const std::string& file, const std::vector<std::string>& overrides = {});
 
 /// The same from text; `name` stands for the file in messages.

@@ -423,8 +423,11 @@ Config parse_config(const std::string& text, const std::string& name, const std:
   Reader reader(config);
   reader.read_file_text(text, {name.empty() ? "configuration" : name});
   for (const std::string& override : overrides) reader.read_override(override);
-  throw_if_any(reader.problems());
-  return config;
+  std::vector<Problem> problems = reader.problems();
+  if (problems.empty()) return config;
+  // What was not read has its default, which is within its limits: these are mistakes of their own.
+  for (WrongValue& wrong : values_outside_limits(config)) problems.push_back(std::move(wrong.problem));
+  throw ConfigError(problems);
 }
 
 Config read_config(const std::string& file, const std::vector<std::string>& overrides) {

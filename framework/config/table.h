@@ -37,6 +37,13 @@ struct Field {
 /// All keys, in the order in which they are printed. Valid as long as `config` stays where it is.
 std::vector<Field> table(Config& config);
 
+/// The keys whose values are outside the limits of their rows, with what to say of each.
+struct WrongValue {
+  std::string key;
+  Problem problem;
+};
+std::vector<WrongValue> values_outside_limits(Config config);
+
 /// The value as YAML on one line: 12, 6e-04, true, "a b", [0.9, 0.95]. Doubles have the fewest digits that give them
 /// back.
 std::string value_text(const Slot& slot);

@@ -87,10 +87,9 @@ class Validator {
   Validator(const Config& config, std::int64_t ranks) : config_(config), ranks_(ranks) {}
 
   std::vector<Problem> run() {
-    for (const Field& field : table(config_)) {
-      if (std::visit(WithinLimits{field.limits}, field.slot)) continue;
-      wrong_.push_back(field.key);
-      problems_.push_back(outside_limits(field));
+    for (WrongValue& wrong : values_outside_limits(config_)) {
+      wrong_.push_back(std::move(wrong.key));
+      problems_.push_back(std::move(wrong.problem));
     }
     check_heads();
     check_tokenizer();
@@ -252,6 +251,13 @@ void Validator::check_batch() {
 }
 
 }  // namespace
+
+std::vector<WrongValue> values_outside_limits(Config config) {
+  std::vector<WrongValue> wrong;
+  for (const Field& field : table(config))
+    if (!std::visit(WithinLimits{field.limits}, field.slot)) wrong.push_back({field.key, outside_limits(field)});
+  return wrong;
+}
 
 std::vector<Problem> validate(const Config& config, std::int64_t ranks) { return Validator(config, ranks).run(); }
 

@@ -138,6 +138,14 @@ TEST(ReadConfig, ReportsAllProblemsAtOnce) {
   }
 }
 
+TEST(ReadConfig, ReportsValuesOutsideTheirLimitsBesideWhatCannotBeRead) {
+  const std::string message = problems_of("model: {layrs: 3, width: wide}\ntrain: {batch: -8, precision: bf61}");
+  for (const char* part : {"unknown key model.layrs\n", "model.width is wide\n", "train.batch = -8 is out of range\n",
+                           "train.precision = bf61 is not a known value\n"})
+    EXPECT_TRUE(contains(message, part)) << message;
+  EXPECT_FALSE(contains(message, "model.width =")) << "it was not read: its default stands there\n" << message;
+}
+
 TEST(ReadConfig, ShowsTheFirstOfVeryManyProblems) {
   std::string text = "model:\n";
   for (char c = 'a'; c <= 'z'; ++c) text += std::string("  x") + c + ": 1\n";
