@@ -282,7 +282,8 @@ TEST(TrainingRun, UserMistakesAreToldOnceAndExitWith2) {
       {"train.steps=many", "train.steps"},
       {"parallel.tensor=2 model.width=25", "model.width"},
       {"parallel.tensor=4", "parallel.tensor"},
-      {"data.path=" + shop.path("nowhere.h5"), "nowhere.h5"},
+      {"data.path=" + shop.path("nowhere.h5"), "nowhere.h5: there is no such file\n  fix: did you mean "},
+      {"data.path=" + shop.path("0123456789abcdef"), "there is no such file\n  fix: choir prepare CONFIG"},
       {"data.path=" + shop.path("text-0"), "text-0"},
       {"model.vocabulary=200", "model.vocabulary"},
       {"data.tokenizer.kind=sentencepiece", "data.tokenizer.kind = bytes, not sentencepiece"},
@@ -303,6 +304,7 @@ TEST(Verbs, MistakesNameWhatThereIs) {
       {"trian", "\n  fix: did you mean choir train?\n"},
       {"checkpoint lst", "\n  fix: did you mean choir checkpoint list?\n"},
       {"frobnicate", "\n  fix: choir --help says what there is\n"},
+      {"calls nowhere", "choir: RUN = nowhere is no run folder: it has no folder logs\n"},
       {"train x.yaml --frob", "choir: The following argument was not expected: --frob\n  fix: choir train --help says"},
   };
   for (const auto& [words, said] : cases) {
