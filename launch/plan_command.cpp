@@ -40,8 +40,7 @@ int print_plan(Config config, std::int64_t ranks, bool json) {
   else if (kind == DeviceKind::cuda)
     std::printf(
         "\nplanned for one H100 a rank, with attention on Choir's flash kernels; cuDNN's workspaces are counted where "
-        "there "
-        "is a GPU (%s)\n",
+        "there is a GPU (%s)\n",
         no_gpu.c_str());
   else
     std::printf(

@@ -27,6 +27,8 @@ constexpr char mpi[] =
     "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec mpirun --oversubscribe --bind-to none "
     "--mca mpi_yield_when_idle 1 --mca btl_vader_single_copy_mechanism none --mca odls_base_sigkill_timeout 0 -n ";
 
+constexpr char alone[] = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec " CHOIR_BINARY " ";
+
 }  // namespace
 
 Finished shell(const std::string& command) {
@@ -58,9 +60,7 @@ Workshop::~Workshop() {
   std::filesystem::remove_all(folder_, ignored);
 }
 
-Finished Workshop::choir(const std::string& arguments) const {
-  return shell("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec " CHOIR_BINARY " " + arguments);
-}
+Finished Workshop::choir(const std::string& arguments) const { return shell(alone + arguments); }
 
 Finished Workshop::mpirun(int ranks, const std::string& arguments) const {
   return shell(mpi + std::to_string(ranks) + " " CHOIR_BINARY " " + arguments);
@@ -69,6 +69,10 @@ Finished Workshop::mpirun(int ranks, const std::string& arguments) const {
 std::string Workshop::train_command(int ranks, const std::string& run, const std::string& arguments) const {
   return mpi + std::to_string(ranks) + " " CHOIR_BINARY " train " + path("tiny.yaml") + " train.folder=" + path(run) +
          " " + arguments;
+}
+
+std::string Workshop::train_command_alone(const std::string& run, const std::string& arguments) const {
+  return alone + ("train " + path("tiny.yaml")) + " train.folder=" + path(run) + " " + arguments;
 }
 
 Finished Workshop::train(int ranks, const std::string& run, const std::string& arguments) const {

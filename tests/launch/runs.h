@@ -31,6 +31,8 @@ class Workshop {
   Finished train(int ranks, const std::string& run, const std::string& arguments = "") const;
   /// The shell command of train(), for a test that sends signals to it.
   std::string train_command(int ranks, const std::string& run, const std::string& arguments = "") const;
+  /// The shell command of train() in one process without mpirun, which signals and limits reach directly.
+  std::string train_command_alone(const std::string& run, const std::string& arguments) const;
 
   /// The values of `key` in a run's metrics.jsonl, in order.
   std::vector<double> metric(const std::string& run, const std::string& key) const;

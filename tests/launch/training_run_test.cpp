@@ -154,11 +154,7 @@ TEST(TrainingRun, SignalsSaveAndEndWithTheirCodes) {
   const std::pair<int, int> cases[] = {{SIGUSR1, 75}, {SIGINT, 130}, {SIGTERM, 75}};
   for (const auto& [signal, code] : cases) {
     const std::string run = "run-" + std::to_string(signal);
-    // One rank and no mpirun, so that every signal reaches it directly.
-    const std::string command = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec " CHOIR_BINARY
-                                " train " +
-                                shop.path("tiny.yaml") + " train.steps=100000 train.folder=" + shop.path(run);
-    const pid_t child = start(command, shop.path("log"));
+    const pid_t child = start(shop.train_command_alone(run, "train.steps=100000"), shop.path("log"));
     ASSERT_TRUE(reach(shop, run, 7)) << read(shop.path("log"));
     kill(child, signal);
     EXPECT_EQ(wait_for(child), code) << read(shop.path("log"));
@@ -252,12 +248,12 @@ TEST(TrainingRun, ANonFiniteLossEndsTheRunAndSavesNothingOverTheLastCheckpoint) 
   EXPECT_TRUE(contains(finished, "on rank ")) << finished.output;
 }
 
+// A file-size limit stands for a full disk: the write fails in the same place, and needs no rights.
+const std::string full_disk = "ulimit -f 16000; ";
+
 TEST(TrainingRun, AFullDiskFailsTheSaveAndTrainingGoesOn) {
   const Workshop shop;
-  // A file-size limit stands for a full disk: the write fails in the same place, and needs no rights.
-  const Finished finished =
-      shell("ulimit -f 16000; OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " CHOIR_BINARY " train " +
-            shop.path("tiny.yaml") + " model.width=360 train.folder=" + shop.path("run"));
+  const Finished finished = shell(full_disk + shop.train_command_alone("run", "model.width=360"));
   EXPECT_TRUE(contains(finished, "could not save")) << finished.output;
   EXPECT_TRUE(contains(finished, "step 10: held-out loss")) << finished.output;
   EXPECT_EQ(finished.code, 1) << "the last save has failed";
@@ -265,10 +261,8 @@ TEST(TrainingRun, AFullDiskFailsTheSaveAndTrainingGoesOn) {
 
 TEST(TrainingRun, ARunThatIsStoppedAndCannotBeSavedHasFailed) {
   const Workshop shop;
-  const std::string command =
-      "ulimit -f 16000; OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec " CHOIR_BINARY " train " +
-      shop.path("tiny.yaml") + " model.width=360 train.steps=100000 train.folder=" + shop.path("run");
-  const pid_t child = start(command, shop.path("log"));
+  const pid_t child =
+      start(full_disk + shop.train_command_alone("run", "model.width=360 train.steps=100000"), shop.path("log"));
   ASSERT_TRUE(reach(shop, "run", 3)) << read(shop.path("log"));
   kill(child, SIGUSR1);
   EXPECT_EQ(wait_for(child), 1) << read(shop.path("log"));
