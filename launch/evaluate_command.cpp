@@ -23,7 +23,7 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
   const Config config = config_of(reader, words);
   throw_if_any(validate(config, process.ranks()));
   const TokenFile file(config.data.path);
-  throw_if_any(check_tokenizer(file, tokenizer_of(reader).digest(), "the checkpoint " + reader.path()));
+  throw_if_any(check_tokenizer(file, tokenizer_of(reader).digest(), reader.path()));
   const Sampler sampler(
       file, {.sequence_length = config.model.context, .seed = config.train.seed, .held_out = config.data.held_out});
   const std::int64_t all = sampler.num_evaluation_sequences(), wanted = config.train.evaluate_sequences;

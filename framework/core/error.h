@@ -42,6 +42,9 @@ class Error : public std::runtime_error {
 /// Throws ConfigError where `problems` is not empty.
 void throw_if_any(const std::vector<Problem>& problems);
 
+/// `word` as one word of a shell's command line: in quotes if it needs them.
+std::string shell_word(const std::string& word);
+
 /// The candidate with the least edit distance to `name`, or "" where none is near (more than half of it differs).
 std::string nearest(const std::string& name, const std::vector<std::string>& candidates);
 

@@ -11,19 +11,35 @@
 
 namespace choir {
 
+/// Equal stamps of an open file: nobody has written to it in between, as far as its file system keeps time.
+struct FileStamp {
+  std::uint64_t bytes = 0;
+  std::int64_t seconds = 0, nanoseconds = 0;  ///< of the last change of its contents
+
+  bool operator==(const FileStamp&) const = default;
+};
+
 class File {
  public:
-  static File open(const std::string& path);    ///< for reading
-  static File edit(const std::string& path);    ///< an existing file, for reading and writing
-  static File create(const std::string& path);  ///< a new or emptied file, for reading and writing
-  static File nameless_beside(
-      const std::string& path);  ///< for reading and writing; gone when closed, whatever happens
+  static File open(const std::string& path);             ///< for reading
+  static File edit(const std::string& path);             ///< an existing file, for reading and writing
+  static File create(const std::string& path);           ///< a new or emptied file, for reading and writing
+  static File create_new(const std::string& path);       ///< a file that was not there before, for reading and writing
+  static File nameless_beside(const std::string& path);  ///< for reading and writing; removed when it is closed
   File(File&& other) noexcept : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)) {}
   File& operator=(File&&) = delete;
   ~File();
 
   const std::string& path() const { return path_; }
+  /// A path to this very file, whatever has its name now; valid while it is open.
+  std::string descriptor_path() const;
   std::uint64_t size() const;
+  FileStamp stamp() const;
+  /// Whether no name is left: it was removed or replaced.
+  bool is_nameless() const;
+  /// Waits for the lock on the file and holds it until it is closed or the process ends, however it ends. On a file
+  /// system without locks it returns at once.
+  void lock();
   /// Bytes read: fewer than asked only at the end of the file.
   std::size_t read(std::uint64_t offset, std::span<char> bytes) const;
   void write(std::uint64_t offset, std::span<const char> bytes);
@@ -31,9 +47,6 @@ class File {
   void reserve(std::uint64_t bytes);
   /// Returns when all that was written is on the disk.
   void sync();
-  /// The first `bytes` of the file, read-only, until unmap().
-  const void* map(std::uint64_t bytes) const;
-  static void unmap(const void* address, std::uint64_t bytes);
 
  private:
   File(std::string path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
@@ -45,8 +58,29 @@ class File {
 /// Gives `temporary` its name, replacing what had it, and returns when that is on the disk.
 void publish_file(const std::string& temporary, const std::string& path);
 
-/// What keeps `path` from being read as a file; `key` is how the user named it ("data.path"). Names the nearest file in
-/// the folder where there is none.
+/// A new file beside `path`, with a name of its own and locked, until it is published under `path`. It is removed if
+/// that does not happen. After a kill it stays, without the lock: remove_stale_temporaries() removes it.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::string& path);
+  ~TemporaryFile();
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+
+  File& file() { return file_; }
+  /// Renames the file to `path`, replacing what was there. It has been synced.
+  void publish();
+
+ private:
+  std::string path_;
+  File file_;
+};
+
+/// Removes the temporary files for `path` that no process is writing any more, and returns their paths.
+std::vector<std::string> remove_stale_temporaries(const std::string& path);
+
+/// What keeps `path` from being read as a file; `key` is how the user named it ("data.path"). If there is none, names
+/// the nearest file in the folder.
 std::vector<Problem> check_readable(const std::string& key, const std::string& path);
 
 }  // namespace choir

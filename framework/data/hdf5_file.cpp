@@ -2,8 +2,6 @@
 
 #include <vector>
 
-#include "framework/data/file.h"
-
 namespace choir {
 namespace {
 
@@ -33,6 +31,7 @@ std::vector<char> empty_hdf5(hsize_t user_block_bytes) {
   hdf5_check(H5Pset_fapl_core(access, 1 << 12, false), "H5Pset_fapl_core");
   hdf5_check(H5Pset_alignment(access, 1, 8), "H5Pset_alignment");
   hdf5_check(H5Pset_userblock(creation, user_block_bytes), "H5Pset_userblock");
+  hdf5_check(H5Pset_obj_track_times(creation, false), "H5Pset_obj_track_times");
   const Hdf5Handle file(H5Fcreate("in memory", H5F_ACC_TRUNC, creation, access), H5Fclose, "H5Fcreate");
   hdf5_check(H5Fflush(file, H5F_SCOPE_LOCAL), "H5Fflush");
   std::vector<char> bytes(
@@ -75,6 +74,12 @@ hid_t hdf5_check(hid_t result, const char* call) {
 
 Hdf5Handle open_hdf5(const std::string& path) {
   return {H5Fopen(path.c_str(), H5F_ACC_RDONLY, access_list()), H5Fclose, "H5Fopen"};
+}
+
+Hdf5Handle open_hdf5(const File& file) {
+  const Hdf5Handle access = access_list();
+  hdf5_check(H5Pset_fapl_stdio(access), "H5Pset_fapl_stdio");  // the default driver looks for the file's name
+  return {H5Fopen(file.descriptor_path().c_str(), H5F_ACC_RDONLY, access), H5Fclose, "H5Fopen"};
 }
 
 Hdf5Handle create_hdf5(const std::string& path, hsize_t user_block_bytes, std::uint64_t room_bytes) {
@@ -120,6 +125,7 @@ Hdf5Handle create_dataset(hid_t parent, const char* name, hid_t type, hsize_t co
   hdf5_check(H5Pset_layout(creation, H5D_CONTIGUOUS), "H5Pset_layout");
   hdf5_check(H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY), "H5Pset_alloc_time");
   hdf5_check(H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER), "H5Pset_fill_time");
+  hdf5_check(H5Pset_obj_track_times(creation, false), "H5Pset_obj_track_times");
   return {H5Dcreate2(parent, name, type, space, H5P_DEFAULT, creation, H5P_DEFAULT), H5Dclose, "H5Dcreate2"};
 }
 

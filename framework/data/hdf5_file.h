@@ -11,9 +11,11 @@
 #include <string>
 #include <utility>
 
+#include "framework/data/file.h"
+
 namespace choir {
 
-/// What HDF5 said: "H5Dopen2: object 'tokens' doesn't exist". Caught where it is known whose mistake it is.
+/// What HDF5 said: "H5Dopen2: object 'tokens' doesn't exist". The caller knows whose mistake it is and throws that.
 class Hdf5Failure : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -32,14 +34,14 @@ class Hdf5Silence {
   void* data_ = nullptr;
 };
 
-/// Returns `result`, or throws Hdf5Failure with the innermost reason where it is negative.
+/// Returns `result`, or throws Hdf5Failure with the innermost reason if it is negative.
 hid_t hdf5_check(hid_t result, const char* call);
 
 /// An identifier that closes itself.
 class Hdf5Handle {
  public:
   using Close = herr_t (*)(hid_t);
-  /// Throws Hdf5Failure where `id` is negative, which is how `call` says that it failed.
+  /// Throws Hdf5Failure if `id` is negative, which is how `call` says that it failed.
   Hdf5Handle(hid_t id, Close close_call, const char* call) : id_(hdf5_check(id, call)), close_(close_call) {}
   Hdf5Handle(Hdf5Handle&& other) noexcept : id_(std::exchange(other.id_, -1)), close_(other.close_) {}
   Hdf5Handle& operator=(Hdf5Handle&&) = delete;
@@ -58,10 +60,12 @@ class Hdf5Handle {
 
 /// Opens for reading, without locks (file systems of clusters often refuse them).
 Hdf5Handle open_hdf5(const std::string& path);
+/// The same for what `file` has open, even if its name has been given to another file since.
+Hdf5Handle open_hdf5(const File& file);
 /// Creates or empties. The first `user_block_bytes` (0, or a power of 2 from 512) are not HDF5's; every object begins
 /// at a multiple of 8 bytes. `room_bytes`, no less than the whole file will have, are reserved on the disk before HDF5
 /// sees the file: it does not survive a close that fails (1.10 then crashes at the exit of the process), so it must not
-/// meet a full disk. Closing gives back what was not used. Throws Error where there is no such room.
+/// meet a full disk. Closing gives back what was not used. Throws Error if there is no such room.
 Hdf5Handle create_hdf5(const std::string& path, hsize_t user_block_bytes, std::uint64_t room_bytes);
 
 void write_attribute(hid_t object, const char* name, std::int64_t value);
@@ -70,13 +74,14 @@ std::int64_t read_integer_attribute(hid_t object, const char* name);
 /// Fixed length, at most 4096 bytes.
 std::string read_string_attribute(hid_t object, const char* name);
 
-/// One-dimensional, contiguous, allocated at once, without fill values; its bytes begin at hdf5_extent(...).offset.
+/// One-dimensional, contiguous, allocated at once, without fill values and dates; its bytes begin at
+/// hdf5_extent(...).offset.
 /// `type` is the type in the file: H5T_STD_U16LE and the like.
 Hdf5Handle create_dataset(hid_t parent, const char* name, hid_t type, hsize_t count);
 
 /// Where the elements of a one-dimensional contiguous dataset lie.
 struct Hdf5Extent {
-  std::uint64_t offset = 0;  ///< from the start of the file; 0 where there are no elements
+  std::uint64_t offset = 0;  ///< from the start of the file; 0 if there are no elements
   std::uint64_t count = 0;   ///< elements
   std::uint64_t element_bytes = 0;
 
@@ -84,7 +89,7 @@ struct Hdf5Extent {
   std::uint64_t end() const { return offset + bytes(); }
 };
 
-/// Throws Hdf5Failure where the dataset is not one-dimensional, contiguous and of little-endian integers, or does not
+/// Throws Hdf5Failure if the dataset is not one-dimensional, contiguous and of little-endian integers, or does not
 /// lie within the first `file_bytes` of the file.
 Hdf5Extent hdf5_extent(hid_t dataset, std::uint64_t file_bytes);
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "framework/data/digest.h"
@@ -38,9 +40,9 @@ struct Contents {
   Hdf5Extent tokens;
 };
 
-Contents read_contents(const std::string& path, std::uint64_t file_bytes) {
+Contents read_contents(const File& opened, std::uint64_t file_bytes) {
   const Hdf5Silence silence;
-  const Hdf5Handle file = open_hdf5(path);
+  const Hdf5Handle file = open_hdf5(opened);
   return {.format_version = read_integer_attribute(file, "format_version"),
           .text_bytes = read_integer_attribute(file, "text_bytes"),
           .end_of_document = read_integer_attribute(file, "end_of_document"),
@@ -53,7 +55,7 @@ Contents read_contents(const std::string& path, std::uint64_t file_bytes) {
           .tokens = hdf5_extent(open_dataset(file, "tokens"), file_bytes)};
 }
 
-// Why the parts of a token file do not fit together; empty where they do.
+// Why the parts of a token file do not fit together; empty if they do.
 std::string contradiction(const Contents& c, const TokenFileSeal& seal) {
   if (c.format_version != TokenFileSeal::format) {
     return fmt::format("the attribute format_version is {}, and the leading block says {}", c.format_version,
@@ -100,6 +102,19 @@ std::string contradiction(const Contents& c, const Tokenizer& tokenizer) {
   return "";
 }
 
+// Of all tokens; `read(first, tokens)` reads some of them.
+template <class Read>
+std::string digest_of(std::int64_t num_tokens, Read&& read) {
+  Digest digest;
+  std::vector<std::int32_t> piece(1 << 16);
+  for (std::int64_t first = 0; first < num_tokens; first += static_cast<std::int64_t>(piece.size())) {
+    piece.resize(static_cast<std::size_t>(std::min<std::int64_t>(num_tokens - first, 1 << 16)));
+    read(first, std::span(piece));
+    digest.add(std::span<const std::int32_t>(piece));
+  }
+  return digest.text();
+}
+
 ConfigError inconsistent(const std::string& path, const std::string& why) {
   return ConfigError({.what = "token file " + path + ": its parts do not fit together",
                       .why = why,
@@ -108,15 +123,23 @@ ConfigError inconsistent(const std::string& path, const std::string& why) {
 
 }  // namespace
 
+struct TokenFile::Source {
+  File file;
+  FileStamp stamp;        // of the file when its tokens were last known to be those it was opened with
+  std::mutex mutex = {};  // of `stamp`
+};
+
 TokenFile::TokenFile(const std::string& path) : path_(path) {
   std::vector<Problem> problems = check_readable("data.path", path);
   for (Problem& problem : problems)
     if (problem.fix.empty()) problem.fix = "choir prepare CONFIG text files ... writes it";
   throw_if_any(problems);
-  const TokenFileSeal seal = check_seal(path);
+  File file = File::open(path);
+  const FileStamp stamp = file.stamp();
+  const TokenFileSeal seal = check_seal(file);
   Contents contents;
   try {
-    contents = read_contents(path, seal.file_bytes);
+    contents = read_contents(file, seal.file_bytes);
   } catch (const Hdf5Failure& failure) {
     throw inconsistent(path, std::string("HDF5: ") + failure.what());
   }
@@ -130,25 +153,14 @@ TokenFile::TokenFile(const std::string& path) : path_(path) {
   num_tokens_ = static_cast<std::int64_t>(contents.tokens.count);
   text_bytes_ = contents.text_bytes;
   tokens_digest_ = std::move(contents.tokens_digest);
-  const std::uint64_t bytes = seal.file_bytes;
-  mapping_ = std::shared_ptr<const void>(File::open(path).map(bytes),
-                                         [bytes](const void* address) { File::unmap(address, bytes); });
-  const char* tokens = static_cast<const char*>(mapping_.get()) + contents.tokens.offset;
-  if (contents.tokens.element_bytes == 2) {
-    narrow_ = {reinterpret_cast<const std::uint16_t*>(tokens), contents.tokens.count};
-  } else {
-    wide_ = {reinterpret_cast<const std::int32_t*>(tokens), contents.tokens.count};
-  }
+  tokens_offset_ = contents.tokens.offset;
+  wide_ = contents.tokens.element_bytes == 4;
+  source_ = std::shared_ptr<Source>(new Source{.file = std::move(file), .stamp = stamp});
 }
 
 void TokenFile::read(std::int64_t first, std::span<std::int32_t> tokens) const {
-  assert(first >= 0 && first + static_cast<std::int64_t>(tokens.size()) <= num_tokens_);
-  const auto at = static_cast<std::size_t>(first);
-  if (narrow_.empty()) {
-    std::ranges::copy(wide_.subspan(at, tokens.size()), tokens.begin());
-  } else {
-    std::ranges::copy(narrow_.subspan(at, tokens.size()), tokens.begin());
-  }
+  read_raw(first, tokens);
+  check_unchanged();
   const auto outside = [this](std::int32_t token) { return token < 0 || token >= vocabulary(); };
   const auto found = std::ranges::find_if(tokens, outside);
   if (found == tokens.end()) return;
@@ -158,46 +170,83 @@ void TokenFile::read(std::int64_t first, std::span<std::int32_t> tokens) const {
                      .fix = "write it again with choir prepare"});
 }
 
-void TokenFile::verify() const {
-  Digest digest;
-  std::vector<std::int32_t> piece(1 << 16);
-  for (std::int64_t first = 0; first < num_tokens_; first += static_cast<std::int64_t>(piece.size())) {
-    piece.resize(static_cast<std::size_t>(std::min<std::int64_t>(num_tokens_ - first, 1 << 16)));
-    read(first, piece);
-    digest.add(std::span<const std::int32_t>(piece));
+void TokenFile::read_raw(std::int64_t first, std::span<std::int32_t> tokens) const {
+  assert(first >= 0 && first + static_cast<std::int64_t>(tokens.size()) <= num_tokens_);
+  // Narrow tokens are read into the second half of their place and widened from the front.
+  const std::size_t element = wide_ ? 4 : 2;
+  char* const end = reinterpret_cast<char*>(tokens.data() + tokens.size());
+  const std::span<char> bytes(end - tokens.size() * element, end);
+  const std::size_t count = source_->file.read(tokens_offset_ + static_cast<std::uint64_t>(first) * element, bytes);
+  std::ranges::fill(bytes.subspan(count), '\0');  // the file was cut: check_unchanged() says so
+  if (wide_) return;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    std::uint16_t token = 0;
+    std::memcpy(&token, bytes.data() + i * element, element);
+    tokens[i] = token;
   }
-  if (digest.text() == tokens_digest_) return;
+}
+
+void TokenFile::check_unchanged() const {
+  const std::lock_guard lock(source_->mutex);
+  const FileStamp now = source_->file.stamp();
+  if (now == source_->stamp) return;
+  std::string why = fmt::format("it held {} bytes, and holds {} now", source_->stamp.bytes, now.bytes);
+  if (now.bytes == source_->stamp.bytes) {
+    const std::string digest =
+        digest_of(num_tokens_, [this](std::int64_t first, std::span<std::int32_t> tokens) { read_raw(first, tokens); });
+    if (digest == tokens_digest_ && source_->file.stamp() == now) {  // the same bytes were written, or only the time
+      source_->stamp = now;
+      return;
+    }
+    why = fmt::format("the digest of its tokens is {}, and was {} when the file was opened", digest, tokens_digest_);
+  }
+  throw Error({.what = "token file " + path_ + " was written to while it was in use",
+               .why = why,
+               .fix = "put the file with the old tokens back and go on with --resume; to replace a token file that is "
+                      "in use, write the new one beside it and rename it, as choir prepare does"});
+}
+
+void TokenFile::verify() const {
+  const std::string digest =
+      digest_of(num_tokens_, [this](std::int64_t first, std::span<std::int32_t> tokens) { read(first, tokens); });
+  if (digest == tokens_digest_) return;
   throw ConfigError({.what = "token file " + path_ + ": its tokens are damaged",
-                     .why = "their digest is " + digest.text() + ", and " + tokens_digest_ + " was written",
+                     .why = "their digest is " + digest + ", and " + tokens_digest_ + " was written",
                      .fix = "write it again with choir prepare"});
 }
 
-std::vector<Problem> check_fits(const TokenFile& file, const ModelConfig& model, const TokenizerConfig& tokenizer) {
-  const auto made_by_another = [&](const char* key, const auto& in_file, const auto& wanted) {
+std::vector<Problem> check_fits(const Tokenizer& of, const std::string& owner, const ModelConfig& model,
+                                const TokenizerConfig& wanted) {
+  const auto another = [&](const char* key, const auto& has, const auto& asked) {
     return std::vector<Problem>{
-        {.what = fmt::format("data.path = {} was made with {} = {}, not {}", file.path(), key, in_file, wanted),
+        {.what = fmt::format("{} was made with {} = {}, not {}", owner, key, has, asked),
          .why = "the same token id means another text",
-         .fix = fmt::format("set {} to {}, or write the file again with choir prepare", key, in_file)}};
+         .fix = fmt::format("set {} to {}, or choir prepare the text with another tokenizer", key, has)}};
   };
-  if (file.tokenizer().kind() != tokenizer.kind)
-    return made_by_another("data.tokenizer.kind", file.tokenizer().kind(), tokenizer.kind);
-  if (tokenizer.vocabulary != 0 && file.vocabulary() != tokenizer.vocabulary)
-    return made_by_another("data.tokenizer.vocabulary", file.vocabulary(), tokenizer.vocabulary);
-  if (file.vocabulary() <= model.vocabulary) return {};
-  return {{.what = fmt::format("model.vocabulary = {} is less than the {} tokens of data.path = {}", model.vocabulary,
-                               file.vocabulary(), file.path()),
-           .why = "ids beyond the vocabulary have no embedding",
-           .fix = fmt::format("set model.vocabulary to {} or more, or choir prepare with fewer tokens",
-                              file.vocabulary())}};
+  if (of.kind() != wanted.kind) return another("data.tokenizer.kind", of.kind(), wanted.kind);
+  if (wanted.vocabulary != 0 && of.vocabulary() != wanted.vocabulary)
+    return another("data.tokenizer.vocabulary", of.vocabulary(), wanted.vocabulary);
+  if (of.vocabulary() <= model.vocabulary) return {};
+  return {
+      {.what = fmt::format("model.vocabulary = {} is less than the {} tokens of {}", model.vocabulary, of.vocabulary(),
+                           owner),
+       .why = "ids beyond the vocabulary have no embedding",
+       .fix = fmt::format("set model.vocabulary to {} or more, or choir prepare with fewer tokens", of.vocabulary())}};
 }
 
-std::vector<Problem> check_tokenizer(const TokenFile& file, const std::string& expected, const std::string& owner) {
+std::vector<Problem> check_fits(const TokenFile& file, const ModelConfig& model, const TokenizerConfig& tokenizer) {
+  return check_fits(file.tokenizer(), "data.path = " + file.path(), model, tokenizer);
+}
+
+std::vector<Problem> check_tokenizer(const TokenFile& file, const std::string& expected,
+                                     const std::string& checkpoint) {
   if (file.tokenizer().digest() == expected) return {};
-  return {{.what = fmt::format("data.path = {} was made by tokenizer {}, and {} by tokenizer {}", file.path(),
-                               file.tokenizer().digest(), owner, expected),
+  return {{.what = fmt::format("data.path = {} was made by tokenizer {}, and the checkpoint {} by tokenizer {}",
+                               file.path(), file.tokenizer().digest(), checkpoint, expected),
            .why = "the same token id means another text",
-           .fix = "choir prepare the text with the tokenizer of " + owner +
-                  ", or use the token file that it was trained on"}};
+           .fix = fmt::format("make a token file with the tokenizer of the checkpoint: choir prepare CONFIG text files "
+                              "... data.tokenizer.model={} data.path=OTHER.h5",
+                              shell_word(checkpoint))}};
 }
 
 }  // namespace choir

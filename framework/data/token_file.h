@@ -2,13 +2,15 @@
 //
 //   byte 0             512 bytes of text, HDF5's user block (`head -n 5 FILE` shows it): format, size, where the tokens
 //                      lie, digest of all bytes that are not tokens; see token_file_seal.h
-//   /tokens            [tokens] uint16, or int32 where the vocabulary is above 65536; contiguous, no filters
+//   /tokens            [tokens] uint16, or int32 if the vocabulary is above 65536; contiguous, no filters
 //   /document_offsets  [documents + 1] int64: document d is tokens [offset d, offset d+1), end-of-document included
 //   /token_bytes       [vocabulary] int32: bytes of text that each token stands for
 //   /tokenizer_model   [bytes] uint8: the SentencePiece model
 //   attributes of /    format_version, text_bytes, tokens_digest, tokenizer_kind, tokenizer_digest, end_of_document
 //
-// Reading maps the tokens into memory, so that ranks of a node share one copy.
+// Tokens are read when they are needed; the ranks of a node share the system's page cache. They are not mapped into
+// memory: reading a mapping of a file that someone cuts ends the process. Each read is followed by a look at the file's
+// size and time of change, so that no token of a file written to since it was opened is used.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +25,12 @@
 
 namespace choir {
 
-/// A token file opened for reading; immutable, any number of threads may read. Memory: document offsets and tokenizer.
+/// A token file opened for reading; immutable, any number of threads may read. It stays what it was if the path is
+/// given to another file, as `choir prepare` does. Memory: document offsets and tokenizer.
 class TokenFile {
  public:
-  /// Opens, checks everything but the tokens themselves, and maps them. Makes HDF5 calls, which must all be of one
-  /// thread. Throws ConfigError for a file that is missing, not a token file, torn, damaged or of another format.
+  /// Opens and checks everything but the tokens themselves. Makes HDF5 calls, which must all be of one thread. Throws
+  /// ConfigError for a file that is missing, not a token file, torn, damaged or of another format.
   explicit TokenFile(const std::string& path);
 
   const std::string& path() const { return path_; }
@@ -41,30 +44,38 @@ class TokenFile {
   const Tokenizer& tokenizer() const { return tokenizer_; }
   std::int64_t vocabulary() const { return tokenizer_.vocabulary(); }
 
-  /// Copies tokens [first, first + tokens.size()). Throws ConfigError for an id outside the vocabulary, which the
-  /// opening does not look for.
+  /// Reads tokens [first, first + tokens.size()). Throws Error if the file holds other tokens than when it was opened:
+  /// if its size or time of change differs, all tokens are read once to find out. Throws ConfigError for an id outside
+  /// the vocabulary, which the opening does not look for.
   void read(std::int64_t first, std::span<std::int32_t> tokens) const;
 
   /// One pass over all tokens: the digest and the greatest id. Throws ConfigError.
   void verify() const;
 
  private:
+  struct Source;  // the open file
+  void read_raw(std::int64_t first, std::span<std::int32_t> tokens) const;
+  void check_unchanged() const;
+
   std::string path_;
   Tokenizer tokenizer_ = Tokenizer::bytes();
   std::vector<std::int64_t> document_offsets_;
   std::int64_t num_tokens_ = 0, text_bytes_ = 0;
   std::string tokens_digest_;
-  std::shared_ptr<const void> mapping_;    // the whole file; shared by copies
-  std::span<const std::uint16_t> narrow_;  // the tokens, [num_tokens]; one of the two is empty
-  std::span<const std::int32_t> wide_;
+  std::uint64_t tokens_offset_ = 0;  // in bytes, from the start of the file
+  bool wide_ = false;                // int32 tokens, else uint16
+  std::shared_ptr<Source> source_;   // shared by copies
 };
 
 /// What keeps a model from being trained on a file: another tokenizer than the configuration says, or ids beyond the
 /// model's vocabulary. Reads no tokens.
 std::vector<Problem> check_fits(const TokenFile& file, const ModelConfig& model, const TokenizerConfig& tokenizer);
 
-/// A problem where the file was made by another tokenizer than the one whose digest `expected` is.
-/// `owner` names what expects it: "the checkpoint runs/a/checkpoints/step-00001000".
-std::vector<Problem> check_tokenizer(const TokenFile& file, const std::string& expected, const std::string& owner);
+/// The same for a tokenizer; `owner` is what has it, as the user wrote it: "data.tokenizer.model = a.model".
+std::vector<Problem> check_fits(const Tokenizer&, const std::string& owner, const ModelConfig&, const TokenizerConfig&);
+
+/// A problem if the file was made by another tokenizer than that of the checkpoint in folder `checkpoint`, whose digest
+/// `expected` is.
+std::vector<Problem> check_tokenizer(const TokenFile& file, const std::string& expected, const std::string& checkpoint);
 
 }  // namespace choir

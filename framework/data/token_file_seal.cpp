@@ -11,7 +11,6 @@
 
 #include "framework/core/error.h"
 #include "framework/data/digest.h"
-#include "framework/data/file.h"
 
 namespace choir {
 namespace {
@@ -58,9 +57,8 @@ std::uint64_t digest_of_rest(const File& file, const TokenFileSeal& seal) {
 
 }  // namespace
 
-TokenFileSeal check_seal(const std::string& path) {
-  const std::string what = "token file " + path + ": ", again = "write it again with choir prepare";
-  const File file = File::open(path);
+TokenFileSeal check_seal(const File& file) {
+  const std::string what = "token file " + file.path() + ": ", again = "write it again with choir prepare";
   const std::uint64_t size = file.size();
   std::array<char, TokenFileSeal::block_bytes> bytes = {};
   const std::string_view block(bytes.data(), file.read(0, bytes));
@@ -106,8 +104,7 @@ TokenFileSeal check_seal(const std::string& path) {
   return seal;
 }
 
-void write_seal(const std::string& path, std::uint64_t tokens_offset, std::uint64_t tokens_bytes) {
-  File file = File::edit(path);
+void write_seal(File& file, std::uint64_t tokens_offset, std::uint64_t tokens_bytes) {
   TokenFileSeal seal{.file_bytes = file.size(), .tokens_offset = tokens_offset, .tokens_bytes = tokens_bytes};
   seal.digest = digest_of_rest(file, seal);
   file.write(0, block_of(seal));

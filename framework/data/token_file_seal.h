@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string>
 
+#include "framework/data/file.h"
+
 namespace choir {
 
 struct TokenFileSeal {
@@ -22,12 +24,12 @@ struct TokenFileSeal {
 
 /// Checks the block against the file and returns it. Throws ConfigError for a file that is not a token file, of another
 /// format, truncated or damaged. The tokens are not looked at.
-TokenFileSeal check_seal(const std::string& path);
+TokenFileSeal check_seal(const File&);
 
 /// Writes the block: the last step of writing a token file. Returns when the file is on the disk. Throws Error.
-void write_seal(const std::string& path, std::uint64_t tokens_offset, std::uint64_t tokens_bytes);
+void write_seal(File&, std::uint64_t tokens_offset, std::uint64_t tokens_bytes);
 
-/// Whether the file begins as token files of any format do. False where it cannot be read.
+/// Whether the file begins as token files of any format do. False if it cannot be read.
 bool looks_like_token_file(const std::string& path);
 
 }  // namespace choir

@@ -3,7 +3,6 @@
 #include <bit>
 #include <cassert>
 #include <cstring>
-#include <filesystem>
 
 #include "framework/core/error.h"
 #include "framework/data/hdf5_file.h"
@@ -12,18 +11,9 @@
 namespace choir {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "token files are little-endian and mapped as they are");
+static_assert(std::endian::native == std::endian::little, "token files are little-endian and read as they are");
 
 constexpr std::size_t buffer_bytes = 1 << 20;
-
-// Removes a file at the end of the scope; after it was renamed there is nothing to remove.
-struct Removal {
-  std::string path;
-  ~Removal() {
-    std::error_code ignored;
-    std::filesystem::remove(path, ignored);
-  }
-};
 
 template <class T>
 std::span<const char> bytes_of(const std::vector<T>& values) {
@@ -88,7 +78,7 @@ TokenFileWriter::Layout TokenFileWriter::write_structure(const std::string& path
   write_dataset("tokenizer_model", H5T_STD_U8LE, H5T_NATIVE_UINT8, model.data(), model.size());
   write_dataset("token_bytes", H5T_STD_I32LE, H5T_NATIVE_INT32, token_bytes.data(), token_bytes.size());
 
-  // Only room for these two: their elements are written past HDF5, where a full disk is an error in one known place.
+  // Only room for these two: their elements are written past HDF5, so that a full disk is an error in one known place.
   Layout layout = {};
   const auto make_room = [&](const char* name, hid_t type, std::size_t count) -> std::uint64_t {
     const Hdf5Handle dataset = create_dataset(file, name, type, count);
@@ -104,16 +94,15 @@ TokenFileWriter::Layout TokenFileWriter::write_structure(const std::string& path
 void TokenFileWriter::finish() {
   assert(num_documents() > 0 && document_offsets_.back() == num_tokens_);
   flush();
-  const std::string temporary = path_ + ".tmp";
-  const Removal removal{temporary};
+  TemporaryFile temporary(path_);
+  File& file = temporary.file();
   Layout layout = {};
   try {
-    layout = write_structure(temporary);
+    layout = write_structure(file.path());
   } catch (const Hdf5Failure& failure) {
     throw Error(
-        {.what = "cannot write " + temporary, .why = failure.what(), .fix = "free space there, or write elsewhere"});
+        {.what = "cannot write " + file.path(), .why = failure.what(), .fix = "free space there, or write elsewhere"});
   }
-  File file = File::edit(temporary);
   file.write(layout.document_offsets_offset, bytes_of(document_offsets_));
   buffer_.resize(buffer_bytes);
   for (std::uint64_t done = 0; done < spilt_bytes_;) {
@@ -121,8 +110,8 @@ void TokenFileWriter::finish() {
     file.write(layout.tokens_offset + done, std::span(buffer_).first(count));
     done += count;
   }
-  write_seal(temporary, layout.tokens_offset, spilt_bytes_);
-  publish_file(temporary, path_);
+  write_seal(file, layout.tokens_offset, spilt_bytes_);
+  temporary.publish();
 }
 
 }  // namespace choir

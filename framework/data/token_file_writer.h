@@ -1,4 +1,5 @@
-// Writes a token file (token_file.h) as the tokens come, in memory that does not grow with the corpus.
+// Writes a token file (token_file.h) as the tokens come, in memory that does not grow with the corpus. The same tokens
+// and tokenizer give the same bytes.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +14,9 @@
 namespace choir {
 
 /// The file appears under its name only when it is whole and on the disk; until then the tokens are in a nameless file
-/// beside it, because HDF5 wants to know how many there are before the first is written. A writer that goes away
-/// unfinished leaves nothing behind. Memory: 1 MB and the document offsets.
-/// Throws Error where the disk is full or fails.
+/// beside it, because HDF5 must know how many there are before the first is written. A writer that is destroyed
+/// unfinished leaves nothing behind. Of several writers to one path, the last to finish wins, whole. Memory: 1 MB and
+/// the document offsets. Throws Error if the disk is full or fails.
 class TokenFileWriter {
  public:
   TokenFileWriter(std::string path, Tokenizer tokenizer);

@@ -119,7 +119,7 @@ std::int64_t Run::start(Trainer& trainer) {
                               .fix = "go on with --resume, or set train.folder to another folder"});
   if (!config_.train.from.empty()) {
     const CheckpointReader reader(config_.train.from);
-    throw_if_any(check_tokenizer(file_, tokenizer_of(reader).digest(), "the checkpoint " + reader.path()));
+    throw_if_any(check_tokenizer(file_, tokenizer_of(reader).digest(), reader.path()));
     const std::string damage = verify_together(reader.path(), *mesh_.host, mesh_.host->device().communicate());
     if (!damage.empty())
       throw ConfigError(Problem{.what = "train.from = " + reader.path() + " is damaged: " + damage,

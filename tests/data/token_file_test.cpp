@@ -26,14 +26,15 @@ class TokenFileTest : public ::testing::Test {
   // Changes the file through HDF5 and seals it again, so that only its contents can be found wrong.
   template <class Change>
   void change(Change&& call) {
-    const TokenFileSeal seal = check_seal(path_);
+    const TokenFileSeal seal = check_seal(File::open(path_));
     {
       const Hdf5Handle file(H5Fopen(path_.c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose, "H5Fopen");
       call(file);
     }
     const bool inside =
         seal.tokens_offset + seal.tokens_bytes <= std::filesystem::file_size(path_);  // may be cut off now
-    write_seal(path_, inside ? seal.tokens_offset : 512, inside ? seal.tokens_bytes : 0);
+    File file = File::edit(path_);
+    write_seal(file, inside ? seal.tokens_offset : 512, inside ? seal.tokens_bytes : 0);
   }
 
   void overwrite(std::uint64_t at, const std::string& bytes) {
@@ -110,7 +111,7 @@ TEST_F(TokenFileTest, WideVocabulariesTakeFourBytes) {
   writer.end_document();
   writer.finish();
   const TokenFile file(path_);
-  EXPECT_EQ(check_seal(path_).tokens_bytes, 20u);
+  EXPECT_EQ(check_seal(File::open(path_)).tokens_bytes, 20u);
   std::vector<std::int32_t> tokens(4);
   file.read(0, tokens);
   EXPECT_EQ(tokens, written);
@@ -147,10 +148,10 @@ TEST_F(TokenFileTest, MissingFilesNameTheNearest) {
   path_ = "";
   expect_says(open_error(), "data.path is empty");
   path_ = "/dev/null";
-  expect_says(open_error(), "no ordinary file");
+  expect_says(open_error(), "not an ordinary file");
 }
 
-TEST_F(TokenFileTest, WhatIsNoTokenFileIsTold) {
+TEST_F(TokenFileTest, WhatIsNotATokenFileIsTold) {
   write_file(path_, "In the beginning God created the heaven and the earth.\n");
   expect_says(open_error(), "this is not a token file");
   write_file(path_, "");
@@ -234,14 +235,14 @@ TEST_F(TokenFileTest, PartsThatDoNotFitTogetherAreTold) {
 }
 
 TEST_F(TokenFileTest, AFlippedTokenIsFoundByVerify) {
-  const TokenFileSeal seal = check_seal(path_);
+  const TokenFileSeal seal = check_seal(File::open(path_));
   overwrite(seal.tokens_offset, "J");
   const TokenFile file(path_);
   expect_says(words_of<ConfigError>([&] { file.verify(); }), "its tokens are damaged");
 }
 
 TEST_F(TokenFileTest, AnIdBeyondTheVocabularyIsFoundWhenRead) {
-  const TokenFileSeal seal = check_seal(path_);
+  const TokenFileSeal seal = check_seal(File::open(path_));
   overwrite(seal.tokens_offset + 2 * 5 + 1, "\x02");  // token 5, 'e', becomes 512 + 'e'
   const TokenFile file(path_);
   std::vector<std::int32_t> tokens(10);
@@ -275,13 +276,72 @@ TEST_F(TokenFileTest, TheConfigurationNamesItsTokenizer) {
             "data.path = " + path_ + " was made with data.tokenizer.vocabulary = 257, not 1000");
 }
 
-TEST_F(TokenFileTest, AnotherTokenizerIsToldByDigest) {
+TEST_F(TokenFileTest, AnotherTokenizerIsToldWithTheCommandThatUsesTheRightOne) {
   const TokenFile file(path_);
-  EXPECT_TRUE(check_tokenizer(file, Tokenizer::bytes().digest(), "the checkpoint step-1").empty());
-  const std::vector<Problem> problems = check_tokenizer(file, "0123456789abcdef", "the checkpoint step-1");
+  EXPECT_TRUE(check_tokenizer(file, Tokenizer::bytes().digest(), "run/checkpoints/step-1").empty());
+  const std::vector<Problem> problems = check_tokenizer(file, "0123456789abcdef", "my run/checkpoints/step-1");
   ASSERT_EQ(problems.size(), 1u);
   EXPECT_EQ(problems[0].what, "data.path = " + path_ + " was made by tokenizer " + Tokenizer::bytes().digest() +
-                                  ", and the checkpoint step-1 by tokenizer 0123456789abcdef");
+                                  ", and the checkpoint my run/checkpoints/step-1 by tokenizer 0123456789abcdef");
+  expect_says(problems[0].fix,
+              "choir prepare CONFIG text files ... data.tokenizer.model='my run/checkpoints/step-1' data.path=");
+}
+
+class TokenFileInUse : public TokenFileTest {
+ protected:
+  // Its last change is long ago, as a change within the same tick of the file system's clock shows in no time stamp.
+  TokenFileInUse() {
+    std::filesystem::last_write_time(path_, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+  }
+
+  std::string text_of(const TokenFile& file) {
+    std::vector<std::int32_t> tokens(static_cast<std::size_t>(file.num_tokens()));
+    file.read(0, tokens);
+    return file.tokenizer().decode(tokens);
+  }
+  std::string read_error(const TokenFile& file) {
+    return words_of<Error>([&] { text_of(file); });
+  }
+  const std::string text_ = "In the beginningGodcreated";
+};
+
+TEST_F(TokenFileInUse, CutIsAnError) {
+  const TokenFile file(path_), copy = file;
+  const std::string size = std::to_string(std::filesystem::file_size(path_));
+  for (const std::uintmax_t left : {1000, 0}) {
+    std::filesystem::resize_file(path_, left);
+    for (const TokenFile& each : {file, copy}) {
+      expect_says(read_error(each), "token file " + path_ + " was written to while it was in use");
+      expect_says(read_error(each), "it held " + size + " bytes, and holds " + std::to_string(left) + " now");
+    }
+  }
+}
+
+TEST_F(TokenFileInUse, OtherTokensInPlaceAreAnError) {
+  const TokenFile file(path_);
+  write_documents(folder_ / "other.h5", {"In the beginning", "God", "", "Created"});
+  const std::string other = read_file(folder_ / "other.h5");
+  ASSERT_EQ(other.size(), std::filesystem::file_size(path_));
+  EXPECT_EQ(text_of(file), text_);
+  overwrite(0, other);
+  expect_says(read_error(file), "was written to while it was in use");
+  expect_says(read_error(file), "and was " + file.tokens_digest() + " when the file was opened");
+}
+
+TEST_F(TokenFileInUse, TheSameBytesAgainAreNotAnError) {
+  const TokenFile file(path_);
+  std::filesystem::last_write_time(path_, std::filesystem::file_time_type::clock::now());
+  EXPECT_EQ(text_of(file), text_);
+  overwrite(0, read_file(path_));
+  EXPECT_EQ(text_of(file), text_);
+}
+
+// As choir prepare replaces a token file.
+TEST_F(TokenFileInUse, RenamingAnotherOverItChangesNothing) {
+  const TokenFile file(path_);
+  write_documents(path_, {"others"});
+  EXPECT_EQ(text_of(file), text_);
+  EXPECT_EQ(text_of(TokenFile(path_)), "others");
 }
 
 // A limit on file sizes stands in for a full disk. Whatever step meets it, the file that was there stays.
@@ -305,7 +365,7 @@ TEST_F(TokenFileTest, AFullDiskIsAnErrorAndLeavesNothing) {
   TokenFile(path_).verify();
 }
 
-TEST_F(TokenFileTest, AWriterThatGoesAwayLeavesNothing) {
+TEST_F(TokenFileTest, AWriterThatIsDestroyedUnfinishedLeavesNothing) {
   {
     TokenFileWriter writer(folder_ / "other.h5", Tokenizer::bytes());
     writer.append(Tokenizer::bytes().encode(random_text(3000000, 1)));
