@@ -13,18 +13,26 @@
 namespace choir {
 namespace {
 
-// The first token that is held out. Whole documents, as few as reach the share; at least one is left for training. A
-// corpus of one document is cut within it.
-std::int64_t split(const TokenFile& file, double held_out) {
-  const std::int64_t wanted = static_cast<std::int64_t>(std::ceil(held_out * static_cast<double>(file.num_tokens())));
-  const std::int64_t last_start = file.num_tokens() - wanted;
-  if (wanted == 0 || file.num_documents() == 1) return last_start;
-  const auto starts = file.document_offsets().subspan(1, static_cast<std::size_t>(file.num_documents()) - 1);
-  const auto after = std::ranges::upper_bound(starts, last_start);
-  return after == starts.begin() ? starts.front() : *(after - 1);
+std::int64_t tokens_wanted(const TokenFile& file, double held_out) {
+  return static_cast<std::int64_t>(std::ceil(held_out * static_cast<double>(file.num_tokens())));
 }
 
 }  // namespace
+
+std::int64_t held_out_split(const TokenFile& file, double held_out) {
+  const std::int64_t wanted = tokens_wanted(file, held_out), exact = file.num_tokens() - wanted;
+  const auto offsets = file.document_offsets();
+  const std::int64_t whole = *(std::ranges::upper_bound(offsets, exact) - 1);  // the last start at or before `exact`
+  return whole > 0 && exact - whole <= wanted / 2 ? whole : exact;
+}
+
+std::int64_t held_out_split_by_documents(const TokenFile& file, double held_out) {
+  const std::int64_t wanted = tokens_wanted(file, held_out), exact = file.num_tokens() - wanted;
+  if (wanted == 0 || file.num_documents() == 1) return exact;
+  const auto starts = file.document_offsets().subspan(1, static_cast<std::size_t>(file.num_documents()) - 1);
+  const auto after = std::ranges::upper_bound(starts, exact);
+  return after == starts.begin() ? starts.front() : *(after - 1);
+}
 
 std::int64_t permute(std::int64_t index, std::int64_t size, std::uint64_t seed, std::int64_t epoch) {
   constexpr int rounds = 6;
@@ -52,12 +60,20 @@ Sampler::Sampler(const TokenFile& file, const SamplerOptions& options) : file_(f
                         .fix = "set model.context to 1 or more"});
   }
   if (!(options.held_out >= 0 && options.held_out < 1)) {
-    problems.push_back({.what = fmt::format("data.held_out = {} is not a share of the documents", options.held_out),
+    problems.push_back({.what = fmt::format("data.held_out = {} is not a share of the text", options.held_out),
                         .fix = "set data.held_out to 0 (nothing is held out) or more, and below 1"});
+  }
+  const std::int64_t given = options.first_held_out_token.value_or(0);
+  if (given < 0 || given > file.num_tokens()) {
+    problems.push_back({.what = fmt::format("the run holds out the tokens from {} on, and data.path = {} has {}", given,
+                                            file.path(), file.num_tokens()),
+                        .why = "the run was started with another token file",
+                        .fix = "name the token file of the run"});
   }
   throw_if_any(problems);
 
-  first_held_out_token_ = split(file, options.held_out);
+  first_held_out_token_ =
+      options.first_held_out_token ? *options.first_held_out_token : held_out_split(file, options.held_out);
   train_windows_ = std::max<std::int64_t>(first_held_out_token_ - 1, 0) / options.sequence_length;
   if (train_windows_ == 0) {
     throw ConfigError(

@@ -1,4 +1,5 @@
-// The order is a bijection of every size; training and held-out text are apart; every held-out token is counted once.
+// The order is a bijection of every size; training and held-out text are apart, in the share that was asked for; every
+// held-out token is counted once.
 #include "framework/data/sampler.h"
 
 #include <algorithm>
@@ -98,24 +99,99 @@ TEST_F(SamplerTest, AnEpochHasEveryWindowOnceAndTargetsAreOneTokenLater) {
   EXPECT_EQ(first_epoch, second_epoch);
 }
 
-TEST_F(SamplerTest, WholeDocumentsAreHeldOutFromTheEnd) {
+TEST_F(SamplerTest, WholeDocumentsAreHeldOutIfTheyAreNotFarAboveTheShare) {
   const TokenFile file =
       corpus({std::string(49, 'a'), std::string(29, 'b'), std::string(9, 'c'), std::string(9, 'd')});  // 50 30 10 10
   const auto first = [&](double held_out) {
     return Sampler(file, {.sequence_length = 4, .held_out = held_out}).first_held_out_token();
   };
   EXPECT_EQ(first(0), 100);
-  EXPECT_EQ(first(0.001), 90);
+  EXPECT_EQ(first(0.07), 90);
   EXPECT_EQ(first(0.1), 90);
-  EXPECT_EQ(first(0.11), 80);
+  EXPECT_EQ(first(0.15), 80);
   EXPECT_EQ(first(0.2), 80);
+  EXPECT_EQ(first(0.4), 50);
   EXPECT_EQ(first(0.5), 50);
-  EXPECT_EQ(first(0.9), 50);  // the first document is always for training
 }
 
-TEST_F(SamplerTest, ACorpusOfOneDocumentIsCutWithinIt) {
-  const Sampler sampler(corpus({std::string(99, 'a')}), {.sequence_length = 4, .held_out = 0.05});
-  EXPECT_EQ(sampler.first_held_out_token(), 95);
+TEST_F(SamplerTest, ADocumentIsCutIfWholeOnesWouldBeFarAboveTheShare) {
+  const TokenFile file =
+      corpus({std::string(49, 'a'), std::string(29, 'b'), std::string(9, 'c'), std::string(9, 'd')});  // 50 30 10 10
+  const auto first = [&](double held_out) {
+    return Sampler(file, {.sequence_length = 4, .held_out = held_out}).first_held_out_token();
+  };
+  EXPECT_EQ(first(0.001), 99);
+  EXPECT_EQ(first(0.06), 94);
+  EXPECT_EQ(first(0.13), 87);
+  EXPECT_EQ(first(0.3), 70);
+  EXPECT_EQ(first(0.9), 10);  // whole documents would leave nothing to train on
+}
+
+TEST_F(SamplerTest, TheShareIsThatAskedForWhateverTheSizesOfTheFiles) {
+  const std::vector<std::vector<std::size_t>> sizes = {
+      {2000, 195000}, {195000, 2000}, {65000, 65000, 65000}, {195000}, {10, 10, 195000, 10, 10}};
+  for (const std::vector<std::size_t>& of : sizes) {
+    std::vector<std::string> documents;
+    for (const std::size_t bytes : of) documents.push_back(random_text(bytes, 1));
+    const TokenFile file = corpus(documents);
+    for (const double asked : {0.01, 0.05, 0.3}) {
+      const std::int64_t first = Sampler(file, {.sequence_length = 64, .held_out = asked}).first_held_out_token();
+      const double share = static_cast<double>(file.num_tokens() - first) / static_cast<double>(file.num_tokens());
+      EXPECT_GE(share, asked) << of.front();
+      EXPECT_LE(share, 1.5 * asked) << of.front();
+    }
+  }
+}
+
+TEST_F(SamplerTest, TheSplitOfACheckpointIsKept) {
+  const TokenFile file = corpus({std::string(49, 'a'), std::string(49, 'b')});
+  const Sampler sampler(file, {.sequence_length = 4, .held_out = 0.1, .first_held_out_token = 50});
+  EXPECT_EQ(sampler.first_held_out_token(), 50);
+  EXPECT_EQ(sampler.num_train_windows(), 12);
+  for (const std::int64_t outside : {-1, 101}) {
+    expect_says(words_of<ConfigError>([&] { Sampler(file, {.sequence_length = 4, .first_held_out_token = outside}); }),
+                "the run holds out the tokens from " + std::to_string(outside) + " on, and data.path = " + file.path() +
+                    " has 100");
+  }
+}
+
+TEST_F(SamplerTest, OlderCheckpointsWereSplitBetweenDocuments) {
+  const TokenFile file =
+      corpus({std::string(49, 'a'), std::string(29, 'b'), std::string(9, 'c'), std::string(9, 'd')});  // 50 30 10 10
+  EXPECT_EQ(held_out_split_by_documents(file, 0), 100);
+  EXPECT_EQ(held_out_split_by_documents(file, 0.001), 90);
+  EXPECT_EQ(held_out_split_by_documents(file, 0.1), 90);
+  EXPECT_EQ(held_out_split_by_documents(file, 0.11), 80);
+  EXPECT_EQ(held_out_split_by_documents(file, 0.5), 50);
+  EXPECT_EQ(held_out_split_by_documents(file, 0.9), 50);
+  EXPECT_EQ(held_out_split_by_documents(corpus({std::string(99, 'a')}), 0.05), 95);
+}
+
+TEST_F(SamplerTest, TrainingAndHeldOutTextNeverOverlapWhereverTheCutIs) {
+  std::string text;
+  for (int byte = 0; byte < 60; ++byte) text += static_cast<char>(byte);
+  const TokenFile file = corpus({text.substr(0, 20), text.substr(20)});  // no two tokens of text are equal
+  for (const std::int64_t T : {1, 3, 10}) {
+    for (std::int64_t first = T + 1; first <= file.num_tokens(); ++first) {
+      const Sampler sampler(file, {.sequence_length = T, .first_held_out_token = first});
+      std::vector<std::int32_t> inputs(static_cast<std::size_t>(T)), targets(inputs.size());
+      std::vector<std::int32_t> all(static_cast<std::size_t>(file.num_tokens())), held_out;
+      file.read(0, all);
+      const std::vector<std::int32_t> for_training(all.begin(), all.begin() + first),
+          rest(all.begin() + first, all.end());
+      for (std::int64_t index = 0; index < sampler.num_train_windows(); ++index) {
+        sampler.train_sequence(index, inputs, targets);
+        for (const std::int32_t token : inputs) ASSERT_NE(std::ranges::count(for_training, token), 0);
+        for (const std::int32_t token : targets) ASSERT_NE(std::ranges::count(for_training, token), 0);
+      }
+      for (std::int64_t index = 0; index < sampler.num_evaluation_sequences(); ++index) {
+        sampler.evaluation_sequence(index, inputs, targets);
+        for (const std::int32_t token : targets)
+          if (token >= 0) held_out.push_back(token);
+      }
+      ASSERT_EQ(held_out, rest) << T << " " << first;
+    }
+  }
 }
 
 TEST_F(SamplerTest, EveryHeldOutTokenIsATargetOnceAndNoTrainingSampleSeesOne) {
@@ -124,7 +200,7 @@ TEST_F(SamplerTest, EveryHeldOutTokenIsATargetOnceAndNoTrainingSampleSeesOne) {
     for (std::size_t i = 0; i < held_out_bytes; ++i) held_out += static_cast<char>('A' + i);
     const TokenFile file = corpus({std::string(60, 'x'), std::string(40, 'y'), held_out});
     const std::int64_t T = 10;
-    const Sampler sampler(file, {.sequence_length = T, .held_out = 0.001});
+    const Sampler sampler(file, {.sequence_length = T, .first_held_out_token = 102});
     std::vector<std::int32_t> inputs(10), targets(10), counted;
     std::int64_t bytes = 0;
     std::int32_t previous = 256;  // the end of the document before
@@ -155,10 +231,10 @@ TEST_F(SamplerTest, EveryHeldOutTokenIsATargetOnceAndNoTrainingSampleSeesOne) {
 
 TEST_F(SamplerTest, TooLittleTextIsToldWithNumbers) {
   const TokenFile file = corpus({std::string(49, 'a'), std::string(49, 'b')});
-  const std::string words = words_of<ConfigError>([&] { Sampler(file, {.sequence_length = 50, .held_out = 0.1}); });
+  const std::string words = words_of<ConfigError>([&] { Sampler(file, {.sequence_length = 50, .held_out = 0.5}); });
   expect_says(words, "has 50 tokens for training, and one sequence of model.context = 50 needs 51");
-  expect_says(words, "50 of its 100 tokens are held out by data.held_out = 0.1");
-  EXPECT_EQ(Sampler(file, {.sequence_length = 49, .held_out = 0.1}).num_train_windows(), 1);
+  expect_says(words, "50 of its 100 tokens are held out by data.held_out = 0.5");
+  EXPECT_EQ(Sampler(file, {.sequence_length = 49, .held_out = 0.5}).num_train_windows(), 1);
 }
 
 TEST_F(SamplerTest, OptionsOutOfRangeAreTold) {
