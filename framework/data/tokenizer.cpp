@@ -69,24 +69,60 @@ std::vector<bool> frequent_characters(std::string_view sample, std::size_t most)
 }
 
 // What SentencePiece is trained on: runs of frequent characters, without line breaks.
+//
+// Words of more than max_word_characters are cut into pieces. SentencePiece keeps the places of pairs of characters in
+// 16 bits and crashes on a word of 32768 characters. And its training takes time in proportion to the characters of
+// different words times the vocabulary: few words are different in text, but all pieces of a genome are. So no more
+// than max_pieces of them are used, evenly spread over the sample.
 class Lines : public sentencepiece::SentenceIterator {
  public:
-  Lines(std::string_view sample, std::vector<bool> frequent) : rest_(sample), frequent_(std::move(frequent)) { Next(); }
+  Lines(std::string_view sample, std::vector<bool> frequent) : rest_(sample), frequent_(std::move(frequent)) {
+    std::size_t pieces = 0;
+    for (std::string_view text = sample; !text.empty();) {
+      const Run run = first_run(text);
+      pieces += run.is_piece;
+      text.remove_prefix(std::max<std::size_t>(run.bytes, 1));
+    }
+    use_one_in_ = std::max<std::size_t>((pieces + max_pieces - 1) / max_pieces, 1);
+    Next();
+  }
   bool done() const override { return line_.empty(); }
   const std::string& value() const override { return line_; }
   sentencepiece::util::Status status() const override { return {}; }
 
   void Next() override {
-    std::size_t end = 0;
-    while (end == 0 && !rest_.empty()) {
-      while (const std::size_t bytes = accepted(rest_.substr(end))) end += bytes;
-      line_ = rest_.substr(0, end);
-      rest_.remove_prefix(std::min(end + 1, rest_.size()));  // and the first byte of what was not accepted
+    line_.clear();
+    while (line_.empty() && !rest_.empty()) {
+      const Run run = first_run(rest_);
+      if (!run.is_piece || pieces_seen_++ % use_one_in_ == 0) line_ = rest_.substr(0, run.bytes);
+      rest_.remove_prefix(std::max<std::size_t>(run.bytes, 1));  // a byte that begins no frequent character is left out
     }
-    if (end == 0) line_.clear();
   }
 
  private:
+  static constexpr std::size_t max_word_characters = 1024, max_pieces = 512;
+
+  struct Run {
+    std::size_t bytes = 0;
+    bool is_piece = false;  // of a long word
+  };
+
+  // The first run of `text`: up to a long word, or the first piece of one. 0 bytes if there is none at its head.
+  Run first_run(std::string_view text) const {
+    std::size_t end = 0, word = 0, word_characters = 0;
+    while (const std::size_t bytes = accepted(text.substr(end))) {
+      if (text[end] == ' ') {
+        word = end;
+        word_characters = 0;
+      } else if (++word_characters > max_word_characters) {
+        return word > 0 ? Run{word, false} : Run{end, true};
+      }
+      end += bytes;
+    }
+    return {end, false};
+  }
+
+  // Bytes of the first character of `text` if it is a frequent one, else 0.
   std::size_t accepted(std::string_view text) const {
     const Character character = first_character(text);
     return character.code != '\n' && frequent_[character.code] ? character.bytes : 0;
@@ -94,12 +130,13 @@ class Lines : public sentencepiece::SentenceIterator {
 
   std::string_view rest_;
   std::vector<bool> frequent_;
+  std::size_t use_one_in_ = 1, pieces_seen_ = 0;
   std::string line_;
 };
 
 bool is_break(char c) { return c == ' ' || c == '\n'; }
 
-// Bytes of the first word of `text`, a run of spaces and line breaks and what follows it; 0 where more text could make
+// Bytes of the first word of `text`, a run of spaces and line breaks and what follows it; 0 if more text could make
 // it longer. A word that is too long is cut, if possible between characters.
 std::size_t first_word(std::string_view text, bool last) {
   const std::size_t limit = std::min(text.size(), Tokenizer::max_word_bytes);
@@ -184,7 +221,7 @@ Tokenizer Tokenizer::train(const TokenizerConfig& config, std::string_view sampl
   if (!status.ok()) {
     throw ConfigError(
         {.what = "data.tokenizer.vocabulary = " + vocabulary +
-                 ": no tokenizer of this size can be trained on a sample of " + std::to_string(sample.size()) +
+                 ": a tokenizer of this size cannot be trained on a sample of " + std::to_string(sample.size()) +
                  " bytes",
          .why = "SentencePiece: " + status.ToString(),
          .fix = "change data.tokenizer.vocabulary as it says, give more text, or set data.tokenizer.kind to bytes"});

@@ -45,18 +45,20 @@ class Tokenizer {
   static Tokenizer bytes();
 
   /// Trains byte-pair encoding with config.vocabulary tokens on `sample`. The same sample gives the same tokenizer.
-  /// Throws ConfigError where the sample cannot support that many tokens, or needs more.
+  /// Words of more than 1024 characters are cut, and 512 Ki characters of such words are used, evenly spread, so that
+  /// text without spaces takes no more than minutes. Throws ConfigError if the sample cannot support that many tokens,
+  /// or needs more.
   static Tokenizer train(const TokenizerConfig& config, std::string_view sample);
 
   /// The tokenizer that serialized() came from, or, for kind "sentencepiece", any SentencePiece model that has a token
   /// for each byte and one that ends a text. The model's own normalization and dummy prefix are turned off.
-  /// `source` says in errors where the bytes came from. Throws ConfigError.
+  /// `source` names the origin of the bytes in errors. Throws ConfigError.
   static Tokenizer load(const std::string& kind, std::string_view serialized, const std::string& source);
 
   std::vector<std::int32_t> encode(std::string_view text) const;
 
   /// Appends the tokens of the words of `text` that are known to be complete, and returns how many bytes those are;
-  /// all of them where `last`. Passing the rest again at the head of the next piece gives the tokens of the whole,
+  /// all of them if `last`. Passing the rest again at the head of the next piece gives the tokens of the whole,
   /// however it was cut. The rest is never longer than max_word_bytes.
   std::size_t encode_words(std::string_view text, bool last, WordCache& cache, std::vector<std::int32_t>& tokens) const;
   static constexpr std::size_t max_word_bytes = 1 << 16;  ///< longer words are cut

@@ -121,6 +121,43 @@ TEST(Tokenizer, TheTrainingSampleMayHoldAnyBytes) {
   EXPECT_EQ(tokenizer.decode(tokenizer.encode(sample)), sample);
 }
 
+std::string random_letters(std::size_t count, const std::string& letters, unsigned seed) {
+  std::mt19937 random(seed);
+  std::string text;
+  for (std::size_t i = 0; i < count; ++i) text += letters[random() % letters.size()];
+  return text;
+}
+
+// SentencePiece crashes on words of 32768 characters, and ends the process from 65536 on.
+TEST(Tokenizer, LongWordsTrainATokenizerAndComeBack) {
+  const std::string base64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string greek;
+  for (const char letter : random_letters(70000, "abcdefgh", 1)) {
+    greek += '\xCE';
+    greek += static_cast<char>(letter + 0x50);  // U+03B1 to U+03B8
+  }
+  const std::string before = random_text(20000, 1), after = "\n" + random_text(20000, 2);
+  for (const std::string& text : {random_letters(40000, base64, 1), random_letters(300000, "acgt", 2),
+                                  before + random_letters(32768, base64, 3) + after,
+                                  before + random_letters(65536, base64, 4) + after, before + greek + after}) {
+    const Tokenizer tokenizer = Tokenizer::train(tokenizer_config(500), text);
+    EXPECT_EQ(tokenizer.vocabulary(), 500);
+    const std::vector<std::int32_t> tokens = tokenizer.encode(text);
+    EXPECT_TRUE(tokenizer.decode(tokens) == text) << text.size();
+    EXPECT_LT(tokens.size(), text.size()) << text.size();
+  }
+}
+
+// Pieces of 1024 characters: every second one is used, as 512 are allowed. The others hold "zq" alone.
+TEST(Tokenizer, LittleOfLongWordsIsUsedWhichBoundsTheTimeOfTraining) {
+  std::string word;
+  for (unsigned piece = 0; piece < 601; ++piece) word += random_letters(1024, piece % 2 == 0 ? "acgt" : "zq", piece);
+  const Tokenizer tokenizer = Tokenizer::train(tokenizer_config(400), word);
+  EXPECT_LT(tokenizer.encode("acgtacgt").size(), 8u);
+  EXPECT_EQ(tokenizer.encode("zqzqzqzq").size(), 8u);
+  EXPECT_EQ(tokenizer.decode(tokenizer.encode(word)), word);
+}
+
 // 3000 different characters and 400 tokens: the frequent ones get tokens, the others are spelt in bytes.
 TEST(Tokenizer, RareCharactersDoNotCrowdTheVocabulary) {
   std::string sample = random_text(100000, 7);
@@ -146,7 +183,7 @@ TEST(Tokenizer, ASampleThatCannotSupportTheVocabularyIsTold) {
   expect_says(words_of<ConfigError>([] { Tokenizer::train(tokenizer_config(300), "\xFF\xFE"); }), "sample of 2 bytes");
 }
 
-TEST(Tokenizer, WhatIsNoModelIsTold) {
+TEST(Tokenizer, WhatIsNotAModelIsTold) {
   for (const std::string& model :
        {std::string(), std::string("no model"), random_bytes(1000, 1), trained().serialized().substr(0, 5000)}) {
     const std::string words =
