@@ -5,8 +5,12 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "framework/checkpoint/durable.h"
 #include "framework/data/prepare.h"
-#include "launch/command_line.h"
+#include "framework/data/token_file.h"
+#include "framework/data/token_file_seal.h"
+#include "framework/train/snapshot.h"
+#include "launch/checkpoint_path.h"
 
 namespace choir {
 namespace {
@@ -16,8 +20,19 @@ bool is_override(const std::string& word) {
   return word.find('=') != std::string::npos && !std::filesystem::exists(word);
 }
 
-int prepare_tokens(ConfigArguments arguments) {
+/// The tokenizer of what data.tokenizer.model names: a run, a checkpoint, a token file or a SentencePiece model.
+Tokenizer given_tokenizer(const std::string& path) {
+  if (std::filesystem::is_directory(path)) return tokenizer_of(CheckpointReader(find_checkpoint(path)));
+  throw_if_any(check_readable("data.tokenizer.model", path));
+  if (looks_like_token_file(path)) return TokenFile(path).tokenizer();
+  const Tokenizer tokenizer = Tokenizer::load("sentencepiece", read_text(path), "data.tokenizer.model = " + path);
+  std::printf("text is not normalized as %s may ask for, so that it comes back exactly\n", path.c_str());
+  return tokenizer;
+}
+
+int prepare_tokens(ConfigArguments arguments, bool binary) {
   PrepareOptions options;
+  options.binary = binary;
   std::erase_if(arguments.words, [&](const std::string& word) {
     if (is_override(word)) return false;
     options.inputs.push_back(word);
@@ -33,6 +48,10 @@ int prepare_tokens(ConfigArguments arguments) {
   throw_if_any(problems);
   options.output = config.data.path;
   options.tokenizer = config.data.tokenizer;
+  if (const std::string& model = config.data.tokenizer.model; !model.empty()) {
+    options.given = given_tokenizer(model);
+    throw_if_any(check_fits(*options.given, "data.tokenizer.model = " + model, config.model, config.data.tokenizer));
+  }
   if (options.tokenizer.kind == "sentencepiece" && options.tokenizer.vocabulary == 0)
     options.tokenizer.vocabulary = config.model.vocabulary;
   if (const auto folder = std::filesystem::path(options.output).parent_path(); !folder.empty())
@@ -62,8 +81,12 @@ int prepare_tokens(ConfigArguments arguments) {
 void add_prepare_command(CommandLine& line) {
   CLI::App* verb = line.app.add_subcommand("prepare", "text files to the token file data.path");
   auto arguments = std::make_shared<ConfigArguments>();
+  auto binary = std::make_shared<bool>(false);
   arguments->add_to(*verb, "text files, each one document; and key=value overrides");
-  verb->callback([&line, arguments] { line.run = [arguments] { return prepare_tokens(*arguments); }; });
+  verb->add_flag("--binary", *binary,
+                 "prepare files that are not text (compressed, UTF-16, NUL bytes) all the same, byte for byte");
+  verb->callback(
+      [&line, arguments, binary] { line.run = [arguments, binary] { return prepare_tokens(*arguments, *binary); }; });
 }
 
 }  // namespace choir

@@ -76,7 +76,9 @@ std::vector<Field> fields(TokenizerConfig& c) {
        one_of({"bytes", "sentencepiece"})},
       {"data.tokenizer.vocabulary", &c.vocabulary, "tokens to train; 0: model.vocabulary; bytes: always 257",
        at_least(0)},
-      {"data.tokenizer.model", &c.model, "a given SentencePiece model; empty: train one on the corpus"},
+      {"data.tokenizer.model", &c.model,
+       "a given tokenizer: of a SentencePiece model, a token file, a checkpoint or a run; empty: train one on the "
+       "corpus"},
       {"data.tokenizer.sample_bytes", &c.sample_bytes, "how much of the corpus the tokenizer is trained on, at most",
        at_least(1, 1e12)},
   };
@@ -85,7 +87,7 @@ std::vector<Field> fields(TokenizerConfig& c) {
 std::vector<Field> fields(DataConfig& c) {
   return {
       {"data.path", &c.path, "the token file (HDF5) that `choir prepare` writes and training reads"},
-      {"data.held_out", &c.held_out, "share of the documents, at the end, kept for evaluation", below_one()},
+      {"data.held_out", &c.held_out, "share of the text, at the end, kept for evaluation", below_one()},
   };
 }
 

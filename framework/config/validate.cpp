@@ -151,15 +151,6 @@ void Validator::check_tokenizer() {
     add(fmt::format("data.tokenizer.vocabulary = {} with data.tokenizer.kind = bytes", t.vocabulary),
         fmt::format("the byte tokenizer has {} tokens: one per byte, and the end of a document", byte_tokens),
         fmt::format("set data.tokenizer.vocabulary to 0 or {}", byte_tokens));
-  if (bytes && !t.model.empty())
-    add(fmt::format("data.tokenizer.model = {} with data.tokenizer.kind = bytes",
-                    value_text(&config_.data.tokenizer.model)),
-        "the byte tokenizer has no model", "set data.tokenizer.kind to sentencepiece, or delete data.tokenizer.model");
-  if (!bytes && !t.model.empty() && t.vocabulary != 0)
-    add(fmt::format("data.tokenizer.vocabulary = {} with data.tokenizer.model = {}", t.vocabulary,
-                    value_text(&config_.data.tokenizer.model)),
-        "a given tokenizer has its own vocabulary; only one that is trained can be asked for a size",
-        "delete one of the two keys");
   const std::int64_t tokens = bytes ? byte_tokens : t.vocabulary;
   if (tokens > config_.model.vocabulary)
     add(fmt::format("model.vocabulary = {} is below the {} tokens of the tokenizer ({})", config_.model.vocabulary,

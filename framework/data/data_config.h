@@ -1,4 +1,4 @@
-// What is read.
+// Where the tokens are, and how text becomes tokens.
 #pragma once
 
 #include <cstdint>
@@ -7,18 +7,19 @@
 namespace choir {
 
 struct TokenizerConfig {
-  std::string kind = "sentencepiece";          ///< bytes | sentencepiece
-  std::int64_t vocabulary = 0;                 ///< tokens to train; 0: model.vocabulary. bytes: always 257
-  std::string model;                           ///< a given SentencePiece model; empty: train one on the corpus
-  std::int64_t sample_bytes = 8 << 20;         ///< how much of the corpus the tokenizer is trained on, at most
+  std::string kind = "sentencepiece";   ///< bytes | sentencepiece
+  std::int64_t vocabulary = 0;          ///< tokens to train; 0: model.vocabulary. bytes: always 257
+  std::string model;                    ///< names a given tokenizer: of a SentencePiece model, a token file, a
+                                        ///< checkpoint or a run; empty: train one on the corpus
+  std::int64_t sample_bytes = 8 << 20;  ///< how much of the corpus the tokenizer is trained on, at most
 
   bool operator==(const TokenizerConfig&) const = default;
 };
 
 struct DataConfig {
-  std::string path;                            ///< the token file (HDF5) that `choir prepare` writes and training reads
-  double held_out = 0.05;                      ///< share of the documents, at the end, kept for evaluation
-  TokenizerConfig tokenizer;                   ///< for `choir prepare`
+  std::string path;           ///< the token file (HDF5) that `choir prepare` writes and training reads
+  double held_out = 0.05;     ///< share of the text, at the end, kept for evaluation
+  TokenizerConfig tokenizer;  ///< for `choir prepare`
 
   bool operator==(const DataConfig&) const = default;
 };

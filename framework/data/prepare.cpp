@@ -1,15 +1,18 @@
 #include "framework/data/prepare.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 
 #include "framework/core/error.h"
+#include "framework/data/digest.h"
 #include "framework/data/file.h"
+#include "framework/data/text_kind.h"
 #include "framework/data/token_file_seal.h"
 #include "framework/data/token_file_writer.h"
-#include "framework/data/tokenizer.h"
 
 namespace choir {
 namespace {
@@ -28,30 +31,24 @@ std::vector<Problem> check_output(const PrepareOptions& options) {
     return {{.what = what + "there is no folder " + folder, .fix = "make it first"}};
   if (::access(folder.c_str(), W_OK) != 0) return {{.what = what + "the folder " + folder + " cannot be written to"}};
   if (fs::exists(output, ignored) && !looks_like_token_file(output)) {
-    return {{.what = what + "this file is there already, and it is not a token file",
+    return {{.what = what + "this file exists, and it is not a token file",
              .why = "it would be replaced",
              .fix = "remove it, or name another file"}};
   }
   return {};
 }
 
-std::vector<Problem> check(const PrepareOptions& options) {
-  std::vector<Problem> problems = check_output(options);
-  const auto add = [&](std::vector<Problem> more) { problems.insert(problems.end(), more.begin(), more.end()); };
-  if (options.inputs.empty()) problems.push_back({.what = "no text to prepare", .fix = "name one or more text files"});
-  for (const std::string& input : options.inputs) add(check_readable("text", input));
-  const TokenizerConfig& tokenizer = options.tokenizer;
+std::vector<Problem> check_training(const TokenizerConfig& tokenizer) {
+  std::vector<Problem> problems;
   if (tokenizer.kind != "bytes" && tokenizer.kind != "sentencepiece") {
     const std::string near = nearest(tokenizer.kind, {"bytes", "sentencepiece"});
     problems.push_back({.what = "data.tokenizer.kind = " + tokenizer.kind + ": there is no such tokenizer",
                         .fix = near.empty() ? "use bytes or sentencepiece" : "did you mean " + near + "?"});
-  } else if (tokenizer.kind == "sentencepiece" && !tokenizer.model.empty()) {
-    add(check_readable("data.tokenizer.model", tokenizer.model));
   } else if (tokenizer.kind == "sentencepiece") {
     if (tokenizer.vocabulary < 1 || tokenizer.vocabulary > 1 << 24) {
-      problems.push_back(
-          {.what = "data.tokenizer.vocabulary = " + std::to_string(tokenizer.vocabulary) + " is no number of tokens",
-           .fix = "set it, or model.vocabulary, to between 512 and 256000 or so"});
+      problems.push_back({.what = "data.tokenizer.vocabulary = " + std::to_string(tokenizer.vocabulary) +
+                                  " is not a possible number of tokens",
+                          .fix = "set it, or model.vocabulary, to between 512 and 256000 or so"});
     }
     if (tokenizer.sample_bytes < 1) {
       problems.push_back({.what = "data.tokenizer.sample_bytes = " + std::to_string(tokenizer.sample_bytes) +
@@ -61,6 +58,53 @@ std::vector<Problem> check(const PrepareOptions& options) {
   }
   return problems;
 }
+
+BinaryKind binary_kind_of(const std::string& path) {
+  std::string head(text_head_bytes, '\0');
+  head.resize(File::open(path).read(0, head));
+  BinaryKind kind = binary_kind(head);
+  if (const std::size_t at = kind.fix.find("FILE"); at != std::string::npos) kind.fix.replace(at, 4, shell_word(path));
+  return kind;
+}
+
+std::vector<Problem> check_input(const std::string& path, bool binary) {
+  std::vector<Problem> problems = check_readable("text", path);
+  if (!problems.empty() || binary) return problems;
+  const BinaryKind kind = binary_kind_of(path);
+  if (kind.name.empty()) return {};
+  return {{.what = "text = " + path + ": this looks like " + kind.name,
+           .why = "its bytes would become tokens as they are",
+           .fix = (kind.fix.empty() ? "take the text out of it" : kind.fix + " > " + shell_word(path + ".txt")) +
+                  ", and prepare that; or insist with choir prepare --binary"}};
+}
+
+std::vector<Problem> check(const PrepareOptions& options) {
+  std::vector<Problem> problems = check_output(options);
+  const auto add = [&](std::vector<Problem> more) { problems.insert(problems.end(), more.begin(), more.end()); };
+  if (options.inputs.empty()) problems.push_back({.what = "no text to prepare", .fix = "name one or more text files"});
+  for (const std::string& input : options.inputs) add(check_input(input, options.binary));
+  if (!options.given) add(check_training(options.tokenizer));
+  return problems;
+}
+
+// Lines about files, a few for each kind and a count of the others.
+class Notes {
+ public:
+  void add(const std::string& path, const TextNote& note) {
+    if (++files_[note.about] <= most) lines_.push_back(path + ": " + note.text);
+  }
+  std::vector<std::string> lines() const {
+    std::vector<std::string> lines = lines_;
+    for (const auto& [about, files] : files_)
+      if (files > most) lines.push_back(fmt::format("{} more files with {}", files - most, about));
+    return lines;
+  }
+
+ private:
+  static constexpr std::int64_t most = 10;
+  std::vector<std::string> lines_;
+  std::map<std::string, std::int64_t> files_;  // by what the notes are about
+};
 
 struct Input {
   std::string path;
@@ -92,39 +136,31 @@ std::string read_sample(const std::vector<Input>& inputs, std::uint64_t total, s
   return sample;
 }
 
-std::string read_whole(const std::string& path) {
-  const File file = File::open(path);
-  std::string bytes(file.size(), '\0');
-  bytes.resize(file.read(0, bytes));
-  return bytes;
-}
-
 }  // namespace
 
 PrepareResult prepare(const PrepareOptions& options, const std::function<void(const PrepareProgress&)>& progress) {
   throw_if_any(check(options));
   PrepareResult result;
   PrepareProgress state;
+  Notes notes;
   std::vector<Input> inputs;
   for (const std::string& path : options.inputs) {
     const std::uint64_t bytes = File::open(path).size();
     if (bytes == 0) {
-      result.notes.push_back(path + " is empty and makes no document");
+      notes.add(path, {"no text", "is empty and makes no document"});
       continue;
     }
     inputs.push_back({path, bytes});
     state.bytes_total += static_cast<std::int64_t>(bytes);
   }
   if (inputs.empty()) throw ConfigError(Problem{.what = "no text to prepare", .why = "all files are empty"});
+  for (const std::string& stale : remove_stale_temporaries(options.output))
+    result.notes.push_back("removed " + stale + ", which a choir prepare that was killed had left");
 
   const auto make_tokenizer = [&]() -> Tokenizer {
+    if (options.given) return *options.given;
     const TokenizerConfig& config = options.tokenizer;
     if (config.kind == "bytes") return Tokenizer::bytes();
-    if (!config.model.empty()) {
-      result.notes.push_back("text is not normalized as " + config.model +
-                             " may ask for, so that it comes back exactly");
-      return Tokenizer::load(config.kind, read_whole(config.model), "data.tokenizer.model = " + config.model);
-    }
     state.stage = "training the tokenizer";
     progress(state);
     const auto total = static_cast<std::uint64_t>(state.bytes_total);
@@ -137,16 +173,22 @@ PrepareResult prepare(const PrepareOptions& options, const std::function<void(co
   WordCache cache;
   std::string text;  // what has been read and not yet been tokenized
   std::vector<std::int32_t> tokens;
+  std::map<std::pair<std::uint64_t, std::uint64_t>, std::string> path_of;  // by size and digest of the text
   state.stage = "tokenizing";
   progress(state);
   for (const Input& input : inputs) {
     const File file = File::open(input.path);
+    TextScan scan;
+    Digest digest;
     std::uint64_t offset = 0;
     for (bool last = false; !last;) {
       const std::size_t rest = text.size();
       text.resize(rest + piece_bytes);
       const std::size_t count = file.read(offset, std::span(text).subspan(rest));
       text.resize(rest + count);
+      const std::string_view piece = std::string_view(text).substr(rest);
+      scan.add(piece);
+      digest.add(piece);
       offset += count;
       last = count < piece_bytes;
       tokens.clear();
@@ -157,6 +199,17 @@ PrepareResult prepare(const PrepareOptions& options, const std::function<void(co
       progress(state);
     }
     writer.end_document();
+
+    if (const BinaryKind kind = options.binary ? binary_kind_of(input.path) : BinaryKind{}; !kind.name.empty()) {
+      notes.add(input.path, {"data that is not text", "looks like " + kind.name + ", prepared as it is"});
+    } else {
+      for (const TextNote& note : scan.notes()) notes.add(input.path, note);
+    }
+    const auto [same, is_new] = path_of.try_emplace({offset, digest.value()}, input.path);
+    if (!is_new) {
+      notes.add(input.path, {"the text of another file",
+                             "has the same text as " + same->second + ": it may be both trained on and held out"});
+    }
   }
   state.stage = "writing";
   state.tokens = writer.num_tokens();
@@ -168,6 +221,7 @@ PrepareResult prepare(const PrepareOptions& options, const std::function<void(co
   result.text_bytes = writer.text_bytes();
   result.vocabulary = tokenizer.vocabulary();
   result.tokenizer_digest = tokenizer.digest();
+  for (std::string& line : notes.lines()) result.notes.push_back(std::move(line));
   return result;
 }
 

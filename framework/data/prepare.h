@@ -3,17 +3,20 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "framework/data/data_config.h"
+#include "framework/data/tokenizer.h"
 
 namespace choir {
 
 struct PrepareOptions {
   std::vector<std::string> inputs;  ///< text files; each becomes one document
   std::string output;               ///< the token file; one that is there is replaced when the new one is whole
-  TokenizerConfig tokenizer;        ///< its vocabulary: the number of tokens to train
+  TokenizerConfig tokenizer;        ///< its vocabulary: the number of tokens to train; its model is not read here
+  std::optional<Tokenizer> given;   ///< to use, instead of training one as `tokenizer` says
+  bool binary = false;              ///< prepare files that do not look like text, byte for byte
 };
 
 struct PrepareProgress {
@@ -25,13 +28,15 @@ struct PrepareProgress {
 struct PrepareResult {
   std::int64_t documents = 0, tokens = 0, text_bytes = 0, vocabulary = 0;
   std::string tokenizer_digest;
-  std::vector<std::string> notes;  ///< what was left out, and why: one line each
+  /// What is peculiar about the files and what became of it, one line each: empty files, files that look like another
+  /// encoding or format (text_kind.h), files with the text of another, temporary files that were removed.
+  std::vector<std::string> notes;
 };
 
 /// `progress` is called about once per MB of text, and when a stage begins.
-/// Throws ConfigError for inputs that cannot be read (all of them are named), for a tokenizer that cannot be had, and
-/// for an output that is no place for a token file; Error where the disk is full or fails, and then nothing is left of
-/// it.
+/// Throws ConfigError for inputs that cannot be read or are not text (all of them are named), for a tokenizer that
+/// cannot be made, and for an output that cannot be a token file; Error if the disk is full or fails, and then nothing
+/// is left of the output.
 PrepareResult prepare(const PrepareOptions& options, const std::function<void(const PrepareProgress&)>& progress);
 
 }  // namespace choir

@@ -162,18 +162,12 @@ TEST(Validate, Tokenizer) {
       {{"data.tokenizer.kind=bytes", "data.tokenizer.vocabulary=300"},
        1,
        {"data.tokenizer.vocabulary = 300 with data.tokenizer.kind = bytes", "0 or 257"}},
-      {{"data.tokenizer.kind=bytes", "data.tokenizer.model=a.model"},
-       1,
-       {"data.tokenizer.model = a.model with data.tokenizer.kind = bytes"}},
       {{"data.tokenizer.kind=bytes", "model.vocabulary=256"},
        1,
        {"model.vocabulary = 256 is below the 257 tokens", "set model.vocabulary to 257 or more"}},
       {{"data.tokenizer.vocabulary=60000"},
        1,
        {"model.vocabulary = 50257 is below the 60000 tokens of the tokenizer (data.tokenizer.vocabulary = 60000)"}},
-      {{"data.tokenizer.vocabulary=600", "data.tokenizer.model=a.model"},
-       1,
-       {"data.tokenizer.vocabulary = 600 with data.tokenizer.model = a.model", "delete one"}},
   });
 }
 

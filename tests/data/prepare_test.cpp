@@ -6,7 +6,11 @@
 #include <unistd.h>
 
 #include <cctype>
+#include <chrono>
+#include <ctime>
+#include <thread>
 
+#include "framework/data/file.h"
 #include "framework/data/token_file.h"
 #include "tests/data/corpus.h"
 
@@ -45,6 +49,7 @@ TEST_F(PrepareTest, EachFileIsADocumentAndComesBack) {
   const std::vector<std::string> texts = {random_text(1500000, 1), random_bytes(300000, 2), std::string(1 << 20, '\n'),
                                           "short"};
   options_.tokenizer.sample_bytes = 500000;
+  options_.binary = true;  // random bytes
   for (std::size_t i = 0; i < texts.size(); ++i) options_.inputs.push_back(input(std::to_string(i), texts[i]));
   for (const std::string kind : {"bytes", "sentencepiece"}) {
     options_.tokenizer.kind = kind;
@@ -63,23 +68,25 @@ TEST_F(PrepareTest, EachFileIsADocumentAndComesBack) {
   EXPECT_EQ(folder_.num_files(), texts.size() + 1);
 }
 
-TEST_F(PrepareTest, IsDeterministic) {
+TEST_F(PrepareTest, TheSameTextGivesTheSameBytes) {
   options_.inputs = {input("a", random_text(300000, 1)), input("b", random_text(100000, 2))};
   options_.tokenizer.sample_bytes = 200000;
   run();
   const std::string first = read_file(options_.output);
+  options_.output = folder_ / "again.h5";
+  for (const std::time_t before = std::time(nullptr); std::time(nullptr) == before;)  // a date would differ
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   run();
-  EXPECT_EQ(TokenFile(options_.output).tokens_digest(),
-            (write_file(folder_ / "first.h5", first), TokenFile(folder_ / "first.h5").tokens_digest()));
+  EXPECT_TRUE(read_file(options_.output) == first);
 }
 
-TEST_F(PrepareTest, EmptyFilesAreLeftOutWithAWord) {
+TEST_F(PrepareTest, EmptyFilesAreLeftOutWithANote) {
   options_.inputs = {input("a", "text"), input("b", ""), input("c", "more")};
   options_.tokenizer.kind = "bytes";
   const PrepareResult result = run();
   EXPECT_EQ(result.documents, 2);
   ASSERT_EQ(result.notes.size(), 1u);
-  EXPECT_EQ(result.notes[0], (folder_ / "b") + " is empty and makes no document");
+  EXPECT_EQ(result.notes[0], (folder_ / "b") + ": is empty and makes no document");
   options_.inputs = {folder_ / "b"};
   expect_says(error(), "all files are empty");
 }
@@ -109,19 +116,83 @@ TEST_F(PrepareTest, TheSampleIsTakenEvenlyOverTheFiles) {
   EXPECT_NEAR(of_upper / of_lower, 1, 0.1);  // one file alone gives 1.5 and more
 }
 
-TEST_F(PrepareTest, AGivenModelIsUsed) {
-  const Tokenizer given = Tokenizer::train(tokenizer_config(400), random_text(100000, 9));
+TEST_F(PrepareTest, AGivenTokenizerIsUsed) {
+  options_.given = Tokenizer::train(tokenizer_config(400), random_text(100000, 9));
   options_.inputs = {input("a", random_text(10000, 1))};
-  options_.tokenizer.model = input("given.model", given.serialized());
+  EXPECT_EQ(run().tokenizer_digest, options_.given->digest());
+  EXPECT_EQ(TokenFile(options_.output).tokenizer().digest(), options_.given->digest());
+}
+
+TEST_F(PrepareTest, WhatIsNotTextIsRefusedUnlessAskedFor) {
+  options_.tokenizer.kind = "bytes";
+  options_.inputs = {input("a.gz", "\x1F\x8B\x08 and so on"), input("plain", "text"),
+                     input("wide", std::string("\xFF\xFEt\0e\0x\0t\0", 10)),
+                     input("some data", std::string("a\0\0b\0\0", 6))};
+  const std::string words = error();
+  expect_says(words, "text = " + options_.inputs[0] + ": this looks like gzip data");
+  expect_says(words, "gzip -dc " + options_.inputs[0] + " > " + options_.inputs[0] + ".txt");
+  expect_says(words, "text = " + options_.inputs[2] + ": this looks like text in UTF-16");
+  expect_says(words, "text = " + options_.inputs[3] + ": this looks like binary data");
+  expect_says(words, "insist with choir prepare --binary");
+  EXPECT_EQ(words.find(options_.inputs[1]), std::string::npos);
+  options_.binary = true;
   const PrepareResult result = run();
-  EXPECT_EQ(result.tokenizer_digest, given.digest());
+  EXPECT_EQ(result.documents, 4);
+  ASSERT_EQ(result.notes.size(), 3u);
+  EXPECT_EQ(result.notes[0], options_.inputs[0] + ": looks like gzip data, prepared as it is");
+  EXPECT_EQ(document(3), read_file(options_.inputs[3]));
+}
+
+TEST_F(PrepareTest, WhatIsPeculiarAboutATextIsNoted) {
+  options_.tokenizer.kind = "bytes";
+  options_.inputs = {input("a", "one\r\ntwo\r\n"), input("b", "plain"), input("c", "caf\xE9"),
+                     input("d", "\xEF\xBB\xBFtext"), input("e", random_text(3 << 20, 1) + "\xE9 late")};
+  const PrepareResult result = run();
+  ASSERT_EQ(result.notes.size(), 4u);
+  expect_says(result.notes[0], options_.inputs[0] + ": 2 of 2 lines end in CRLF, kept as it is");
+  expect_says(result.notes[1], options_.inputs[2] + ": bytes that are not UTF-8: 1, the first at byte 3, kept");
+  expect_says(result.notes[2], options_.inputs[3] + ": begins with a byte-order mark, kept");
+  expect_says(result.notes[3], options_.inputs[4] + ": bytes that are not UTF-8: 1, the first at byte 3145728, kept");
+  for (std::int64_t d = 0; d < 5; ++d)
+    EXPECT_TRUE(document(d) == read_file(options_.inputs[static_cast<std::size_t>(d)]));
+}
+
+TEST_F(PrepareTest, ManyNotesOfAKindAreCounted) {
+  options_.tokenizer.kind = "bytes";
+  for (int i = 0; i < 25; ++i) options_.inputs.push_back(input(std::to_string(i), std::to_string(i) + "\r\n"));
+  const PrepareResult result = run();
+  ASSERT_EQ(result.notes.size(), 11u);
+  EXPECT_EQ(result.notes[10], "15 more files with CRLF line ends");
+}
+
+TEST_F(PrepareTest, TheSameTextTwiceIsNoted) {
+  options_.tokenizer.kind = "bytes";
+  const std::string text = random_text(3000, 1), other = random_text(3000, 2);
+  options_.inputs = {input("a", text), input("b", other), input("copy", text), folder_ / "b", folder_ / "link"};
+  std::filesystem::create_hard_link(folder_ / "a", folder_ / "link");
+  const PrepareResult result = run();
+  EXPECT_EQ(result.documents, 5);
+  ASSERT_EQ(result.notes.size(), 3u);
+  EXPECT_EQ(result.notes[0], (folder_ / "copy") + ": has the same text as " + (folder_ / "a") +
+                                 ": it may be both trained on and held out");
+  expect_says(result.notes[1], (folder_ / "b") + ": has the same text as " + (folder_ / "b"));
+  expect_says(result.notes[2], (folder_ / "link") + ": has the same text as " + (folder_ / "a"));
+}
+
+TEST_F(PrepareTest, WhatAKilledOneLeftIsRemovedAndWhatIsBeingWrittenStays) {
+  options_.tokenizer.kind = "bytes";
+  options_.inputs = {input("a", "text")};
+  const std::string stale = input("corpus.h5.choir-0123456789abcdef.tmp", "half a file");
+  const std::string users = input("corpus.h5.choir-backup.tmp", "a file of the user");
+  const std::string of_another = input("other.h5.choir-0123456789abcdef.tmp", "half a file");
+  TemporaryFile in_use(options_.output);
+  const PrepareResult result = run();
   ASSERT_EQ(result.notes.size(), 1u);
-  expect_says(result.notes[0], "text is not normalized as " + options_.tokenizer.model + " may ask for");
-  options_.tokenizer.model = folder_ / "gven.model";
-  expect_says(error(), "data.tokenizer.model = " + options_.tokenizer.model + ": there is no such file");
-  expect_says(error(), "did you mean " + (folder_ / "given.model") + "?");
-  options_.tokenizer.model = folder_ / "a";
-  expect_says(error(), "data.tokenizer.model = " + (folder_ / "a") + ": not a SentencePiece model");
+  EXPECT_EQ(result.notes[0], "removed " + stale + ", which a choir prepare that was killed had left");
+  EXPECT_FALSE(std::filesystem::exists(stale));
+  EXPECT_TRUE(std::filesystem::exists(users));
+  EXPECT_TRUE(std::filesystem::exists(of_another));
+  EXPECT_TRUE(std::filesystem::exists(in_use.file().path()));
 }
 
 TEST_F(PrepareTest, AllProblemsAreNamedAtOnce) {
@@ -138,10 +209,10 @@ TEST_F(PrepareTest, AllProblemsAreNamedAtOnce) {
   options_ = PrepareOptions();
   expect_says(error(), "no text to prepare");
   expect_says(error(), "data.path is empty");
-  expect_says(error(), "data.tokenizer.vocabulary = 0 is no number of tokens");
+  expect_says(error(), "data.tokenizer.vocabulary = 0 is not a possible number of tokens");
 }
 
-TEST_F(PrepareTest, AFileThatIsNoTokenFileIsNotReplaced) {
+TEST_F(PrepareTest, AFileThatIsNotATokenFileIsNotReplaced) {
   options_.inputs = {input("a", "some text")};
   options_.output = input("precious.txt", "precious");
   options_.tokenizer.kind = "bytes";
