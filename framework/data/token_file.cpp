@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <cstring>
 #include <mutex>
@@ -161,9 +162,10 @@ TokenFile::TokenFile(const std::string& path) : path_(path) {
 void TokenFile::read(std::int64_t first, std::span<std::int32_t> tokens) const {
   read_raw(first, tokens);
   check_unchanged();
-  const auto outside = [this](std::int32_t token) { return token < 0 || token >= vocabulary(); };
+  const auto size = static_cast<std::uint32_t>(vocabulary());
+  const auto outside = [size](std::int32_t token) { return static_cast<std::uint32_t>(token) >= size; };
+  if (std::ranges::count_if(tokens, outside) == 0) return;
   const auto found = std::ranges::find_if(tokens, outside);
-  if (found == tokens.end()) return;
   throw ConfigError({.what = fmt::format("token file {}: token {} is {}, beyond its vocabulary of {} tokens", path_,
                                          first + (found - tokens.begin()), *found, vocabulary()),
                      .why = "the file was damaged after it was written",
@@ -179,10 +181,11 @@ void TokenFile::read_raw(std::int64_t first, std::span<std::int32_t> tokens) con
   const std::size_t count = source_->file.read(tokens_offset_ + static_cast<std::uint64_t>(first) * element, bytes);
   std::ranges::fill(bytes.subspan(count), '\0');  // the file was cut: check_unchanged() says so
   if (wide_) return;
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    std::uint16_t token = 0;
-    std::memcpy(&token, bytes.data() + i * element, element);
-    tokens[i] = token;
+  std::array<std::uint16_t, 64> narrow;
+  for (std::size_t i = 0; i < tokens.size(); i += narrow.size()) {
+    const std::size_t block = std::min(narrow.size(), tokens.size() - i);
+    std::memcpy(narrow.data(), bytes.data() + i * element, block * element);
+    std::copy_n(narrow.begin(), block, tokens.begin() + static_cast<std::ptrdiff_t>(i));
   }
 }
 
