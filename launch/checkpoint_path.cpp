@@ -3,7 +3,6 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "framework/checkpoint/publish.h"
 #include "framework/train/snapshot.h"
 
 namespace choir {
@@ -11,9 +10,7 @@ namespace choir {
 std::string find_checkpoint(const std::string& path) {
   namespace fs = std::filesystem;
   const fs::path folder = fs::path(path).lexically_normal();
-  const std::string name =
-      folder.has_filename() ? folder.filename().string() : folder.parent_path().filename().string();
-  if (step_of(name) >= 0 && fs::is_directory(folder)) return path;
+  if (fs::exists(folder / "manifest.json")) return path;
   for (const fs::path& candidate : {folder / "checkpoints", folder}) {
     for (const CheckpointInfo& info : list_checkpoints(candidate.string())) {
       if (info.problem.empty()) return info.path;

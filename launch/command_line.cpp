@@ -59,15 +59,16 @@ std::string describe_parse_error(const CLI::App* app, const CLI::Error& error) {
   return fmt::format("choir: {}\n", describe(problem));
 }
 
-int user_mistake(const ConfigError& error) {
+/// Prints once what all ranks have found, and ends the others if only some have found it. Returns `code`.
+int mistake_of_all(const std::exception& error, int code) {
   const MpiState mpi = mpi_state();
   const bool everywhere = !mpi.running || mpi.ranks == 1 || all_ranks_arrive();
   if (!everywhere || mpi.rank == 0) {
     const std::string where = everywhere ? "" : "[rank " + std::to_string(mpi.rank) + "] ";
     std::fprintf(stderr, "choir: %s%s\n", where.c_str(), error.what());
   }
-  if (!everywhere) MPI_Abort(MPI_COMM_WORLD, 2);
-  return 2;
+  if (!everywhere) MPI_Abort(MPI_COMM_WORLD, code);
+  return code;
 }
 
 int failure(const std::exception& error) {
@@ -119,7 +120,9 @@ int run_command_line(int argc, char** argv) {
   try {
     return line.run();
   } catch (const ConfigError& error) {
-    return user_mistake(error);
+    return mistake_of_all(error, 2);
+  } catch (const SharedError& error) {
+    return mistake_of_all(error, 1);
   } catch (const std::exception& error) {
     return failure(error);
   }

@@ -24,8 +24,7 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
   throw_if_any(validate(config, process.ranks()));
   const TokenFile file(config.data.path);
   throw_if_any(check_tokenizer(file, tokenizer_of(reader).digest(), reader.path()));
-  const Sampler sampler(
-      file, {.sequence_length = config.model.context, .seed = config.train.seed, .held_out = config.data.held_out});
+  const Sampler sampler(file, sampler_options(config, file, &reader));
   const std::int64_t all = sampler.num_evaluation_sequences(), wanted = config.train.evaluate_sequences;
   if (all == 0)
     throw ConfigError(Problem{.what = config.data.path + " has no held-out text",

@@ -1,4 +1,6 @@
-// choir train CONFIG [key=value ...] [--resume] [--dry-run]
+// choir train CONFIG [key=value ...] [--resume[=STEP]] [--dry-run]
+#include <charconv>
+
 #include "framework/train/run.h"
 #include "framework/train/trainer.h"
 #include "launch/command_line.h"
@@ -9,8 +11,22 @@ namespace {
 
 struct Arguments {
   ConfigArguments config;
-  bool resume = false, dry_run = false;
+  std::string resume;  // "" | "newest" | a step
+  bool dry_run = false;
 };
+
+Resume parse_resume(const std::string& text) {
+  if (text.empty()) return {};
+  if (text == "newest") return {.asked = true};
+  std::int64_t step = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), step);
+  if (error != std::errc{} || end != text.data() + text.size() || step < 1)
+    throw ConfigError(
+        Problem{.what = "--resume=" + text + " is not a step",
+                .why = "a step of a checkpoint of the run, or nothing for the newest whole one, can follow",
+                .fix = "--resume, or for example --resume=1000"});
+  return {.asked = true, .step = step};
+}
 
 int train(CommandLine& line, const Arguments& arguments) {
   MpiProcess& process = line.start_mpi();
@@ -19,11 +35,10 @@ int train(CommandLine& line, const Arguments& arguments) {
   throw_if_any(validate(config, process.ranks()));
   install_signal_handlers();
   const RunOptions options{.folder = {config.train.folder},
-                           .resume = arguments.resume,
+                           .resume = parse_resume(arguments.resume),
                            .live = output_is_watched(),
                            .stop_requested = requested_end};
-  options.folder.create();
-  CallRing ring(options.folder.calls(process.rank()));
+  CallRing ring;
   const auto device = make_device(config, process);
   Mesh mesh = make_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
   return static_cast<int>(run_training(config, options, *device, mesh, ring));
@@ -35,7 +50,9 @@ void add_train_command(CommandLine& line) {
   CLI::App* verb = line.app.add_subcommand("train", "train a model; run it under mpirun for several ranks");
   auto arguments = std::make_shared<Arguments>();
   arguments->config.add_to(*verb);
-  verb->add_flag("--resume", arguments->resume, "go on from the newest whole checkpoint of the run folder");
+  verb->add_flag("--resume{newest}", arguments->resume,
+                 "go on from the newest whole checkpoint of the run folder; --resume=STEP: from that of this step, and "
+                 "later ones are kept aside");
   verb->add_flag("--dry-run", arguments->dry_run, "print the plan for these ranks and end, as choir plan does");
   verb->callback([&line, arguments] { line.run = [&line, arguments] { return train(line, *arguments); }; });
 }

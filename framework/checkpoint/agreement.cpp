@@ -65,6 +65,28 @@ std::vector<std::string> Agreement::gather(const std::string& text, const char* 
   return texts;
 }
 
+void Agreement::on_rank_0(const std::function<void()>& work, const char* label) {
+  enum : std::int32_t { returned, config_error, error };
+  std::int32_t end = returned;
+  std::string text;
+  if (rank() == 0) {
+    try {
+      work();
+    } catch (const ConfigError& mistake) {
+      end = config_error;
+      text = mistake.what();
+    } catch (const std::exception& failure) {
+      end = error;
+      text = failure.what();
+    }
+  }
+  end = largest(end, label);
+  if (end == returned) return;
+  text = broadcast(text, 0, label);
+  if (end == config_error) throw ConfigError(Problem{.what = text});
+  throw SharedError({.what = text});
+}
+
 void Agreement::barrier(const char* label) {
   world_.barrier(communicate_, label);
   communicate_.synchronize();

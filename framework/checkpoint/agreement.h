@@ -1,6 +1,7 @@
 // What the ranks of a communicator tell each other about files: flags and texts. Collective; returns when it is done.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,9 @@ class Agreement {
   /// All ranks' texts, in rank order, on rank 0; nothing on the others.
   std::vector<std::string> gather(const std::string& text, const char* label);
   void barrier(const char* label);
+  /// Calls `work` on rank 0. What it throws there, every rank throws: a ConfigError as ConfigError, anything else as
+  /// SharedError.
+  void on_rank_0(const std::function<void()>& work, const char* label);
 
  private:
   Tensor bytes(std::int64_t count);

@@ -274,12 +274,13 @@ Manifest parse_manifest(const std::string& text) {
   const Node root(json, "");
   if (const std::string format = root["format"].text(); format != "choir checkpoint")
     reject(fmt::format("manifest.json: format '{}', 'choir checkpoint' expected", format));
-  if (const std::int64_t version = root["version"].integer(0, largest); version != Manifest::version)
-    reject(
-        fmt::format("manifest.json: format version {}, but this program reads version {}", version, Manifest::version));
   const std::size_t end = text.rfind(seal_key);
   if (end == std::string::npos || seal(text.substr(0, end)) != text)
     reject("manifest.json: its text and the digest in its last line differ: torn or changed");
+  if (const std::int64_t version = root["version"].integer(0, largest); version != Manifest::version)
+    throw Error({.what = fmt::format("manifest.json: format version {}, but this program reads version {}", version,
+                                     Manifest::version),
+                 .fix = "use the program that wrote it, or a newer one"});
 
   Manifest manifest;
   manifest.step = root["step"].integer(0, largest);

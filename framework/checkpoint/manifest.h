@@ -58,8 +58,8 @@ std::string inconsistency(const Manifest& manifest);
 std::string to_text(const Manifest& manifest);
 /// `body` and the last line: the digest of it.
 std::string seal(std::string body);
-/// Throws ConfigError for text that is torn, changed, of another version, or not a manifest. Says nothing of
-/// consistency: a report is a manifest, too.
+/// Throws ConfigError for text that is torn, changed or not a manifest, and Error for a whole manifest of another
+/// version. Says nothing of consistency: a report is a manifest, too.
 Manifest parse_manifest(const std::string& text);
 
 }  // namespace choir

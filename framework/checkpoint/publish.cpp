@@ -2,8 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <filesystem>
+#include <functional>
+#include <limits>
 
 #include "framework/checkpoint/global_file.h"
 #include "framework/checkpoint/reader.h"
@@ -18,6 +22,17 @@ std::int64_t step_of(const std::string& name) {
   std::int64_t step = -1;
   if (name.starts_with("step-")) std::from_chars(name.data() + 5, name.data() + name.size(), step);
   return step >= 0 && name == step_name(step) ? step : -1;
+}
+
+std::vector<std::int64_t> list_steps(const std::string& folder) {
+  std::vector<std::int64_t> steps;
+  std::error_code error;
+  if (fs::status(folder, error).type() == fs::file_type::not_found) return steps;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
+    if (const std::int64_t step = step_of(entry->path().filename().string()); step >= 0) steps.push_back(step);
+  if (error) throw Error({.what = "cannot list " + folder, .why = error.message()});
+  std::sort(steps.begin(), steps.end(), std::greater<>());
+  return steps;
 }
 
 void publish(const std::string& folder, const std::string& temporary, Manifest manifest) {
@@ -41,20 +56,62 @@ void publish(const std::string& folder, const std::string& temporary, Manifest m
   if (!replaced.empty()) remove_folder(replaced);  // else the next start sweeps it
 }
 
-std::string prune(const std::string& folder, std::int64_t step, std::int64_t keep) {
-  std::string problems;
-  std::int64_t whole = 0;
-  for (const CheckpointInfo& found : list_checkpoints(folder)) {
-    if (keep <= 0 || found.step > step) continue;
-    if (whole < keep) {
-      whole += found.problem.empty() ? 1 : 0;
-      continue;
-    }
-    const std::string aside = found.path + ".del";
+std::string set_aside(const std::string& path) {
+  for (int number = 1;; ++number) {
+    const std::string aside = path + (number == 1 ? ".aside" : fmt::format(".aside-{}", number));
     std::error_code error;
-    fs::rename(found.path, aside, error);
-    const std::string reason = error ? error.message() : remove_folder(aside);
-    if (!reason.empty()) problems += fmt::format("cannot remove {}: {}; ", found.path, reason);
+    if (fs::symlink_status(aside, error).type() != fs::file_type::not_found) continue;
+    fs::rename(path, aside, error);
+    if (error) throw Error({.what = "cannot rename " + path + " to " + aside, .why = error.message()});
+    return aside;
+  }
+}
+
+Retention::Retention(std::string folder, const CheckpointConfig& config) : folder_(std::move(folder)), config_(config) {
+  for (const std::int64_t step : list_steps(folder_)) {
+    const std::string path = folder_ + "/" + step_name(step);
+    if (look_at(path).condition == Condition::whole) add(step, CheckpointReader(path).state());
+  }
+}
+
+void Retention::add(std::int64_t step, const State& state) {
+  double loss = std::numeric_limits<double>::infinity();
+  if (const auto found = state.find("held_out_loss"); found != state.end())
+    std::from_chars(found->second.data(), found->second.data() + found->second.size(), loss);
+  whole_[step] = loss;
+}
+
+std::string Retention::prune() {
+  std::string problems;
+  std::int64_t best = -1;
+  if (config_.best) {
+    const auto found = std::min_element(whole_.begin(), whole_.end(),
+                                        [](const auto& a, const auto& b) { return a.second < b.second; });
+    if (found != whole_.end() && std::isfinite(found->second)) best = found->first;
+  }
+  if (best >= 0) {
+    // A link is replaced by renaming another over it: at no moment is there none.
+    const std::string link = folder_ + "/best", fresh = link + ".tmp";
+    std::error_code error;
+    fs::remove(fresh, error);
+    fs::create_symlink(step_name(best), fresh, error);
+    if (!error) fs::rename(fresh, link, error);
+    if (error) problems += fmt::format("cannot make the link {}: {}; ", link, error.message());
+  }
+  std::int64_t newer = 0;
+  for (auto it = whole_.rbegin(); it != whole_.rend();) {
+    const std::int64_t step = it->first;
+    const bool stays = config_.keep <= 0 || newer < config_.keep || step == best ||
+                       (config_.milestones > 0 && step % config_.milestones == 0);
+    ++newer;
+    ++it;
+    if (stays) continue;
+    const std::string path = folder_ + "/" + step_name(step), going = path + ".del";
+    std::error_code error;
+    fs::rename(path, going, error);
+    const std::string reason = error ? error.message() : remove_folder(going);
+    if (!reason.empty()) problems += fmt::format("cannot remove {}: {}; ", path, reason);
+    it = std::make_reverse_iterator(whole_.erase(whole_.find(step)));
   }
   return problems;
 }

@@ -26,25 +26,47 @@ void read_floats(const File& file, std::int64_t offset, float* to, std::int64_t 
          .why = fmt::format("{} bytes more were expected: it has changed since it was listed", bytes.size() - got)});
 }
 
-// The manifest of a folder, sound in itself and with the sizes of all files. Throws ConfigError with the reason, or
-// Error.
+// The manifest of a folder, sound in itself and with the sizes of all files. Throws ConfigError if the checkpoint is
+// damaged, Error if it cannot be read.
 Manifest open_manifest(const std::string& path) {
   const auto reject = [](std::string reason) { throw ConfigError({.what = std::move(reason)}); };
-  std::error_code error;
-  if (!fs::is_directory(path, error)) reject("there is no such folder");
-  if (!fs::is_regular_file(path + "/manifest.json", error)) reject("manifest.json is missing");
+  // Not being there is damage; any other failure of the system says nothing about the checkpoint.
+  const auto check_kind = [&](const std::string& file, fs::file_type kind, const std::string& missing) {
+    std::error_code error;
+    const fs::file_status status = fs::status(file, error);
+    if (error && status.type() != fs::file_type::not_found)
+      throw Error({.what = "cannot examine " + file, .why = error.message()});
+    if (status.type() != kind) reject(missing);
+  };
+  check_kind(path, fs::file_type::directory, "there is no such folder");
+  check_kind(path + "/manifest.json", fs::file_type::regular, "manifest.json is missing");
   Manifest manifest = parse_manifest(read_text(path + "/manifest.json"));
   if (const std::string reason = inconsistency(manifest); !reason.empty()) reject("manifest.json: " + reason);
   for (const FileEntry& file : manifest.files) {
-    const auto size = fs::file_size(path + "/" + file.name, error);
-    if (error) reject(fmt::format("{}: {}", file.name, error.message()));
-    if (size != static_cast<std::uintmax_t>(file.bytes))
+    check_kind(path + "/" + file.name, fs::file_type::regular, file.name + " is missing");
+    const std::uint64_t size = fs::file_size(path + "/" + file.name);
+    if (size != static_cast<std::uint64_t>(file.bytes))
       reject(fmt::format("{} has {} bytes, the manifest says {}", file.name, size, file.bytes));
   }
   const std::int64_t named = step_of(fs::path(path).lexically_normal().filename().string());
   if (named >= 0 && named != manifest.step)
     reject(fmt::format("manifest.json is of step {}: it belongs to another checkpoint", manifest.step));
   return manifest;
+}
+
+// Calls `look`, and says what its exceptions mean for the checkpoint in folder `path`.
+template <class Look>
+Condition condition_of(const std::string& path, std::string& problem, Look&& look) {
+  try {
+    look();
+    return Condition::whole;
+  } catch (const ConfigError& damage) {
+    problem = reason_of(damage, path);
+    return Condition::damaged;
+  } catch (const std::exception& failure) {
+    problem = reason_of(failure, path);
+    return Condition::unreadable;
+  }
 }
 
 // Digests of one rank file's parts against the manifest, and of all its other bytes.
@@ -75,27 +97,21 @@ void verify_rank_file(const std::string& path, const Manifest& manifest, int ran
 }  // namespace
 
 CheckpointInfo look_at(const std::string& path) {
-  CheckpointInfo info{step_of(fs::path(path).lexically_normal().filename().string()), path, ""};
-  try {
-    info.step = open_manifest(path).step;
-  } catch (const std::exception& failure) {
-    info.problem = reason_of(failure, path);
-  }
+  CheckpointInfo info{step_of(fs::path(path).lexically_normal().filename().string()), path, "", Condition::whole};
+  info.condition = condition_of(path, info.problem, [&] { info.step = open_manifest(path).step; });
   return info;
 }
 
 std::vector<CheckpointInfo> list_checkpoints(const std::string& folder) {
   std::vector<CheckpointInfo> found;
-  std::error_code error;
-  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
-    if (step_of(entry->path().filename().string()) >= 0) found.push_back(look_at(entry->path().string()));
-  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.step > b.step; });
+  for (const std::int64_t step : list_steps(folder)) found.push_back(look_at(folder + "/" + step_name(step)));
   return found;
 }
 
-std::vector<std::string> verify_checkpoint(const std::string& path, int index, int readers) {
+std::vector<std::string> verify_checkpoint(const std::string& path, int index, int readers, Condition* condition) {
   std::vector<std::string> problems;
-  try {
+  std::string failure;
+  const auto verify_files = [&] {
     const Manifest manifest = open_manifest(path);
     const std::vector<std::vector<ByteRange>> ranges = element_ranges(manifest);
     for (int i = index; i <= manifest.ranks; i += readers) {
@@ -108,34 +124,38 @@ std::vector<std::string> verify_checkpoint(const std::string& path, int index, i
         problems.push_back(fmt::format("{}: bytes that are not elements are damaged: digest {}, the manifest says {}",
                                        file.name, digest, file.digest));
     }
-  } catch (const std::exception& failure) {
-    problems.push_back(reason_of(failure, path));
-  }
+  };
+  Condition found = condition_of(path, failure, verify_files);
+  if (!failure.empty()) problems.push_back(failure);
+  if (found == Condition::whole && !problems.empty()) found = Condition::damaged;
+  if (condition) *condition = found;
   return problems;
 }
 
-std::string verify_together(const std::string& path, Communicator& world, Stream& communicate) {
-  const std::vector<std::string> problems = verify_checkpoint(path, world.rank(), world.size());
+std::string verify_together(const std::string& path, Communicator& world, Stream& communicate, Condition* condition) {
+  Condition mine = Condition::whole;
+  const std::vector<std::string> problems = verify_checkpoint(path, world.rank(), world.size(), &mine);
   std::string text;
   for (std::size_t i = 0; i < std::min<std::size_t>(problems.size(), 3); ++i) text += (i > 0 ? "; " : "") + problems[i];
   if (problems.size() > 3) text += fmt::format("; and {} more", problems.size() - 3);
-  return Agreement(world, communicate).first(text, "checkpoint.verify");
+  Agreement ranks(world, communicate);
+  const auto worst = static_cast<Condition>(ranks.largest(static_cast<std::int32_t>(mine), "checkpoint.verify"));
+  if (condition) *condition = worst;
+  return ranks.first(mine == worst ? text : "", "checkpoint.verify");
 }
 
 std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicator& world, Stream& communicate,
                                           std::vector<CheckpointInfo>& rejected) {
-  Agreement agreement(world, communicate);
-  std::vector<CheckpointInfo> mine;  // rank 0 looks, so that all ranks speak of the same checkpoints
-  if (world.rank() == 0) mine = list_checkpoints(folder);
+  Agreement ranks(world, communicate);
+  std::vector<std::int64_t> steps;  // rank 0 looks, so that all ranks speak of the same checkpoints
+  ranks.on_rank_0([&] { steps = list_steps(folder); }, "checkpoint.find");
   rejected.clear();
-  const std::int32_t found = agreement.largest(static_cast<std::int32_t>(mine.size()), "checkpoint.find");
-  mine.resize(static_cast<std::size_t>(found));
-  for (CheckpointInfo& info : mine) {
-    info.path = agreement.broadcast(info.path, 0, "checkpoint.find");
-    info.step = step_of(fs::path(info.path).filename().string());
-    info.problem = agreement.broadcast(info.problem, 0, "checkpoint.find");
-    if (info.problem.empty()) info.problem = verify_together(info.path, world, communicate);
-    if (info.problem.empty()) return info;
+  steps.resize(static_cast<std::size_t>(ranks.largest(static_cast<std::int32_t>(steps.size()), "checkpoint.find")));
+  for (const std::int64_t step : steps) {
+    const std::string path = ranks.broadcast(folder + "/" + step_name(step), 0, "checkpoint.find");
+    CheckpointInfo info{step_of(fs::path(path).filename().string()), path, "", Condition::whole};
+    info.problem = verify_together(info.path, world, communicate, &info.condition);
+    if (info.condition == Condition::whole) return info;
     rejected.push_back(info);
   }
   return std::nullopt;

@@ -11,34 +11,41 @@
 
 namespace choir {
 
+/// A checkpoint that is damaged stays so. One that is unreadable may be whole: the disk fails, the file belongs to
+/// another user, or a newer program wrote it.
+enum class Condition : std::int32_t { whole, damaged, unreadable };
+
 struct CheckpointInfo {
   std::int64_t step = 0;
   std::string path;
-  std::string problem;  ///< why it is not whole; "" where nothing speaks against it
+  std::string problem;  ///< why it is not whole; "" if nothing speaks against it
+  Condition condition = Condition::whole;
 };
 
 /// What a look at the manifest and the sizes of the files says about the checkpoint in folder `path`.
 CheckpointInfo look_at(const std::string& path);
 
 /// All step-… folders of `folder`, newest first, by a look at manifests and file sizes; elements are not read. Empty
-/// where there is no such folder.
+/// if there is no such folder. Throws Error if the folder cannot be listed.
 std::vector<CheckpointInfo> list_checkpoints(const std::string& folder);
 
 /// What is wrong with a checkpoint, by reading all of it: one line for each file and tensor. Empty: it is whole.
-/// With several readers, reader `index` of `readers` reads its share of the files.
-std::vector<std::string> verify_checkpoint(const std::string& path, int index = 0, int readers = 1);
+/// With several readers, reader `index` of `readers` reads its share of the files. `condition` is set if it is given.
+std::vector<std::string> verify_checkpoint(const std::string& path, int index = 0, int readers = 1,
+                                           Condition* condition = nullptr);
 
-/// The same, collectively: every rank reads its share, and every rank gets the first few problems of all.
-std::string verify_together(const std::string& path, Communicator& world, Stream& communicate);
+/// The same, collectively: every rank reads its share, and every rank gets the first few problems of all, or "".
+std::string verify_together(const std::string& path, Communicator& world, Stream& communicate,
+                            Condition* condition = nullptr);
 
 /// Collective. The newest whole checkpoint of `folder`, verified by all ranks together, or nothing; `rejected` are
-/// those that are newer and why. The same answer on every rank.
+/// those that are newer and why. The same answer on every rank. Throws SharedError if the folder cannot be listed.
 std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicator& world, Stream& communicate,
                                           std::vector<CheckpointInfo>& rejected);
 
 class CheckpointReader {
  public:
-  /// Reads the manifest. Throws ConfigError where it is not that of a whole checkpoint; verify for the elements.
+  /// Reads the manifest. Throws ConfigError if it is not that of a whole checkpoint; verify for the elements.
   explicit CheckpointReader(const std::string& path);
 
   const std::string& path() const { return path_; }

@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <stdexcept>
 
-#include "framework/checkpoint/publish.h"
 #include "framework/checkpoint/rank_file.h"
 #include "framework/checkpoint/reason.h"
 #include "framework/checkpoint/tensor_digest.h"
@@ -27,17 +26,17 @@ void check_piece(const Piece& piece) {
 
 }  // namespace
 
-CheckpointWriter::CheckpointWriter(std::string folder, std::int64_t keep, Communicator& world, Stream& communicate,
-                                   Stream& io)
-    : folder_(std::move(folder)), keep_(keep), ranks_(world, communicate), io_(io) {
-  std::string problem;
-  if (ranks_.rank() == 0) {
+CheckpointWriter::CheckpointWriter(std::string folder, const CheckpointConfig& config, Communicator& world,
+                                   Stream& communicate, Stream& io, std::function<void(std::int64_t step)> published)
+    : folder_(std::move(folder)), published_(std::move(published)), ranks_(world, communicate), io_(io) {
+  const auto open_folder = [&] {  // no rank writes before rank 0 has swept
     std::error_code error;
     fs::create_directories(folder_, error);
-    problem = error ? error.message() : sweep(folder_);
-  }
-  problem = ranks_.first(problem, "checkpoint.folder");  // no rank writes before rank 0 has swept
-  if (!problem.empty()) throw Error({.what = "cannot keep checkpoints in " + folder_, .why = problem});
+    const std::string problem = error ? error.message() : sweep(folder_);
+    if (!problem.empty()) throw Error({.what = "cannot keep checkpoints in " + folder_, .why = problem});
+    retention_ = std::make_shared<Retention>(folder_, config);
+  };
+  ranks_.on_rank_0(open_folder, "checkpoint.folder");
 }
 
 CheckpointWriter::~CheckpointWriter() {
@@ -109,7 +108,8 @@ void CheckpointWriter::start_publishing() {
   phase_ = Phase::publishing;
   if (ranks_.rank() != 0) return;
   job_->error = "";
-  start([error, reports, folder = folder_, target = temporary(), step = step_, state = state_, keep = keep_](Job& job) {
+  start([error, reports, folder = folder_, target = temporary(), step = step_, state = state_, retention = retention_,
+         published = published_](Job& job) {
     try {
       if (!error.empty()) throw std::runtime_error(error);
       std::vector<Manifest> parts;
@@ -123,7 +123,13 @@ void CheckpointWriter::start_publishing() {
       job.warning = remove_folder(target);
       throw;
     }
-    job.warning = prune(folder, step, keep);
+    try {
+      if (published) published(step);
+    } catch (const std::exception& failure) {
+      job.warning = reason_of(failure) + "; ";
+    }
+    retention->add(step, state);
+    job.warning += retention->prune();
   });
 }
 

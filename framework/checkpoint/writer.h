@@ -18,6 +18,7 @@
 
 #include "framework/checkpoint/agreement.h"
 #include "framework/checkpoint/manifest.h"
+#include "framework/checkpoint/publish.h"
 #include "framework/core/stream.h"
 
 namespace choir {
@@ -33,11 +34,12 @@ struct SaveOutcome {
 
 class CheckpointWriter {
  public:
-  /// Collective. Creates `folder` ("runs/x/checkpoints") and removes what a killed run left in it; keeps the newest
-  /// `keep` checkpoints (0: all). The world, and the streams of MPI and of HDF5 calls, outlive the writer. On an
-  /// immediate `io` save() itself writes, and copies nothing. Throws Error, on every rank, where the folder cannot be
-  /// used.
-  CheckpointWriter(std::string folder, std::int64_t keep, Communicator& world, Stream& communicate, Stream& io);
+  /// Collective. Creates `folder` ("runs/x/checkpoints") and removes what a killed run left in it; `config` says which
+  /// checkpoints stay. `published`, if any, is called on the io thread of rank 0 after each publication. The world, and
+  /// the streams of MPI and of HDF5 calls, outlive the writer. On an immediate `io` save() itself writes, and copies
+  /// nothing. Throws SharedError if the folder cannot be used.
+  CheckpointWriter(std::string folder, const CheckpointConfig& config, Communicator& world, Stream& communicate,
+                   Stream& io, std::function<void(std::int64_t step)> published = {});
   /// Waits for the io thread. A save that was not finished is not published.
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;
@@ -77,7 +79,8 @@ class CheckpointWriter {
   SaveOutcome end();
 
   std::string folder_;
-  std::int64_t keep_;
+  std::function<void(std::int64_t step)> published_;
+  std::shared_ptr<Retention> retention_;  // of rank 0; the io thread uses it
   Agreement ranks_;
   Stream& io_;
   Phase phase_ = Phase::idle;

@@ -38,7 +38,7 @@ CallRing::CallRing() : last_activity_(now()) {
   slots_ = static_cast<Call*>(memory);
 }
 
-CallRing::CallRing(const std::string& path) : last_activity_(now()) {
+void CallRing::keep_in(const std::string& path) {
   const auto fail = [&](const char* what, int error) {
     throw Error({.what = fmt::format("cannot {} the call ring {}: {}", what, path, std::strerror(error)),
                  .why = "each rank keeps its last collective calls there, so that a hang or a crash can be explained",
@@ -53,6 +53,9 @@ CallRing::CallRing(const std::string& path) : last_activity_(now()) {
   const int error = reserved != 0 ? reserved : errno;
   close(file);
   if (memory == MAP_FAILED) fail("map", error);
+  const std::lock_guard lock(mutex_);
+  std::memcpy(memory, slots_, ring_bytes);
+  munmap(slots_, ring_bytes);
   slots_ = static_cast<Call*>(memory);
 }
 

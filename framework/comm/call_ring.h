@@ -28,10 +28,13 @@ class CallRing {
  public:
   static constexpr int length = 256;
 
-  /// In plain memory: for tests, and before there is a run folder.
+  /// In plain memory.
   CallRing();
-  /// In `path`, created anew (logs/rank-N.calls). Throws Error where it cannot be.
-  explicit CallRing(const std::string& path);
+  /// In a file from the start, as keep_in() says.
+  explicit CallRing(const std::string& path) : CallRing() { keep_in(path); }
+  /// Moves the calls to the file `path` (logs/rank-N.calls), which is created anew, and keeps them there from now on.
+  /// Throws Error if it cannot be created. No call may be running.
+  void keep_in(const std::string& path);
   ~CallRing();
   CallRing(const CallRing&) = delete;
   CallRing& operator=(const CallRing&) = delete;

@@ -169,6 +169,9 @@ std::vector<Field> fields(CheckpointConfig& c) {
   return {
       {"checkpoint.every", &c.every, "steps between checkpoints; 0: only at the end", at_least(0)},
       {"checkpoint.keep", &c.keep, "how many of the newest stay; 0: all", at_least(0)},
+      {"checkpoint.milestones", &c.milestones, "checkpoints of multiples of this step stay as well; 0: none",
+       at_least(0)},
+      {"checkpoint.best", &c.best, "the one with the lowest held-out loss stays as well; the link best names it"},
   };
 }
 

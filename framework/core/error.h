@@ -2,6 +2,7 @@
 //
 //   ConfigError  the user can fix it: found before anything is allocated, all problems at once, exit code 2
 //   Error        the machine or a library failed: exit code 1
+//   SharedError  the same, if every rank throws it: it is printed once, and no rank has to be aborted
 //   assert       our mistake; never for anything a user can cause
 #pragma once
 
@@ -39,7 +40,13 @@ class Error : public std::runtime_error {
   explicit Error(Problem problem, std::source_location at = std::source_location::current());
 };
 
-/// Throws ConfigError where `problems` is not empty.
+/// A failure of the machine that every rank of a run throws at the same place.
+class SharedError : public std::runtime_error {
+ public:
+  explicit SharedError(const Problem& problem) : std::runtime_error(describe(problem)) {}
+};
+
+/// Throws ConfigError if `problems` is not empty.
 void throw_if_any(const std::vector<Problem>& problems);
 
 /// `word` as one word of a shell's command line: in quotes if it needs them.

@@ -43,7 +43,7 @@ Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& store, DataP
 
 kernels::StepScalars Optimizer::scalars(std::int64_t step, double rate) const {
   const auto correction = [&](double beta) {
-    return static_cast<float>(1.0 / (1.0 - std::pow(beta, static_cast<double>(step))));
+    return static_cast<float>(1.0 / (1.0 - std::pow(beta, static_cast<double>(step - state_origin_))));
   };
   return {.step = static_cast<std::uint64_t>(step),
           .rate = static_cast<float>(rate),

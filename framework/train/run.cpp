@@ -7,15 +7,13 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "framework/checkpoint/reader.h"
 #include "framework/checkpoint/writer.h"
 #include "framework/comm/watchdog.h"
 #include "framework/data/sampler.h"
 #include "framework/ops/elementwise.h"
+#include "framework/train/metrics_file.h"
 #include "framework/train/non_finite.h"
 #include "framework/train/product_rate.h"
 #include "framework/train/progress.h"
@@ -32,23 +30,17 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 /// The bookkeeping of one run on one rank.
 class Run {
  public:
-  Run(const Config& config, const RunOptions& options, Device& device, Mesh& mesh, const CallRing& ring)
+  Run(const Config& config, const RunOptions& options, Device& device, Mesh& mesh, CallRing& ring)
       : config_(config),
         options_(options),
         mesh_(mesh),
         device_(device),
+        ring_(ring),
         file_(config.data.path),
-        sampler_(
-            file_,
-            {.sequence_length = config.model.context, .seed = config.train.seed, .held_out = config.data.held_out}),
         progress_(stdout, mesh.world->rank() == 0, options.live),
-        log_(spdlog::basic_logger_mt("rank", options.folder.log(mesh.world->rank()))),
         io_(StreamMode::threaded),
-        writer_(options.folder.checkpoints(), config.checkpoint.keep, *mesh.host, mesh.host->device().communicate(),
-                io_),
         watchdog_(ring, options.folder.logs(), config.train.timeout) {
     throw_if_any(check_fits(file_, config.model, config.data.tokenizer));
-    log_->flush_on(spdlog::level::info);
   }
   ~Run() { spdlog::drop("rank"); }
   Run(const Run&) = delete;
@@ -57,35 +49,46 @@ class Run {
   RunEnd train();
 
  private:
+  bool is_first() const { return mesh_.world->rank() == 0; }
+  Agreement ranks() { return {*mesh_.host, mesh_.host->device().communicate()}; }
   void say(const std::string& text) {
+    if (text.empty()) return;
     progress_.say(text);
-    log_->info(text);
+    log_ ? log_->info(text) : said_early_.push_back(text);
   }
   void metric(const nlohmann::ordered_json& line) {
-    if (mesh_.world->rank() == 0) metrics_ << line.dump() << std::endl;
+    if (metrics_) say(metrics_->add(line.dump()));
   }
   void measure_peak(Trainer& trainer);
-  std::int64_t start(Trainer& trainer);
-  std::int64_t resume(Trainer& trainer);
+  void enter_folder();
+  void load(Trainer& trainer);
   void describe(Trainer& trainer);
-  void report(const StepResult& result, std::int64_t step, double seconds, double run_seconds, std::int64_t steps_done);
-  void evaluate(Trainer& trainer, std::int64_t step);
-  void save(Trainer& trainer, std::int64_t step);
+  void report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done);
+  bool evaluation_is_due() const;
+  RunEnd evaluate(Trainer& trainer);
+  RunEnd evaluate_what_was_missed(Trainer& trainer);
+  void save(Trainer& trainer);
   void tell(const std::optional<SaveOutcome>& outcome);
   RunEnd agreed_stop();
+  RunEnd diverged(Trainer& trainer, const StepResult& result);
 
   const Config& config_;
   const RunOptions& options_;
   Mesh& mesh_;
   Device& device_;
+  CallRing& ring_;
   TokenFile file_;
-  Sampler sampler_;
+  std::optional<RunLock> lock_;  // of rank 0
+  Start start_;
+  std::optional<Sampler> sampler_;
+  RunPosition position_;  // after the last step that is done
   Progress progress_;
-  std::shared_ptr<spdlog::logger> log_;
+  std::shared_ptr<spdlog::logger> log_;  // in the run folder; before it is entered, lines wait
+  std::vector<std::string> said_early_;
   Stream io_;  // the process's one HDF5 thread
-  CheckpointWriter writer_;
+  std::optional<CheckpointWriter> writer_;
   Watchdog watchdog_;
-  std::ofstream metrics_;
+  std::optional<MetricsFile> metrics_;  // of rank 0
   std::int64_t last_saved_ = -1;
   double peak_flops_per_second_ = 0;  // of matrix products alone, all ranks together
 };
@@ -108,50 +111,44 @@ void Run::measure_peak(Trainer& trainer) {
   ops::download(runtime, rate, &peak_flops_per_second_);
 }
 
-/// Restores what the configuration or --resume asks for. Returns the last step that is done.
-std::int64_t Run::start(Trainer& trainer) {
-  if (options_.resume) return resume(trainer);
-  const auto existing = list_checkpoints(options_.folder.checkpoints());
-  if (!existing.empty())
-    throw ConfigError(Problem{.what = "train.folder = " + options_.folder.path + " already holds a run, at step " +
-                                      std::to_string(existing.front().step),
-                              .why = "a new run there would mix with it",
-                              .fix = "go on with --resume, or set train.folder to another folder"});
-  if (!config_.train.from.empty()) {
-    const CheckpointReader reader(config_.train.from);
-    throw_if_any(check_tokenizer(file_, tokenizer_of(reader).digest(), reader.path()));
-    const std::string damage = verify_together(reader.path(), *mesh_.host, mesh_.host->device().communicate());
-    if (!damage.empty())
-      throw ConfigError(Problem{.what = "train.from = " + reader.path() + " is damaged: " + damage,
-                                .fix = "name another checkpoint"});
-    load_weights(trainer, reader);
-    say("starting from the weights of " + reader.path());
-  }
-  return 0;
+/// From here on the run folder is changed.
+void Run::enter_folder() {
+  std::vector<std::string> notes;
+  const auto prepare = [&] {
+    notes = prepare_folder(options_.folder, config_, start_);
+    metrics_.emplace(options_.folder.metrics());
+  };
+  ranks().on_rank_0(prepare, "start.prepare");
+  options_.folder.create();  // a file system may show other hosts late what rank 0 has made
+  ring_.keep_in(options_.folder.calls(mesh_.world->rank()));
+  log_ = spdlog::basic_logger_mt("rank", options_.folder.log(mesh_.world->rank()));
+  log_->flush_on(spdlog::level::info);
+  for (const std::string& line : said_early_) log_->info(line);
+  for (const std::string& line : notes) say(line);
+  const auto published = [folder = options_.folder, record = start_.record](std::int64_t step) mutable {
+    record.published = step;
+    publish_record(folder, record);
+  };
+  writer_.emplace(options_.folder.checkpoints(), config_.checkpoint, *mesh_.host, mesh_.host->device().communicate(),
+                  io_, published);
 }
 
-std::int64_t Run::resume(Trainer& trainer) {
-  std::vector<CheckpointInfo> rejected;
-  const auto latest =
-      find_latest(options_.folder.checkpoints(), *mesh_.host, mesh_.host->device().communicate(), rejected);
-  for (const CheckpointInfo& info : rejected) say("rejected " + info.path + ": " + info.problem);
-  if (!latest) {
-    say(rejected.empty() ? "nothing to resume in " + options_.folder.path + ": starting at step 1"
-                         : "no whole checkpoint is left: starting at step 1");
-    return 0;
+/// The tensors of the checkpoint that the run starts from, if any, and its position.
+void Run::load(Trainer& trainer) {
+  if (start_.resumes) {
+    const CheckpointReader& reader = *start_.checkpoint;
+    const std::string lacking = load_all(trainer, reader);
+    if (!lacking.empty())
+      say(fmt::format("the checkpoint has no {} of optimizer.kind = {}: it starts at zero", lacking,
+                      config_.optimizer.kind));
+    position_ = position_of(reader);
+    last_saved_ = reader.step();
+  } else if (start_.checkpoint) {
+    load_weights(trainer, *start_.checkpoint);
   }
-  const CheckpointReader reader(latest->path);
-  throw_if_any(check_resume(config_of(reader), config_));
-  const auto digest = reader.state().find("tokens_digest");
-  if (digest != reader.state().end() && digest->second != file_.tokens_digest())
-    throw ConfigError(
-        Problem{.what = "data.path = " + config_.data.path + " holds other tokens than the run was started with",
-                .why = "a resumed run sees the same samples",
-                .fix = "name the token file of the run"});
-  load_all(trainer, reader);
-  say(fmt::format("resuming {} after step {}", latest->path, reader.step()));
-  last_saved_ = reader.step();
-  return reader.step();
+  position_.first_held_out_token = sampler_->first_held_out_token();
+  position_.optimizer_origin = trainer.optimizer().state_origin();
+  position_.run = start_.record.id;
 }
 
 void Run::describe(Trainer& trainer) {
@@ -166,12 +163,12 @@ void Run::describe(Trainer& trainer) {
   say(map);
   if (heads.imbalance() > 1) say(fmt::format("the largest share of heads is {:.2f} times the mean", heads.imbalance()));
   say(fmt::format("{}: {} tokens, {} for training ({} windows of {}), {} held-out sequences", config_.data.path,
-                  file_.num_tokens(), sampler_.first_held_out_token(), sampler_.num_train_windows(),
-                  config_.model.context, sampler_.num_evaluation_sequences()));
+                  file_.num_tokens(), sampler_->first_held_out_token(), sampler_->num_train_windows(),
+                  config_.model.context, sampler_->num_evaluation_sequences()));
 }
 
-void Run::report(const StepResult& result, std::int64_t step, double seconds, double run_seconds,
-                 std::int64_t steps_done) {
+void Run::report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done) {
+  const std::int64_t step = position_.step;
   const double tokens = static_cast<double>(config_.train.batch * config_.model.context);
   const double flops = model_flops(config_.model, config_.train.batch);
   progress_.step({.step = step,
@@ -187,31 +184,55 @@ void Run::report(const StepResult& result, std::int64_t step, double seconds, do
                       run_seconds / static_cast<double>(steps_done) * static_cast<double>(config_.train.steps - step)});
   if (step % config_.train.log_every == 0 || step == config_.train.steps)
     metric({{"step", step},
+            {"time", utc_now()},
             {"loss", result.loss},
             {"rate", result.rate},
             {"gradient_norm", result.gradient_norm},
             {"tokens_per_second", tokens / seconds},
             {"seconds", seconds},
-            {"tokens", static_cast<double>(step) * tokens}});
+            {"tokens", static_cast<double>(position_.samples * config_.model.context)}});
 }
 
-void Run::evaluate(Trainer& trainer, std::int64_t step) {
-  const std::int64_t all = sampler_.num_evaluation_sequences();
-  if (all == 0) return;
+/// True if the losses on held-out text belong to the step just done.
+bool Run::evaluation_is_due() const {
+  const std::int64_t every = config_.train.evaluate_every, step = position_.step;
+  return step > 0 && (step == config_.train.steps || (every > 0 && step % every == 0));
+}
+
+/// Returns how the run is to end if a signal came meanwhile: then there is no evaluation, and --resume makes up for it.
+RunEnd Run::evaluate(Trainer& trainer) {
+  const std::int64_t all = sampler_->num_evaluation_sequences();
+  if (all == 0) return RunEnd::done;
   const std::int64_t wanted = config_.train.evaluate_sequences;
   const std::int64_t samples = wanted > 0 ? std::min(wanted, all) : all;
   // Spread evenly over the held-out text, so that few sequences speak for all of it.
-  const LossSum sum = trainer.evaluate(
-      samples, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-        sampler_.evaluation_sequence(index * all / samples, inputs, targets);
-        return sampler_.target_bytes(targets);
-      });
-  say(fmt::format("step {}: held-out loss {:.4f} nats a token, {:.4f} bits per byte ({} of {} sequences)", step,
-                  sum.mean(), sum.bits_per_byte(), samples, all));
-  metric({{"step", step},
-          {"held_out_loss", sum.mean()},
-          {"bits_per_byte", sum.bits_per_byte()},
-          {"held_out_tokens", sum.tokens}});
+  const ReadSample read = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
+    sampler_->evaluation_sequence(index * all / samples, inputs, targets);
+    return sampler_->target_bytes(targets);
+  };
+  RunEnd end = RunEnd::done;
+  const std::optional<LossSum> sum =
+      trainer.evaluate(samples, read, [&] { return (end = agreed_stop()) != RunEnd::done; });
+  if (!sum) return end;
+  say(fmt::format("step {}: held-out loss {:.4f} nats a token, {:.4f} bits per byte ({} of {} sequences)",
+                  position_.step, sum->mean(), sum->bits_per_byte(), samples, all));
+  metric({{"step", position_.step},
+          {"time", utc_now()},
+          {"held_out_loss", sum->mean()},
+          {"bits_per_byte", sum->bits_per_byte()},
+          {"held_out_tokens", sum->tokens}});
+  position_.held_out_loss = sum->mean();
+  return RunEnd::done;
+}
+
+/// A run that was stopped in a step with an evaluation has saved without it.
+RunEnd Run::evaluate_what_was_missed(Trainer& trainer) {
+  if (!start_.resumes || !evaluation_is_due()) return RunEnd::done;
+  std::int32_t missing = 0;
+  const auto look = [&] { missing = has_evaluation(options_.folder, position_.step) ? 0 : 1; };
+  ranks().on_rank_0(look, "start.evaluation");
+  if (ranks().largest(missing, "start.evaluation") == 0) return RunEnd::done;
+  return evaluate(trainer);
 }
 
 void Run::tell(const std::optional<SaveOutcome>& outcome) {
@@ -224,72 +245,85 @@ void Run::tell(const std::optional<SaveOutcome>& outcome) {
   }
 }
 
-void Run::save(Trainer& trainer, std::int64_t step) {
+void Run::save(Trainer& trainer) {
   device_.synchronize();
-  tell(writer_.save(step, owned_snapshot(trainer).pieces, run_state(config_, step, file_)));
+  tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, file_)));
 }
 
 /// The strongest stop that any rank has been asked for: the same on every rank.
 RunEnd Run::agreed_stop() {
-  Agreement ranks(*mesh_.host, mesh_.host->device().communicate());
-  return static_cast<RunEnd>(ranks.largest(static_cast<std::int32_t>(options_.stop_requested()), "stop"));
+  return static_cast<RunEnd>(ranks().largest(static_cast<std::int32_t>(options_.stop_requested()), "stop"));
+}
+
+RunEnd Run::diverged(Trainer& trainer, const StepResult& result) {
+  tell(writer_->finish());
+  const std::string rate = "optimizer.rate or a longer optimizer.warmup";
+  const std::string fix = last_saved_ > 0
+                              ? fmt::format(
+                                    "go on from the checkpoint of step {} with --resume and a lower {}; if it diverges "
+                                    "again, from an earlier one with --resume=STEP",
+                                    last_saved_, rate)
+                              : "no checkpoint has been saved: start again with a lower " + rate;
+  say(
+      fmt::format("step {}: the loss is {}, the gradient norm {}; {}\n"
+                  "  why: the run has diverged, or a number overflowed\n  fix: {}",
+                  position_.step, result.loss, result.gradient_norm, describe_non_finite(trainer), fix));
+  return RunEnd::failed;
 }
 
 RunEnd Run::train() {
-  if (mesh_.world->rank() == 0) std::fputs(print(config_).c_str(), stdout);
+  start_ = find_start(config_, options_.folder, options_.resume, file_, mesh_, lock_);
+  sampler_.emplace(file_, sampler_options(config_, file_, start_.resumes ? &*start_.checkpoint : nullptr));
+  if (is_first()) std::fputs(print(config_).c_str(), stdout);
   Trainer trainer(config_, device_, mesh_);
+  load(trainer);
+  enter_folder();
   describe(trainer);
+  for (const std::string& note : start_.notes) say(note);
   measure_peak(trainer);
-  std::int64_t step = start(trainer);
-  if (mesh_.world->rank() == 0) {
-    truncate_metrics(options_.folder.metrics(), step);
-    metrics_.open(options_.folder.metrics(), std::ios::app);
-    std::ofstream(options_.folder.config()) << print(config_);
-  }
-  if (step >= config_.train.steps) say(fmt::format("all {} steps are done already", config_.train.steps));
 
   watchdog_.start();
-  RunEnd end = RunEnd::done;
+  RunEnd end = evaluate_what_was_missed(trainer);
+  if (position_.step >= config_.train.steps) say(fmt::format("all {} steps are done already", config_.train.steps));
   const auto start_time = Clock::now();
-  const std::int64_t first = step;
-  while (step < config_.train.steps && end == RunEnd::done) {
-    ++step;
+  const std::int64_t first = position_.step;
+  while (position_.step < config_.train.steps && end == RunEnd::done) {
+    const std::int64_t first_sample = position_.samples;
+    ++position_.step;
+    position_.held_out_loss.reset();
     watchdog_.begin_step();
     const auto step_time = Clock::now();
-    const StepResult result =
-        trainer.step(step, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-          sampler_.train_sequence((step - 1) * config_.train.batch + index, inputs, targets);
+    const StepResult result = trainer.step(
+        position_.step, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
+          sampler_->train_sequence(first_sample + index, inputs, targets);
           return std::int64_t{0};
         });
     watchdog_.end_step();
-    if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) {
-      tell(writer_.finish());
-      say(fmt::format(
-          "step {}: the loss is {}, the gradient norm {}; {}\n  why: the run has diverged, or a number overflowed\n"
-          "  fix: go on from the last checkpoint with a lower optimizer.rate or a longer optimizer.warmup",
-          step, result.loss, result.gradient_norm, describe_non_finite(trainer)));
-      return RunEnd::failed;
-    }
-    report(result, step, seconds_since(step_time), seconds_since(start_time), step - first);
-    tell(writer_.poll());
-    const bool last = step == config_.train.steps;
+    if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) return diverged(trainer, result);
+    position_.samples += config_.train.batch;
+    report(result, seconds_since(step_time), seconds_since(start_time), position_.step - first);
+    tell(writer_->poll());
     end = agreed_stop();
-    const bool stopping = end != RunEnd::done;
-    const auto due = [&](std::int64_t every) { return every > 0 && step % every == 0; };
-    if (!stopping && (last || due(config_.train.evaluate_every))) evaluate(trainer, step);
-    if (last || stopping || due(config_.checkpoint.every)) save(trainer, step);
+    if (end == RunEnd::done && evaluation_is_due()) end = evaluate(trainer);
+    const bool due = config_.checkpoint.every > 0 && position_.step % config_.checkpoint.every == 0;
+    if (due || end != RunEnd::done || position_.step == config_.train.steps) save(trainer);
   }
-  tell(writer_.finish());
+  tell(writer_->finish());
   watchdog_.stop();
-  const bool saved = last_saved_ >= step;
+  const bool saved = last_saved_ >= position_.step;
   if (end != RunEnd::done)
-    say(fmt::format("stopped after step {} as asked{}", step, saved ? "; --resume goes on" : ", but not saved"));
-  return saved ? end : RunEnd::failed;
+    say(fmt::format("stopped after step {} as asked{}", position_.step,
+                    saved ? "; --resume goes on" : ", but not saved"));
+  if (metrics_) say(metrics_->retry());
+  const std::int32_t lost = metrics_ && metrics_->missing() > 0 ? 1 : 0;
+  if (lost != 0)
+    say(fmt::format("{} lacks {} lines: {}", options_.folder.metrics(), metrics_->missing(), metrics_->reason()));
+  return saved && ranks().largest(lost, "metrics") == 0 ? end : RunEnd::failed;
 }
 
 }  // namespace
 
-RunEnd run_training(const Config& config, const RunOptions& options, Device& device, Mesh& mesh, const CallRing& ring) {
+RunEnd run_training(const Config& config, const RunOptions& options, Device& device, Mesh& mesh, CallRing& ring) {
   Run run(config, options, device, mesh, ring);
   return run.train();
 }

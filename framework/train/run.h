@@ -8,6 +8,7 @@
 #include "framework/comm/mesh.h"
 #include "framework/config/config.h"
 #include "framework/train/run_folder.h"
+#include "framework/train/start.h"
 
 namespace choir {
 
@@ -21,13 +22,15 @@ enum class RunEnd : int {
 
 struct RunOptions {
   RunFolder folder;
-  bool resume = false;  ///< go on from the newest whole checkpoint of the folder
-  bool live = false;    ///< a person watches the terminal: one line that changes
-  /// The exit code that a signal received so far asks for, or RunEnd::done. Asked once a step on every rank.
+  Resume resume;
+  bool live = false;  ///< a person watches the terminal: one line that changes
+  /// The exit code that a signal received so far asks for, or RunEnd::done. Asked on every rank once a step, and once a
+  /// micro-batch of an evaluation.
   std::function<RunEnd()> stop_requested;
 };
 
-/// Collective over the mesh. `ring` is this rank's. Throws ConfigError for what is the user's mistake.
-RunEnd run_training(const Config&, const RunOptions&, Device&, Mesh&, const CallRing& ring);
+/// Collective over the mesh. `ring` is this rank's, and goes to the run folder when the run begins. Throws ConfigError
+/// for what is the user's mistake; then nothing in the run folder has been changed.
+RunEnd run_training(const Config&, const RunOptions&, Device&, Mesh&, CallRing& ring);
 
 }  // namespace choir

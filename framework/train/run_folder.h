@@ -1,8 +1,12 @@
-// The run folder: config.yaml, metrics.jsonl, checkpoints/, logs/rank-N.log and logs/rank-N.calls.
+// The run folder: run.json, config.yaml, metrics.jsonl, checkpoints/, logs/rank-N.log and logs/rank-N.calls; and the
+// lock that lets only one run write to it.
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <optional>
 #include <string>
+#include <vector>
 
 namespace choir {
 
@@ -15,12 +19,71 @@ struct RunFolder {
   std::string calls(int rank) const { return logs() + "/rank-" + std::to_string(rank) + ".calls"; }
   std::string metrics() const { return path + "/metrics.jsonl"; }
   std::string config() const { return path + "/config.yaml"; }
+  std::string record() const { return path + "/run.json"; }
+  std::string lock() const { return path + "/run.lock"; }
 
-  /// Creates the folders; they may exist. Throws ConfigError where the path cannot be written.
+  /// Creates the folders; they may exist. Throws Error if they cannot be created.
   void create() const;
 };
 
-/// Keeps the lines of metrics.jsonl whose "step" is at most `step`: what a resumed run has not yet done goes.
-void truncate_metrics(const std::string& path, std::int64_t step);
+/// run.json: what a run promises, apart from its checkpoints. If `published` is above 0 and no checkpoint can be read,
+/// the checkpoints are lost or not mounted, and the run must not begin again as if there had never been any.
+struct RunRecord {
+  std::string id;              ///< differs between any two runs
+  std::int64_t published = 0;  ///< step of the checkpoint published last; 0: none
+};
+
+/// An id that no other run has: time, host and process.
+std::string new_run_id();
+/// Nothing if the folder has no record. Throws Error if it cannot be read.
+std::optional<RunRecord> read_record(const RunFolder&);
+/// Published like a checkpoint: written beside, synced, renamed. Throws Error.
+void publish_record(const RunFolder&, const RunRecord&);
+
+/// "2026-01-01T12:00:00.000Z"
+std::string utc_now();
+
+/// Writes `text` beside `path`, syncs it and gives it its name. Throws Error; `path` is then what it was.
+void publish_text(const std::string& path, const std::string& text);
+
+/// Copies metrics.jsonl to metrics.1.jsonl, or the next number that is free, if it holds anything: cut_metrics() would
+/// lose lines. Returns the new path, or "". Throws Error.
+std::string set_metrics_aside(const RunFolder&);
+/// Keeps the lines of metrics.jsonl whose "step" is at most `step`, in a new file with its name: the steps after it are
+/// trained again. Throws Error.
+void cut_metrics(const RunFolder&, std::int64_t step);
+/// True if metrics.jsonl has a line with the held-out loss of `step`.
+bool has_evaluation(const RunFolder&, std::int64_t step);
+
+/// Holds the run folder for this process, from construction to destruction, by an open-file-description lock of
+/// run.lock (fcntl(2), F_OFD_SETLK): it ends with the process, however that ends, and no other thread can lose it by
+/// closing the file. run.lock names host, process and start time of the holder.
+///
+/// It holds on one host for any local file system, and between hosts where the file system passes locks on: NFS 4, NFS
+/// 3 with lockd, GPFS, BeeGFS if tuned so, Lustre if mounted with `flock` (with `localflock` on one host only). A file
+/// system without locks is named in `note`.
+class RunLock {
+ public:
+  /// Creates the folder and run.lock if they do not exist. Throws ConfigError if another process holds the lock, or the
+  /// folder cannot be written; then nothing has been changed.
+  explicit RunLock(const RunFolder& folder);
+  /// Releases the lock. Folders that the constructor made and nobody has put anything into are removed.
+  ~RunLock();
+  RunLock(const RunLock&) = delete;
+  RunLock& operator=(const RunLock&) = delete;
+
+  /// What the user should know, or "".
+  const std::string& note() const { return note_; }
+
+ private:
+  void create_folder();
+  [[noreturn]] void refuse(int reason);
+  void release();
+
+  RunFolder folder_;
+  std::vector<std::filesystem::path> created_;  // outermost first
+  int descriptor_ = -1;
+  std::string note_;
+};
 
 }  // namespace choir

@@ -1,7 +1,12 @@
 #include "framework/train/snapshot.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
+
+#include "framework/optim/schedule.h"
 
 namespace choir {
 namespace {
@@ -113,14 +118,39 @@ Snapshot owned_snapshot(Trainer& trainer) {
   return snapshot;
 }
 
-State run_state(const Config& config, std::int64_t step, const TokenFile& file) {
-  return {{"config", print(config)},
-          {"step", std::to_string(step)},
-          {"samples", std::to_string(step * config.train.batch)},
-          {"tokens_digest", file.tokens_digest()},
-          {"tokenizer_digest", file.tokenizer().digest()},
-          {"tokenizer_kind", file.tokenizer().kind()},
-          {"tokenizer_model", to_hex(file.tokenizer().serialized())}};
+State run_state(const Config& config, const RunPosition& position, const TokenFile& file) {
+  State state = {{"config", print(config)},
+                 {"run", position.run},
+                 {"step", std::to_string(position.step)},
+                 {"samples", std::to_string(position.samples)},
+                 {"optimizer_origin", std::to_string(position.optimizer_origin)},
+                 {"data_path", std::filesystem::absolute(config.data.path).lexically_normal().string()},
+                 {"tokens_digest", file.tokens_digest()},
+                 {"tokenizer_digest", file.tokenizer().digest()},
+                 {"tokenizer_kind", file.tokenizer().kind()},
+                 {"tokenizer_model", to_hex(file.tokenizer().serialized())}};
+  if (position.first_held_out_token) state["first_held_out_token"] = std::to_string(*position.first_held_out_token);
+  if (position.held_out_loss) state["held_out_loss"] = fmt::format("{}", *position.held_out_loss);
+  return state;
+}
+
+RunPosition position_of(const CheckpointReader& reader) {
+  const auto integer = [&](const char* key) -> std::optional<std::int64_t> {
+    const auto found = reader.state().find(key);
+    if (found == reader.state().end()) return std::nullopt;
+    std::int64_t value = 0;
+    const std::string& text = found->second;
+    if (std::from_chars(text.data(), text.data() + text.size(), value).ptr != text.data() + text.size())
+      throw ConfigError(
+          Problem{.what = fmt::format("{}: {} = '{}' in its state is not a number", reader.path(), key, text)});
+    return value;
+  };
+  return {.step = reader.step(),
+          .samples = integer("samples").value_or(0),
+          .optimizer_origin = integer("optimizer_origin").value_or(0),
+          .first_held_out_token = integer("first_held_out_token"),
+          .held_out_loss = std::nullopt,
+          .run = {}};
 }
 
 Tokenizer tokenizer_of(const CheckpointReader& reader) {
@@ -129,7 +159,27 @@ Tokenizer tokenizer_of(const CheckpointReader& reader) {
 }
 
 Config config_of(const CheckpointReader& reader, const std::vector<std::string>& overrides) {
-  return parse_config(state_value(reader, "config"), reader.path() + " (its configuration)", overrides);
+  Config config = parse_config(state_value(reader, "config"), reader.path() + " (its configuration)", overrides);
+  const bool overridden = std::any_of(overrides.begin(), overrides.end(),
+                                      [](const std::string& word) { return word.starts_with("data.path="); });
+  const auto absolute = reader.state().find("data_path");
+  if (!overridden && absolute != reader.state().end() && std::filesystem::exists(absolute->second))
+    config.data.path = absolute->second;
+  return config;
+}
+
+bool has_tokens(const CheckpointReader& reader, const TokenFile& file) {
+  const auto digest = reader.state().find("tokens_digest");
+  return digest == reader.state().end() || digest->second == file.tokens_digest();
+}
+
+SamplerOptions sampler_options(const Config& config, const TokenFile& file, const CheckpointReader* from) {
+  SamplerOptions options{
+      .sequence_length = config.model.context, .seed = config.train.seed, .held_out = config.data.held_out};
+  if (from && has_tokens(*from, file))
+    options.first_held_out_token =
+        position_of(*from).first_held_out_token.value_or(held_out_split_by_documents(file, config.data.held_out));
+  return options;
 }
 
 void load_weights(Trainer& trainer, const CheckpointReader& reader) {
@@ -140,32 +190,48 @@ void load_weights(Trainer& trainer, const CheckpointReader& reader) {
   finish_loading(trainer, snapshot);
 }
 
-void load_all(Trainer& trainer, const CheckpointReader& reader) {
+std::string load_all(Trainer& trainer, const CheckpointReader& reader) {
   throw_if_any(model_problems(config_of(reader), trainer.config(), reader.path()));
+  std::string lacking;
+  for (const Optimizer::StateArray& array : trainer.optimizer().state()) {
+    const std::string prefix = "optimizer." + array.name + ".";
+    const bool found = std::any_of(reader.tensors().begin(), reader.tensors().end(),
+                                   [&](const TensorEntry& tensor) { return tensor.name.starts_with(prefix); });
+    if (!found) lacking += (lacking.empty() ? "" : " and ") + array.name;
+  }
   Snapshot snapshot;
   add_weights(trainer, everything(trainer.parameters()), Direction::load, snapshot);
-  add_state(trainer, trainer.data_parallel().updated(), Direction::load, snapshot);
+  if (lacking.empty()) add_state(trainer, trainer.data_parallel().updated(), Direction::load, snapshot);
   reader.read(snapshot.pieces);
   finish_loading(trainer, snapshot);
+  trainer.optimizer().set_state_origin(lacking.empty() ? position_of(reader).optimizer_origin : reader.step());
+  return lacking;
 }
 
 std::vector<Problem> check_resume(const Config& then, const Config& now) {
-  static const std::vector<std::string> may_differ = {
-      "parallel.",       "checkpoint.",          "generate.",
-      "data.path",       "data.tokenizer.",      "train.folder",
-      "train.steps",     "train.device",         "train.streams",
-      "train.threads",   "train.recompute",      "train.timeout",
-      "train.from",      "train.evaluate_every", "train.evaluate_sequences",
-      "train.log_every", "train.attention.",     "train.emulate_bf16"};
   std::vector<Problem> problems;
-  for (const Difference& d : differences(then, now))
-    if (!begins_with_any(d.key, may_differ))
+  for (const Difference& d : differences(then, now)) {
+    const bool fixed = begins_with_any(d.key, {"model.", "data.held_out", "train.seed"}) && d.key != "model.dropout" &&
+                       d.key != "model.initial_deviation";
+    if (fixed)
       problems.push_back(
           {.what = d.key + " = " + d.right + ", but the run was started with " + d.left,
-           .why = "a resumed run is the same run; only parallel, checkpoint, generate, evaluation, logging and "
-                  "train.steps may differ",
+           .why = "a resumed run keeps its model, its tokens, data.held_out and train.seed",
            .fix = "set " + d.key + "=" + d.left + ", or start a new run from its weights with train.from"});
+  }
   return problems;
+}
+
+std::vector<std::string> describe_changes(const Config& then, const Config& now, std::int64_t step) {
+  std::vector<std::string> lines;
+  for (const Difference& d : differences(then, now))
+    if (begins_with_any(d.key, {"optimizer.", "train.batch", "train.steps", "train.precision", "model.dropout"}))
+      lines.push_back(d.key + " = " + d.right + ", was " + d.left);
+  const double old_rate = learning_rate(then.optimizer, step, then.train.steps);
+  if (step < now.train.steps && learning_rate(now.optimizer, step, now.train.steps) != old_rate)
+    lines.push_back(fmt::format("the learning rate jumps: {:.3g} in step {}, {:.3g} in step {}", old_rate, step,
+                                learning_rate(now.optimizer, step + 1, now.train.steps), step + 1));
+  return lines;
 }
 
 }  // namespace choir

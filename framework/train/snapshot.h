@@ -5,11 +5,13 @@
 #pragma once
 
 #include <deque>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "framework/checkpoint/checkpoint.h"
 #include "framework/checkpoint/reader.h"
+#include "framework/data/sampler.h"
 #include "framework/data/token_file.h"
 #include "framework/train/trainer.h"
 
@@ -28,21 +30,39 @@ struct Snapshot {
 /// What this rank writes: over all ranks, every element exactly once.
 Snapshot owned_snapshot(Trainer&);
 
-/// What describes the run besides tensors: configuration, step, what it was trained on, and the tokenizer itself.
-State run_state(const Config&, std::int64_t step, const TokenFile&);
+/// How far a run has come, besides its tensors.
+struct RunPosition {
+  std::int64_t step = 0;
+  std::int64_t samples = 0;                          ///< read so far: the place in the data, whatever the batch was
+  std::int64_t optimizer_origin = 0;                 ///< Optimizer::state_origin()
+  std::optional<std::int64_t> first_held_out_token;  ///< nothing in checkpoints that do not say
+  std::optional<double> held_out_loss;               ///< if it was evaluated after this step
+  std::string run;                                   ///< RunRecord::id
+};
+/// What describes the run besides tensors: configuration, position, what it was trained on, and the tokenizer itself.
+State run_state(const Config&, const RunPosition&, const TokenFile&);
+RunPosition position_of(const CheckpointReader&);
 
-/// The tokenizer and configuration (with "key=value" overrides) of a checkpoint. Throw ConfigError where the checkpoint
-/// has none.
+/// The tokenizer of a checkpoint, and its configuration with "key=value" overrides. A relative data.path that is not
+/// overridden is looked for in the folder in which the run was started. Throw ConfigError if the checkpoint has none.
 Tokenizer tokenizer_of(const CheckpointReader&);
 Config config_of(const CheckpointReader&, const std::vector<std::string>& overrides = {});
 
+/// True if the checkpoint's run was trained on the tokens of `file`, or the checkpoint does not say.
+bool has_tokens(const CheckpointReader&, const TokenFile& file);
+/// What to sample from `file`: split as the run of the checkpoint `from` was, if it was trained on the same tokens.
+SamplerOptions sampler_options(const Config&, const TokenFile& file, const CheckpointReader* from);
+
 /// Weights, whatever layout wrote them. Throws ConfigError naming the fields in which the models differ.
 void load_weights(Trainer&, const CheckpointReader&);
-/// Weights and optimizer state, to go on with the step after reader.step().
-void load_all(Trainer&, const CheckpointReader&);
+/// Weights and optimizer state, to go on with the step after reader.step(). State of an optimizer that the checkpoint
+/// lacks starts at zero; returns what it lacks, or "".
+std::string load_all(Trainer&, const CheckpointReader&);
 
-/// What keeps `now` from resuming a run that was started as `then`, in the words of the configuration. The layout,
-/// evaluation, logging, checkpoints and the number of steps may differ.
+/// What keeps `now` from going on with a run that was configured as `then`: another model, other data or another seed.
 std::vector<Problem> check_resume(const Config& then, const Config& now);
+/// What else differs and changes the numbers, one line each: "optimizer.rate = 1e-4, was 6e-4". After step `step` of
+/// `then` it also says by how much the learning rate jumps, if it does.
+std::vector<std::string> describe_changes(const Config& then, const Config& now, std::int64_t step);
 
 }  // namespace choir

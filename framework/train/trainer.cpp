@@ -111,12 +111,10 @@ StepResult Trainer::step(std::int64_t step, const ReadSample& read) {
           .rate = learning_rate(config_.optimizer, step, config_.train.steps)};
 }
 
-LossSum Trainer::evaluate(std::int64_t samples, const ReadSample& read) {
+std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample& read,
+                                         const std::function<bool()>& stop) {
   runtime_.training = false;
   ops::fill(runtime_, loss_sum_, 0.0f);
-  const std::int64_t ranks = mesh_.data->size(), at_once = micro_batch_;
-  // Contiguous shares, so that the micro-batches of every rank are as full as they can be.
-  const Slice share = even_slice(samples, ranks, mesh_.here.data);
   double tokens = 0, bytes = 0;
   const ReadSample counted = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
     const std::int64_t text = read(index, inputs, targets);
@@ -124,22 +122,30 @@ LossSum Trainer::evaluate(std::int64_t samples, const ReadSample& read) {
     tokens += static_cast<double>(std::count_if(targets.begin(), targets.end(), [](std::int32_t t) { return t >= 0; }));
     return text;
   };
-  for (std::int64_t begin = share.begin; begin < share.end; begin += at_once) {
-    const std::int64_t end = std::min(share.end, begin + at_once);
-    Context here = context();
-    here.sequences = end - begin;
-    here.length = config_.model.context;
-    const Batch batch = read_batch(begin, end, counted);
-    Decoder::Saved saved;
-    decoder_.forward(batch.ids, batch.targets, loss_sum_, 1.0, false, saved, here);
+  // A micro-batch on every data rank at a time, as full as they can be.
+  const std::int64_t ranks = mesh_.data->size(), at_once = ranks * micro_batch_;
+  bool stopped = false;
+  for (std::int64_t first = 0; first < samples && !stopped; first += at_once) {
+    const Slice share = even_slice(std::min(at_once, samples - first), ranks, mesh_.here.data);
+    if (share.begin < share.end) {
+      Context here = context();
+      here.sequences = share.end - share.begin;
+      here.length = config_.model.context;
+      const Batch batch = read_batch(first + share.begin, first + share.end, counted);
+      Decoder::Saved saved;
+      decoder_.forward(batch.ids, batch.targets, loss_sum_, 1.0, false, saved, here);
+    }
+    stopped = stop && stop();
   }
+  runtime_.training = true;
+  if (stopped) return std::nullopt;
   double host[3] = {0, tokens, bytes};
   ops::download(runtime_, loss_sum_, host);
   const Tensor sums = ops::to_device(runtime_, std::vector<double>(host, host + 3), DType::f64);
   mesh_.data->all_reduce(sums, Reduce::sum, runtime_.device.compute(), "evaluation");
   ops::download(runtime_, sums, host);
-  runtime_.training = true;
-  return {.loss = host[0], .tokens = static_cast<std::int64_t>(host[1]), .bytes = static_cast<std::int64_t>(host[2])};
+  return LossSum{
+      .loss = host[0], .tokens = static_cast<std::int64_t>(host[1]), .bytes = static_cast<std::int64_t>(host[2])};
 }
 
 double LossSum::bits_per_byte() const { return loss / std::numbers::ln2 / static_cast<double>(bytes); }

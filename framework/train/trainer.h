@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -56,9 +57,11 @@ class Trainer {
   /// Returns the squared gradient norm on the device.
   Tensor update();
 
-  /// The losses of samples [0, samples) of `read`, dealt over the data ranks; negative targets do not count.
+  /// The losses of samples [0, samples) of `read`, dealt over the data ranks; negative targets do not count. `stop`, if
+  /// any, is asked between micro-batches and gives the same answer on every rank; nothing is returned if it said true.
   /// Collective.
-  LossSum evaluate(std::int64_t samples, const ReadSample& read);
+  std::optional<LossSum> evaluate(std::int64_t samples, const ReadSample& read, const std::function<bool()>& stop);
+  LossSum evaluate(std::int64_t samples, const ReadSample& read) { return *evaluate(samples, read, {}); }
 
   const Config& config() const { return config_; }
   Runtime& runtime() { return runtime_; }
@@ -67,7 +70,7 @@ class Trainer {
   ParameterStore& parameters() { return store_; }
   const Decoder& decoder() const { return decoder_; }
   const DataParallel& data_parallel() const { return *data_parallel_; }
-  const Optimizer& optimizer() const { return *optimizer_; }
+  Optimizer& optimizer() { return *optimizer_; }
 
   std::int64_t micro_batches() const { return micro_batches_; }  ///< a step and data rank
   std::int64_t micro_batch() const { return micro_batch_; }      ///< sequences in each

@@ -39,7 +39,9 @@ struct Job {
   int rank() const { return mesh.world->rank(); }
   int size() const { return mesh.world->size(); }
   void barrier() { MPI_Barrier(MPI_COMM_WORLD); }
-  CheckpointWriter writer(std::int64_t keep = 0) { return {folder, keep, *mesh.world, device.communicate(), io}; }
+  CheckpointWriter writer(std::int64_t keep = 0) {
+    return {folder, {.keep = keep}, *mesh.world, device.communicate(), io};
+  }
   SaveOutcome save(CheckpointWriter& writer, std::int64_t step, Cut how) {
     std::vector<Shard> shards = cut(how, rank(), size(), step);
     EXPECT_FALSE(writer.save(step, pieces_of(shards), {{"step", std::to_string(step)}}));

@@ -111,8 +111,8 @@ TEST(Checkpoint, AMissingRankFileShowsAsNanAndIsRejected) {
   std::vector<hsize_t> dims;
   std::vector<float> values = read_dataset(path + "/checkpoint.h5", "norm.weight", dims);  // 11 rows: 0 2 5 8 11
   for (std::size_t i = 0; i < values.size(); ++i) EXPECT_EQ(std::isnan(values[i]), i >= 2 && i < 5) << i;
-  EXPECT_EQ(look_at(path).problem, "rank-1.h5: No such file or directory");
-  EXPECT_EQ(verify_checkpoint(path), std::vector<std::string>{"rank-1.h5: No such file or directory"});
+  EXPECT_EQ(look_at(path).problem, "rank-1.h5 is missing");
+  EXPECT_EQ(verify_checkpoint(path), std::vector<std::string>{"rank-1.h5 is missing"});
   EXPECT_THROW(CheckpointReader{path}, ConfigError);
 }
 
@@ -252,18 +252,62 @@ TEST(Checkpoint, ElementsOwnedTwiceOrByNobodyAreNotPublished) {
   EXPECT_EQ(message(2, 3), "tensor 'w': 15 of its 20 elements are owned by a rank");
 }
 
-TEST(Checkpoint, PruningKeepsTheNewestWholeOnes) {
+TEST(Checkpoint, PruningKeepsTheNewestWholeOnesAndRemovesNoOther) {
   const TemporaryFolder folder;
   for (const int step : {1, 2, 3, 4, 5}) write_checkpoint(folder.path(), step, Cut::rows, 1);
   fs::remove(folder / "step-00000004/rank-0.h5");
-  EXPECT_EQ(prune(folder.path(), 5, 0), "");
+  EXPECT_EQ(Retention(folder.path(), {.keep = 0}).prune(), "");
   EXPECT_EQ(list_checkpoints(folder.path()).size(), 5u);
-  EXPECT_EQ(prune(folder.path(), 5, 2), "");
+  EXPECT_EQ(Retention(folder.path(), {.keep = 2}).prune(), "");
   EXPECT_EQ(listing(folder.path()), "step-00000003 step-00000004 step-00000005") << "the torn one does not count";
-  EXPECT_EQ(prune(folder.path(), 3, 1), "");
-  EXPECT_EQ(listing(folder.path()), "step-00000003 step-00000004 step-00000005") << "newer ones are another run's";
-  EXPECT_EQ(prune(folder.path(), 5, 1), "");
-  EXPECT_EQ(listing(folder.path()), "step-00000005");
+  EXPECT_EQ(Retention(folder.path(), {.keep = 1}).prune(), "");
+  EXPECT_EQ(listing(folder.path()), "step-00000004 step-00000005") << "the torn one stays";
+}
+
+TEST(Checkpoint, PruningKeepsMilestonesAndTheBest) {
+  const TemporaryFolder folder;
+  Retention retention(folder.path(), {.keep = 1, .milestones = 3, .best = true});
+  const double losses[] = {4, 2, 3, 2.5, 2.25};
+  for (const int step : {1, 2, 3, 4, 5}) {
+    write_checkpoint(folder.path(), step, Cut::rows, 1);
+    retention.add(step, {{"held_out_loss", std::to_string(losses[step - 1])}});
+    EXPECT_EQ(retention.prune(), "");
+  }
+  EXPECT_EQ(listing(folder.path()), "best step-00000002 step-00000003 step-00000005");
+  EXPECT_EQ(fs::read_symlink(folder / "best"), "step-00000002");
+}
+
+TEST(Checkpoint, WhatIsSetAsideIsNoLongerOfTheRunAndIsNotOverwritten) {
+  const TemporaryFolder folder;
+  for (const std::string expected : {"step-00000001.aside", "step-00000001.aside-2"}) {
+    write_checkpoint(folder.path(), 1, Cut::rows, 1);
+    EXPECT_EQ(set_aside(folder / "step-00000001"), folder / expected);
+  }
+  EXPECT_EQ(listing(folder.path()), "step-00000001.aside step-00000001.aside-2");
+  EXPECT_TRUE(list_checkpoints(folder.path()).empty());
+}
+
+TEST(Checkpoint, AFailureToReadIsNotDamage) {
+  const TemporaryFolder folder;
+  const std::string path = write_checkpoint(folder.path(), 1, Cut::rows, 2);
+  EXPECT_EQ(look_at(path).condition, Condition::whole);
+  const std::string manifest = bytes_of(path + "/manifest.json");
+  fs::remove(path + "/rank-1.h5");
+  EXPECT_EQ(look_at(path).condition, Condition::damaged);
+  fs::create_symlink("rank-1.h5", path + "/rank-1.h5");  // leads to itself: the system refuses to open it
+  EXPECT_EQ(look_at(path).condition, Condition::unreadable);
+  EXPECT_NE(look_at(path).problem.find("Too many levels of symbolic links"), std::string::npos);
+  Condition condition = Condition::whole;
+  EXPECT_EQ(verify_checkpoint(path, 0, 1, &condition).size(), 1u);
+  EXPECT_EQ(condition, Condition::unreadable);
+
+  std::string newer = manifest.substr(0, manifest.rfind("\"end\": \""));
+  newer.replace(newer.find("\"version\": 1"), 12, "\"version\": 2");
+  set_bytes(path + "/manifest.json", seal(newer));
+  EXPECT_EQ(look_at(path).condition, Condition::unreadable);
+  EXPECT_NE(look_at(path).problem.find("format version 2"), std::string::npos);
+  set_bytes(path + "/manifest.json", newer + manifest.substr(newer.size()));
+  EXPECT_EQ(look_at(path).condition, Condition::damaged) << "a version that the seal does not know";
 }
 
 TEST(Checkpoint, SweepingRemovesOnlyWhatAKilledRunLeft) {

@@ -67,7 +67,6 @@ TEST(Manifest, SaysWhatIsWrong) {
   EXPECT_EQ(problem_of(to_text(small()) + " "), torn);
   const std::vector<std::array<std::string, 3>> cases = {
       {"\"choir checkpoint\"", "\"tar\"", "manifest.json: format 'tar', 'choir checkpoint' expected"},
-      {"\"version\": 1", "\"version\": 2", "manifest.json: format version 2, but this program reads version 1"},
       {"\"step\": 7", "\"step\": -7",
        "manifest.json: step: a whole number from 0 to 9223372036854775807 expected, found -7"},
       {"\"step\": 7", "\"step\": 7.5",

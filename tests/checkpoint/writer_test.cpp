@@ -26,7 +26,7 @@ struct OneRank {
   Stream io;
 
   std::unique_ptr<CheckpointWriter> writer(const std::string& folder, std::int64_t keep = 0) {
-    return std::make_unique<CheckpointWriter>(folder, keep, world, device.communicate(), io);
+    return std::make_unique<CheckpointWriter>(folder, CheckpointConfig{.keep = keep}, world, device.communicate(), io);
   }
 };
 
@@ -116,11 +116,11 @@ TEST_P(EitherStream, ImpossiblePiecesFailTheSaveAndNotTheRun) {
   EXPECT_TRUE(save_now(*writer, 3).saved);
 }
 
-TEST(Writer, AFolderThatCannotBeIsAnError) {
+TEST(Writer, AFolderThatCannotBeCreatedIsAnError) {
   const TemporaryFolder run;
   set_bytes(run / "file", "x");
   OneRank rank(StreamMode::immediate);
-  EXPECT_THROW(rank.writer(run / "file/checkpoints"), Error);
+  EXPECT_THROW(rank.writer(run / "file/checkpoints"), SharedError);
 }
 
 // Saves must fail with `reason`, leave the checkpoint before them whole and nothing else, and work again afterwards.

@@ -2,14 +2,18 @@
 
 #include <gtest/gtest.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
 
 namespace choir::tests {
 namespace {
@@ -87,6 +91,53 @@ std::vector<double> Workshop::metric(const std::string& run, const std::string& 
     if (entry.contains(key)) values.push_back(entry[key].get<double>());
   }
   return values;
+}
+
+/// Starts a shell command as a process group of its own.
+pid_t start(const std::string& command, const std::string& log) {
+  const pid_t child = fork();
+  if (child == 0) {
+    setpgid(0, 0);
+    execl("/bin/sh", "sh", "-c", ("exec >" + log + " 2>&1 </dev/null; " + command).c_str(), nullptr);
+    _exit(127);
+  }
+  return child;
+}
+
+int wait_for(pid_t child) {
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/// Waits until the run has written a metric of at least `step`.
+bool reach(const Workshop& shop, const std::string& run, double step) {
+  for (int i = 0; i < 600; ++i) {
+    if (std::filesystem::exists(shop.path(run) + "/metrics.jsonl")) {
+      std::ifstream in(shop.path(run) + "/metrics.jsonl");
+      std::string line, last;
+      while (std::getline(in, line)) last = line;
+      if (last.rfind("{\"step\":", 0) == 0 && std::stod(last.substr(8)) >= step) return true;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  return false;
+}
+
+/// The process of a rank of the job that mpirun runs in process `child`; 0 where there is none.
+pid_t process_of_rank(pid_t child, int rank) {
+  std::istringstream processes(shell("pgrep -P " + std::to_string(child)).output);
+  for (pid_t process = 0; processes >> process;) {
+    std::ifstream environment("/proc/" + std::to_string(process) + "/environ");
+    for (std::string variable; std::getline(environment, variable, '\0');)
+      if (variable == "OMPI_COMM_WORLD_RANK=" + std::to_string(rank)) return process;
+  }
+  return 0;
+}
+
+std::string read(const std::string& path) {
+  std::ifstream in(path);
+  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 void expect_near(const std::vector<double>& a, const std::vector<double>& b, double tolerance) {

@@ -2,6 +2,8 @@
 // test.
 #pragma once
 
+#include <sys/types.h>
+
 #include <string>
 #include <vector>
 
@@ -42,6 +44,17 @@ class Workshop {
 };
 
 Finished shell(const std::string& command);
+
+/// Starts a shell command as a process group of its own; its output goes to the file `log`.
+pid_t start(const std::string& command, const std::string& log);
+/// The exit code of a command that start() started; 128 + signal if a signal ended it.
+int wait_for(pid_t child);
+/// Waits until the run has written a metric of at least `step`; false after 30 s.
+bool reach(const Workshop& shop, const std::string& run, double step);
+/// The process of a rank of the job that mpirun runs in process `child`; 0 if there is none.
+pid_t process_of_rank(pid_t child, int rank);
+/// All bytes of a file; nothing if there is no such file.
+std::string read(const std::string& path);
 
 /// Whether, and how often, `text` stands in what was printed.
 bool contains(const Finished& finished, const std::string& text);

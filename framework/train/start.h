@@ -1,0 +1,42 @@
+// What a start of `choir train` goes on with. Everything is decided before anything in the run folder is changed, so
+// that a start that is refused has touched nothing.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "framework/checkpoint/reader.h"
+#include "framework/comm/mesh.h"
+#include "framework/config/config.h"
+#include "framework/data/token_file.h"
+#include "framework/train/run_folder.h"
+
+namespace choir {
+
+/// Which checkpoint of the run folder the user wants to go on from.
+struct Resume {
+  bool asked = false;                     ///< --resume; else the folder must not hold a run
+  std::optional<std::int64_t> step = {};  ///< --resume=STEP; else the newest whole one
+};
+
+struct Start {
+  std::optional<CheckpointReader> checkpoint;  ///< none: initial weights
+  bool resumes = false;                        ///< with its optimizer state and position; else only its weights
+  RunRecord record;
+  std::vector<std::string> newer;  ///< checkpoints of later steps, which the run goes on without
+  std::vector<std::string> notes;  ///< what the user should know, one line each
+
+  std::int64_t step() const { return resumes ? checkpoint->step() : 0; }
+};
+
+/// Collective over mesh.host. Takes the lock of the folder on rank 0. Throws ConfigError, on every rank, if the folder
+/// is in use or holds a run that is not to be resumed, or if the configuration does not fit the checkpoint; SharedError
+/// if the run has published checkpoints and none of them can be used.
+Start find_start(const Config&, const RunFolder&, const Resume&, const TokenFile&, Mesh&, std::optional<RunLock>& lock);
+
+/// Rank 0, with the lock: what the run goes on without is set aside, and metrics.jsonl ends at start.step(). Returns
+/// what the user should know, one line each. Throws Error.
+std::vector<std::string> prepare_folder(const RunFolder&, const Config&, const Start&);
+
+}  // namespace choir

@@ -1,0 +1,59 @@
+// Preloaded into a program (LD_PRELOAD), makes calls of pread or pwrite on some files fail, or sends a signal at one.
+//
+//   FAULT_CALL    pread | pwrite
+//   FAULT_PATH    calls on files whose path contains this
+//   FAULT_ERRNO   the call fails with this error number, ...
+//   FAULT_WHILE   ... if this is given, only as long as such a file exists
+//   FAULT_SIGNAL  or: the process sends itself this signal, and the call goes on
+//   FAULT_AT      at the call of this number, from 1, only
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+static long number_of(const char *name) {
+  const char *text = getenv(name);
+  return text == NULL ? 0 : atol(text);
+}
+
+// True if the call has to fail; errno is then set.
+static int fails(const char *call, int descriptor) {
+  const char *wanted = getenv("FAULT_CALL"), *part = getenv("FAULT_PATH"), *condition = getenv("FAULT_WHILE");
+  if (wanted == NULL || part == NULL || strcmp(wanted, call) != 0) return 0;
+  char link[64], path[4096];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+  const ssize_t length = readlink(link, path, sizeof path - 1);
+  if (length < 0) return 0;
+  path[length] = 0;
+  if (strstr(path, part) == NULL) return 0;
+  if (condition != NULL && access(condition, F_OK) != 0) return 0;
+  static long calls = 0;
+  const long number = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST), at = number_of("FAULT_AT");
+  if (at != 0 && number != at) return 0;
+  if (number_of("FAULT_SIGNAL") != 0) raise((int)number_of("FAULT_SIGNAL"));
+  errno = (int)number_of("FAULT_ERRNO");
+  return errno != 0;
+}
+
+ssize_t pread(int descriptor, void *bytes, size_t count, off_t offset) {
+  ssize_t (*original)(int, void *, size_t, off_t) = dlsym(RTLD_NEXT, "pread");
+  return fails("pread", descriptor) ? -1 : original(descriptor, bytes, count, offset);
+}
+
+ssize_t pwrite(int descriptor, const void *bytes, size_t count, off_t offset) {
+  ssize_t (*original)(int, const void *, size_t, off_t) = dlsym(RTLD_NEXT, "pwrite");
+  return fails("pwrite", descriptor) ? -1 : original(descriptor, bytes, count, offset);
+}
+
+ssize_t pread64(int descriptor, void *bytes, size_t count, off_t offset) {
+  return pread(descriptor, bytes, count, offset);
+}
+
+ssize_t pwrite64(int descriptor, const void *bytes, size_t count, off_t offset) {
+  return pwrite(descriptor, bytes, count, offset);
+}
