@@ -10,6 +10,7 @@
 #include <filesystem>
 
 #include "framework/core/error.h"
+#include "launch/distinct_gpus.h"
 
 namespace choir {
 
@@ -84,6 +85,7 @@ static std::unique_ptr<Device> make_gpu_device(const Config& config, const MpiPr
   options.index = choose_gpu(process);
   if (!speaks) options.say = {};
   const GpuFacts facts = cuda::gpu_facts(options.index);
+  check_distinct_gpus(process, facts.bus);
   if (speaks)
     std::fprintf(stderr, "choir: rank 0 drives GPU %d: %s, %.1f GB, sm_%d\n", options.index, facts.name.c_str(),
                  static_cast<double>(facts.memory_bytes) / 1e9, facts.compute_capability);

@@ -44,8 +44,8 @@ Config with_device(Config config);
 GpuOptions gpu_options(const Config&);
 
 /// The device that train.device asks for, and on rank 0 a line about it on stderr. A GPU rank drives the GPU of its
-/// number on the machine; throws ConfigError where there are too few. Sets the number of OpenMP threads of the calling
-/// thread. Collective.
+/// number on the machine; throws ConfigError if there are too few, or two ranks drive the same one. Sets the number of
+/// OpenMP threads of the calling thread. Collective.
 std::unique_ptr<Device> make_device(const Config&, const MpiProcess&);
 
 }  // namespace choir

@@ -2,7 +2,7 @@
 // neither pays for the GPU's libraries nor needs them.
 //
 // The files beside this one define, under their own names, the functions of cuBLASLt, NCCL and cuDNN that Choir calls.
-// Each looks the real function up once. Where it is missing, it returns an error status of its library, and the
+// Each looks the real function up once. If it is missing, it returns an error status of its library, and the
 // library's functions that explain errors answer with the reason.
 #pragma once
 
@@ -13,17 +13,17 @@ namespace choir {
 
 class SharedLibrary {
  public:
-  /// Opens `name` ("libnccl.so.2") where the system looks for libraries, else in `folder`. It stays open: its threads
+  /// Opens `name` ("libnccl.so.2") on the search path of the system, else in `folder`. It stays open: its threads
   /// and handles may outlive this object.
   SharedLibrary(const std::string& name, const std::string& folder);
 
-  /// Null where the library or the function is missing.
+  /// Null if the library or the function is missing.
   template <class Function>
   Function* find(const char* function) {
     return reinterpret_cast<Function*>(address_of(function));
   }
 
-  /// What was found missing first, in the system's words. Empty: nothing was. Once there, the text stays as it is.
+  /// What was found missing first, in the system's words. Empty: nothing is missing. The text does not change once it is set.
   const char* problem();
 
  private:
