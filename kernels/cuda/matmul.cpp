@@ -176,7 +176,7 @@ std::unique_ptr<Plan> make_plan(cublasLtHandle_t handle, const MatmulShape& s) {
   int count = 0;
   plan->answer = cublasLtMatmulAlgoGetHeuristic(handle, plan->operation, plan->left, plan->right, plan->result,
                                                 plan->result, preference, 1, &found, &count);
-  if (plan->answer == CUBLAS_STATUS_SUCCESS && count == 0) plan->answer = CUBLAS_STATUS_NOT_SUPPORTED;
+  if (plan->answer == CUBLAS_STATUS_SUCCESS) plan->answer = count > 0 ? found.state : CUBLAS_STATUS_NOT_SUPPORTED;
   plan->algorithm = found.algo;
   return plan;
 }

@@ -29,7 +29,9 @@ std::atomic<std::int64_t> asked = 0;
 /// Attributes by number, as they were set.
 class Attributes {
  public:
-  cublasStatus_t set(int attribute, const void* value, std::size_t bytes) {
+  /// `size` is what the header says of the attribute; 0: Choir uses no such attribute.
+  cublasStatus_t set(int attribute, const void* value, std::size_t bytes, std::size_t size) {
+    if (value == nullptr || bytes != size) return CUBLAS_STATUS_INVALID_VALUE;
     const auto* begin = static_cast<const std::byte*>(value);
     values_[attribute].assign(begin, begin + bytes);
     return CUBLAS_STATUS_SUCCESS;
@@ -90,6 +92,50 @@ struct Matrix : Attributes {
 };
 
 struct Preferences : Attributes {};
+
+std::size_t size_of(cublasLtMatmulDescAttributes_t attribute) {
+  switch (attribute) {
+    case CUBLASLT_MATMUL_DESC_TRANSA:
+    case CUBLASLT_MATMUL_DESC_TRANSB:
+    case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
+      return sizeof(std::int32_t);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE:
+      return sizeof(std::uint32_t);
+    case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER:
+      return sizeof(void*);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD:
+      return sizeof(std::int64_t);
+    default:
+      return 0;
+  }
+}
+
+std::size_t size_of(cublasLtMatrixLayoutAttribute_t attribute) {
+  switch (attribute) {
+    case CUBLASLT_MATRIX_LAYOUT_ORDER:
+    case CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT:
+      return sizeof(std::int32_t);
+    case CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET:
+      return sizeof(std::int64_t);
+    default:
+      return 0;
+  }
+}
+
+std::size_t size_of(cublasLtMatmulPreferenceAttributes_t attribute) {
+  switch (attribute) {
+    case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
+      return sizeof(std::uint64_t);
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES:
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES:
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES:
+      return sizeof(std::uint32_t);
+    default:
+      return 0;
+  }
+}
 
 /// What the double keeps in the opaque bytes of an algorithm: the promises under which it was chosen.
 struct Algorithm {
@@ -264,7 +310,7 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t handl
 cublasStatus_t CUBLASWINAPI cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t handle,
                                                            cublasLtMatmulDescAttributes_t attribute, const void* value,
                                                            std::size_t bytes) {
-  return of<Operands>(handle).set(attribute, value, bytes);
+  return of<Operands>(handle).set(attribute, value, bytes, choir::simgpu::size_of(attribute));
 }
 
 cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* made, cudaDataType type,
@@ -284,7 +330,7 @@ cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t h
 cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t handle,
                                                              cublasLtMatrixLayoutAttribute_t attribute,
                                                              const void* value, std::size_t bytes) {
-  return of<Matrix>(handle).set(attribute, value, bytes);
+  return of<Matrix>(handle).set(attribute, value, bytes, choir::simgpu::size_of(attribute));
 }
 
 cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* made) {
@@ -298,7 +344,7 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceDestroy(cublasLtMatmulPrefer
 cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t handle,
                                                                  cublasLtMatmulPreferenceAttributes_t attribute,
                                                                  const void* value, std::size_t bytes) {
-  return of<Preferences>(handle).set(attribute, value, bytes);
+  return of<Preferences>(handle).set(attribute, value, bytes, choir::simgpu::size_of(attribute));
 }
 
 cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t operands,
@@ -364,6 +410,6 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_
     operation.accesses.push_back(
         {.begin = workspace, .bytes = static_cast<std::int64_t>(workspace_bytes), .write = true});
   operation.run = [=] { multiply(operands, times, a, la, b, lb, plus, c, lc, d, ld); };
-  choir::simgpu::enqueue(stream, std::move(operation));
-  return CUBLAS_STATUS_SUCCESS;
+  return choir::simgpu::enqueue(stream, std::move(operation)) == cudaSuccess ? CUBLAS_STATUS_SUCCESS
+                                                                             : CUBLAS_STATUS_EXECUTION_FAILED;
 }

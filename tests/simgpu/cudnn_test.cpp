@@ -1,4 +1,4 @@
-// Which implementation of attention is chosen, and what is said about it, where cuDNN refuses every graph.
+// Which implementation of attention is chosen, and what is said about it, if cuDNN refuses every graph.
 #include <gtest/gtest.h>
 
 #include <string>

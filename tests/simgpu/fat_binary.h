@@ -11,7 +11,7 @@ struct EmbeddedPtx {
   std::string_view text;  ///< of the program's own memory
 };
 
-/// `wrapper` is what __cudaRegisterFatBinary is given. Throws std::runtime_error where it is not understood.
+/// `wrapper` is what __cudaRegisterFatBinary is given. Throws std::runtime_error if it is not understood.
 std::vector<EmbeddedPtx> embedded_ptx(const void* wrapper);
 
 /// Of the whole program: what has been registered so far, each fat binary's list.

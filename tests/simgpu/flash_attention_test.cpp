@@ -5,7 +5,7 @@
 // result that sums n products of probabilities is therefore off by
 //   4 u sqrt(n + width) (1 + largest score magnitude) * its magnitude,   plus its own rounding to T
 // (tests/kernels/attention_test.cpp; u = half_ulp<float>(), and 4 standard deviations of a sum of random roundings).
-// Where T is bf16 the GPU also rounds the probabilities and their slopes: half_ulp<bf16>() of the magnitude at most.
+// If T is bf16 the GPU also rounds the probabilities and their slopes: half_ulp<bf16>() of the magnitude at most.
 #include "kernels/cuda/flash_attention.h"
 
 #include <algorithm>
@@ -221,7 +221,7 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
           << "lse [" << n << "]";
     }
   }
-  // Where a result is exactly 0 or untouched its magnitude is 0, and so is what it may be off by.
+  // If a result is exactly 0 or untouched, its magnitude is 0, and so is what it may be off by.
   expect_agreement(of_gpu.out, of_cpu.out, m.out, roundings(s.kv_length), "out");
   expect_agreement(of_gpu.dq, of_cpu.dq, m.dq, roundings(s.kv_length), "dq");
   expect_agreement(of_gpu.dkv, of_cpu.dkv, m.dkv, roundings(s.q_length * s.group_size), "dk and dv");

@@ -1,8 +1,8 @@
-// The linear layer's operations on the simulated GPU: fused into the products, the same where cuBLASLt refuses to fuse,
+// The linear layer's operations on the simulated GPU: fused into the products, the same if cuBLASLt refuses to fuse,
 // and on device `count`.
 //
 // With u half a unit in the last place of 1 in the elements' type T, v in f32, and s a sum of k products whose absolute
-// values add up to S, a product is off by e = (k + 2) v S, and by u |bias| where the bias is rounded. Results of both
+// values add up to S, a product is off by e = (k + 2) v S, and by u |bias| if the bias is rounded. Results of both
 // ways are off by twice that, times the slope of gelu, at most 1.13, and each by its own rounding to T. Apart, the
 // kernel of the activation reads s rounded to T: 1.13 u |s| in the activation and u |s gelu'| in its gradient; its
 // formula is good to 40 v |s| (activation_cuda_test.cpp: the argument of exp rounds with its size, where the gate is

@@ -38,7 +38,7 @@ class MemoryChecker {
   void mark_initialised(const void* begin, std::int64_t bytes);
   void mark_uninitialised(const void* begin, std::int64_t bytes);
 
-  /// Empty where [begin, begin + bytes) lies in one live allocation; else what is wrong: "4 bytes after the end of the
+  /// Empty if [begin, begin + bytes) lies in one live allocation; else what is wrong: "4 bytes after the end of the
   /// 256-byte allocation at 0x...".
   std::string outside(const void* begin, std::int64_t bytes) const;
   /// The first byte of [begin, begin + bytes) that nothing has written, or null.

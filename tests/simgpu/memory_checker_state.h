@@ -1,7 +1,7 @@
 // The inside of MemoryChecker: what a launch asks at every access.
 //
 // A cell of shadow memory remembers the last write and the last reads of a few bytes, with a stamp: which block, how
-// many __syncthreads before, which thread, and that thread's clock. Two accesses are ordered where the first belongs to
+// many __syncthreads before, which thread, and that thread's clock. Two accesses are ordered if the first belongs to
 // an earlier launch, to the same block before a __syncthreads, to the same thread, or to a lane that a __syncwarp of
 // both has joined since (vector clocks: Mattern, 1989; as in FastTrack, Flanagan and Freund, 2009).
 #pragma once
@@ -32,7 +32,7 @@ struct Cell {
   bool many_warps = false;    ///< other warps or blocks have read as well
 };
 
-/// What is wrong with an access; kind is null where nothing is.
+/// What is wrong with an access; kind is null if nothing is.
 struct Problem {
   const char* kind = nullptr;
   Stamp other;  ///< of a race
@@ -135,7 +135,7 @@ struct MemoryChecker::State {
   Problem access(Allocation&, std::uintptr_t address, std::int64_t bytes, AccessKind, int thread);
   /// The same of the block's shared memory.
   Problem access_shared(ShadowPages&, std::int64_t offset, std::int64_t bytes, AccessKind, int thread);
-  /// The lanes `lanes` of a warp read shared memory that another lane of it has just read. True where they need no
+  /// The lanes `lanes` of a warp read shared memory that another lane of it has just read. True if they need no
   /// check but that one.
   bool join_readers(ShadowPages&, std::int64_t offset, std::int64_t bytes, int warp_index, std::uint32_t lanes);
   /// Shared memory that a copy will fill later: nobody may read it yet.

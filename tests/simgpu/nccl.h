@@ -3,7 +3,7 @@
 // Ranks are processes of one machine or threads of one process; both meet in shared memory. A collective is an
 // operation in a stream of the simulated GPU: it runs when it has come to the head of its stream on every rank.
 // Between ranks the call, count, type, reduction, root and Choir's label are compared: what differs is a finding
-// "collective mismatch", and where the calls do not fit together, the results are NaN.
+// "collective mismatch", and if the calls do not fit together, the results are NaN.
 //
 // Sums run in rank order; each hop is rounded to the type, as on a ring of GPUs. The maximum of a number and NaN is the
 // number, as in NCCL's kernels.

@@ -1,7 +1,7 @@
 // The shared memory in which the ranks of one communicator of the double of NCCL meet.
 //
 // Every pair of ranks has a channel for messages, every rank a slot for collectives; each is a mailbox that holds one
-// piece at a time. Nothing here blocks: who finds a mailbox full or empty comes again.
+// piece at a time. Nothing here blocks: a call that finds a mailbox full or empty tries again later.
 #pragma once
 
 #include <atomic>
@@ -32,13 +32,15 @@ class Arena {
     std::atomic<Presence> presence;
     std::atomic<std::int64_t> splits, splits_read;
     std::int32_t color, key;  ///< of the last split
+    char bus[32];             ///< of the GPU, once `has_bus`; in communicators that were not split from another one
+    std::atomic<bool> has_bus;
   };
   struct alignas(64) Channel {
     std::atomic<std::int64_t> posted, taken;
     CallSignature signature;  ///< of the message whose first piece was posted last
   };
 
-  /// Opens or creates the memory called `name` and adds this rank. Throws std::runtime_error where that fails.
+  /// Opens or creates the memory called `name` and adds this rank. Throws std::runtime_error if that fails.
   Arena(const std::string& name, int ranks);
   ~Arena();
   Arena(const Arena&) = delete;

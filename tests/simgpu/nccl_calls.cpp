@@ -129,7 +129,9 @@ NcclCall::NcclCall(std::shared_ptr<Endpoint> endpoint, bool arrives)
 bool NcclCall::ready() {
   if (endpoint_->finished != number_) return false;
   if (endpoint_->aborted) return true;
-  if (!ended_) ended_ = arrives_ && advance();  // asked again where the simulator ran another stream first
+  if (!arrives_ && endpoint_->late_error != ncclSuccess && host_waits())
+    endpoint_->error = endpoint_->late_error.load();
+  if (!ended_) ended_ = arrives_ && advance();  // asked again if the simulator ran another stream first
   return ended_;
 }
 
@@ -184,7 +186,7 @@ std::int64_t Collective::piece() const {
   return std::min(Arena::slot_bytes / (bytes_of(arguments_.type) * blocks()), arguments_.count - done_);
 }
 
-/// This rank's part of the next piece, once everyone has read the last one. False where someone has not.
+/// This rank's part of the next piece, once everyone has read the last one. False if a rank has not.
 bool Collective::deposit() {
   for (int r = 0; r < endpoint().ranks; ++r)
     if (arena().member(r).consumed < endpoint().pieces) return false;

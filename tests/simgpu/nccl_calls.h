@@ -27,6 +27,7 @@ struct Endpoint {
 
   std::atomic<bool> aborted = false;
   std::atomic<ncclResult_t> error = ncclSuccess;
+  std::atomic<ncclResult_t> late_error = ncclSuccess;  ///< becomes `error` while the program waits for the GPU
 
   // The thread that makes the calls counts these,
   std::atomic<std::int64_t> calls = 0, collectives = 0, splits = 0;
@@ -38,7 +39,7 @@ struct Endpoint {
   void report(const std::string& what);  ///< a finding "collective mismatch", the first time
 };
 
-std::int64_t bytes_of(ncclDataType_t type);  ///< of an element; 0 where the double does not know the type
+std::int64_t bytes_of(ncclDataType_t type);  ///< of an element; 0 if the double does not know the type
 
 class NcclCall {
  public:

@@ -24,7 +24,7 @@ inline std::string planted_ptx(const std::string& file, int target) {
 template <class T>
 class CheckedArray {
  public:
-  /// Initialised where values are given.
+  /// Initialised if values are given.
   CheckedArray(MemoryChecker& checker, std::vector<T> values) : CheckedArray(checker, std::move(values), true) {}
   CheckedArray(MemoryChecker& checker, std::size_t count) : CheckedArray(checker, std::vector<T>(count), false) {}
   ~CheckedArray() { checker_.remove_allocation(values_.data()); }

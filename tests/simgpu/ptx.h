@@ -1,7 +1,7 @@
 // An interpreter of the PTX that nvcc emits: every thread of every block runs, in an order of the seed's choosing.
 //
 // With seed 0 blocks and warps run in their order, else in one of the seed's. A warp runs until all of its lanes wait,
-// those at the same instruction together; but where seed % 64 is 1 each lane runs alone until it waits, in an order
+// those at the same instruction together; but if seed % 64 is 1 each lane runs alone until it waits, in an order
 // that knows no warps.
 //
 // It runs what was compiled, so it puts no constraint on the sources. An instruction that it does not know is an

@@ -131,7 +131,7 @@ void Grid::run_block(Extent block) {
   }
 }
 
-/// Lets the threads go on where all that have not exited wait at a block barrier.
+/// Lets the threads go on if all that have not exited wait at a block barrier.
 bool Grid::release_block_barrier() {
   int waiting = 0;
   for (const WarpState& state : warps_) waiting += std::popcount(state.at_block_barrier);

@@ -1,7 +1,7 @@
 // One launch in the interpreter: its threads, their registers, shared and local memory; run block by block.
 //
 // The lanes of a warp that are at the same instruction run it together: it is fetched and decoded once for all of them,
-// and where they are the whole warp the loop over them vectorises. Nothing may rely on that: lanes that part meet again
+// and if they are the whole warp the loop over them vectorises. Nothing may rely on that: lanes that part meet again
 // when those furthest behind have caught up, and the checker orders two lanes by barriers alone.
 #pragma once
 
@@ -28,7 +28,7 @@ void each_lane(Lanes lanes, Body&& body) {
   for (; lanes != 0; lanes &= lanes - 1) body(std::countr_zero(lanes));
 }
 
-/// Thrown where a kernel cannot go on; the finding is in the result already.
+/// Thrown if a kernel cannot go on; the finding is in the result already.
 struct Stopped {};
 
 class Grid {
@@ -115,7 +115,7 @@ class Grid {
   std::uint64_t& value(const Operand& o, int thread) { return value(o.reg, thread); }
   std::uint64_t address(const Operand& o, int thread) { return value(o, thread) + static_cast<std::uint64_t>(o.value); }
   bool predicate(const Operand& o, int thread) { return ((value(o, thread) & 1) != 0) != o.negated; }
-  /// Operand i of a vector, or the operand itself where it is none.
+  /// Operand i of a vector, or the operand itself if it is not a vector.
   const Operand& part(const Operand& o, int i) const {
     return o.count > 0 ? kernel_.vectors[static_cast<std::size_t>(o.value + i)] : o;
   }

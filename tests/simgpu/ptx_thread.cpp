@@ -67,7 +67,7 @@ Bits minimum_or_maximum(const Instruction& in, Bits a, Bits b) {
   return zero_extended(less == wants_minimum ? a : b, in.type);
 }
 
-/// The full product, of which `multiply` takes the low half, the high half or, where it is wide, all.
+/// The full product, of which `multiply` takes the low half, the high half or, if it is wide, all.
 Bits product(const Instruction& in, Bits a, Bits b) {
   const Type type = in.type;
   const int width = 8 * bytes_of(type);
@@ -117,7 +117,7 @@ Bits to_integer(double value, Type type) {
                        type);
 }
 
-/// Where `mode` is plain: to nearest. Narrowing toward zero cuts the mantissa.
+/// If `mode` is plain: to nearest. Narrowing toward zero cuts the mantissa.
 Bits float_to_float(const Instruction& in, Bits bits) {
   double value = to_double(bits, in.from);
   const bool narrows = bytes_of(in.type) < bytes_of(in.from);

@@ -16,7 +16,7 @@ float element(std::uint64_t bits, int half, Type type) {
 
 }  // namespace
 
-/// The operation runs when all lanes of the mask that have not exited have come to it. True where these are `lanes`;
+/// The operation runs when all lanes of the mask that have not exited have come to it. True if these are `lanes`;
 /// else they wait.
 bool Grid::runs_at_once(const Instruction& in, int warp_index, Lanes lanes) {
   const int first = warp_index * warp;
@@ -171,7 +171,7 @@ void Grid::warp_reduce(const Instruction& in, int first, Lanes mask) {
 }
 
 /// ldmatrix: lane 8 m + i gives the address of row i of matrix m, 16 bytes; lane t gets two elements of row t / 4, or
-/// of column t / 4 where transposed.
+/// of column t / 4 if transposed.
 void Grid::load_matrix(const Instruction& in, int first) {
   const Operand& to = in.operands[0];
   const int matrices = std::max<int>(1, to.count);
@@ -222,7 +222,7 @@ void Grid::mma(const Instruction& in, int first) {
 namespace {
 
 // How the hardware spreads a wmma fragment over the lanes is not specified, so that no program may rely on it: here
-// element e of lane t is matrix element `scattered(t, e)`, where nobody expects it.
+// element e of lane t is matrix element `scattered(t, e)`, which is not the documented place.
 int scattered(int lane, int e, int count) { return ((e * 32 + lane) * 37 + 5) % count; }
 
 }  // namespace

@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <stdexcept>
 #include <utility>
 
 #include "tests/simgpu/nvtx.h"
@@ -47,6 +46,14 @@ Options options_from_environment() {
   integer("MEMORY", options.memory_bytes);
   integer("SEED", options.seed);
   integer("CHECK", options.check);
+  integer("SHARED", options.shared);
+  const auto fault = [&](const char* name, int& number) {
+    const char *given = text(name), *rank = std::getenv("OMPI_COMM_WORLD_RANK");
+    if (given == nullptr || std::atoi(given) != (rank == nullptr ? 0 : std::atoi(rank))) return;
+    number = std::atoi(std::strchr(given, ':') + 1);
+  };
+  fault("FAIL_OPERATION", options.failing_operation);
+  fault("FAIL_COLLECTIVE", options.failing_collective);
   if (const char* given = text("HANG")) options.hang_seconds = std::stod(given);
   if (const char* given = text("ORDER")) {
     const std::string order = given;
@@ -55,6 +62,8 @@ Options options_from_environment() {
   return options;
 }
 
+bool host_waits() { return simulator().host_waits(); }
+const Options& options() { return simulator().options(); }
 std::vector<Finding> take_findings() { return simulator().take_findings(); }
 void add_finding(Finding finding) { simulator().add_finding(std::move(finding)); }
 std::vector<KernelTraffic> traffic() { return simulator().traffic(); }
@@ -63,10 +72,7 @@ void fail_device(cudaError_t error, int after) { simulator().fail_device(error, 
 std::vector<std::string> open_ranges() { return nvtx_ranges(); }
 const std::vector<std::vector<EmbeddedPtx>>& registered_ptx() { return simulator().fat_binaries(); }
 
-void enqueue(cudaStream_t stream, Operation operation) {
-  if (simulator().add(stream, std::move(operation)) != cudaSuccess)
-    throw std::runtime_error("an operation for a stream that does not exist");
-}
+cudaError_t enqueue(cudaStream_t stream, Operation operation) { return simulator().add(stream, std::move(operation)); }
 
 namespace {
 
@@ -86,6 +92,7 @@ HostThread& host_thread() {
   return thread;
 }
 
+/// cudaErrorNotReady is not an error: the CUDA programming guide says that cudaGetLastError does not report it.
 cudaError_t noted(cudaError_t result) {
   if (result != cudaSuccess && result != cudaErrorNotReady) host_thread().last_error = result;
   return result;
@@ -119,7 +126,7 @@ cudaError_t CUDARTAPI cudaGetDeviceCount(int* count) {
 cudaError_t CUDARTAPI cudaSetDevice(int device) {
   if (device < 0 || device >= simulator().options().devices) return noted(cudaErrorInvalidDevice);
   host_thread().device = device;
-  return cudaSuccess;
+  return noted(simulator().device_state());
 }
 cudaError_t CUDARTAPI cudaGetDevice(int* device) {
   *device = host_thread().device;
@@ -168,13 +175,18 @@ cudaError_t CUDARTAPI cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribut
   return cudaSuccess;
 }
 cudaError_t CUDARTAPI cudaDeviceGetPCIBusId(char* bus, int length, int device) {
-  // Another process's simulated GPU is another GPU.
-  std::snprintf(bus, static_cast<std::size_t>(length), "%04x:%02x:00.0", static_cast<unsigned>(getpid()) & 0xffff,
-                static_cast<unsigned>(device));
+  constexpr int shortest = 13;
+  const auto& options = simulator().options();
+  if (device < 0 || device >= options.devices) return noted(cudaErrorInvalidDevice);
+  if (bus == nullptr || length < shortest) return noted(cudaErrorInvalidValue);
+  const unsigned domain = options.shared ? 0 : static_cast<unsigned>(getpid()) & 0xffff;
+  std::snprintf(bus, static_cast<std::size_t>(length), "%04x:%02x:00.0", domain, static_cast<unsigned>(device));
   return cudaSuccess;
 }
-cudaError_t CUDARTAPI cudaDeviceCanAccessPeer(int* can, int, int) {
-  *can = 1;
+cudaError_t CUDARTAPI cudaDeviceCanAccessPeer(int* can, int device, int peer) {
+  const int devices = simulator().options().devices;
+  if (device < 0 || device >= devices || peer < 0 || peer >= devices) return noted(cudaErrorInvalidDevice);
+  *can = device != peer ? 1 : 0;
   return cudaSuccess;
 }
 cudaError_t CUDARTAPI cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
@@ -209,22 +221,29 @@ cudaError_t CUDARTAPI cudaHostAlloc(void** address, std::size_t bytes, unsigned)
 cudaError_t CUDARTAPI cudaMallocAsync(void** address, std::size_t bytes, cudaStream_t stream) {
   return noted(simulator().allocate(address, signed_size(bytes), false, &stream));
 }
-cudaError_t CUDARTAPI cudaFree(void* address) { return noted(simulator().free_now(address)); }
-cudaError_t CUDARTAPI cudaFreeHost(void* address) { return noted(simulator().free_now(address)); }
+cudaError_t CUDARTAPI cudaFree(void* address) { return noted(simulator().free_now(address, false)); }
+cudaError_t CUDARTAPI cudaFreeHost(void* address) { return noted(simulator().free_now(address, true)); }
 cudaError_t CUDARTAPI cudaFreeAsync(void* address, cudaStream_t stream) {
   return noted(simulator().free_in_stream(address, stream));
 }
-cudaError_t CUDARTAPI cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int) {
-  *pool = nullptr;  // there is one, and nothing about it can be set
+// A pool is the number of its device, plus one.
+cudaError_t CUDARTAPI cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device) {
+  if (device < 0 || device >= simulator().options().devices) return noted(cudaErrorInvalidDevice);
+  *pool = reinterpret_cast<cudaMemPool_t>(static_cast<std::uintptr_t>(device) + 1);
   return cudaSuccess;
 }
-cudaError_t CUDARTAPI cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
-cudaError_t CUDARTAPI cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
-  return noted(simulator().copy(to, from, signed_size(bytes), nullptr, false));
+cudaError_t CUDARTAPI cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value) {
+  const auto number = reinterpret_cast<std::uintptr_t>(pool);
+  const bool known = number > 0 && number <= static_cast<std::uintptr_t>(simulator().options().devices);
+  if (!known || attribute != cudaMemPoolAttrReleaseThreshold || value == nullptr) return noted(cudaErrorInvalidValue);
+  return cudaSuccess;  // how long a pool keeps memory cannot be seen here
 }
-cudaError_t CUDARTAPI cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+cudaError_t CUDARTAPI cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  return noted(simulator().copy(to, from, signed_size(bytes), kind, nullptr, false));
+}
+cudaError_t CUDARTAPI cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind,
                                       cudaStream_t stream) {
-  return noted(simulator().copy(to, from, signed_size(bytes), stream, true));
+  return noted(simulator().copy(to, from, signed_size(bytes), kind, stream, true));
 }
 cudaError_t CUDARTAPI cudaMemset(void* to, int value, std::size_t bytes) {
   return noted(simulator().set(to, value, signed_size(bytes), nullptr, false));
@@ -235,23 +254,26 @@ cudaError_t CUDARTAPI cudaMemsetAsync(void* to, int value, std::size_t bytes, cu
 
 // --- streams and events
 
-cudaError_t CUDARTAPI cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
-  return noted(simulator().create_stream(stream));
+cudaError_t CUDARTAPI cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
+  if (flags > cudaStreamNonBlocking) return noted(cudaErrorInvalidValue);
+  return noted(simulator().create_stream(stream, host_thread().device));
 }
-cudaError_t CUDARTAPI cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  return noted(simulator().create_stream(stream));
+cudaError_t CUDARTAPI cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  return cudaStreamCreateWithPriority(stream, flags, 0);
 }
 cudaError_t CUDARTAPI cudaStreamDestroy(cudaStream_t stream) { return noted(simulator().destroy_stream(stream)); }
 cudaError_t CUDARTAPI cudaStreamSynchronize(cudaStream_t stream) {
   return noted(simulator().synchronize_stream(stream));
 }
 cudaError_t CUDARTAPI cudaStreamQuery(cudaStream_t stream) { return noted(simulator().query_stream(stream)); }
-cudaError_t CUDARTAPI cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+cudaError_t CUDARTAPI cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+  if (flags != cudaEventWaitDefault) return noted(cudaErrorInvalidValue);
   return noted(simulator().wait_for_event(stream, event));
 }
-cudaError_t CUDARTAPI cudaEventCreate(cudaEvent_t* event) { return noted(simulator().create_event(event)); }
-cudaError_t CUDARTAPI cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  return noted(simulator().create_event(event));
+cudaError_t CUDARTAPI cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
+  if (flags != cudaEventDisableTiming)
+    return noted(cudaErrorInvalidValue);  // the simulated GPU has no speed to measure
+  return noted(simulator().create_event(event, host_thread().device));
 }
 cudaError_t CUDARTAPI cudaEventDestroy(cudaEvent_t event) { return noted(simulator().destroy_event(event)); }
 cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
@@ -259,9 +281,11 @@ cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 cudaError_t CUDARTAPI cudaEventSynchronize(cudaEvent_t event) { return noted(simulator().synchronize_event(event)); }
 cudaError_t CUDARTAPI cudaEventQuery(cudaEvent_t event) { return noted(simulator().query_event(event)); }
-cudaError_t CUDARTAPI cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
-  *milliseconds = 0;  // it has no speed
-  return cudaSuccess;
+
+// The headers of cudnn-frontend name these; nobody calls them. Every event here was created without timing.
+cudaError_t CUDARTAPI cudaEventCreate(cudaEvent_t*) { return noted(cudaErrorNotSupported); }
+cudaError_t CUDARTAPI cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t) {
+  return noted(cudaErrorInvalidResourceHandle);
 }
 
 // --- errors
@@ -322,21 +346,14 @@ const char* CUDARTAPI cudaGetErrorString(cudaError_t error) {
 cudaError_t CUDARTAPI cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   RegisteredKernel* kernel = simulator().kernel(function);
   if (kernel == nullptr) return noted(cudaErrorInvalidDeviceFunction);
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value > choir::simgpu::most_shared_bytes(simulator().options().compute_capability))
-    return noted(cudaErrorInvalidValue);
-  kernel->most_dynamic_shared_bytes = value;
-  return cudaSuccess;
-}
-cudaError_t CUDARTAPI cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, std::size_t) {
-  *blocks = 1;
-  return cudaSuccess;
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return noted(cudaErrorInvalidValue);
+  return noted(simulator().allow_dynamic_shared(*kernel, value));
 }
 cudaError_t CUDARTAPI cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments,
                                        std::size_t shared_bytes, cudaStream_t stream) {
   RegisteredKernel* kernel = simulator().kernel(function);
   if (kernel == nullptr) return noted(cudaErrorInvalidDeviceFunction);
-  return noted(simulator().launch(*kernel, grid, block, arguments, shared_bytes, stream));
+  return noted(simulator().launch(*kernel, grid, block, arguments, shared_bytes, stream, host_thread().device));
 }
 cudaError_t CUDARTAPI __cudaGetKernel(cudaKernel_t* handle, const void* function) {
   *handle = reinterpret_cast<cudaKernel_t>(simulator().kernel(function));
@@ -345,8 +362,8 @@ cudaError_t CUDARTAPI __cudaGetKernel(cudaKernel_t* handle, const void* function
 cudaError_t CUDARTAPI __cudaLaunchKernel(cudaKernel_t handle, dim3 grid, dim3 block, void** arguments,
                                          std::size_t shared_bytes, cudaStream_t stream) {
   if (handle == nullptr) return noted(cudaErrorInvalidDeviceFunction);
-  return noted(
-      simulator().launch(*reinterpret_cast<RegisteredKernel*>(handle), grid, block, arguments, shared_bytes, stream));
+  return noted(simulator().launch(*reinterpret_cast<RegisteredKernel*>(handle), grid, block, arguments, shared_bytes,
+                                  stream, host_thread().device));
 }
 unsigned CUDARTAPI __cudaPushCallConfiguration(dim3 grid, dim3 block, std::size_t shared_bytes, CUstream_st* stream) {
   host_thread().configuration = {.grid = grid, .block = block, .shared_bytes = shared_bytes, .stream = stream};

@@ -28,17 +28,22 @@ struct Options {
   unsigned seed = 1;
   bool check = true;         ///< shadow memory of kernels, happens-before of streams
   double hang_seconds = 60;  ///< an operation that waits longer is a finding "hang"
+  bool shared = false;       ///< every process of the machine sees the same GPUs; else each has GPUs of its own
+  int failing_operation = -1, failing_collective = -1;  ///< as fail_device() and fail_collective(); -1: none
 };
 
-/// From CHOIR_SIMGPU_{DEVICES,CAPABILITY,MEMORY,ORDER,SEED,CHECK,HANG}: for whole programs under test.
+/// From CHOIR_SIMGPU_{DEVICES,CAPABILITY,MEMORY,ORDER,SEED,CHECK,HANG,SHARED}: for whole programs under test.
+/// CHOIR_SIMGPU_FAIL_{OPERATION,COLLECTIVE}=RANK:NUMBER: on this rank of mpirun, the operation after so many others
+/// ends with an illegal address, or the collective never ends, which NCCL reports while the program waits for the GPU.
 Options options_from_environment();
+const Options& options();
 
 /// Starts over: frees everything, forgets all findings. Called with options_from_environment() by the first CUDA call
-/// of a process where nobody has called it.
+/// of a process that has not called it.
 void configure(const Options&);
 
 /// What was found since the last call, after everything enqueued has run. A process that ends with findings that
-/// nobody has taken prints them and exits with code 86; so does one that leaks device memory, streams or events.
+/// were not taken prints them and exits with code 86; so does one that leaks device memory, streams or events.
 std::vector<Finding> take_findings();
 void add_finding(Finding);
 
@@ -57,7 +62,11 @@ struct Operation {
   std::function<bool()> ready;   ///< null: at once. Polled while the operation heads its stream; must not block
   std::function<void()> run;     ///< on the simulator's thread
 };
-void enqueue(cudaStream_t stream, Operation operation);
+/// cudaErrorInvalidResourceHandle for a stream that does not exist, or the error that is left on the GPU.
+cudaError_t enqueue(cudaStream_t stream, Operation operation);
+
+/// A thread of the program waits for the GPU.
+bool host_waits();
 
 /// The NVTX ranges that are open on the calling thread, outermost first: Choir's labels.
 std::vector<std::string> open_ranges();

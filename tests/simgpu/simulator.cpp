@@ -61,6 +61,7 @@ void Simulator::start(Lock&) {
   if (!configured_) {
     options_ = options_from_environment();
     random_.seed(options_.seed);
+    set_fault();
     configured_ = true;
   }
   if (streams_.empty()) {  // the stream of calls that name none
@@ -83,10 +84,15 @@ void Simulator::clear(Lock& lock) {
   events_.clear();
   findings_.clear();
   traffic_.clear();
-  host_.clear();
+  hosts_.clear();
   allocated_ = 0;
   allocations_until_failure_ = operations_until_failure_ = -1;
   failure_ = broken_ = cudaSuccess;
+}
+
+void Simulator::set_fault() {
+  operations_until_failure_ = options_.failing_operation;
+  failure_ = cudaErrorIllegalAddress;
 }
 
 void Simulator::configure(const Options& options) {
@@ -94,6 +100,7 @@ void Simulator::configure(const Options& options) {
   clear(lock);
   options_ = options;
   random_.seed(options.seed);
+  set_fault();
   configured_ = true;
   for (auto& [function, kernel] : kernels_) kernel.most_dynamic_shared_bytes = 48 << 10;
   start(lock);
@@ -103,6 +110,16 @@ const Options& Simulator::options() {
   Lock lock(mutex_);
   start(lock);
   return options_;
+}
+
+bool Simulator::host_waits() {
+  const Lock lock(mutex_);
+  return waiting_ > 0;
+}
+
+cudaError_t Simulator::device_state() {
+  const Lock lock(mutex_);
+  return broken_;
 }
 
 // --- the thread that runs operations
@@ -203,7 +220,7 @@ void Simulator::execute(SimulatedStream& stream, Lock& lock) {
   progress_.notify_all();
 }
 
-/// Waits for the device; false where nothing has happened for too long, which is a finding.
+/// Waits for the device; false if nothing has happened for too long, which is a finding.
 bool Simulator::wait_until(Lock& lock, const std::function<bool()>& done) {
   const auto finished_operations = [&] {
     std::uint64_t count = 0;
@@ -254,12 +271,20 @@ std::string Simulator::name_of(const Task& task, const SimulatedStream& stream) 
   return text + " (stream " + std::to_string(stream.id) + ")";
 }
 
+/// A thread that is new here was started by one that knew what all know.
+Clock& Simulator::host() {
+  const auto [found, is_new] = hosts_.try_emplace(std::this_thread::get_id());
+  if (is_new)
+    for (const auto& [thread, clock] : hosts_) join(found->second, clock);
+  return found->second;
+}
+
 void Simulator::push(SimulatedStream& stream, Task task) {
   const std::vector<std::string> ranges = open_ranges();
   if (!ranges.empty()) task.label = ranges.back();
   task.number = ++stream.enqueued;
   task.order = next_order_++;
-  task.host = host_;
+  task.host = host();
   stream.queue.push_back(std::move(task));
   work_.notify_all();
 }
@@ -378,7 +403,9 @@ cudaError_t Simulator::allocate(void** address, std::int64_t bytes, bool pinned,
   Lock lock(mutex_);
   start(lock);
   *address = nullptr;
+  if (broken_ != cudaSuccess) return broken_;
   if (bytes == 0) return cudaSuccess;
+  if (in_stream != nullptr && find(*in_stream) == nullptr) return cudaErrorInvalidResourceHandle;
   const auto fits = [&] { return pinned || allocated_ + bytes <= options_.memory_bytes; };
   if (!fits())  // what is freed in some stream may still be on its way
     wait_until(lock,
@@ -397,7 +424,6 @@ cudaError_t Simulator::allocate(void** address, std::int64_t bytes, bool pinned,
   }
   if (in_stream != nullptr) {  // others may use it only after the stream has come here
     SimulatedStream* stream = find(*in_stream);
-    if (stream == nullptr) return cudaErrorInvalidResourceHandle;
     Task task;
     task.operation.name = "cudaMallocAsync";
     push(*stream, std::move(task));
@@ -413,7 +439,7 @@ cudaError_t Simulator::allocate(void** address, std::int64_t bytes, bool pinned,
   return cudaSuccess;
 }
 
-/// The memory stays known for a while, full of NaN and uninitialised, so that whoever uses it later is found.
+/// The memory stays known for a while, full of NaN and uninitialised, so that a later use of it is found.
 void Simulator::free(SimulatedMemory& memory, const std::string& by) {
   constexpr std::int64_t most_kept = 16 << 20;
   const auto bytes = static_cast<std::int64_t>(memory.end - memory.begin);
@@ -444,11 +470,13 @@ void Simulator::release(std::uintptr_t begin) {
   memory_.erase(found);
 }
 
-cudaError_t Simulator::free_now(void* address) {
+cudaError_t Simulator::free_now(void* address, bool pinned) {
   if (address == nullptr) return cudaSuccess;
   Lock lock(mutex_);
   SimulatedMemory* memory = memory_at(number(address));
-  if (memory == nullptr || memory->begin != number(address) || !memory->freed_by.empty()) return cudaErrorInvalidValue;
+  if (broken_ != cudaSuccess) return broken_;
+  if (memory == nullptr || memory->begin != number(address) || !memory->freed_by.empty() || memory->pinned != pinned)
+    return cudaErrorInvalidValue;
   wait_until(lock,
              [&] { return std::all_of(streams_.begin(), streams_.end(), [](auto& s) { return s->queue.empty(); }); });
   free(*memory, "cudaFree");
@@ -460,6 +488,8 @@ cudaError_t Simulator::free_in_stream(void* address, cudaStream_t handle) {
   Lock lock(mutex_);
   SimulatedStream* stream = find(handle);
   const SimulatedMemory* memory = memory_at(number(address));
+  if (broken_ != cudaSuccess) return broken_;
+  if (memory != nullptr && memory->pinned) return cudaErrorInvalidValue;
   if (stream == nullptr || memory == nullptr || memory->begin != number(address) || !memory->freed_by.empty())
     return cudaErrorInvalidValue;
   Task task;
@@ -480,6 +510,7 @@ cudaError_t Simulator::free_in_stream(void* address, cudaStream_t handle) {
 cudaError_t Simulator::memory_info(std::size_t* free, std::size_t* total) {
   Lock lock(mutex_);
   start(lock);
+  if (broken_ != cudaSuccess) return broken_;
   *total = static_cast<std::size_t>(options_.memory_bytes);
   *free = static_cast<std::size_t>(options_.memory_bytes - allocated_);
   return cudaSuccess;
@@ -494,11 +525,13 @@ SimulatedStream* Simulator::find(cudaStream_t handle) {
   return nullptr;
 }
 
-cudaError_t Simulator::create_stream(cudaStream_t* handle) {
+cudaError_t Simulator::create_stream(cudaStream_t* handle, int device) {
   Lock lock(mutex_);
   start(lock);
+  if (broken_ != cudaSuccess) return broken_;
   streams_.push_back(std::make_unique<SimulatedStream>());
   streams_.back()->id = next_stream_++;
+  streams_.back()->device = device;
   *handle = reinterpret_cast<cudaStream_t>(streams_.back().get());
   return cudaSuccess;
 }
@@ -509,7 +542,7 @@ cudaError_t Simulator::destroy_stream(cudaStream_t handle) {
   if (stream == nullptr) return cudaErrorInvalidResourceHandle;
   wait_until(lock, [&] { return stream->queue.empty(); });
   std::erase_if(streams_, [&](const auto& s) { return s.get() == stream; });
-  return cudaSuccess;
+  return broken_;
 }
 
 cudaError_t Simulator::synchronize_stream(cudaStream_t handle) {
@@ -519,7 +552,7 @@ cudaError_t Simulator::synchronize_stream(cudaStream_t handle) {
   if (stream == nullptr) return cudaErrorInvalidResourceHandle;
   const std::uint64_t target = stream->enqueued;
   const cudaError_t result = finish_wait(lock, [&] { return stream->done >= target; });
-  join(host_, stream->clock);
+  join(host(), stream->clock);
   return result;
 }
 
@@ -528,8 +561,8 @@ cudaError_t Simulator::query_stream(cudaStream_t handle) {
   start(lock);
   SimulatedStream* stream = find(handle);
   if (stream == nullptr) return cudaErrorInvalidResourceHandle;
-  if (!stream->queue.empty()) return cudaErrorNotReady;
-  join(host_, stream->clock);
+  if (broken_ == cudaSuccess && !stream->queue.empty()) return cudaErrorNotReady;
+  join(host(), stream->clock);
   return broken_;
 }
 
@@ -538,15 +571,17 @@ cudaError_t Simulator::synchronize_device() {
   start(lock);
   const cudaError_t result = finish_wait(
       lock, [&] { return std::all_of(streams_.begin(), streams_.end(), [](auto& s) { return s->queue.empty(); }); });
-  for (const auto& stream : streams_) join(host_, stream->clock);
+  for (const auto& stream : streams_) join(host(), stream->clock);
   for (auto& [end, memory] : memory_) memory.touches.clear();  // all that follows is ordered after them
   return result;
 }
 
-cudaError_t Simulator::create_event(cudaEvent_t* handle) {
+cudaError_t Simulator::create_event(cudaEvent_t* handle, int device) {
   Lock lock(mutex_);
   start(lock);
+  if (broken_ != cudaSuccess) return broken_;
   auto event = std::make_shared<SimulatedEvent>();
+  event->device = device;
   *handle = reinterpret_cast<cudaEvent_t>(event.get());
   events_[*handle] = std::move(event);
   return cudaSuccess;
@@ -554,7 +589,7 @@ cudaError_t Simulator::create_event(cudaEvent_t* handle) {
 
 cudaError_t Simulator::destroy_event(cudaEvent_t handle) {
   const Lock lock(mutex_);
-  return events_.erase(handle) == 1 ? cudaSuccess : cudaErrorInvalidResourceHandle;
+  return events_.erase(handle) == 1 ? broken_ : cudaErrorInvalidResourceHandle;
 }
 
 cudaError_t Simulator::record_event(cudaEvent_t handle, cudaStream_t stream_handle) {
@@ -562,6 +597,9 @@ cudaError_t Simulator::record_event(cudaEvent_t handle, cudaStream_t stream_hand
   SimulatedStream* stream = find(stream_handle);
   const auto event = events_.find(handle);
   if (stream == nullptr || event == events_.end()) return cudaErrorInvalidResourceHandle;
+  if (broken_ != cudaSuccess) return broken_;
+  if (stream_handle == nullptr) note("null stream", "cudaEventRecord on the null stream, which orders everything");
+  if (stream_handle != nullptr && stream->device != event->second->device) return cudaErrorInvalidResourceHandle;
   Task task;
   task.operation.name = "cudaEventRecord";
   task.records = event->second;
@@ -575,6 +613,8 @@ cudaError_t Simulator::wait_for_event(cudaStream_t stream_handle, cudaEvent_t ha
   SimulatedStream* stream = find(stream_handle);
   const auto event = events_.find(handle);
   if (stream == nullptr || event == events_.end()) return cudaErrorInvalidResourceHandle;
+  if (broken_ != cudaSuccess) return broken_;
+  if (stream_handle == nullptr) note("null stream", "cudaStreamWaitEvent on the null stream, which orders everything");
   if (event->second->recorded == 0) {
     note("event", "cudaStreamWaitEvent on an event that was never recorded waits for nothing");
     return cudaSuccess;
@@ -594,7 +634,7 @@ cudaError_t Simulator::synchronize_event(cudaEvent_t handle) {
   const std::shared_ptr<SimulatedEvent> event = found->second;
   const std::uint64_t version = event->recorded;
   const cudaError_t result = finish_wait(lock, [&] { return event->done >= version; });
-  if (version > 0) join(host_, event->clocks[version]);
+  if (version > 0) join(host(), event->clocks[version]);
   return result;
 }
 
@@ -603,16 +643,18 @@ cudaError_t Simulator::query_event(cudaEvent_t handle) {
   const auto found = events_.find(handle);
   if (found == events_.end()) return cudaErrorInvalidResourceHandle;
   SimulatedEvent& event = *found->second;
+  if (broken_ != cudaSuccess) return broken_;
   if (event.done < event.recorded) return cudaErrorNotReady;
-  if (event.recorded > 0) join(host_, event.clocks[event.recorded]);
-  return broken_;
+  if (event.recorded > 0) join(host(), event.clocks[event.recorded]);
+  return cudaSuccess;
 }
 
 // --- work
 
 /// Copies from pinned memory read it when they run; copies from other host memory have read it when the call returns,
 /// and copies to such memory have ended then.
-cudaError_t Simulator::copy(void* to, const void* from, std::int64_t bytes, cudaStream_t handle, bool asynchronous) {
+cudaError_t Simulator::copy(void* to, const void* from, std::int64_t bytes, cudaMemcpyKind kind, cudaStream_t handle,
+                            bool asynchronous) {
   Lock lock(mutex_);
   start(lock);
   SimulatedStream* stream = find(handle);
@@ -623,6 +665,13 @@ cudaError_t Simulator::copy(void* to, const void* from, std::int64_t bytes, cuda
     note("null stream", "cudaMemcpyAsync on the null stream, which orders everything");
   const SimulatedMemory *source = memory_at(number(from)), *target = memory_at(number(to));
   const bool from_pinned = source != nullptr && source->pinned, to_pinned = target != nullptr && target->pinned;
+  const bool from_device = source != nullptr && !from_pinned, to_device = target != nullptr && !to_pinned;
+  const bool says_from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+  const bool says_to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+  if (kind != cudaMemcpyDefault && (from_device != says_from_device || to_device != says_to_device)) {
+    note("copy direction", "a copy of " + std::to_string(bytes) + " bytes says another direction than its addresses");
+    return cudaErrorInvalidValue;
+  }
   Task task;
   task.operation.name = asynchronous ? "cudaMemcpyAsync" : "cudaMemcpy";
   if (source != nullptr) task.operation.accesses.push_back({.begin = from, .bytes = bytes});
@@ -646,7 +695,7 @@ cudaError_t Simulator::copy(void* to, const void* from, std::int64_t bytes, cuda
   if (!blocks) return cudaSuccess;
   const std::uint64_t number_of_copy = stream->enqueued;
   const cudaError_t result = finish_wait(lock, [&] { return stream->done >= number_of_copy; });
-  join(host_, stream->clock);
+  join(host(), stream->clock);
   return result;
 }
 
@@ -666,7 +715,7 @@ cudaError_t Simulator::set(void* to, int value, std::int64_t bytes, cudaStream_t
   if (asynchronous) return cudaSuccess;
   const std::uint64_t mine = stream->enqueued;
   const cudaError_t result = finish_wait(lock, [&] { return stream->done >= mine; });
-  join(host_, stream->clock);
+  join(host(), stream->clock);
   return result;
 }
 
@@ -675,6 +724,7 @@ cudaError_t Simulator::add(cudaStream_t handle, Operation operation) {
   start(lock);
   SimulatedStream* stream = find(handle);
   if (stream == nullptr) return cudaErrorInvalidResourceHandle;
+  if (broken_ != cudaSuccess) return broken_;
   if (handle == nullptr) note("null stream", operation.name + " on the null stream, which orders everything");
   Task task;
   task.operation = std::move(operation);
@@ -682,12 +732,23 @@ cudaError_t Simulator::add(cudaStream_t handle, Operation operation) {
   return cudaSuccess;
 }
 
+/// Static and dynamic shared memory together are what a block may have.
+cudaError_t Simulator::allow_dynamic_shared(RegisteredKernel& kernel, std::int64_t bytes) {
+  Lock lock(mutex_);
+  start(lock);
+  const std::int64_t most = most_shared_bytes(options_.compute_capability);
+  if (bytes < 0 || bytes + module_of(kernel.fat_binary).static_shared_bytes(kernel.name) > most)
+    return cudaErrorInvalidValue;
+  kernel.most_dynamic_shared_bytes = bytes;
+  return broken_;
+}
+
 cudaError_t Simulator::launch(RegisteredKernel& kernel, dim3 grid, dim3 block, void** arguments,
-                              std::size_t dynamic_shared_bytes, cudaStream_t handle) {
+                              std::size_t dynamic_shared_bytes, cudaStream_t handle, int device) {
   Lock lock(mutex_);
   start(lock);
   SimulatedStream* stream = find(handle);
-  if (stream == nullptr) return cudaErrorInvalidResourceHandle;
+  if (stream == nullptr || (handle != nullptr && stream->device != device)) return cudaErrorInvalidResourceHandle;
   if (broken_ != cudaSuccess) return broken_;
   if (handle == nullptr) note("null stream", kernel.name + " on the null stream, which orders everything");
   PtxModule* module = nullptr;
@@ -700,7 +761,8 @@ cudaError_t Simulator::launch(RegisteredKernel& kernel, dim3 grid, dim3 block, v
   const auto threads = std::uint64_t{block.x} * block.y * block.z;
   const bool grid_fits =
       grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x < 1u << 31 && grid.y < 1u << 16 && grid.z < 1u << 16;
-  if (!grid_fits || threads == 0 || threads > 1024) return cudaErrorInvalidConfiguration;
+  const bool block_fits = block.x <= 1024 && block.y <= 1024 && block.z <= 64 && threads > 0 && threads <= 1024;
+  if (!grid_fits || !block_fits) return cudaErrorInvalidConfiguration;
   if (threads > static_cast<std::uint64_t>(module->max_threads_per_block(kernel.name)))
     return cudaErrorLaunchOutOfResources;
   const auto dynamic_bytes = static_cast<std::int64_t>(dynamic_shared_bytes);

@@ -1,9 +1,9 @@
 // The simulated GPUs of this process: memory, streams, events, and the thread that runs what is in the streams.
 //
 // Every operation has a vector clock: what must have happened before it, by stream order, events, and the host's own
-// order (an operation happens after all that the host has waited for when it is enqueued). Two operations that touch
-// the same bytes, one of them writing, and are not ordered by their clocks are a finding "stream race", whatever order
-// they ran in this time.
+// order (an operation happens after all that its thread of the host has waited for when it is enqueued). Two operations
+// that touch the same bytes, one of them writing, and are not ordered by their clocks are a finding "stream race",
+// whatever order they ran in this time.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -33,6 +33,7 @@ using Clock = std::unordered_map<int, std::uint64_t>;
 void join(Clock& into, const Clock& other);
 
 struct SimulatedEvent {
+  int device = 0;
   std::uint64_t recorded = 0, done = 0;   ///< how often
   std::map<std::uint64_t, Clock> clocks;  ///< of each record that is done; the last is kept
 };
@@ -89,29 +90,33 @@ class Simulator {
   const std::vector<std::vector<EmbeddedPtx>>& fat_binaries() const { return fat_binaries_; }
 
   void configure(const Options&);
-  /// The options; those of the environment where nobody has configured.
+  /// The options; those of the environment if configure() has not been called.
   const Options& options();
+  /// The error that a failed operation has left on the GPU: most functions return it from then on.
+  cudaError_t device_state();
 
   // Each returns what the run-time function returns.
   cudaError_t allocate(void** address, std::int64_t bytes, bool pinned, cudaStream_t* stream);
-  cudaError_t free_now(void* address);
+  cudaError_t free_now(void* address, bool pinned);
   cudaError_t free_in_stream(void* address, cudaStream_t stream);
   cudaError_t memory_info(std::size_t* free, std::size_t* total);
-  cudaError_t create_stream(cudaStream_t* stream);
+  cudaError_t create_stream(cudaStream_t* stream, int device);
   cudaError_t destroy_stream(cudaStream_t stream);
   cudaError_t synchronize_stream(cudaStream_t stream);
   cudaError_t query_stream(cudaStream_t stream);
   cudaError_t synchronize_device();
-  cudaError_t create_event(cudaEvent_t* event);
+  cudaError_t create_event(cudaEvent_t* event, int device);
   cudaError_t destroy_event(cudaEvent_t event);
   cudaError_t record_event(cudaEvent_t event, cudaStream_t stream);
   cudaError_t wait_for_event(cudaStream_t stream, cudaEvent_t event);
   cudaError_t synchronize_event(cudaEvent_t event);
   cudaError_t query_event(cudaEvent_t event);
-  cudaError_t copy(void* to, const void* from, std::int64_t bytes, cudaStream_t stream, bool asynchronous);
+  cudaError_t copy(void* to, const void* from, std::int64_t bytes, cudaMemcpyKind kind, cudaStream_t stream,
+                   bool asynchronous);
   cudaError_t set(void* to, int value, std::int64_t bytes, cudaStream_t stream, bool asynchronous);
+  cudaError_t allow_dynamic_shared(RegisteredKernel&, std::int64_t bytes);
   cudaError_t launch(RegisteredKernel&, dim3 grid, dim3 block, void** arguments, std::size_t dynamic_shared_bytes,
-                     cudaStream_t stream);
+                     cudaStream_t stream, int device);
   cudaError_t add(cudaStream_t stream, Operation operation);
 
   void add_finding(Finding finding);
@@ -119,6 +124,7 @@ class Simulator {
   std::vector<KernelTraffic> traffic();
   void fail_allocation(int after);
   void fail_device(cudaError_t, int after);
+  bool host_waits();
   MemoryChecker& checker() { return *checker_; }
   /// At the end of the process: what nobody has taken and what was not given back, as lines of text.
   std::string rest();
@@ -128,6 +134,7 @@ class Simulator {
 
   void start(Lock&);
   void clear(Lock&);
+  void set_fault();
   void run();
   bool run_one(Lock&);
   bool is_ready(SimulatedStream&, Lock&);
@@ -135,6 +142,7 @@ class Simulator {
   void execute(SimulatedStream&, Lock&);
   bool wait_until(Lock&, const std::function<bool()>& done);
   cudaError_t finish_wait(Lock&, const std::function<bool()>& done);
+  Clock& host();
   SimulatedStream* find(cudaStream_t);
   SimulatedMemory* memory_at(std::uintptr_t address);
   void push(SimulatedStream&, Task);
@@ -146,7 +154,6 @@ class Simulator {
   PtxModule& module_of(std::size_t fat_binary);
   std::string pending() const;
   static std::string name_of(const Task&, const SimulatedStream&);
-  cudaError_t device_state() const { return broken_; }
 
   mutable std::mutex mutex_;
   std::condition_variable work_, progress_;
@@ -163,7 +170,7 @@ class Simulator {
   std::int64_t allocated_ = 0, freed_bytes_ = 0;
   int next_stream_ = 1;
   std::uint64_t next_order_ = 1;
-  Clock host_;
+  std::map<std::thread::id, Clock> hosts_;  // what each thread of the program knows to have happened
   std::unique_ptr<MemoryChecker> checker_;
   std::vector<Finding> findings_;
   std::map<std::pair<std::string, std::string>, KernelTraffic> traffic_;  // by label and kernel

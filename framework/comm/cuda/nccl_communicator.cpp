@@ -212,9 +212,10 @@ class Root {
 #if NCCL_VERSION_CODE >= 22700
     config.commName = lasting_name(group.axis);
 #endif
-    ncclComm_t comm = nullptr;  // set when the split has ended, maybe by NCCL's thread
-    settle(ncclCommSplit(comm_, group.first, group.rank, &comm, &config), "ncclCommSplit", group.axis);
-    return comm;
+    part_ = nullptr;
+    settle(ncclCommSplit(comm_, group.first, group.rank, &part_, &config), "ncclCommSplit", group.axis);
+    if (part_ == nullptr) fail(group.axis, "ncclCommSplit has ended and has given no communicator");
+    return std::exchange(part_, nullptr);
   }
 
   void close() {
@@ -223,19 +224,28 @@ class Root {
   }
 
  private:
-  /// Returns when the call has ended well. Where it fails or takes too long: aborts, and throws Error.
+  /// Returns when the call has ended well. If it fails or takes too long: aborts, and throws Error.
+  ///
+  /// What the call returned does not say whether it has ended: of a communicator that does not block, ncclCommSplit
+  /// returns ncclSuccess while a thread of NCCL goes on, and other calls return ncclInProgress. The state does.
   void settle(ncclResult_t result, const char* call, const std::string& axis) {
     using Clock = std::chrono::steady_clock;
     const auto limit = Clock::now() + std::chrono::duration<double>(timeout_);
-    while (result == ncclInProgress && Clock::now() < limit) {
-      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    const auto is_well = [&] { return result == ncclSuccess || result == ncclInProgress; };
+    while (comm_ != nullptr && is_well()) {
       ncclResult_t state = ncclSuccess;
       const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
       result = asked == ncclSuccess ? state : asked;
+      if (result != ncclInProgress || Clock::now() > limit) break;
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
     if (result == ncclSuccess) return;
     std::string words = words_of(result, call, gpu_, comm_);
     if (result == ncclInProgress) words += fmt::format(", and has not ended after {:g} s", timeout_);
+    fail(axis, words);
+  }
+
+  [[noreturn]] void fail(const std::string& axis, const std::string& words) {
     if (const ncclComm_t comm = std::exchange(comm_, nullptr); comm != nullptr) ncclCommAbort(comm);
     throw Error({.what = fmt::format("rank {} cannot make NCCL's communicator of {}: {}", rank_, axis, words),
                  .why = "a rank did not come, or two GPUs cannot reach each other",
@@ -245,6 +255,7 @@ class Root {
   int rank_, gpu_ = 0;
   double timeout_;
   ncclComm_t comm_ = nullptr;
+  ncclComm_t part_ = nullptr;  // of a split: NCCL's thread writes it while the split goes on; an abort ends the thread
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Collectives between GPUs over NCCL, enqueued on the device's high-priority communication stream.
 //
-// Where NCCL differs from MPI: sums run in an order of NCCL's choosing, bf16 is rounded at each hop, and the maximum of
+// NCCL differs from MPI: sums run in an order of NCCL's choosing, bf16 is rounded at each hop, and the maximum of
 // a number and NaN is the number. As everywhere, all ranks end with the same bits.
 #pragma once
 
@@ -17,10 +17,10 @@ namespace choir {
 
 class NcclCommunicator : public Communicator {
  public:
-  /// Takes over `comm`, a blocking communicator whose ranks are those of `group` in order; null where the group has one
+  /// Takes over `comm`, a blocking communicator whose ranks are those of `group` in order; null if the group has one
   /// rank. `device` is a CUDA device, current on this thread.
   NcclCommunicator(ncclComm* comm, Group group, Device& device, CallRing& ring);
-  /// Returns when all calls have ended; aborts them where NCCL reports an error or an exception is under way.
+  /// Returns when all calls have ended; aborts them if NCCL reports an error or an exception is under way.
   ~NcclCommunicator() override;
 
   /// NCCL's words on an error that came to light after a call had returned.
@@ -48,10 +48,10 @@ class NcclCommunicator : public Communicator {
 
   void transfer(const std::vector<Block>& sends, const std::vector<Block>& receives);
   void check(int result, const char* call);
-  ncclComm* comm();  // throws Failure where it was aborted
+  ncclComm* comm();  // throws Failure if it was aborted
 
   std::atomic<ncclComm*> comm_;
-  std::mutex end_of_comm_;  // who aborts, destroys or asks holds it; verbs do not, so that an abort can end them
+  std::mutex end_of_comm_;  // held to abort, destroy and ask for errors; not by verbs, so that an abort can end them
   int gpu_ = 0;
   // One f32 that barriers add up: NCCL has no barrier. Owned, so that a barrier allocates nothing, and taken from CUDA
   // like NCCL's own buffers: the device's allocator holds what the plan counts.

@@ -10,7 +10,7 @@ extern "C" __global__ void missing_syncthreads(const float* x, float* y, int n) 
   y[blockIdx.x * n + threadIdx.x] = staged[n - 1 - threadIdx.x];
 }
 
-// A warp is no barrier: lanes may run apart.
+// A warp is not a barrier: lanes may run apart.
 extern "C" __global__ void missing_syncwarp(const float* x, float* y) {
   __shared__ float staged[32];
   staged[threadIdx.x] = x[threadIdx.x];

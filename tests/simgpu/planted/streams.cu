@@ -25,4 +25,8 @@ void launch_with(int threads, int dynamic_shared_bytes, cudaStream_t stream) {
   add_kernel<<<1, threads, dynamic_shared_bytes, stream>>>(nullptr, 0, 0);
 }
 
+void launch_deep(int depth, cudaStream_t stream) {
+  add_kernel<<<1, dim3(1, 1, static_cast<unsigned>(depth)), 0, stream>>>(nullptr, 0, 0);
+}
+
 }  // namespace choir::simgpu::planted

@@ -46,7 +46,7 @@ const std::vector<Exception> exceptions = {};
 struct Kernel {
   std::string name;  ///< without namespaces and parameters
   int registers = 0, shared_bytes = 0;
-  int local_bytes = 0;  ///< of a thread: the stack frame, or what is stored and loaded again where that is more
+  int local_bytes = 0;  ///< of a thread: the stack frame, or what is stored and loaded again if that is more
 };
 
 /// _ZN5choir7kernels12adamw_kernelILi4EEEvNS0_5AdamWE -> adamw_kernel<4>
@@ -79,7 +79,7 @@ std::vector<Kernel> parse(const std::string& report) {
   return kernels;
 }
 
-/// What a command prints; throws where it fails.
+/// What a command prints; throws if it fails.
 std::string output_of(const std::string& command) {
   std::FILE* pipe = popen((command + " 2>&1").c_str(), "r");
   std::string output;

@@ -1,0 +1,140 @@
+// What CUDA's run-time and cuBLASLt refuse, the doubles refuse too: a double that accepts more than the library lets
+// mistakes through to the first real GPU.
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "tests/simgpu/planted/streams.h"
+#include "tests/simgpu/runtime.h"
+
+namespace choir::simgpu::tests {
+namespace {
+
+constexpr int n = 200;
+constexpr std::size_t bytes = n * sizeof(float);
+
+class Refusals : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    configure({.devices = 2, .memory_bytes = 1 << 20});
+    cudaSetDevice(0);
+    cudaStreamCreateWithFlags(&one, cudaStreamNonBlocking);
+    cudaStreamCreateWithFlags(&two, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    cudaMalloc(reinterpret_cast<void**>(&x), bytes);
+    cudaMalloc(reinterpret_cast<void**>(&y), bytes);
+    cudaMallocHost(reinterpret_cast<void**>(&pinned), bytes);
+    cudaMemsetAsync(x, 0, bytes, one);
+    cudaStreamSynchronize(one);
+  }
+  void TearDown() override {
+    configure({});  // a broken device frees nothing
+    cudaGetLastError();
+  }
+
+  static bool found(const std::string& kind) {
+    const std::vector<Finding> findings = take_findings();
+    return std::any_of(findings.begin(), findings.end(), [&](const Finding& finding) { return finding.kind == kind; });
+  }
+
+  cudaStream_t one = nullptr, two = nullptr;
+  cudaEvent_t event = nullptr;
+  float *x = nullptr, *y = nullptr, *pinned = nullptr;
+};
+
+TEST_F(Refusals, ACopySaysTheDirectionOfItsAddresses) {
+  std::vector<float> host(n);
+  EXPECT_EQ(cudaMemcpyAsync(x, host.data(), bytes, cudaMemcpyDeviceToHost, one), cudaErrorInvalidValue);
+  EXPECT_TRUE(found("copy direction"));
+  EXPECT_EQ(cudaMemcpyAsync(pinned, x, bytes, cudaMemcpyDeviceToDevice, one), cudaErrorInvalidValue);
+  EXPECT_TRUE(found("copy direction"));
+  EXPECT_EQ(cudaMemcpyAsync(x, host.data(), bytes, cudaMemcpyHostToDevice, one), cudaSuccess);
+  EXPECT_EQ(cudaMemcpyAsync(y, x, bytes, cudaMemcpyDeviceToDevice, one), cudaSuccess);
+  EXPECT_TRUE(take_findings().empty());
+}
+
+TEST_F(Refusals, MemoryIsFreedAsItWasAllocated) {
+  EXPECT_EQ(cudaFree(pinned), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFreeHost(x), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFreeAsync(pinned, one), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaFree(x), cudaSuccess);
+  EXPECT_EQ(cudaFreeHost(pinned), cudaSuccess);
+}
+
+TEST_F(Refusals, AStreamTakesWorkOfItsOwnDevice) {
+  cudaSetDevice(1);
+  cudaEvent_t elsewhere = nullptr;
+  cudaEventCreateWithFlags(&elsewhere, cudaEventDisableTiming);
+  planted::launch_with(32, 0, one);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaEventRecord(elsewhere, one), cudaErrorInvalidResourceHandle);
+  EXPECT_EQ(cudaEventRecord(event, one), cudaSuccess);
+  EXPECT_EQ(cudaEventSynchronize(event), cudaSuccess);
+}
+
+TEST_F(Refusals, AFailedOperationIsLeftOnTheDevice) {
+  fail_device(cudaErrorIllegalAddress, 0);
+  planted::add(x, n, 1, one);
+  EXPECT_EQ(cudaStreamSynchronize(one), cudaErrorIllegalAddress);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorIllegalAddress);
+  void* memory = nullptr;
+  cudaEvent_t another = nullptr;
+  EXPECT_EQ(cudaSetDevice(0), cudaErrorIllegalAddress);
+  EXPECT_EQ(cudaMallocAsync(&memory, 100, one), cudaErrorIllegalAddress);
+  EXPECT_EQ(cudaFreeAsync(x, one), cudaErrorIllegalAddress);
+  EXPECT_EQ(cudaEventCreateWithFlags(&another, cudaEventDisableTiming), cudaErrorIllegalAddress);
+  EXPECT_EQ(cudaEventRecord(event, one), cudaErrorIllegalAddress);
+  EXPECT_EQ(cudaEventQuery(event), cudaErrorIllegalAddress);
+  EXPECT_EQ(cudaStreamWaitEvent(two, event, 0), cudaErrorIllegalAddress);
+  EXPECT_EQ(cudaMemsetAsync(y, 0, bytes, two), cudaErrorIllegalAddress);
+  planted::add(x, n, 1, two);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorIllegalAddress);
+}
+
+// The thread of a watchdog asks for events; that orders nothing for the thread that trains.
+TEST_F(Refusals, WhatAnotherThreadHasWaitedForOrdersNothing) {
+  planted::add(x, n, 1, one);
+  cudaEventRecord(event, one);
+  std::thread([&] { cudaEventSynchronize(event); }).join();
+  planted::double_into(x, y, n, two);
+  EXPECT_TRUE(found("stream race"));
+}
+
+TEST_F(Refusals, BlocksAreAtMost64Deep) {
+  planted::launch_deep(64, one);
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  planted::launch_deep(65, one);
+  EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidConfiguration);
+}
+
+TEST_F(Refusals, ArgumentsThatTheRunTimeKnowsToBeWrong) {
+  char bus[13] = {};
+  EXPECT_EQ(cudaDeviceGetPCIBusId(bus, 12, 0), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaDeviceGetPCIBusId(bus, 13, 2), cudaErrorInvalidDevice);
+  EXPECT_EQ(cudaDeviceGetPCIBusId(bus, 13, 0), cudaSuccess);
+  std::uint64_t threshold = 0;
+  EXPECT_EQ(cudaMemPoolSetAttribute(nullptr, cudaMemPoolAttrReleaseThreshold, &threshold), cudaErrorInvalidValue);
+  EXPECT_EQ(cudaStreamWaitEvent(one, event, 7), cudaErrorInvalidValue);
+}
+
+TEST_F(Refusals, AttributesOfCublasLtHaveTheSizeOfTheirType) {
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+  const std::int64_t wide = CUBLAS_OP_T;
+  EXPECT_EQ(cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, &wide, sizeof wide),
+            CUBLAS_STATUS_INVALID_VALUE);
+  const cublasOperation_t transposed = CUBLAS_OP_T;
+  EXPECT_EQ(cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed),
+            CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ(cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, nullptr, sizeof transposed),
+            CUBLAS_STATUS_INVALID_VALUE);
+  cublasLtMatmulDescDestroy(operation);
+}
+
+}  // namespace
+}  // namespace choir::simgpu::tests
