@@ -1,7 +1,7 @@
 // Calls that are enqueued on a GPU and have not ended there.
 //
 // The call ring says where a rank is. On a GPU a call begins when it is enqueued and ends when the event behind it has
-// come. Nobody waits for that: each later call looks, and so does the watchdog's thread.
+// completed. Nobody waits for that: each later call looks, and so does the watchdog's thread.
 #pragma once
 
 #include <cstdint>

@@ -84,13 +84,18 @@ std::string Watchdog::problem() const {
 }
 
 void Watchdog::report_and_exit(const std::string& why) const {
-  // All ranks notice at about the same time. The first to lock the folder speaks for all; the lock goes with it.
-  // Where a file system has no locks, each rank speaks.
+  // All ranks notice at about the same time. The first to lock the folder speaks for all, and holds the lock until it
+  // ends. On a file system without locks each rank speaks.
   const int folder = open(logs_folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   const bool another_speaks = folder >= 0 && flock(folder, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
   if (!another_speaks) write_to_stderr(fmt::format("{}\n{}ending the job\n", why, describe_call_rings(logs_folder_)));
   std::this_thread::sleep_for(std::chrono::seconds(2));  // mpirun passes the text on; it ends the job when we exit
-  // After the report, so that it finds the calls as they are: an abort ends them.
+  // After the report, so that it finds the calls as they are: an abort ends them. A library that has failed may not
+  // return from its abort.
+  std::thread([] {
+    std::this_thread::sleep_for(std::chrono::seconds(10));
+    _exit(1);
+  }).detach();
   for (Communicator* communicator : communicators_) communicator->abort();
   _exit(1);
 }

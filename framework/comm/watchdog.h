@@ -2,8 +2,9 @@
 //
 // A hang is silence: no collective call has begun or ended, and no step has, for longer than the limit, while a call
 // is running or a step is under way. Between steps (start-up, evaluation of a configuration, a long save) silence is
-// normal.
-// A call on a GPU that the library reports as failed is ended at once.
+// normal. On a GPU a call is running until the GPU has ended it, and nobody waits for that: the watchdog asks the
+// communicators, which write it to the ring.
+// A call on a GPU that the library reports as failed ends the process at once.
 #pragma once
 
 #include <atomic>
@@ -22,8 +23,7 @@ class Watchdog {
  public:
   /// `ring` and `communicators` (Mesh::communicators()) outlive the watchdog. `logs_folder` holds the rings of all
   /// ranks, rank-*.calls.
-  Watchdog(const CallRing& ring, std::string logs_folder, double seconds,
-           std::vector<Communicator*> communicators = {});
+  Watchdog(const CallRing& ring, std::string logs_folder, double seconds, std::vector<Communicator*> communicators);
   ~Watchdog();  ///< stops at once
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
@@ -38,7 +38,7 @@ class Watchdog {
  private:
   void watch();
   bool hangs() const;
-  /// The first problem that a communicator reports; empty where there is none.
+  /// The first problem that a communicator reports; empty: none does.
   std::string problem() const;
   [[noreturn]] void report_and_exit(const std::string& why) const;
 

@@ -32,7 +32,7 @@ class Watchdogs : public ::testing::Test {
   };
 
   /// Runs `body` in `ranks` processes, each with a ring and a watchdog of 0.2 s. The outcome is rank 0's, which exits
-  /// with 42 where it gets to the end; the words are everybody's.
+  /// with 42 if it gets to the end; the words are those of all.
   Outcome run(const std::function<void(CallRing&, Watchdog&)>& body, int ranks = 1) const {
     int ends[2] = {};
     EXPECT_EQ(pipe(ends), 0);
@@ -47,7 +47,7 @@ class Watchdogs : public ::testing::Test {
         if (fork() == 0) rank = other;
       {
         CallRing ring(folder_ + "/rank-" + std::to_string(rank) + ".calls");
-        Watchdog watchdog(ring, folder_, 0.2);
+        Watchdog watchdog(ring, folder_, 0.2, {});
         watchdog.start();
         body(ring, watchdog);
       }
@@ -154,6 +154,54 @@ TEST_F(Watchdogs, EndsAProcessWhoseCommunicatorReportsAProblem) {
   EXPECT_EQ(outcome.exit_code, 1);
   EXPECT_NE(outcome.words.find("NCCL: a rank died\n"), std::string::npos) << outcome.words;
   EXPECT_LT(outcome.words.find("ending the job"), outcome.words.find("aborted")) << outcome.words;
+}
+
+/// A GPU that has ended all calls, which only who asks it learns.
+class FinishedCommunicator : public CountingCommunicator {
+ public:
+  FinishedCommunicator(Device& device, CallRing& ring, std::uint64_t running)
+      : CountingCommunicator(Group{.axis = "data", .size = 2}, device, ring), calls_(ring) {
+    calls_.add(running, [] { return true; });
+  }
+  std::string problem() override {
+    calls_.note_ends();
+    return {};
+  }
+
+ private:
+  PendingCalls calls_;
+};
+
+TEST_F(Watchdogs, LeavesAProcessAloneWhoseGpuHasEndedItsCalls) {
+  const Outcome outcome = run([this](CallRing& ring, Watchdog& without) {
+    without.stop();
+    Device device(CountOnly{}, 1);
+    FinishedCommunicator communicator(device, ring, ring.begin(call()));
+    Watchdog watchdog(ring, folder_, 0.2, {&communicator});
+    watchdog.start();
+    std::this_thread::sleep_for(milliseconds(700));
+  });
+  EXPECT_EQ(outcome.exit_code, 42) << outcome.words;
+}
+
+/// A library whose abort never returns.
+class StuckCommunicator : public FailingCommunicator {
+ public:
+  using FailingCommunicator::FailingCommunicator;
+  void abort() override {
+    for (;;) pause();
+  }
+};
+
+TEST_F(Watchdogs, EndsAProcessWhoseLibraryDoesNotReturnFromItsAbort) {
+  const Outcome outcome = run([this](CallRing& ring, Watchdog&) {
+    Device device(CountOnly{}, 1);
+    StuckCommunicator communicator(Group{.axis = "data", .size = 2}, device, ring);
+    Watchdog watchdog(ring, folder_, 2, {&communicator});
+    watchdog.start();
+    for (;;) pause();
+  });
+  EXPECT_EQ(outcome.exit_code, 1);
 }
 
 // Two processes of a job notice together: one speaks.

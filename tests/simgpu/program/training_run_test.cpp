@@ -1,5 +1,5 @@
 // The whole program on simulated GPUs, end to end: training in several layouts, resume, bf16, sampling, doctor, and
-// what it says where memory runs out. The CPU's results are the expected ones, within the bounds of tests/launch.
+// what it says if memory runs out. The CPU's results are the expected ones, within the bounds of tests/launch.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
