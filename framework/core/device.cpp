@@ -1,8 +1,8 @@
 #include "framework/core/device.h"
 
-#include <omp.h>
-
 #include <cstring>
+
+#include "framework/core/team.h"
 
 namespace choir {
 
@@ -10,8 +10,10 @@ Device::Device(int threads, StreamMode streams)
     : kind_(DeviceKind::cpu),
       threads_(threads),
       allocator_(host_memory()),
-      compute_(streams, [threads] { omp_set_num_threads(threads); }),
-      communicate_(streams) {}
+      compute_(streams, threads),
+      communicate_(streams) {
+  settle_team(threads);
+}
 
 Device::Device(const GpuOptions& gpu, int threads)
     : kind_(DeviceKind::cuda),
@@ -19,7 +21,9 @@ Device::Device(const GpuOptions& gpu, int threads)
       gpu_(std::make_unique<cuda::Gpu>(gpu)),
       allocator_(gpu_->memory()),
       compute_(gpu_->compute()),
-      communicate_(gpu_->communicate()) {}
+      communicate_(gpu_->communicate()) {
+  settle_team(threads);
+}
 
 Device::Device(CountOnly what, int threads)
     : kind_(what.kind),

@@ -31,9 +31,11 @@ struct CountOnly {
 
 class Device {
  public:
-  /// The CPU, with so many OpenMP threads.
+  /// The CPU, with so many OpenMP threads. Settles the teams of the calling thread and of the streams' workers; throws
+  /// ConfigError if OpenMP gives fewer threads (framework/core/team.h).
   explicit Device(int threads, StreamMode streams = StreamMode::immediate);
-  /// A GPU. The host's own work (start values, sampling) runs on so many OpenMP threads.
+  /// A GPU. The host's own work (start values, sampling) runs on so many OpenMP threads of the calling thread, whose
+  /// teams are settled as for the CPU.
   Device(const GpuOptions& gpu, int threads);
   Device(CountOnly what, int threads);
   ~Device();

@@ -3,11 +3,15 @@
 #include <utility>
 
 #include "framework/core/cuda.h"
+#include "framework/core/team.h"
 
 namespace choir {
 
-Stream::Stream(StreamMode mode, std::function<void()> on_start) : mode_(mode) {
-  if (mode_ == StreamMode::threaded) worker_ = std::thread([this, start = std::move(on_start)] { run(start); });
+Stream::Stream(StreamMode mode, int threads) : mode_(mode) {
+  if (mode_ == StreamMode::threaded) {
+    push([threads] { settle_team(threads); });  // the worker's teams are its own
+    worker_ = std::thread([this] { run(); });
+  }
 }
 
 Stream::~Stream() {
@@ -28,8 +32,7 @@ void Stream::push(std::function<void()> work) {
   wake_.notify_one();
 }
 
-void Stream::run(const std::function<void()>& on_start) {
-  if (on_start) on_start();
+void Stream::run() {
   for (;;) {
     std::function<void()> work;
     {

@@ -22,8 +22,8 @@ enum class StreamMode { immediate, threaded, cuda };
 
 class Stream {
  public:
-  /// `on_start` runs first on a worker thread (to set its number of OpenMP threads); not called in immediate mode.
-  explicit Stream(StreamMode mode, std::function<void()> on_start = {});
+  /// Of the CPU. A worker thread's OpenMP teams have `threads` threads; in immediate mode the caller's teams count.
+  explicit Stream(StreamMode mode, int threads = 1);
   /// A CUDA stream, which outlives this.
   explicit Stream(CUstream_st* cuda) : mode_(StreamMode::cuda), cuda_(cuda) {}
   ~Stream();
@@ -48,7 +48,7 @@ class Stream {
 
  private:
   void push(std::function<void()> work);
-  void run(const std::function<void()>& on_start);
+  void run();
 
   StreamMode mode_;
   CUstream_st* cuda_ = nullptr;

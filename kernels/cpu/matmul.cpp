@@ -5,11 +5,10 @@
 // all three products of a linear layer run within 5 % of each other), so nothing is packed here.
 //
 // Threads: oneDNN takes what omp_get_max_threads() says on the calling thread, when it makes a primitive and when it
-// runs it. Both happen under ThreadLimit, which sets that number to Cpu::threads and puts the caller's back.
+// runs it. Both happen under PlannedTeam, which sets that number to Cpu::threads and puts the caller's back.
 #include "kernels/matmul.h"
 
 #include <dnnl_debug.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -20,6 +19,8 @@
 #include <type_traits>
 #include <unordered_map>
 #include <vector>
+
+#include "kernels/cpu/team.h"
 
 namespace choir::kernels {
 namespace cpu {
@@ -73,17 +74,6 @@ bool has_native_bf16() {
 }
 
 namespace {
-
-class ThreadLimit {
- public:
-  explicit ThreadLimit(int threads) : before_(omp_get_max_threads()) { omp_set_num_threads(threads); }
-  ~ThreadLimit() { omp_set_num_threads(before_); }
-  ThreadLimit(const ThreadLimit&) = delete;
-  ThreadLimit& operator=(const ThreadLimit&) = delete;
-
- private:
-  int before_;
-};
 
 [[noreturn]] void fail(const MatmulShape& s, const char* what, dnnl_status_t status) {
   const auto operand = [](const char* name, std::int64_t rows, std::int64_t columns, std::int64_t stride,
@@ -148,7 +138,7 @@ MatmulPlan& find_plan(const Cpu& device, const MatmulShape& shape) {
   const auto found = state.plans.find(shape);
   if (found != state.plans.end()) return found->second;
   try {
-    const ThreadLimit limit(device.threads);
+    const PlannedTeam team(device.threads);
     return state.plans.emplace(shape, make_plan(shape, state.engine)).first->second;
   } catch (const dnnl::error& error) {
     fail(shape, "make the product", error.status);
@@ -184,7 +174,8 @@ void library_product(const Cpu& device, const Matmul<In, Out>& args) {
   point(plan.c, args.c);
   point(plan.scratchpad, args.workspace);
   if (args.bias) point(plan.bias, args.bias);
-  const ThreadLimit limit(device.threads);
+  const PlannedTeam team(device.threads);
+  team.check();
   const dnnl_status_t status = dnnl_primitive_execute(plan.primitive.get(), device.plans->state().stream.get(),
                                                       static_cast<int>(plan.arguments.size()), plan.arguments.data());
   if (status != dnnl_success) fail(shape, "execute the product", status);

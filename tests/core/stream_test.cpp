@@ -2,6 +2,7 @@
 #include "framework/core/stream.h"
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <atomic>
 #include <chrono>
@@ -108,20 +109,25 @@ TEST(ImmediateStream, runs_in_the_caller_before_enqueue_returns) {
   EXPECT_EQ(where, std::this_thread::get_id());
 }
 
-TEST(ThreadedStream, runs_on_a_worker_whose_start_ran_first_and_does_not_block_the_caller) {
-  std::atomic<bool> started = false, may_go = false;
-  Stream stream(StreamMode::threaded, [&] { started = true; });
-  bool was_started = false;
+TEST(ThreadedStream, RunsOnAWorkerWithTeamsOfItsOwnAndDoesNotBlockTheCaller) {
+  std::atomic<bool> may_go = false;
+  Stream stream(StreamMode::threaded, 3);
+  const int of_caller = omp_get_max_threads();
+  int planned = 0, came = 0;
   std::thread::id where;
   stream.enqueue([&] {
     while (!may_go) std::this_thread::yield();
-    was_started = started;
     where = std::this_thread::get_id();
+    planned = omp_get_max_threads();
+#pragma omp parallel reduction(+ : came)
+    came += 1;
   });
   may_go = true;  // reached only because enqueue returned
   stream.synchronize();
-  EXPECT_TRUE(was_started);
   EXPECT_NE(where, std::this_thread::get_id());
+  EXPECT_EQ(planned, 3);
+  EXPECT_EQ(came, 3);
+  EXPECT_EQ(omp_get_max_threads(), of_caller);
 }
 
 }  // namespace

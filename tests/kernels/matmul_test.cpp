@@ -17,6 +17,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "kernels/cpu/team.h"
+
 namespace choir::kernels {
 namespace {
 
@@ -213,6 +215,21 @@ TEST(Matmul, leaves_the_thread_count_of_the_caller) {
   Problem<float, float> problem(64, 64, 64, false, false, false, false, 0);
   problem.run(Cpu{.threads = before + 1, .plans = &plans});
   EXPECT_EQ(omp_get_max_threads(), before);
+}
+
+// oneDNN would leave parts of its result unwritten.
+TEST(Matmul, RefusesATeamThatCanBeSmallerThanPlanned) {
+  cpu::MatmulPlans plans;
+  Problem<float, float> problem(64, 64, 64, false, false, false, false, 0);
+  const auto refused = [&] { EXPECT_THROW(problem.run(Cpu{.threads = 2, .plans = &plans}), std::runtime_error); };
+  omp_set_dynamic(1);
+  refused();
+  omp_set_dynamic(0);
+  omp_set_max_active_levels(0);
+  refused();
+  problem.run(Cpu{.threads = 1, .plans = &plans});
+  EXPECT_EQ(cpu::settle_team(2), 2);
+  problem.run(Cpu{.threads = 2, .plans = &plans});
 }
 
 TEST(Matmul, errors_name_the_shape_and_the_status) {
