@@ -2,7 +2,7 @@
 //
 //   g   = clip_factor * gradient
 //   AdamW (Loshchilov, Hutter 2017, arXiv 1711.05101):
-//     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
+//     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2    (MovingAverage)
 //     w = w - rate * (weight_decay * w + m c1 / (sqrt(v c2) + epsilon)),  c1, c2 the bias corrections of StepScalars
 //   SGD:
 //     m = momentum m + g
@@ -24,6 +24,18 @@ struct OptimizerSegment {
   float weight_decay;
 };
 
+/// average = beta average + (1 - beta) x, in f32 with factors that are computed in f64. beta is kept in two parts: in
+/// one f32, 0.999 is off by 1.3e-8, which moves a long average by 1.3e-8 / (1 - beta) = 1.3e-5 of itself.
+struct MovingAverage {
+  float keep, keep_rest;  ///< beta = keep + keep_rest
+  float take;             ///< 1 - beta
+
+  explicit MovingAverage(double beta)
+      : keep(static_cast<float>(beta)),
+        keep_rest(static_cast<float>(beta - double{static_cast<float>(beta)})),
+        take(static_cast<float>(1 - beta)) {}
+};
+
 struct AdamW {
   float* weight;  ///< the f32 master
   const float* gradient;
@@ -33,13 +45,14 @@ struct AdamW {
   const OptimizerSegment* segments;  ///< in ascending order, disjoint, relative to the pointers above
   std::int64_t num_segments;
   const StepScalars* scalars;
-  float beta1, beta2, epsilon;
+  MovingAverage first, second;
+  float epsilon;
 };
 
 struct Sgd {
   float* weight;
   const float* gradient;
-  float* momentum_buffer = nullptr;  ///< null where momentum == 0
+  float* momentum_buffer = nullptr;  ///< null if momentum == 0
   bf16* value = nullptr;
   const OptimizerSegment* segments;
   std::int64_t num_segments;

@@ -10,7 +10,7 @@ static std::int64_t count_of(const Tensor& table, std::size_t entry) {
 }
 
 void adamw(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const Tensor& first_moment,
-           const Tensor& second_moment, const Tensor& value, const Tensor& segments, float beta1, float beta2,
+           const Tensor& second_moment, const Tensor& value, const Tensor& segments, double beta1, double beta2,
            float epsilon) {
   check(weight.count() == gradient.count() && weight.count() == first_moment.count() &&
             weight.count() == second_moment.count() && (!value || value.count() == weight.count()),
@@ -23,11 +23,11 @@ void adamw(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const
                             .segments = static_cast<const kernels::OptimizerSegment*>(segments.raw()),
                             .num_segments = count_of(segments, sizeof(kernels::OptimizerSegment)),
                             .scalars = runtime.step_scalars(),
-                            .beta1 = beta1,
-                            .beta2 = beta2,
+                            .first = kernels::MovingAverage(beta1),
+                            .second = kernels::MovingAverage(beta2),
                             .epsilon = epsilon};
   const auto n = static_cast<double>(weight.count());
-  launch<float>(runtime, "optimizer", {.flops = 15 * n, .bytes = n * (value ? 30 : 28)},
+  launch<float>(runtime, "optimizer", {.flops = 19 * n, .bytes = n * (value ? 30 : 28)},
                 [args](auto device) { kernels::adamw(device, args); });
 }
 

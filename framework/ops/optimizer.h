@@ -12,10 +12,10 @@ namespace choir::ops {
 /// One AdamW update of `weight` [n] and its moments [n]; `value` (bf16) may be empty. `segments` holds
 /// kernels::OptimizerSegment in device memory, relative to the tensors.
 void adamw(Runtime&, const Tensor& weight, const Tensor& gradient, const Tensor& first_moment,
-           const Tensor& second_moment, const Tensor& value, const Tensor& segments, float beta1, float beta2,
+           const Tensor& second_moment, const Tensor& value, const Tensor& segments, double beta1, double beta2,
            float epsilon);
 
-/// One SGD update; `momentum_buffer` may be empty where momentum is 0.
+/// One SGD update; `momentum_buffer` may be empty if momentum is 0.
 void sgd(Runtime&, const Tensor& weight, const Tensor& gradient, const Tensor& momentum_buffer, const Tensor& value,
          const Tensor& segments, float momentum);
 

@@ -29,8 +29,9 @@ void adamw_part(const AdamW& args, Part elements) {
   const StepScalars& scalars = *args.scalars;
   const auto rate = hn::Set(d, scalars.rate), clip = hn::Set(d, scalars.clip_factor);
   const auto correction1 = hn::Set(d, scalars.bias_correction1), correction2 = hn::Set(d, scalars.bias_correction2);
-  const auto beta1 = hn::Set(d, args.beta1), one_minus_beta1 = hn::Set(d, 1 - args.beta1);
-  const auto beta2 = hn::Set(d, args.beta2), one_minus_beta2 = hn::Set(d, 1 - args.beta2);
+  const auto keep1 = hn::Set(d, args.first.keep), keep2 = hn::Set(d, args.second.keep);
+  const auto rest1 = hn::Set(d, args.first.keep_rest), rest2 = hn::Set(d, args.second.keep_rest);
+  const auto take1 = hn::Set(d, args.first.take), take2 = hn::Set(d, args.second.take);
   const auto epsilon = hn::Set(d, args.epsilon);
   for_each_segment(args, elements, [&](std::int64_t begin, std::int64_t end, float weight_decay) HWY_ATTR {
     const auto decay = hn::Set(d, weight_decay);
@@ -38,9 +39,9 @@ void adamw_part(const AdamW& args, Part elements) {
       const std::int64_t i = begin + offset;
       const auto w = load(d, args.weight + i, extent);
       const auto g = hn::Mul(clip, load(d, args.gradient + i, extent));
-      const auto m = hn::MulAdd(one_minus_beta1, g, hn::Mul(beta1, load(d, args.first_moment + i, extent)));
-      const auto v =
-          hn::MulAdd(hn::Mul(one_minus_beta2, g), g, hn::Mul(beta2, load(d, args.second_moment + i, extent)));
+      const auto m0 = load(d, args.first_moment + i, extent), v0 = load(d, args.second_moment + i, extent);
+      const auto m = hn::MulAdd(keep1, m0, hn::MulAdd(rest1, m0, hn::Mul(take1, g)));
+      const auto v = hn::MulAdd(keep2, v0, hn::MulAdd(rest2, v0, hn::Mul(hn::Mul(take2, g), g)));
       const auto deviation = hn::Add(hn::Sqrt(hn::Mul(v, correction2)), epsilon);
       const auto direction = hn::MulAdd(decay, w, hn::Div(hn::Mul(m, correction1), deviation));
       const auto updated = hn::NegMulAdd(rate, direction, w);

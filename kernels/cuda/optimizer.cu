@@ -22,7 +22,7 @@ __device__ inline std::int64_t segments_before(const OptimizerSegment* segments,
   return low;
 }
 
-/// The grid passes over all elements of all segments: body<N>(i, weight decay) for elements [i, i + N) where i is a
+/// The grid passes over all elements of all segments: body<N>(i, weight decay) for elements [i, i + N) if i is a
 /// multiple of N and they are all of one segment, body<1> for others.
 template <int N, class Body>
 __device__ void for_each_pack_of_segments(const OptimizerSegment* segments, std::int64_t num_segments,
@@ -59,6 +59,11 @@ __device__ void store_value(const cuda::Pack<N>& weight, bf16* value) {
   }
 }
 
+/// The average after one more value: the small terms first, so that only one rounding is of the average's size.
+__device__ inline float moved(const MovingAverage& average, float before, float taken) {
+  return fmaf(average.keep, before, fmaf(average.keep_rest, before, taken));
+}
+
 template <int N>
 __global__ void __launch_bounds__(cuda::threads_per_block) adamw_kernel(AdamW args) {
   const StepScalars scalars = *args.scalars;
@@ -69,8 +74,8 @@ __global__ void __launch_bounds__(cuda::threads_per_block) adamw_kernel(AdamW ar
 #pragma unroll
     for (int j = 0; j < M; ++j) {
       const float w = weight.value[j], g = scalars.clip_factor * gradient.value[j];
-      const float m = fmaf(1 - args.beta1, g, args.beta1 * first.value[j]);
-      const float v = fmaf((1 - args.beta2) * g, g, args.beta2 * second.value[j]);
+      const float m = moved(args.first, first.value[j], args.first.take * g);
+      const float v = moved(args.second, second.value[j], args.second.take * g * g);
       const float deviation = sqrtf(v * scalars.bias_correction2) + args.epsilon;
       const float direction = fmaf(decay, w, m * scalars.bias_correction1 / deviation);
       weight.value[j] = fmaf(-scalars.rate, direction, w);

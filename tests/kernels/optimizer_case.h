@@ -9,7 +9,8 @@
 
 namespace choir::kernels::tests {
 
-inline constexpr float beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f;
+inline constexpr double beta1 = 0.9, beta2 = 0.999;
+inline constexpr float epsilon = 1e-8f;
 
 /// Of the step'th update, from 1: a rate that changes, and gradients that are clipped.
 inline StepScalars scalars_of(int step) {

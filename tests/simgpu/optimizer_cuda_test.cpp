@@ -59,8 +59,8 @@ void adamw_agrees(kernels::Cuda cuda, const OptimizerCase& c, std::int64_t offse
                         .segments = c.segments.data(),
                         .num_segments = static_cast<std::int64_t>(c.segments.size()),
                         .scalars = scalars.data(),
-                        .beta1 = beta1,
-                        .beta2 = beta2,
+                        .first = kernels::MovingAverage(beta1),
+                        .second = kernels::MovingAverage(beta2),
                         .epsilon = epsilon};
     adamw(Cpu{}, args);
     args.weight = device_weight.data();
@@ -75,9 +75,10 @@ void adamw_agrees(kernels::Cuda cuda, const OptimizerCase& c, std::int64_t offse
     change += scalars[0].rate * 10;
   }
   if (with_value) expect_state(c, weight, device_weight, device_value, change);
-  std::vector<double> of_moments(c.count, steps * 5.0 * 5.0);  // gradients are below 10, halved by clipping
-  expect_agreement(device_first.host(), first, of_moments, 4, "first moment");
-  expect_agreement(device_second.host(), second, of_moments, 4, "second moment");
+  const std::vector<double> of_first(c.count, steps * 5.0 * (1 - beta1));  // gradients are below 10, halved by clipping
+  const std::vector<double> of_second(second.begin(), second.end());       // a sum of positive terms
+  expect_agreement(device_first.host(), first, of_first, 8, "first moment");
+  expect_agreement(device_second.host(), second, of_second, 8 * steps, "second moment");
 }
 
 TEST_P(OptimizerCuda, AdamWAgreesWithTheCpu) {
