@@ -1,4 +1,6 @@
 // mpirun -n N choir verify CONFIG [key=value ...]: proves that the layout computes what one rank computes.
+#include "launch/verify_command.h"
+
 #include <algorithm>
 #include <cstdio>
 
@@ -7,17 +9,14 @@
 #include "launch/command_line.h"
 
 namespace choir {
-namespace {
 
-int verify(CommandLine& line, const ConfigArguments& arguments) {
-  MpiProcess& process = line.start_mpi();
-  const Config asked = arguments.read();
+int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
   throw_if_any(validate(asked, process.ranks()));
   const Config config = narrowed(asked, process.ranks());
   throw_if_any(validate(config, process.ranks()));
   CallRing ring;
   const auto device = make_device(config, process);
-  Mesh mesh = make_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
+  Mesh mesh = make(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
   Mesh alone = make_mesh(MPI_COMM_SELF, {}, *device, ring);
   const std::vector<Comparison> comparisons = verify_layout(config, *device, mesh, alone);
 
@@ -26,34 +25,39 @@ int verify(CommandLine& line, const ConfigArguments& arguments) {
   for (const Comparison& c : comparisons) {
     if (!c.holds()) {
       ++mismatches;
-      std::printf("MISMATCH %s: differs by %.3g, tolerance %.3g\n", c.what.c_str(), c.difference, c.tolerance);
+      std::printf("MISMATCH %s: differs by %.3g of its root mean square, tolerance %.3g\n", c.what.c_str(),
+                  c.difference, c.tolerance);
     }
     if (!worst || !(c.difference * worst->tolerance <= worst->difference * c.tolerance)) worst = &c;
   }
   if (process.rank() == 0) {
     std::printf(
         "%zu comparisons on %d ranks (tensor %lld%s, data %d, zero %lld; layers %lld, heads %lld, head width %lld, "
-        "vocabulary %lld): %s\n",
+        "vocabulary %lld; %s): %s\n",
         comparisons.size(), process.ranks(), static_cast<long long>(config.parallel.tensor),
         config.parallel.sequence ? " with sequence" : "", mesh.shape.data, static_cast<long long>(config.parallel.zero),
         static_cast<long long>(config.model.layers), static_cast<long long>(config.model.attention.heads),
         static_cast<long long>(config.model.head_width()), static_cast<long long>(config.model.vocabulary),
+        config.train.precision == "f32" ? "f32" : "f32 and bf16",
         mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
-    std::printf("the worst: %s, differs by %.3g, tolerance %.3g\n", worst->what.c_str(), worst->difference,
-                worst->tolerance);
+    std::printf("the worst: %s, differs by %.3g of its root mean square, tolerance %.3g\n", worst->what.c_str(),
+                worst->difference, worst->tolerance);
   }
   MPI_Bcast(&mismatches, 1, MPI_INT, 0, MPI_COMM_WORLD);
   return mismatches == 0 ? 0 : 1;
 }
-
-}  // namespace
 
 void add_verify_command(CommandLine& line) {
   CLI::App* verb =
       line.app.add_subcommand("verify", "prove that a layout computes what one rank computes (under mpirun)");
   auto arguments = std::make_shared<ConfigArguments>();
   arguments->add_to(*verb);
-  verb->callback([&line, arguments] { line.run = [&line, arguments] { return verify(line, *arguments); }; });
+  verb->callback([&line, arguments] {
+    line.run = [&line, arguments] {
+      MpiProcess& process = line.start_mpi();
+      return verify(arguments->read(), process, make_mesh);
+    };
+  });
 }
 
 }  // namespace choir

@@ -1,10 +1,7 @@
 #include "framework/train/verify.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
-#include <map>
 
 #include "framework/ops/elementwise.h"
 #include "framework/train/trainer.h"
@@ -13,40 +10,82 @@
 namespace choir {
 namespace {
 
-using Tensors = std::map<std::string, std::vector<float>>;  // by global name, whole
-
-/// The whole of every parameter, from the parts of flat array `values` that the ranks count. Collective.
-Tensors gather(Trainer& trainer, const Tensor& values) {
+/// Adds up `values` over all ranks. Collective.
+void sum_over_ranks(Trainer& trainer, std::vector<double>& values) {
   Runtime& runtime = trainer.runtime();
-  Tensors whole;
-  for (const Parameter& p : trainer.parameters().parameters())
-    whole[p.name].assign(static_cast<std::size_t>(p.global_count()), 0.0f);
-  std::vector<float> flat(static_cast<std::size_t>(values.count()));
-  ops::download(runtime, values, flat.data());
-  for (const ParameterPart& part : parts_in(trainer.parameters(), trainer.data_parallel().counted(), true)) {
-    const Region& held = part.parameter->held;
-    const std::int64_t width = part.parameter->shape.size() > 1 ? part.parameter->shape[1] : 1;
-    for (std::int64_t i = part.begin; i < part.end; ++i) {
-      const std::int64_t row = held.row_begin + i / held.columns(), column = held.column_begin + i % held.columns();
-      whole[part.parameter->name][static_cast<std::size_t>(row * width + column)] =
-          flat[static_cast<std::size_t>(part.flat_begin + i - part.begin)];
-    }
+  const Tensor sum = ops::to_device(runtime, values, DType::f64);
+  trainer.mesh().world->all_reduce(sum, Reduce::sum, runtime.device.compute(), "verify");
+  ops::download(runtime, sum, values.data());
+}
+
+/// Where element `i` of the part held here is in the whole tensor.
+std::size_t global_index(const Parameter& p, std::int64_t i) {
+  const std::int64_t width = p.shape.size() > 1 ? p.shape[1] : 1, columns = p.held.columns();
+  return static_cast<std::size_t>((p.held.row_begin + i / columns) * width + p.held.column_begin + i % columns);
+}
+
+std::vector<float> on_host(Trainer& trainer, const Tensor& flat) {
+  std::vector<float> values(static_cast<std::size_t>(flat.count()));
+  ops::download(trainer.runtime(), flat, values.data());
+  return values;
+}
+
+/// The whole of every parameter, each element from the rank that counts it. `flat` is the store's array of gradients or
+/// of masters. Collective.
+NamedTensors gather(Trainer& trainer, const Tensor& flat) {
+  const std::vector<float> local = on_host(trainer, flat);
+  std::map<std::string, std::size_t> begin;
+  std::size_t size = 0;
+  for (const Parameter& p : trainer.parameters().parameters()) {
+    begin[p.name] = size;
+    size += static_cast<std::size_t>(p.global_count());
   }
-  for (auto& [name, tensor] : whole) {
-    const Tensor sum = ops::to_device(runtime, tensor, DType::f32);
-    trainer.mesh().world->all_reduce(sum, Reduce::sum, runtime.device.compute(), "verify");
-    ops::download(runtime, sum, tensor.data());
+  std::vector<double> all(size);
+  for (const ParameterPart& part : parts_in(trainer.parameters(), trainer.data_parallel().counted(), true))
+    for (std::int64_t i = part.begin; i < part.end; ++i)
+      all[begin[part.parameter->name] + global_index(*part.parameter, i)] =
+          static_cast<double>(local[static_cast<std::size_t>(part.flat_begin + i - part.begin)]);
+  sum_over_ranks(trainer, all);
+  NamedTensors whole;
+  for (const Parameter& p : trainer.parameters().parameters()) {
+    const auto first = all.begin() + static_cast<std::ptrdiff_t>(begin[p.name]);
+    whole[p.name].assign(first, first + p.global_count());
   }
   return whole;
 }
 
+/// One comparison for each parameter: the elements held here and on all other ranks are those of `whole`. Collective.
+std::vector<Comparison> compare_copies(Trainer& trainer, const std::string& what, const NamedTensors& whole) {
+  const std::vector<float> local = on_host(trainer, trainer.parameters().master);
+  std::vector<Comparison> comparisons;
+  std::vector<double> squares;
+  for (const Parameter& p : trainer.parameters().parameters()) {
+    const std::vector<double>& tensor = whole.at(p.name);
+    double square = 0;
+    for (std::int64_t i = 0; i < p.held.count(); ++i) {
+      const double held = static_cast<double>(local[static_cast<std::size_t>(p.offset() + i)]);
+      square += std::pow(held - tensor[global_index(p, i)], 2);
+    }
+    squares.push_back(square / static_cast<double>(p.global_count()));
+    comparisons.push_back({.what = what + p.name});
+  }
+  sum_over_ranks(trainer, squares);
+  std::size_t i = 0;
+  for (const Parameter& p : trainer.parameters().parameters()) {
+    const double square = squares[i];
+    comparisons[i++].difference = square == 0 ? 0 : std::sqrt(square) / root_mean_square(whole.at(p.name));
+  }
+  return comparisons;
+}
+
 struct Outcome {
   double loss = 0;
-  Tensors gradients, weights;
+  NamedTensors gradients, start, weights;
+  std::vector<Comparison> copies;  ///< the weights as each rank holds them
 };
 
-/// One gradient, and then three steps from the same start.
-Outcome run(const Config& config, Device& device, Mesh& mesh) {
+/// One gradient, and three steps from the same start. Collective over `mesh`.
+Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string& name) {
   const ReadSample random = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
     const auto vocabulary = static_cast<std::uint64_t>(config.model.vocabulary);
     const auto token = [&](std::size_t i) {
@@ -61,6 +100,7 @@ Outcome run(const Config& config, Device& device, Mesh& mesh) {
   };
   Trainer trainer(config, device, mesh);
   Outcome outcome;
+  outcome.start = gather(trainer, trainer.parameters().master);
   const Tensor loss = trainer.compute_gradients(1, random);
   ops::download(trainer.runtime(), loss, &outcome.loss);
   outcome.loss /= static_cast<double>(config.train.batch * config.model.context);
@@ -68,25 +108,18 @@ Outcome run(const Config& config, Device& device, Mesh& mesh) {
   trainer.update();
   for (std::int64_t step = 2; step <= 3; ++step) trainer.step(step, random);
   outcome.weights = gather(trainer, trainer.parameters().master);
+  outcome.copies = compare_copies(trainer, name + " copies of ", outcome.weights);
   return outcome;
 }
 
-double largest(const std::vector<float>& values) {
-  double result = 0;
-  for (const float value : values) result = std::max(result, std::abs(static_cast<double>(value)));
-  return result;
+/// The value of rank 0, on every rank. Collective.
+double of_rank_0(double value, Device& device, Mesh& mesh) {
+  Runtime runtime{.device = device};
+  const Tensor on_device = ops::to_device(runtime, std::vector<double>{value}, DType::f64);
+  mesh.world->broadcast(on_device, 0, device.compute(), "verify");
+  ops::download(runtime, on_device, &value);
+  return value;
 }
-
-double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  double result = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const double difference = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    if (!(difference <= result)) result = difference;  // a NaN stays
-  }
-  return result;
-}
-
-double epsilon_of(const Config& config) { return config.train.precision == "bf16" ? 0x1p-8 : 0x1p-23; }
 
 }  // namespace
 
@@ -97,10 +130,12 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   c.model.layers = std::min<std::int64_t>(c.model.layers, 2);
   c.model.attention.head_width = 8;
   c.model.width = 8 * std::min<std::int64_t>(c.model.attention.heads, 8);
+  c.model.initial_deviation = 1 / std::sqrt(static_cast<double>(c.model.width));
   c.model.feed_forward.width = 2 * unit + original.model.feed_forward_width() % unit;
   c.model.vocabulary = 3 * unit + original.model.vocabulary % unit;
-  c.model.context = std::min<std::int64_t>(c.model.context, 16);
-  if (c.model.attention.window > 0) c.model.attention.window = std::min<std::int64_t>(c.model.attention.window, 5);
+  // A query that sees one key has no gradient: two at least.
+  c.model.context = std::clamp<std::int64_t>(c.model.context, 2, 16);
+  if (c.model.attention.window > 0) c.model.attention.window = std::clamp<std::int64_t>(c.model.attention.window, 2, 5);
   const MeshShape shape = mesh_shape(c, ranks);
   const std::int64_t micro_batches =
       original.parallel.micro_batch > 0 ? original.train.batch / (shape.data * original.parallel.micro_batch) : 1;
@@ -113,48 +148,40 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   return c;
 }
 
-double gradient_tolerance(const Config& c) {
-  const std::int64_t longest =
-      std::max({c.train.batch * c.model.context, c.model.vocabulary, c.model.feed_forward_width(), c.model.width,
-                c.model.attention.heads * c.model.head_width()});
-  return 16.0 * static_cast<double>(c.model.layers + 1) * epsilon_of(c) * std::sqrt(static_cast<double>(longest));
-}
-
 std::vector<Comparison> verify_layout(const Config& config, Device& device, Mesh& mesh, Mesh& alone) {
-  constexpr double adamw_epsilon =
-      1e-3;  // rounding noise of a gradient that should be zero must not become a full step
+  const bool compares = mesh.world->rank() == 0;
   std::vector<Comparison> comparisons;
-  for (const std::string kind : {"sgd", "adamw"}) {
-    Config c = config;
-    c.optimizer.kind = kind;
-    c.optimizer.rate = kind == "sgd" ? 0.1 : 1e-3;
-    c.optimizer.momentum = kind == "sgd" ? 0.9 : 0.0;
-    c.optimizer.epsilon = adamw_epsilon;
-    Config one = c;
-    one.parallel = {.micro_batch = c.train.batch};
-    Outcome reference;
-    if (mesh.world->rank() == 0) reference = run(one, device, alone);
-    const Outcome asked = run(c, device, mesh);
-    if (mesh.world->rank() != 0) continue;
-
-    const double relative = gradient_tolerance(c);
-    const auto compare = [&](const std::string& what, double difference, double tolerance) {
-      comparisons.push_back({what, difference, tolerance});
-    };
-    if (kind == "sgd") compare("loss", std::abs(asked.loss - reference.loss), relative * std::abs(reference.loss));
-    // Three steps move a weight by sums of up to 1 + 1.9 + 2.71 gradients with momentum 0.9; AdamW divides a gradient
-    // by sqrt(v) + epsilon >= epsilon. The gradients of later steps come from weights that differ by as much: twice.
-    const double steps = c.optimizer.rate * (kind == "sgd" ? 5.61 : 3 / adamw_epsilon) * 2;
-    for (const auto& [name, gradient] : reference.gradients) {
-      // The gradient of a key bias is zero without rotary: what is left is rounding, on the scale of the query's.
-      std::string scale_of = name;
-      if (const auto at = name.find(".k.bias"); at != std::string::npos) scale_of.replace(at, 7, ".q.bias");
-      const double scale = std::max(largest(gradient), largest(reference.gradients.at(scale_of)));
-      if (kind == "sgd")
-        compare("gradient of " + name, largest_difference(gradient, asked.gradients.at(name)), relative * scale);
-      compare(name + " after three steps of " + kind,
-              largest_difference(reference.weights.at(name), asked.weights.at(name)),
-              steps * relative * scale + 4 * 0x1p-23 * largest(reference.weights.at(name)));
+  const auto add = [&](const std::vector<Comparison>& more) {
+    comparisons.insert(comparisons.end(), more.begin(), more.end());
+  };
+  std::vector<std::string> precisions = {"f32"};
+  if (config.train.precision != "f32") precisions.push_back(config.train.precision);
+  for (const std::string& precision : precisions) {
+    const double bound = rounding_bound(config.model, config.train.batch * config.model.context,
+                                        precision == "bf16" ? DType::bf16 : DType::f32);
+    double largest_gradient = 0;
+    for (const std::string kind : {"sgd", "adamw"}) {
+      Config c = config;
+      c.train.precision = precision;
+      c.optimizer.kind = kind;
+      c.optimizer.rate = 0.01;
+      c.optimizer.momentum = kind == "sgd" ? 0.9 : 0.0;
+      if (kind == "adamw") c.optimizer.epsilon = largest_gradient;  // compare_updates() says why
+      Config one = c;
+      one.parallel = {.micro_batch = c.train.batch};
+      const std::string name = precision + " " + kind;
+      const Outcome reference = compares ? run(one, device, alone, name) : Outcome{};
+      const Outcome asked = run(c, device, mesh, name);
+      if (kind == "sgd") largest_gradient = of_rank_0(largest(reference.gradients), device, mesh);
+      if (!compares) continue;
+      if (kind == "sgd") {
+        add({{.what = precision + " loss",
+              .difference = std::abs(asked.loss - reference.loss) / std::abs(reference.loss),
+              .tolerance = bound}});
+        add(compare(precision + " gradient of ", reference.gradients, asked.gradients, bound));
+      }
+      add(compare_updates(name + " update of ", reference.start, reference.weights, asked.weights, bound));
+      add(asked.copies);
     }
   }
   return comparisons;

@@ -67,7 +67,11 @@ Workshop::~Workshop() {
 Finished Workshop::choir(const std::string& arguments) const { return shell(alone + arguments); }
 
 Finished Workshop::mpirun(int ranks, const std::string& arguments) const {
-  return shell(mpi + std::to_string(ranks) + " " CHOIR_BINARY " " + arguments);
+  return mpirun(ranks, CHOIR_BINARY, arguments);
+}
+
+Finished Workshop::mpirun(int ranks, const std::string& program, const std::string& arguments) const {
+  return shell(mpi + std::to_string(ranks) + " " + program + " " + arguments);
 }
 
 std::string Workshop::train_command(int ranks, const std::string& run, const std::string& arguments) const {

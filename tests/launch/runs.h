@@ -29,6 +29,8 @@ class Workshop {
   Finished choir(const std::string& arguments) const;
   /// The same under mpirun with `ranks` ranks.
   Finished mpirun(int ranks, const std::string& arguments) const;
+  /// Another program in the place of choir.
+  Finished mpirun(int ranks, const std::string& program, const std::string& arguments) const;
   /// `train CONFIG` with the run folder `run`, under mpirun.
   Finished train(int ranks, const std::string& run, const std::string& arguments = "") const;
   /// The shell command of train(), for a test that sends signals to it.

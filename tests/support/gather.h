@@ -13,12 +13,12 @@
 #include "framework/comm/context.h"
 #include "framework/ops/elementwise.h"
 #include "framework/parallel/data.h"
+#include "framework/train/comparison.h"
 #include "tests/support/device.h"
 
 namespace choir::tests {
 
-/// Global tensors by name, row-major.
-using Tensors = std::map<std::string, std::vector<double>>;
+using Tensors = NamedTensors;
 
 /// The elements of a flat tensor of f32 or f64, after everything enqueued.
 inline std::vector<double> elements(Device& device, const Tensor& flat) {
@@ -78,52 +78,13 @@ inline void expect_held_equal(Device& device, const ParameterStore& store, const
   }
 }
 
-inline double largest(const std::vector<double>& values) {
-  double result = 0;
-  for (const double value : values) result = std::max(result, std::abs(value));
-  return result;
-}
-
-inline double largest(const Tensors& tensors) {
-  double result = 0;
-  for (const auto& [name, values] : tensors) result = std::max(result, largest(values));
-  return result;
-}
-
-/// The size against which errors of a gradient are measured. Without rotary the gradient of a key bias is zero in exact
-/// arithmetic (the bias moves all scores of a query alike): its noise is that of the query bias beside it.
-inline double gradient_scale(const Tensors& gradients, const std::string& name) {
-  const std::string key_bias = "attention.k.bias";
-  double scale = largest(gradients.at(name));
-  if (name.size() > key_bias.size() && name.ends_with(key_bias))
-    scale = std::max(scale, largest(gradients.at(name.substr(0, name.size() - 6) + "q.bias")));
-  return scale;
-}
-
-/// The largest |a - b| / tolerance(name) over all elements; fails where it exceeds 1.
-template <class Tolerance>
-double expect_close(const Tensors& actual, const Tensors& expected, const Tolerance& tolerance, const char* what) {
-  EXPECT_EQ(actual.size(), expected.size()) << what;
+/// Expects every comparison to hold. Returns the largest share of its tolerance that one of them uses.
+inline double expect_holds(const std::vector<Comparison>& comparisons) {
   double worst = 0;
-  for (const auto& [name, right] : expected) {
-    const auto found = actual.find(name);
-    if (found == actual.end() || found->second.size() != right.size()) {
-      ADD_FAILURE() << what << " of " << name << ": missing, or of another size";
-      continue;
-    }
-    double error = 0;
-    std::size_t where = 0;
-    for (std::size_t i = 0; i < right.size(); ++i) {
-      const double e = std::abs(found->second[i] - right[i]);
-      if (e <= error) continue;  // a NaN gets past this line
-      error = e;
-      where = i;
-      if (std::isnan(e)) break;
-    }
-    const double bound = tolerance(name);
-    EXPECT_LE(error, bound) << what << " of " << name << "[" << where << "]: " << found->second[where] << ", expected "
-                            << right[where];
-    worst = std::max(worst, error / bound);
+  for (const Comparison& c : comparisons) {
+    EXPECT_TRUE(c.holds()) << c.what << " differs by " << c.difference << " of its root mean square, tolerance "
+                           << c.tolerance;
+    if (c.tolerance > 0) worst = std::max(worst, c.difference / c.tolerance);
   }
   return worst;
 }

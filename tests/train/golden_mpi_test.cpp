@@ -2,7 +2,7 @@
 // model, the start values, the random numbers or the arithmetic; a refactoring does not.
 //
 // Bound: another number of ranks or another instruction set adds in another order, which moves a loss by
-// 4 sqrt(2 k n / 3) u = 2e-5 at most (tests/support/rounding.h), and AdamW with an epsilon far above the gradients'
+// 2 sqrt(2 k n) u = 2e-5 at most (framework/train/comparison.h), and AdamW with an epsilon far above the gradients'
 // noise does not let the distance grow. The design promises 1e-5, which is the smaller one. The largest distance is
 // recorded.
 //

@@ -1,7 +1,7 @@
 // Losses and gradients that PyTorch computed in double (tests/reference/README.md), against ours in f32 from the same
 // weights, on one rank and in tensor- and data-split layouts.
 //
-// Bounds. Gradients and loss: tests/support/rounding.h; only our side errs, which the bound for two sides covers.
+// Bounds. Gradients and loss: framework/train/comparison.h; only our side errs, which the bound for two sides covers.
 // Losses while training: an error of the weights that gradients of relative error d have caused moves the loss by
 // less than d times what training has moved it, which is less than the loss itself; so the loss's own bound plus d.
 // AdamW turns gradients that are zero but for rounding into whole steps, but the loss does not depend on those weights.
@@ -102,8 +102,8 @@ TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
         .tensor = layout.tensor, .sequence = layout.sequence, .zero = layout.zero, .micro_batch = layout.micro_batch};
     config.train.recompute = layout.recompute ? "block" : "none";
     const std::int64_t rows = config.train.batch * config.model.context;
-    const double bound = gradient_bound(config.model, rows, DType::f32);
-    const double error = loss * loss_bound(config.model, rows, DType::f32);
+    const double bound = rounding_bound(config.model, rows, DType::f32);
+    const double error = loss * bound;
 
     const auto expect_losses = [&](const char* which, const OptimizerConfig& optimizer) {
       config.optimizer = optimizer;
@@ -125,9 +125,7 @@ TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
         expected[p.name] = file.dataset<double>("gradients/" + p.name);
         for (double& value : expected[p.name]) value *= share;
       }
-      const double worst = expect_close(
-          run.gradients(), expected, [&](const std::string& name) { return bound * gradient_scale(expected, name); },
-          "gradient");
+      const double worst = expect_holds(compare("gradient of ", expected, run.gradients(), bound));
       RecordProperty(layout.name + ": gradient error / bound", std::to_string(worst));
     }
     OptimizerConfig sgd = config.optimizer;

@@ -10,7 +10,6 @@
 #include "framework/train/trainer.h"
 #include "tests/support/device.h"
 #include "tests/support/gather.h"
-#include "tests/support/rounding.h"
 #include "tests/support/small_models.h"
 
 namespace choir::tests {

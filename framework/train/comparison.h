@@ -1,0 +1,128 @@
+// How far two correct runs may be apart that round at other places, and the comparison of their tensors by it.
+//
+// Error model. A gradient is the end of a chain of k rounded results, each the sum of up to n products. A rounding is
+// off by at most u of the value, and roundings are independent: a sum of n terms is off by u sqrt(n) of its size, and k
+// sums in a row by u sqrt(k n). Two runs both err (sqrt 2), and a factor of 2 covers steps that enlarge an error, such
+// as the mean that a norm takes off. Relative to the root mean square of a tensor, its elements are off by
+//
+//   2 sqrt(2 k n) u
+//
+// in the root mean square. k: through a block there are 14 results forward: norm, qkv, rotary, softmax, mix, out, its
+// sum over ranks, residual, norm, up, activation, down, its sum over ranks, residual. Backward meets each twice: in the
+// gradient that flows through it, and in the saved value that it is multiplied by. Around the blocks there are
+// embedding, position, final norm and head, forward and back. n: the longest of the widths and of the rows of the
+// global batch; but bf16 products are summed in f32 and only their results are rounded, so that n is 1 there.
+//
+// With two layers in bf16 this is 0.108: a tensor of zeros is off by 1, one whose heads changed places by sqrt(2).
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "framework/core/dtype.h"
+#include "framework/model/model_config.h"
+
+namespace choir {
+
+/// Whole tensors by global name, row-major.
+using NamedTensors = std::map<std::string, std::vector<double>>;
+
+/// The largest relative error of one rounding.
+constexpr double unit_roundoff(DType type) {
+  if (type == DType::f64) return 0x1p-53;
+  return type == DType::bf16 ? 0x1p-8 : 0x1p-24;
+}
+
+/// The bound above, for gradients of `rows` rows of the global batch computed in `type`.
+inline double rounding_bound(const ModelConfig& c, std::int64_t rows, DType type) {
+  const auto results = static_cast<double>(3 * 14 * c.layers + 3 * 4);
+  const auto longest = static_cast<double>(
+      std::max({c.width, c.feed_forward_width(), c.attention.heads * c.head_width(), c.vocabulary, rows}));
+  return 2 * std::sqrt(2 * results * (type == DType::bf16 ? 1 : longest)) * unit_roundoff(type);
+}
+
+/// Of one tensor or number in two runs.
+struct Comparison {
+  std::string what;       ///< "gradient of blocks.0.attention.q.weight"
+  double difference = 0;  ///< root mean square over the elements, relative to that of the tensor
+  double tolerance = 0;   ///< relative too
+  bool holds() const { return difference <= tolerance; }  // false for NaN
+};
+
+inline double root_mean_square(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double value : values) sum += value * value;
+  return values.empty() ? 0 : std::sqrt(sum / static_cast<double>(values.size()));
+}
+
+/// a - b; NaN if they have not the same number of elements.
+inline std::vector<double> difference_of(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return {std::numeric_limits<double>::quiet_NaN()};
+  std::vector<double> difference(a);
+  for (std::size_t i = 0; i < b.size(); ++i) difference[i] -= b[i];
+  return difference;
+}
+
+/// The root mean square that errors of `name` are measured against: its own, with one exception. A key bias moves all
+/// scores of a query alike, but for the rotation between positions, so that its gradient is zero or small and most of
+/// what a run has of it is rounding. It is the sum over rows of what the gradient of the key weight is the sum of,
+/// there times the output of a norm, whose root mean square is 1: that gradient has the size that the rounding is
+/// relative to.
+inline double error_scale(const NamedTensors& tensors, const std::string& name) {
+  const double own = root_mean_square(tensors.at(name));
+  if (!name.ends_with(".attention.k.bias")) return own;
+  return std::max(own, root_mean_square(tensors.at(name.substr(0, name.size() - 4) + "weight")));
+}
+
+/// Compares each tensor of `expected` with that of `actual`. The tolerance is `bound`, and `rounding` of the root mean
+/// square of the tensor in `rounded`, if there is one.
+inline std::vector<Comparison> compare(const std::string& what, const NamedTensors& expected,
+                                       const NamedTensors& actual, double bound, const NamedTensors& rounded = {},
+                                       double rounding = 0) {
+  std::vector<Comparison> comparisons;
+  for (const auto& [name, tensor] : expected) {
+    const auto found = actual.find(name), other = rounded.find(name);
+    const double scale = error_scale(expected, name);
+    const double difference =
+        root_mean_square(difference_of(tensor, found == actual.end() ? std::vector<double>{} : found->second));
+    const double size = other == rounded.end() ? 0 : root_mean_square(other->second);
+    // A tensor of zeros allows no error.
+    comparisons.push_back({.what = what + name,
+                           .difference = difference == 0 ? 0 : difference / scale,
+                           .tolerance = scale > 0 ? bound + rounding * size / scale : 0});
+  }
+  return comparisons;
+}
+
+/// What training has added to the weights since `before`.
+inline NamedTensors updates(const NamedTensors& before, const NamedTensors& after) {
+  NamedTensors result;
+  for (const auto& [name, tensor] : before) result[name] = difference_of(after.at(name), tensor);
+  return result;
+}
+
+/// Compares what three steps have added to the weights, which started as `start`.
+///
+/// A step of SGD is linear in the gradient. One of AdamW is so for gradients below epsilon, and between them an error
+/// grows by at most 2, if epsilon is no smaller than the largest gradient (largest()). Later gradients come from
+/// weights that differ by less than the steps do. f32 weights are rounded once a step.
+inline std::vector<Comparison> compare_updates(const std::string& what, const NamedTensors& start,
+                                               const NamedTensors& expected, const NamedTensors& actual, double bound) {
+  return compare(what, updates(start, expected), updates(start, actual), 2 * bound, expected,
+                 3 * unit_roundoff(DType::f32));
+}
+
+/// The largest element of all tensors.
+inline double largest(const NamedTensors& tensors) {
+  double result = 0;
+  for (const auto& [name, values] : tensors)
+    for (const double value : values) result = std::max(result, std::abs(value));
+  return result;
+}
+
+}  // namespace choir

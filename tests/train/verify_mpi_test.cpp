@@ -1,0 +1,114 @@
+// What `choir verify` stands on: rounding stays well below its bound, and whichever collective call is left out, it is
+// found, in every precision.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <map>
+#include <set>
+
+#include "framework/train/verify.h"
+#include "tests/support/faulty_mesh.h"
+#include "tests/train/small_run.h"
+
+namespace choir::tests {
+namespace {
+
+Config verify_config(const ModelConfig& model, const Layout& layout) {
+  Config config = small_config(model, safe_adamw(0.01), layout);
+  config.train.precision = "bf16";  // and so f32 too
+  return config;
+}
+
+/// Collective; rank 0 has the comparisons.
+std::vector<Comparison> verify_with(const Config& config, const Fault& fault, std::vector<CallName>* calls = nullptr) {
+  CallRing ring;
+  const auto device = make_device();
+  const MeshShape shape = mesh_shape(config, world_size());
+  Mesh mesh = device_is_simulated() ? make_mesh(MPI_COMM_WORLD, shape, *device, ring)
+                                    : make_faulty_mesh(MPI_COMM_WORLD, shape, *device, ring, fault, calls);
+  Mesh alone = make_mesh(MPI_COMM_SELF, {}, *device, ring);
+  return verify_layout(config, *device, mesh, alone);
+}
+
+/// With every kind of collective call, on any number of ranks. Parity tries all layouts.
+std::vector<Layout> proved_layouts() {
+  const int ranks = world_size();
+  if (ranks == 4)
+    return {{.name = "tensor 2, data 2, sequence, zero 1", .tensor = 2, .data = 2, .sequence = true, .zero = 1},
+            {.name = "tensor, micro-batch 4", .tensor = ranks, .micro_batch = 4}};
+  return {{.name = "tensor, sequence", .tensor = ranks, .sequence = true},
+          {.name = "data, micro-batch 2", .data = ranks, .micro_batch = 2}};
+}
+
+class Verify : public ::testing::TestWithParam<SmallModel> {};
+
+// "bf16 gradient of ...": the largest share of the tolerance that rounding takes, for each precision and kind.
+TEST_P(Verify, RoundingStaysWellBelowTheBoundAndTheBoundBelowAQuarter) {
+  struct Worst {
+    Comparison comparison;
+    double share = -1;
+  };
+  std::map<std::string, Worst> worst;
+  for (const Layout& layout : proved_layouts())
+    for (const Comparison& c : verify_with(verify_config(GetParam().config, layout), {})) {
+      EXPECT_TRUE(c.holds()) << layout.name << ": " << c.what << " differs by " << c.difference << ", tolerance "
+                             << c.tolerance;
+      EXPECT_LT(c.tolerance, 0.25) << layout.name << ": " << c.what;
+      EXPECT_LE(c.difference, 0.5 * c.tolerance) << layout.name << ": " << c.what;
+      Worst& of_kind = worst[c.what.substr(0, c.what.find(" of "))];
+      const double share = c.tolerance > 0 ? c.difference / c.tolerance : 0;
+      if (share > of_kind.share) of_kind = {{c.what + ", " + layout.name, c.difference, c.tolerance}, share};
+    }
+  for (const auto& [kind, w] : worst)
+    std::printf("%-18s bound %.2g of the tensor, measured %.2g: %s\n", kind.c_str(), w.comparison.tolerance,
+                w.comparison.difference, w.comparison.what.c_str());
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Verify, ::testing::ValuesIn(models_under_test()),
+                         [](const auto& instance) { return instance.param.name; });
+
+// A verify that lets one of them pass proves nothing about a layout that lacks it.
+TEST(VerifyWithoutACollective, SaysMismatchInEveryPrecisionWhicheverCallIsMissing) {
+  if (device_is_simulated()) GTEST_SKIP() << "the faults are planted in MPI's communicators, a GPU's are NCCL's";
+  if (world_size() != 2) GTEST_SKIP() << "one rank makes no collective call, and two make every one";
+  const int ranks = world_size();
+  const std::vector<Layout> some = {{.name = "tensor", .tensor = ranks},
+                                    {.name = "tensor, sequence", .tensor = ranks, .sequence = true},
+                                    {.name = "data", .data = ranks},
+                                    {.name = "data, zero 1", .data = ranks, .zero = 1}};
+  for (const Layout& layout : some) {
+    Config config = verify_config(small_model("window_8_of_2"), layout);
+    config.model.layers = 1;
+    config.train.batch = 4;
+    config.optimizer.clip = 0.01;  // the gradient norm matters too
+    // The calls of one step, in order.
+    std::vector<CallName> calls;
+    {
+      CallRing ring;
+      Device device(1);
+      const MeshShape shape = mesh_shape(config, ranks);
+      Mesh mesh = make_faulty_mesh(MPI_COMM_WORLD, shape, device, ring, {}, &calls);
+      Trainer(config, device, mesh).step(1, read_random(config.model));
+    }
+    ASSERT_FALSE(calls.empty());
+    std::map<CallName, int> seen, of;
+    for (const CallName& call : calls) ++of[call];
+    for (const CallName& call : calls) {
+      const auto& [axis, verb, label] = call;
+      const int occurrence = seen[call]++;
+      const std::string what = layout.name + ": " + verb + " of " + axis + " (" + label + "), " +
+                               std::to_string(occurrence + 1) + " of " + std::to_string(of[call]);
+      const auto comparisons = verify_with(
+          config, {.axis = axis, .verb = verb, .label = label, .occurrence = occurrence, .of = of[call], .damage = {}});
+      if (world_rank() != 0) continue;
+      std::set<std::string> found;
+      for (const Comparison& c : comparisons)
+        if (!c.holds()) found.insert(c.what.substr(0, c.what.find(' ')));
+      EXPECT_TRUE(found.contains("f32")) << what;
+      EXPECT_TRUE(found.contains("bf16")) << what;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace choir::tests
