@@ -31,6 +31,13 @@ TEST(Errors, of_the_machine_say_where) {
   EXPECT_NE(text.find("error_test.cpp:" + std::to_string(line)), std::string::npos) << text;
 }
 
+TEST(ShellWord, IsOneWordForAShell) {
+  EXPECT_EQ(shell_word("runs/a-1/step_2.h5"), "runs/a-1/step_2.h5");
+  EXPECT_EQ(shell_word("my run"), "'my run'");
+  EXPECT_EQ(shell_word("it's $HOME"), "'it'\\''s $HOME'");
+  EXPECT_EQ(shell_word(""), "''");
+}
+
 TEST(Nearest, is_the_closest_name_or_none) {
   const std::vector<std::string> names = {"steps", "batch", "precision", "seed"};
   EXPECT_EQ(nearest("step", names), "steps");
