@@ -20,8 +20,9 @@ struct Arguments {
 }  // namespace
 
 int print_plan(Config config, std::int64_t ranks, bool json) {
-  const DeviceKind kind = config.train.device == "cuda" ? DeviceKind::cuda : DeviceKind::cpu;
-  const bool emulated = kind == DeviceKind::cpu && config.train.precision == "bf16" && !kernels::cpu::has_native_bf16();
+  const DeviceKind kind = config.train.device == TrainDevice::cuda ? DeviceKind::cuda : DeviceKind::cpu;
+  const bool emulated =
+      kind == DeviceKind::cpu && config.train.precision == Precision::bf16 && !kernels::cpu::has_native_bf16();
   if (emulated) config.train.emulate_bf16 = true;  // planning needs no bf16 instructions
   throw_if_any(validate(config, ranks));
   const int threads = threads_per_rank(config, static_cast<int>(ranks));
@@ -59,7 +60,7 @@ void add_plan_command(CommandLine& line) {
   verb->callback([&line, arguments] {
     line.run = [arguments] {
       Config config = arguments->config.read();
-      config.train.device = arguments->device;
+      config.train.device = value_named<TrainDevice>(arguments->device).value();
       return print_plan(config, arguments->ranks, arguments->json);
     };
   });

@@ -52,7 +52,7 @@ int prepare_tokens(ConfigArguments arguments, bool binary) {
     options.given = given_tokenizer(model);
     throw_if_any(check_fits(*options.given, "data.tokenizer.model = " + model, config.model, config.data.tokenizer));
   }
-  if (options.tokenizer.kind == "sentencepiece" && options.tokenizer.vocabulary == 0)
+  if (options.tokenizer.kind == TokenizerKind::sentencepiece && options.tokenizer.vocabulary == 0)
     options.tokenizer.vocabulary = config.model.vocabulary;
   if (const auto folder = std::filesystem::path(options.output).parent_path(); !folder.empty())
     std::filesystem::create_directories(folder);

@@ -50,7 +50,8 @@ int threads_per_rank(const Config& config, int local_ranks) {
 
 Config with_device(Config config) {
   std::string reason;
-  if (config.train.device == "auto") config.train.device = cuda::visible_gpus(reason) > 0 ? "cuda" : "cpu";
+  if (config.train.device == TrainDevice::automatic)
+    config.train.device = cuda::visible_gpus(reason) > 0 ? TrainDevice::cuda : TrainDevice::cpu;
   return config;
 }
 
@@ -72,9 +73,7 @@ static int choose_gpu(const MpiProcess& process) {
 
 GpuOptions gpu_options(const Config& config) {
   const TrainAttentionConfig& attention = config.train.attention;
-  return {.attention = attention.implementation == "cudnn"   ? AttentionImplementation::cudnn
-                       : attention.implementation == "flash" ? AttentionImplementation::flash
-                                                             : AttentionImplementation::automatic,
+  return {.attention = attention.implementation,
           .deterministic_attention = attention.deterministic,
           .say = [](const std::string& text) { std::fprintf(stderr, "choir: %s\n", text.c_str()); }};
 }
@@ -95,9 +94,8 @@ static std::unique_ptr<Device> make_gpu_device(const Config& config, const MpiPr
 std::unique_ptr<Device> make_device(const Config& config, const MpiProcess& process) {
   const int threads = threads_per_rank(config, process.local_ranks());
   omp_set_num_threads(threads);
-  if (config.train.device == "cuda") return make_gpu_device(config, process, threads);
-  const StreamMode mode = config.train.streams == "threaded" ? StreamMode::threaded : StreamMode::immediate;
-  return std::make_unique<Device>(threads, mode);
+  if (config.train.device == TrainDevice::cuda) return make_gpu_device(config, process, threads);
+  return std::make_unique<Device>(threads, config.train.streams);
 }
 
 }  // namespace choir

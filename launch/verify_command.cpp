@@ -38,7 +38,7 @@ int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
         config.parallel.sequence ? " with sequence" : "", mesh.shape.data, static_cast<long long>(config.parallel.zero),
         static_cast<long long>(config.model.layers), static_cast<long long>(config.model.attention.heads),
         static_cast<long long>(config.model.head_width()), static_cast<long long>(config.model.vocabulary),
-        config.train.precision == "f32" ? "f32" : "f32 and bf16",
+        config.train.precision == Precision::f32 ? "f32" : "f32 and bf16",
         mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
     std::printf("the worst: %s, differs by %.3g of its root mean square, tolerance %.3g\n", worst->what.c_str(),
                 worst->difference, worst->tolerance);

@@ -10,7 +10,10 @@
 #include <vector>
 
 #include "framework/checkpoint/checkpoint_config.h"
+#include "framework/core/cuda.h"
 #include "framework/core/error.h"
+#include "framework/core/names.h"
+#include "framework/core/stream.h"
 #include "framework/data/data_config.h"
 #include "framework/model/model_config.h"
 #include "framework/optim/optimizer_config.h"
@@ -18,9 +21,24 @@
 
 namespace choir {
 
+/// Of activations and matrix products.
+enum class Precision { f32, bf16 };
+template <>
+inline constexpr auto names<Precision> = std::array{"f32", "bf16"};
+
+/// Where the arithmetic runs. automatic: on a GPU if one is visible.
+enum class TrainDevice { automatic, cpu, cuda };
+template <>
+inline constexpr auto names<TrainDevice> = std::array{"auto", "cpu", "cuda"};
+
+/// What is computed again in backward instead of being saved.
+enum class Recompute { none, block };
+template <>
+inline constexpr auto names<Recompute> = std::array{"none", "block"};
+
 struct TrainAttentionConfig {
-  std::string implementation = "auto";  ///< auto | cudnn | flash: of a GPU
-  bool deterministic = true;            ///< the same bits every run
+  AttentionImplementation implementation = AttentionImplementation::automatic;  ///< of a GPU
+  bool deterministic = true;                                                    ///< the same bits every run
 
   bool operator==(const TrainAttentionConfig&) const = default;
 };
@@ -28,14 +46,14 @@ struct TrainAttentionConfig {
 struct TrainConfig {
   std::string folder;  ///< the run folder; empty: runs/<name of the configuration file>
   std::int64_t steps = 1000;
-  std::int64_t batch = 64;        ///< sequences per step, over all ranks
-  std::string precision = "f32";  ///< f32 | bf16
-  bool emulate_bf16 = false;      ///< let bf16 run, slowly, on a processor without bf16 instructions
+  std::int64_t batch = 64;  ///< sequences per step, over all ranks
+  Precision precision = Precision::f32;
+  bool emulate_bf16 = false;  ///< let bf16 run, slowly, on a processor without bf16 instructions
   std::uint64_t seed = 1;
-  std::string device = "auto";           ///< auto | cpu | cuda
-  std::string streams = "immediate";     ///< immediate | threaded: a worker thread per CPU stream
-  std::int64_t threads = 0;              ///< per rank; 0: usable cores / ranks on this machine
-  std::string recompute = "none";        ///< none | block: recompute a block's forward in its backward
+  TrainDevice device = TrainDevice::automatic;
+  StreamMode streams = StreamMode::immediate;  ///< threaded: a worker thread per CPU stream
+  std::int64_t threads = 0;                    ///< per rank; 0: usable cores / ranks on this machine
+  Recompute recompute = Recompute::none;
   double timeout = 600;                  ///< seconds without a finished collective before a rank is called hung
   std::string from;                      ///< start from the weights of this checkpoint, with a fresh optimizer
   std::int64_t evaluate_every = 0;       ///< steps between evaluations on held-out text; 0: only at the end

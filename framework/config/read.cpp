@@ -104,6 +104,7 @@ struct Suggestion {
   }
   std::string operator()(const std::string*) const { return ""; }
   std::string operator()(const std::array<double, 2>*) const { return ""; }
+  std::string operator()(const Choice&) const { return ""; }
 };
 
 // Stores the value of `node`, or returns false and leaves the slot alone.
@@ -138,7 +139,29 @@ struct Store {
     *slot = values;
     return true;
   }
+  bool operator()(const Choice& choice) const {
+    std::string name;
+    if (!(*this)(&name)) return false;
+    const auto place = std::find(choice.names.begin(), choice.names.end(), name);
+    if (place == choice.names.end()) return false;
+    choice.set(static_cast<std::size_t>(place - choice.names.begin()));
+    return true;
+  }
 };
+
+// `name` is none of the names that `field` takes.
+Problem unknown_name(const Field& field, std::string name) {
+  const std::vector<std::string>& names = std::get<Choice>(field.slot).names;
+  const std::vector<std::string>& planned = field.limits.planned;
+  const std::string given = fmt::format("{} = {}", field.key, value_text(&name));
+  const std::string set = fmt::format("set {} to {}", field.key, fmt::join(names, " or "));
+  if (std::find(planned.begin(), planned.end(), name) != planned.end())
+    return {given + " is not built yet", field.limits.why, set};
+  const std::string near = nearest(name, names);
+  return {given + " is not a known value",
+          fmt::format("{} is {}: {}", field.key, type_text(field), field.documentation),
+          near.empty() ? set : fmt::format("did you mean {}?", near)};
+}
 
 std::string last_part(const std::string& key) { return key.substr(key.rfind('.') + 1); }
 
@@ -248,6 +271,8 @@ void Reader::read_value(const std::string& key, const YAML::Node& value, const Y
   const Field* field = find(key);
   if (!field) return add(unknown_key(key, mark, source));
   if (std::visit(Store{value}, field->slot)) return;
+  if (std::string name; std::holds_alternative<Choice>(field->slot) && Store{value}(&name))
+    return add(unknown_name(*field, std::move(name)));
 
   const std::string meant = std::visit(Suggestion{value}, field->slot);
   const std::string example = meant.empty() ? value_text(field->slot) : meant;
@@ -366,7 +391,8 @@ void Reader::read_override(const std::string& text) {
   std::string value = text.substr(equals + 1);
   // Text needs no quotes of its own: the shell has taken the user's, and a prompt may hold ':' and '#'.
   const Field* field = find(key);
-  const bool is_text = field && std::holds_alternative<std::string*>(field->slot);
+  const bool is_text =
+      field && (std::holds_alternative<std::string*>(field->slot) || std::holds_alternative<Choice>(field->slot));
   if (is_text && !value.starts_with('"') && !value.starts_with('\'')) value = quote(value);
   if (const std::optional<YAML::Node> node = parse(value, source))
     read_value(key, *node, YAML::Mark::null_mark(), source);

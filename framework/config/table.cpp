@@ -19,8 +19,8 @@ Limits at_least(double least, double most = largest) { return {.least = least, .
 Limits positive() { return {.least = 0, .above_least = true}; }
 Limits not_negative() { return {.least = 0}; }
 Limits below_one() { return {.least = 0, .most = 1, .below_most = true}; }
-Limits one_of(std::vector<std::string> values, std::vector<std::string> planned = {}, std::string why = {}) {
-  return {.values = std::move(values), .planned = std::move(planned), .why = std::move(why)};
+Limits planned(std::vector<std::string> names, std::string why) {
+  return {.planned = std::move(names), .why = std::move(why)};
 }
 Limits only_one(std::string why) { return {.least = 1, .most = 1, .why = std::move(why)}; }
 
@@ -31,7 +31,7 @@ std::vector<Field> fields(AttentionConfig& c) {
        "key/value heads, each shared by heads / kv_heads query heads; 0: heads", at_least(0)},
       {"model.attention.head_width", &c.head_width, "width of one head; 0: model.width / heads", at_least(0)},
       {"model.attention.position", &c.position, "how a token knows its position",
-       one_of({"learned", "rotary", "none"}, {"alibi"}, "ALiBi is not built yet")},
+       planned({"alibi"}, "ALiBi is not built yet")},
       {"model.attention.rotary_base", &c.rotary_base, "base of the rotary wavelengths", positive()},
       {"model.attention.window", &c.window,
        "a token sees itself and the window - 1 tokens before it; 0: all earlier ones", at_least(0)},
@@ -40,16 +40,14 @@ std::vector<Field> fields(AttentionConfig& c) {
 
 std::vector<Field> fields(FeedForwardConfig& c) {
   return {
-      {"model.feed_forward.kind", &c.kind, "activation; gelu is the tanh form, swiglu has a gate",
-       one_of({"gelu", "gelu_erf", "swiglu"})},
+      {"model.feed_forward.kind", &c.kind, "activation; gelu is the tanh form, swiglu has a gate"},
       {"model.feed_forward.width", &c.width, "hidden width; 0: 4 * model.width", at_least(0)},
   };
 }
 
 std::vector<Field> fields(NormConfig& c) {
   return {
-      {"model.norm.kind", &c.kind, "normalisation before attention, before the feed-forward and at the end",
-       one_of({"layer_norm", "rms_norm"})},
+      {"model.norm.kind", &c.kind, "normalisation before attention, before the feed-forward and at the end"},
       {"model.norm.epsilon", &c.epsilon, "added to the variance", positive()},
   };
 }
@@ -57,7 +55,7 @@ std::vector<Field> fields(NormConfig& c) {
 std::vector<Field> fields(ModelConfig& c) {
   return {
       {"model.family", &c.family, "which transformer",
-       one_of({"decoder"}, {"encoder", "encoder_decoder", "vision"}, "only decoder models are built")},
+       planned({"encoder", "encoder_decoder", "vision"}, "only decoder models are built")},
       {"model.layers", &c.layers, "transformer blocks", at_least(1)},
       {"model.width", &c.width, "width of the residual stream", at_least(1)},
       {"model.vocabulary", &c.vocabulary, "token ids run from 0 to vocabulary - 1", at_least(1)},
@@ -72,8 +70,7 @@ std::vector<Field> fields(ModelConfig& c) {
 
 std::vector<Field> fields(TokenizerConfig& c) {
   return {
-      {"data.tokenizer.kind", &c.kind, "how `choir prepare` turns text into tokens",
-       one_of({"bytes", "sentencepiece"})},
+      {"data.tokenizer.kind", &c.kind, "how `choir prepare` turns text into tokens"},
       {"data.tokenizer.vocabulary", &c.vocabulary, "tokens to train; 0: model.vocabulary; bytes: always 257",
        at_least(0)},
       {"data.tokenizer.model", &c.model,
@@ -94,8 +91,7 @@ std::vector<Field> fields(DataConfig& c) {
 std::vector<Field> fields(TrainAttentionConfig& c) {
   return {
       {"train.attention.implementation", &c.implementation,
-       "which attention kernels a GPU uses; auto: cuDNN's where it takes the shape, else Choir's own",
-       one_of({"auto", "cudnn", "flash"})},
+       "which attention kernels a GPU uses; auto: cuDNN's where it takes the shape, else Choir's own"},
       {"train.attention.deterministic", &c.deterministic, "the same bits every run; cuDNN needs more memory for it"},
   };
 }
@@ -105,17 +101,13 @@ std::vector<Field> fields(TrainConfig& c) {
       {"train.folder", &c.folder, "the run folder; empty: runs/<name of the configuration file>"},
       {"train.steps", &c.steps, "optimizer steps", at_least(1)},
       {"train.batch", &c.batch, "sequences per step, over all ranks", at_least(1)},
-      {"train.precision", &c.precision, "of activations and matrix products; master weights are always f32",
-       one_of({"f32", "bf16"})},
+      {"train.precision", &c.precision, "of activations and matrix products; master weights are always f32"},
       {"train.emulate_bf16", &c.emulate_bf16, "let bf16 run, slowly, on a processor without bf16 instructions"},
       {"train.seed", &c.seed, "of initial weights, data order and dropout"},
-      {"train.device", &c.device, "where the arithmetic runs; auto: on a GPU where one is visible",
-       one_of({"auto", "cpu", "cuda"})},
-      {"train.streams", &c.streams, "CPU streams run at once, or on a worker thread each",
-       one_of({"immediate", "threaded"})},
+      {"train.device", &c.device, "where the arithmetic runs; auto: on a GPU where one is visible"},
+      {"train.streams", &c.streams, "CPU streams run at once, or on a worker thread each"},
       {"train.threads", &c.threads, "threads per rank; 0: usable cores / ranks on this machine", at_least(0, 65536)},
-      {"train.recompute", &c.recompute, "block: run a block's forward again in its backward instead of saving it",
-       one_of({"none", "block"})},
+      {"train.recompute", &c.recompute, "block: run a block's forward again in its backward instead of saving it"},
       {"train.timeout", &c.timeout, "seconds without a finished collective before a rank is called hung", positive()},
       {"train.from", &c.from, "start from the weights of this checkpoint, with a fresh optimizer"},
       {"train.evaluate_every", &c.evaluate_every, "steps between evaluations on held-out text; 0: only at the end",
@@ -127,10 +119,9 @@ std::vector<Field> fields(TrainConfig& c) {
 
 std::vector<Field> fields(OptimizerConfig& c) {
   return {
-      {"optimizer.kind", &c.kind, "how gradients move the weights", one_of({"adamw", "sgd"})},
+      {"optimizer.kind", &c.kind, "how gradients move the weights"},
       {"optimizer.rate", &c.rate, "the highest learning rate", positive()},
-      {"optimizer.schedule", &c.schedule, "how the rate falls after the warmup",
-       one_of({"cosine", "linear", "constant", "warmup_stable_decay"})},
+      {"optimizer.schedule", &c.schedule, "how the rate falls after the warmup"},
       {"optimizer.warmup", &c.warmup, "steps over which the rate rises from 0, linearly", at_least(0)},
       {"optimizer.decay", &c.decay, "last steps, over which the rate falls, of warmup_stable_decay", at_least(0)},
       {"optimizer.final_rate",
@@ -220,6 +211,7 @@ struct ValueText {
   std::string operator()(const std::array<double, 2>* value) const {
     return fmt::format("[{}, {}]", (*value)[0], (*value)[1]);
   }
+  std::string operator()(const Choice& choice) const { return choice.names.at(choice.get()); }
 };
 
 struct TypeText {
@@ -234,12 +226,11 @@ struct TypeText {
     return interval_text("number", limits, std::numeric_limits<double>::infinity());
   }
   std::string operator()(const bool*) const { return "true | false"; }
-  std::string operator()(const std::string*) const {
-    return limits.values.empty() ? "text" : fmt::format("{}", fmt::join(limits.values, " | "));
-  }
+  std::string operator()(const std::string*) const { return "text"; }
   std::string operator()(const std::array<double, 2>*) const {
     return interval_text("two numbers", limits, std::numeric_limits<double>::infinity());
   }
+  std::string operator()(const Choice& choice) const { return fmt::format("{}", fmt::join(choice.names, " | ")); }
 };
 
 }  // namespace

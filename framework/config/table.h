@@ -4,8 +4,10 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <string>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
@@ -13,8 +15,21 @@
 
 namespace choir {
 
+/// A value from a fixed list: an enumerator, by its place in the list of names.
+struct Choice {
+  template <class E>
+  requires std::is_enum_v<E> Choice(E* slot)
+      : names(choir::names<E>.begin(), choir::names<E>.end()),
+        get([slot] { return static_cast<std::size_t>(*slot); }),
+        set([slot](std::size_t place) { *slot = static_cast<E>(place); }) {}
+
+  std::vector<std::string> names;
+  std::function<std::size_t()> get;
+  std::function<void(std::size_t)> set;
+};
+
 /// Where a value lives. The type of the value is the type of the pointer.
-using Slot = std::variant<std::int64_t*, std::uint64_t*, double*, bool*, std::string*, std::array<double, 2>*>;
+using Slot = std::variant<std::int64_t*, std::uint64_t*, double*, bool*, std::string*, std::array<double, 2>*, Choice>;
 
 /// The values that make sense on their own. What depends on another key is in validate().
 struct Limits {
@@ -22,9 +37,8 @@ struct Limits {
   double most = std::numeric_limits<double>::infinity();
   bool above_least = false;            ///< `least` itself is left out
   bool below_most = false;             ///< `most` itself is left out
-  std::vector<std::string> values{};   ///< of a text with a fixed list of values
-  std::vector<std::string> planned{};  ///< known values that are not built yet
-  std::string why{};                   ///< why a planned value, or a number beyond `most`, cannot be had
+  std::vector<std::string> planned{};  ///< names of a Choice that are not built yet
+  std::string why{};                   ///< why a planned name, or a number beyond `most`, is not available
 };
 
 struct Field {

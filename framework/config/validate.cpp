@@ -29,7 +29,8 @@ struct WithinLimits {
   bool operator()(const std::uint64_t*) const { return true; }
   bool operator()(const double* value) const { return within(limits, *value); }
   bool operator()(const bool*) const { return true; }
-  bool operator()(const std::string* value) const { return limits.values.empty() || is_one_of(*value, limits.values); }
+  bool operator()(const std::string*) const { return true; }
+  bool operator()(const Choice&) const { return true; }
   bool operator()(const std::array<double, 2>* value) const {
     return within(limits, (*value)[0]) && within(limits, (*value)[1]);
   }
@@ -37,31 +38,17 @@ struct WithinLimits {
 
 Problem outside_limits(const Field& field) {
   const Limits& limits = field.limits;
-  const std::string value = value_text(field.slot);
-  Problem problem{fmt::format("{} = {}", field.key, value)};
-  if (is_one_of(value, limits.planned)) {
-    problem.what += " is not built yet";
-    problem.why = limits.why;
-    problem.fix = fmt::format("set {} to {}", field.key, fmt::join(limits.values, " or "));
-  } else if (!limits.values.empty()) {
-    const std::string near = nearest(value, limits.values);
-    problem.what += " is not a known value";
-    problem.why = fmt::format("{} is {}: {}", field.key, type_text(field), field.documentation);
-    problem.fix = near.empty() ? fmt::format("set {} to {}", field.key, fmt::join(limits.values, " or "))
-                               : fmt::format("did you mean {}?", near);
-  } else {
-    const auto* integer = std::get_if<std::int64_t*>(&field.slot);
-    const bool beyond = integer && static_cast<double>(**integer) > limits.most;
-    const bool below = integer && static_cast<double>(**integer) < limits.least;
-    problem.what += " is out of range";
-    problem.why = beyond && !limits.why.empty()
-                      ? limits.why
-                      : fmt::format("{} takes {}: {}", field.key, type_text(field), field.documentation);
-    problem.fix = beyond  ? fmt::format("set {} to {:.0f} or less", field.key, limits.most)
-                  : below ? fmt::format("set {} to {:.0f} or more", field.key, limits.least)
-                          : fmt::format("set {} to a value in that range", field.key);
-    if (limits.most == limits.least) problem.fix = fmt::format("set {} to {:.0f}", field.key, limits.most);
-  }
+  const auto* integer = std::get_if<std::int64_t*>(&field.slot);
+  const bool beyond = integer && static_cast<double>(**integer) > limits.most;
+  const bool below = integer && static_cast<double>(**integer) < limits.least;
+  Problem problem{fmt::format("{} = {} is out of range", field.key, value_text(field.slot))};
+  problem.why = beyond && !limits.why.empty()
+                    ? limits.why
+                    : fmt::format("{} takes {}: {}", field.key, type_text(field), field.documentation);
+  problem.fix = beyond  ? fmt::format("set {} to {:.0f} or less", field.key, limits.most)
+                : below ? fmt::format("set {} to {:.0f} or more", field.key, limits.least)
+                        : fmt::format("set {} to a value in that range", field.key);
+  if (limits.most == limits.least) problem.fix = fmt::format("set {} to {:.0f}", field.key, limits.most);
   return problem;
 }
 
@@ -134,7 +121,7 @@ void Validator::check_heads() {
     add(fmt::format("model.width = {} does not divide by model.attention.heads = {}", m.width, a.heads),
         "without model.attention.head_width a head is model.width / heads wide",
         fmt::format("set model.width to {}, or give model.attention.head_width", nearest_multiples(m.width, a.heads)));
-  else if (a.position == "rotary" && m.head_width() % 2 != 0)
+  else if (a.position == Position::rotary && m.head_width() % 2 != 0)
     add(fmt::format(
             "model.attention.position = rotary with heads of width {}{}", m.head_width(),
             a.head_width > 0 ? "" : fmt::format(" (model.width = {} / model.attention.heads = {})", m.width, a.heads)),
@@ -146,7 +133,7 @@ void Validator::check_tokenizer() {
   if (!are_sound({"model.vocabulary", "data.tokenizer.kind", "data.tokenizer.vocabulary"})) return;
   constexpr std::int64_t byte_tokens = 257;  // one per byte, and the end of a document
   const TokenizerConfig& t = config_.data.tokenizer;
-  const bool bytes = t.kind == "bytes";
+  const bool bytes = t.kind == TokenizerKind::bytes;
   if (bytes && t.vocabulary != 0 && t.vocabulary != byte_tokens)
     add(fmt::format("data.tokenizer.vocabulary = {} with data.tokenizer.kind = bytes", t.vocabulary),
         fmt::format("the byte tokenizer has {} tokens: one per byte, and the end of a document", byte_tokens),
@@ -163,10 +150,11 @@ void Validator::check_tokenizer() {
 
 void Validator::check_precision() {
   const TrainConfig& t = config_.train;
-  if (t.device == "cuda" && !kernels::built_with_cuda)
+  if (t.device == TrainDevice::cuda && !kernels::built_with_cuda)
     add("train.device = cuda, but this choir was built without CUDA", "the build found no CUDA toolkit",
         "install the toolkit (nvcc, cuBLASLt, NCCL) and build again, or set train.device to cpu");
-  if (t.precision == "bf16" && t.device != "cuda" && !t.emulate_bf16 && !kernels::cpu::has_native_bf16())
+  if (t.precision == Precision::bf16 && t.device != TrainDevice::cuda && !t.emulate_bf16 &&
+      !kernels::cpu::has_native_bf16())
     add("train.precision = bf16, but this processor has no bf16 instructions",
         "bf16 matrix products need the instruction set avx512_bf16; without it they go through f32 copies, slower than "
         "f32",
@@ -176,14 +164,14 @@ void Validator::check_precision() {
 void Validator::check_schedule() {
   const OptimizerConfig& o = config_.optimizer;
   const std::int64_t steps = config_.train.steps;
-  if (o.kind == "adamw" && o.momentum != 0)
+  if (o.kind == OptimizerKind::adamw && o.momentum != 0)
     add(fmt::format("optimizer.momentum = {} with optimizer.kind = adamw", value_text(&config_.optimizer.momentum)),
         "AdamW does not read it; its first moment decays by optimizer.betas[0]",
         "delete optimizer.momentum, or set optimizer.kind to sgd");
   if (!are_sound({"train.steps", "optimizer.warmup", "optimizer.decay", "optimizer.schedule"})) return;
-  const bool stable = o.schedule == "warmup_stable_decay";
+  const bool stable = o.schedule == Schedule::warmup_stable_decay;
   if (o.decay > 0 && !stable)
-    add(fmt::format("optimizer.decay = {} with optimizer.schedule = {}", o.decay, o.schedule),
+    add(fmt::format("optimizer.decay = {} with optimizer.schedule = {}", o.decay, name_of(o.schedule)),
         "only warmup_stable_decay reads it; the other schedules fall from the warmup to the last step",
         "delete optimizer.decay, or set optimizer.schedule to warmup_stable_decay");
   if (o.warmup + (stable ? o.decay : 0) <= steps) return;

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "framework/core/allocator.h"
+#include "framework/core/names.h"
 #include "kernels/attention.h"
 #include "kernels/types.h"
 
@@ -18,6 +19,8 @@ struct CUevent_st;
 namespace choir {
 
 using AttentionImplementation = kernels::cuda::AttentionImplementation;
+template <>
+inline constexpr auto names<AttentionImplementation> = std::array{"auto", "cudnn", "flash"};
 
 /// What one rank wants of its GPU.
 struct GpuOptions {

@@ -13,12 +13,16 @@
 #include <mutex>
 #include <thread>
 
+#include "framework/core/names.h"
+
 struct CUstream_st;
 struct CUevent_st;
 
 namespace choir {
 
 enum class StreamMode { immediate, threaded, cuda };
+template <>
+inline constexpr auto names<StreamMode> = std::array{"immediate", "threaded"};  // `cuda` comes with the device
 
 class Stream {
  public:

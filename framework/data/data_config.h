@@ -1,13 +1,20 @@
 // Where the tokens are, and how text becomes tokens.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
+#include "framework/core/names.h"
+
 namespace choir {
 
+enum class TokenizerKind { bytes, sentencepiece };
+template <>
+inline constexpr auto names<TokenizerKind> = std::array{"bytes", "sentencepiece"};
+
 struct TokenizerConfig {
-  std::string kind = "sentencepiece";   ///< bytes | sentencepiece
+  TokenizerKind kind = TokenizerKind::sentencepiece;
   std::int64_t vocabulary = 0;          ///< tokens to train; 0: model.vocabulary. bytes: always 257
   std::string model;                    ///< names a given tokenizer: of a SentencePiece model, a token file, a
                                         ///< checkpoint or a run; empty: train one on the corpus

@@ -40,11 +40,7 @@ std::vector<Problem> check_output(const PrepareOptions& options) {
 
 std::vector<Problem> check_training(const TokenizerConfig& tokenizer) {
   std::vector<Problem> problems;
-  if (tokenizer.kind != "bytes" && tokenizer.kind != "sentencepiece") {
-    const std::string near = nearest(tokenizer.kind, {"bytes", "sentencepiece"});
-    problems.push_back({.what = "data.tokenizer.kind = " + tokenizer.kind + ": there is no such tokenizer",
-                        .fix = near.empty() ? "use bytes or sentencepiece" : "did you mean " + near + "?"});
-  } else if (tokenizer.kind == "sentencepiece") {
+  if (tokenizer.kind == TokenizerKind::sentencepiece) {
     if (tokenizer.vocabulary < 1 || tokenizer.vocabulary > 1 << 24) {
       problems.push_back({.what = "data.tokenizer.vocabulary = " + std::to_string(tokenizer.vocabulary) +
                                   " is not a possible number of tokens",
@@ -160,7 +156,7 @@ PrepareResult prepare(const PrepareOptions& options, const std::function<void(co
   const auto make_tokenizer = [&]() -> Tokenizer {
     if (options.given) return *options.given;
     const TokenizerConfig& config = options.tokenizer;
-    if (config.kind == "bytes") return Tokenizer::bytes();
+    if (config.kind == TokenizerKind::bytes) return Tokenizer::bytes();
     state.stage = "training the tokenizer";
     progress(state);
     const auto total = static_cast<std::uint64_t>(state.bytes_total);

@@ -226,7 +226,7 @@ std::vector<Problem> check_fits(const Tokenizer& of, const std::string& owner, c
          .why = "the same token id means another text",
          .fix = fmt::format("set {} to {}, or choir prepare the text with another tokenizer", key, has)}};
   };
-  if (of.kind() != wanted.kind) return another("data.tokenizer.kind", of.kind(), wanted.kind);
+  if (of.kind() != name_of(wanted.kind)) return another("data.tokenizer.kind", of.kind(), name_of(wanted.kind));
   if (wanted.vocabulary != 0 && of.vocabulary() != wanted.vocabulary)
     return another("data.tokenizer.vocabulary", of.vocabulary(), wanted.vocabulary);
   if (of.vocabulary() <= model.vocabulary) return {};

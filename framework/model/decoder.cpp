@@ -1,18 +1,23 @@
 #include "framework/model/decoder.h"
 
 #include <cmath>
+#include <cstdlib>
 
 #include "framework/core/error.h"
 
 namespace choir {
 namespace {
 
-ops::Activation activation_of(const std::string& kind) {
-  if (kind == "gelu") return ops::Activation::gelu;
-  if (kind == "gelu_erf") return ops::Activation::gelu_erf;
-  if (kind == "swiglu") return ops::Activation::silu_gated;
-  throw ConfigError(Problem{.what = "model.feed_forward.kind = " + kind + " is not known",
-                            .fix = "set it to gelu, gelu_erf or swiglu"});
+ops::Activation activation_of(FeedForwardKind kind) {
+  switch (kind) {
+    case FeedForwardKind::gelu:
+      return ops::Activation::gelu;
+    case FeedForwardKind::gelu_erf:
+      return ops::Activation::gelu_erf;
+    case FeedForwardKind::swiglu:
+      return ops::Activation::silu_gated;
+  }
+  std::abort();  // all values are above
 }
 
 BlockShape block_shape(const ModelConfig& c) {
@@ -20,7 +25,7 @@ BlockShape block_shape(const ModelConfig& c) {
   // The outputs of the 2 L residual branches add up: each starts smaller, so that the sum does not grow with depth
   // (GPT-2).
   const auto out_deviation = static_cast<float>(c.initial_deviation / std::sqrt(2.0 * static_cast<double>(c.layers)));
-  const bool rms = c.norm.kind == "rms_norm";
+  const bool rms = c.norm.kind == NormKind::rms_norm;
   return {.attention = {.width = c.width,
                         .heads = c.attention.heads,
                         .kv_heads = c.kv_heads(),
@@ -52,7 +57,7 @@ ParameterStore& with_group(ParameterStore& store) {
 Decoder::Decoder(const ModelConfig& config, const TensorShare& share, bool recompute, ParameterStore& store)
     : config_(config),
       recompute_(recompute),
-      embedding_(config.vocabulary, config.width, config.attention.position == "learned" ? config.context : 0,
+      embedding_(config.vocabulary, config.width, config.attention.position == Position::learned ? config.context : 0,
                  config.dropout, static_cast<float>(config.initial_deviation), share, with_group(store)) {
   const BlockShape shape = block_shape(config);
   for (std::int64_t i = 0; i < config.layers; ++i)
@@ -64,7 +69,7 @@ Decoder::Decoder(const ModelConfig& config, const TensorShare& share, bool recom
 }
 
 void Decoder::prepare(Runtime& runtime) {
-  if (config_.attention.position == "rotary")
+  if (config_.attention.position == Position::rotary)
     rotary_ = ops::rotary_table(runtime, config_.context, config_.head_width(), config_.attention.rotary_base);
 }
 
@@ -123,7 +128,7 @@ Tensor Decoder::generate(const Tensor& ids, std::int64_t position, std::vector<K
 
 double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const auto d = [](std::int64_t x) { return static_cast<double>(x); };
-  const double gates = c.feed_forward.kind == "swiglu" ? 3 : 2;
+  const double gates = c.feed_forward.kind == FeedForwardKind::swiglu ? 3 : 2;
   const double block = d(c.width) * d(c.head_width()) * (2 * d(c.attention.heads) + 2 * d(c.kv_heads())) +
                        gates * d(c.width) * d(c.feed_forward_width());
   const double parameters = d(c.layers) * block + d(c.vocabulary) * d(c.width);

@@ -1,16 +1,35 @@
 // What the model is. Nothing here says where it is computed.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <string>
+
+#include "framework/core/names.h"
 
 namespace choir {
 
+enum class ModelFamily { decoder };
+template <>
+inline constexpr auto names<ModelFamily> = std::array{"decoder"};
+
+/// How a token knows its position.
+enum class Position { learned, rotary, none };
+template <>
+inline constexpr auto names<Position> = std::array{"learned", "rotary", "none"};
+
+enum class FeedForwardKind { gelu, gelu_erf, swiglu };
+template <>
+inline constexpr auto names<FeedForwardKind> = std::array{"gelu", "gelu_erf", "swiglu"};
+
+enum class NormKind { layer_norm, rms_norm };
+template <>
+inline constexpr auto names<NormKind> = std::array{"layer_norm", "rms_norm"};
+
 struct AttentionConfig {
   std::int64_t heads = 12;
-  std::int64_t kv_heads = 0;         ///< 0: as many as heads
-  std::int64_t head_width = 0;       ///< 0: width / heads
-  std::string position = "learned";  ///< learned | rotary | none
+  std::int64_t kv_heads = 0;    ///< 0: as many as heads
+  std::int64_t head_width = 0;  ///< 0: width / heads
+  Position position = Position::learned;
   double rotary_base = 10000;
   std::int64_t window = 0;  ///< 0: every earlier token is seen; w: the last w tokens
 
@@ -18,21 +37,21 @@ struct AttentionConfig {
 };
 
 struct FeedForwardConfig {
-  std::string kind = "gelu";  ///< gelu | gelu_erf | swiglu
-  std::int64_t width = 0;     ///< 0: 4 * model width
+  FeedForwardKind kind = FeedForwardKind::gelu;
+  std::int64_t width = 0;  ///< 0: 4 * model width
 
   bool operator==(const FeedForwardConfig&) const = default;
 };
 
 struct NormConfig {
-  std::string kind = "layer_norm";  ///< layer_norm | rms_norm
+  NormKind kind = NormKind::layer_norm;
   double epsilon = 1e-5;
 
   bool operator==(const NormConfig&) const = default;
 };
 
 struct ModelConfig {
-  std::string family = "decoder";  ///< decoder
+  ModelFamily family = ModelFamily::decoder;
   std::int64_t layers = 12;
   std::int64_t width = 768;
   std::int64_t vocabulary = 50257;

@@ -28,11 +28,14 @@ Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& store, DataP
     state_.push_back({name, runtime.empty({state_size}, DType::f32, MemoryKind::optimizer)});
     ops::fill(runtime, state_.back().values, 0.0f);
   };
-  if (config.kind == "adamw") {
-    add_state("first_moment");
-    add_state("second_moment");
-  } else if (config.momentum > 0) {
-    add_state("momentum");
+  switch (config.kind) {
+    case OptimizerKind::adamw:
+      add_state("first_moment");
+      add_state("second_moment");
+      break;
+    case OptimizerKind::sgd:
+      if (config.momentum > 0) add_state("momentum");
+      break;
   }
   std::vector<kernels::Range> counted;
   for (const ParameterPart& part : parts_in(store, data.counted(), true))
@@ -72,12 +75,17 @@ Tensor Optimizer::step(Context& context) {
                  : Tensor{};
     };
     const Tensor value = store_.value ? flat(store_.value) : Tensor{};
-    if (config_.kind == "adamw")
-      ops::adamw(runtime, flat(store_.master), flat(store_.gradient), state(0), state(1), value, shard.segments,
-                 config_.betas[0], config_.betas[1], static_cast<float>(config_.epsilon));
-    else
-      ops::sgd(runtime, flat(store_.master), flat(store_.gradient), state(0), value, shard.segments,
-               static_cast<float>(config_.momentum));
+    switch (config_.kind) {
+      case OptimizerKind::adamw:
+        ops::adamw(runtime, flat(store_.master), flat(store_.gradient), state(0), state(1), value, shard.segments,
+                   static_cast<float>(config_.betas[0]), static_cast<float>(config_.betas[1]),
+                   static_cast<float>(config_.epsilon));
+        break;
+      case OptimizerKind::sgd:
+        ops::sgd(runtime, flat(store_.master), flat(store_.gradient), state(0), value, shard.segments,
+                 static_cast<float>(config_.momentum));
+        break;
+    }
   }
   data_.gather_masters(context);
   if (data_.gathers()) store_.round_values(runtime);  // elsewhere the update has rounded what it wrote

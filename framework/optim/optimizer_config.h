@@ -3,14 +3,24 @@
 
 #include <array>
 #include <cstdint>
-#include <string>
+
+#include "framework/core/names.h"
 
 namespace choir {
 
+enum class OptimizerKind { adamw, sgd };
+template <>
+inline constexpr auto names<OptimizerKind> = std::array{"adamw", "sgd"};
+
+/// How the rate falls after the warm-up.
+enum class Schedule { cosine, linear, constant, warmup_stable_decay };
+template <>
+inline constexpr auto names<Schedule> = std::array{"cosine", "linear", "constant", "warmup_stable_decay"};
+
 struct OptimizerConfig {
-  std::string kind = "adamw";                 ///< adamw | sgd
-  double rate = 6e-4;                         ///< the highest learning rate
-  std::string schedule = "cosine";            ///< cosine | linear | constant | warmup_stable_decay
+  OptimizerKind kind = OptimizerKind::adamw;
+  double rate = 6e-4;  ///< the highest learning rate
+  Schedule schedule = Schedule::cosine;
   std::int64_t warmup = 0;                    ///< steps over which the rate rises from 0, linearly
   std::int64_t decay = 0;                     ///< last steps that decay, for warmup_stable_decay
   double final_rate = 0.1;                    ///< the last step's rate as a share of the highest

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <numbers>
 
 namespace choir {
@@ -15,14 +16,18 @@ double learning_rate(const OptimizerConfig& c, std::int64_t step, std::int64_t s
                : std::clamp(static_cast<double>(step - begin) / static_cast<double>(steps - begin), 0.0, 1.0);
   };
   const double lowest = c.final_rate * c.rate;
-  if (c.schedule == "cosine")
-    return lowest + (c.rate - lowest) * 0.5 * (1 + std::cos(std::numbers::pi * share(c.warmup)));
-  if (c.schedule == "linear") return lowest + (c.rate - lowest) * (1 - share(c.warmup));
-  if (c.schedule == "warmup_stable_decay") {
-    const std::int64_t begin = steps - c.decay;
-    return step <= begin ? c.rate : lowest + (c.rate - lowest) * (1 - share(begin));
+  const std::int64_t decay_begin = steps - c.decay;
+  switch (c.schedule) {
+    case Schedule::cosine:
+      return lowest + (c.rate - lowest) * 0.5 * (1 + std::cos(std::numbers::pi * share(c.warmup)));
+    case Schedule::linear:
+      return lowest + (c.rate - lowest) * (1 - share(c.warmup));
+    case Schedule::constant:
+      return c.rate;
+    case Schedule::warmup_stable_decay:
+      return step <= decay_begin ? c.rate : lowest + (c.rate - lowest) * (1 - share(decay_begin));
   }
-  return c.rate;
+  std::abort();  // all values are above
 }
 
 }  // namespace choir

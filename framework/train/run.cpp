@@ -140,7 +140,7 @@ void Run::load(Trainer& trainer) {
     const std::string lacking = load_all(trainer, reader);
     if (!lacking.empty())
       say(fmt::format("the checkpoint has no {} of optimizer.kind = {}: it starts at zero", lacking,
-                      config_.optimizer.kind));
+                      name_of(config_.optimizer.kind)));
     position_ = position_of(reader);
     last_saved_ = reader.step();
   } else if (start_.checkpoint) {

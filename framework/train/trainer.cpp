@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <numbers>
 
 #include "framework/ops/elementwise.h"
@@ -10,7 +11,15 @@
 namespace choir {
 namespace {
 
-DType compute_type(const Config& config) { return config.train.precision == "bf16" ? DType::bf16 : DType::f32; }
+DType compute_type(Precision precision) {
+  switch (precision) {
+    case Precision::f32:
+      return DType::f32;
+    case Precision::bf16:
+      return DType::bf16;
+  }
+  std::abort();  // all values are above
+}
 
 TensorShare tensor_share(const Config& config, const Mesh& mesh) {
   return {.rank = mesh.tensor->rank(), .size = mesh.tensor->size(), .sequence = config.parallel.sequence};
@@ -29,9 +38,9 @@ MeshShape mesh_shape(const Config& config, std::int64_t ranks) {
 Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inference)
     : config_(config),
       mesh_(mesh),
-      runtime_{.device = device, .seed = config.train.seed, .compute_type = compute_type(config)},
+      runtime_{.device = device, .seed = config.train.seed, .compute_type = compute_type(config.train.precision)},
       share_(tensor_share(config, mesh)),
-      decoder_(config.model, share_, config.train.recompute == "block", store_) {
+      decoder_(config.model, share_, config.train.recompute == Recompute::block, store_) {
   runtime_.scalars = runtime_.empty({sizeof(kernels::StepScalars)}, DType::u8, MemoryKind::optimizer);
   loss_sum_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
   decoder_.prepare(runtime_);

@@ -144,7 +144,7 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   c.train.steps = 3;
   c.optimizer.warmup = 0;
   c.optimizer.decay = 0;
-  c.optimizer.schedule = "constant";
+  c.optimizer.schedule = Schedule::constant;
   return c;
 }
 
@@ -154,27 +154,28 @@ std::vector<Comparison> verify_layout(const Config& config, Device& device, Mesh
   const auto add = [&](const std::vector<Comparison>& more) {
     comparisons.insert(comparisons.end(), more.begin(), more.end());
   };
-  std::vector<std::string> precisions = {"f32"};
-  if (config.train.precision != "f32") precisions.push_back(config.train.precision);
-  for (const std::string& precision : precisions) {
+  std::vector<Precision> precisions = {Precision::f32};
+  if (config.train.precision != Precision::f32) precisions.push_back(config.train.precision);
+  for (const Precision used : precisions) {
+    const std::string precision = name_of(used);
     const double bound = rounding_bound(config.model, config.train.batch * config.model.context,
-                                        precision == "bf16" ? DType::bf16 : DType::f32);
+                                        used == Precision::bf16 ? DType::bf16 : DType::f32);
     double largest_gradient = 0;
-    for (const std::string kind : {"sgd", "adamw"}) {
+    for (const OptimizerKind kind : {OptimizerKind::sgd, OptimizerKind::adamw}) {
       Config c = config;
-      c.train.precision = precision;
+      c.train.precision = used;
       c.optimizer.kind = kind;
       c.optimizer.rate = 0.01;
-      c.optimizer.momentum = kind == "sgd" ? 0.9 : 0.0;
-      if (kind == "adamw") c.optimizer.epsilon = largest_gradient;  // compare_updates() says why
+      c.optimizer.momentum = kind == OptimizerKind::sgd ? 0.9 : 0.0;
+      if (kind == OptimizerKind::adamw) c.optimizer.epsilon = largest_gradient;  // compare_updates() says why
       Config one = c;
       one.parallel = {.micro_batch = c.train.batch};
-      const std::string name = precision + " " + kind;
+      const std::string name = precision + " " + name_of(kind);
       const Outcome reference = compares ? run(one, device, alone, name) : Outcome{};
       const Outcome asked = run(c, device, mesh, name);
-      if (kind == "sgd") largest_gradient = of_rank_0(largest(reference.gradients), device, mesh);
+      if (kind == OptimizerKind::sgd) largest_gradient = of_rank_0(largest(reference.gradients), device, mesh);
       if (!compares) continue;
-      if (kind == "sgd") {
+      if (kind == OptimizerKind::sgd) {
         add({{.what = precision + " loss",
               .difference = std::abs(asked.loss - reference.loss) / std::abs(reference.loss),
               .tolerance = bound}});

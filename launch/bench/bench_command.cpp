@@ -63,7 +63,7 @@ int bench_all_collectives(CommandLine& line, const CollectiveArguments& argument
                               .why = "there is nobody to send to",
                               .fix = "start two ranks or more: mpirun -n 2 choir bench collectives"});
   Config config;
-  config.train.device = arguments.device;
+  config.train.device = value_named<TrainDevice>(arguments.device).value();
   config = with_device(config);
   throw_if_any(validate(config, process.ranks()));
   CallRing ring;

@@ -12,10 +12,10 @@ Peak peak_of(const Config& config, const Device& device, const TrainBench& bench
             .bytes_per_second = bench.copy_bytes_per_second,
             .source = "measured: matrix products of these shapes, and a large copy"};
   const GpuFacts& facts = device.gpu_facts();
-  return {
-      .flops_per_second = config.train.precision == "bf16" ? facts.bf16_flops_per_second : facts.f32_flops_per_second,
-      .bytes_per_second = facts.bytes_per_second,
-      .source = fmt::format("{}: from its clocks, multiprocessors and memory bus", facts.name)};
+  return {.flops_per_second =
+              config.train.precision == Precision::bf16 ? facts.bf16_flops_per_second : facts.f32_flops_per_second,
+          .bytes_per_second = facts.bytes_per_second,
+          .source = fmt::format("{}: from its clocks, multiprocessors and memory bus", facts.name)};
 }
 
 std::string describe_kernels(const TrainBench& bench, const Peak& peak) {

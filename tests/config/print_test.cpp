@@ -46,6 +46,7 @@ struct Change {
   void operator()(bool* value) const { *value = !*value; }
   void operator()(std::string* value) const { *value += " \"quoted\" \\ : # {\n\t\x01\x7f} \xc3\xa9"; }
   void operator()(std::array<double, 2>* value) const { *value = {(*value)[0] / 3, (*value)[1] / 7}; }
+  void operator()(const Choice& choice) const { choice.set((choice.get() + 1) % choice.names.size()); }
 };
 
 TEST(Print, ReadsBackAsTheSameConfiguration) {
@@ -58,6 +59,7 @@ TEST(Print, ReadsBackAsTheSameConfiguration) {
 TEST(Print, ReadsBackEachKeyAlone) {
   Config config;
   for (const Field& field : table(config)) {
+    if (const auto* choice = std::get_if<Choice>(&field.slot); choice && choice->names.size() == 1) continue;
     const Config before = config;
     std::visit(Change{}, field.slot);
     EXPECT_FALSE(config == before) << field.key;
@@ -67,6 +69,22 @@ TEST(Print, ReadsBackEachKeyAlone) {
     EXPECT_EQ(different[0].key, field.key);
     EXPECT_EQ(different[0].right, value_text(field.slot));
     config = before;
+  }
+}
+
+TEST(Print, EachNameOfAChoiceReadsBackAsItself) {
+  Config config;
+  for (const Field& field : table(config)) {
+    const auto* choice = std::get_if<Choice>(&field.slot);
+    if (!choice) continue;
+    for (const std::string& name : choice->names) {
+      Config read = read_config("", {field.key + "=" + name});
+      for (const Field& row : table(read)) {
+        if (row.key == field.key) {
+          EXPECT_EQ(value_text(row.slot), name) << field.key;
+        }
+      }
+    }
   }
 }
 

@@ -256,9 +256,9 @@ TEST_F(TokenFileTest, AModelNeedsAsManyTokens) {
   const TokenFile file(path_);
   ModelConfig model;
   model.vocabulary = 257;
-  EXPECT_TRUE(check_fits(file, model, {.kind = "bytes"}).empty());
+  EXPECT_TRUE(check_fits(file, model, {.kind = TokenizerKind::bytes}).empty());
   model.vocabulary = 256;
-  const std::vector<Problem> problems = check_fits(file, model, {.kind = "bytes"});
+  const std::vector<Problem> problems = check_fits(file, model, {.kind = TokenizerKind::bytes});
   ASSERT_EQ(problems.size(), 1u);
   EXPECT_EQ(problems[0].what, "model.vocabulary = 256 is less than the 257 tokens of data.path = " + path_);
 }
@@ -269,10 +269,10 @@ TEST_F(TokenFileTest, TheConfigurationNamesItsTokenizer) {
     const std::vector<Problem> problems = check_fits(file, {.vocabulary = 1000}, tokenizer);
     return problems.empty() ? "" : problems[0].what;
   };
-  EXPECT_EQ(what_of({.kind = "bytes", .vocabulary = 257}), "");
-  EXPECT_EQ(what_of({.kind = "sentencepiece"}),
+  EXPECT_EQ(what_of({.kind = TokenizerKind::bytes, .vocabulary = 257}), "");
+  EXPECT_EQ(what_of({.kind = TokenizerKind::sentencepiece}),
             "data.path = " + path_ + " was made with data.tokenizer.kind = bytes, not sentencepiece");
-  EXPECT_EQ(what_of({.kind = "bytes", .vocabulary = 1000}),
+  EXPECT_EQ(what_of({.kind = TokenizerKind::bytes, .vocabulary = 1000}),
             "data.path = " + path_ + " was made with data.tokenizer.vocabulary = 257, not 1000");
 }
 

@@ -13,8 +13,7 @@ namespace {
 
 class OptimizerSteps : public ::testing::Test {
  protected:
-  OptimizerSteps()
-      : device(1), mesh(make_counting_mesh(0, {}, device, ring)), runtime{.device = device} {
+  OptimizerSteps() : device(1), mesh(make_counting_mesh(0, {}, device, ring)), runtime{.device = device} {
     runtime.scalars = runtime.empty({sizeof(kernels::StepScalars)}, DType::u8);
     store.begin_group();
     matrix = store.add_weight(5, 7, true);  // its last row is padding
@@ -67,7 +66,7 @@ class OptimizerSteps : public ::testing::Test {
           continue;
         }
         const double g = clip * static_cast<double>(store.gradient.data<float>()[i]);
-        if (config.kind == "adamw") {
+        if (config.kind == OptimizerKind::adamw) {
           m[i] = config.betas[0] * m[i] + (1 - config.betas[0]) * g;
           v[i] = config.betas[1] * v[i] + (1 - config.betas[1]) * g * g;
           const double m_hat = m[i] / (1 - std::pow(config.betas[0], step)),
@@ -82,8 +81,8 @@ class OptimizerSteps : public ::testing::Test {
             << i << ", step " << step;
       }
     }
-    ASSERT_EQ(optimizer.state().size(), config.kind == "adamw" ? 2u : config.momentum > 0 ? 1u : 0u);
-    if (config.kind == "adamw") {
+    ASSERT_EQ(optimizer.state().size(), config.kind == OptimizerKind::adamw ? 2u : config.momentum > 0 ? 1u : 0u);
+    if (config.kind == OptimizerKind::adamw) {
       EXPECT_NEAR(optimizer.state()[0].values.data<float>()[optimizer.state_offset(bias->offset + 2)],
                   m[static_cast<std::size_t>(bias->offset) + 2], 1e-6);
     }
@@ -98,14 +97,14 @@ class OptimizerSteps : public ::testing::Test {
   Weight* bias = nullptr;
 };
 
-TEST_F(OptimizerSteps, adamw) { expect_steps({.kind = "adamw", .weight_decay = 0.1, .clip = 0}); }
+TEST_F(OptimizerSteps, adamw) { expect_steps({.kind = OptimizerKind::adamw, .weight_decay = 0.1, .clip = 0}); }
 TEST_F(OptimizerSteps, adamw_clipped) {
-  expect_steps({.kind = "adamw", .epsilon = 1e-3, .weight_decay = 0.3, .clip = 0.5});
+  expect_steps({.kind = OptimizerKind::adamw, .epsilon = 1e-3, .weight_decay = 0.3, .clip = 0.5});
 }
-TEST_F(OptimizerSteps, clip_above_the_norm_does_nothing) { expect_steps({.kind = "adamw", .clip = 1000}); }
-TEST_F(OptimizerSteps, sgd) { expect_steps({.kind = "sgd", .weight_decay = 0, .clip = 0}); }
+TEST_F(OptimizerSteps, clip_above_the_norm_does_nothing) { expect_steps({.kind = OptimizerKind::adamw, .clip = 1000}); }
+TEST_F(OptimizerSteps, sgd) { expect_steps({.kind = OptimizerKind::sgd, .weight_decay = 0, .clip = 0}); }
 TEST_F(OptimizerSteps, sgd_with_momentum_decay_and_clip) {
-  expect_steps({.kind = "sgd", .momentum = 0.9, .weight_decay = 0.2, .clip = 1});
+  expect_steps({.kind = OptimizerKind::sgd, .momentum = 0.9, .weight_decay = 0.2, .clip = 1});
 }
 
 }  // namespace

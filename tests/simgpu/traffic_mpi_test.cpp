@@ -46,7 +46,7 @@ const std::map<std::string, double> most = {
     {"optimizer", 1.3},            // a few thousand threads look up their segments and the scalars
 };
 
-void print_and_check(const std::string& precision) {
+void print_and_check(Precision precision) {
   Config config;
   config.model.layers = 1;
   config.model.width = 64;
@@ -56,7 +56,8 @@ void print_and_check(const std::string& precision) {
   config.train.batch = 2;
   config.train.precision = precision;
   config.model.dropout = 0.1;
-  config.model.feed_forward.kind = "gelu_erf";  // gelu is part of the products, which no kernel of Choir's computes
+  config.model.feed_forward.kind =
+      FeedForwardKind::gelu_erf;  // gelu is part of the products, which no kernel of Choir's computes
   simgpu::configure({.compute_capability = 90});
 
   SmallRun run(MPI_COMM_SELF, config, make_device());
@@ -69,23 +70,24 @@ void print_and_check(const std::string& precision) {
 
   const bool prints = world_rank() == 0;
   if (prints)
-    std::printf("%-5s %-22s %10s %10s %10s %6s\n", precision.c_str(), "operation", "read", "written", "least", "ratio");
+    std::printf("%-5s %-22s %10s %10s %10s %6s\n", name_of(precision), "operation", "read", "written", "least",
+                "ratio");
   for (const Ledger::Operation& operation : run.device.ledger().operations()) {
     const Bytes bytes = {.read = after[operation.name].read - before[operation.name].read,
                          .written = after[operation.name].written - before[operation.name].written};
     if (bytes.total() < operation.cost.bytes / 2) continue;  // cuBLASLt's: a kernel of Choir's has rounded the bias
     const double ratio = bytes.total() / operation.cost.bytes;
     if (prints)
-      std::printf("%-5s %-22s %10.0f %10.0f %10.0f %6.2f\n", precision.c_str(), operation.name.c_str(), bytes.read,
+      std::printf("%-5s %-22s %10.0f %10.0f %10.0f %6.2f\n", name_of(precision), operation.name.c_str(), bytes.read,
                   bytes.written, operation.cost.bytes, ratio);
     const auto limit = most.find(operation.name);
-    EXPECT_LE(ratio, limit == most.end() ? ratio : limit->second) << precision << ", " << operation.name;
+    EXPECT_LE(ratio, limit == most.end() ? ratio : limit->second) << name_of(precision) << ", " << operation.name;
   }
 }
 
 TEST(Traffic, OfATrainingStepIsNearTheLeastPossible) {
-  print_and_check("f32");
-  print_and_check("bf16");
+  print_and_check(Precision::f32);
+  print_and_check(Precision::bf16);
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ inline std::vector<SmallModel> small_models() {
 
   ModelConfig five_heads = base(20, 101, 5);
   five_heads.attention.heads = 5;
-  five_heads.attention.position = "rotary";
+  five_heads.attention.position = Position::rotary;
   five_heads.attention.rotary_base = 100;
   five_heads.feed_forward.width = 40;
   models.push_back({"five_heads", five_heads});
@@ -50,9 +50,9 @@ inline std::vector<SmallModel> small_models() {
   ModelConfig llama = base(24, 61, 7);
   llama.attention.heads = 6;
   llama.attention.kv_heads = 2;
-  llama.attention.position = "rotary";
-  llama.feed_forward = {.kind = "swiglu", .width = 56};
-  llama.norm.kind = "rms_norm";
+  llama.attention.position = Position::rotary;
+  llama.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 56};
+  llama.norm.kind = NormKind::rms_norm;
   llama.bias = false;
   llama.tied = false;
   models.push_back({"llama_6_of_2", llama});
@@ -61,15 +61,15 @@ inline std::vector<SmallModel> small_models() {
   window.attention.heads = 8;
   window.attention.kv_heads = 2;
   window.attention.head_width = 4;
-  window.attention.position = "rotary";
+  window.attention.position = Position::rotary;
   window.attention.window = 3;
-  window.feed_forward = {.kind = "swiglu", .width = 40};
-  window.norm.kind = "rms_norm";
+  window.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
+  window.norm.kind = NormKind::rms_norm;
   models.push_back({"window_8_of_2", window});
 
   ModelConfig dropout = base(20, 59, 5);
   dropout.attention.heads = 5;
-  dropout.feed_forward = {.kind = "gelu_erf", .width = 33};
+  dropout.feed_forward = {.kind = FeedForwardKind::gelu_erf, .width = 33};
   dropout.bias = false;
   dropout.tied = false;
   dropout.dropout = 0.1;
@@ -79,7 +79,7 @@ inline std::vector<SmallModel> small_models() {
   one_kv_head.attention.heads = 4;
   one_kv_head.attention.kv_heads = 1;
   one_kv_head.attention.head_width = 7;
-  one_kv_head.attention.position = "none";
+  one_kv_head.attention.position = Position::none;
   one_kv_head.attention.window = 4;
   one_kv_head.feed_forward.width = 33;
   one_kv_head.tied = false;

@@ -144,13 +144,13 @@ TEST_P(Parity, bf16_gradients_are_those_of_one_rank_and_values_are_rounded_maste
   const ModelConfig model = GetParam().config;
   const double bound = rounding_bound(model, batch * model.context, DType::bf16);
   EXPECT_LT(bound, 0.25) << "a gradient of zeros differs by 1";
-  const auto alone = run_alone(model, plain_sgd(0.1), "bf16");
+  const auto alone = run_alone(model, plain_sgd(0.1), Precision::bf16);
   alone->trainer.compute_gradients(1, read_random(model));
   const Tensors gradients = alone->gradients();
   for (const Layout& layout : layouts(world_size())) {
     SCOPED_TRACE(layout.name);
     Config config = small_config(model, plain_sgd(0.1), layout);
-    config.train.precision = "bf16";
+    config.train.precision = Precision::bf16;
     SmallRun run(config);
     run.trainer.compute_gradients(1, read_random(model));
     const double worst = expect_holds(compare("bf16 gradient of ", gradients, run.gradients(), bound));

@@ -100,7 +100,7 @@ TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
     config.train.batch = batch;
     config.parallel = {
         .tensor = layout.tensor, .sequence = layout.sequence, .zero = layout.zero, .micro_batch = layout.micro_batch};
-    config.train.recompute = layout.recompute ? "block" : "none";
+    config.train.recompute = layout.recompute ? Recompute::block : Recompute::none;
     const std::int64_t rows = config.train.batch * config.model.context;
     const double bound = rounding_bound(config.model, rows, DType::f32);
     const double error = loss * bound;

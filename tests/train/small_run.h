@@ -90,12 +90,17 @@ inline std::vector<Layout> layouts(int ranks) {
 }
 
 inline OptimizerConfig plain_sgd(double rate) {
-  return {.kind = "sgd", .rate = rate, .schedule = "constant", .weight_decay = 0, .clip = 0};
+  return {.kind = OptimizerKind::sgd, .rate = rate, .schedule = Schedule::constant, .weight_decay = 0, .clip = 0};
 }
 
 /// With an epsilon far above the noise of a gradient that is exactly zero (design: an AdamW step divides by its size).
 inline OptimizerConfig safe_adamw(double rate) {
-  return {.kind = "adamw", .rate = rate, .schedule = "constant", .epsilon = 1e-3, .weight_decay = 0.1, .clip = 0.5};
+  return {.kind = OptimizerKind::adamw,
+          .rate = rate,
+          .schedule = Schedule::constant,
+          .epsilon = 1e-3,
+          .weight_decay = 0.1,
+          .clip = 0.5};
 }
 
 inline Config small_config(const ModelConfig& model, const OptimizerConfig& optimizer, const Layout& layout) {
@@ -103,7 +108,7 @@ inline Config small_config(const ModelConfig& model, const OptimizerConfig& opti
   config.model = model;
   config.optimizer = optimizer;
   config.train.batch = batch;
-  config.train.recompute = layout.recompute ? "block" : "none";
+  config.train.recompute = layout.recompute ? Recompute::block : Recompute::none;
   config.parallel.tensor = layout.tensor;
   config.parallel.sequence = layout.sequence;
   config.parallel.zero = layout.zero;
@@ -157,7 +162,7 @@ struct SmallRun {
 
 /// The same on this rank alone and on the CPU: what every layout, and every device, is compared with.
 inline std::unique_ptr<SmallRun> run_alone(const ModelConfig& model, const OptimizerConfig& optimizer,
-                                           const std::string& precision = "f32") {
+                                           Precision precision = Precision::f32) {
   Config config = small_config(model, optimizer, one_rank);
   config.train.precision = precision;
   return std::make_unique<SmallRun>(MPI_COMM_SELF, config, std::make_unique<Device>(1));

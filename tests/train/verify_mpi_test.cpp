@@ -15,7 +15,7 @@ namespace {
 
 Config verify_config(const ModelConfig& model, const Layout& layout) {
   Config config = small_config(model, safe_adamw(0.01), layout);
-  config.train.precision = "bf16";  // and so f32 too
+  config.train.precision = Precision::bf16;  // and so f32 too
   return config;
 }
 
