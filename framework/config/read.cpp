@@ -186,7 +186,7 @@ class Reader {
   std::vector<Problem> problems_;
 };
 
-// A file that is no configuration at all can have thousands.
+// A file that is not a configuration can have thousands.
 std::vector<Problem> Reader::problems() const {
   constexpr std::size_t most = 20;
   if (problems_.size() <= most) return problems_;
@@ -233,7 +233,7 @@ std::vector<std::string> keys_called(const std::vector<Field>& table, const std:
 }
 
 Problem Reader::unknown_key(const std::string& key, const YAML::Mark& mark, const Source& source) const {
-  std::size_t begin = 0;  // of the first name in `key` that is no section
+  std::size_t begin = 0;  // of the first name in `key` that is not a section
   for (std::size_t dot = key.find('.'); dot != std::string::npos && is_section(key.substr(0, dot));
        dot = key.find('.', dot + 1))
     begin = dot + 1;
@@ -242,7 +242,9 @@ Problem Reader::unknown_key(const std::string& key, const YAML::Mark& mark, cons
   const std::string place = section.empty() ? "the configuration" : section;
   const std::vector<std::string> siblings = names_inside(table_, section);
 
+  const bool is_value = find(key.substr(0, begin + name.size())) != nullptr;
   std::vector<std::string> meant = keys_called(table_, last_part(key));  // right name, wrong section
+  if (meant.empty() && is_value) meant = {key.substr(0, begin + name.size())};
   if (meant.empty()) {
     std::vector<std::string> names = siblings;  // first, so that they win where others are as near
     for (const Field& field : table_) names.push_back(last_part(field.key));
@@ -250,7 +252,6 @@ Problem Reader::unknown_key(const std::string& key, const YAML::Mark& mark, cons
     const bool is_sibling = std::find(siblings.begin(), siblings.end(), near) != siblings.end();
     meant = is_sibling ? std::vector{section.empty() ? near : section + "." + near} : keys_called(table_, near);
   }
-  const bool is_value = find(key.substr(0, begin + name.size())) != nullptr;
   return {source.at(mark) + "unknown key " + shown(key),
           is_value ? fmt::format("{} in {} is a value, not a section", name, place)
                    : fmt::format("{} has no key {}", place, shown(name)),
@@ -403,8 +404,8 @@ std::string names_like(const std::string& name, const fs::path& folder) {
   std::vector<std::string> names, near;
   std::error_code ignored;  // a folder that cannot be listed has no names to offer
   for (fs::directory_iterator entry(folder, ignored), end; entry != end; entry.increment(ignored))
-    if (entry->path().extension() == ".yaml" || entry->path().extension() == ".yml")
-      names.push_back(entry->path().filename().string());
+    if (const fs::path& path = entry->path(); path.extension() == ".yaml" || path.extension() == ".yml")
+      if (path.filename() != name) names.push_back(path.filename().string());
   std::sort(names.begin(), names.end());
   while (near.size() < 3) {
     const std::string next = nearest(name, names);
@@ -422,6 +423,8 @@ Problem unreadable(const std::string& file, const std::string& reason) {
   fs::path folder = fs::is_directory(path, ignored) ? path : path.parent_path();
   if (folder.empty()) folder = ".";
   Problem problem{"cannot read the configuration file " + file, reason, "check the path"};
+  if (const fs::path target = fs::read_symlink(path, ignored); !target.empty())
+    problem.why = "it is a link to " + target.string() + ": " + reason;
   if (!fs::is_directory(folder, ignored)) {
     problem.why = "there is no folder " + folder.string();
   } else if (const std::string names = names_like(path.filename().string(), folder); !names.empty()) {

@@ -58,7 +58,7 @@ std::string nearest(const std::string& name, const std::vector<std::string>& can
   std::size_t best_distance = name.size() / 2 + 1;
   for (const std::string& candidate : candidates) {
     const std::size_t distance = edit_distance(name, candidate);
-    if (distance < best_distance) {
+    if (distance > 0 && distance < best_distance) {
       best_distance = distance;
       best = candidate;
     }

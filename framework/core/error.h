@@ -52,7 +52,7 @@ void throw_if_any(const std::vector<Problem>& problems);
 /// `word` as one word of a shell's command line: in quotes if it needs them.
 std::string shell_word(const std::string& word);
 
-/// The candidate with the least edit distance to `name`, or "" where none is near (more than half of it differs).
+/// The candidate nearest to `name` by edit distance, other than `name` itself; "" if more than half of `name` differs.
 std::string nearest(const std::string& name, const std::vector<std::string>& candidates);
 
 }  // namespace choir

@@ -171,6 +171,10 @@ std::vector<Problem> check_readable(const std::string& key, const std::string& p
   if (path.empty()) return {{.what = key + " is empty", .why = "it names the file to read"}};
   std::error_code ignored;
   const fs::file_status status = fs::status(path, ignored);
+  if (const fs::path target = fs::read_symlink(path, ignored); !target.empty() && !fs::exists(status)) {
+    return {{.what = what + "this is a link to " + target.string() + ", which is not there",
+             .fix = "correct the link, or name the file itself"}};
+  }
   if (!fs::exists(status)) {
     const std::string folder = folder_of(path);
     std::vector<std::string> names;

@@ -46,6 +46,8 @@ TEST(Nearest, is_the_closest_name_or_none) {
   EXPECT_EQ(nearest("xyz", names), "");
   EXPECT_EQ(nearest("", names), "");
   EXPECT_EQ(nearest("steps", {}), "");
+  EXPECT_EQ(nearest("steps", {"steps", "step"}), "step") << "the name itself helps nobody";
+  EXPECT_EQ(nearest("steps", {"steps"}), "");
 }
 
 }  // namespace
