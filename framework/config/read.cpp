@@ -52,6 +52,30 @@ std::string shown(const std::string& text) {
   return !text.empty() && text.size() <= 60 && std::all_of(text.begin(), text.end(), bare) ? text : shortened(text);
 }
 
+// Bytes of the UTF-8 character that `text` begins with, by RFC 3629: no overlong forms, no surrogates, nothing beyond
+// U+10FFFF. 0: it begins with none.
+std::size_t character_bytes(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+  const auto follows = [&](std::size_t i) { return (byte(i) & 0xc0u) == 0x80u; };
+  const unsigned first = byte(0), second = byte(1);
+  if (first < 0x80) return 1;
+  if (first < 0xc2 || first > 0xf4 || !follows(1)) return 0;
+  if (first < 0xe0) return 2;
+  if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) || !follows(2)) return 0;
+  if (first < 0xf0) return 3;
+  if ((first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f) || !follows(3)) return 0;
+  return 4;
+}
+
+bool is_utf8(std::string_view text) {
+  while (!text.empty()) {
+    const std::size_t bytes = character_bytes(text);
+    if (bytes == 0) return false;
+    text.remove_prefix(bytes);
+  }
+  return true;
+}
+
 bool is_plain_scalar(const YAML::Node& node) { return node.IsScalar() && node.Tag() == "?"; }
 
 std::string found(const YAML::Node& node) {
@@ -271,6 +295,10 @@ void Reader::read_value(const std::string& key, const YAML::Node& value, const Y
   }
   const Field* field = find(key);
   if (!field) return add(unknown_key(key, mark, source));
+  if (value.IsScalar() && !is_utf8(value.Scalar()))
+    return add({source.at(mark) + key + " is not UTF-8",
+                "the configuration is printed as YAML and saved in checkpoints, which hold UTF-8 only",
+                "convert the text to UTF-8, or rename the file that it names"});
   if (std::visit(Store{value}, field->slot)) return;
   if (std::string name; std::holds_alternative<Choice>(field->slot) && Store{value}(&name))
     return add(unknown_name(*field, std::move(name)));
@@ -389,12 +417,11 @@ void Reader::read_override(const std::string& text) {
     return add({"override " + shortened(text) + " is not of the form section.key=value", "overrides set one key each",
                 "write for example train.steps=100"});
   const std::string key = text.substr(0, equals);
-  std::string value = text.substr(equals + 1);
-  // Text needs no quotes of its own: the shell has taken the user's, and a prompt may hold ':' and '#'.
+  const std::string value = text.substr(equals + 1);
+  // Text is taken as it is: the shell has removed the user's quotes, and any that are left are meant.
   const Field* field = find(key);
-  const bool is_text =
-      field && (std::holds_alternative<std::string*>(field->slot) || std::holds_alternative<Choice>(field->slot));
-  if (is_text && !value.starts_with('"') && !value.starts_with('\'')) value = quote(value);
+  if (field && (std::holds_alternative<std::string*>(field->slot) || std::holds_alternative<Choice>(field->slot)))
+    return read_value(key, YAML::Node(value), YAML::Mark::null_mark(), source);
   if (const std::optional<YAML::Node> node = parse(value, source))
     read_value(key, *node, YAML::Mark::null_mark(), source);
 }

@@ -29,16 +29,57 @@ TEST(Override, TakesAWholeSection) {
   EXPECT_EQ(c.parallel.zero, 1);
 }
 
-TEST(Override, TextNeedsNoQuotes) {
-  const auto prompt = [](const std::string& value) {
-    return read_config("", {"generate.prompt=" + value}).generate.prompt;
-  };
-  EXPECT_EQ(prompt("And God said: #1 = [light]"), "And God said: #1 = [light]");
-  EXPECT_EQ(prompt("a \"b\" \\n \n\t\xc3\xa9"), "a \"b\" \\n \n\t\xc3\xa9");
-  EXPECT_EQ(prompt("\"two\\nlines\""), "two\nlines");
-  EXPECT_EQ(prompt("'it''s'"), "it's");
-  EXPECT_EQ(prompt(""), "");
-  EXPECT_EQ(prompt("null"), "null");
+TEST(Override, TextIsTakenAsItIs) {
+  for (const std::string text : {"",
+                                 " ",
+                                 "null",
+                                 "true",
+                                 "\"Yes,\" he said",
+                                 "\"Yes\"",
+                                 "'it''s'",
+                                 "[x",
+                                 "# no comment",
+                                 "a: b",
+                                 "{a: b}",
+                                 "- a",
+                                 "&anchor",
+                                 "*alias",
+                                 "!tag",
+                                 "%",
+                                 "@",
+                                 "`",
+                                 "> a",
+                                 "| a",
+                                 "---",
+                                 "...",
+                                 "  both sides  ",
+                                 "a = b = c",
+                                 "And God said: #1 = [light]",
+                                 "\\n \\x41 \\",
+                                 "two\nlines\n",
+                                 "\t\r\x01\x7f",
+                                 "\xc3\xa9 \xf0\x9f\x8e\xb5"}) {
+    const Config c =
+        read_config("", {"generate.prompt=" + text, "data.path=" + text, "train.folder=" + text, "train.from=" + text});
+    EXPECT_EQ(c.generate.prompt, text);
+    EXPECT_EQ(c.data.path, text);
+    EXPECT_EQ(c.train.folder, text);
+    EXPECT_EQ(c.train.from, text);
+  }
+}
+
+TEST(Override, OfOtherTypesIsYaml) {
+  EXPECT_EQ(read_config("", {"train.steps= 5 # five"}).train.steps, 5);
+  EXPECT_EQ(read_config("", {"generate={prompt: '\"it''s\"'}"}).generate.prompt, "\"it's\"");
+  EXPECT_EQ(parse_config("generate: {prompt: \"two\\nlines\"}", "run.yaml").generate.prompt, "two\nlines");
+}
+
+TEST(Override, TextThatIsNotUtf8IsRefused) {
+  for (const char* text : {"caf\xe9", "\x80", "\xc0\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xe2\x82", "\xff"}) {
+    const std::string message = problems_of("{}", {std::string("data.path=") + text});
+    EXPECT_TRUE(contains(message, "data.path is not UTF-8")) << message;
+    EXPECT_TRUE(contains(problems_of(std::string("data: {path: ") + text + "}"), "run.yaml:1: data.path is not UTF-8"));
+  }
 }
 
 TEST(Override, SaysWhatIsWrongWithTheOverrideAsWritten) {
@@ -64,7 +105,6 @@ TEST(Override, SaysWhatIsWrongWithTheOverrideAsWritten) {
       {"train.steps", {"override \"train.steps\" is not of the form section.key=value", "train.steps=100"}},
       {"=3", {"override \"=3\" is not of the form section.key=value"}},
       {"train.steps=[1", {"override train.steps=[1: not valid YAML", "close its quotes and brackets"}},
-      {"generate.prompt=\"open", {"override generate.prompt=\"open: not valid YAML"}},
       {"parallel={tensor: 2, tensor: 3}", {"parallel.tensor is given twice"}},
   };
   for (const Case& c : cases) {

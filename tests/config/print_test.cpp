@@ -88,6 +88,20 @@ TEST(Print, EachNameOfAChoiceReadsBackAsItself) {
   }
 }
 
+TEST(Print, TextKeepsEveryByte) {
+  std::string text = "  'quotes' \"double\" \\ \\n : # {[ - \r\n\n\t ";
+  for (int byte = 0; byte < 128; ++byte) text += static_cast<char>(byte);
+  // The ends of each length of UTF-8, and characters that YAML takes for line breaks or for a byte-order mark.
+  for (const char* character : {"\xc2\x80", "\xc2\x85", "\xdf\xbf", "\xe0\xa0\x80", "\xe2\x80\xa8", "\xe2\x80\xa9",
+                                "\xed\x9f\xbf", "\xef\xbb\xbf", "\xef\xbf\xbf", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"})
+    text += character;
+  for (const std::string& value : {text, std::string("\n"), std::string(" "), std::string(70000, '"')}) {
+    Config config;
+    config.generate.prompt = config.data.path = config.train.folder = value;
+    EXPECT_EQ(parse_config(print(config), ""), config);
+  }
+}
+
 TEST(Print, DoublesKeepEveryBit) {
   for (const double value : {0.1, 1.0 / 3, 6e-4, 1e-8, 5e-324, std::numeric_limits<double>::max(), 1e22, 123456789.0}) {
     Config config;
