@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "framework/core/error.h"
+#include "framework/core/quantity.h"
 #include "framework/data/hdf5_file.h"
 #include "kernels/matmul.h"
 #include "launch/command_line.h"
@@ -51,8 +52,9 @@ Check processor_check() {
   const bool bf16 = kernels::cpu::has_native_bf16();
   return {.state = bf16 ? State::good : State::limited,
           .name = "processor",
-          .text = fmt::format("{}, {} threads, {}, {} bf16 instructions", processor_name(),
-                              std::thread::hardware_concurrency(), hwy::TargetName(best), bf16 ? "with" : "no"),
+          .text = fmt::format("{}, {}, {}, {} bf16 instructions", processor_name(),
+                              quantity(std::thread::hardware_concurrency(), "thread"), hwy::TargetName(best),
+                              bf16 ? "with" : "no"),
           .fix = bf16 ? ""
                       : "f32 runs at full speed; train.precision=bf16 on this CPU needs train.emulate_bf16=true "
                         "(the same values, slowly)"};

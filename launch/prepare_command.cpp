@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "framework/checkpoint/durable.h"
+#include "framework/core/quantity.h"
 #include "framework/data/prepare.h"
 #include "framework/data/token_file.h"
 #include "framework/data/token_file_seal.h"
@@ -67,9 +68,9 @@ int prepare_tokens(ConfigArguments arguments, bool binary) {
   });
   if (terminal) std::fputs("\r\033[K", stderr);
   for (const std::string& note : result.notes) std::printf("%s\n", note.c_str());
-  std::printf("%s: %lld documents, %.2f MB of text, %lld tokens of a vocabulary of %lld (%.2f bytes a token), %.1f s\n",
-              options.output.c_str(), static_cast<long long>(result.documents),
-              static_cast<double>(result.text_bytes) / 1e6, static_cast<long long>(result.tokens),
+  std::printf("%s: %s, %.2f MB of text, %s of a vocabulary of %lld (%.2f bytes a token), %.1f s\n",
+              options.output.c_str(), quantity(result.documents, "document").c_str(),
+              static_cast<double>(result.text_bytes) / 1e6, quantity(result.tokens, "token").c_str(),
               static_cast<long long>(result.vocabulary),
               static_cast<double>(result.text_bytes) / static_cast<double>(result.tokens),
               std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());

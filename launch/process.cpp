@@ -10,6 +10,7 @@
 #include <filesystem>
 
 #include "framework/core/error.h"
+#include "framework/core/quantity.h"
 #include "launch/distinct_gpus.h"
 
 namespace choir {
@@ -64,10 +65,10 @@ static int choose_gpu(const MpiProcess& process) {
         Problem{.what = "train.device = cuda, but rank " + std::to_string(process.rank()) + " sees no GPU: " + reason,
                 .fix = "`choir doctor` shows what the machine has; or set train.device=cpu"});
   if (visible > 1 && process.local_ranks() > visible)
-    throw ConfigError(Problem{.what = std::to_string(process.local_ranks()) + " ranks on one machine, but only " +
-                                      std::to_string(visible) + " GPUs",
-                              .why = "one rank drives one GPU",
-                              .fix = "start at most " + std::to_string(visible) + " ranks on each machine"});
+    throw ConfigError(Problem{
+        .what = quantity(process.local_ranks(), "rank") + " on one machine, but only " + quantity(visible, "GPU"),
+        .why = "one rank drives one GPU",
+        .fix = "start at most " + quantity(visible, "rank") + " on each machine"});
   return visible == 1 ? 0 : process.local_rank();
 }
 

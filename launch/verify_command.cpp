@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "framework/core/quantity.h"
 #include "framework/train/trainer.h"
 #include "framework/train/verify.h"
 #include "launch/command_line.h"
@@ -32,12 +33,13 @@ int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
   }
   if (process.rank() == 0) {
     std::printf(
-        "%zu comparisons on %d ranks (tensor %lld%s, data %d, zero %lld; layers %lld, heads %lld, head width %lld, "
+        "%s on %s (tensor %lld%s, data %d, zero %lld; layers %lld, heads %lld, head width %lld, "
         "vocabulary %lld; %s): %s\n",
-        comparisons.size(), process.ranks(), static_cast<long long>(config.parallel.tensor),
-        config.parallel.sequence ? " with sequence" : "", mesh.shape.data, static_cast<long long>(config.parallel.zero),
-        static_cast<long long>(config.model.layers), static_cast<long long>(config.model.attention.heads),
-        static_cast<long long>(config.model.head_width()), static_cast<long long>(config.model.vocabulary),
+        quantity(std::ssize(comparisons), "comparison").c_str(), quantity(process.ranks(), "rank").c_str(),
+        static_cast<long long>(config.parallel.tensor), config.parallel.sequence ? " with sequence" : "",
+        mesh.shape.data, static_cast<long long>(config.parallel.zero), static_cast<long long>(config.model.layers),
+        static_cast<long long>(config.model.attention.heads), static_cast<long long>(config.model.head_width()),
+        static_cast<long long>(config.model.vocabulary),
         config.train.precision == Precision::f32 ? "f32" : "f32 and bf16",
         mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
     std::printf("the worst: %s, differs by %.3g of its root mean square, tolerance %.3g\n", worst->what.c_str(),

@@ -11,6 +11,7 @@
 
 #include "framework/checkpoint/writer.h"
 #include "framework/comm/watchdog.h"
+#include "framework/core/quantity.h"
 #include "framework/data/sampler.h"
 #include "framework/ops/elementwise.h"
 #include "framework/train/metrics_file.h"
@@ -153,18 +154,17 @@ void Run::load(Trainer& trainer) {
 
 void Run::describe(Trainer& trainer) {
   const MeshShape& shape = mesh_.shape;
-  say(fmt::format("{} parameters; {} rank{}: tensor {}, data {}; {} thread{} a rank; {} micro-batch{} of {} sequences",
-                  trainer.parameters().global_count(), shape.ranks(), shape.ranks() == 1 ? "" : "s", shape.tensor,
-                  shape.data, device_.threads(), device_.threads() == 1 ? "" : "s", trainer.micro_batches(),
-                  trainer.micro_batches() == 1 ? "" : "es", trainer.micro_batch()));
+  say(fmt::format("{} parameters; {}: tensor {}, data {}; {} a rank; {} of {}", trainer.parameters().global_count(),
+                  quantity(shape.ranks(), "rank"), shape.tensor, shape.data, quantity(device_.threads(), "thread"),
+                  quantity(trainer.micro_batches(), "micro-batch"), quantity(trainer.micro_batch(), "sequence")));
   const HeadPartition heads{config_.model.attention.heads, config_.model.kv_heads(), shape.tensor};
   std::string map = heads.describe();
   map.pop_back();
   say(map);
   if (heads.imbalance() > 1) say(fmt::format("the largest share of heads is {:.2f} times the mean", heads.imbalance()));
-  say(fmt::format("{}: {} tokens, {} for training ({} windows of {}), {} held-out sequences", config_.data.path,
-                  file_.num_tokens(), sampler_->first_held_out_token(), sampler_->num_train_windows(),
-                  config_.model.context, sampler_->num_evaluation_sequences()));
+  say(fmt::format("{}: {}, {} for training ({} of {}), {}", config_.data.path, quantity(file_.num_tokens(), "token"),
+                  sampler_->first_held_out_token(), quantity(sampler_->num_train_windows(), "window"),
+                  config_.model.context, quantity(sampler_->num_evaluation_sequences(), "held-out sequence")));
 }
 
 void Run::report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done) {
@@ -214,8 +214,8 @@ RunEnd Run::evaluate(Trainer& trainer) {
   const std::optional<LossSum> sum =
       trainer.evaluate(samples, read, [&] { return (end = agreed_stop()) != RunEnd::done; });
   if (!sum) return end;
-  say(fmt::format("step {}: held-out loss {:.4f} nats a token, {:.4f} bits per byte ({} of {} sequences)",
-                  position_.step, sum->mean(), sum->bits_per_byte(), samples, all));
+  say(fmt::format("step {}: held-out loss {:.4f} nats a token, {:.4f} bits per byte ({} of {})",
+                  position_.step, sum->mean(), sum->bits_per_byte(), samples, quantity(all, "sequence")));
   metric({{"step", position_.step},
           {"time", utc_now()},
           {"held_out_loss", sum->mean()},
