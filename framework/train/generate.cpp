@@ -9,9 +9,16 @@
 
 namespace choir {
 
-std::int32_t sample_token(std::span<const float> logits, const GenerateConfig& config, double uniform) {
-  std::vector<std::int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
+std::vector<std::int32_t> drawable_tokens(const Tokenizer& tokenizer) {
+  std::vector<std::int32_t> tokens;
+  for (std::int32_t token = 0; token < tokenizer.vocabulary(); ++token)
+    if (tokenizer.byte_length(token) > 0 || token == tokenizer.end_of_document()) tokens.push_back(token);
+  return tokens;
+}
+
+std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> choices,
+                          const GenerateConfig& config, double uniform) {
+  std::vector<std::int32_t> order(choices.begin(), choices.end());
   const auto likelier = [&](std::int32_t a, std::int32_t b) {
     const float x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
     return x != y ? x > y : a < b;
@@ -48,7 +55,13 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
   runtime.training = false;
   Context context = trainer.context();
   context.sequence = false;
-  const std::int64_t room = trainer.config().model.context;
+  const std::int64_t room = trainer.config().model.context, vocabulary = trainer.config().model.vocabulary;
+  if (vocabulary < tokenizer.vocabulary())
+    throw ConfigError(Problem{.what = "model.vocabulary = " + std::to_string(vocabulary) + " is less than the " +
+                                      std::to_string(tokenizer.vocabulary()) + " tokens of the tokenizer",
+                              .why = "the model cannot read or write all of its tokens",
+                              .fix = "use the tokenizer that the model was trained with"});
+  const std::vector<std::int32_t> choices = drawable_tokens(tokenizer);
   std::vector<KeyValueCache> caches = trainer.decoder().make_caches(room, runtime);
 
   // An empty prompt begins a document, as the model has seen them: after the end of another.
@@ -56,7 +69,7 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
   if (text.empty()) text.push_back(tokenizer.end_of_document());
   std::vector<std::int32_t> unread = text;
   if (static_cast<std::int64_t>(unread.size()) > room) unread.erase(unread.begin(), unread.end() - room);
-  std::vector<float> logits(static_cast<std::size_t>(trainer.config().model.vocabulary));
+  std::vector<float> logits(static_cast<std::size_t>(vocabulary));
   std::int64_t position = 0;
   for (std::int64_t i = 0; i < config.tokens; ++i) {
     if (position + static_cast<std::int64_t>(unread.size()) > room) {
@@ -69,7 +82,7 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
     ops::download(runtime, next.reshape({next.count()}), logits.data());
     position += ids.count();
     const auto word = kernels::philox_word(random_key(config.seed, "generate"), 0, static_cast<std::uint64_t>(i));
-    const std::int32_t token = sample_token(logits, config, static_cast<double>(word) / 4294967296.0);
+    const std::int32_t token = sample_token(logits, choices, config, static_cast<double>(word) / 4294967296.0);
     if (token == tokenizer.end_of_document()) return;
     text.push_back(token);
     unread = {token};

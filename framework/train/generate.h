@@ -2,6 +2,9 @@
 //
 //   p = softmax(logits / temperature), of the top_k likeliest tokens, of the fewest that together have top_p
 //
+// Drawn are tokens that text is made of, and the end of a document. A model may have more: a padded vocabulary, and
+// control tokens that no text is encoded as. Their logits are whatever training has left there.
+//
 // Holtzman et al. 2019, arXiv 1904.09751 (top-p). Random numbers are keyed by (generate.seed, token index): the same
 // checkpoint, prompt and seed give the same text.
 #pragma once
@@ -16,11 +19,17 @@
 
 namespace choir {
 
-/// The index of one token of `logits` [V]. `uniform` is in [0, 1). temperature 0: the likeliest.
-std::int32_t sample_token(std::span<const float> logits, const GenerateConfig&, double uniform);
+/// The tokens of `tokenizer` that stand for text, and the end of a document; ascending.
+std::vector<std::int32_t> drawable_tokens(const Tokenizer&);
+
+/// One of `choices`, which is not empty and holds indices of `logits` [V]. `uniform` is in [0, 1). temperature 0: the
+/// likeliest.
+std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> choices, const GenerateConfig&,
+                          double uniform);
 
 /// Continues `prompt` by at most config.tokens tokens, until the end of the document. `emit` gets each new token's text
-/// as it comes. Where the context is full, the later half of it is read again as a new beginning. One rank.
+/// as it comes. When the context is full, the later half of it is read again as a new beginning. One rank. Throws
+/// ConfigError if the model's vocabulary is smaller than the tokenizer's.
 void generate(Trainer&, const Tokenizer&, const GenerateConfig&, const std::function<void(const std::string&)>& emit);
 
 }  // namespace choir
