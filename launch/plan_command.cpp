@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "framework/core/quantity.h"
 #include "framework/train/plan.h"
 #include "kernels/matmul.h"
 #include "launch/command_line.h"
@@ -40,12 +41,12 @@ int print_plan(Config config, std::int64_t ranks, bool json) {
     std::printf("\nplanned for one GPU a rank, each like the one here: %s\n", gpu->gpu_facts().name.c_str());
   else if (kind == DeviceKind::cuda)
     std::printf(
-        "\nplanned for one H100 a rank, with attention on Choir's flash kernels; cuDNN's workspaces are counted where "
+        "\nplanned for one H100 a rank, with attention on Choir's flash kernels; cuDNN's workspaces are counted if "
         "there is a GPU (%s)\n",
         no_gpu.c_str());
   else
     std::printf(
-        "\nplanned for CPU ranks with %d thread%s each%s\n", threads, threads == 1 ? "" : "s",
+        "\nplanned for CPU ranks with %s each%s\n", quantity(threads, "thread").c_str(),
         emulated ? "; workspaces are those of emulated bf16, since this processor has no bf16 instructions" : "");
   return 0;
 }
@@ -56,7 +57,7 @@ void add_plan_command(CommandLine& line) {
   arguments->config.add_to(*verb);
   verb->add_option("--ranks", arguments->ranks, "ranks to plan for")->required()->check(CLI::PositiveNumber);
   verb->add_option("--device", arguments->device, "device to plan for")->check(CLI::IsMember({"cpu", "cuda"}));
-  verb->add_flag("--json", arguments->json, "JSON, every distinct rank position");
+  verb->add_flag("--json", arguments->json, "JSON, every tensor rank");
   verb->callback([&line, arguments] {
     line.run = [arguments] {
       Config config = arguments->config.read();

@@ -3,33 +3,90 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cassert>
 #include <nlohmann/json.hpp>
 
+#include "framework/core/quantity.h"
 #include "framework/train/trainer.h"
 
 namespace choir {
 namespace {
 
-RankPlan plan_rank(const Config& config, const MeshShape& shape, int rank, CountOnly what, int threads, Plan& plan) {
-  Device device(what, threads);
-  CallRing ring;
-  Mesh mesh = make_counting_mesh(rank, shape, device, ring);
-  Trainer trainer(config, device, mesh);
-  plan.parameters = trainer.parameters().global_count();
-  const ReadSample nothing = [](std::int64_t, std::span<std::int32_t>, std::span<std::int32_t>) {
-    return std::int64_t{0};
-  };
-  trainer.step(1, nothing);
-  device.ledger().enabled = true;
-  trainer.step(2, nothing);
+/// One rank's trainer on device `count`, which other ranks need not share.
+struct CountingRank {
+  CountingRank(const Config& config, const MeshShape& shape, int rank, CountOnly what, int threads)
+      : device(what, threads), mesh(make_counting_mesh(rank, shape, device, ring)), trainer(config, device, mesh) {}
 
-  RankPlan result{.at = shape.coordinates(rank), .owned_parameters = trainer.parameters().owned_count()};
-  for (const Parameter& p : trainer.parameters().parameters()) result.held_parameters += p.held.count();
-  result.peak = device.allocator().at_peak();
-  result.operations = device.ledger().operations();
-  result.traffic = device.ledger().traffic();
-  result.flops = device.ledger().total_flops();
-  return result;
+  Device device;
+  CallRing ring;
+  Mesh mesh;
+  Trainer trainer;
+};
+
+/// All in which the programs of two tensor ranks can differ.
+struct Share {
+  struct Part {
+    std::int64_t rows, columns, owned_begin, owned_end;
+    bool operator==(const Part&) const = default;
+  };
+  std::vector<Part> parameters;    // held
+  std::int64_t group_offset = 0;   // of the first query head in the group of its key/value head
+  std::int64_t rows_of_batch = 0;  // of a micro-batch, held between layers
+  bool operator==(const Share&) const = default;
+};
+
+Share share_of(CountingRank& rank) {
+  const ModelConfig& model = rank.trainer.config().model;
+  const HeadPartition heads{model.attention.heads, model.kv_heads(), rank.mesh.shape.tensor};
+  Context context = rank.trainer.context();
+  context.sequences = rank.trainer.micro_batch();
+  context.length = model.context;
+  const RowShare rows = row_share(context);
+  Share share{.group_offset = heads.group_offset(rank.mesh.here.tensor), .rows_of_batch = rows.end - rows.begin};
+  for (const Parameter& p : rank.trainer.parameters().parameters())
+    share.parameters.push_back({p.held.rows(), p.held.columns(), p.owned_begin, p.owned_end});
+  return share;
+}
+
+/// The configuration with steps of `count` micro-batches of the same size.
+Config with_micro_batches(Config config, const Trainer& trainer, std::int64_t data_ranks, std::int64_t count) {
+  config.parallel.micro_batch = trainer.micro_batch();
+  config.train.batch = data_ranks * trainer.micro_batch() * count;
+  return config;
+}
+
+/// Adds `times` what `more` has and `fewer` has not. Every entry of `more` is in `fewer`, at another place perhaps:
+/// what a short step does last comes before what a longer one does next.
+void repeat(RankPlan& more, const RankPlan& fewer, std::int64_t times) {
+  const auto n = static_cast<double>(times);
+  for (Ledger::Operation& o : more.operations) {
+    const auto before = std::find_if(fewer.operations.begin(), fewer.operations.end(),
+                                     [&](const Ledger::Operation& f) { return f.name == o.name; });
+    assert(before != fewer.operations.end());
+    o.calls += times * (o.calls - before->calls);
+    o.cost.flops += n * (o.cost.flops - before->cost.flops);
+    o.cost.bytes += n * (o.cost.bytes - before->cost.bytes);
+  }
+  for (Ledger::Traffic& t : more.traffic) {
+    const auto before = std::find_if(fewer.traffic.begin(), fewer.traffic.end(),
+                                     [&](const Ledger::Traffic& f) { return f.axis == t.axis && f.verb == t.verb; });
+    assert(before != fewer.traffic.end());
+    t.messages += times * (t.messages - before->messages);
+    t.bytes += n * (t.bytes - before->bytes);
+  }
+  more.flops += n * (more.flops - fewer.flops);
+}
+
+RankPlan plan_rank(const Config& config, const Trainer& trainer, const MeshShape& shape, int rank, CountOnly what,
+                   int threads) {
+  const auto step_of = [&](std::int64_t count) {
+    return count_step(with_micro_batches(config, trainer, shape.data, count), shape, rank, what, threads);
+  };
+  const std::int64_t in_flight = peak_in_flight(trainer.schedule()), all = trainer.micro_batches();
+  if (all <= in_flight + 1) return step_of(all);
+  RankPlan plan = step_of(in_flight + 1);
+  repeat(plan, step_of(in_flight), all - (in_flight + 1));
+  return plan;
 }
 
 std::string gigabytes(std::int64_t bytes) { return fmt::format("{:.3f} GB", static_cast<double>(bytes) / 1e9); }
@@ -49,19 +106,47 @@ const RankPlan& Plan::worst() const {
                            [](const RankPlan& a, const RankPlan& b) { return a.peak.total() < b.peak.total(); });
 }
 
+RankPlan count_step(const Config& config, const MeshShape& shape, int rank, CountOnly what, int threads) {
+  CountingRank counted(config, shape, rank, what, threads);
+  Trainer& trainer = counted.trainer;
+  const ReadSample nothing = [](std::int64_t, std::span<std::int32_t>, std::span<std::int32_t>) {
+    return std::int64_t{0};
+  };
+  trainer.step(1, nothing);
+  counted.device.ledger().enabled = true;
+  trainer.step(2, nothing);
+
+  RankPlan result{.at = shape.coordinates(rank), .owned_parameters = trainer.parameters().owned_count()};
+  for (const Parameter& p : trainer.parameters().parameters()) result.held_parameters += p.held.count();
+  result.peak = counted.device.allocator().at_peak();
+  result.operations = counted.device.ledger().operations();
+  result.traffic = counted.device.ledger().traffic();
+  result.flops = counted.device.ledger().total_flops();
+  return result;
+}
+
 Plan make_plan(const Config& config, std::int64_t ranks, CountOnly device, int threads) {
   Plan plan{.shape = mesh_shape(config, ranks), .model_flops = model_flops(config.model, config.train.batch)};
+  std::vector<Share> shares;
   for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
     const int rank = plan.shape.rank({.tensor = tensor});
-    plan.ranks.push_back(plan_rank(config, plan.shape, rank, device, threads, plan));
+    CountingRank declared(config, plan.shape, rank, device, threads);
+    plan.parameters = declared.trainer.parameters().global_count();
+    shares.push_back(share_of(declared));
+    const auto equal =
+        static_cast<std::size_t>(std::find(shares.begin(), shares.end(), shares.back()) - shares.begin());
+    RankPlan here = equal < plan.ranks.size() ? plan.ranks[equal]
+                                              : plan_rank(config, declared.trainer, plan.shape, rank, device, threads);
+    here.at = plan.shape.coordinates(rank);
+    plan.ranks.push_back(std::move(here));
   }
   return plan;
 }
 
 std::string describe(const Plan& plan, const Config& config) {
   const MeshShape& s = plan.shape;
-  std::string text = fmt::format("{} parameters on {} ranks: tensor {}, context {}, data {}, pipeline {}\n",
-                                 plan.parameters, s.ranks(), s.tensor, s.context, s.data, s.pipeline);
+  std::string text = fmt::format("{} parameters on {}: tensor {}, context {}, data {}, pipeline {}\n", plan.parameters,
+                                 quantity(s.ranks(), "rank"), s.tensor, s.context, s.data, s.pipeline);
   const HeadPartition heads{config.model.attention.heads, config.model.kv_heads(), s.tensor};
   text += heads.describe() + fmt::format("largest share of heads over the mean: {:.3f}\n", heads.imbalance());
 
@@ -83,7 +168,7 @@ std::string describe(const Plan& plan, const Config& config) {
   text += fmt::format("\n  {:<10} {:<16} {:>10} {:>12}\n", "axis", "collective", "messages", "GB");
   for (const Ledger::Traffic& t : worst.traffic)
     text += fmt::format("  {:<10} {:<16} {:>10} {:>12.4f}\n", t.axis, t.verb, t.messages, t.bytes / 1e9);
-  if (worst.traffic.empty()) text += "  none: one rank talks to nobody\n";
+  if (worst.traffic.empty()) text += "  none: one rank sends no messages\n";
   return text;
 }
 

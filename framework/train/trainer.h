@@ -72,8 +72,9 @@ class Trainer {
   const DataParallel& data_parallel() const { return *data_parallel_; }
   Optimizer& optimizer() { return *optimizer_; }
 
-  std::int64_t micro_batches() const { return micro_batches_; }  ///< a step and data rank
-  std::int64_t micro_batch() const { return micro_batch_; }      ///< sequences in each
+  std::int64_t micro_batches() const { return micro_batches_; }      ///< a step and data rank
+  std::int64_t micro_batch() const { return micro_batch_; }          ///< sequences in each
+  const std::vector<Action>& schedule() const { return schedule_; }  ///< of one step
 
  private:
   struct Batch {
