@@ -2,9 +2,13 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <thread>
 
@@ -28,7 +32,7 @@ MpiState mpi_state() {
   return state;
 }
 
-/// True where all ranks come here within a few seconds: then all of them have found the same mistake.
+/// True if all ranks come here within a few seconds: then all of them have found the same mistake.
 bool all_ranks_arrive() {
   MPI_Request request;
   MPI_Ibarrier(MPI_COMM_WORLD, &request);
@@ -41,6 +45,32 @@ bool all_ranks_arrive() {
   return true;
 }
 
+// After the word "--" nothing is an option. CLI11 forgets this when it goes from a verb to its parent, so that words
+// which begin with a dash carry a mark there until they are arguments.
+constexpr char mark = '\x01';
+
+std::string unmarked(std::string text) {
+  std::erase(text, mark);
+  return text;
+}
+
+/// The words of the command line behind the program's name, in the order of CLI11, which is backwards.
+std::vector<std::string> marked_words(int argc, char** argv) {
+  std::vector<std::string> words(argv + 1, argv + argc);
+  const auto dashes = std::find(words.begin(), words.end(), "--");
+  for (auto word = dashes; word != words.end(); ++word)
+    if (word->starts_with('-')) *word = mark + *word;
+  if (dashes != words.end()) words.erase(dashes);
+  std::reverse(words.begin(), words.end());
+  return words;
+}
+
+void unmark_arguments(CLI::App& app) {
+  for (CLI::Option* option : app.get_options())
+    if (option->get_positional()) option->transform(unmarked);
+  for (CLI::App* verb : app.get_subcommands({})) unmark_arguments(*verb);
+}
+
 /// What, why and how to fix, of a mistake in verbs and flags.
 std::string describe_parse_error(const CLI::App* app, const CLI::Error& error) {
   const CLI::App* verb = app;
@@ -49,13 +79,15 @@ std::string describe_parse_error(const CLI::App* app, const CLI::Error& error) {
   std::vector<std::string> verbs;
   for (const CLI::App* each : verb->get_subcommands({})) verbs.push_back(each->get_name());
   const std::vector<std::string> rest = app->remaining(true);
-  Problem problem{.what = error.what(), .fix = fmt::format("{} --help says what there is", command)};
+  Problem problem{.what = unmarked(error.what()), .fix = fmt::format("{} --help says what there is", command)};
   if (!verbs.empty()) {
     const std::string near = rest.empty() ? "" : nearest(rest.front(), verbs);
     problem = {.what = rest.empty() ? "no verb is named" : fmt::format("there is no verb {}", rest.front()),
                .why = fmt::format("{} does one of {}", command, fmt::join(verbs, ", ")),
                .fix = near.empty() ? problem.fix : fmt::format("did you mean {} {}?", command, near)};
   }
+  if (!rest.empty() && std::filesystem::exists(rest.front()))
+    problem.fix = fmt::format("write -- before names that begin with a dash: {} ... -- {}", command, rest.front());
   return fmt::format("choir: {}\n", describe(problem));
 }
 
@@ -71,6 +103,30 @@ int mistake_of_all(const std::exception& error, int code) {
   return code;
 }
 
+/// All that was written to stdout has come to where it goes, or why it has not; "" if it has.
+std::string output_problem() {
+  errno = 0;
+  bool failed = std::fflush(stdout) != 0;
+  // Some file systems say only when a file is closed that it has no room.
+  if (const int copy = failed ? -1 : dup(STDOUT_FILENO); copy >= 0) failed = close(copy) != 0;
+  if (failed) return std::strerror(errno);
+  return std::ferror(stdout) != 0 ? "an earlier write has failed" : "";
+}
+
+Error unwritten_output(const std::string& why) {
+  return Error(
+      {.what = "standard output cannot be written", .why = why, .fix = "free space there, or write elsewhere"});
+}
+
+/// `code`, unless what the verb has to say did not come out.
+int finish_output(const CommandLine& line, int code) {
+  const std::string problem = output_problem();
+  if (problem.empty()) return code;
+  if (line.output_is_the_result) throw unwritten_output(problem);
+  std::fprintf(stderr, "choir: lines of standard output are lost: %s; the run's own log has them\n", problem.c_str());
+  return code;
+}
+
 int failure(const std::exception& error) {
   const MpiState mpi = mpi_state();
   std::fprintf(stderr, "choir: [rank %d/%d] %s\n", mpi.rank, mpi.ranks, error.what());
@@ -80,6 +136,12 @@ int failure(const std::exception& error) {
 }
 
 }  // namespace
+
+void write_now(const std::string& text) {
+  errno = 0;
+  if (std::fwrite(text.data(), 1, text.size(), stdout) < text.size() || std::fflush(stdout) != 0)
+    throw unwritten_output(std::strerror(errno));
+}
 
 MpiProcess& CommandLine::start_mpi() {
   process_ = std::make_unique<MpiProcess>(&argc, &argv);
@@ -112,13 +174,14 @@ int run_command_line(int argc, char** argv) {
                          add_generate_command, add_plan_command, add_verify_command, add_checkpoint_command,
                          add_calls_command, add_bench_command, add_doctor_command})
     add(line);
+  unmark_arguments(line.app);
   try {
-    line.app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return line.app.exit(error) == 0 ? 0 : 2;
-  }
-  try {
-    return line.run();
+    try {
+      line.app.parse(marked_words(argc, argv));
+    } catch (const CLI::ParseError& error) {
+      return finish_output(line, line.app.exit(error) == 0 ? 0 : 2);
+    }
+    return finish_output(line, line.run());
   } catch (const ConfigError& error) {
     return mistake_of_all(error, 2);
   } catch (const SharedError& error) {

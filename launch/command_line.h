@@ -11,12 +11,14 @@
 
 namespace choir {
 
-/// What a verb gets besides its own arguments. `run` is set by the verb that was given; its value is the exit code.
+/// What a verb gets besides its own arguments. `run` is set by the verb that was given; it returns the exit code.
 struct CommandLine {
   CLI::App app;
   int argc = 0;
   char** argv = nullptr;
   std::function<int()> run;
+  /// False: stdout only follows what the verb does, and its exit code does not depend on it.
+  bool output_is_the_result = true;
 
   /// Starts MPI. It ends with the command line, after the errors of the verb have been told.
   MpiProcess& start_mpi();
@@ -50,8 +52,11 @@ void add_doctor_command(CommandLine&);
 /// `choir plan`, and `choir train --dry-run`.
 int print_plan(Config config, std::int64_t ranks, bool json);
 
-/// Parses, runs the verb and turns what it throws into the exit codes of design: 0 done, 1 the machine failed, 2 the
-/// user's mistake. With several ranks a user's mistake is printed once.
+/// Writes `text` to stdout at once. Throws Error if it cannot be written.
+void write_now(const std::string& text);
+
+/// Parses, runs the verb and turns what it throws into exit codes: 0 done, 1 the machine failed, 2 the user's mistake.
+/// With several ranks a user's mistake is printed once. A result that stdout does not take is a failure.
 int run_command_line(int argc, char** argv);
 
 }  // namespace choir

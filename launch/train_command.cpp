@@ -33,6 +33,7 @@ int train(CommandLine& line, const Arguments& arguments) {
   const Config config = arguments.config.read();
   if (arguments.dry_run) return process.rank() == 0 ? print_plan(config, process.ranks(), false) : 0;
   throw_if_any(validate(config, process.ranks()));
+  line.output_is_the_result = false;  // the run folder is
   install_signal_handlers();
   const RunOptions options{.folder = {config.train.folder},
                            .resume = parse_resume(arguments.resume),
