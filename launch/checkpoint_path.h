@@ -1,23 +1,26 @@
-// Which checkpoint a user means.
+// From the checkpoint that a user names to a model that computes.
 #pragma once
 
 #include <string>
 
+#include "framework/checkpoint/locate.h"
 #include "launch/command_line.h"
 
 namespace choir {
 
-/// A checkpoint's own folder as it is; of a run folder, or its checkpoints/, the newest whole one by its manifest and
-/// file sizes, with a line on stderr for each that is passed over. Throws ConfigError where there is none.
-std::string find_checkpoint(const std::string& path);
+/// locate_checkpoint(), by all ranks of the job together. The first of them says on stderr what is passed over.
+std::string find_checkpoint(const CheckpointName&, const MpiProcess&);
+/// The same for a verb without MPI: this process reads all of it.
+std::string find_checkpoint(const CheckpointName&);
 
-/// One rank's trainer for inference with the weights of a checkpoint, verified by all ranks together.
+/// One rank's trainer for inference with the weights of a checkpoint.
 struct LoadedModel {
   std::unique_ptr<CallRing> ring;
   std::unique_ptr<Device> device;
   Mesh mesh;
   std::unique_ptr<class Trainer> trainer;
 };
+/// Of a checkpoint that find_checkpoint() has found whole.
 LoadedModel load_model(const class CheckpointReader&, const Config&, const MpiProcess&);
 
 }  // namespace choir

@@ -1,6 +1,9 @@
 // choir evaluate CHECKPOINT [key=value ...]: loss and bits per byte on the held-out text.
-#include <cstdio>
+#include <fmt/format.h>
 
+#include <nlohmann/json.hpp>
+
+#include "framework/core/quantity.h"
 #include "framework/data/sampler.h"
 #include "framework/train/snapshot.h"
 #include "launch/checkpoint_path.h"
@@ -14,9 +17,19 @@ struct Arguments {
   bool json = false;
 };
 
+std::string to_json(const std::string& checkpoint, const LossSum& sum) {
+  const nlohmann::ordered_json json = {{"checkpoint", checkpoint},
+                                       {"loss", sum.mean()},
+                                       {"bits_per_byte", sum.bits_per_byte()},
+                                       {"tokens", sum.tokens},
+                                       {"bytes", sum.bytes}};
+  return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);  // a path may not be UTF-8
+}
+
 int evaluate(CommandLine& line, const Arguments& arguments) {
   MpiProcess& process = line.start_mpi();
-  const CheckpointReader reader(find_checkpoint(arguments.checkpoint));
+  read_config("", arguments.words);  // their mistakes are told before a checkpoint is read
+  const CheckpointReader reader(find_checkpoint({"CHECKPOINT", arguments.checkpoint}, process));
   std::vector<std::string> words = {"parallel.tensor=1", "parallel.micro_batch=0", "train.evaluate_sequences=0",
                                     "train.batch=" + std::to_string(8 * process.ranks())};
   words.insert(words.end(), arguments.words.begin(), arguments.words.end());
@@ -38,15 +51,12 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
         return sampler.target_bytes(targets);
       });
   if (process.rank() != 0) return 0;
-  if (arguments.json)
-    std::printf(
-        "{\"checkpoint\": \"%s\", \"loss\": %.9g, \"bits_per_byte\": %.9g, \"tokens\": %lld, \"bytes\": %lld}\n",
-        reader.path().c_str(), sum.mean(), sum.bits_per_byte(), static_cast<long long>(sum.tokens),
-        static_cast<long long>(sum.bytes));
-  else
-    std::printf("%s: %.4f nats a token, %.4f bits per byte, over %lld held-out tokens (%lld of %lld sequences)\n",
-                reader.path().c_str(), sum.mean(), sum.bits_per_byte(), static_cast<long long>(sum.tokens),
-                static_cast<long long>(samples), static_cast<long long>(all));
+  const std::string result =
+      arguments.json ? to_json(reader.path(), sum)
+                     : fmt::format("{}: {:.4f} nats a token, {:.4f} bits per byte, over {} ({} of {})", reader.path(),
+                                   sum.mean(), sum.bits_per_byte(), quantity(sum.tokens, "held-out token"), samples,
+                                   quantity(all, "sequence"));
+  fmt::print("{}\n", result);
   return 0;
 }
 
@@ -55,7 +65,8 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
 void add_evaluate_command(CommandLine& line) {
   CLI::App* verb = line.app.add_subcommand("evaluate", "loss and bits per byte of a checkpoint on held-out text");
   auto arguments = std::make_shared<Arguments>();
-  verb->add_option("CHECKPOINT", arguments->checkpoint, "a checkpoint's folder, or a run folder for its newest")
+  verb->add_option("CHECKPOINT", arguments->checkpoint,
+                   "a checkpoint's folder, or a run folder for its newest whole one")
       ->required();
   verb->add_option("WORDS", arguments->words, "key=value overrides of the checkpoint's configuration");
   verb->add_flag("--json", arguments->json, "one line of JSON");

@@ -23,7 +23,8 @@ bool is_override(const std::string& word) {
 
 /// The tokenizer of what data.tokenizer.model names: a run, a checkpoint, a token file or a SentencePiece model.
 Tokenizer given_tokenizer(const std::string& path) {
-  if (std::filesystem::is_directory(path)) return tokenizer_of(CheckpointReader(find_checkpoint(path)));
+  if (std::filesystem::is_directory(path))
+    return tokenizer_of(CheckpointReader(find_checkpoint({"data.tokenizer.model", path})));
   throw_if_any(check_readable("data.tokenizer.model", path));
   if (looks_like_token_file(path)) return TokenFile(path).tokenizer();
   const Tokenizer tokenizer = Tokenizer::load("sentencepiece", read_text(path), "data.tokenizer.model = " + path);

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "framework/checkpoint/agreement.h"
+#include "framework/checkpoint/locate.h"
 #include "framework/checkpoint/publish.h"
 #include "framework/core/error.h"
 #include "framework/train/snapshot.h"
@@ -89,13 +90,12 @@ void check_tokens(const Config& config, const TokenFile& file, const CheckpointR
                 .fix = "name the token file of the run"});
 }
 
-CheckpointReader open_weights(const Config& config, const TokenFile& file, Mesh& mesh) {
-  CheckpointReader reader(config.train.from);
+CheckpointReader open_weights(const Config& config, const TokenFile& file, Mesh& mesh,
+                              std::vector<std::string>& notes) {
+  CheckpointReader reader(locate_checkpoint({"train.from", config.train.from}, *mesh.host,
+                                            mesh.host->device().communicate(),
+                                            [&](const std::string& text) { notes.push_back(text); }));
   throw_if_any(check_tokenizer(file, tokenizer_of(reader).digest(), reader.path()));
-  const std::string damage = verify_together(reader.path(), *mesh.host, mesh.host->device().communicate());
-  if (!damage.empty())
-    throw ConfigError(
-        Problem{.what = "train.from = " + reader.path() + " is damaged: " + damage, .fix = "name another checkpoint"});
   return reader;
 }
 
@@ -121,7 +121,7 @@ Start find_start(const Config& config, const RunFolder& folder, const Resume& re
   if (!resume.asked) {
     start.record.id = ranks.broadcast(new_run_id(), 0, "start.run");
     if (config.train.from.empty()) return start;
-    start.checkpoint = open_weights(config, file, mesh);
+    start.checkpoint = open_weights(config, file, mesh, start.notes);
     start.notes.push_back("starting from the weights of " + start.checkpoint->path());
     return start;
   }

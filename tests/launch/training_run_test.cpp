@@ -276,7 +276,7 @@ TEST(Verbs, GenerateEvaluateShowAndExport) {
   const Finished two = shop.mpirun(2, "evaluate " + shop.path("run") + " parallel.tensor=2 --json");
   ASSERT_EQ(one.code, 0) << one.output;
   ASSERT_EQ(two.code, 0) << two.output;
-  const auto bits = [](const Finished& f) { return std::stod(f.output.substr(f.output.find("bits_per_byte") + 16)); };
+  const auto bits = [](const Finished& f) { return std::stod(f.output.substr(f.output.find("bits_per_byte") + 15)); };
   EXPECT_NEAR(bits(one), bits(two), relative * bits(one));
 
   EXPECT_TRUE(contains(shop.choir("checkpoint list " + shop.path("run")), "step-00000010"));

@@ -1,0 +1,77 @@
+#include "framework/checkpoint/locate.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "framework/checkpoint/agreement.h"
+#include "framework/checkpoint/publish.h"
+#include "framework/checkpoint/reader.h"
+#include "framework/core/error.h"
+
+namespace choir {
+namespace {
+
+namespace fs = std::filesystem;
+
+enum class Kind : std::int32_t { missing, file, folder, checkpoint };  // ranks agree on the largest
+
+/// `problem` is why nobody can say; "" if the path is there or is not.
+Kind kind_of(const std::string& path, std::string& problem) {
+  std::error_code error;
+  const fs::file_status status = fs::status(path, error);
+  if (status.type() == fs::file_type::not_found) return Kind::missing;
+  if (error) problem = error.message();
+  if (is_checkpoint(path)) return Kind::checkpoint;
+  return fs::is_directory(status) ? Kind::folder : Kind::file;
+}
+
+constexpr const char* what_there_is =
+    "name the folder of a checkpoint, a run folder, or its checkpoints/; choir checkpoint list RUN shows what a run "
+    "has";
+
+}  // namespace
+
+bool is_checkpoint(const std::string& path) {
+  std::error_code error;
+  if (fs::exists(path + "/manifest.json", error)) return true;
+  return fs::is_directory(path, error) && step_of(fs::path(path + "/").parent_path().filename().string()) >= 0;
+}
+
+std::string checkpoints_folder(const std::string& path) {
+  std::error_code error;
+  const std::string inside = (fs::path(path) / "checkpoints").string();
+  return fs::is_directory(inside, error) ? inside : path;
+}
+
+std::string locate_checkpoint(const CheckpointName& name, Communicator& world, Stream& communicate,
+                              const std::function<void(const std::string&)>& say) {
+  const std::string what = name.key + " = " + name.path;
+  Agreement agreement(world, communicate);
+  std::string problem;
+  const auto mine = static_cast<std::int32_t>(kind_of(name.path, problem));
+  const auto kind = static_cast<Kind>(agreement.largest(mine, "checkpoint.locate"));
+  problem = agreement.first(problem, "checkpoint.locate");
+  if (!problem.empty()) throw Error({.what = what + " cannot be read", .why = problem});
+  if (kind == Kind::missing)
+    throw ConfigError(Problem{.what = what + ": there is no such folder", .fix = what_there_is});
+  if (kind == Kind::file) throw ConfigError(Problem{.what = what + ": this is not a folder", .fix = what_there_is});
+  if (kind == Kind::checkpoint) {
+    const std::string damage = verify_together(name.path, world, communicate);
+    if (damage.empty()) return name.path;
+    throw ConfigError(Problem{.what = what + " is not a whole checkpoint: " + damage,
+                              .fix = "name another one, or the run folder for its newest whole one"});
+  }
+  std::vector<CheckpointInfo> rejected;
+  const auto found = find_latest(checkpoints_folder(name.path), world, communicate, rejected);
+  std::string reasons;
+  for (const CheckpointInfo& info : rejected) {
+    if (found) say(fmt::format("passing over {}: {}", info.path, info.problem));
+    reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", info.path, info.problem);
+  }
+  if (found) return found->path;
+  if (rejected.empty()) throw ConfigError(Problem{.what = what + " holds no checkpoint", .fix = what_there_is});
+  throw ConfigError(Problem{.what = what + " holds no whole checkpoint", .why = reasons, .fix = what_there_is});
+}
+
+}  // namespace choir
