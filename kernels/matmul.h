@@ -4,9 +4,9 @@
 //   input gradient   dx [N, in]   = dy [N, out] w               a = dy, b = w
 //   weight gradient  dw [out, in] += dy^T x                     a = dy, transpose_a, b = x, accumulate
 //
-// CPU: oneDNN, its primitives cached by shape in MatmulPlans; f64 (tests only) is a plain loop.
-// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32. Epilogues are cuBLASLt's alone:
-// matmul_fuses() says where, and the CPU runs the kernels of activation.h and reduce.h instead.
+// CPU: oneDNN, its primitives cached by shape in MatmulPlans; f64 (tests only) and vectors with gaps are a plain loop.
+// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32. Only cuBLASLt computes
+// epilogues: matmul_fuses() says which, and the CPU runs the kernels of activation.h and reduce.h instead.
 #pragma once
 
 #include <cstdint>
@@ -26,14 +26,14 @@ namespace choir::kernels {
 /// In a weight gradient, where a is dy transposed, that last sum is over the rows of dy: the gradient of the bias.
 enum class Epilogue : std::uint8_t { none, gelu, gelu_gradient, bias_gradient };
 
-/// c [m, n] = epilogue(op(a) [m, k] op(b) [k, n] + bias [n] (+ c where `accumulate`)). Row-major; sums in
+/// c [m, n] = epilogue(op(a) [m, k] op(b) [k, n] + bias [n] (+ c if `accumulate`)). Row-major; sums in
 /// Accumulate<In>.
 ///
 /// (In, Out) is (f32, f32), (bf16, bf16), (bf16, f32) or (f64, f64).
 template <class In, class Out>
 struct Matmul {
-  const In* a;                           ///< [m, k], or [k, m] where transpose_a
-  const In* b;                           ///< [k, n], or [n, k] where transpose_b
+  const In* a;                           ///< [m, k], or [k, m] if transpose_a
+  const In* b;                           ///< [k, n], or [n, k] if transpose_b
   Out* c;                                ///< [m, n]
   const Accumulate<In>* bias = nullptr;  ///< [n] at a multiple of 16 bytes, or null
   std::int64_t m, n, k;
@@ -47,14 +47,14 @@ struct Matmul {
   void* workspace = nullptr;                ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
 };
 
-/// The workspace in bytes; pointers in `args` are not read, so that it can be asked without memory (device `count`).
+/// The workspace in bytes. Does not read the pointers in `args`, so that device `count` can call it without memory.
 template <class In, class Out>
 std::int64_t matmul_workspace_bytes(Cpu, const Matmul<In, Out>& args);
 template <class In, class Out>
 std::int64_t matmul_workspace_bytes(Cuda, const Matmul<In, Out>& args);
 
-/// True where matmul() computes the epilogue of `args`; elsewhere it refuses, and the caller runs the product without
-/// one and then a kernel. Pointers in `args` are not read; where there is an epilogue, matmul() needs a, b, c and
+/// True if matmul() computes the epilogue of `args`. If not, matmul() throws, and the caller runs the product without
+/// an epilogue and then a kernel. Does not read the pointers in `args`. With an epilogue, matmul() needs a, b, c and
 /// before at multiples of 16 bytes.
 template <class In, class Out>
 bool matmul_fuses(Cpu, const Matmul<In, Out>& args);
@@ -68,7 +68,7 @@ void matmul(Cuda, const Matmul<In, Out>& args);
 
 namespace cpu {
 
-/// oneDNN primitives by shape, for one stream of work; workspaces may be asked for from another thread meanwhile. Made
+/// oneDNN primitives by shape, for one stream of work; another thread may call matmul_workspace_bytes() meanwhile. Made
 /// and destroyed by `core::Device`.
 class MatmulPlans {
  public:
@@ -84,8 +84,8 @@ class MatmulPlans {
   std::unique_ptr<State> state_;
 };
 
-/// True where oneDNN multiplies bf16 matrices with bf16 instructions on this processor. Elsewhere matmul() on bf16
-/// gives the same values through f32 copies, slowly: for tests, and for runs that ask for it by name.
+/// True if oneDNN multiplies bf16 matrices with bf16 instructions on this processor. If not, matmul() on bf16 computes
+/// the same values through f32 copies, slowly: for tests, and for runs that set train.emulate_bf16.
 bool has_native_bf16();
 
 }  // namespace cpu
@@ -93,7 +93,7 @@ bool has_native_bf16();
 namespace cuda {
 
 /// A cuBLASLt handle on the current device, and plans by shape. Made and destroyed by `core::Device`. Throws Failure
-/// (kernels/cuda/failure.h) where cuBLASLt cannot start.
+/// (kernels/cuda/failure.h) if cuBLASLt cannot start.
 class MatmulPlans {
  public:
   MatmulPlans();

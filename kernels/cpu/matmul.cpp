@@ -4,6 +4,11 @@
 // sets pointers and executes. oneDNN reads transposed and strided operands at full speed (measured on AVX2 and AVX-512:
 // all three products of a linear layer run within 5 % of each other), so nothing is packed here.
 //
+// Sizes of 1: the stride of a dim of size 1 has no meaning, but the kernels of oneDNN choose their path by it. So a
+// dense vector is always described as [rows, columns] with strides {columns, 1}. A vector with gaps (a matrix stored
+// with one element per row, the rows further apart) has no such description: on AVX-512, oneDNN 3.7 reads and writes it
+// as if it were dense, and reports success. The plain loop multiplies these; no layer of a model has them.
+//
 // Threads: oneDNN takes what omp_get_max_threads() says on the calling thread, when it makes a primitive and when it
 // runs it. Both happen under PlannedTeam, which sets that number to Cpu::threads and puts the caller's back.
 #include "kernels/matmul.h"
@@ -90,15 +95,17 @@ namespace {
 
 MatmulPlan make_plan(const MatmulShape& s, const dnnl::engine& engine) {
   using Type = dnnl::memory::data_type;
-  using Strides = dnnl::memory::dims;
+  using Dims = dnnl::memory::dims;
   const Type in = s.bf16_in ? Type::bf16 : Type::f32, out = s.bf16_out ? Type::bf16 : Type::f32;
-  const auto rows_of = [](std::int64_t stride, bool transposed) {
-    return transposed ? Strides{1, stride} : Strides{stride, 1};
+  const auto matrix = [](std::int64_t rows, std::int64_t columns, Type type, std::int64_t stride, bool transposed) {
+    const std::int64_t row_stride = transposed ? 1 : stride, column_stride = transposed ? stride : 1;
+    const bool dense_vector = (rows == 1 && column_stride == 1) || (columns == 1 && row_stride == 1);
+    return dnnl::memory::desc({rows, columns}, type, dense_vector ? Dims{columns, 1} : Dims{row_stride, column_stride});
   };
-  const dnnl::memory::desc a({s.m, s.k}, in, rows_of(s.a_stride, s.transpose_a));
-  const dnnl::memory::desc b({s.k, s.n}, in, rows_of(s.b_stride, s.transpose_b));
-  const dnnl::memory::desc c({s.m, s.n}, out, rows_of(s.c_stride, false));
-  const dnnl::memory::desc bias({1, s.n}, Type::f32, rows_of(s.n, false));
+  const dnnl::memory::desc a = matrix(s.m, s.k, in, s.a_stride, s.transpose_a);
+  const dnnl::memory::desc b = matrix(s.k, s.n, in, s.b_stride, s.transpose_b);
+  const dnnl::memory::desc c = matrix(s.m, s.n, out, s.c_stride, false);
+  const dnnl::memory::desc bias = matrix(1, s.n, Type::f32, s.n, false);
 
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -181,6 +188,14 @@ void library_product(const Cpu& device, const Matmul<In, Out>& args) {
   if (status != dnnl_success) fail(shape, "execute the product", status);
 }
 
+/// True if plain_product() computes the product: f64, no products at all (k = 0), or a vector with gaps.
+template <class In, class Out>
+bool is_plain(const Matmul<In, Out>& args) {
+  const auto has_gaps = [](std::int64_t row_elements, std::int64_t stride) { return row_elements == 1 && stride != 1; };
+  return std::is_same_v<In, double> || args.k == 0 || has_gaps(args.transpose_a ? args.m : args.k, args.a_stride) ||
+         has_gaps(args.transpose_b ? args.k : args.n, args.b_stride) || has_gaps(args.n, args.c_stride);
+}
+
 /// c = op(a) op(b) + bias (+ c) element by element, 64 columns at a time so that rows of b stay in the first cache.
 template <class In, class Out>
 void plain_product(const Cpu& device, const Matmul<In, Out>& args) {
@@ -218,8 +233,8 @@ void convert_rows(const Cpu& device, const From* from, std::int64_t from_stride,
   }
 }
 
-/// The f32 product that stands for one of bf16 where the processor has no bf16 instructions. The workspace holds f32
-/// copies of a and b, of c where c is bf16, and oneDNN's scratchpad.
+/// The f32 product that replaces one of bf16 if the processor has no bf16 instructions. The workspace holds f32 copies
+/// of a and b, of c if c is bf16, and oneDNN's scratchpad.
 template <class Out>
 struct WidenedProduct {
   std::int64_t a_rows, a_columns, b_rows, b_columns;
@@ -285,7 +300,7 @@ std::int64_t matmul_workspace_bytes(Cpu device, const Matmul<In, Out>& args) {
   if constexpr (std::is_same_v<In, double>) {
     return 0;
   } else {
-    if (args.m == 0 || args.n == 0 || args.k == 0) return 0;
+    if (args.m == 0 || args.n == 0 || cpu::is_plain(args)) return 0;
     if constexpr (std::is_same_v<In, bf16>) {
       if (!cpu::has_native_bf16()) {
         const cpu::WidenedProduct<Out> widened(args);
@@ -303,10 +318,9 @@ bool matmul_fuses(Cpu, const Matmul<In, Out>& args) {
 
 template <class In, class Out>
 void matmul(Cpu device, const Matmul<In, Out>& args) {
-  if (!matmul_fuses(device, args)) throw std::runtime_error("matmul: the product on the CPU takes no epilogue");
+  if (!matmul_fuses(device, args)) throw std::runtime_error("matmul: the product on the CPU has no epilogues");
   if (args.m == 0 || args.n == 0) return;
-  if (std::is_same_v<In, double> || args.k == 0)
-    return cpu::plain_product(device, args);  // no products: bias and c only
+  if (cpu::is_plain(args)) return cpu::plain_product(device, args);
   if constexpr (std::is_same_v<In, bf16>) {
     if (!cpu::has_native_bf16()) return cpu::widened_product(device, args);
   }

@@ -21,9 +21,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 /// Products of the lower halves of 64-bit lanes.
 template <class D>
-HWY_INLINE hn::Vec<D> multiply_lower_halves(D d, hn::Vec<D> a, hn::Vec<D> b) {
+HWY_INLINE hn::Vec<D> multiply_lower_halves(D, hn::Vec<D> a, hn::Vec<D> b) {
 #if HWY_TARGET == HWY_SCALAR
-  const auto lower = hn::Set(d, 0xffffffffu);
+  const auto lower = hn::Set(D(), 0xffffffffu);
   return hn::Mul(hn::And(a, lower), hn::And(b, lower));
 #else
   const hn::Repartition<std::uint32_t, D> du32;
@@ -31,8 +31,8 @@ HWY_INLINE hn::Vec<D> multiply_lower_halves(D d, hn::Vec<D> a, hn::Vec<D> b) {
 #endif
 }
 
-/// The state of as many blocks as a vector has 64-bit lanes. Each lane holds one 32-bit word, and above it garbage
-/// that no operation lets down.
+/// The state of as many blocks as a vector has 64-bit lanes. The lower half of each lane is one 32-bit word. The upper
+/// half has no meaning, and no operation moves its bits into the lower half.
 template <class D>
 struct PhiloxState {
   hn::Vec<D> c0, c1, c2, c3;

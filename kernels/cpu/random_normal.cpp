@@ -41,9 +41,9 @@ namespace {
 using D = hn::ScalableTag<float>;
 using V = hn::Vec<D>;
 
-/// a * b + c, rounded once, on every instruction set.
+/// a * b + c, rounded once. Without such an instruction (SSE2, SSE4), hn::MulAdd() would round the product too.
 HWY_INLINE V multiply_add(V a, V b, V c) {
-#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_SSE4
+#if !HWY_NATIVE_FMA
   const D d;
   float a_lane[hn::MaxLanes(d)], b_lane[hn::MaxLanes(d)], c_lane[hn::MaxLanes(d)];
   store(d, a, a_lane);
