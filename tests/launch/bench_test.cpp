@@ -17,7 +17,8 @@ TEST(Bench, CollectivesTimesTheSevenVerbs) {
   std::vector<std::string> verbs;
   for (const auto& row : json["rows"]) {
     EXPECT_GT(row["seconds"], 0.0) << row;
-    if (verbs.empty() || verbs.back() != row["verb"]) verbs.push_back(row["verb"]);
+    const auto verb = row["verb"].get<std::string>();
+    if (verbs.empty() || verbs.back() != verb) verbs.push_back(verb);
   }
   EXPECT_EQ(verbs, (std::vector<std::string>{"all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast",
                                              "exchange", "barrier"}));

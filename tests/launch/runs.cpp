@@ -29,7 +29,8 @@ generate: {prompt: the, tokens: 20}
 
 constexpr char mpi[] =
     "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec mpirun --oversubscribe --bind-to none "
-    "--mca mpi_yield_when_idle 1 --mca btl_vader_single_copy_mechanism none --mca odls_base_sigkill_timeout 0 -n ";
+    "--mca mpi_yield_when_idle 1 --mca btl_vader_single_copy_mechanism none --mca odls_base_sigkill_timeout 0 "
+    "--mca btl_tcp_if_include lo -n ";
 
 constexpr char alone[] = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 exec " CHOIR_BINARY " ";
 
