@@ -1,4 +1,5 @@
-// choir config CONFIG [key=value ...]: the complete configuration, with defaults and overrides.
+// choir config CONFIG [key=value ...]: the complete configuration, with defaults and overrides. Values that choir train
+// refuses, whatever the number of ranks, are an error here in the same words.
 #include <algorithm>
 #include <cstdio>
 
@@ -20,14 +21,25 @@ void print_values(Config config, const std::vector<std::string>& keys) {
     const auto row = std::find_if(rows.begin(), rows.end(), [&](const Field& field) { return field.key == key; });
     if (row == rows.end())
       throw ConfigError(
-          Problem{.what = "--get " + key + ": there is no such key", .fix = "choir --help lists all keys"});
+          Problem{.what = "--get " + key + ": not a key of the configuration", .fix = "choir --help lists all keys"});
     std::string* const* text = std::get_if<std::string*>(&row->slot);
     std::puts(text ? (*text)->c_str() : value_text(row->slot).c_str());
   }
 }
 
+/// The machine that trains may have bf16 instructions even if this one does not: what only this machine lacks is a
+/// note.
+void check(const Config& config) {
+  Config elsewhere = config;
+  elsewhere.train.emulate_bf16 = true;
+  throw_if_any(validate(elsewhere, 0));
+  for (const Problem& problem : validate(config, 0))
+    std::fprintf(stderr, "choir: on this machine, train would refuse: %s\n", describe(problem).c_str());
+}
+
 int print_config(const Arguments& arguments) {
   const Config config = arguments.config.read();
+  check(config);
   if (arguments.keys.empty())
     std::fputs(print(config).c_str(), stdout);
   else
