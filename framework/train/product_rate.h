@@ -1,4 +1,4 @@
-// The machine's own matrix-product rate: the yardstick that a training step is held against.
+// The machine's own matrix-product rate, with which the speed of a training step is compared.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,7 @@
 namespace choir {
 
 /// Floating-point operations a second of plain products (no bias, no sum) of the given shapes on this rank, weighted by
-/// what each does in a step. Runs each shape for at most `seconds_each`, three times at least; the median counts.
+/// what each does in a step. Runs each shape for at most `seconds_each`, but at least three times; the median counts.
 double product_rate(Runtime&, const std::vector<Ledger::Product>& products, double seconds_each);
 
 }  // namespace choir

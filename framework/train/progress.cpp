@@ -13,9 +13,8 @@ std::string format_duration(double seconds) {
 }
 
 std::string format(const StepReport& r) {
-  const std::string share = r.peak_flops_per_second > 0
-                                ? fmt::format("  {:.0f} % of peak", 100 * r.flops_per_second / r.peak_flops_per_second)
-                                : "";
+  const bool share_known = r.share_of_peak > 0 && r.share_of_peak <= 1;
+  const std::string share = share_known ? fmt::format("  {:.0f} % of peak", 100 * r.share_of_peak) : "";
   return fmt::format("step {}/{}  loss {:.4f}  rate {:.2e}  norm {:.3f}  {:.0f} tok/s{}  {:.2f} GB  {} left", r.step,
                      r.steps, r.loss, r.rate, r.gradient_norm, r.tokens_per_second, share,
                      static_cast<double>(r.memory_bytes) / 1e9, format_duration(r.seconds_left));

@@ -11,9 +11,8 @@ struct StepReport {
   std::int64_t step = 0, steps = 0;
   double loss = 0, rate = 0, gradient_norm = 0;
   double tokens_per_second = 0;
-  double flops_per_second = 0;       ///< the model's own work, over all ranks
-  double peak_flops_per_second = 0;  ///< this machine's matrix-product rate over all ranks; 0: not known
-  std::int64_t memory_bytes = 0;     ///< the allocator's peak on this rank
+  double share_of_peak = 0;       ///< of this machine's matrix-product rate; 0: not known; above 1: not shown
+  std::int64_t memory_bytes = 0;  ///< the allocator's peak on this rank
   double seconds_left = 0;
 };
 

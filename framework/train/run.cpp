@@ -4,6 +4,7 @@
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/spdlog.h>
 
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -91,10 +92,14 @@ class Run {
   Watchdog watchdog_;
   std::optional<MetricsFile> metrics_;  // of rank 0
   std::int64_t last_saved_ = -1;
-  double peak_flops_per_second_ = 0;  // of matrix products alone, all ranks together
+  double product_flops_per_second_ = 0;  // the fastest matrix product measured on this rank
+  double peak_flops_per_second_ = 0;     // the sum of these over all ranks
+  bool told_of_peak_ = false;
 };
 
-/// The largest product of the model, on all ranks at once: some tens of milliseconds, for the share of peak.
+/// Times the largest product of the model on all ranks at once, for the share of peak. One measurement takes
+/// milliseconds and is too low if other programs use the processor at that moment: the best of several counts.
+/// Collective.
 void Run::measure_peak(Trainer& trainer) {
   Runtime& runtime = trainer.runtime();
   const bool bf16_run = runtime.compute_type == DType::bf16;
@@ -107,7 +112,8 @@ void Run::measure_peak(Trainer& trainer) {
                                 .bf16_in = bf16_run,
                                 .bf16_out = bf16_run,
                                 .calls = 1};
-  const Tensor rate = ops::to_device(runtime, std::vector<double>{product_rate(runtime, {product}, 0.03)}, DType::f64);
+  product_flops_per_second_ = std::max(product_flops_per_second_, product_rate(runtime, {product}, 0.005));
+  const Tensor rate = ops::to_device(runtime, std::vector<double>{product_flops_per_second_}, DType::f64);
   mesh_.world->all_reduce(rate, Reduce::sum, device_.compute(), "peak");
   ops::download(runtime, rate, &peak_flops_per_second_);
 }
@@ -171,14 +177,20 @@ void Run::report(const StepResult& result, double seconds, double run_seconds, s
   const std::int64_t step = position_.step;
   const double tokens = static_cast<double>(config_.train.batch * config_.model.context);
   const double flops = model_flops(config_.model, config_.train.batch);
+  const double share = peak_flops_per_second_ > 0 ? flops / seconds / peak_flops_per_second_ : 0;
+  if (share > 1 && !told_of_peak_)
+    log_->info(
+        "step {}: the share of peak would be {:.0f} %; it is not shown while it is above 100 %\n"
+        "  why: other programs probably used the processors each time the matrix products were measured",
+        step, 100 * share);
+  told_of_peak_ = told_of_peak_ || share > 1;
   progress_.step({.step = step,
                   .steps = config_.train.steps,
                   .loss = result.loss,
                   .rate = result.rate,
                   .gradient_norm = result.gradient_norm,
                   .tokens_per_second = tokens / seconds,
-                  .flops_per_second = flops / seconds,
-                  .peak_flops_per_second = peak_flops_per_second_,
+                  .share_of_peak = share,
                   .memory_bytes = device_.allocator().at_peak().total(),
                   .seconds_left =
                       run_seconds / static_cast<double>(steps_done) * static_cast<double>(config_.train.steps - step)});
@@ -280,7 +292,6 @@ RunEnd Run::train() {
   enter_folder();
   describe(trainer);
   for (const std::string& note : start_.notes) say(note);
-  measure_peak(trainer);
 
   watchdog_.start();
   RunEnd end = evaluate_what_was_missed(trainer);
@@ -301,7 +312,9 @@ RunEnd Run::train() {
     watchdog_.end_step();
     if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) return diverged(trainer, result);
     position_.samples += config_.train.batch;
-    report(result, seconds_since(step_time), seconds_since(start_time), position_.step - first);
+    const std::int64_t steps_done = position_.step - first;
+    report(result, seconds_since(step_time), seconds_since(start_time), steps_done);
+    if (std::has_single_bit(static_cast<std::uint64_t>(steps_done))) measure_peak(trainer);  // after 1, 2, 4, ...
     tell(writer_->poll());
     end = agreed_stop();
     if (end == RunEnd::done && evaluation_is_due()) end = evaluate(trainer);
