@@ -2,12 +2,9 @@
 
 #include <omp.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
-#include <filesystem>
 
 #include "framework/core/error.h"
 #include "framework/core/quantity.h"
@@ -32,14 +29,6 @@ MpiProcess::MpiProcess(int* argc, char*** argv) {
 }
 
 MpiProcess::~MpiProcess() { MPI_Finalize(); }
-
-bool output_is_watched() {
-  if (isatty(STDOUT_FILENO) != 1) return false;
-  if (std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) return true;
-  std::error_code error;
-  const auto out = std::filesystem::read_symlink("/proc/" + std::to_string(getppid()) + "/fd/1", error).string();
-  return out.starts_with("/dev/pts/") || out.starts_with("/dev/tty");
-}
 
 int threads_per_rank(const Config& config, int local_ranks) {
   if (config.train.threads > 0) return static_cast<int>(config.train.threads);

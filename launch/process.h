@@ -29,10 +29,6 @@ class MpiProcess {
   int rank_ = 0, ranks_ = 1, local_ranks_ = 1, local_rank_ = 0;
 };
 
-/// True where a person watches what this process prints. mpirun gives every rank a terminal of its own making, whatever
-/// becomes of the output: there the terminal of mpirun is asked.
-bool output_is_watched();
-
 /// train.threads, or the usable cores divided by the ranks on this machine, at least one.
 int threads_per_rank(const Config&, int local_ranks);
 

@@ -5,6 +5,7 @@
 #include "framework/train/trainer.h"
 #include "launch/command_line.h"
 #include "launch/signals.h"
+#include "launch/terminal.h"
 
 namespace choir {
 namespace {
@@ -37,7 +38,7 @@ int train(CommandLine& line, const Arguments& arguments) {
   install_signal_handlers();
   const RunOptions options{.folder = {config.train.folder},
                            .resume = parse_resume(arguments.resume),
-                           .live = output_is_watched(),
+                           .columns = watched_columns(),
                            .stop_requested = requested_end};
   CallRing ring;
   const auto device = make_device(config, process);

@@ -2,9 +2,22 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
+#include <utility>
+#include <vector>
 
 namespace choir {
+namespace {
+
+// From the cursor to the end of the screen: the live line, and its rest on lower rows if a resize has wrapped it.
+constexpr char clear_live_line[] = "\r\033[J";
+// A line drawn for the width of a moment ago must not wrap either.
+constexpr char wrap_off[] = "\033[?7l", wrap_on[] = "\033[?7h";
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+}  // namespace
 
 std::string format_duration(double seconds) {
   const auto total = static_cast<std::int64_t>(seconds + 0.5);
@@ -12,27 +25,36 @@ std::string format_duration(double seconds) {
   return fmt::format("{}:{:02}", total / 60, total % 60);
 }
 
-std::string format(const StepReport& r) {
-  const bool share_known = r.share_of_peak > 0 && r.share_of_peak <= 1;
-  const std::string share = share_known ? fmt::format("  {:.0f} % of peak", 100 * r.share_of_peak) : "";
-  return fmt::format("step {}/{}  loss {:.4f}  rate {:.2e}  norm {:.3f}  {:.0f} tok/s{}  {:.2f} GB  {} left", r.step,
-                     r.steps, r.loss, r.rate, r.gradient_norm, r.tokens_per_second, share,
-                     static_cast<double>(r.memory_bytes) / 1e9, format_duration(r.seconds_left));
+std::string format(const StepReport& r, std::size_t width) {
+  struct Part {
+    int dropped;  // 1 is dropped first
+    std::string text;
+  };
+  std::vector<Part> parts = {
+      {8, fmt::format("step {}/{}", r.step, r.steps)},
+      {7, fmt::format("loss {:.4f}", r.loss)},
+      {3, fmt::format("rate {:.2e}", r.rate)},
+      {4, fmt::format("norm {:.3f}", r.gradient_norm)},
+      {5, fmt::format("{:.0f} tok/s", r.tokens_per_second)},
+      {2, r.share_of_peak > 0 && r.share_of_peak <= 1 ? fmt::format("{:.0f} % of peak", 100 * r.share_of_peak) : ""},
+      {1, fmt::format("{:.2f} GB", static_cast<double>(r.memory_bytes) / 1e9)},
+      {6, fmt::format("{} left", format_duration(r.seconds_left))},
+  };
+  std::erase_if(parts, [](const Part& part) { return part.text.empty(); });
+  const auto line = [&] {
+    std::string text = parts.front().text;
+    for (std::size_t i = 1; i < parts.size(); ++i) text += "  " + parts[i].text;
+    return text;
+  };
+  while (parts.size() > 1 && line().size() > width) parts.erase(std::ranges::min_element(parts, {}, &Part::dropped));
+  return line().substr(0, width);
 }
 
-static double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-Progress::Progress(std::FILE* out, bool shown, bool live) : out_(out), shown_(shown), live_(live) {}
+Progress::Progress(std::FILE* out, bool shown, std::function<int()> columns)
+    : out_(out), shown_(shown), columns_(std::move(columns)) {}
 
 Progress::~Progress() {
   if (unfinished_) std::fputc('\n', out_);
-}
-
-void Progress::clear_line() {
-  if (unfinished_) std::fputs("\r\033[K", out_);
-  unfinished_ = false;
 }
 
 void Progress::step(const StepReport& report) {
@@ -40,20 +62,26 @@ void Progress::step(const StepReport& report) {
   if (!shown_) return;
   const double time = now();
   const bool last = report.step == report.steps;
-  if (!last && time - last_ < (live_ ? every_live : every_plain)) return;
+  if (!last && time - last_ < (columns_ ? every_live : every_plain)) return;
   last_ = time;
-  clear_line();
-  std::fputs(format(report).c_str(), out_);
-  if (live_ && !last)
-    unfinished_ = true;
-  else
-    std::fputc('\n', out_);
+  std::string text = format(report, std::string::npos) + "\n";
+  if (columns_) {
+    // One column stays free: after a character in the last one, terminals differ in where the cursor is.
+    const auto width = static_cast<std::size_t>(std::max(1, columns_() - 1));
+    text = clear_live_line + (wrap_off + format(report, width)) + wrap_on + (last ? "\n" : "\r");
+  }
+  unfinished_ = columns_ && !last;
+  std::fputs(text.c_str(), out_);
   std::fflush(out_);
 }
 
 void Progress::say(const std::string& text) {
   if (!shown_) return;
-  clear_line();
+  if (unfinished_) {
+    std::fputs(clear_live_line, out_);
+    unfinished_ = false;
+    last_ = 0;  // the next step draws the line again
+  }
   std::fputs((text + "\n").c_str(), out_);
   std::fflush(out_);
 }

@@ -1,8 +1,14 @@
 // What a person sees of a run: one live line on a terminal, plain lines elsewhere.
+//
+// The live line never wraps. It is drawn with the fields that fit the terminal's width at that moment, and the cursor
+// then returns to its first column: when the terminal becomes narrower, most terminals wrap the line again and keep the
+// cursor at its first character, others cut it off. In both cases clearing from the cursor to the end of the screen
+// removes all of it.
 #pragma once
 
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <string>
 
 namespace choir {
@@ -16,15 +22,18 @@ struct StepReport {
   double seconds_left = 0;
 };
 
-/// "step 120/600  loss 4.123  rate 1.9e-03  norm 0.81  12.3k tok/s  71 % of peak  0.6 GB  1:05 left"
-std::string format(const StepReport&);
+/// "step 120/600  loss 4.1230  rate 1.90e-03  norm 0.810  12345 tok/s  71 % of peak  0.60 GB  1:05 left", at most
+/// `width` characters of it: fields are dropped in the order memory, share of peak, rate, norm, tokens per second, time
+/// left, loss. What does not fit of the step counter is cut off.
+std::string format(const StepReport&, std::size_t width);
 /// "1:05", "2:03:04"
 std::string format_duration(double seconds);
 
 class Progress {
  public:
-  /// Writes to `out` where `shown` (rank 0); one `live` line for a terminal, else a line every few seconds.
-  Progress(std::FILE* out, bool shown, bool live);
+  /// Writes to `out` if `shown` (rank 0). `columns` returns the width of the terminal that shows `out` and is called
+  /// for each live line; if it is empty, `out` is not a terminal and gets a whole line every few seconds.
+  Progress(std::FILE* out, bool shown, std::function<int()> columns);
   ~Progress();
 
   void step(const StepReport&);
@@ -32,11 +41,11 @@ class Progress {
   void say(const std::string& text);
 
  private:
-  void clear_line();
   std::FILE* out_;
-  bool shown_, live_;
+  bool shown_;
+  std::function<int()> columns_;
   bool unfinished_ = false;  // the live line is on the terminal, without a line end
-  double last_ = 0;
+  double last_ = 0;          // when a step was last shown, in seconds
 };
 
 }  // namespace choir

@@ -39,7 +39,7 @@ class Run {
         device_(device),
         ring_(ring),
         file_(config.data.path),
-        progress_(stdout, mesh.world->rank() == 0, options.live),
+        progress_(stdout, mesh.world->rank() == 0, options.columns),
         io_(StreamMode::threaded),
         watchdog_(ring, options.folder.logs(), config.train.timeout, mesh.communicators()) {
     throw_if_any(check_fits(file_, config.model, config.data.tokenizer));

@@ -23,7 +23,8 @@ enum class RunEnd : int {
 struct RunOptions {
   RunFolder folder;
   Resume resume;
-  bool live = false;  ///< a person watches the terminal: one line that changes
+  /// The width of the terminal that a person watches, for one line that changes; empty: nobody watches.
+  std::function<int()> columns;
   /// The exit code that a signal received so far asks for, or RunEnd::done. Asked on every rank once a step, and once a
   /// micro-batch of an evaluation.
   std::function<RunEnd()> stop_requested;
