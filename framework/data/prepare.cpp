@@ -1,6 +1,5 @@
 #include "framework/data/prepare.h"
 
-#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +7,7 @@
 #include <map>
 
 #include "framework/core/error.h"
+#include "framework/core/quantity.h"
 #include "framework/data/digest.h"
 #include "framework/data/file.h"
 #include "framework/data/text_kind.h"
@@ -92,7 +92,7 @@ class Notes {
   std::vector<std::string> lines() const {
     std::vector<std::string> lines = lines_;
     for (const auto& [about, files] : files_)
-      if (files > most) lines.push_back(fmt::format("{} more files with {}", files - most, about));
+      if (files > most) lines.push_back(quantity(files - most, "more file") + " with " + about);
     return lines;
   }
 
