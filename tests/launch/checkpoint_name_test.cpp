@@ -28,20 +28,19 @@ class CheckpointName : public ::testing::Test {
   CheckpointName() { EXPECT_EQ(shop.train(1, "run").code, 0); }
 
   std::string checkpoint(const std::string& step) const { return shop.path("run/checkpoints/step-000000" + step); }
-  /// Of what the verbs that read a checkpoint do with `path`.
-  std::vector<Finished> verbs(const std::string& path) const {
-    return {shop.choir("generate " + path + " generate.tokens=1"),
-            shop.choir("evaluate " + path + " --json"),
-            shop.mpirun(2, "evaluate " + path),
-            shop.choir("checkpoint show " + path),
-            shop.choir("checkpoint export " + path + " " + shop.path("one.h5")),
-            shop.train(1, "from", "train.steps=1 optimizer.warmup=0 train.from=" + path)};
-  }
-  /// The same, each a success; the run that train.from has started is removed.
-  std::vector<Finished> successes(const std::string& path) const {
-    const std::vector<Finished> all = verbs(path);
-    for (const Finished& finished : all) EXPECT_EQ(finished.code, 0) << path << "\n" << finished.output;
+  Finished show(const std::string& path) const { return shop.choir("checkpoint show " + path); }
+  /// A new run from the weights that `path` names, which is removed again.
+  Finished train_from(const std::string& path) const {
+    const Finished finished = shop.train(1, "from", "train.steps=1 optimizer.warmup=0 train.from=" + path);
     fs::remove_all(shop.path("from"));
+    return finished;
+  }
+  /// What each verb that reads a checkpoint does with `path`.
+  std::vector<Finished> verbs(const std::string& path) const {
+    std::vector<Finished> all = {show(path), train_from(path), shop.choir("generate " + path + " generate.tokens=1"),
+                                 shop.mpirun(2, "evaluate " + path + " --json"),
+                                 shop.choir("checkpoint export " + path + " " + shop.path("one.h5"))};
+    fs::remove(shop.path("one.h5"));
     return all;
   }
 
@@ -50,27 +49,28 @@ class CheckpointName : public ::testing::Test {
 
 TEST_F(CheckpointName, IsItsFolderUnderAnyNameOrARunFolderOrItsCheckpoints) {
   fs::rename(checkpoint("05"), shop.path("the-best"));
-  for (const std::string& path : {shop.path("run"), shop.path("run") + "/", shop.path("run/checkpoints"),
-                                  shop.path("run/checkpoints/"), checkpoint("10"), checkpoint("10") + "/"}) {
-    const std::vector<Finished> all = successes(path);
-    EXPECT_TRUE(contains(all[1], "step-00000010")) << all[1].output;
-    EXPECT_TRUE(contains(all[3], ": step 10, written by 1 rank\n")) << all[3].output;
-    EXPECT_TRUE(contains(all[5], "starting from the weights of ")) << all[5].output;
+  for (const std::string& path : {shop.path("run"), shop.path("run/checkpoints/"), checkpoint("10") + "/"}) {
+    EXPECT_TRUE(contains(show(path), ": step 10, written by 1 rank\n")) << show(path).output;
+    const Finished started = train_from(path);
+    EXPECT_EQ(started.code, 0) << started.output;
+    EXPECT_TRUE(contains(started, "starting from the weights of ")) << started.output;
   }
-  const std::vector<Finished> renamed = successes(shop.path("the-best"));
-  EXPECT_TRUE(contains(renamed[3], ": step 5, ")) << renamed[3].output;
+  for (const Finished& finished : verbs(shop.path("the-best"))) EXPECT_EQ(finished.code, 0) << finished.output;
+  EXPECT_TRUE(contains(show(shop.path("the-best")), ": step 5, "));
 }
 
 TEST_F(CheckpointName, OfARunPassesOverADamagedCheckpointAndSaysWhy) {
   damage(checkpoint("10"));
-  for (const std::string& path : {shop.path("run"), shop.path("run/checkpoints")})
-    for (const Finished& finished : successes(path)) {
-      EXPECT_EQ(count(finished, "passing over " + checkpoint("10") + ": rank-0.h5: tensor '"), 1u) << finished.output;
-    }
+  for (const Finished& finished : verbs(shop.path("run"))) {
+    EXPECT_EQ(finished.code, 0) << finished.output;
+    EXPECT_EQ(count(finished, "passing over " + checkpoint("10") + ": rank-0.h5: tensor '"), 1u) << finished.output;
+  }
   fs::remove(checkpoint("10") + "/manifest.json");
-  for (const Finished& finished : successes(shop.path("run")))
+  for (const Finished& finished : {show(shop.path("run/checkpoints")), train_from(shop.path("run/checkpoints"))}) {
+    EXPECT_EQ(finished.code, 0) << finished.output;
     EXPECT_EQ(count(finished, "passing over " + checkpoint("10") + ": manifest.json is missing"), 1u)
         << finished.output;
+  }
 }
 
 TEST_F(CheckpointName, OfADamagedCheckpointIsAnErrorThatSaysWhy) {
@@ -81,7 +81,7 @@ TEST_F(CheckpointName, OfADamagedCheckpointIsAnErrorThatSaysWhy) {
     EXPECT_TRUE(contains(finished, " = " + checkpoint("10") + " is not a whole checkpoint: rank-0.h5: tensor '"))
         << finished.output;
   }
-  EXPECT_TRUE(contains(verbs(checkpoint("10")).back(), "choir: train.from = "));
+  EXPECT_TRUE(contains(train_from(checkpoint("10")), "choir: train.from = "));
 }
 
 TEST_F(CheckpointName, WithoutAWholeCheckpointIsAnErrorThatNamesEachReason) {
@@ -101,7 +101,7 @@ TEST_F(CheckpointName, OfSomethingElseIsAnErrorThatSaysWhatItIs) {
                                                        {"tiny.yaml", ": this is not a folder"},
                                                        {"empty", " holds no checkpoint"}};
   for (const auto& [name, said] : cases)
-    for (const Finished& finished : verbs(shop.path(name))) {
+    for (const Finished& finished : {show(shop.path(name)), train_from(shop.path(name))}) {
       EXPECT_EQ(finished.code, 2) << finished.output;
       EXPECT_TRUE(contains(finished, " = " + shop.path(name) + said + "\n  fix: name the folder of a checkpoint"))
           << finished.output;
