@@ -52,26 +52,32 @@ std::string locate_checkpoint(const CheckpointName& name, Communicator& world, S
   const auto mine = static_cast<std::int32_t>(kind_of(name.path, problem));
   const auto kind = static_cast<Kind>(agreement.largest(mine, "checkpoint.locate"));
   problem = agreement.first(problem, "checkpoint.locate");
-  if (!problem.empty()) throw Error({.what = what + " cannot be read", .why = problem});
+  if (!problem.empty()) throw SharedError({.what = what + " cannot be read", .why = problem});
   if (kind == Kind::missing)
     throw ConfigError(Problem{.what = what + ": there is no such folder", .fix = what_there_is});
   if (kind == Kind::file) throw ConfigError(Problem{.what = what + ": this is not a folder", .fix = what_there_is});
   if (kind == Kind::checkpoint) {
-    const std::string damage = verify_together(name.path, world, communicate);
-    if (damage.empty()) return name.path;
+    Condition condition = Condition::whole;
+    const std::string damage = verify_together(name.path, world, communicate, &condition);
+    if (condition == Condition::whole) return name.path;
+    if (condition == Condition::unreadable) throw SharedError({.what = what + " cannot be read", .why = damage});
     throw ConfigError(Problem{.what = what + " is not a whole checkpoint: " + damage,
                               .fix = "name another one, or the run folder for its newest whole one"});
   }
   std::vector<CheckpointInfo> rejected;
   const auto found = find_latest(checkpoints_folder(name.path), world, communicate, rejected);
   std::string reasons;
+  bool unreadable = false;
   for (const CheckpointInfo& info : rejected) {
     if (found) say(fmt::format("passing over {}: {}", info.path, info.problem));
     reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", info.path, info.problem);
+    unreadable = unreadable || info.condition == Condition::unreadable;
   }
   if (found) return found->path;
   if (rejected.empty()) throw ConfigError(Problem{.what = what + " holds no checkpoint", .fix = what_there_is});
-  throw ConfigError(Problem{.what = what + " holds no whole checkpoint", .why = reasons, .fix = what_there_is});
+  const Problem none{.what = what + " holds no whole checkpoint", .why = reasons, .fix = what_there_is};
+  if (unreadable) throw SharedError(none);
+  throw ConfigError(none);
 }
 
 }  // namespace choir

@@ -26,8 +26,8 @@ bool is_checkpoint(const std::string& path);
 std::string checkpoints_folder(const std::string& path);
 
 /// The folder of the checkpoint that `name` means. Collective; the same answer on every rank. `say` gets a line for
-/// each damaged checkpoint that is passed over. Throws ConfigError, on every rank, if the checkpoint is damaged, or no
-/// whole one is there.
+/// each checkpoint that is passed over, damaged or unreadable. If no whole one is left, throws ConfigError, or
+/// SharedError if one of them cannot be read.
 std::string locate_checkpoint(const CheckpointName& name, Communicator& world, Stream& communicate,
                               const std::function<void(const std::string&)>& say);
 

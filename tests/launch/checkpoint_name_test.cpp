@@ -95,6 +95,21 @@ TEST_F(CheckpointName, WithoutAWholeCheckpointIsAnErrorThatNamesEachReason) {
   }
 }
 
+TEST_F(CheckpointName, OfAnUnreadableCheckpointIsAFailureOfTheMachine) {
+  fs::remove(checkpoint("10") + "/rank-0.h5");
+  fs::create_symlink("rank-0.h5", checkpoint("10") + "/rank-0.h5");  // a loop, which no user can follow, root included
+  const Finished passed = show(shop.path("run"));
+  EXPECT_EQ(passed.code, 0) << passed.output;
+  EXPECT_EQ(count(passed, "passing over " + checkpoint("10") + ": cannot examine rank-0.h5"), 1u) << passed.output;
+  fs::remove_all(checkpoint("05"));
+  for (const std::string& path : {checkpoint("10"), shop.path("run")}) {
+    const Finished finished = show(path);
+    EXPECT_EQ(finished.code, 1) << finished.output;
+    EXPECT_TRUE(contains(finished, "PATH = " + path)) << finished.output;
+    EXPECT_TRUE(contains(finished, "cannot examine rank-0.h5")) << finished.output;
+  }
+}
+
 TEST_F(CheckpointName, OfSomethingElseIsAnErrorThatSaysWhatItIs) {
   fs::create_directory(shop.path("empty"));
   const std::pair<std::string, std::string> cases[] = {{"nowhere", ": there is no such folder"},
