@@ -165,7 +165,7 @@ TEST_F(PrepareCommand, TheHeldOutShareIsThatAskedForWhateverTheSizesOfTheFiles) 
   for (const std::string files : {"small.txt large.txt", "large.txt small.txt", "large.txt large2.txt large3.txt"}) {
     ASSERT_EQ(shell("cd " + shop_.folder() + " && " CHOIR_BINARY " " + prepare_words(files)).code, 0);
     const std::string run = "run-" + std::to_string(files.size()) + files.substr(0, 1);
-    const Finished trained = shop_.train(1, run, "data.held_out=0.05 train.steps=1");
+    const Finished trained = shop_.train(1, run, "data.held_out=0.05 train.steps=2");
     ASSERT_EQ(trained.code, 0) << trained.output;
     const std::size_t at = trained.output.find("tokens.h5: ");
     ASSERT_NE(at, std::string::npos) << trained.output;
