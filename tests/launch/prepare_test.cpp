@@ -191,8 +191,9 @@ class TokenFileOfARunningJob : public PrepareCommand {
   }
   /// The whole checkpoints are there, and the run goes on from them with the old token file.
   void expect_resumes(const std::string& run) const {
-    const Finished verified = shell("for step in " + shop_.path(run) +
-                                    "/checkpoints/step-*; do " CHOIR_BINARY " checkpoint verify $step || exit 1; done");
+    const Finished verified =
+        shell("for step in " + shop_.path(run) +
+              "/checkpoints/step-*[0-9]; do " CHOIR_BINARY " checkpoint verify $step || exit 1; done");
     EXPECT_EQ(verified.code, 0) << verified.output;
     ASSERT_EQ(shell("cat " + shop_.path("kept.h5") + " > " + shop_.path("tokens.h5")).code, 0);
     const Finished resumed = shop_.train(1, run, "checkpoint.keep=0 train.steps=7 --resume");
