@@ -350,9 +350,10 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulP
 cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t operands,
                                                            cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                                            cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
-                                                           cublasLtMatmulPreference_t preference, int,
+                                                           cublasLtMatmulPreference_t preference, int requested,
                                                            cublasLtMatmulHeuristicResult_t results[], int* count) {
   ++asked;
+  if (requested < 1 || results == nullptr || count == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
   const cublasStatus_t status =
       verdict(of<Operands>(operands), of<Matrix>(a), of<Matrix>(b), of<Matrix>(c), of<Matrix>(d));
   *count = status == CUBLAS_STATUS_SUCCESS ? 1 : 0;

@@ -42,7 +42,7 @@ class PinnedBuffer {
   void* memory_ = nullptr;
 };
 
-/// Asks CUDA only for what the caching allocator has not got; blocks come and go in the order of the compute stream.
+/// Asks CUDA only for memory that the caching allocator does not have; in the order of the compute stream.
 class StreamOrderedMemory : public MemorySource {
  public:
   explicit StreamOrderedMemory(cudaStream_t stream) : stream_(stream) {}
@@ -51,7 +51,7 @@ class StreamOrderedMemory : public MemorySource {
     void* address = nullptr;
     const cudaError_t status = cudaMallocAsync(&address, static_cast<std::size_t>(bytes), stream_);
     if (status == cudaErrorMemoryAllocation) {
-      cudaGetLastError();  // the allocator answers it: the error is not left for the next launch
+      cudaGetLastError();  // the allocator handles it: the error must not show up at the next launch
       return nullptr;
     }
     check(status, "cudaMallocAsync of " + std::to_string(bytes) + " bytes");
@@ -70,7 +70,7 @@ int visible_gpus(std::string& reason) {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
     cudaGetLastError();
-    int driver = 0;  // of a machine without one CUDA says that it is too old
+    int driver = 0;  // without a driver, CUDA reports that the driver is too old
     cudaDriverGetVersion(&driver);
     reason = driver == 0 ? "there is no CUDA driver" : std::string("CUDA says: ") + cudaGetErrorString(status);
     return 0;
@@ -136,7 +136,7 @@ Gpu::Gpu(const GpuOptions& options) {
   check(cudaSetDevice(options.index), "cudaSetDevice(" + std::to_string(options.index) + ")");
   cudaMemPool_t pool = nullptr;
   check(cudaDeviceGetDefaultMemPool(&pool, options.index), "cudaDeviceGetDefaultMemPool");
-  std::uint64_t keep_everything = UINT64_MAX;  // the allocator above caches; giving memory back would only cost time
+  std::uint64_t keep_everything = UINT64_MAX;  // the allocator above caches: returning memory would only cost time
   check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep_everything), "cudaMemPoolSetAttribute");
   state_ = std::make_unique<State>(options);
 }
