@@ -36,7 +36,6 @@ int main(int argc, char** argv) {
     const ModelConfig config{.layers = 2, .width = 32, .vocabulary = 23, .context = 16, .attention = {.heads = 4}};
     ParameterStore parameters;
     Decoder model(config, {.rank = mesh.tensor->rank(), .size = mesh.tensor->size()}, false, parameters);
-    model.prepare(runtime);
     parameters.allocate(runtime, bucket_alignment(mesh.data->size()));
     parameters.initialize(runtime);
 

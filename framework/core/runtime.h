@@ -3,18 +3,27 @@
 
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "framework/core/device.h"
 #include "kernels/step_scalars.h"
 
 namespace choir {
 
+/// The rotation of each position (kernels/rotary.h), and what it depends on.
+struct RotaryTable {
+  std::int64_t positions, head_width;
+  double base;
+  Tensor values;  ///< [positions, head_width] f32 (f64 in tests)
+};
+
 struct Runtime {
   Device& device;
   std::uint64_t seed = 1;
-  DType compute_type = DType::f32;  ///< of activations, and of weight matrices as products read them
-  bool training = true;             ///< false: no dropout
-  Tensor scalars;                   ///< u8 [sizeof(StepScalars)] in device memory
+  DType compute_type = DType::f32;         ///< of activations, and of weight matrices as products read them
+  bool training = true;                    ///< false: no dropout
+  Tensor scalars;                          ///< u8 [sizeof(StepScalars)] in device memory
+  std::vector<RotaryTable> rotary_tables;  ///< made so far, by ops::rotary_table()
 
   Tensor empty(Shape shape, DType type, MemoryKind kind = MemoryKind::temporary) {
     return Tensor(device.allocator(), std::move(shape), type, kind);

@@ -20,6 +20,22 @@ ops::Activation activation_of(FeedForwardKind kind) {
   std::abort();  // all values are above
 }
 
+/// How many positions the learned embedding and the rotary table have; 0: there is none.
+struct TablePositions {
+  std::int64_t learned = 0, rotary = 0;
+};
+TablePositions table_positions(const ModelConfig& c) {
+  switch (c.attention.position) {
+    case Position::learned:
+      return {.learned = c.context};
+    case Position::rotary:
+      return {.rotary = c.context};
+    case Position::none:
+      return {};
+  }
+  std::abort();  // all values are above
+}
+
 BlockShape block_shape(const ModelConfig& c) {
   const auto deviation = static_cast<float>(c.initial_deviation);
   // The outputs of the 2 L residual branches add up: each starts smaller, so that the sum does not grow with depth
@@ -31,6 +47,8 @@ BlockShape block_shape(const ModelConfig& c) {
                         .kv_heads = c.kv_heads(),
                         .head_width = c.head_width(),
                         .window = c.attention.window,
+                        .rotary_positions = table_positions(c).rotary,
+                        .rotary_base = c.attention.rotary_base,
                         .bias = c.bias,
                         .dropout = c.dropout,
                         .deviation = deviation,
@@ -55,10 +73,9 @@ ParameterStore& with_group(ParameterStore& store) {
 }  // namespace
 
 Decoder::Decoder(const ModelConfig& config, const TensorShare& share, bool recompute, ParameterStore& store)
-    : config_(config),
-      recompute_(recompute),
-      embedding_(config.vocabulary, config.width, config.attention.position == Position::learned ? config.context : 0,
-                 config.dropout, static_cast<float>(config.initial_deviation), share, with_group(store)) {
+    : recompute_(recompute),
+      embedding_(config.vocabulary, config.width, table_positions(config).learned, config.dropout,
+                 static_cast<float>(config.initial_deviation), share, with_group(store)) {
   const BlockShape shape = block_shape(config);
   for (std::int64_t i = 0; i < config.layers; ++i)
     blocks_.emplace_back("blocks." + std::to_string(i), shape, share, with_group(store));
@@ -66,11 +83,6 @@ Decoder::Decoder(const ModelConfig& config, const TensorShare& share, bool recom
                            with_group(store));
   head_.emplace_back(config.vocabulary, config.width, static_cast<float>(config.initial_deviation),
                      config.tied ? embedding_.table() : nullptr, share, store);
-}
-
-void Decoder::prepare(Runtime& runtime) {
-  if (config_.attention.position == Position::rotary)
-    rotary_ = ops::rotary_table(runtime, config_.context, config_.head_width(), config_.attention.rotary_base);
 }
 
 void Decoder::forward(const Tensor& ids, const Tensor& targets, const Tensor& loss_sum, double scale, bool gradient,
@@ -81,7 +93,7 @@ void Decoder::forward(const Tensor& ids, const Tensor& targets, const Tensor& lo
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     if (gradient && recompute_) saved.inputs.push_back(keep(x));
     Block::Saved dropped;  // without backward, or with recompute, it goes with this block
-    x = blocks_[i].forward(x, rotary_, keep_blocks ? saved.blocks[i] : dropped, context);
+    x = blocks_[i].forward(x, keep_blocks ? saved.blocks[i] : dropped, context);
   }
   x = final_norm_[0].forward(x, saved.final_norm, context);
   saved.dx = head_[0].loss(x, targets, loss_sum, scale, gradient, context);
@@ -97,11 +109,11 @@ void Decoder::backward(Saved& saved, Context& context, const std::function<void(
   for (std::size_t i = blocks_.size(); i-- > 0;) {
     if (recompute_) {
       Block::Saved again;
-      blocks_[i].forward(saved.inputs[i], rotary_, again, context);
+      blocks_[i].forward(saved.inputs[i], again, context);
       saved.inputs.pop_back();
-      dx = blocks_[i].backward(dx, rotary_, again, context);
+      dx = blocks_[i].backward(dx, again, context);
     } else {
-      dx = blocks_[i].backward(dx, rotary_, saved.blocks[i], context);
+      dx = blocks_[i].backward(dx, saved.blocks[i], context);
       saved.blocks.pop_back();
     }
     group_final(static_cast<int>(i) + 1);
@@ -120,7 +132,7 @@ std::vector<KeyValueCache> Decoder::make_caches(std::int64_t positions, Runtime&
 Tensor Decoder::generate(const Tensor& ids, std::int64_t position, std::vector<KeyValueCache>& caches,
                          Context& context) const {
   Tensor x = embedding_.generate(ids, position, context);
-  for (std::size_t i = 0; i < blocks_.size(); ++i) x = blocks_[i].generate(x, rotary_, caches[i], position, context);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) x = blocks_[i].generate(x, caches[i], position, context);
   Norm::Saved saved;
   x = final_norm_[0].forward(x.slice_rows(x.rows() - 1, x.rows()), saved, context);
   return head_[0].logits(x, context);

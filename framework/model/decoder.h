@@ -25,8 +25,6 @@ class Decoder {
 
   /// Declares the parameters in groups: 0 the embedding, 1 ... L the blocks, L + 1 final norm and head.
   Decoder(const ModelConfig&, const TensorShare&, bool recompute, ParameterStore&);
-  /// What is computed once, before the first forward: the rotary table.
-  void prepare(Runtime&);
 
   /// ids, targets [N] i32. Adds the losses of all target tokens to loss_sum (one f64 on the device). Where
   /// `gradient`, also saves what backward needs, for the gradient of scale * loss.
@@ -42,13 +40,11 @@ class Decoder {
   Tensor generate(const Tensor& ids, std::int64_t position, std::vector<KeyValueCache>& caches, Context&) const;
 
  private:
-  ModelConfig config_;
   bool recompute_;
   Embedding embedding_;
   std::vector<Block> blocks_;
   std::vector<Norm> final_norm_;  // exactly one: made after the blocks, in the order of the parameters
   std::vector<OutputHead> head_;  // exactly one
-  Tensor rotary_;
 };
 
 /// Floating-point operations of one training step on `sequences` sequences: 6 a parameter in a matrix product and

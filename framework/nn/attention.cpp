@@ -34,12 +34,14 @@ Attention::Parts Attention::split(const Tensor& qkv) const {
   return {qkv.slice_columns(0, q), qkv.slice_columns(q, q + kv), qkv.slice_columns(q + kv, q + 2 * kv)};
 }
 
-void Attention::rotate(const Tensor& qkv, const Tensor& table, std::int64_t length, std::int64_t first_position,
-                       bool inverse, Context& context) const {
-  if (!table) return;
+void Attention::rotate(const Tensor& qkv, std::int64_t length, std::int64_t first_position, bool inverse,
+                       Context& context) const {
+  if (config_.rotary_positions == 0) return;
+  Runtime& runtime = context.runtime;
+  const Tensor table = ops::rotary_table(runtime, config_.rotary_positions, config_.head_width, config_.rotary_base);
   const std::int64_t heads = partition_.query(rank_).count() + partition_.key_value(rank_).count();
   const Tensor q_and_k = qkv.slice_columns(0, heads * config_.head_width);  // side by side: one call turns both
-  ops::rotary(context.runtime, q_and_k, table, config_.head_width, length, first_position, inverse);
+  ops::rotary(runtime, q_and_k, table, config_.head_width, length, first_position, inverse);
 }
 
 ops::AttentionOptions Attention::options(std::int64_t batch) const {
@@ -63,11 +65,10 @@ Tensor Attention::project_out(const Tensor& out, const Tensor& residual, Context
   return ops::residual(context.runtime, residual, y, out_.bias(), dropout(context));
 }
 
-Tensor Attention::forward(const Tensor& x, const Tensor& residual, const Tensor& rotary, Saved& saved,
-                          Context& context) const {
+Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
   saved.x = keep(x);
   saved.qkv = keep(qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context));
-  rotate(saved.qkv, rotary, context.length, 0, false, context);
+  rotate(saved.qkv, context.length, 0, false, context);
   const auto [q, k, v] = split(saved.qkv);
   saved.out = ops::attention(context.runtime, options(context.sequences), q, k, v, saved.lse);
   keep(saved.out);
@@ -75,7 +76,7 @@ Tensor Attention::forward(const Tensor& x, const Tensor& residual, const Tensor&
   return project_out(saved.out, residual, context);
 }
 
-Tensor Attention::backward(const Tensor& dy, const Tensor& rotary, const Saved& saved, Context& context) const {
+Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
   const Tensor dbranch = ops::residual_backward(runtime, dy, dropout(context));
   out_.backward_bias(dbranch, context);
@@ -87,7 +88,7 @@ Tensor Attention::backward(const Tensor& dy, const Tensor& rotary, const Saved& 
   const auto [q, k, v] = split(saved.qkv);
   const auto [dq, dk, dv] = split(dqkv);
   ops::attention_backward(runtime, options(context.sequences), q, k, v, saved.out, saved.lse, dout, dq, dk, dv);
-  rotate(dqkv, rotary, context.length, 0, true, context);
+  rotate(dqkv, context.length, 0, true, context);
 
   const PendingTensor dx = enter_backward(qkv_.backward_input("attention qkv", dqkv, context), context, name_.c_str());
   qkv_.backward_weight("attention qkv", dqkv, enter(saved.x, context, name_.c_str()), context);
@@ -100,11 +101,11 @@ KeyValueCache Attention::make_cache(std::int64_t positions, Runtime& runtime) co
           runtime.empty({positions, width}, runtime.compute_type, MemoryKind::saved)};
 }
 
-Tensor Attention::generate(const Tensor& x, const Tensor& residual, const Tensor& rotary, KeyValueCache& cache,
-                           std::int64_t position, Context& context) const {
+Tensor Attention::generate(const Tensor& x, const Tensor& residual, KeyValueCache& cache, std::int64_t position,
+                           Context& context) const {
   const Tensor qkv = qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context);
   const std::int64_t end = position + qkv.rows();
-  rotate(qkv, rotary, qkv.rows(), position, false, context);
+  rotate(qkv, qkv.rows(), position, false, context);
   const auto [q, k, v] = split(qkv);
   ops::copy(context.runtime, k, cache.keys.slice_rows(position, end));
   ops::copy(context.runtime, v, cache.values.slice_rows(position, end));

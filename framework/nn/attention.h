@@ -18,6 +18,8 @@ namespace choir {
 struct AttentionShapeConfig {
   std::int64_t width = 0, heads = 1, kv_heads = 1, head_width = 0;
   std::int64_t window = 0;
+  std::int64_t rotary_positions = 0;  ///< the most positions; 0: q and k are not turned
+  double rotary_base = 10000;
   bool bias = true;
   double dropout = 0;
   float deviation = 0.02f, out_deviation = 0.02f;
@@ -39,14 +41,13 @@ class Attention {
 
   Attention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
 
-  /// x and residual [rows held, D] -> y [rows held, D]. `rotary` is the table of ops::rotary_table, or empty.
-  Tensor forward(const Tensor& x, const Tensor& residual, const Tensor& rotary, Saved&, Context&) const;
+  /// x and residual [rows held, D] -> y [rows held, D]
+  Tensor forward(const Tensor& x, const Tensor& residual, Saved&, Context&) const;
   /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself.
-  Tensor backward(const Tensor& dy, const Tensor& rotary, const Saved&, Context&) const;
+  Tensor backward(const Tensor& dy, const Saved&, Context&) const;
 
   /// One sequence of x.rows() new tokens that stand at `position` onward; the cache grows by them.
-  Tensor generate(const Tensor& x, const Tensor& residual, const Tensor& rotary, KeyValueCache&, std::int64_t position,
-                  Context&) const;
+  Tensor generate(const Tensor& x, const Tensor& residual, KeyValueCache&, std::int64_t position, Context&) const;
   /// Room for `positions` tokens of one sequence.
   KeyValueCache make_cache(std::int64_t positions, Runtime&) const;
 
@@ -55,8 +56,7 @@ class Attention {
     Tensor q, k, v;
   };
   Parts split(const Tensor& qkv) const;
-  void rotate(const Tensor& qkv, const Tensor& table, std::int64_t length, std::int64_t first_position, bool inverse,
-              Context&) const;
+  void rotate(const Tensor& qkv, std::int64_t length, std::int64_t first_position, bool inverse, Context&) const;
   Tensor project_out(const Tensor& out, const Tensor& residual, Context&) const;
   ops::AttentionOptions options(std::int64_t batch) const;
   ops::Dropout dropout(Context&) const;

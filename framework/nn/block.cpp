@@ -10,25 +10,23 @@ Block::Block(const std::string& name, const BlockShape& s, const TensorShare& sh
                          store),
       feed_forward_(name + ".feed_forward", s.feed_forward, share, store) {}
 
-Tensor Block::forward(const Tensor& x, const Tensor& rotary, Saved& saved, Context& context) const {
-  const Tensor h = attention_.forward(attention_norm_.forward(x, saved.attention_norm, context), x, rotary,
-                                      saved.attention, context);
+Tensor Block::forward(const Tensor& x, Saved& saved, Context& context) const {
+  const Tensor h =
+      attention_.forward(attention_norm_.forward(x, saved.attention_norm, context), x, saved.attention, context);
   return feed_forward_.forward(feed_forward_norm_.forward(h, saved.feed_forward_norm, context), h, saved.feed_forward,
                                context);
 }
 
-Tensor Block::backward(const Tensor& dy, const Tensor& rotary, const Saved& saved, Context& context) const {
+Tensor Block::backward(const Tensor& dy, const Saved& saved, Context& context) const {
   const Tensor dh = feed_forward_norm_.backward(feed_forward_.backward(dy, saved.feed_forward, context), dy,
                                                 saved.feed_forward_norm, context);
-  return attention_norm_.backward(attention_.backward(dh, rotary, saved.attention, context), dh, saved.attention_norm,
-                                  context);
+  return attention_norm_.backward(attention_.backward(dh, saved.attention, context), dh, saved.attention_norm, context);
 }
 
-Tensor Block::generate(const Tensor& x, const Tensor& rotary, KeyValueCache& cache, std::int64_t position,
-                       Context& context) const {
+Tensor Block::generate(const Tensor& x, KeyValueCache& cache, std::int64_t position, Context& context) const {
   Norm::Saved norm;
   FeedForward::Saved feed_forward;
-  const Tensor h = attention_.generate(attention_norm_.forward(x, norm, context), x, rotary, cache, position, context);
+  const Tensor h = attention_.generate(attention_norm_.forward(x, norm, context), x, cache, position, context);
   return feed_forward_.forward(feed_forward_norm_.forward(h, norm, context), h, feed_forward, context);
 }
 

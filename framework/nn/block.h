@@ -31,9 +31,9 @@ class Block {
   Block(const std::string& name, const BlockShape&, const TensorShare&, ParameterStore&);
 
   /// x [rows held, D] -> y [rows held, D]
-  Tensor forward(const Tensor& x, const Tensor& rotary, Saved&, Context&) const;
-  Tensor backward(const Tensor& dy, const Tensor& rotary, const Saved&, Context&) const;
-  Tensor generate(const Tensor& x, const Tensor& rotary, KeyValueCache&, std::int64_t position, Context&) const;
+  Tensor forward(const Tensor& x, Saved&, Context&) const;
+  Tensor backward(const Tensor& dy, const Saved&, Context&) const;
+  Tensor generate(const Tensor& x, KeyValueCache&, std::int64_t position, Context&) const;
   KeyValueCache make_cache(std::int64_t positions, Runtime& runtime) const {
     return attention_.make_cache(positions, runtime);
   }

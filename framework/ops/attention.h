@@ -27,7 +27,7 @@ void attention_backward(Runtime&, const AttentionOptions&, const Tensor& q, cons
 void rotary(Runtime&, const Tensor& x, const Tensor& table, std::int64_t head_width, std::int64_t length,
             std::int64_t first_position, bool inverse);
 
-/// The table of kernels/rotary.h for `positions` positions.
+/// The table of kernels/rotary.h for `positions` positions. Made by the first call and kept by the runtime.
 Tensor rotary_table(Runtime&, std::int64_t positions, std::int64_t head_width, double base);
 
 }  // namespace choir::ops

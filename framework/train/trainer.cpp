@@ -43,7 +43,6 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
       decoder_(config.model, share_, config.train.recompute == Recompute::block, store_) {
   runtime_.scalars = runtime_.empty({sizeof(kernels::StepScalars)}, DType::u8, MemoryKind::optimizer);
   loss_sum_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
-  decoder_.prepare(runtime_);
   store_.allocate(runtime_, bucket_alignment(mesh.data->size()), inference);
   store_.initialize(runtime_);
   if (inference) return;

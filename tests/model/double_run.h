@@ -86,7 +86,6 @@ struct DoubleRun {
     const kernels::StepScalars third_step{.step = 3};  // dropout's counter
     runtime.scalars = runtime.empty({sizeof third_step}, DType::u8);
     ops::upload(runtime, &third_step, runtime.scalars);
-    decoder.prepare(runtime);
     store.allocate(runtime, bucket_alignment(mesh.data->size()));
     store.initialize(runtime);
     return store;

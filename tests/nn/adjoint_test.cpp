@@ -19,7 +19,6 @@ constexpr double longest = hidden;
 struct LayerCase {
   std::string name;
   BlockShape shape;
-  bool rotary;
 };
 
 void PrintTo(const LayerCase& layer, std::ostream* to) { *to << layer.name; }
@@ -36,7 +35,6 @@ class AdjointOfALayer : public Adjoint, public ::testing::WithParamInterface<Lay
     const kernels::StepScalars third_step{.step = 3};  // dropout's counter
     runtime.scalars = runtime.empty({sizeof third_step}, DType::u8);
     ops::upload(runtime, &third_step, runtime.scalars);
-    if (GetParam().rotary) rotary = ops::rotary_table(runtime, length, GetParam().shape.attention.head_width, 100);
     store.begin_group();
   }
 
@@ -70,7 +68,6 @@ class AdjointOfALayer : public Adjoint, public ::testing::WithParamInterface<Lay
   Mesh mesh;  // of one rank: no verb of it moves anything
   Context context{.runtime = runtime, .mesh = mesh, .sequences = sequences, .length = length, .first_sample = 5};
   ParameterStore store;
-  Tensor rotary;
 };
 
 TEST_P(AdjointOfALayer, attention) {
@@ -78,9 +75,9 @@ TEST_P(AdjointOfALayer, attention) {
   Attention::Saved saved;
   expect_adjoint_layer(
       attention_steps, true,
-      [&](const Tensor& x, const Tensor& residual) { return layer.forward(x, residual, rotary, saved, context); },
+      [&](const Tensor& x, const Tensor& residual) { return layer.forward(x, residual, saved, context); },
       [&](const Tensor& dy) {
-        return Gradients{layer.backward(dy, rotary, saved, context), dy};
+        return Gradients{layer.backward(dy, saved, context), dy};
       });
 }
 
@@ -99,25 +96,38 @@ TEST_P(AdjointOfALayer, block) {
   const Block layer("block", GetParam().shape, TensorShare{}, store);
   Block::Saved saved;
   expect_adjoint_layer(
-      block_steps, false, [&](const Tensor& x, const Tensor&) { return layer.forward(x, rotary, saved, context); },
+      block_steps, false, [&](const Tensor& x, const Tensor&) { return layer.forward(x, saved, context); },
       [&](const Tensor& dy) {
-        return Gradients{layer.backward(dy, rotary, saved, context), {}};
+        return Gradients{layer.backward(dy, saved, context), {}};
       });
 }
 
 std::vector<LayerCase> layer_cases() {
-  LayerCase gpt{.name = "gpt", .shape = {}, .rotary = false};
+  LayerCase gpt{.name = "gpt", .shape = {}};
   gpt.shape.attention = {.width = width, .heads = 5, .kv_heads = 5, .head_width = 10, .dropout = 0.1};
   gpt.shape.feed_forward = {.width = width, .hidden = hidden, .dropout = 0.1};
 
-  LayerCase llama{.name = "llama_6_of_2", .shape = {}, .rotary = true};
-  llama.shape.attention = {.width = width, .heads = 6, .kv_heads = 2, .head_width = 14, .bias = false};
+  LayerCase llama{.name = "llama_6_of_2", .shape = {}};
+  llama.shape.attention = {.width = width,
+                           .heads = 6,
+                           .kv_heads = 2,
+                           .head_width = 14,
+                           .rotary_positions = length,
+                           .rotary_base = 100,
+                           .bias = false};
   llama.shape.feed_forward = {
       .width = width, .hidden = hidden, .activation = ops::Activation::silu_gated, .bias = false};
   llama.shape.rms_norm = true;
 
-  LayerCase window{.name = "window_4_of_1", .shape = {}, .rotary = true};
-  window.shape.attention = {.width = width, .heads = 4, .kv_heads = 1, .head_width = 18, .window = 23, .dropout = 0.1};
+  LayerCase window{.name = "window_4_of_1", .shape = {}};
+  window.shape.attention = {.width = width,
+                            .heads = 4,
+                            .kv_heads = 1,
+                            .head_width = 18,
+                            .window = 23,
+                            .rotary_positions = length,
+                            .rotary_base = 100,
+                            .dropout = 0.1};
   window.shape.feed_forward = {.width = width, .hidden = hidden, .activation = ops::Activation::gelu_erf};
   return {gpt, llama, window};
 }

@@ -40,6 +40,16 @@ TEST(Shapes, contiguous_tensors_and_kept_gradients_are_the_same_memory) {
   EXPECT_NE(ops::contiguous(runtime, x.slice_columns(0, 4)).raw(), x.raw());
 }
 
+TEST(RotaryTable, IsMadeOnceByARuntime) {
+  Device device(1);
+  Runtime runtime{.device = device};
+  const Tensor table = ops::rotary_table(runtime, 5, 4, 100);
+  EXPECT_EQ(ops::rotary_table(runtime, 5, 4, 100).raw(), table.raw());
+  EXPECT_NE(ops::rotary_table(runtime, 6, 4, 100).raw(), table.raw());
+  EXPECT_NE(ops::rotary_table(runtime, 5, 2, 100).raw(), table.raw());
+  EXPECT_NE(ops::rotary_table(runtime, 5, 4, 1000).raw(), table.raw());
+}
+
 TEST(Shapes, dropout_is_for_training) {
   Device device(1);
   Runtime runtime{.device = device};
