@@ -15,6 +15,7 @@ struct Context {
   std::int64_t sequences = 1;     ///< B of this micro-batch
   std::int64_t length = 1;        ///< T
   std::int64_t first_sample = 0;  ///< of this micro-batch in the global batch
+  bool training = true;           ///< false: no dropout
   std::int64_t rows() const { return sequences * length; }  ///< N
 };
 

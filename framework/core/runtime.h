@@ -21,7 +21,6 @@ struct Runtime {
   Device& device;
   std::uint64_t seed = 1;
   DType compute_type = DType::f32;         ///< of activations, and of weight matrices as products read them
-  bool training = true;                    ///< false: no dropout
   Tensor scalars;                          ///< u8 [sizeof(StepScalars)] in device memory
   std::vector<RotaryTable> rotary_tables;  ///< made so far, by ops::rotary_table()
 

@@ -55,10 +55,7 @@ ops::AttentionOptions Attention::options(std::int64_t batch) const {
           .window = config_.window};
 }
 
-ops::Dropout Attention::dropout(Context& context) const {
-  const std::int64_t first_row = context.first_sample * context.length + row_share(context).begin;
-  return ops::dropout_for(context.runtime, config_.dropout, name_, first_row);
-}
+ops::Dropout Attention::dropout(const Context& context) const { return row_dropout(context, config_.dropout, name_); }
 
 Tensor Attention::project_out(const Tensor& out, const Tensor& residual, Context& context) const {
   const Tensor y = leave(out_.forward("attention out", out, context), context, name_.c_str());

@@ -59,7 +59,7 @@ class Attention {
   void rotate(const Tensor& qkv, std::int64_t length, std::int64_t first_position, bool inverse, Context&) const;
   Tensor project_out(const Tensor& out, const Tensor& residual, Context&) const;
   ops::AttentionOptions options(std::int64_t batch) const;
-  ops::Dropout dropout(Context&) const;
+  ops::Dropout dropout(const Context&) const;
 
   AttentionShapeConfig config_;
   std::string name_;

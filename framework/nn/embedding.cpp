@@ -38,10 +38,7 @@ Embedding::Embedding(std::int64_t vocabulary, std::int64_t width, std::int64_t p
              .weight = position_});
 }
 
-ops::Dropout Embedding::dropout(Context& context) const {
-  const std::int64_t first_row = context.first_sample * context.length + row_share(context).begin;
-  return ops::dropout_for(context.runtime, dropout_, "embedding", first_row);
-}
+ops::Dropout Embedding::dropout(const Context& context) const { return row_dropout(context, dropout_, "embedding"); }
 
 Tensor Embedding::look_up(const Tensor& ids, Context& context) const {
   return leave(ops::embedding(context.runtime, ids, token_->value.slice_rows(0, slice_.count()), slice_.begin), context,

@@ -44,7 +44,7 @@ class Embedding {
 
  private:
   Tensor look_up(const Tensor& ids, Context&) const;
-  ops::Dropout dropout(Context&) const;
+  ops::Dropout dropout(const Context&) const;
 
   VocabularySlice slice_;
   double dropout_;

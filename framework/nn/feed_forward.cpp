@@ -26,10 +26,7 @@ FeedForward::FeedForward(const std::string& name, const FeedForwardShape& shape,
       down_(name + ".down", shape.width, shape.hidden, columns_held(shape, share), shape.bias, shape.down_deviation,
             share, store) {}
 
-ops::Dropout FeedForward::dropout(Context& context) const {
-  const std::int64_t first_row = context.first_sample * context.length + row_share(context).begin;
-  return ops::dropout_for(context.runtime, shape_.dropout, name_, first_row);
-}
+ops::Dropout FeedForward::dropout(const Context& context) const { return row_dropout(context, shape_.dropout, name_); }
 
 Tensor FeedForward::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
   saved.x = keep(x);

@@ -36,7 +36,7 @@ class FeedForward {
   Tensor backward(const Tensor& dy, const Saved&, Context&) const;
 
  private:
-  ops::Dropout dropout(Context&) const;
+  ops::Dropout dropout(const Context&) const;
 
   FeedForwardShape shape_;
   std::string name_;

@@ -8,7 +8,7 @@ namespace choir::ops {
 
 using kernels::Dropout;
 
-/// Dropout with the run's key for `what` and the step's counter; p = 0 unless training.
+/// Dropout with the run's key for `what` and the step's counter; row 0 of the tensor is `first_row` of the global batch.
 Dropout dropout_for(Runtime&, double p, std::string_view what, std::int64_t first_row);
 
 /// y [N, D] = x + dropout(delta + bias). `x` and `bias` may be empty.

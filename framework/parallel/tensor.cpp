@@ -54,6 +54,11 @@ RowShare row_share(const Context& context) {
   return {std::min(rank * block, rows), std::min((rank + 1) * block, rows), block};
 }
 
+ops::Dropout row_dropout(const Context& context, double p, std::string_view what) {
+  const std::int64_t first_row = context.first_sample * context.length + row_share(context).begin;
+  return ops::dropout_for(context.runtime, context.training ? p : 0.0, what, first_row);
+}
+
 Tensor enter(const Tensor& x, Context& context, const char* label) { return gather_rows(x, context, label); }
 
 const Tensor& PendingTensor::wait(Runtime& runtime) const {

@@ -13,8 +13,11 @@
 // blocks may reach beyond N: those rows are padding, finite, and their gradients are zero.
 #pragma once
 
+#include <string_view>
+
 #include "framework/comm/context.h"
 #include "framework/core/parameter.h"
+#include "framework/ops/residual.h"
 #include "framework/parallel/head_partition.h"
 
 namespace choir {
@@ -32,6 +35,9 @@ struct RowShare {
   std::int64_t begin = 0, end = 0, block = 0;
 };
 RowShare row_share(const Context&);
+
+/// Dropout of the rows that this rank holds, by their place in the global batch; none unless `training`.
+ops::Dropout row_dropout(const Context&, double p, std::string_view what);
 
 /// x [rows held, D] -> [N, D]
 Tensor enter(const Tensor& x, Context&, const char* label);

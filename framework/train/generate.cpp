@@ -52,8 +52,8 @@ std::int32_t sample_token(std::span<const float> logits, std::span<const std::in
 void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig& config,
               const std::function<void(const std::string&)>& emit) {
   Runtime& runtime = trainer.runtime();
-  runtime.training = false;
   Context context = trainer.context();
+  context.training = false;
   context.sequence = false;
   const std::int64_t room = trainer.config().model.context, vocabulary = trainer.config().model.vocabulary;
   if (vocabulary < tokenizer.vocabulary())

@@ -68,7 +68,6 @@ Trainer::Batch Trainer::read_batch(std::int64_t first_sample, std::int64_t end_s
 }
 
 Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
-  runtime_.training = true;
   const kernels::StepScalars scalars =
       optimizer_->scalars(step, learning_rate(config_.optimizer, step, config_.train.steps));
   ops::upload(runtime_, &scalars, runtime_.scalars);
@@ -121,7 +120,6 @@ StepResult Trainer::step(std::int64_t step, const ReadSample& read) {
 
 std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample& read,
                                          const std::function<bool()>& stop) {
-  runtime_.training = false;
   ops::fill(runtime_, loss_sum_, 0.0f);
   double tokens = 0, bytes = 0;
   const ReadSample counted = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
@@ -137,6 +135,7 @@ std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample&
     const Slice share = even_slice(std::min(at_once, samples - first), ranks, mesh_.here.data);
     if (share.begin < share.end) {
       Context here = context();
+      here.training = false;
       here.sequences = share.end - share.begin;
       here.length = config_.model.context;
       const Batch batch = read_batch(first + share.begin, first + share.end, counted);
@@ -145,7 +144,6 @@ std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample&
     }
     stopped = stop && stop();
   }
-  runtime_.training = true;
   if (stopped) return std::nullopt;
   double host[3] = {0, tokens, bytes};
   ops::download(runtime_, loss_sum_, host);

@@ -98,8 +98,8 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
   const std::int64_t length = run.model.context, vocabulary = run.model.vocabulary;
   std::vector<std::int32_t> ids(static_cast<std::size_t>(length)), targets(ids.size());
   random_sample(vocabulary, index, ids, targets);
-  run.runtime.training = false;
   Context context = run.context();
+  context.training = false;
   context.sequence = false;
   auto caches = run.decoder.make_caches(length, run.runtime);
   double loss = 0;
@@ -117,7 +117,6 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
     position += count;
     loss += std::log(sum) - logits[static_cast<std::size_t>(targets[static_cast<std::size_t>(position - 1)])];
   }
-  run.runtime.training = true;
   return loss;
 }
 

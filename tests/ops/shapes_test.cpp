@@ -50,14 +50,12 @@ TEST(RotaryTable, IsMadeOnceByARuntime) {
   EXPECT_NE(ops::rotary_table(runtime, 5, 4, 1000).raw(), table.raw());
 }
 
-TEST(Shapes, dropout_is_for_training) {
+TEST(Shapes, DropoutHasAKeyForEachUse) {
   Device device(1);
   Runtime runtime{.device = device};
   EXPECT_EQ(ops::dropout_for(runtime, 0.25, "test", 7).p, 0.25);
   EXPECT_EQ(ops::dropout_for(runtime, 0.25, "test", 7).first_row, 7);
   EXPECT_NE(ops::dropout_for(runtime, 0.25, "test", 7).key, ops::dropout_for(runtime, 0.25, "other", 7).key);
-  runtime.training = false;
-  EXPECT_EQ(ops::dropout_for(runtime, 0.25, "test", 7).p, 0);
 }
 
 }  // namespace

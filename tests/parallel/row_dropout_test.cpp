@@ -1,0 +1,22 @@
+// Dropout of the rows that a rank holds: by their place in the global batch, and in training only.
+#include <gtest/gtest.h>
+
+#include "framework/parallel/tensor.h"
+
+namespace choir::tests {
+namespace {
+
+TEST(RowDropout, KnowsTheFirstRowAndIsForTrainingOnly) {
+  Device device(CountOnly{}, 1);
+  CallRing ring;
+  Mesh mesh = make_counting_mesh(1, {.tensor = 2}, device, ring);
+  Runtime runtime{.device = device};
+  Context context{.runtime = runtime, .mesh = mesh, .sequence = true, .sequences = 3, .length = 5, .first_sample = 7};
+  EXPECT_EQ(row_dropout(context, 0.25, "test").p, 0.25);
+  EXPECT_EQ(row_dropout(context, 0.25, "test").first_row, 7 * 5 + 8) << "15 rows on 2 ranks: 8 and 7";
+  context.training = false;
+  EXPECT_EQ(row_dropout(context, 0.25, "test").p, 0);
+}
+
+}  // namespace
+}  // namespace choir::tests
