@@ -32,16 +32,33 @@ constexpr const char* name_of(DType type) {
   return names[static_cast<int>(type)];
 }
 
+/// The element types of tensors as C++ types; another type has no `value`.
 template <class T>
-inline constexpr DType dtype_of = DType::u8;
+struct ElementType {};
 template <>
-inline constexpr DType dtype_of<float> = DType::f32;
+struct ElementType<float> {
+  static constexpr DType value = DType::f32;
+};
 template <>
-inline constexpr DType dtype_of<bf16> = DType::bf16;
+struct ElementType<bf16> {
+  static constexpr DType value = DType::bf16;
+};
 template <>
-inline constexpr DType dtype_of<double> = DType::f64;
+struct ElementType<double> {
+  static constexpr DType value = DType::f64;
+};
 template <>
-inline constexpr DType dtype_of<std::int32_t> = DType::i32;
+struct ElementType<std::int32_t> {
+  static constexpr DType value = DType::i32;
+};
+template <>
+struct ElementType<std::uint8_t> {
+  static constexpr DType value = DType::u8;
+};
+
+/// Does not compile for a type that no tensor has.
+template <class T>
+inline constexpr DType dtype_of = ElementType<T>::value;
 
 /// The type of statistics, biases and norm weights beside activations of `type`: f64 for f64 (tests), else f32.
 constexpr DType accumulate_type(DType type) { return type == DType::f64 ? DType::f64 : DType::f32; }

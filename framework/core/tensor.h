@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "framework/core/allocator.h"
@@ -43,9 +44,13 @@ class Tensor {
 
   /// On device `count` the address must not be read.
   void* raw() const { return address_; }
+  /// T is the type of the elements, or `char` for the bytes of any tensor.
   template <class T>
   T* data() const {
-    assert(dtype_of<T> == dtype_ || sizeof(T) == 1);
+    if constexpr (!std::is_same_v<T, char>) {
+      [[maybe_unused]] constexpr DType type = dtype_of<T>;
+      assert(type == dtype_);
+    }
     return static_cast<T*>(address_);
   }
 

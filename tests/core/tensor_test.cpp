@@ -8,6 +8,14 @@
 namespace choir::tests {
 namespace {
 
+template <class T>
+constexpr bool has_dtype = requires {
+  ElementType<T>::value;
+};
+static_assert(has_dtype<float> && has_dtype<bf16> && has_dtype<double> && has_dtype<std::int32_t> &&
+              has_dtype<std::uint8_t>);
+static_assert(!has_dtype<std::int64_t> && !has_dtype<std::uint32_t> && !has_dtype<const float>);
+
 class Tensors : public ::testing::Test {
  protected:
   /// Elements 0, 1, 2, ...
