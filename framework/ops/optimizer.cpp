@@ -49,7 +49,8 @@ void sgd(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const T
                 [args](auto device) { kernels::sgd(device, args); });
 }
 
-void squared_norm(Runtime& runtime, const Tensor& x, const Tensor& ranges, const Tensor& sum) {
+void squared_norm(Runtime& runtime, const Tensor& x, const Tensor& ranges, std::int64_t count, const Tensor& sum) {
+  check(count <= x.count(), "squared norm: the ranges lie in x");
   const std::int64_t num_ranges = count_of(ranges, sizeof(kernels::Range));
   const Tensor scratch = workspace(runtime, runtime.device.with_kernels<float>([&](auto device) {
     return kernels::squared_norm_workspace_bytes(device, num_ranges);
@@ -59,7 +60,8 @@ void squared_norm(Runtime& runtime, const Tensor& x, const Tensor& ranges, const
                                   .num_ranges = num_ranges,
                                   .sum = sum.data<double>(),
                                   .workspace = scratch.raw()};
-  launch<float>(runtime, "gradient norm", {.flops = 2.0 * static_cast<double>(x.count()), .bytes = bytes_of({x})},
+  const auto n = static_cast<double>(count);
+  launch<float>(runtime, "gradient norm", {.flops = 2 * n, .bytes = n * static_cast<double>(size_of(x.dtype()))},
                 [args](auto device) { kernels::squared_norm(device, args); });
 }
 

@@ -19,8 +19,9 @@ void adamw(Runtime&, const Tensor& weight, const Tensor& gradient, const Tensor&
 void sgd(Runtime&, const Tensor& weight, const Tensor& gradient, const Tensor& momentum_buffer, const Tensor& value,
          const Tensor& segments, float momentum);
 
-/// sum (one f64) = the sum of squares of the ranges of x. `ranges` holds kernels::Range in device memory.
-void squared_norm(Runtime&, const Tensor& x, const Tensor& ranges, const Tensor& sum);
+/// sum (one f64) = the sum of squares of the ranges of x. `ranges` holds kernels::Range in device memory, of `count`
+/// elements in all.
+void squared_norm(Runtime&, const Tensor& x, const Tensor& ranges, std::int64_t count, const Tensor& sum);
 
 /// clip_factor of the runtime's StepScalars from the squared norm (one f64) and the limit (0: no limit).
 void clip_factor(Runtime&, const Tensor& squared_norm, double limit);

@@ -38,8 +38,10 @@ Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& store, DataP
       break;
   }
   std::vector<kernels::Range> counted;
-  for (const ParameterPart& part : parts_in(store, data.counted(), true))
+  for (const ParameterPart& part : parts_in(store, data.counted(), true)) {
     counted.push_back({part.flat().begin, part.flat().end});
+    counted_elements_ += part.flat().count();
+  }
   counted_ = ops::to_device(runtime, counted, DType::u8, MemoryKind::optimizer);
   squared_norm_ = runtime.empty({1}, DType::f64, MemoryKind::optimizer);
 }
@@ -63,7 +65,7 @@ std::int64_t Optimizer::state_offset(std::int64_t flat) const {
 
 Tensor Optimizer::step(Context& context) {
   Runtime& runtime = context.runtime;
-  ops::squared_norm(runtime, store_.gradient, counted_, squared_norm_);
+  ops::squared_norm(runtime, store_.gradient, counted_, counted_elements_, squared_norm_);
   context.mesh.world->all_reduce(squared_norm_, Reduce::sum, runtime.device.compute(), "gradient norm");
   ops::clip_factor(runtime, squared_norm_, config_.clip);
 

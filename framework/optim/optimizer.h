@@ -50,6 +50,7 @@ class Optimizer {
   std::vector<Shard> shards_;
   std::vector<StateArray> state_;
   Tensor counted_;  // kernels::Range: what this rank adds to the gradient norm
+  std::int64_t counted_elements_ = 0;
   Tensor squared_norm_;
   std::int64_t state_origin_ = 0;
 };

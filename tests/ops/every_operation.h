@@ -134,7 +134,7 @@ inline std::vector<Returned> call_every_operation(Runtime& runtime) {
   const Tensor ranges = of_host(std::vector<kernels::Range>{{0, 20}, {30, n}}, DType::u8);
   const Tensor master = filled({n}, DType::f32), gradient = filled({n}, DType::f32), first = filled({n}, DType::f32);
   const Tensor second = filled({n}, DType::f32), value = filled({n}, DType::bf16), norm = filled({1}, DType::f64);
-  ops::squared_norm(runtime, gradient, ranges, norm);
+  ops::squared_norm(runtime, gradient, ranges, n - 10, norm);
   ops::clip_factor(runtime, norm, 1);
   for (const Tensor& rounded : {Tensor{}, value}) {
     ops::adamw(runtime, master, gradient, first, second, rounded, segments, 0.9f, 0.99f, 1e-8f);

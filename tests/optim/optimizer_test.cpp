@@ -107,5 +107,39 @@ TEST_F(OptimizerSteps, sgd_with_momentum_decay_and_clip) {
   expect_steps({.kind = OptimizerKind::sgd, .momentum = 0.9, .weight_decay = 0.2, .clip = 1});
 }
 
+// What `choir plan` and the profile say of the norm: every rank squares its own part of the parameters, with or without
+// ZeRO, and no padding.
+TEST(GradientNorm, CostsTwoOperationsAParameterOverAllRanks) {
+  constexpr int ranks = 3;
+  constexpr std::int64_t parameters = 28;
+  for (const bool zero : {false, true}) {
+    Cost cost;
+    for (int rank = 0; rank < ranks; ++rank) {
+      CallRing ring;
+      Device device(CountOnly{}, 1);
+      Mesh mesh = make_counting_mesh(rank, {.data = ranks}, device, ring);
+      Runtime runtime{.device = device, .scalars = {}};
+      runtime.scalars = runtime.empty({sizeof(kernels::StepScalars)}, DType::u8);
+      Context context{.runtime = runtime, .mesh = mesh};
+      ParameterStore store;
+      store.begin_group();
+      Weight* matrix = store.add_weight(5, 7, true);  // its last row is padding
+      store.add({.name = "w", .shape = {4, 7}, .held = {0, 4, 0, 7}, .owned_end = 4, .initial = {}, .weight = matrix});
+      store.allocate(runtime, bucket_alignment(ranks));
+      DataParallel data(store, mesh, zero);
+      Optimizer optimizer({}, store, data, context);
+      device.ledger().enabled = true;
+      optimizer.step(context);
+      for (const Ledger::Operation& operation : device.ledger().operations()) {
+        if (operation.name != "gradient norm") continue;
+        cost.flops += operation.cost.flops;
+        cost.bytes += operation.cost.bytes;
+      }
+    }
+    EXPECT_EQ(cost.flops, 2 * parameters) << "zero " << zero;
+    EXPECT_EQ(cost.bytes, 4 * parameters) << "zero " << zero;
+  }
+}
+
 }  // namespace
 }  // namespace choir::tests
