@@ -1,4 +1,4 @@
-// The simplest passes over memory: fill, cast, add, copy of strided rows.
+// The simplest passes over memory: fill, cast, add, copy of strided rows, random start values.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +18,8 @@ void cast(Cpu, const From* x, To* y, std::int64_t count);
 template <class From, class To>
 void cast(Cuda, const From* x, To* y, std::int64_t count);
 
-/// y[i] = a[i] + b[i], added in Accumulate<T>; y may be a or b.
-template <class T>
-void add(Cpu, const T* a, const T* b, T* y, std::int64_t count);
-template <class T>
-void add(Cuda, const T* a, const T* b, T* y, std::int64_t count);
+/// y[i] = a[i] + b[i]; y may be a or b. For what a library of the GPU overwrites where Choir accumulates.
+void add(Cuda, const float* a, const float* b, float* y, std::int64_t count);
 
 /// Copies `rows` rows of `row_bytes` bytes; strides in bytes. The areas do not overlap.
 void copy_rows(Cpu, const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride, std::int64_t rows,

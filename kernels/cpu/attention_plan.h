@@ -59,10 +59,6 @@ struct Unit {
   std::int64_t batch, head, first_query;
 };
 
-inline std::int64_t num_units(const AttentionShape& s) {
-  return s.batch * s.heads * num_blocks(s.q_length, query_block);
-}
-
 inline Unit unit_at(const AttentionShape& s, std::int64_t unit) {
   const std::int64_t blocks = num_blocks(s.q_length, query_block), head = unit / blocks;
   return {head / s.heads, head % s.heads, unit % blocks * query_block};

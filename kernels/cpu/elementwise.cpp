@@ -11,7 +11,7 @@
 #include "hwy/foreach_target.h"
 #include "kernels/cpu/simd.h"
 
-// One struct of arguments for each kernel, as the dispatch by type wants them. This part is the same for all targets.
+// The arguments of a kernel as one struct, as the dispatch by type takes them. This part is the same for all targets.
 #ifndef CHOIR_KERNELS_CPU_ELEMENTWISE_ARGUMENTS
 #define CHOIR_KERNELS_CPU_ELEMENTWISE_ARGUMENTS
 namespace choir::kernels {
@@ -21,12 +21,6 @@ template <class From, class To>
 struct CastArguments {
   const From* x;
   To* y;
-};
-
-template <class T>
-struct AddArguments {
-  const T *a, *b;
-  T* y;
 };
 
 }  // namespace
@@ -56,26 +50,13 @@ void cast_part(const CastArguments<From, To>& args, Part elements) {
   }
 }
 
-template <class T>
-void add_part(const AddArguments<T>& args, Part elements) {
-  const Tag<T> d;
-  const T* a = args.a + elements.begin;
-  const T* b = args.b + elements.begin;
-  T* y = args.y + elements.begin;
-  for_each_vector(d, elements.end - elements.begin, [&](auto i, auto extent) HWY_ATTR {
-    store(d, hn::Add(load(d, a + i, extent), load(d, b + i, extent)), y + i, extent);
-  });
-}
-
 cpu::KernelSet<CastArguments<float, float>, CastArguments<float, bf16>, CastArguments<float, double>,
                CastArguments<bf16, float>, CastArguments<bf16, bf16>, CastArguments<bf16, double>,
-               CastArguments<double, float>, CastArguments<double, bf16>, CastArguments<double, double>,
-               AddArguments<float>, AddArguments<bf16>, AddArguments<double>>
+               CastArguments<double, float>, CastArguments<double, bf16>, CastArguments<double, double>>
 kernels() {
-  return {cast_part<float, float>,  cast_part<float, bf16>,  cast_part<float, double>,   //
-          cast_part<bf16, float>,   cast_part<bf16, bf16>,   cast_part<bf16, double>,    //
-          cast_part<double, float>, cast_part<double, bf16>, cast_part<double, double>,  //
-          add_part<float>,          add_part<bf16>,          add_part<double>};
+  return {cast_part<float, float>,  cast_part<float, bf16>,  cast_part<float, double>,  //
+          cast_part<bf16, float>,   cast_part<bf16, bf16>,   cast_part<bf16, double>,   //
+          cast_part<double, float>, cast_part<double, bf16>, cast_part<double, double>};
 }
 
 }  // namespace
@@ -97,11 +78,6 @@ void fill(Cpu cpu, T* x, std::int64_t count, float value) {
 template <class From, class To>
 void cast(Cpu cpu, const From* x, To* y, std::int64_t count) {
   cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), CastArguments<From, To>{x, y}, count, 1, 64);
-}
-
-template <class T>
-void add(Cpu cpu, const T* a, const T* b, T* y, std::int64_t count) {
-  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), AddArguments<T>{a, b, y}, count, 1, 64);
 }
 
 void copy_rows(Cpu cpu, const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride, std::int64_t rows,
@@ -135,9 +111,6 @@ template void cast(Cpu, const bf16*, double*, std::int64_t);
 template void cast(Cpu, const double*, float*, std::int64_t);
 template void cast(Cpu, const double*, bf16*, std::int64_t);
 template void cast(Cpu, const double*, double*, std::int64_t);
-template void add(Cpu, const float*, const float*, float*, std::int64_t);
-template void add(Cpu, const bf16*, const bf16*, bf16*, std::int64_t);
-template void add(Cpu, const double*, const double*, double*, std::int64_t);
 
 }  // namespace choir::kernels
 #endif

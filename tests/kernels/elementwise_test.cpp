@@ -1,4 +1,4 @@
-// Fill, cast, add and copy are exact; random_normal is a function of the index with the moments of a normal.
+// Fill, cast and copy are exact; random_normal is a function of the index with the moments of a normal.
 #include "kernels/elementwise.h"
 
 #include <bit>
@@ -31,20 +31,14 @@ void check_cast(Cpu cpu, const std::vector<From>& x) {
   }
 }
 
-TYPED_TEST(Elementwise, FillCastAndAddAreExact) {
+TYPED_TEST(Elementwise, FillAndCastAreExact) {
   using T = TypeParam;
   for (const std::int64_t count : counts) {
-    const std::vector<T> a = random_values<T>(count, 1, 100), b = random_values<T>(count, 2);
+    const std::vector<T> a = random_values<T>(count, 1, 100);
     on_every_target([&](Cpu cpu) {
       std::vector<T> y(count, T(0.0f));
       fill(cpu, y.data(), count, 0.3f);
       for (std::int64_t i = 0; i < count; ++i) ASSERT_EQ(double(y[i]), double(T(0.3f)));
-      y = a;
-      add(cpu, y.data(), b.data(), y.data(), count);
-      for (std::int64_t i = 0; i < count; ++i) {
-        const Accumulate<T> sum = static_cast<Accumulate<T>>(a[i]) + static_cast<Accumulate<T>>(b[i]);
-        ASSERT_EQ(double(y[i]), double(T(sum))) << i;
-      }
       check_cast<T, float>(cpu, a);
       check_cast<T, bf16>(cpu, a);
       check_cast<T, double>(cpu, a);

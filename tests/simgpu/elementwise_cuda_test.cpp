@@ -65,21 +65,18 @@ TEST_P(ElementwiseCuda, CastRoundsTiesToEvenAndKeepsNan) {
   for (const bf16 value : device_nan.host()) EXPECT_TRUE(std::isnan(value));
 }
 
-template <class T>
-void add_agrees(kernels::Cuda cuda, std::int64_t count, std::int64_t offset) {
-  const std::vector<T> a = random_values<T>(count, 1), b = random_values<T>(count, 2);
-  std::vector<T> y(count);
-  kernels::add(Cpu{}, a.data(), b.data(), y.data(), count);
-  const DeviceArray<T> device_a(a, offset), device_b(b, offset), device_y(count, offset);
-  kernels::add(cuda, device_a.data(), device_b.data(), device_y.data(), count);
-  expect_equal(device_y.host(), y, "add");
-  kernels::add(cuda, device_a.data(), device_b.data(), device_b.data(), count);
-  expect_equal(device_b.host(), y, "add in place");
-}
-
-TEST_P(ElementwiseCuda, AddAgreesWithTheCpu) {
+TEST_P(ElementwiseCuda, AddIsTheSumInPlaceToo) {
   for (const std::int64_t count : counts)
-    for_types_and_offsets([&]<class T>(std::int64_t offset) { add_agrees<T>(cuda(), count, offset); });
+    for (const std::int64_t offset : {0, 1}) {
+      const std::vector<float> a = random_values<float>(count, 1), b = random_values<float>(count, 2);
+      std::vector<float> y(a);
+      for (std::size_t i = 0; i < y.size(); ++i) y[i] += b[i];
+      const DeviceArray<float> device_a(a, offset), device_b(b, offset), device_y(count, offset);
+      kernels::add(cuda(), device_a.data(), device_b.data(), device_y.data(), count);
+      expect_equal(device_y.host(), y, "add");
+      kernels::add(cuda(), device_a.data(), device_b.data(), device_b.data(), count);
+      expect_equal(device_b.host(), y, "add in place");
+    }
 }
 
 TEST_P(ElementwiseCuda, CopyRowsAgreesWithTheCpu) {

@@ -114,7 +114,7 @@ struct Operand {
 struct Instruction {
   Op op = Op::nothing;
   Type type = Type::none, from = Type::none;
-  Space space = Space::generic, from_space = Space::generic;
+  Space space = Space::generic;
   Mode mode = plain, second_mode = plain;
   Compare compare = Compare::eq;
   bool saturate = false, nan_wins = false, carry_in = false, carry_out = false;
