@@ -88,7 +88,7 @@ namespace cuda {
 /// cudnn: cuDNN's SDPA graphs. flash: Choir's own kernels. automatic: cuDNN where it takes the shape, else flash.
 enum class AttentionImplementation : std::uint8_t { automatic, cudnn, flash };
 
-/// Which implementation runs each shape, and cuDNN's plans. Made and destroyed by `core::Device`.
+/// Which implementation runs each shape, and cuDNN's plans. Made and destroyed by `choir::Device`.
 class AttentionPlans {
  public:
   /// `deterministic`: backward gives the same bits in every run. `say` is told once for each reason why `automatic`

@@ -69,7 +69,7 @@ void matmul(Cuda, const Matmul<In, Out>& args);
 namespace cpu {
 
 /// oneDNN primitives by shape, for one stream of work; another thread may call matmul_workspace_bytes() meanwhile. Made
-/// and destroyed by `core::Device`.
+/// and destroyed by `choir::Device`.
 class MatmulPlans {
  public:
   MatmulPlans();
@@ -92,7 +92,7 @@ bool has_native_bf16();
 
 namespace cuda {
 
-/// A cuBLASLt handle on the current device, and plans by shape. Made and destroyed by `core::Device`. Throws Failure
+/// A cuBLASLt handle on the current device, and plans by shape. Made and destroyed by `choir::Device`. Throws Failure
 /// (kernels/cuda/failure.h) if cuBLASLt cannot start.
 class MatmulPlans {
  public:

@@ -1,10 +1,10 @@
 // Layer norm and RMS norm over the last dim.
 //
-//   layer norm:  y = (x - mean) * rstd * weight + bias,  rstd = 1 / sqrt(var + epsilon)      Ba et al. 2016, arXiv
-//   1607.06450 RMS norm:    y = x * rstd * weight,                  rstd = 1 / sqrt(mean(x^2) + epsilon) Zhang,
-//   Sennrich 2019, arXiv 1910.07467
+//   layer norm   y = (x - mean) * rstd * weight + bias     rstd = 1 / sqrt(var + epsilon)
+//   RMS norm     y = x * rstd * weight                     rstd = 1 / sqrt(mean(x^2) + epsilon)
 //
-// RMS norm is the same formula with mean = 0: the kernel is told by `mean == nullptr`.
+// Ba et al. 2016, arXiv 1607.06450; Zhang, Sennrich 2019, arXiv 1910.07467. RMS norm is the first formula with mean = 0
+// and without bias; a kernel computes it if `mean` is null.
 #pragma once
 
 #include <cstdint>

@@ -41,7 +41,7 @@ namespace cpu {
 class MatmulPlans;
 }
 
-/// Selects the CPU kernels. Plain values: the owner is `core::Device`.
+/// Selects the CPU kernels. Plain values: the owner is `choir::Device`.
 struct Cpu {
   int threads = 1;                    ///< OpenMP threads that a kernel may use
   cpu::MatmulPlans* plans = nullptr;  ///< oneDNN primitives already made, by shape
@@ -60,7 +60,7 @@ class AttentionPlans;
 }  // namespace cuda
 
 /// Selects the CUDA kernels. Everything is enqueued on `stream`; nothing waits. Plain values: the owner is
-/// `core::Device`.
+/// `choir::Device`.
 struct Cuda {
   CUstream_st* stream = nullptr;
   cuda::MatmulPlans* matmul_plans = nullptr;        ///< cuBLASLt and its plans, by shape

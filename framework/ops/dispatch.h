@@ -1,4 +1,5 @@
-// The one place that picks the device and turns an element type into a template argument.
+// What every operation does: enqueue a kernel with its cost, turn an element type into a template argument, check
+// operands. The device itself is chosen by Device::with_kernels().
 #pragma once
 
 #include <bit>

@@ -9,8 +9,8 @@
 //   leave      all-reduce     | reduce-scatter    identity   | all-gather
 //              whole rows     | split rows (sequence)
 //
-// With `sequence`, between leave and enter a rank holds rows_per_rank() of the flattened rows [N]; the last ranks'
-// blocks may reach beyond N: those rows are padding, finite, and their gradients are zero.
+// With `sequence`, between leave and enter a rank holds row_share() of the flattened rows [N]; the last ranks' blocks
+// may reach beyond N: those rows are padding, finite, and their gradients are zero.
 #pragma once
 
 #include <string_view>
@@ -61,7 +61,8 @@ Tensor leave(const Tensor& partial, Context&, const char* label);
 Tensor leave_backward(const Tensor& dy, Context&, const char* label);
 
 /// Makes the gradients of group `group` complete over the tensor axis, by the parameters' records: one packed
-/// all-reduce, of zeros where a part is not held. Runs on the communication stream's order; call before data reduction.
+/// all-reduce, in which a rank contributes zeros for parts that it does not hold. Runs on the compute stream; call it
+/// before the data-parallel reduction of the group.
 void sum_shared_gradients(const ParameterStore&, int group, Context&);
 
 }  // namespace choir

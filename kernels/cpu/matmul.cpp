@@ -139,7 +139,7 @@ MatmulPlan make_plan(const MatmulShape& s, const dnnl::engine& engine) {
 }
 
 MatmulPlan& find_plan(const Cpu& device, const MatmulShape& shape) {
-  if (!device.plans) throw std::runtime_error("matmul: Cpu::plans is null; core::Device owns one for each device");
+  if (!device.plans) throw std::runtime_error("matmul: Cpu::plans is null; choir::Device owns one for each device");
   auto& state = device.plans->state();
   const std::lock_guard lock(state.mutex);
   const auto found = state.plans.find(shape);
