@@ -32,7 +32,7 @@ struct ActivationBackward {
   Activation kind;
   const T* dy;  ///< [rows, width]
   const T* x;   ///< [rows, inputs_per_output * width]
-  T* dx;        ///< like x; may be dy where not gated
+  T* dx;        ///< like x; may be dy if not gated
   std::int64_t rows, width;
 };
 

@@ -85,7 +85,7 @@ double attention_flops(const AttentionShape&);
 
 namespace cuda {
 
-/// cudnn: cuDNN's SDPA graphs. flash: Choir's own kernels. automatic: cuDNN where it takes the shape, else flash.
+/// cudnn: cuDNN's SDPA graphs. flash: Choir's own kernels. automatic: cuDNN if it supports the shape, else flash.
 enum class AttentionImplementation : std::uint8_t { automatic, cudnn, flash };
 
 /// Which implementation runs each shape, and cuDNN's plans. Made and destroyed by `choir::Device`.

@@ -6,7 +6,7 @@
 
 namespace choir::kernels {
 
-/// scalars->clip_factor = min(1, limit / sqrt(*squared_norm)); 1 where limit is 0.
+/// scalars->clip_factor = min(1, limit / sqrt(*squared_norm)); 1 if limit is 0.
 void clip_factor(Cpu, const double* squared_norm, double limit, StepScalars* scalars);
 void clip_factor(Cuda, const double* squared_norm, double limit, StepScalars* scalars);
 

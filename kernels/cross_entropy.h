@@ -1,7 +1,7 @@
 // Softmax cross-entropy over a vocabulary of which this rank holds a slice, in three passes over one buffer.
 //
 //   1. max[r]      = max_j logits[r, j]                                       then all-reduce (max) over the slices
-//   2. logits      = exp(logits - max), sum[r] = sum_j, target[r] = logit of the target, where held; else 0
+//   2. logits      = exp(logits - max), sum[r] = sum_j, target[r] = logit of the target if held, else 0
 //                                                                             then all-reduce (sum) over the slices
 //   3. loss_sum   += sum_r log(sum[r]) + max[r] - target[r]
 //      dlogits     = scale * (logits / sum - [j is the target])
@@ -41,7 +41,7 @@ struct CrossEntropyGradient {
   const Accumulate<T>* sum;     ///< [rows]
   const Accumulate<T>* target;  ///< [rows]
   const std::int32_t* targets;  ///< [rows], global ids
-  T* dlogits = nullptr;         ///< [rows, stride]; may be exps where the types agree; null: loss only
+  T* dlogits = nullptr;         ///< [rows, stride]; may be exps if the types are equal; null: loss only
   double* loss_sum;             ///< one value; the rows are added in ascending order
   std::int64_t rows, num_tokens, stride, first_token;
   double scale;  ///< usually 1 / target tokens of the global batch

@@ -12,7 +12,7 @@ void fill(Cpu, T* x, std::int64_t count, float value);
 template <class T>
 void fill(Cuda, T* x, std::int64_t count, float value);
 
-/// y[i] = To(x[i]); x and y may be the same memory only where the types are the same.
+/// y[i] = To(x[i]); x and y may be the same memory only if the types are the same.
 template <class From, class To>
 void cast(Cpu, const From* x, To* y, std::int64_t count);
 template <class From, class To>

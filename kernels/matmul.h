@@ -23,7 +23,7 @@ namespace choir::kernels {
 ///   gelu_gradient  c = sum gelu'(before)                                       without bias
 ///   bias_gradient  c = sum, bias_gradient [m] += sum over k of op(a) [m, k]    without bias; c is f32
 ///
-/// In a weight gradient, where a is dy transposed, that last sum is over the rows of dy: the gradient of the bias.
+/// In a weight gradient a is dy transposed, and that last sum is over the rows of dy: the gradient of the bias.
 enum class Epilogue : std::uint8_t { none, gelu, gelu_gradient, bias_gradient };
 
 /// c [m, n] = epilogue(op(a) [m, k] op(b) [k, n] + bias [n] (+ c if `accumulate`)). Row-major; sums in

@@ -20,7 +20,7 @@ struct Dropout {
   std::int64_t first_row = 0;  ///< global row (sample * length + position) of row 0
 };
 
-/// p * 2^32 rounded up: an element is dropped where its random word is below this.
+/// p * 2^32 rounded up: an element is dropped if its random word is below this.
 constexpr std::uint32_t drop_below(double p) {
   const double exact = p * 4294967296.0;
   const auto floor = static_cast<std::uint64_t>(exact);

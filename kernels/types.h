@@ -25,7 +25,7 @@ struct bf16 {
   constexpr operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 };
 
-/// The type in which a kernel on T keeps statistics, sums and 1-D parameters: f32, and f64 where T is f64 (tests).
+/// The type in which a kernel on T keeps statistics, sums and 1-D parameters: f32, and f64 if T is f64 (tests).
 template <class T>
 struct AccumulateType {
   using type = float;
@@ -47,7 +47,7 @@ struct Cpu {
   cpu::MatmulPlans* plans = nullptr;  ///< oneDNN primitives already made, by shape
 };
 
-/// True where the build found the CUDA toolkit: the overloads for Cuda exist. They are made for f32 and bf16, not f64.
+/// True if the build found the CUDA toolkit: the overloads for Cuda exist. They are made for f32 and bf16, not f64.
 #ifdef CHOIR_CUDA
 inline constexpr bool built_with_cuda = true;
 #else

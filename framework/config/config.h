@@ -89,8 +89,8 @@ struct Config {
 
 /// Reads `file` ("" for defaults only), then applies overrides of the form "section.key=value". The value of a text is
 /// taken as it is, with blanks, quotes and line breaks; other values are YAML. The last override of a key wins.
-/// Throws ConfigError with every problem of reading: unknown key (nearest named), wrong type, text that is not UTF-8,
-/// with file and line; and, if there is one, the values outside their limits as well.
+/// Throws ConfigError with every problem of reading: unknown key or name (nearest named), wrong type, text that is not
+/// UTF-8, with file and line; and, if there is one, the values outside their limits as well.
 Config read_config(const std::string& file, const std::vector<std::string>& overrides = {});
 
 /// The same from text; `name` stands for the file in messages.

@@ -97,7 +97,7 @@ std::optional<T> number(const std::string& text) {
   return value;
 }
 
-// How the user probably meant `node`, written as the field takes it; empty where there is no telling.
+// How the user probably meant `node`, written as the field takes it; empty if that is not clear.
 struct Suggestion {
   const YAML::Node& node;
 
@@ -173,7 +173,7 @@ struct Store {
   }
 };
 
-// `name` is none of the names that `field` takes.
+// `name` is not one of the names that `field` takes.
 Problem unknown_name(const Field& field, std::string name) {
   const std::vector<std::string>& names = std::get<Choice>(field.slot).names;
   const std::vector<std::string>& planned = field.limits.planned;
@@ -270,7 +270,7 @@ Problem Reader::unknown_key(const std::string& key, const YAML::Mark& mark, cons
   std::vector<std::string> meant = keys_called(table_, last_part(key));  // right name, wrong section
   if (meant.empty() && is_value) meant = {key.substr(0, begin + name.size())};
   if (meant.empty()) {
-    std::vector<std::string> names = siblings;  // first, so that they win where others are as near
+    std::vector<std::string> names = siblings;  // first, so that they win if others are as near
     for (const Field& field : table_) names.push_back(last_part(field.key));
     const std::string near = nearest(name, names);
     const bool is_sibling = std::find(siblings.begin(), siblings.end(), near) != siblings.end();
@@ -359,7 +359,7 @@ std::optional<YAML::Mark> second_document(const std::string& text) {
   return starts.marks.at(1);
 }
 
-// yaml-cpp's own words, but where they do not say what happened.
+// yaml-cpp's own words, unless they do not say what happened.
 std::string reason(const YAML::Exception& error) {
   if (error.msg == YAML::ErrorMsg::DOC_IN_SCALAR) return "a quote opened above is not closed";
   if (error.msg == YAML::ErrorMsg::BAD_FILE) return "it is nested too deeply";

@@ -91,7 +91,7 @@ std::vector<Field> fields(DataConfig& c) {
 std::vector<Field> fields(TrainAttentionConfig& c) {
   return {
       {"train.attention.implementation", &c.implementation,
-       "which attention kernels a GPU uses; auto: cuDNN's where it takes the shape, else Choir's own"},
+       "which attention kernels a GPU uses; auto: cuDNN's if it supports the shape, else Choir's own"},
       {"train.attention.deterministic", &c.deterministic, "the same bits every run; cuDNN needs more memory for it"},
   };
 }
@@ -104,7 +104,7 @@ std::vector<Field> fields(TrainConfig& c) {
       {"train.precision", &c.precision, "of activations and matrix products; master weights are always f32"},
       {"train.emulate_bf16", &c.emulate_bf16, "let bf16 run, slowly, on a processor without bf16 instructions"},
       {"train.seed", &c.seed, "of initial weights, data order and dropout"},
-      {"train.device", &c.device, "where the arithmetic runs; auto: on a GPU where one is visible"},
+      {"train.device", &c.device, "where the arithmetic runs; auto: on a GPU if one is visible"},
       {"train.streams", &c.streams, "CPU streams run at once, or on a worker thread each"},
       {"train.threads", &c.threads, "threads per rank; 0: usable cores / ranks on this machine", at_least(0, 65536)},
       {"train.recompute", &c.recompute, "block: run a block's forward again in its backward instead of saving it"},

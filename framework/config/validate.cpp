@@ -1,5 +1,5 @@
 // What cannot work, before anything is allocated. First each value on its own, from the limits in the table; then what
-// depends on several keys or on the number of ranks, left out where one of its values is already wrong.
+// depends on several keys or on the number of ranks, left out if one of its values is already wrong.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 

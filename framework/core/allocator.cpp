@@ -29,7 +29,7 @@ class HostMemory : public MemorySource {
     char* end = aligned + bytes;
     char* raw_end = begin + bytes + slack;
     if (raw_end != end) munmap(end, static_cast<std::size_t>(raw_end - end));
-    madvise(aligned, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);  // a wish: without huge pages it is only slower
+    madvise(aligned, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);  // a hint: without huge pages it is only slower
     return aligned;
   }
   void unmap(void* address, std::int64_t bytes) noexcept override { munmap(address, static_cast<std::size_t>(bytes)); }

@@ -20,18 +20,18 @@ enum class MemoryKind : std::uint8_t { parameters, gradients, optimizer, saved, 
 inline constexpr int num_memory_kinds = 6;
 const char* name_of(MemoryKind kind);
 
-/// Where an allocator gets its memory.
+/// The source of an allocator's memory.
 class MemorySource {
  public:
   virtual ~MemorySource() = default;
-  /// At least 64-byte aligned; null where none is left.
+  /// At least 64-byte aligned; null if none is left.
   virtual void* map(std::int64_t bytes) = 0;
   virtual void unmap(void* address, std::int64_t bytes) noexcept = 0;
 };
 
-/// Anonymous memory of the host; large blocks on huge pages where the system has them.
+/// Anonymous memory of the host; large blocks on huge pages if the system has them.
 std::unique_ptr<MemorySource> host_memory();
-/// Addresses without memory behind them, each given once.
+/// Addresses without memory behind them, each handed out once.
 std::unique_ptr<MemorySource> counted_memory();
 
 struct MemoryUse {
@@ -52,8 +52,8 @@ class Allocator {
   Allocator(const Allocator&) = delete;
   Allocator& operator=(const Allocator&) = delete;
 
-  /// Where the source has none left, cached blocks are given back and it is asked again. Throws Error that says what
-  /// holds the memory.
+  /// If the source has none left, frees the cached blocks and tries once more. Throws Error that lists what holds the
+  /// memory.
   Block allocate(std::int64_t bytes, MemoryKind kind);
   void release(const Block& block) noexcept;
   /// Moves a block to another line of the memory plan: an activation that backward will need becomes `saved`.

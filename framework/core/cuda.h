@@ -1,6 +1,6 @@
 // The GPU of one rank as the rest of core sees it: memory, streams, events, copies, ranges for profilers.
 //
-// core/cuda/cuda.cpp does it with the CUDA run-time; core/cuda_absent.cpp is linked if the build has no toolkit:
+// core/cuda/cuda.cpp does it with the CUDA run-time; core/cuda_absent.cpp is linked in a build without the toolkit:
 // there no GPU is ever visible, and nothing else here is called.
 #pragma once
 
@@ -36,14 +36,14 @@ struct GpuFacts {
   std::int64_t memory_bytes = 0;
   int compute_capability = 0;  ///< 90 for sm_90
   int multiprocessors = 0;
-  /// Peak rates, computed from clocks and widths: f32 with fused multiply-adds, bf16 on dense tensor cores, device
-  /// memory. 0 if the driver does not report a clock.
+  /// Peak rates, computed from clock rates and unit counts: f32 with fused multiply-adds, bf16 on dense tensor cores,
+  /// device memory. 0 if the driver does not report a clock.
   double f32_flops_per_second = 0, bf16_flops_per_second = 0, bytes_per_second = 0;
 };
 
 namespace cuda {
 
-/// GPUs that this process can use. If there are none, `reason` says why: no driver, no device, no toolkit.
+/// The number of GPUs that this process can use. If it is 0, `reason` says why: no driver, no device, no toolkit.
 int visible_gpus(std::string& reason);
 GpuFacts gpu_facts(int index);
 

@@ -1,4 +1,4 @@
-// core/cuda.h where the build has no CUDA toolkit.
+// core/cuda.h in a build without the CUDA toolkit.
 #ifndef CHOIR_CUDA
 
 #include "framework/core/cuda.h"

@@ -30,7 +30,7 @@ struct Weight {
   std::int64_t rows = 0, width = 0;
   bool matrix = true;       ///< matrices and embeddings have a bf16 value in bf16 runs; 1-D weights are always f32
   Tensor value;             ///< [rows, width], what forward reads
-  Tensor master;            ///< [rows, width] f32 (f64 in tests); the same memory as value where the types agree
+  Tensor master;            ///< [rows, width] f32 (f64 in tests); the same memory as value if the types are equal
   Tensor gradient;          ///< [rows, width] f32 (f64 in tests); backward adds to it
   std::int64_t offset = 0;  ///< of its first element in the flat arrays
 };
@@ -79,7 +79,7 @@ class ParameterStore {
   void allocate(Runtime& runtime, std::int64_t alignment, bool inference = false);
   /// Writes the start values (on the host) and the rounded values.
   void initialize(Runtime& runtime);
-  /// Rounds all masters into the bf16 values. No-op where master and value are one.
+  /// Rounds all masters into the bf16 values. Does nothing if master and value are the same memory.
   void round_values(Runtime& runtime);
 
   const std::deque<Parameter>& parameters() const { return parameters_; }
@@ -90,7 +90,7 @@ class ParameterStore {
   std::int64_t group_begin(int group) const { return group_begin_[static_cast<std::size_t>(group)]; }
   std::int64_t group_end(int group) const { return group + 1 < groups() ? group_begin(group + 1) : size_; }
 
-  Tensor master, gradient, value;  ///< the flat arrays [size]; value is empty where it would equal master
+  Tensor master, gradient, value;  ///< the flat arrays [size]; value is empty if it would equal master
 
  private:
   std::deque<Weight> weights_;

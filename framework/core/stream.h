@@ -69,9 +69,9 @@ class Event {
  public:
   /// Everything enqueued on `stream` so far happens before this event.
   void record(Stream& stream);
-  /// Everything enqueued on `stream` from now on happens after the last record(). No-op where nothing was recorded.
+  /// Everything enqueued on `stream` from now on happens after the last record(). Does nothing if nothing was recorded.
   void wait(Stream& stream) const;
-  /// True where everything before the last record() has happened, or nothing was recorded.
+  /// True if everything before the last record() has happened, or nothing was recorded.
   bool done() const;
 
  private:

@@ -20,7 +20,7 @@ ops::Activation activation_of(FeedForwardKind kind) {
   std::abort();  // all values are above
 }
 
-/// How many positions the learned embedding and the rotary table have; 0: there is none.
+/// How many positions the learned embedding and the rotary table have; 0: not used.
 struct TablePositions {
   std::int64_t learned = 0, rotary = 0;
 };

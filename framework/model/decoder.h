@@ -26,7 +26,7 @@ class Decoder {
   /// Declares the parameters in groups: 0 the embedding, 1 ... L the blocks, L + 1 final norm and head.
   Decoder(const ModelConfig&, const TensorShare&, bool recompute, ParameterStore&);
 
-  /// ids, targets [N] i32. Adds the losses of all target tokens to loss_sum (one f64 on the device). Where
+  /// ids, targets [N] i32. Adds the losses of all target tokens to loss_sum (one f64 on the device). With
   /// `gradient`, also saves what backward needs, for the gradient of scale * loss.
   void forward(const Tensor& ids, const Tensor& targets, const Tensor& loss_sum, double scale, bool gradient, Saved&,
                Context&) const;

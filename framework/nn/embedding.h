@@ -13,7 +13,7 @@
 namespace choir {
 
 /// A vocabulary slice: [begin, end) of the tokens, in a local table padded to `rows` (one common multiple of 8), so
-/// that every rank's products have the same shape. Padding rows are zero and no part of any parameter.
+/// that every rank's products have the same shape. Padding rows are zero and belong to no parameter.
 struct VocabularySlice {
   std::int64_t begin = 0, end = 0, rows = 0;
   std::int64_t count() const { return end - begin; }

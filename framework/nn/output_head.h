@@ -17,7 +17,7 @@ class OutputHead {
              ParameterStore&);
 
   /// Adds the losses of the rows to loss_sum (one f64). x [rows held, D], targets [N] i32, negative: not counted.
-  /// Where `gradient`: returns dx [rows held, D] of scale * loss and accumulates the weight's gradient; else empty.
+  /// With `gradient`: returns dx [rows held, D] of scale * loss and accumulates the weight's gradient; else empty.
   Tensor loss(const Tensor& x, const Tensor& targets, const Tensor& loss_sum, double scale, bool gradient,
               Context&) const;
 

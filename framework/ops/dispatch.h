@@ -63,7 +63,7 @@ decltype(auto) with_type(DType type, Body&& body) {
   throw Error({.what = std::string("no kernels for elements of type ") + name_of(type)});
 }
 
-/// Throws Error where `holds` is false: two tensors do not fit together, which is a mistake in Choir or in its caller.
+/// Throws Error if `holds` is false: the operands do not fit together, which is a mistake in Choir or in its caller.
 inline void check(bool holds, const char* rule, std::source_location at = std::source_location::current()) {
   if (!holds) throw Error({.what = std::string("operands do not fit together: ") + rule}, at);
 }

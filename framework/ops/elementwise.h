@@ -11,7 +11,7 @@ void fill(Runtime&, const Tensor& x, float value);
 /// to = from: same shape and type, any row strides, not overlapping.
 void copy(Runtime&, const Tensor& from, const Tensor& to);
 
-/// The contiguous copy of `x`: the same handle where it is contiguous already.
+/// The contiguous copy of `x`: the same handle if it is already contiguous.
 Tensor contiguous(Runtime&, const Tensor& x);
 
 /// to (contiguous) = bytes of host memory, which are read before this returns.

@@ -58,7 +58,7 @@ decltype(auto) with_arguments(const Product& p, Body&& body) {
   return body(arguments_of<float, float>(p));
 }
 
-/// True where the product computes its epilogue on this device. May be asked with any tensor of c's shape in its place.
+/// True if the product computes its epilogue on this device. May be asked with any tensor of c's shape in its place.
 bool fuses(Runtime& runtime, const Product& p) {
   return with_arguments(p, [&]<class In, class Out>(const kernels::Matmul<In, Out>& args) {
     return runtime.device.with_kernels<In>([&](auto device) { return kernels::matmul_fuses(device, args); });

@@ -1,6 +1,6 @@
-// The three products of a linear layer y = x w^T + b, and what the device does beside them in one pass where it can:
-// the nonlinearity behind the layer or before it, and the gradient of the bias. Elsewhere a kernel of its own does that
-// after the product. Weights are [out, in].
+// The three products of a linear layer y = x w^T + b, and what can be fused with them: the activation after the layer
+// or before it, and the gradient of the bias. A device that cannot fuse it runs a separate kernel after the product.
+// Weights are [out, in].
 #pragma once
 
 #include "framework/core/runtime.h"
@@ -23,12 +23,12 @@ Tensor linear_input_gradient(Runtime&, const char* name, const Tensor& dy, const
 /// The same into `dx`, for one chunk of rows of a larger tensor.
 void linear_input_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& weight, const Tensor& dx);
 
-/// dx as above where x = activation(before). Returns the gradient of `before`, shaped like it.
+/// dx as above for x = activation(before). Returns the gradient of `before`, shaped like it.
 Tensor linear_input_gradient_activation(Runtime&, const char* name, Activation kind, const Tensor& dy,
                                         const Tensor& weight, const Tensor& before);
 
 /// dweight [out, in] += dy [N, out]^T x [N, in], accumulated by the product itself;
-/// dbias [out] += column sums of dy, where there is one
+/// dbias [out] += column sums of dy, unless `dbias` is empty
 void linear_weight_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& x, const Tensor& dweight,
                             const Tensor& dbias = {});
 

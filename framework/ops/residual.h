@@ -8,13 +8,14 @@ namespace choir::ops {
 
 using kernels::Dropout;
 
-/// Dropout with the run's key for `what` and the step's counter; row 0 of the tensor is `first_row` of the global batch.
+/// Dropout with the run's key for `what` and the step's counter; row 0 of the tensor is `first_row` of the global
+/// batch.
 Dropout dropout_for(Runtime&, double p, std::string_view what, std::int64_t first_row);
 
 /// y [N, D] = x + dropout(delta + bias). `x` and `bias` may be empty.
 Tensor residual(Runtime&, const Tensor& x, const Tensor& delta, const Tensor& bias, const Dropout& dropout);
 
-/// ddelta [N, D] = the kept part of dy; the very handle of dy where nothing is dropped.
+/// ddelta [N, D] = the kept part of dy; the handle of dy itself if nothing is dropped.
 Tensor residual_backward(Runtime&, const Tensor& dy, const Dropout& dropout);
 
 }  // namespace choir::ops

@@ -66,7 +66,7 @@ class DataParallel {
   const std::vector<FlatRange>& counted() const { return counted_; }
   /// After the update: every rank gets the masters that other ranks updated.
   void gather_masters(Context&);
-  /// True where gather_masters() brings masters that this rank did not update.
+  /// True if gather_masters() brings masters that this rank did not update.
   bool gathers() const { return zero_; }
 
  private:

@@ -7,8 +7,8 @@
 namespace choir {
 namespace {
 
-/// x [N, D] as sum_rows() takes it: whole blocks of rows, those beyond N zeros; the same handle where nothing is to be
-/// added. On the compute stream, wherever the sum runs.
+/// x [N, D] as sum_rows() takes it: padded to whole blocks of rows with zeros; the same handle if no row is missing.
+/// Runs on the compute stream, whichever stream the sum runs on.
 Tensor pad_rows(const Tensor& x, Context& context) {
   Runtime& runtime = context.runtime;
   const std::int64_t rows = context.sequence ? row_share(context).block * context.mesh.tensor->size() : x.rows();
@@ -28,8 +28,8 @@ Tensor gather_rows(const Tensor& x, Context& context, const char* label) {
   return all.slice_rows(0, context.rows());
 }
 
-/// Where the sum of partial [N, D] goes: in place, or to the rows held. Memory is there in the order of the compute
-/// stream, wherever the sum runs.
+/// The tensor that gets the sum of partial [N, D]: `partial` itself, or one for the rows held. Its memory is allocated
+/// in the order of the compute stream, whichever stream the sum runs on.
 Tensor place_of_sum(const Tensor& partial, Context& context) {
   if (!context.sequence) return partial;
   return context.runtime.empty({row_share(context).block, partial.width()}, partial.dtype());

@@ -19,13 +19,13 @@ namespace choir::kernels {
 namespace HWY_NAMESPACE {
 namespace {
 
-/// c(x) and x c'(x). Of NaN they may be numbers: it is forward's factor x that passes it on.
+/// c(x) and x c'(x). They may be numbers if x is NaN: the factor x of forward keeps the NaN.
 template <class V>
 struct Gate {
   V value, slope;
 };
 
-/// `x` within [-bound, bound], outside which a gate has long been 0 or 1 and its slope 0.
+/// `x` within [-bound, bound], outside which a gate is 0 or 1 and its slope 0 in every type.
 template <class D>
 HWY_INLINE hn::Vec<D> limit(D d, hn::Vec<D> x, double bound) {
   const auto high = hn::Set(d, static_cast<hn::TFromD<D>>(bound));

@@ -47,7 +47,7 @@ HWY_INLINE hn::Vec<D> power_of_two(D d, hn::Vec<D> x) {
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Mul(p, power));
 }
 
-/// The same in f64 (tests); Highway's own Exp makes 0 of NaN.
+/// The same in f64 (tests); Highway's own Exp returns 0 for NaN.
 template <class D, hwy::EnableIf<sizeof(hn::TFromD<D>) == 8>* = nullptr>
 HWY_INLINE hn::Vec<D> power_of_two(D d, hn::Vec<D> x) {
   return hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, hn::Mul(x, hn::Set(d, log_of_2))));
@@ -115,7 +115,7 @@ void unpack_rows(const A* from, std::int64_t from_stride, std::int64_t rows, std
 
 // ---- A block of scores: the queries of a unit against the keys of one key block
 
-/// What the mask leaves of a block; keys and queries are counted from its corner.
+/// The part of a block that the mask allows; keys and queries are counted from its corner.
 struct Block {
   const AttentionShape& shape;
   std::int64_t first_query, rows, first_key;
@@ -188,7 +188,7 @@ Range mask_row(A* row, Range seen, std::int64_t step) {
   return vectors;
 }
 
-/// Zeros beyond `vectors`, where products that take several rows at once read them.
+/// Zeros outside `vectors`: products of several rows at once read them there.
 template <class A>
 void clear_row(A* row, Range vectors) {
   std::fill(row, row + vectors.begin, A(0));
@@ -197,8 +197,8 @@ void clear_row(A* row, Range vectors) {
 
 // ---- Forward
 
-/// scores -> exp(scores - running maximum), with row_max and row_sum brought up to date; rescale[i] is what the sums
-/// over earlier blocks have to be multiplied by.
+/// scores -> exp(scores - running maximum), with row_max and row_sum brought up to date; rescale[i] is the factor
+/// for the sums over earlier blocks.
 template <class A>
 void online_softmax(const Block& block, const cpu::ForwardMemory<A>& memory) {
   const hn::ScalableTag<A> d;

@@ -68,7 +68,7 @@ inline std::int64_t kv_head_of(const AttentionShape& s, std::int64_t head) {
   return (head + s.group_offset) / s.group_size;
 }
 
-/// The units that read key/value head `kv_head` of `batch`; empty where no query head does.
+/// The units that read key/value head `kv_head` of `batch`; empty if no query head does.
 inline Range units_of_group(const AttentionShape& s, std::int64_t batch, std::int64_t kv_head) {
   const std::int64_t blocks = num_blocks(s.q_length, query_block);
   const Range heads =

@@ -37,7 +37,7 @@ class DropoutFactors {
   alignas(64) A factors_[capacity];
 };
 
-/// Calls body(row, first column, count, factors) for pieces of the rows that are `elements`; no factors where p == 0.
+/// Calls body(row, first column, count, factors) for pieces of the rows that are `elements`; no factors if p == 0.
 template <class A, class Body>
 HWY_INLINE void for_each_piece(Part elements, std::int64_t width, const Dropout& dropout, const Body& body) {
   DropoutFactors<A> factors;

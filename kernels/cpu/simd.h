@@ -27,7 +27,7 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 using cpu::Part;
 
-/// Vectors in which a kernel on T computes: f32, or f64 where T is f64.
+/// Vectors in which a kernel on T computes: f32, or f64 if T is f64.
 template <class T>
 using Tag = hn::ScalableTag<Accumulate<T>>;
 
@@ -193,7 +193,7 @@ HWY_INLINE hn::Vec<D> exp(D d, hn::Vec<D> x) {
   return hn::IfThenZeroElse(hn::Lt(x, low), y);
 }
 
-/// 1 / (1 + exp(-x)); of NaN it may be a number.
+/// 1 / (1 + exp(-x)); it may be a number if x is NaN.
 template <class D>
 HWY_INLINE hn::Vec<D> sigmoid(D d, hn::Vec<D> x) {
   const auto one = hn::Set(d, hn::TFromD<D>(1)), bound = hn::Set(d, hn::TFromD<D>(87));

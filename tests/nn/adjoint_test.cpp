@@ -12,7 +12,8 @@ namespace {
 
 constexpr std::int64_t sequences = 3, length = 107, width = 50, hidden = 133;
 
-// The sums, one after another, on the longest way through a layer (framework/train/comparison.h), and the longest of them.
+// The sums, one after another, on the longest way through a layer (framework/train/comparison.h), and the longest of
+// them.
 constexpr double attention_steps = 7, feed_forward_steps = 4, block_steps = attention_steps + feed_forward_steps + 2;
 constexpr double longest = hidden;
 

@@ -42,7 +42,7 @@ class PinnedBuffer {
   void* memory_ = nullptr;
 };
 
-/// Asks CUDA only for memory that the caching allocator does not have; in the order of the compute stream.
+/// Device memory for the caching allocator, allocated and freed in the order of the compute stream.
 class StreamOrderedMemory : public MemorySource {
  public:
   explicit StreamOrderedMemory(cudaStream_t stream) : stream_(stream) {}
@@ -51,7 +51,7 @@ class StreamOrderedMemory : public MemorySource {
     void* address = nullptr;
     const cudaError_t status = cudaMallocAsync(&address, static_cast<std::size_t>(bytes), stream_);
     if (status == cudaErrorMemoryAllocation) {
-      cudaGetLastError();  // the allocator handles it: the error must not show up at the next launch
+      cudaGetLastError();  // the allocator handles it; the next launch must not report it
       return nullptr;
     }
     check(status, "cudaMallocAsync of " + std::to_string(bytes) + " bytes");
@@ -70,9 +70,9 @@ int visible_gpus(std::string& reason) {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
     cudaGetLastError();
-    int driver = 0;  // without a driver, CUDA reports that the driver is too old
+    int driver = 0;  // without a driver cudaGetDeviceCount reports one that is too old
     cudaDriverGetVersion(&driver);
-    reason = driver == 0 ? "there is no CUDA driver" : std::string("CUDA says: ") + cudaGetErrorString(status);
+    reason = driver == 0 ? "there is no CUDA driver" : std::string("CUDA reports: ") + cudaGetErrorString(status);
     return 0;
   }
   if (count == 0) reason = "CUDA sees no GPU";
