@@ -13,6 +13,7 @@
 
 #include "framework/core/error.h"
 #include "framework/core/quantity.h"
+#include "framework/core/team.h"
 #include "framework/data/hdf5_file.h"
 #include "kernels/matmul.h"
 #include "launch/command_line.h"
@@ -58,6 +59,21 @@ Check processor_check() {
           .fix = bf16 ? ""
                       : "f32 runs at full speed; train.precision=bf16 on this CPU needs train.emulate_bf16=true "
                         "(the same values, slowly)"};
+}
+
+/// The threads that a run gets without train.threads, proved by a real team.
+Check threads_check(const MpiProcess& process) {
+  try {
+    const ThreadCount count = threads_per_rank({}, process.processors());
+    settle_team(count.threads);
+    return {
+        .name = "threads",
+        .text = fmt::format("{} a rank, from {}; {} processors here, {} rank{}", count.threads, count.source,
+                            usable_processors().count(), process.local_ranks(), process.local_ranks() == 1 ? "" : "s")};
+  } catch (const ConfigError& error) {
+    const Problem& problem = error.problems().front();
+    return {.state = State::broken, .name = "threads", .text = problem.what, .fix = problem.fix};
+  }
 }
 
 Check toolkit_check() {
@@ -132,8 +148,9 @@ constexpr const char* what_has_run =
     "is what that GPU of this machine has just computed.\n";
 
 int doctor(CommandLine& line, const std::string& folder) {
-  line.start_mpi();
+  const MpiProcess& process = line.start_mpi();
   std::vector<Check> checks = host_checks(folder);
+  checks.push_back(threads_check(process));
   if constexpr (kernels::built_with_cuda) {
     const std::vector<Check> gpus = gpu_checks();
     checks.insert(checks.end(), gpus.begin(), gpus.end());

@@ -20,13 +20,13 @@ struct Arguments {
 
 }  // namespace
 
-int print_plan(Config config, std::int64_t ranks, bool json) {
+int print_plan(Config config, std::int64_t ranks, int processors, bool json) {
   const DeviceKind kind = config.train.device == TrainDevice::cuda ? DeviceKind::cuda : DeviceKind::cpu;
   const bool emulated =
       kind == DeviceKind::cpu && config.train.precision == Precision::bf16 && !kernels::cpu::has_native_bf16();
   if (emulated) config.train.emulate_bf16 = true;  // planning needs no bf16 instructions
   throw_if_any(validate(config, ranks));
-  const int threads = threads_per_rank(config, static_cast<int>(ranks));
+  const int threads = threads_per_rank(config, processors).threads;
   std::string no_gpu;
   std::unique_ptr<Device> gpu;
   if (kind == DeviceKind::cuda && cuda::visible_gpus(no_gpu) > 0)
@@ -62,7 +62,9 @@ void add_plan_command(CommandLine& line) {
     line.run = [arguments] {
       Config config = arguments->config.read();
       config.train.device = value_named<TrainDevice>(arguments->device).value();
-      return print_plan(config, arguments->ranks, arguments->json);
+      const auto processors = static_cast<std::int64_t>(usable_processors().count());  // shared by all ranks
+      const int of_rank = static_cast<int>(std::max<std::int64_t>(1, processors / arguments->ranks));
+      return print_plan(config, arguments->ranks, of_rank, arguments->json);
     };
   });
 }

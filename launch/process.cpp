@@ -1,7 +1,6 @@
 #include "launch/process.h"
 
 #include <omp.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -25,17 +24,19 @@ MpiProcess::MpiProcess(int* argc, char*** argv) {
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local);
   MPI_Comm_size(local, &local_ranks_);
   MPI_Comm_rank(local, &local_rank_);
+  const ProcessorSet own = usable_processors();
+  processors_.resize(static_cast<std::size_t>(local_ranks_));
+  MPI_Allgather(&own, sizeof(own), MPI_BYTE, processors_.data(), sizeof(own), MPI_BYTE, local);
   MPI_Comm_free(&local);
 }
 
 MpiProcess::~MpiProcess() { MPI_Finalize(); }
 
-int threads_per_rank(const Config& config, int local_ranks) {
-  if (config.train.threads > 0) return static_cast<int>(config.train.threads);
-  cpu_set_t usable;
-  CPU_ZERO(&usable);
-  const int cores = sched_getaffinity(0, sizeof(usable), &usable) == 0 ? CPU_COUNT(&usable) : 1;
-  return std::max(1, cores / local_ranks);
+bool MpiProcess::shares_processors() const {
+  const auto own = static_cast<std::size_t>(local_rank_);
+  for (std::size_t i = 0; i < processors_.size(); ++i)
+    if (i != own && (processors_[i] & processors_[own]).any()) return true;
+  return false;
 }
 
 Config with_device(Config config) {
@@ -45,7 +46,7 @@ Config with_device(Config config) {
   return config;
 }
 
-/// Which visible GPU this rank drives. A launcher may show each rank all GPUs of the machine, or only its own.
+/// Which visible GPU this rank drives. A launcher can show each rank all GPUs of the machine, or only its own.
 static int choose_gpu(const MpiProcess& process) {
   std::string reason;
   const int visible = cuda::visible_gpus(reason);
@@ -82,8 +83,12 @@ static std::unique_ptr<Device> make_gpu_device(const Config& config, const MpiPr
 }
 
 std::unique_ptr<Device> make_device(const Config& config, const MpiProcess& process) {
-  const int threads = threads_per_rank(config, process.local_ranks());
-  omp_set_num_threads(threads);
+  const int threads = threads_per_rank(config, process.processors()).threads;
+  if (process.rank() == 0 && process.shares_processors() && omp_get_num_places() > 0)
+    std::fprintf(stderr,
+                 "choir: OpenMP binds the threads of each rank to the same processors of this machine: unset "
+                 "OMP_PROC_BIND, OMP_PLACES and GOMP_CPU_AFFINITY, or give each rank its own (mpirun --map-by "
+                 "slot:PE=N)\n");
   if (config.train.device == TrainDevice::cuda) return make_gpu_device(config, process, threads);
   return std::make_unique<Device>(threads, config.train.streams);
 }

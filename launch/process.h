@@ -5,10 +5,12 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "framework/comm/call_ring.h"
 #include "framework/comm/mesh.h"
 #include "framework/config/config.h"
+#include "launch/threads.h"
 
 namespace choir {
 
@@ -24,15 +26,17 @@ class MpiProcess {
   int ranks() const { return ranks_; }
   int local_ranks() const { return local_ranks_; }  ///< on this machine
   int local_rank() const { return local_rank_; }    ///< among those
+  /// The processors of this machine that fall to this rank, by what each local rank may use (launch/threads.h).
+  int processors() const { return processors_of_rank(processors_, local_rank_); }
+  /// True if other ranks of this machine may use the same processors.
+  bool shares_processors() const;
 
  private:
   int rank_ = 0, ranks_ = 1, local_ranks_ = 1, local_rank_ = 0;
+  std::vector<ProcessorSet> processors_;  // by local rank
 };
 
-/// train.threads, or the usable cores divided by the ranks on this machine, at least one.
-int threads_per_rank(const Config&, int local_ranks);
-
-/// `config` with train.device = auto replaced by what is there: cuda where a GPU is visible, else cpu. Call it before
+/// `config` with train.device = auto replaced by what is there: cuda if a GPU is visible, else cpu. Call it before
 /// validate().
 Config with_device(Config config);
 
@@ -40,8 +44,8 @@ Config with_device(Config config);
 GpuOptions gpu_options(const Config&);
 
 /// The device that train.device asks for, and on rank 0 a line about it on stderr. A GPU rank drives the GPU of its
-/// number on the machine; throws ConfigError if there are too few, or two ranks drive the same one. Sets the number of
-/// OpenMP threads of the calling thread. Collective.
+/// number on the machine; throws ConfigError if there are too few, or two ranks drive the same one. The device has
+/// threads_per_rank() threads. Collective.
 std::unique_ptr<Device> make_device(const Config&, const MpiProcess&);
 
 }  // namespace choir

@@ -32,7 +32,8 @@ Resume parse_resume(const std::string& text) {
 int train(CommandLine& line, const Arguments& arguments) {
   MpiProcess& process = line.start_mpi();
   const Config config = arguments.config.read();
-  if (arguments.dry_run) return process.rank() == 0 ? print_plan(config, process.ranks(), false) : 0;
+  if (arguments.dry_run)
+    return process.rank() == 0 ? print_plan(config, process.ranks(), process.processors(), false) : 0;
   throw_if_any(validate(config, process.ranks()));
   line.output_is_the_result = false;  // the run folder is
   install_signal_handlers();

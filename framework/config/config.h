@@ -52,7 +52,7 @@ struct TrainConfig {
   std::uint64_t seed = 1;
   TrainDevice device = TrainDevice::automatic;
   StreamMode streams = StreamMode::immediate;  ///< threaded: a worker thread per CPU stream
-  std::int64_t threads = 0;                    ///< per rank; 0: usable cores / ranks on this machine
+  std::int64_t threads = 0;                    ///< per rank; 0: OMP_NUM_THREADS, else the processors of the rank
   Recompute recompute = Recompute::none;
   double timeout = 600;                  ///< seconds without a finished collective before a rank is called hung
   std::string from;                      ///< start from the weights of this checkpoint, with a fresh optimizer
