@@ -25,13 +25,11 @@ namespace {
 using State = Check::State;
 
 Check mpi_check() {
-  char text[MPI_MAX_LIBRARY_VERSION_STRING] = {};
-  int length = 0, level = MPI_THREAD_SINGLE;
-  MPI_Get_library_version(text, &length);
+  int level = MPI_THREAD_SINGLE;
   MPI_Query_thread(&level);
-  const std::string version = std::string(text).substr(0, std::string(text).find_first_of(",\n"));
-  return {.name = "MPI",
-          .text = fmt::format("{}; threads: {}", version, level == MPI_THREAD_MULTIPLE ? "multiple" : "serialized")};
+  return {
+      .name = "MPI",
+      .text = fmt::format("{}; threads: {}", mpi_library(), level == MPI_THREAD_MULTIPLE ? "multiple" : "serialized")};
 }
 
 Check hdf5_check_version() {
@@ -151,6 +149,8 @@ int doctor(CommandLine& line, const std::string& folder) {
   const MpiProcess& process = line.start_mpi();
   std::vector<Check> checks = host_checks(folder);
   checks.push_back(threads_check(process));
+  for (const Problem& problem : check_launcher(process))
+    checks.push_back({.state = State::broken, .name = "launcher", .text = problem.what, .fix = problem.fix});
   if constexpr (kernels::built_with_cuda) {
     const std::vector<Check> gpus = gpu_checks();
     checks.insert(checks.end(), gpus.begin(), gpus.end());

@@ -1,9 +1,11 @@
 #include "launch/process.h"
 
+#include <fmt/format.h>
 #include <omp.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 
 #include "framework/core/error.h"
 #include "framework/core/quantity.h"
@@ -37,6 +39,45 @@ bool MpiProcess::shares_processors() const {
   for (std::size_t i = 0; i < processors_.size(); ++i)
     if (i != own && (processors_[i] & processors_[own]).any()) return true;
   return false;
+}
+
+std::string mpi_library() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = {};
+  int length = 0;
+  MPI_Get_library_version(text, &length);
+  return std::string(text).substr(0, std::string(text).find_first_of(",\n"));
+}
+
+/// The number in an environment variable; 0 if it is not set.
+static int number_in(const char* variable) {
+  const char* text = std::getenv(variable);
+  return text ? std::atoi(text) : 0;
+}
+
+std::vector<Problem> check_launcher(const MpiProcess& process) {
+  // Slurm sets SLURM_NTASKS, SLURM_PROCID and others in a batch script too; those of a step are srun's. An interactive
+  // step (srun --pty) has a terminal's, and runs one shell whatever the number of its tasks.
+  struct Launcher {
+    const char *name, *size, *interactive;
+  };
+  constexpr Launcher launchers[] = {{"mpirun of Open MPI", "OMPI_COMM_WORLD_SIZE", nullptr},
+                                    {"mpiexec of the MPICH family (MPICH, Intel MPI, MVAPICH)", "PMI_SIZE", nullptr},
+                                    {"srun of Slurm", "SLURM_STEP_NUM_TASKS", "SLURM_PTY_PORT"}};
+  if (process.ranks() > 1 || number_in("OMPI_COMM_WORLD_SIZE") == 1) return {};  // started by the launcher of its MPI
+  for (const Launcher& launcher : launchers) {
+    const int size = number_in(launcher.size);
+    if (size <= 1 || (launcher.interactive && std::getenv(launcher.interactive))) continue;
+    return {
+        {.what = fmt::format("{} started this process as one of {} ({} = {}), but {} sees one rank", launcher.name,
+                             size, launcher.size, size, mpi_library()),
+         .why = fmt::format("choir is built with {}, which that launcher has not reached; each of the {} processes "
+                            "would train alone, all in one run folder",
+                            mpi_library(), size),
+         .fix = fmt::format("start it with the mpirun of {} (under Slurm also: srun --mpi=pmix); if this is meant to "
+                            "be a run of one rank, unset {}",
+                            mpi_library(), launcher.size)}};
+  }
+  return {};
 }
 
 Config with_device(Config config) {

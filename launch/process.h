@@ -10,6 +10,7 @@
 #include "framework/comm/call_ring.h"
 #include "framework/comm/mesh.h"
 #include "framework/config/config.h"
+#include "framework/core/error.h"
 #include "launch/threads.h"
 
 namespace choir {
@@ -35,6 +36,13 @@ class MpiProcess {
   int rank_ = 0, ranks_ = 1, local_ranks_ = 1, local_rank_ = 0;
   std::vector<ProcessorSet> processors_;  // by local rank
 };
+
+/// The MPI that choir is linked with: "Open MPI v4.1.4".
+std::string mpi_library();
+
+/// A problem if another launcher started this process as one of several ranks of which MPI sees only one: each of them
+/// would take itself for rank 0 of 1. Variables that a batch script or an interactive shell has too do not count.
+std::vector<Problem> check_launcher(const MpiProcess&);
 
 /// `config` with train.device = auto replaced by what is there: cuda if a GPU is visible, else cpu. Call it before
 /// validate().

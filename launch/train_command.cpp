@@ -32,6 +32,7 @@ Resume parse_resume(const std::string& text) {
 int train(CommandLine& line, const Arguments& arguments) {
   MpiProcess& process = line.start_mpi();
   const Config config = arguments.config.read();
+  throw_if_any(check_launcher(process));
   if (arguments.dry_run)
     return process.rank() == 0 ? print_plan(config, process.ranks(), process.processors(), false) : 0;
   throw_if_any(validate(config, process.ranks()));

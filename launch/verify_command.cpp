@@ -12,6 +12,7 @@
 namespace choir {
 
 int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
+  throw_if_any(check_launcher(process));
   throw_if_any(validate(asked, process.ranks()));
   const Config config = narrowed(asked, process.ranks());
   throw_if_any(validate(config, process.ranks()));

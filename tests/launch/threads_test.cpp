@@ -1,10 +1,12 @@
-// The threads of a rank: how many it gets, and that no setting of OpenMP changes a result in silence.
+// The threads of a rank: how many it gets, that no setting of OpenMP changes a result in silence, and that a process
+// which a foreign launcher started does not take itself for a whole run.
 #include "launch/threads.h"
 
 #include <gtest/gtest.h>
 
 #include <filesystem>
 
+#include "launch/process.h"
 #include "tests/launch/runs.h"
 
 namespace choir::tests {
@@ -158,9 +160,10 @@ TEST_F(Threads, TheDoctorSaysHowManyAndWhatIsWrong) {
   const Finished good = choir("OMP_NUM_THREADS=3", folder);
   EXPECT_EQ(good.code, 0) << good.output;
   EXPECT_TRUE(contains(good, "3 a rank, from OMP_NUM_THREADS")) << good.output;
-  const Finished broken = choir("OMP_NUM_THREADS=3 OMP_THREAD_LIMIT=2", folder);
+  const Finished broken = choir("OMP_NUM_THREADS=3 OMP_THREAD_LIMIT=2 PMI_SIZE=4", folder);
   EXPECT_EQ(broken.code, 1) << broken.output;
   EXPECT_TRUE(contains(broken, "OMP_NUM_THREADS = 3, but OMP_THREAD_LIMIT = 2")) << broken.output;
+  EXPECT_TRUE(contains(broken, "PMI_SIZE = 4")) << broken.output;
 }
 
 TEST_F(Threads, RanksBoundToTheSameProcessorsAreTold) {
@@ -169,6 +172,31 @@ TEST_F(Threads, RanksBoundToTheSameProcessorsAreTold) {
             workshop_.path("tiny.yaml") + " train.steps=2 train.folder=" + workshop_.path("bound"));
   EXPECT_EQ(finished.code, 0) << finished.output;
   EXPECT_EQ(count(finished, "OMP_PROC_BIND"), 1u) << finished.output;
+}
+
+TEST_F(Threads, AProcessOfAForeignLauncherIsNotARunOfItsOwn) {
+  const std::string mpi = mpi_library();
+  expect_refused("PMI_SIZE=2 PMI_RANK=0", "", {"mpiexec of the MPICH family", "one of 2 (PMI_SIZE = 2)", mpi});
+  expect_refused("SLURM_STEP_NUM_TASKS=4 SLURM_PROCID=3", "", {"srun of Slurm", "SLURM_STEP_NUM_TASKS = 4", mpi});
+  expect_refused("OMPI_COMM_WORLD_SIZE=3", "", {"mpirun of Open MPI", "OMPI_COMM_WORLD_SIZE = 3", mpi});
+}
+
+TEST_F(Threads, AnAllocationOrAShellInItIsNotAForeignLauncher) {
+  for (const char* variables :
+       {"SLURM_JOB_ID=7 SLURM_NTASKS=4 SLURM_NPROCS=4 SLURM_PROCID=0 SLURM_LOCALID=0",  // a batch script without srun
+        "SLURM_JOB_ID=7 SLURM_NTASKS=4 SLURM_STEP_NUM_TASKS=1",        // salloc with an interactive step
+        "SLURM_JOB_ID=7 SLURM_STEP_NUM_TASKS=4 SLURM_PTY_PORT=40001",  // srun --pty
+        "PMI_SIZE=1 PMI_RANK=0"}) {
+    const Finished finished = train(variables, "run");
+    EXPECT_EQ(finished.code, 0) << variables << "\n" << finished.output;
+    std::filesystem::remove_all(workshop_.path("run"));
+  }
+  // One rank of the right launcher, inside a wrong one; and a verb that is made for one process.
+  const Finished inside = shell(environment("PMI_SIZE=4 PMI_RANK=1") + "mpirun -n 1 " CHOIR_BINARY " train " +
+                                workshop_.path("tiny.yaml") + " train.folder=" + workshop_.path("run"));
+  EXPECT_EQ(inside.code, 0) << inside.output;
+  const Finished text = choir("PMI_SIZE=4 PMI_RANK=1", "generate " + workshop_.path("run"));
+  EXPECT_EQ(text.code, 0) << text.output;
 }
 
 }  // namespace
