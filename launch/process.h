@@ -15,7 +15,8 @@
 
 namespace choir {
 
-/// MPI for the life of the program. Errors of MPI calls come back to the caller.
+/// MPI for the life of the program. Errors of MPI calls come back to the caller. A rank that waits in MPI leaves its
+/// processor to others.
 class MpiProcess {
  public:
   MpiProcess(int* argc, char*** argv);

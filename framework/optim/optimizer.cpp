@@ -80,8 +80,7 @@ Tensor Optimizer::step(Context& context) {
     switch (config_.kind) {
       case OptimizerKind::adamw:
         ops::adamw(runtime, flat(store_.master), flat(store_.gradient), state(0), state(1), value, shard.segments,
-                   static_cast<float>(config_.betas[0]), static_cast<float>(config_.betas[1]),
-                   static_cast<float>(config_.epsilon));
+                   config_.betas[0], config_.betas[1], static_cast<float>(config_.epsilon));
         break;
       case OptimizerKind::sgd:
         ops::sgd(runtime, flat(store_.master), flat(store_.gradient), state(0), value, shard.segments,

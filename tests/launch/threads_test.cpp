@@ -3,6 +3,8 @@
 #include "launch/threads.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <filesystem>
 
@@ -197,6 +199,27 @@ TEST_F(Threads, AnAllocationOrAShellInItIsNotAForeignLauncher) {
   EXPECT_EQ(inside.code, 0) << inside.output;
   const Finished text = choir("PMI_SIZE=4 PMI_RANK=1", "generate " + workshop_.path("run"));
   EXPECT_EQ(text.code, 0) << text.output;
+}
+
+TEST(Process, ARankThatWaitsLeavesItsProcessorToOthers) {
+  const pid_t child = fork();  // MPI can start once in a process, and it changes the environment
+  if (child == 0) {
+    unsetenv("OMPI_MCA_mpi_yield_when_idle");
+    int argc = 0, provided = 0, index = 0, count = 0, yields = 0;
+    char** argv = nullptr;
+    const MpiProcess process(&argc, &argv);
+    MPI_T_init_thread(MPI_THREAD_SINGLE, &provided);
+    MPI_T_cvar_handle handle;
+    const bool known = MPI_T_cvar_get_index("mpi_yield_when_idle", &index) == MPI_SUCCESS &&
+                       MPI_T_cvar_handle_alloc(index, nullptr, &handle, &count) == MPI_SUCCESS;
+    if (known) MPI_T_cvar_read(handle, &yields);
+    _exit(known ? yields : 77);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == 77) GTEST_SKIP() << "not Open MPI";
+  EXPECT_EQ(WEXITSTATUS(status), 1);
 }
 
 }  // namespace
