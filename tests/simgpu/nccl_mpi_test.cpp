@@ -147,10 +147,13 @@ using FloatNcclCollectives = NcclCollectives<float>;
 TEST_F(FloatNcclCollectives, BarrierWaitsForTheLast) {
   // Each rank sleeps, then says so; after the barrier all have said so.
   std::this_thread::sleep_for(std::chrono::milliseconds(20 * rank));
-  const double before = MPI_Wtime();
+  const auto now = [] {  // the host's clock: MPI_Wtime of Open MPI 5 starts with each process
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  };
+  const double before = now();
   comm.barrier(stream, "test");
   ranks->device.synchronize();
-  double times[] = {before, -MPI_Wtime()};
+  double times[] = {before, -now()};
   MPI_Allreduce(MPI_IN_PLACE, times, 2, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
   EXPECT_LE(times[0], -times[1]);  // the last arrival is before the first departure
 }
