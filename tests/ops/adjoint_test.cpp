@@ -1,22 +1,30 @@
 // Every differentiable operation against its backward at sizes that cross tiles, blocks and threads: hundreds of rows,
 // widths that no vector divides, operands that are columns of wider buffers. The sums of each (k n of the error model
 // in tests/support/adjoint.h) stand beside the call.
+//
+// The test runs over the list of operations: a new one that is not in the table at the end fails.
 #include "tests/support/adjoint.h"
 
-#include "framework/ops/activation.h"
-#include "framework/ops/attention.h"
-#include "framework/ops/cross_entropy.h"
-#include "framework/ops/elementwise.h"
-#include "framework/ops/embedding.h"
-#include "framework/ops/linear.h"
-#include "framework/ops/norm.h"
-#include "framework/ops/residual.h"
+#include <map>
+
+#include "tests/ops/every_operation.h"
 
 namespace choir::tests {
 namespace {
 
-class AdjointOfAnOperation : public Adjoint {
- protected:
+class AdjointOfAnOperation : public Adjoint, public ::testing::WithParamInterface<Operation> {
+ public:
+  void linear();
+  void linear_layers_around_an_activation();
+  void norm();
+  void activation();
+  void attention();
+  void rotary();
+  void residual();
+  void embedding();
+  void position();
+  void cross_entropy();
+
   Tensor copy_of(const Tensor& x) {
     const Tensor copy = runtime.empty({x.rows(), x.width()}, x.dtype());
     ops::copy(runtime, x, copy);
@@ -26,7 +34,7 @@ class AdjointOfAnOperation : public Adjoint {
 
 constexpr std::int64_t rows = 401, width = 131;  // enough elements for three threads (kernels/cpu/parallel.h)
 
-TEST_F(AdjointOfAnOperation, linear) {
+void AdjointOfAnOperation::linear() {
   constexpr std::int64_t outputs = 77;
   const Tensor x = random({rows, width + 10}).slice_columns(5, 5 + width);
   const Tensor weight = random({outputs, width}), bias = random({outputs});
@@ -42,7 +50,7 @@ TEST_F(AdjointOfAnOperation, linear) {
 }
 
 // y = activation(x up^T + bias) down^T: the sums of both products.
-TEST_F(AdjointOfAnOperation, linear_layers_around_an_activation) {
+void AdjointOfAnOperation::linear_layers_around_an_activation() {
   using enum ops::Activation;
   for (const ops::Activation kind : {gelu, gelu_erf, silu_gated}) {
     SCOPED_TRACE(static_cast<int>(kind));
@@ -69,7 +77,7 @@ TEST_F(AdjointOfAnOperation, linear_layers_around_an_activation) {
 }
 
 // y = norm(x), and y = x + norm(x), whose gradient the operation adds up itself. Mean, variance, and the product.
-TEST_F(AdjointOfAnOperation, norm) {
+void AdjointOfAnOperation::norm() {
   for (const bool rms : {false, true})
     for (const bool with_residual : {false, true}) {
       SCOPED_TRACE(std::string(rms ? "RMS norm" : "layer norm") + (with_residual ? " with residual" : ""));
@@ -95,7 +103,7 @@ TEST_F(AdjointOfAnOperation, norm) {
 }
 
 // No sums; at most six roundings one after another.
-TEST_F(AdjointOfAnOperation, activation) {
+void AdjointOfAnOperation::activation() {
   using enum ops::Activation;
   for (const ops::Activation kind : {gelu, gelu_erf, silu_gated}) {
     SCOPED_TRACE(static_cast<int>(kind));
@@ -113,7 +121,7 @@ struct AttentionCase {
 };
 
 // Blocks are of 48 queries and 96 keys. Scores, softmax, and the mix of values.
-TEST_F(AdjointOfAnOperation, attention) {
+void AdjointOfAnOperation::attention() {
   const AttentionCase cases[] = {
       {"causal", 203, 203, {.batch = 2, .heads = 3, .kv_heads = 3, .head_width = 20}},
       {"grouped, from the middle of a group",
@@ -152,7 +160,7 @@ TEST_F(AdjointOfAnOperation, attention) {
   }
 }
 
-TEST_F(AdjointOfAnOperation, rotary) {
+void AdjointOfAnOperation::rotary() {
   constexpr std::int64_t length = 43, first_position = 9, head_width = 18, heads = 5;
   const Tensor table = ops::rotary_table(runtime, first_position + length, head_width, 100);
   const Tensor x = random({13 * length, heads * head_width + 4}).slice_columns(4, 4 + heads * head_width);
@@ -167,7 +175,7 @@ TEST_F(AdjointOfAnOperation, rotary) {
 }
 
 // The sum with the bias, its scaling, the sum with x.
-TEST_F(AdjointOfAnOperation, residual) {
+void AdjointOfAnOperation::residual() {
   const kernels::StepScalars scalars{.step = 3};
   runtime.scalars = runtime.empty({sizeof scalars}, DType::u8);
   ops::upload(runtime, &scalars, runtime.scalars);
@@ -187,7 +195,7 @@ TEST_F(AdjointOfAnOperation, residual) {
 }
 
 // A slice of the vocabulary: some tokens stand elsewhere, and most of the rest several times.
-TEST_F(AdjointOfAnOperation, embedding) {
+void AdjointOfAnOperation::embedding() {
   constexpr std::int32_t vocabulary = 150, first_token = 20, tokens = 101;
   std::vector<std::int32_t> values(rows);
   for (std::size_t r = 0; r < values.size(); ++r) values[r] = static_cast<std::int32_t>(r * 7919 % vocabulary);
@@ -201,7 +209,7 @@ TEST_F(AdjointOfAnOperation, embedding) {
       });
 }
 
-TEST_F(AdjointOfAnOperation, position) {
+void AdjointOfAnOperation::position() {
   constexpr std::int64_t length = 43, first_row = 17;
   const Tensor x = random({rows, width}), table = random({length + 2, width});
   expect_adjoint(
@@ -215,7 +223,7 @@ TEST_F(AdjointOfAnOperation, position) {
 
 // The loss of a vocabulary in two slices, reduced here by hand: y is one number. A sum of exponentials, then a sum of
 // rows.
-TEST_F(AdjointOfAnOperation, cross_entropy) {
+void AdjointOfAnOperation::cross_entropy() {
   constexpr std::int64_t tokens[2] = {131, 127}, stride = 136;
   std::vector<std::int32_t> values(rows);
   for (std::size_t r = 0; r < values.size(); ++r)
@@ -254,6 +262,43 @@ TEST_F(AdjointOfAnOperation, cross_entropy) {
         return gradients;
       });
 }
+
+TEST_P(AdjointOfAnOperation, IsItsBackward) {
+  const std::map<std::string, void (AdjointOfAnOperation::*)()> adjoints = {
+      {"linear", &AdjointOfAnOperation::linear},
+      {"linear_input_gradient", &AdjointOfAnOperation::linear},
+      {"linear_weight_gradient", &AdjointOfAnOperation::linear},
+      {"bias_gradient", &AdjointOfAnOperation::linear},
+      {"linear_activation", &AdjointOfAnOperation::linear_layers_around_an_activation},
+      {"linear_input_gradient_activation", &AdjointOfAnOperation::linear_layers_around_an_activation},
+      {"norm", &AdjointOfAnOperation::norm},
+      {"norm_backward", &AdjointOfAnOperation::norm},
+      {"activation", &AdjointOfAnOperation::activation},
+      {"activation_backward", &AdjointOfAnOperation::activation},
+      {"attention", &AdjointOfAnOperation::attention},
+      {"attention_backward", &AdjointOfAnOperation::attention},
+      {"rotary", &AdjointOfAnOperation::rotary},
+      {"residual", &AdjointOfAnOperation::residual},
+      {"residual_backward", &AdjointOfAnOperation::residual},
+      {"embedding", &AdjointOfAnOperation::embedding},
+      {"embedding_backward", &AdjointOfAnOperation::embedding},
+      {"add_position", &AdjointOfAnOperation::position},
+      {"add_position_backward", &AdjointOfAnOperation::position},
+      {"cross_entropy_max", &AdjointOfAnOperation::cross_entropy},
+      {"cross_entropy_sum", &AdjointOfAnOperation::cross_entropy},
+      {"cross_entropy_gradient", &AdjointOfAnOperation::cross_entropy},
+  };
+  const auto found = adjoints.find(GetParam().name);
+  if (found == adjoints.end()) {
+    EXPECT_NE(GetParam().why_no_adjoint, "") << "ops::" << GetParam().name << " is in no case of this table";
+    return;
+  }
+  EXPECT_EQ(GetParam().why_no_adjoint, "") << "it has one";
+  (this->*found->second)();
+}
+
+INSTANTIATE_TEST_SUITE_P(Operations, AdjointOfAnOperation, ::testing::ValuesIn(every_operation()),
+                         [](const auto& instance) { return instance.param.name; });
 
 }  // namespace
 }  // namespace choir::tests

@@ -1,6 +1,12 @@
-// One call of every operation, on tensors that fit: what the tests of shapes and of device `count` share.
+// The one list of operations: every function of framework/ops/*.h, one call of each on tensors that fit. All tests of
+// tests/ops run over it, so that a new operation gets them all; every_operation_test.cpp compares it with the headers.
+//
+// To add an operation: an entry here, its adjoint in adjoint_test.cpp, and what it refuses in operands_test.cpp. An
+// operation without one of the two says why.
 #pragma once
 
+#include <functional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -24,124 +30,330 @@ struct Returned {
   DType type;
 };
 
-/// Sizes that no vector divides; each operand is filled, so that on the CPU every value is a number. Optimizer updates,
-/// which are f32 whatever the run, are part of it.
-inline std::vector<Returned> call_every_operation(Runtime& runtime) {
-  constexpr std::int64_t N = 15, D = 13, out = 11, V = 17, positions = 9, length = 5;
-  const DType type = runtime.compute_type, accumulate = accumulate_type(type);
-  const auto filled = [&](const Shape& shape, DType of, float value = 0.5f) {
+/// Operands for the calls: sizes that no vector divides, every element filled, so that on the CPU every value is a
+/// number.
+struct Operands {
+  static constexpr std::int64_t N = 15, D = 13, out = 11, V = 17, positions = 9, length = 5, n = 37;
+  static constexpr std::int64_t E = 6, H = 3, K = 2;  // three query heads of two key/value heads
+
+  explicit Operands(Runtime& the_runtime) : runtime(the_runtime) {
+    runtime.scalars = of_host(std::vector<kernels::StepScalars>{{.step = 3}}, DType::u8);
+  }
+
+  Tensor filled(const Shape& shape, DType of, float value = 0.5f) {
     const Tensor x = runtime.empty(shape, of);
     ops::fill(runtime, x, value);
     return x;
-  };
-  const auto of_host = [&](const auto& host, DType of) { return ops::to_device(runtime, host, of); };
-  runtime.scalars = of_host(std::vector<kernels::StepScalars>{{.step = 3}}, DType::u8);
-  std::vector<Returned> returned;
-  const auto expect = [&](const char* what, const Tensor& tensor, const Shape& shape, DType of) {
+  }
+  template <class T>
+  Tensor of_host(const std::vector<T>& host, DType of) {
+    return ops::to_device(runtime, host, of);
+  }
+  void expect(const char* what, const Tensor& tensor, const Shape& shape, DType of) {
     returned.push_back({what, tensor, shape, of});
-  };
-
-  // Moves
-  const Tensor wide = filled({N, D + 3}, type);
-  expect("contiguous", ops::contiguous(runtime, wide.slice_columns(1, 1 + D)), {N, D}, type);
-  expect("to_device", of_host(std::vector<std::int32_t>{1, 2, 3}, DType::i32), {3}, DType::i32);
-
-  // Linear layer
-  const Tensor x = filled({N, D}, type), weight = filled({out, D}, type), bias = filled({out}, accumulate);
-  const Tensor dy = filled({N, out}, type);
-  expect("linear", ops::linear(runtime, "product", x, weight, bias, type), {N, out}, type);
-  expect("linear to logits", ops::linear(runtime, "logits", x, weight, {}, accumulate), {N, out}, accumulate);
-  expect("linear_input_gradient", ops::linear_input_gradient(runtime, "product", dy, weight), {N, D}, type);
-  ops::linear_weight_gradient(runtime, "product", dy, x, filled({out, D}, accumulate));
-  ops::linear_weight_gradient(runtime, "product", dy, x, filled({out, D}, accumulate), bias);
-  ops::bias_gradient(runtime, dy, bias);
-  for (const auto kind : {ops::Activation::gelu, ops::Activation::gelu_erf, ops::Activation::silu_gated}) {
-    const std::int64_t inputs = kernels::inputs_per_output(kind);
-    Tensor before;
-    expect("linear_activation",
-           ops::linear_activation(runtime, "product", kind, x, filled({inputs * out, D}, type), {}, before), {N, out},
-           type);
-    expect("before the activation", before, {N, inputs * out}, type);
-    expect("linear_input_gradient_activation",
-           ops::linear_input_gradient_activation(runtime, "product", kind, x, filled({D, out}, type), before),
-           before.shape(), type);
   }
 
-  // Norms
-  for (const bool rms : {false, true}) {
-    const Tensor scale = filled({D}, accumulate), shift = rms ? Tensor{} : filled({D}, accumulate);
-    ops::NormStatistics statistics;
-    expect("norm", ops::norm(runtime, x, scale, shift, rms, 1e-5, statistics), {N, D}, type);
-    expect("rstd", statistics.rstd, {N}, accumulate);
-    if (!rms) expect("mean", statistics.mean, {N}, accumulate);
-    expect("norm_backward", ops::norm_backward(runtime, x, x, scale, statistics, rms ? x : Tensor{}, scale, shift),
-           {N, D}, type);
-  }
+  Tensor x() { return filled({N, D}, type); }
+  Tensor dy() { return filled({N, out}, type); }
+  Tensor weight() { return filled({out, D}, type); }
+  Tensor bias() { return filled({out}, accumulate); }
+  Tensor ids() { return of_host(std::vector<std::int32_t>(N, 4), DType::i32); }
+  // q, k and v are columns of one buffer; three sequences of five tokens.
+  Tensor qkv() { return filled({N, (H + 2 * K) * E}, type); }
+  static Tensor q(const Tensor& all) { return all.slice_columns(0, H * E); }
+  static Tensor k(const Tensor& all) { return all.slice_columns(H * E, (H + K) * E); }
+  static Tensor v(const Tensor& all) { return all.slice_columns((H + K) * E, (H + 2 * K) * E); }
+  // The optimizers' are f32 whatever the run.
+  Tensor flat(DType of = DType::f32) { return filled({n}, of); }
+  Tensor segments() { return of_host(std::vector<kernels::OptimizerSegment>{{0, 20, 0.1f}, {20, n, 0}}, DType::u8); }
 
-  // Activations
-  for (const auto kind : {ops::Activation::gelu, ops::Activation::gelu_erf, ops::Activation::silu_gated}) {
-    const Tensor in = filled({N, kernels::inputs_per_output(kind) * D}, type);
-    expect("activation", ops::activation(runtime, kind, in), {N, D}, type);
-    expect("activation_backward", ops::activation_backward(runtime, kind, filled({N, D}, type), in), in.shape(), type);
-  }
-
-  // Attention: three query heads of two key/value heads, three sequences of five tokens
-  constexpr std::int64_t E = 6, H = 3, K = 2;
+  Runtime& runtime;
+  const DType type = runtime.compute_type, accumulate = accumulate_type(runtime.compute_type);
   const ops::AttentionOptions options{
       .batch = 3, .heads = H, .kv_heads = K, .head_width = E, .group_size = 2, .window = 4};
-  const Tensor qkv = filled({N, (H + 2 * K) * E}, type), dqkv = filled({N, (H + 2 * K) * E}, type);
-  const auto q = [&](const Tensor& all) { return all.slice_columns(0, H * E); };
-  const auto k = [&](const Tensor& all) { return all.slice_columns(H * E, (H + K) * E); };
-  const auto v = [&](const Tensor& all) { return all.slice_columns((H + K) * E, (H + 2 * K) * E); };
-  const Tensor table = ops::rotary_table(runtime, positions, E, 100);
-  expect("rotary_table", table, {positions, E}, accumulate);
-  ops::rotary(runtime, q(qkv), table, E, length, 2, false);
-  Tensor lse;
-  const Tensor mixed = ops::attention(runtime, options, q(qkv), k(qkv), v(qkv), lse);
-  expect("attention", mixed, {N, H * E}, type);
-  expect("lse", lse, {3, H, N / 3}, accumulate);
-  ops::attention_backward(runtime, options, q(qkv), k(qkv), v(qkv), mixed, lse, mixed, q(dqkv), k(dqkv), v(dqkv));
+  std::vector<Returned> returned;
+};
 
-  // Embeddings
-  const Tensor ids = of_host(std::vector<std::int32_t>(N, 4), DType::i32), tokens = filled({V, D}, type);
-  const Tensor dtokens = filled({V, D}, accumulate), dpositions = filled({positions, D}, accumulate);
-  expect("embedding", ops::embedding(runtime, ids, tokens, 0), {N, D}, type);
-  ops::embedding_backward(runtime, ids, x, dtokens, 0);
-  expect("add_position", ops::add_position(runtime, x, filled({positions, D}, type), length, 2, 1), {N, D}, type);
-  ops::add_position_backward(runtime, x, dpositions, length, 2);
+struct Operation {
+  std::string name;
+  std::function<void(Operands&)> call;
+  std::string why_no_adjoint = "";  ///< empty: adjoint_test.cpp has one
+  std::string why_no_rule = "";     ///< empty: operands_test.cpp has operands that it refuses
+};
 
-  // Residual branches
-  for (const double p : {0.0, 0.25}) {
-    const ops::Dropout dropout = ops::dropout_for(runtime, p, "test", 0);
-    expect("residual", ops::residual(runtime, x, x, filled({D}, accumulate), dropout), {N, D}, type);
-    expect("residual_backward", ops::residual_backward(runtime, x, dropout), {N, D}, type);
-  }
+inline void PrintTo(const Operation& operation, std::ostream* to) { *to << operation.name; }
 
-  // Cross-entropy, with three columns of padding
-  for (const bool gradient : {false, true}) {
-    const Tensor logits = filled({N, V + 3}, accumulate), loss_sum = filled({1}, DType::f64, 0);
-    const Tensor max = ops::cross_entropy_max(runtime, logits, V);
-    expect("cross_entropy_max", max, {N}, accumulate);
-    const Tensor sum = ops::cross_entropy_sum(runtime, logits, max, ids, V, 0);
-    expect("cross_entropy_sum", sum, {2, N}, accumulate);
-    const Tensor dlogits = ops::cross_entropy_gradient(runtime, logits, max, sum, ids, loss_sum, V, 0, 0.1, gradient);
-    if (gradient) expect("cross_entropy_gradient", dlogits, {N, V + 3}, type);
-  }
+inline std::vector<Operation> every_operation() {
+  using enum ops::Activation;
+  static constexpr ops::Activation kinds[] = {gelu, gelu_erf, silu_gated};
+  const std::string moves = "it moves elements and computes nothing", updates = "it is no function of activations";
+  const std::string any = "any tensor has one meaning", flat_only = "the optimizer gives it flat arrays of one length";
+  return {
+      // Moves
+      {"fill",
+       [](Operands& o) {
+         ops::fill(o.runtime, o.runtime.empty({3, 5}, o.type), 2);
+       },
+       moves},
+      {"copy",
+       [](Operands& o) {
+         ops::copy(o.runtime, o.x(), o.runtime.empty({o.N, o.D}, o.type));
+       },
+       moves},
+      {"contiguous",
+       [](Operands& o) {
+         const Tensor wide = o.filled({o.N, o.D + 3}, o.type);
+         o.expect("contiguous", ops::contiguous(o.runtime, wide.slice_columns(1, 1 + o.D)), {o.N, o.D}, o.type);
+       },
+       moves, any},
+      {"upload",
+       [](Operands& o) {
+         const std::vector<std::int32_t> host{1, 2, 3};
+         ops::upload(o.runtime, host.data(), o.runtime.empty({3}, DType::i32));
+       },
+       moves},
+      {"download",
+       [](Operands& o) {
+         std::vector<double> host(static_cast<std::size_t>(o.n));
+         ops::download(o.runtime, o.flat(DType::f64), host.data());
+       },
+       moves},
+      {"to_device",
+       [](Operands& o) {
+         o.expect("to_device", ops::to_device(o.runtime, std::vector<std::int32_t>{1, 2, 3}, DType::i32), {3},
+                  DType::i32);
+       },
+       moves, any},
 
-  // Optimizers
-  constexpr std::int64_t n = 37;
-  const Tensor segments = of_host(std::vector<kernels::OptimizerSegment>{{0, 20, 0.1f}, {20, n, 0}}, DType::u8);
-  const Tensor ranges = of_host(std::vector<kernels::Range>{{0, 20}, {30, n}}, DType::u8);
-  const Tensor master = filled({n}, DType::f32), gradient = filled({n}, DType::f32), first = filled({n}, DType::f32);
-  const Tensor second = filled({n}, DType::f32), value = filled({n}, DType::bf16), norm = filled({1}, DType::f64);
-  ops::squared_norm(runtime, gradient, ranges, n - 10, norm);
-  ops::clip_factor(runtime, norm, 1);
-  for (const Tensor& rounded : {Tensor{}, value}) {
-    ops::adamw(runtime, master, gradient, first, second, rounded, segments, 0.9f, 0.99f, 1e-8f);
-    ops::sgd(runtime, master, gradient, {}, rounded, segments, 0);
-    ops::sgd(runtime, master, gradient, first, rounded, segments, 0.9f);
-  }
-  return returned;
+      // Linear layers
+      {"linear",
+       [](Operands& o) {
+         o.expect("linear", ops::linear(o.runtime, "product", o.x(), o.weight(), o.bias(), o.type), {o.N, o.out},
+                  o.type);
+         o.expect("linear to logits", ops::linear(o.runtime, "logits", o.x(), o.weight(), {}, o.accumulate),
+                  {o.N, o.out}, o.accumulate);
+       }},
+      {"linear_activation",
+       [](Operands& o) {
+         for (const auto kind : kinds) {
+           const std::int64_t inputs = kernels::inputs_per_output(kind);
+           Tensor before;
+           o.expect("linear_activation",
+                    ops::linear_activation(o.runtime, "product", kind, o.x(), o.filled({inputs * o.out, o.D}, o.type),
+                                           {}, before),
+                    {o.N, o.out}, o.type);
+           o.expect("before the activation", before, {o.N, inputs * o.out}, o.type);
+         }
+       }},
+      {"linear_input_gradient",
+       [](Operands& o) {
+         o.expect("linear_input_gradient", ops::linear_input_gradient(o.runtime, "product", o.dy(), o.weight()),
+                  {o.N, o.D}, o.type);
+         const Tensor dx = o.x();
+         ops::linear_input_gradient(o.runtime, "product", o.dy(), o.weight(), dx);
+         o.expect("linear_input_gradient of a chunk", dx, {o.N, o.D}, o.type);
+       }},
+      {"linear_input_gradient_activation",
+       [](Operands& o) {
+         for (const auto kind : kinds) {
+           const Tensor before = o.filled({o.N, kernels::inputs_per_output(kind) * o.out}, o.type);
+           o.expect("linear_input_gradient_activation",
+                    ops::linear_input_gradient_activation(o.runtime, "product", kind, o.x(),
+                                                          o.filled({o.D, o.out}, o.type), before),
+                    before.shape(), o.type);
+         }
+       }},
+      {"linear_weight_gradient",
+       [](Operands& o) {
+         const Tensor dweight = o.filled({o.out, o.D}, o.accumulate);
+         ops::linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight);
+         ops::linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight, o.bias());
+         o.expect("linear_weight_gradient", dweight, {o.out, o.D}, o.accumulate);
+       }},
+      {"bias_gradient",
+       [](Operands& o) {
+         const Tensor dbias = o.bias();
+         ops::bias_gradient(o.runtime, o.dy(), dbias);
+         o.expect("bias_gradient", dbias, {o.out}, o.accumulate);
+       }},
+
+      // Norms
+      {"norm",
+       [](Operands& o) {
+         for (const bool rms : {false, true}) {
+           const Tensor scale = o.filled({o.D}, o.accumulate), shift = rms ? Tensor{} : o.filled({o.D}, o.accumulate);
+           ops::NormStatistics statistics;
+           o.expect("norm", ops::norm(o.runtime, o.x(), scale, shift, rms, 1e-5, statistics), {o.N, o.D}, o.type);
+           o.expect("rstd", statistics.rstd, {o.N}, o.accumulate);
+           if (!rms) o.expect("mean", statistics.mean, {o.N}, o.accumulate);
+         }
+       }},
+      {"norm_backward",
+       [](Operands& o) {
+         for (const bool rms : {false, true}) {
+           const Tensor scale = o.filled({o.D}, o.accumulate), shift = rms ? Tensor{} : o.filled({o.D}, o.accumulate);
+           const ops::NormStatistics statistics{rms ? Tensor{} : o.filled({o.N}, o.accumulate),
+                                                o.filled({o.N}, o.accumulate)};
+           o.expect(
+               "norm_backward",
+               ops::norm_backward(o.runtime, o.x(), o.x(), scale, statistics, rms ? o.x() : Tensor{}, scale, shift),
+               {o.N, o.D}, o.type);
+         }
+       }},
+
+      // Activations
+      {"activation",
+       [](Operands& o) {
+         for (const auto kind : kinds)
+           o.expect("activation",
+                    ops::activation(o.runtime, kind, o.filled({o.N, kernels::inputs_per_output(kind) * o.D}, o.type)),
+                    {o.N, o.D}, o.type);
+       }},
+      {"activation_backward",
+       [](Operands& o) {
+         for (const auto kind : kinds) {
+           const Tensor in = o.filled({o.N, kernels::inputs_per_output(kind) * o.D}, o.type);
+           o.expect("activation_backward", ops::activation_backward(o.runtime, kind, o.x(), in), in.shape(), o.type);
+         }
+       }},
+
+      // Attention
+      {"attention",
+       [](Operands& o) {
+         const Tensor qkv = o.qkv();
+         Tensor lse;
+         o.expect("attention", ops::attention(o.runtime, o.options, o.q(qkv), o.k(qkv), o.v(qkv), lse),
+                  {o.N, o.H * o.E}, o.type);
+         o.expect("lse", lse, {3, o.H, o.N / 3}, o.accumulate);
+       }},
+      {"attention_backward",
+       [](Operands& o) {
+         const Tensor qkv = o.qkv(), dqkv = o.qkv();
+         Tensor lse;
+         const Tensor mixed = ops::attention(o.runtime, o.options, o.q(qkv), o.k(qkv), o.v(qkv), lse);
+         ops::attention_backward(o.runtime, o.options, o.q(qkv), o.k(qkv), o.v(qkv), mixed, lse, mixed, o.q(dqkv),
+                                 o.k(dqkv), o.v(dqkv));
+         o.expect("attention_backward", dqkv, qkv.shape(), o.type);
+       }},
+      {"rotary",
+       [](Operands& o) {
+         const Tensor qkv = o.qkv(), table = o.filled({o.positions, o.E}, o.accumulate);
+         ops::rotary(o.runtime, o.q(qkv), table, o.E, o.length, 2, false);
+         o.expect("rotary", qkv, qkv.shape(), o.type);
+       }},
+      {"rotary_table",
+       [](Operands& o) {
+         o.expect("rotary_table", ops::rotary_table(o.runtime, o.positions, o.E, 100), {o.positions, o.E},
+                  o.accumulate);
+       },
+       "it has no operands", "it has no operands"},
+
+      // Embeddings
+      {"embedding",
+       [](Operands& o) {
+         o.expect("embedding", ops::embedding(o.runtime, o.ids(), o.filled({o.V, o.D}, o.type), 0), {o.N, o.D}, o.type);
+       }},
+      {"embedding_backward",
+       [](Operands& o) {
+         const Tensor dtable = o.filled({o.V, o.D}, o.accumulate);
+         ops::embedding_backward(o.runtime, o.ids(), o.x(), dtable, 0);
+         o.expect("embedding_backward", dtable, {o.V, o.D}, o.accumulate);
+       }},
+      {"add_position",
+       [](Operands& o) {
+         o.expect("add_position",
+                  ops::add_position(o.runtime, o.x(), o.filled({o.positions, o.D}, o.type), o.length, 2, 1), {o.N, o.D},
+                  o.type);
+       }},
+      {"add_position_backward",
+       [](Operands& o) {
+         const Tensor dtable = o.filled({o.positions, o.D}, o.accumulate);
+         ops::add_position_backward(o.runtime, o.x(), dtable, o.length, 2);
+         o.expect("add_position_backward", dtable, {o.positions, o.D}, o.accumulate);
+       }},
+
+      // Residual branches
+      {"dropout_for", [](Operands& o) { ops::dropout_for(o.runtime, 0.25, "test", 0); }, "it makes a key",
+       "it has no tensors"},
+      {"residual",
+       [](Operands& o) {
+         for (const double p : {0.0, 0.25}) {
+           const ops::Dropout dropout = ops::dropout_for(o.runtime, p, "test", 0);
+           o.expect("residual", ops::residual(o.runtime, o.x(), o.x(), o.filled({o.D}, o.accumulate), dropout),
+                    {o.N, o.D}, o.type);
+         }
+       }},
+      {"residual_backward",
+       [](Operands& o) {
+         for (const double p : {0.0, 0.25}) {
+           const ops::Dropout dropout = ops::dropout_for(o.runtime, p, "test", 0);
+           o.expect("residual_backward", ops::residual_backward(o.runtime, o.x(), dropout), {o.N, o.D}, o.type);
+         }
+       }},
+
+      // Cross-entropy, with three columns of padding
+      {"cross_entropy_max",
+       [](Operands& o) {
+         o.expect("cross_entropy_max", ops::cross_entropy_max(o.runtime, o.filled({o.N, o.V + 3}, o.accumulate), o.V),
+                  {o.N}, o.accumulate);
+       }},
+      {"cross_entropy_sum",
+       [](Operands& o) {
+         o.expect("cross_entropy_sum",
+                  ops::cross_entropy_sum(o.runtime, o.filled({o.N, o.V + 3}, o.accumulate),
+                                         o.filled({o.N}, o.accumulate), o.ids(), o.V, 0),
+                  {2, o.N}, o.accumulate);
+       }},
+      {"cross_entropy_gradient",
+       [](Operands& o) {
+         for (const bool gradient : {false, true}) {
+           const Tensor loss_sum = o.filled({1}, DType::f64, 0);
+           const Tensor dlogits = ops::cross_entropy_gradient(
+               o.runtime, o.filled({o.N, o.V + 3}, o.accumulate), o.filled({o.N}, o.accumulate),
+               o.filled({2, o.N}, o.accumulate), o.ids(), loss_sum, o.V, 0, 0.1, gradient);
+           if (gradient) o.expect("cross_entropy_gradient", dlogits, {o.N, o.V + 3}, o.type);
+           o.expect("loss_sum", loss_sum, {1}, DType::f64);
+         }
+       }},
+
+      // Optimizers
+      {"squared_norm",
+       [](Operands& o) {
+         const Tensor ranges = o.of_host(std::vector<kernels::Range>{{0, 20}, {30, o.n}}, DType::u8);
+         const Tensor sum = o.filled({1}, DType::f64);
+         ops::squared_norm(o.runtime, o.flat(), ranges, o.n - 10, sum);
+         o.expect("squared_norm", sum, {1}, DType::f64);
+       },
+       updates, flat_only},
+      {"clip_factor", [](Operands& o) { ops::clip_factor(o.runtime, o.filled({1}, DType::f64), 1); }, updates,
+       flat_only},
+      {"adamw",
+       [](Operands& o) {
+         for (const Tensor& rounded : {Tensor{}, o.flat(DType::bf16)}) {
+           const Tensor master = o.flat();
+           ops::adamw(o.runtime, master, o.flat(), o.flat(), o.flat(), rounded, o.segments(), 0.9, 0.99, 1e-8f);
+           o.expect("adamw", master, {o.n}, DType::f32);
+         }
+       },
+       updates},
+      {"sgd",
+       [](Operands& o) {
+         for (const Tensor& rounded : {Tensor{}, o.flat(DType::bf16)})
+           for (const float momentum : {0.0f, 0.9f}) {
+             const Tensor master = o.flat();
+             ops::sgd(o.runtime, master, o.flat(), momentum > 0 ? o.flat() : Tensor{}, rounded, o.segments(), momentum);
+             o.expect("sgd", master, {o.n}, DType::f32);
+           }
+       },
+       updates},
+  };
+}
+
+/// All of them, one after another.
+inline std::vector<Returned> call_every_operation(Runtime& runtime) {
+  Operands operands(runtime);
+  for (const Operation& operation : every_operation()) operation.call(operands);
+  return operands.returned;
 }
 
 }  // namespace choir::tests

@@ -1,26 +1,33 @@
 // Operands that do not fit together are refused with the rule that they break, before anything is computed.
 //
-// To add a case: one call and the words of the rule.
+// To add a case: one call and the words of the rule. The test runs over the list of operations: a new one that is not
+// in the table at the end fails.
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <map>
 
-#include "framework/ops/activation.h"
-#include "framework/ops/attention.h"
-#include "framework/ops/cross_entropy.h"
 #include "framework/ops/dispatch.h"
-#include "framework/ops/elementwise.h"
-#include "framework/ops/embedding.h"
-#include "framework/ops/linear.h"
-#include "framework/ops/norm.h"
-#include "framework/ops/optimizer.h"
-#include "framework/ops/residual.h"
+#include "tests/ops/every_operation.h"
 
 namespace choir::tests {
 namespace {
 
-class Operands : public ::testing::Test {
- protected:
+class RefusedOperands : public ::testing::TestWithParam<Operation> {
+ public:
+  void of_elementwise_operations();
+  void of_a_linear_layer();
+  void of_a_linear_layer_with_an_activation();
+  void of_a_norm();
+  void of_an_activation();
+  void of_attention();
+  void of_rotary_positions();
+  void of_embeddings();
+  void of_positions();
+  void of_residual_branches();
+  void of_cross_entropy();
+  void of_optimizers();
+
   Tensor tensor(const Shape& shape, DType type = DType::f32) { return runtime.empty(shape, type); }
   /// [rows, width], its rows further apart than its width.
   Tensor strided(std::int64_t rows, std::int64_t width) { return tensor({rows, width + 1}).slice_columns(0, width); }
@@ -39,7 +46,7 @@ class Operands : public ::testing::Test {
   Runtime runtime{.device = device};
 };
 
-TEST_F(Operands, of_elementwise_operations) {
+void RefusedOperands::of_elementwise_operations() {
   expect_refused("fill: x is contiguous", [&] { ops::fill(runtime, strided(2, 3), 0); });
   expect_refused("no kernels for elements of type i32", [&] { ops::fill(runtime, tensor({4}, DType::i32), 0); });
   expect_refused("no kernels for elements of type u8", [&] { ops::fill(runtime, tensor({4}, DType::u8), 0); });
@@ -51,7 +58,7 @@ TEST_F(Operands, of_elementwise_operations) {
   expect_refused("download: the source is contiguous", [&] { ops::download(runtime, strided(2, 3), host); });
 }
 
-TEST_F(Operands, of_a_linear_layer) {
+void RefusedOperands::of_a_linear_layer() {
   const Tensor x = tensor({5, 3}), weight = tensor({4, 3}), dy = tensor({5, 4});
   const auto linear = [&](const Tensor& a, const Tensor& b, DType type) {
     ops::linear(runtime, "test", a, b, {}, type);
@@ -79,7 +86,7 @@ TEST_F(Operands, of_a_linear_layer) {
   });
 }
 
-TEST_F(Operands, of_a_linear_layer_with_an_activation) {
+void RefusedOperands::of_a_linear_layer_with_an_activation() {
   using enum ops::Activation;
   Tensor before;
   expect_refused("activation: gate and up are of equal width", [&] {
@@ -96,7 +103,7 @@ TEST_F(Operands, of_a_linear_layer_with_an_activation) {
   expect_refused("element types of a matrix product", [&] { backward(gelu, tensor({5, 3}, DType::bf16)); });
 }
 
-TEST_F(Operands, of_a_norm) {
+void RefusedOperands::of_a_norm() {
   const Tensor x = tensor({5, 3}), weight = tensor({3});
   ops::NormStatistics statistics;
   expect_refused("norm: x [N, D], weight [D]",
@@ -127,7 +134,7 @@ TEST_F(Operands, of_a_norm) {
   expect_refused("norm backward: residual [N, D]", [&] { backward(x, x, strided(5, 3)); });
 }
 
-TEST_F(Operands, of_an_activation) {
+void RefusedOperands::of_an_activation() {
   using enum ops::Activation;
   expect_refused("activation: x is contiguous", [&] { ops::activation(runtime, gelu, strided(5, 4)); });
   expect_refused("activation: gate and up are of equal width", [&] {
@@ -142,7 +149,7 @@ TEST_F(Operands, of_an_activation) {
   expect_refused(rule, [&] { ops::activation_backward(runtime, gelu, x, strided(5, 4)); });
 }
 
-TEST_F(Operands, of_attention) {
+void RefusedOperands::of_attention() {
   const ops::AttentionOptions options{.batch = 2, .heads = 4, .kv_heads = 2, .head_width = 8, .group_size = 2};
   const Tensor q = tensor({10, 32}), k = tensor({6, 16}), v = tensor({6, 16});
   Tensor lse;
@@ -182,7 +189,7 @@ TEST_F(Operands, of_attention) {
   expect_refused("attention backward: out like q, lse [B, H, Tq]", [&] { saved(q, tensor({2, 4, 4})); });
 }
 
-TEST_F(Operands, of_rotary_positions) {
+void RefusedOperands::of_rotary_positions() {
   const Tensor table = tensor({6, 8});
   const std::string shapes = "rotary: x [N, heads * E], table [positions, E]";
   expect_refused(shapes, [&] { ops::rotary(runtime, tensor({5, 16}), table, 4, 5, 0, false); });
@@ -192,7 +199,7 @@ TEST_F(Operands, of_rotary_positions) {
   expect_refused(positions, [&] { ops::rotary(runtime, tensor({5, 16}), table, 8, 5, 2, false); });
 }
 
-TEST_F(Operands, of_embeddings) {
+void RefusedOperands::of_embeddings() {
   const Tensor ids = tensor({5}, DType::i32), table = tensor({7, 3}), dy = tensor({5, 3});
   const std::string forward = "embedding: ids are i32, the table is contiguous";
   expect_refused(forward, [&] { ops::embedding(runtime, tensor({5}), table, 0); });
@@ -205,7 +212,7 @@ TEST_F(Operands, of_embeddings) {
   expect_refused(backward, [&] { ops::embedding_backward(runtime, ids, dy, strided(7, 3), 0); });
 }
 
-TEST_F(Operands, of_positions) {
+void RefusedOperands::of_positions() {
   const Tensor table = tensor({7, 3}), x = tensor({10, 3});
   const std::string shapes = "positions: x [N, D], table [positions, D]";
   expect_refused(shapes, [&] { ops::add_position(runtime, tensor({10, 4}), table, 5, 0, 0); });
@@ -220,7 +227,7 @@ TEST_F(Operands, of_positions) {
   expect_refused("position backward: within the table", [&] { ops::add_position_backward(runtime, x, table, 8, 0); });
 }
 
-TEST_F(Operands, of_residual_branches) {
+void RefusedOperands::of_residual_branches() {
   const Tensor x = tensor({5, 3});
   const ops::Dropout dropout{.p = 0.1};
   const std::string shapes = "residual: x and delta [N, D]";
@@ -232,7 +239,7 @@ TEST_F(Operands, of_residual_branches) {
                  [&] { ops::residual_backward(runtime, strided(5, 3), dropout); });
 }
 
-TEST_F(Operands, of_cross_entropy) {
+void RefusedOperands::of_cross_entropy() {
   const std::string types = "cross-entropy: logits are f32 or f64";
   expect_refused(types, [&] { ops::cross_entropy_max(runtime, tensor({5, 8}, DType::bf16), 8); });
   expect_refused(types, [&] { ops::cross_entropy_max(runtime, tensor({5, 8}, DType::i32), 8); });
@@ -273,10 +280,10 @@ TEST_F(Operands, of_cross_entropy) {
   expect_refused(of_loss, [&] { gradient(logits, max, sums, targets, tensor({2}, DType::f64), 8); });
 }
 
-TEST_F(Operands, of_optimizers) {
+void RefusedOperands::of_optimizers() {
   const Tensor w = tensor({6}), other = tensor({5}), segments = tensor({0}, DType::u8);
   const auto adamw = [&](const Tensor& g, const Tensor& m, const Tensor& v, const Tensor& value) {
-    ops::adamw(runtime, w, g, m, v, value, segments, 0.9f, 0.99f, 1e-8f);
+    ops::adamw(runtime, w, g, m, v, value, segments, 0.9, 0.99, 1e-8f);
   };
   const std::string adamw_rule = "adamw: weight, gradient and moments [n]";
   expect_refused(adamw_rule, [&] { adamw(other, w, w, {}); });
@@ -288,6 +295,49 @@ TEST_F(Operands, of_optimizers) {
   expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, w, other, {}, segments, 0.9f); });
   expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, w, {}, tensor({5}, DType::bf16), segments, 0); });
 }
+
+TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
+  const std::map<std::string, void (RefusedOperands::*)()> rules = {
+      {"fill", &RefusedOperands::of_elementwise_operations},
+      {"copy", &RefusedOperands::of_elementwise_operations},
+      {"upload", &RefusedOperands::of_elementwise_operations},
+      {"download", &RefusedOperands::of_elementwise_operations},
+      {"linear", &RefusedOperands::of_a_linear_layer},
+      {"linear_input_gradient", &RefusedOperands::of_a_linear_layer},
+      {"linear_weight_gradient", &RefusedOperands::of_a_linear_layer},
+      {"bias_gradient", &RefusedOperands::of_a_linear_layer},
+      {"linear_activation", &RefusedOperands::of_a_linear_layer_with_an_activation},
+      {"linear_input_gradient_activation", &RefusedOperands::of_a_linear_layer_with_an_activation},
+      {"norm", &RefusedOperands::of_a_norm},
+      {"norm_backward", &RefusedOperands::of_a_norm},
+      {"activation", &RefusedOperands::of_an_activation},
+      {"activation_backward", &RefusedOperands::of_an_activation},
+      {"attention", &RefusedOperands::of_attention},
+      {"attention_backward", &RefusedOperands::of_attention},
+      {"rotary", &RefusedOperands::of_rotary_positions},
+      {"embedding", &RefusedOperands::of_embeddings},
+      {"embedding_backward", &RefusedOperands::of_embeddings},
+      {"add_position", &RefusedOperands::of_positions},
+      {"add_position_backward", &RefusedOperands::of_positions},
+      {"residual", &RefusedOperands::of_residual_branches},
+      {"residual_backward", &RefusedOperands::of_residual_branches},
+      {"cross_entropy_max", &RefusedOperands::of_cross_entropy},
+      {"cross_entropy_sum", &RefusedOperands::of_cross_entropy},
+      {"cross_entropy_gradient", &RefusedOperands::of_cross_entropy},
+      {"adamw", &RefusedOperands::of_optimizers},
+      {"sgd", &RefusedOperands::of_optimizers},
+  };
+  const auto found = rules.find(GetParam().name);
+  if (found == rules.end()) {
+    EXPECT_NE(GetParam().why_no_rule, "") << "ops::" << GetParam().name << " is in no case of this table";
+    return;
+  }
+  EXPECT_EQ(GetParam().why_no_rule, "") << "it has one";
+  (this->*found->second)();
+}
+
+INSTANTIATE_TEST_SUITE_P(Operations, RefusedOperands, ::testing::ValuesIn(every_operation()),
+                         [](const auto& instance) { return instance.param.name; });
 
 }  // namespace
 }  // namespace choir::tests
