@@ -18,7 +18,7 @@ std::vector<MeshShape> shapes_of(int ranks) {
   return shapes;
 }
 
-TEST(Mesh, EveryAxisSumsOverItsGroupOnly) {
+TEST(Mesh, EveryAxisConnectsItsGroupInRankOrder) {
   int world_rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &world_rank);
   for (const MeshShape& shape : shapes_of(world_size())) {

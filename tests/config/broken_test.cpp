@@ -20,6 +20,7 @@ TEST(BrokenConfigs, EachGivesTheMessageItExpects) {
     std::getline(stream, expected);
     ASSERT_TRUE(expected.starts_with(mark)) << entry.path();
     expected = expected.substr(mark.size());
+    EXPECT_GE(expected.size(), 12u) << entry.path() << " expects words that many messages have: " << expected;
     ++count;
     try {
       throw_if_any(validate(read_config(entry.path().string()), 4));

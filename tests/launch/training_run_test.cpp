@@ -200,6 +200,12 @@ TEST(TrainingRun, ANonFiniteLossEndsTheRunAndSavesNothingOverTheLastCheckpoint) 
   EXPECT_EQ(finished.code, 1) << finished.output;
   EXPECT_TRUE(contains(finished, "the first bad gradient is that of ")) << finished.output;
   EXPECT_TRUE(contains(finished, "on rank ")) << finished.output;
+  // The step before was finite and is saved; nothing is saved after it, and what is there is whole.
+  std::vector<std::string> saved;
+  for (const auto& entry : std::filesystem::directory_iterator(shop.path("run") + "/checkpoints"))
+    saved.push_back(entry.path().filename());
+  EXPECT_EQ(saved, std::vector<std::string>{"step-00000001"}) << finished.output;
+  EXPECT_EQ(shop.choir("checkpoint verify " + shop.path("run")).code, 0);
 }
 
 // A file-size limit stands for a full disk: the write fails in the same place, and needs no rights.

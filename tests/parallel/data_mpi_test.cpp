@@ -61,9 +61,20 @@ TEST(DataParallelism, sums_every_bucket_once_and_gathers_what_other_ranks_update
           }
           EXPECT_EQ(updated, zero ? store.size() / data_ranks : store.size());
         }
-        std::int64_t counted = 0;
-        for (const FlatRange& range : data.counted()) counted += range.count();
-        EXPECT_EQ(counted, store.size() / data_ranks);
+        // How many data ranks hold each element.
+        const auto holders = [&](const std::vector<FlatRange>& ranges) {
+          std::vector<std::int32_t> holds(static_cast<std::size_t>(store.size()));
+          for (const FlatRange& range : ranges)
+            for (std::int64_t i = range.begin; i < range.end; ++i) ++holds[static_cast<std::size_t>(i)];
+          const Tensor sum = ops::to_device(runtime, holds, DType::i32);
+          mesh.data->all_reduce(sum, Reduce::sum, device.compute(), "holders");
+          ops::download(runtime, sum, holds.data());
+          return holds;
+        };
+        EXPECT_EQ(holders(data.counted()), std::vector<std::int32_t>(static_cast<std::size_t>(store.size()), 1))
+            << "an element is counted by no rank or by several";
+        EXPECT_EQ(holders(data.updated()),
+                  std::vector<std::int32_t>(static_cast<std::size_t>(store.size()), zero ? 1 : data_ranks));
 
         for (const FlatRange& range : data.updated())
           for (std::int64_t i = range.begin; i < range.end; ++i) store.master.data<float>()[i] = static_cast<float>(i);
