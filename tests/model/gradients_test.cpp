@@ -26,7 +26,7 @@ class Gradients : public ::testing::TestWithParam<SmallModel> {
   Mesh mesh;  // of one rank: no verb of it moves anything
 };
 
-TEST_P(Gradients, are_finite_differences_of_the_loss) {
+TEST_P(Gradients, AreFiniteDifferencesOfTheLoss) {
   DoubleRun run(GetParam().config, device, mesh);
   run.loss(sequences, sequences, true);
   constexpr double h = 1e-3;
@@ -75,7 +75,7 @@ TEST_P(Gradients, are_finite_differences_of_the_loss) {
   RecordProperty("largest error / bound", std::to_string(worst));
 }
 
-TEST_P(Gradients, accumulate_over_micro_batches) {
+TEST_P(Gradients, AccumulateOverMicroBatches) {
   DoubleRun run(GetParam().config, device, mesh);
   const double whole_loss = run.loss(6, 6, true);
   const Tensors whole = run.gradients();
@@ -86,13 +86,13 @@ TEST_P(Gradients, accumulate_over_micro_batches) {
   }
 }
 
-TEST_P(Gradients, of_recomputed_blocks_have_the_same_bits) {
+TEST_P(Gradients, OfRecomputedBlocksHaveTheSameBits) {
   DoubleRun run(GetParam().config, device, mesh), again(GetParam().config, device, mesh, false, true);
   EXPECT_EQ(run.loss(4, 2, true), again.loss(4, 2, true));
   EXPECT_EQ(run.gradients(), again.gradients());
 }
 
-TEST_P(Gradients, a_step_takes_the_same_memory_each_time) {
+TEST_P(Gradients, AStepTakesTheSameMemoryEachTime) {
   DoubleRun run(GetParam().config, device, mesh);
   run.loss(4, 2, true);
   const std::int64_t maps = device.allocator().maps(), in_use = device.allocator().in_use().total();
@@ -101,7 +101,7 @@ TEST_P(Gradients, a_step_takes_the_same_memory_each_time) {
   EXPECT_EQ(device.allocator().in_use().total(), in_use) << "a step kept memory";
 }
 
-TEST_P(Gradients, generation_gives_the_probabilities_that_training_saw) {
+TEST_P(Gradients, GenerationGivesTheProbabilitiesThatTrainingSaw) {
   ModelConfig model = GetParam().config;
   model.dropout = 0;
   DoubleRun run(model, device, mesh);

@@ -33,7 +33,7 @@ std::vector<Split> splits() {
 
 class Layouts : public ::testing::TestWithParam<SmallModel> {};
 
-TEST_P(Layouts, gradients_in_double_are_those_of_one_rank) {
+TEST_P(Layouts, GradientsInDoubleAreThoseOfOneRank) {
   const ModelConfig model = GetParam().config;
   constexpr std::int64_t batch = 12;
   CallRing ring;
@@ -53,7 +53,7 @@ TEST_P(Layouts, gradients_in_double_are_those_of_one_rank) {
   }
 }
 
-TEST_P(Layouts, generation_on_all_ranks_is_that_of_one_rank) {
+TEST_P(Layouts, GenerationOnAllRanksIsThatOfOneRank) {
   ModelConfig model = GetParam().config;
   model.dropout = 0;
   CallRing ring;

@@ -71,7 +71,7 @@ class AdjointOfALayer : public Adjoint, public ::testing::WithParamInterface<Lay
   ParameterStore store;
 };
 
-TEST_P(AdjointOfALayer, attention) {
+TEST_P(AdjointOfALayer, Attention) {
   const Attention layer("attention", GetParam().shape.attention, TensorShare{}, store);
   Attention::Saved saved;
   expect_adjoint_layer(
@@ -82,7 +82,7 @@ TEST_P(AdjointOfALayer, attention) {
       });
 }
 
-TEST_P(AdjointOfALayer, feed_forward) {
+TEST_P(AdjointOfALayer, FeedForward) {
   const FeedForward layer("feed_forward", GetParam().shape.feed_forward, TensorShare{}, store);
   FeedForward::Saved saved;
   expect_adjoint_layer(
@@ -93,7 +93,7 @@ TEST_P(AdjointOfALayer, feed_forward) {
       });
 }
 
-TEST_P(AdjointOfALayer, block) {
+TEST_P(AdjointOfALayer, Block) {
   const Block layer("block", GetParam().shape, TensorShare{}, store);
   Block::Saved saved;
   expect_adjoint_layer(

@@ -17,7 +17,7 @@ double uniform(std::uint64_t stream, std::int64_t i) {
   return kernels::philox_word(3, stream, static_cast<std::uint64_t>(i)) * 0x1p-31 - 1;
 }
 
-TEST(OutputHead, loss_and_gradients_by_formula_over_several_chunks) {
+TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
   constexpr std::int64_t vocabulary = 70001, width = 4, rows = 530;
   constexpr double scale = 0.01;
   const std::int64_t chunk = OutputHead::chunk_rows(rows, vocabulary, DeviceKind::cpu);
@@ -79,7 +79,7 @@ TEST(OutputHead, loss_and_gradients_by_formula_over_several_chunks) {
     ASSERT_NEAR(dw[i], expected_dw[i], 1.2e-13 * scale) << "dW " << i;
 }
 
-TEST(OutputHead, chunks_cover_few_and_many_rows) {
+TEST(OutputHead, ChunksCoverFewAndManyRows) {
   for (const std::int64_t columns : {8, 1000, 50257, 200000, 10000000})
     for (const std::int64_t rows : {1, 7, 63, 64, 65, 1000, 100000}) {
       for (const auto& [device, least] : {std::pair{DeviceKind::cpu, 256}, {DeviceKind::cuda, 2048}}) {
@@ -92,7 +92,7 @@ TEST(OutputHead, chunks_cover_few_and_many_rows) {
     }
 }
 
-TEST(VocabularySlice, covers_every_token_once_in_equal_padded_tables) {
+TEST(VocabularySlice, CoversEveryTokenOnceInEqualPaddedTables) {
   for (std::int64_t vocabulary : {1, 7, 37, 101, 50257})
     for (std::int64_t size = 1; size <= 5; ++size) {
       std::int64_t next = 0;

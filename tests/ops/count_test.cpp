@@ -13,7 +13,7 @@ void run(Device& device, DType type) {
   call_every_operation(runtime);
 }
 
-TEST(CountDevice, writes_the_ledger_of_the_cpu) {
+TEST(CountDevice, WritesTheLedgerOfTheCpu) {
   for (const DType type : {DType::f32, DType::bf16}) {
     SCOPED_TRACE(name_of(type));
     Device cpu(2), count(CountOnly{DeviceKind::cpu}, 2);
@@ -42,7 +42,7 @@ TEST(CountDevice, writes_the_ledger_of_the_cpu) {
   }
 }
 
-TEST(CountDevice, gives_zeros_to_the_host_and_reads_nothing_from_it) {
+TEST(CountDevice, GivesZerosToTheHostAndReadsNothingFromIt) {
   Device device(CountOnly{}, 1);
   Runtime runtime{.device = device};
   const Tensor x = ops::to_device(runtime, std::vector<float>{1, 2, 3}, DType::f32);
@@ -52,7 +52,7 @@ TEST(CountDevice, gives_zeros_to_the_host_and_reads_nothing_from_it) {
   EXPECT_EQ(host, (std::vector<float>{0, 0, 0}));
 }
 
-TEST(CountDevice, writes_nothing_while_the_ledger_is_off) {
+TEST(CountDevice, WritesNothingWhileTheLedgerIsOff) {
   Device device(CountOnly{}, 1);
   Runtime runtime{.device = device};
   call_every_operation(runtime);
@@ -60,7 +60,7 @@ TEST(CountDevice, writes_nothing_while_the_ledger_is_off) {
   EXPECT_TRUE(device.ledger().products().empty());
 }
 
-TEST(CountDevice, refuses_the_operands_that_a_real_device_refuses) {
+TEST(CountDevice, RefusesTheOperandsThatARealDeviceRefuses) {
   Device device(CountOnly{}, 1);
   Runtime runtime{.device = device};
   const Tensor x = runtime.empty({5, 3}, DType::f32), weight = runtime.empty({4, 2}, DType::f32);

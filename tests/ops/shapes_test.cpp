@@ -14,7 +14,7 @@ void expect_numbers(const Tensor& x) {
     ASSERT_TRUE(std::isfinite(static_cast<double>(x.data<T>()[i]))) << "element " << i << " has not been written";
 }
 
-TEST(Shapes, of_what_operations_return) {
+TEST(Shapes, OfWhatOperationsReturn) {
   for (const DType type : {DType::f32, DType::bf16, DType::f64}) {
     SCOPED_TRACE(name_of(type));
     Device device(2);
@@ -31,7 +31,7 @@ TEST(Shapes, of_what_operations_return) {
   }
 }
 
-TEST(Shapes, contiguous_tensors_and_kept_gradients_are_the_same_memory) {
+TEST(Shapes, ContiguousTensorsAndKeptGradientsAreTheSameMemory) {
   Device device(1);
   Runtime runtime{.device = device};
   const Tensor x = runtime.empty({3, 5}, DType::f32);

@@ -97,13 +97,13 @@ class OptimizerSteps : public ::testing::Test {
   Weight* bias = nullptr;
 };
 
-TEST_F(OptimizerSteps, adamw) { expect_steps({.kind = OptimizerKind::adamw, .weight_decay = 0.1, .clip = 0}); }
-TEST_F(OptimizerSteps, adamw_clipped) {
+TEST_F(OptimizerSteps, Adamw) { expect_steps({.kind = OptimizerKind::adamw, .weight_decay = 0.1, .clip = 0}); }
+TEST_F(OptimizerSteps, AdamwClipped) {
   expect_steps({.kind = OptimizerKind::adamw, .epsilon = 1e-3, .weight_decay = 0.3, .clip = 0.5});
 }
-TEST_F(OptimizerSteps, clip_above_the_norm_does_nothing) { expect_steps({.kind = OptimizerKind::adamw, .clip = 1000}); }
-TEST_F(OptimizerSteps, sgd) { expect_steps({.kind = OptimizerKind::sgd, .weight_decay = 0, .clip = 0}); }
-TEST_F(OptimizerSteps, sgd_with_momentum_decay_and_clip) {
+TEST_F(OptimizerSteps, ClipAboveTheNormDoesNothing) { expect_steps({.kind = OptimizerKind::adamw, .clip = 1000}); }
+TEST_F(OptimizerSteps, Sgd) { expect_steps({.kind = OptimizerKind::sgd, .weight_decay = 0, .clip = 0}); }
+TEST_F(OptimizerSteps, SgdWithMomentumDecayAndClip) {
   expect_steps({.kind = OptimizerKind::sgd, .momentum = 0.9, .weight_decay = 0.2, .clip = 1});
 }
 

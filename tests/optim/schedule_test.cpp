@@ -19,14 +19,14 @@ OptimizerConfig config(Schedule schedule, std::int64_t warmup, std::int64_t deca
   return {.rate = rate, .schedule = schedule, .warmup = warmup, .decay = decay, .final_rate = final_rate};
 }
 
-TEST(Schedule, every_kind_rises_linearly_from_zero) {
+TEST(Schedule, EveryKindRisesLinearlyFromZero) {
   for (const Schedule kind : every_schedule)
     for (std::int64_t step = 1; step <= 20; ++step)
       EXPECT_DOUBLE_EQ(learning_rate(config(kind, 20, 30), step, 100), rate * static_cast<double>(step) / 20)
           << name_of(kind);
 }
 
-TEST(Schedule, falls_by_formula) {
+TEST(Schedule, FallsByFormula) {
   constexpr std::int64_t warmup = 20, decay = 30, steps = 100;
   for (std::int64_t step = warmup; step <= steps; ++step) {
     const double share = static_cast<double>(step - warmup) / static_cast<double>(steps - warmup);
@@ -41,12 +41,12 @@ TEST(Schedule, falls_by_formula) {
   }
 }
 
-TEST(Schedule, ends_at_the_final_rate) {
+TEST(Schedule, EndsAtTheFinalRate) {
   for (const Schedule kind : {Schedule::cosine, Schedule::linear, Schedule::warmup_stable_decay})
     EXPECT_NEAR(learning_rate(config(kind, 20, 30), 100, 100), final_rate * rate, 1e-19) << name_of(kind);
 }
 
-TEST(Schedule, borders_give_finite_rates) {
+TEST(Schedule, BordersGiveFiniteRates) {
   for (const Schedule kind : every_schedule) {
     EXPECT_GT(learning_rate(config(kind, 0), 1, 100), 0) << name_of(kind) << ": no warm-up";
     EXPECT_EQ(learning_rate(config(kind, 10), 10, 10), rate) << name_of(kind) << ": nothing but warm-up";

@@ -20,14 +20,14 @@ void expect_cover(const std::vector<FlatRange>& buckets, std::int64_t size, std:
   ASSERT_EQ(end, 0);
 }
 
-TEST(Buckets, small_groups_share_and_large_ones_are_cut) {
+TEST(Buckets, SmallGroupsShareAndLargeOnesAreCut) {
   EXPECT_EQ(make_buckets({0, 100, 200}, 300, 1000, 10), (std::vector<FlatRange>{{0, 300}}));
   EXPECT_EQ(make_buckets({0, 100, 200}, 300, 150, 10), (std::vector<FlatRange>{{150, 300}, {0, 150}}));
   EXPECT_EQ(make_buckets({0}, 300, 120, 10), (std::vector<FlatRange>{{180, 300}, {60, 180}, {0, 60}}));
   EXPECT_EQ(make_buckets({0}, 30, 1, 10), (std::vector<FlatRange>{{20, 30}, {10, 20}, {0, 10}}));
 }
 
-TEST(Buckets, cover_everything_once_for_any_groups) {
+TEST(Buckets, CoverEverythingOnceForAnyGroups) {
   std::mt19937 random(3);
   for (int round = 0; round < 2000; ++round) {
     const std::int64_t alignment = bucket_alignment(1 + random() % 5);
@@ -43,7 +43,7 @@ TEST(Buckets, cover_everything_once_for_any_groups) {
   }
 }
 
-TEST(Buckets, parts_are_equal_aligned_and_disjoint) {
+TEST(Buckets, PartsAreEqualAlignedAndDisjoint) {
   for (int ranks = 1; ranks <= 5; ++ranks) {
     const FlatRange bucket{32 * ranks, 32 * ranks + 7 * bucket_alignment(ranks)};
     std::int64_t next = bucket.begin;
@@ -57,7 +57,7 @@ TEST(Buckets, parts_are_equal_aligned_and_disjoint) {
   }
 }
 
-TEST(Parts, are_the_runs_of_each_parameter_in_the_ranges) {
+TEST(Parts, AreTheRunsOfEachParameterInTheRanges) {
   Device device(CountOnly{}, 1);
   Runtime runtime{.device = device};
   ParameterStore store;

@@ -17,7 +17,7 @@ struct Case {
 
 float gradient_of(int rank, std::int64_t i) { return static_cast<float>((i * 5 + rank * 3 + i / 7) % 8); }
 
-TEST(DataParallelism, sums_every_bucket_once_and_gathers_what_other_ranks_updated) {
+TEST(DataParallelism, SumsEveryBucketOnceAndGathersWhatOtherRanksUpdated) {
   int ranks = 0, rank = 0;
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);

@@ -8,7 +8,7 @@
 namespace choir::tests {
 namespace {
 
-TEST(HeadPartition, examples_of_the_design) {
+TEST(HeadPartition, ExamplesOfTheDesign) {
   const HeadPartition gpt2_xl{.heads = 25, .kv_heads = 25, .ranks = 8};
   for (std::int64_t rank = 0; rank < 8; ++rank) {
     EXPECT_EQ(gpt2_xl.query(rank).count(), rank == 0 ? 4 : 3);
@@ -33,7 +33,7 @@ TEST(HeadPartition, examples_of_the_design) {
             "rank 2: query heads 6-7 (2), key/value head 1 (replicated: 1)\n");
 }
 
-TEST(HeadPartition, every_partition_up_to_32_heads) {
+TEST(HeadPartition, EveryPartitionUpTo32Heads) {
   for (std::int64_t heads = 1; heads <= 32; ++heads)
     for (std::int64_t kv_heads = 1; kv_heads <= heads; ++kv_heads)
       for (std::int64_t ranks = 1; heads % kv_heads == 0 && ranks <= heads; ++ranks) {
@@ -81,7 +81,7 @@ TEST(HeadPartition, every_partition_up_to_32_heads) {
       }
 }
 
-TEST(EvenSlice, in_units_covers_once_and_only_the_last_unit_is_broken) {
+TEST(EvenSlice, InUnitsCoversOnceAndOnlyTheLastUnitIsBroken) {
   for (std::int64_t total = 0; total <= 100; ++total)
     for (std::int64_t unit : {1, 7, 8})
       for (std::int64_t parts = 1; parts <= 9; ++parts) {

@@ -10,13 +10,13 @@ namespace {
 
 using Kind = Action::Kind;
 
-TEST(Pipeline, one_stage_is_gradient_accumulation) {
+TEST(Pipeline, OneStageIsGradientAccumulation) {
   EXPECT_EQ(one_forward_one_backward(0, 1, 2),
             (std::vector<Action>{{Kind::forward, 0}, {Kind::backward, 0}, {Kind::forward, 1}, {Kind::backward, 1}}));
   EXPECT_EQ(peak_in_flight(one_forward_one_backward(0, 1, 16)), 1);
 }
 
-TEST(Pipeline, every_schedule_is_complete_ordered_executable_and_within_its_memory) {
+TEST(Pipeline, EveryScheduleIsCompleteOrderedExecutableAndWithinItsMemory) {
   for (int stages = 1; stages <= 8; ++stages)
     for (int micro_batches = 1; micro_batches <= 16; ++micro_batches) {
       SCOPED_TRACE(std::to_string(stages) + " stages, " + std::to_string(micro_batches) + " micro-batches");

@@ -18,7 +18,7 @@
 namespace choir::tests {
 namespace {
 
-TEST(Golden, the_first_50_losses_are_those_written_down) {
+TEST(Golden, TheFirst50LossesAreThoseWrittenDown) {
   ModelConfig model = small_model("five_heads");
   model.initial_deviation = 0.1;
   model.dropout = 0.1;

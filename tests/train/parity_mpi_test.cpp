@@ -19,7 +19,7 @@ class Parity : public ::testing::TestWithParam<SmallModel> {
   }
 };
 
-TEST_P(Parity, gradients_and_sgd_and_adamw_steps_are_those_of_one_rank) {
+TEST_P(Parity, GradientsAndSgdAndAdamwStepsAreThoseOfOneRank) {
   const ModelConfig model = GetParam().config;
   const double bound = rounding_bound(model, batch * model.context, DType::f32);
   const OptimizerConfig sgd = plain_sgd(0.02);
@@ -71,7 +71,7 @@ TEST_P(Parity, gradients_and_sgd_and_adamw_steps_are_those_of_one_rank) {
   }
 }
 
-TEST_P(Parity, every_element_is_counted_by_one_tensor_rank) {
+TEST_P(Parity, EveryElementIsCountedByOneTensorRank) {
   for (const Layout& layout : layouts(world_size())) {
     SmallRun run(GetParam().config, plain_sgd(0.1), layout);
     const ParameterStore& store = run.trainer.parameters();
@@ -84,13 +84,13 @@ TEST_P(Parity, every_element_is_counted_by_one_tensor_rank) {
   }
 }
 
-TEST_P(Parity, start_values_are_the_same_bits_in_every_layout) {
+TEST_P(Parity, StartValuesAreTheSameBitsInEveryLayout) {
   const Tensors alone = run_alone(GetParam().config, plain_sgd(0.1))->masters();
   for (const Layout& layout : layouts(world_size()))
     EXPECT_EQ(SmallRun(GetParam().config, plain_sgd(0.1), layout).masters(), alone) << layout.name;
 }
 
-TEST_P(Parity, the_same_layout_gives_the_same_bits_with_immediate_and_threaded_streams) {
+TEST_P(Parity, TheSameLayoutGivesTheSameBitsWithImmediateAndThreadedStreams) {
   const ModelConfig model = GetParam().config;
   const auto three_steps = [&](const Layout& layout) {
     SmallRun run(model, safe_adamw(0.01), layout);
@@ -106,7 +106,7 @@ TEST_P(Parity, the_same_layout_gives_the_same_bits_with_immediate_and_threaded_s
   }
 }
 
-TEST_P(Parity, recomputed_blocks_give_the_same_bits) {
+TEST_P(Parity, RecomputedBlocksGiveTheSameBits) {
   const ModelConfig model = GetParam().config;
   for (Layout layout : layouts(world_size())) {
     const auto gradients = [&](bool recompute) {
@@ -119,7 +119,7 @@ TEST_P(Parity, recomputed_blocks_give_the_same_bits) {
   }
 }
 
-TEST_P(Parity, evaluation_counts_every_target_once) {
+TEST_P(Parity, EvaluationCountsEveryTargetOnce) {
   const ModelConfig model = GetParam().config;
   constexpr std::int64_t samples = 11;  // no number of ranks divides it
   const ReadSample read = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
@@ -140,7 +140,7 @@ TEST_P(Parity, evaluation_counts_every_target_once) {
   }
 }
 
-TEST_P(Parity, bf16_gradients_are_those_of_one_rank_and_values_are_rounded_masters) {
+TEST_P(Parity, Bf16GradientsAreThoseOfOneRankAndValuesAreRoundedMasters) {
   const ModelConfig model = GetParam().config;
   const double bound = rounding_bound(model, batch * model.context, DType::bf16);
   EXPECT_LT(bound, 0.25) << "a gradient of zeros differs by 1";
@@ -174,7 +174,7 @@ INSTANTIATE_TEST_SUITE_P(Models, Parity, ::testing::ValuesIn(models_under_test()
                          [](const auto& instance) { return instance.param.name; });
 
 // The promise of the design: losses over 20 steps within 1e-5 of one rank's, whatever the optimizer does with noise.
-TEST(LossCurve, twenty_steps_are_those_of_one_rank) {
+TEST(LossCurve, TwentyStepsAreThoseOfOneRank) {
   for (const char* name : {"five_heads", "window_8_of_2"}) {
     if (device_is_simulated() && name == std::string("window_8_of_2")) continue;
     const ModelConfig model = small_model(name);

@@ -24,7 +24,7 @@ Counted count_second_step(Trainer& trainer, Device& device, const ModelConfig& m
   return counted;
 }
 
-TEST(Plan, counts_the_memory_and_the_messages_of_the_real_step) {
+TEST(Plan, CountsTheMemoryAndTheMessagesOfTheRealStep) {
   for (const SmallModel& model : models_under_test())
     for (const Layout& layout : layouts(world_size())) {
       SCOPED_TRACE(model.name + ", " + layout.name);

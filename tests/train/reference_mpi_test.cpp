@@ -87,7 +87,7 @@ Layout as_data_ranks(Layout layout) {
 
 class Reference : public ::testing::TestWithParam<std::string> {};
 
-TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
+TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
   const ReferenceFile file(GetParam());
   const auto inputs = file.dataset<std::int32_t>("tokens/inputs"),
              targets = file.dataset<std::int32_t>("tokens/targets");
@@ -150,7 +150,7 @@ TEST_P(Reference, loss_gradients_and_training_are_those_of_pytorch) {
 INSTANTIATE_TEST_SUITE_P(Cases, Reference, ::testing::ValuesIn(reference_files()),
                          [](const auto& instance) { return instance.param; });
 
-TEST(ReferenceFiles, each_is_a_case_above) {
+TEST(ReferenceFiles, EachIsACaseAbove) {
   if (device_is_simulated()) GTEST_SKIP() << "the CPU's tests look at them all";
   std::size_t files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(std::string(CHOIR_SOURCE_DIR) + "/tests/reference"))
