@@ -34,7 +34,7 @@ class CallRings : public ::testing::Test {
 
   std::string path(int rank) const { return folder_ + "/rank-" + std::to_string(rank) + ".calls"; }
 
-  /// Gives `rank` a ring with calls #first to #last; the last one still runs where `running`.
+  /// Gives `rank` a ring with calls #first to #last; the last one has not ended if `running`.
   void write_ring(int rank, const Call& pattern, std::uint64_t first, std::uint64_t last, bool running) const {
     CallRing ring(path(rank));
     for (std::uint64_t n = first; n <= last; ++n) {
@@ -177,7 +177,7 @@ TEST_F(CallRings, NamesBothOfACycle) {
       << text;
 }
 
-TEST_F(CallRings, SaysSoWhereNobodyIsBehind) {
+TEST_F(CallRings, SaysSoIfNobodyIsBehind) {
   EXPECT_EQ(first_line(), "no call rings (rank-N.calls) in " + folder_);
   write_ring(0, call_of("barrier", "world", "end", 0, 0, 2), 1, 2, false);
   write_ring(1, call_of("barrier", "world", "end", 0, 0, 2), 1, 2, false);

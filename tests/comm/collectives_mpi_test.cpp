@@ -341,7 +341,7 @@ TEST_F(FloatCollectives, AMessageThatIsTooShortIsAFailure) {
   EXPECT_TRUE(ranks.ring.in_call());  // and the ring says where it stopped
 }
 
-// An error that MPI itself finds: a rank that the communicator has not.
+// An error that MPI itself finds: a rank that is not in the communicator.
 TEST_F(FloatCollectives, FailuresOfMpiAreInItsWords) {
   MPI_Comm comm_of_one = MPI_COMM_NULL;
   MPI_Comm_dup(MPI_COMM_SELF, &comm_of_one);

@@ -1,4 +1,4 @@
-// What the reader says about a text: the whole message, or "" where it reads.
+// What the reader says about a text: the whole message, or "" if it reads.
 #pragma once
 
 #include <string>

@@ -233,7 +233,7 @@ TEST_F(ReadConfigFile, AMissingFolderIsNamed) {
   EXPECT_TRUE(contains(problem(folder_ / "no" / "x.yaml"), "there is no folder " + (folder_ / "no").string()));
 }
 
-TEST_F(ReadConfigFile, AFolderIsNoFile) {
+TEST_F(ReadConfigFile, AFolderIsNotAFile) {
   EXPECT_TRUE(contains(problem(folder_), "why: it is a folder")) << problem(folder_);
   EXPECT_TRUE(contains(problem(folder_), "quickstart.yaml")) << problem(folder_);
 }

@@ -135,7 +135,7 @@ TEST(Validate, Ranges) {
   });
 }
 
-TEST(Validate, NumbersThatAreNoneAreFound) {
+TEST(Validate, NaNAndInfinityAreFound) {
   Config config;
   config.optimizer.rate = std::numeric_limits<double>::quiet_NaN();
   config.optimizer.clip = std::numeric_limits<double>::infinity();

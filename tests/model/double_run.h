@@ -1,5 +1,5 @@
-// A decoder in double precision, with the reductions of a training step around it but no optimizer: where rounding is
-// 1e-16, a gradient is right or wrong.
+// A decoder in double precision, with the reductions of a training step around it but no optimizer. Rounding is 1e-16
+// there: a gradient is right or wrong.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ struct DoubleRun {
 
   Context context() { return {.runtime = runtime, .mesh = mesh, .sequence = sequence}; }
 
-  /// The mean loss of samples [0, batch) of the random text, in micro-batches of `micro_batch` sequences. Where
+  /// The mean loss of samples [0, batch) of the random text, in micro-batches of `micro_batch` sequences. With
   /// `gradient`, its gradients are then in store.gradient.
   double loss(std::int64_t batch, std::int64_t micro_batch, bool gradient) {
     const std::int64_t length = model.context, here_begin = batch / mesh.data->size() * mesh.data->rank();

@@ -86,8 +86,8 @@ inline void PrintTo(const Operation& operation, std::ostream* to) { *to << opera
 inline std::vector<Operation> every_operation() {
   using enum ops::Activation;
   static constexpr ops::Activation kinds[] = {gelu, gelu_erf, silu_gated};
-  const std::string moves = "it moves elements and computes nothing", updates = "it is no function of activations";
-  const std::string any = "any tensor has one meaning", flat_only = "the optimizer gives it flat arrays of one length";
+  const std::string moves = "it moves elements and computes nothing", updates = "it does not compute activations";
+  const std::string any = "it takes any tensor", flat_only = "the optimizer gives it flat arrays of one length";
   return {
       // Moves
       {"fill",

@@ -80,7 +80,7 @@ TEST_P(Parity, EveryElementIsCountedByOneTensorRank) {
     run.mesh.tensor->all_reduce(sum, Reduce::sum, run.device.compute(), "test");
     ops::download(run.trainer.runtime(), sum, owned.data());
     EXPECT_EQ(owned[0], store.global_count()) << layout.name;
-    run.masters();  // fails where an element is counted twice or never
+    run.masters();  // fails if an element is counted twice or never
   }
 }
 

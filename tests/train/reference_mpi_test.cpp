@@ -104,7 +104,7 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
 
   for (Layout layout : layouts(world_size())) {
     Config config = parse_config(file.text("config") + file.text("sgd"), GetParam());
-    // A rank without a head is refused: of more ranks than heads, all but one split the data.
+    // A rank without a head is refused: if there are more tensor ranks than heads, they split the data instead.
     if (config.model.attention.heads < layout.tensor) layout = as_data_ranks(layout);
     SCOPED_TRACE(layout.name);
     config.train.batch = batch;
