@@ -56,7 +56,8 @@ void add_train_command(CommandLine& line) {
   arguments->config.add_to(*verb);
   verb->add_flag("--resume{newest}", arguments->resume,
                  "go on from the newest whole checkpoint of the run folder; --resume=STEP: from that of this step, and "
-                 "later ones are kept aside");
+                 "later ones are kept aside")
+      ->take_last();
   verb->add_flag("--dry-run", arguments->dry_run, "print the plan for these ranks and end, as choir plan does");
   verb->callback([&line, arguments] { line.run = [&line, arguments] { return train(line, *arguments); }; });
 }

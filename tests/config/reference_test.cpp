@@ -14,7 +14,7 @@ TEST(Reference, TheReadmeListsEveryKeyAsTheProgramReadsIt) {
   std::stringstream readme;
   readme << file.rdbuf();
   EXPECT_NE(readme.str().find(markdown_keys()), std::string::npos)
-      << "put this table into README.md, below \"## Configuration reference\":\n\n"
+      << "put this table into README.md, below \"All keys of the configuration\":\n\n"
       << markdown_keys();
 }
 

@@ -47,7 +47,7 @@ TEST(DrawableTokens, OfBytesAreAll) { EXPECT_EQ(drawable_tokens(Tokenizer::bytes
 TEST(DrawableTokens, LeaveOutTokensThatNoTextIsEncodedAs) {
   std::string text;
   for (int i = 0; i < 2000; ++i) text += "the birds sing " + std::to_string(i * i) + "\n";
-  const Tokenizer tokenizer = Tokenizer::train({.kind = "sentencepiece", .vocabulary = 300}, text);
+  const Tokenizer tokenizer = Tokenizer::train({.kind = TokenizerKind::sentencepiece, .vocabulary = 300}, text);
   const std::vector<std::int32_t> tokens = drawable_tokens(tokenizer);
   EXPECT_EQ(tokens.size(), 299u) << "all but SentencePiece's 'unknown'";
   for (const std::int32_t token : tokens)
