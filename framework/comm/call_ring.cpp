@@ -100,7 +100,7 @@ std::vector<Call> read_call_ring(const std::string& path, std::string& problem) 
     problem = fmt::format("{} is not a call ring: not {} bytes long", path, ring_bytes);
     return {};
   }
-  for (Call& call : calls) {  // texts end inside their fields, whatever the file holds
+  for (Call& call : calls) {  // texts end inside their fields, whatever is in the file
     call.verb[sizeof call.verb - 1] = call.axis[sizeof call.axis - 1] = call.label[sizeof call.label - 1] = 0;
     call.stride = std::max(call.stride, 1);
   }
@@ -115,13 +115,13 @@ struct Ring {
   std::vector<Call> calls;  // oldest first
   std::string problem;
 
-  /// The number of the last call on the same communicator as `call`; 0 where the ring holds none.
+  /// The number of the last call on the same communicator as `call`; 0 if the ring has none.
   std::uint64_t last_number(const Call& call) const {
     for (auto it = calls.rbegin(); it != calls.rend(); ++it)
       if (same_communicator(*it, call)) return it->number;
     return 0;
   }
-  /// The oldest call that has not ended: a GPU has not come to those behind it.
+  /// The oldest call that has not ended: a GPU has not started those behind it.
   const Call* running() const {
     const auto found = std::find_if(calls.begin(), calls.end(), [](const Call& call) { return call.ended == 0; });
     return found == calls.end() ? nullptr : &*found;

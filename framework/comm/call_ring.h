@@ -1,7 +1,7 @@
 // The last 256 collective calls of this rank, in memory that outlives it.
 //
 // Each call is written before it starts and after it ends, into a file mapped into memory: a SIGKILL loses nothing.
-// When a job dies or hangs, the rings of all ranks side by side say who is where.
+// If a job dies or hangs, the rings of all ranks show which call each rank has reached.
 #pragma once
 
 #include <atomic>
@@ -52,18 +52,18 @@ class CallRing {
 
  private:
   Call* slots_ = nullptr;  // [length]; call s is in slot (s - 1) % length
-  std::mutex mutex_;       // of GPU calls the watchdog writes ends, too
+  std::mutex mutex_;       // the watchdog, too, writes the ends of GPU calls
   std::uint64_t next_ = 1;
   std::atomic<double> last_activity_;
   std::atomic<int> running_ = 0;
 };
 
-/// The calls in a ring file, oldest first; empty with `problem` set where it cannot be read.
+/// The calls in a ring file, oldest first. If the file cannot be read: none, and `problem` says why.
 std::vector<Call> read_call_ring(const std::string& path, std::string& problem);
 
 /// "rank 3 is at all_gather #118 of tensor (blocks.7.attention.out), the others at #119", from the rings
-/// rank-*.calls of a run's logs folder: a line for each rank that others wait for and that itself waits for nobody,
-/// then each rank's last `count` calls. "is past" instead of "is at": that call has ended.
+/// rank-*.calls of a run's logs folder: a line for each rank that others wait for and that does not wait itself, then
+/// each rank's last `count` calls. "is past" instead of "is at": that call has ended.
 std::string describe_call_rings(const std::string& logs_folder, int count = 3);
 
 }  // namespace choir

@@ -40,7 +40,7 @@ struct Communicator::Site {
     if (tensor.dtype() == DType::u8 && op == Reduce::sum) refuse("u8 can only be reduced by max: sums would overflow");
   }
 
-  /// `whole` holds size() blocks of `block`; where they overlap, `block` is this rank's.
+  /// `whole` has size() blocks like `block`. If they overlap, `block` is this rank's.
   void check_blocks(const Tensor& whole, const char* whole_name, const Tensor& block, const char* block_name) const {
     const int size = communicator.size();
     if (whole.count() != size * block.count())
@@ -135,7 +135,7 @@ std::uint64_t Communicator::begin(const Call& call, const std::function<void()>&
 std::string Communicator::problem() {
   try {
     pending_.note_ends();
-  } catch (const std::exception& error) {  // the GPU has failed: its errors come out of whatever asks next
+  } catch (const std::exception& error) {  // the GPU has failed: the next call of its library returns the error
     return error.what();
   }
   return {};
@@ -226,7 +226,7 @@ void Communicator::exchange(const std::vector<Message>& sends, const std::vector
     site.check_peer(receive.peer, "sender");
     if (receive.peer == rank()) from_self.push_back(receive.tensor);
   }
-  // Messages to oneself are checked here: Open MPI 4.1 cuts them to the receiver's size without a word.
+  // Messages to oneself are checked here: Open MPI 4.1 cuts them to the receiver's size and reports no error.
   if (to_self.size() != from_self.size())
     site.refuse(fmt::format("{} messages to itself, but {} from itself", to_self.size(), from_self.size()));
   for (std::size_t i = 0; i < to_self.size(); ++i)

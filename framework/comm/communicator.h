@@ -1,8 +1,8 @@
 // Collectives among the ranks of one mesh axis: seven verbs, tensors in and out, a label on every call.
 //
-// The public verbs are the front door: they check types and size relations, write the call ring and the ledger, and are
-// no-ops (a copy where `out` is other memory) with one rank. What moves the bytes is behind them: MPI on host memory,
-// NCCL on GPUs, nothing at all on device `count`.
+// The public verbs check types and size relations and write the call ring and the ledger. With one rank they are
+// no-ops, or a copy if `out` is other memory. The protected do_... functions move the bytes: MPI on host memory, NCCL
+// on GPUs. On device `count` they do nothing.
 //
 // Order. Work given to a verb runs after everything enqueued on `stream` before, and before everything enqueued on it
 // later. Verbs return when the work is enqueued; immediate CPU streams have then also run it. Every rank of the axis
@@ -10,9 +10,9 @@
 // makes every call of the library. Tensors are held until it has run or, on a GPU, until another stream waits for it,
 // so that memory comes back at the same place in every step. The communicator outlives the work.
 //
-// Errors. Contiguous tensors of equal types that obey the size relation; anything else throws Error with axis, label
-// and sizes before anything is sent. So does a failure of the library, out of the verb or, where streams are threaded,
-// out of the next synchronize() of device().communicate().
+// Errors. Tensors are contiguous, of equal types, and obey the size relation; anything else throws Error with axis,
+// label and sizes before anything is sent. A failure of the library throws Error from the verb or, if streams are
+// threaded, from the next synchronize() of device().communicate().
 #pragma once
 
 #include <cstdint>
@@ -62,11 +62,11 @@ class Communicator {
   void all_reduce(const Tensor& tensor, Reduce op, Stream& stream, const char* label);
 
   /// Every rank ends with all ranks' `in`, in rank order. out.count() == size() * in.count().
-  /// In place where `in` is this rank's block of `out`.
+  /// In place if `in` is this rank's block of `out`.
   void all_gather(const Tensor& in, const Tensor& out, Stream& stream, const char* label);
 
   /// Reduces `in` over the ranks, as all_reduce does, and leaves the i-th of size() equal blocks on rank i.
-  /// in.count() == size() * out.count(). In place where `out` is this rank's block of `in`.
+  /// in.count() == size() * out.count(). In place if `out` is this rank's block of `in`.
   void reduce_scatter(const Tensor& in, const Tensor& out, Reduce op, Stream& stream, const char* label);
 
   /// Block i of `in` goes to rank i; block i of `out` comes from rank i. in.count() == out.count(), divisible by
@@ -81,17 +81,17 @@ class Communicator {
   void exchange(const std::vector<Message>& sends, const std::vector<Message>& receives, Stream& stream,
                 const char* label);
 
-  /// No rank passes before all have come. Blocks the stream, not the caller.
+  /// No rank continues before all ranks have called it. Blocks the stream, not the caller.
   void barrier(Stream& stream, const char* label);
 
-  /// What has gone wrong since, in the library's words: a rank that died, a network that failed. Else empty. Also
-  /// writes to the ring which calls a GPU has ended. From any thread.
+  /// The library's message about what has failed since: a rank that died, the network. Empty: nothing. Also writes to
+  /// the ring which calls a GPU has ended. From any thread.
   virtual std::string problem();
   /// Ends the calls that wait for other ranks; their results are lost, and no call may follow. From any thread.
   virtual void abort() {}
 
  protected:
-  /// What do_... throws where the library failed, in the library's words; the front door adds verb, axis and label.
+  /// What do_... throws if the library failed, with the library's message; the public verb adds verb, axis and label.
   struct Failure {
     std::string what;
   };

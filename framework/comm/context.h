@@ -1,4 +1,4 @@
-// Everything a layer may touch: the device's runtime, the mesh, and where the rows at hand stand in the global batch.
+// Everything a layer may use: the device's runtime, the mesh, and the place of its rows in the global batch.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The communicator of device `count`: moves nothing. The front door counts the messages, and takes the workspace that
-// MPI would need, so that a memory plan holds it too.
+// The communicator of device `count`: moves nothing. The public verbs count the messages and allocate the workspace
+// that MPI would need, so that a memory plan includes it.
 #pragma once
 
 #include "framework/comm/communicator.h"

@@ -1,4 +1,4 @@
-// Who my peers are. MeshShape is arithmetic, Mesh owns the communicators.
+// The peers of a rank. MeshShape is arithmetic, Mesh owns the communicators.
 //
 // Rank order, written once: tensor fastest (inside a node), then context, then data, pipeline slowest:
 //
@@ -40,10 +40,10 @@ struct Mesh {
   MeshShape::Coordinates here;
   std::unique_ptr<Communicator> world;  ///< all ranks
   std::unique_ptr<Communicator> tensor, context, data, pipeline;
-  std::unique_ptr<Device> host_device;  ///< the CPU, where the mesh is of GPUs
-  std::unique_ptr<Communicator> host;  ///< all ranks, on host memory: what they tell each other about files and signals
+  std::unique_ptr<Device> host_device;  ///< the CPU, if the mesh is of GPUs
+  std::unique_ptr<Communicator> host;   ///< all ranks, on host memory: for messages about files and signals
 
-  /// All but `host`: what a watchdog asks for problems.
+  /// All but `host`: those that a watchdog checks for problems.
   std::vector<Communicator*> communicators() const;
 };
 
@@ -52,7 +52,7 @@ struct Mesh {
 Mesh make_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallRing& ring);
 
 /// The part of make_mesh() for GPUs: all but `host`. Only in builds with CUDA (comm/cuda/nccl_communicator.cpp). Throws
-/// Error with NCCL's words where GPUs cannot reach each other, or a rank does not come within `timeout` seconds.
+/// Error with NCCL's message if GPUs cannot reach each other, or if a rank does not connect within `timeout` seconds.
 Mesh make_nccl_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallRing& ring, double timeout = 300);
 
 /// A mesh without `host`, whose communicators come from `make`: the world's first, then those of the axes.

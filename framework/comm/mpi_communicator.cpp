@@ -14,7 +14,7 @@ namespace {
 
 // MPI counts in int. Large pieces, because each is one more message.
 constexpr std::int64_t largest_message = 1 << 30;
-// Open MPI's collectives take memory afresh in each call, and collapse above this.
+// Open MPI's collectives allocate memory in each call, and become much slower above this.
 constexpr std::int64_t largest_broadcast = 16 << 20;
 
 char* bytes_of(const Tensor& tensor) { return static_cast<char*>(tensor.raw()); }
@@ -78,19 +78,19 @@ void MpiCommunicator::transfer(const std::vector<Block>& sends, const std::vecto
   std::vector<MPI_Status> statuses(requests.size());
   const int code = MPI_Waitall(static_cast<int>(requests.size()), requests.data(), statuses.data());
   if (code != MPI_SUCCESS) {
-    // The first message that failed says why; the others may be pending.
+    // The first message that failed gives the reason; the others may be pending.
     const auto failed = std::find_if(statuses.begin(), statuses.end(), [](const MPI_Status& status) {
       return status.MPI_ERROR != MPI_SUCCESS && status.MPI_ERROR != MPI_ERR_PENDING;
     });
     const int cause = code == MPI_ERR_IN_STATUS && failed != statuses.end() ? failed->MPI_ERROR : code;
     throw Failure{"MPI_Waitall: " + words_of(cause)};
   }
-  for (std::size_t i = 0; i < in.size(); ++i) {  // to MPI a message that is too short is no error
+  for (std::size_t i = 0; i < in.size(); ++i) {  // to MPI a message that is too short is not an error
     int bytes = 0;
     CHECK_MPI(MPI_Get_count(&statuses[i], MPI_BYTE, &bytes));
     if (bytes != in[i].bytes)
-      throw Failure{fmt::format("{} bytes came from rank {} of the axis, where {} were expected", bytes, in[i].peer,
-                                in[i].bytes)};
+      throw Failure{
+          fmt::format("{} bytes came from rank {} of the axis, but {} were expected", bytes, in[i].peer, in[i].bytes)};
   }
 }
 
@@ -98,7 +98,7 @@ void MpiCommunicator::reduce_own(const std::vector<Block>& parts, char* arrived,
   const Block& own = parts[static_cast<std::size_t>(rank())];
   std::vector<Block> sends, receives;
   std::vector<const void*> sources(parts.size());
-  // Each rank begins with the next one, so that no rank is everyone's first.
+  // Each rank begins with the next one, so that not all ranks begin with the same one.
   for (int step = 1; step < size(); ++step) {
     sends.push_back(parts[static_cast<std::size_t>((rank() + step) % size())]);
     const int from = (rank() - step + size()) % size();

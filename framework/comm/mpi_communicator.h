@@ -1,5 +1,5 @@
 // Collectives on host memory over MPI: blocks are moved by non-blocking sends and receives, and reduced here
-// (reduction.h), so that no property of an MPI's own reductions is relied upon.
+// (reduction.h), so that nothing depends on the MPI's own reductions.
 #pragma once
 
 #include <mpi.h>
@@ -28,14 +28,14 @@ class MpiCommunicator : public Communicator {
   void do_barrier() override;
 
  private:
-  /// Bytes in memory that go to a rank or come from one.
+  /// Bytes in memory that are sent to a rank or received from one.
   struct Block {
     char* data;
     std::int64_t bytes;
     int peer;
   };
 
-  /// All sends and receives at once; returns when all have ended. Fails where a message is not as long as expected.
+  /// All sends and receives at once; returns when all have ended. Fails if a message is not as long as expected.
   void transfer(const std::vector<Block>& sends, const std::vector<Block>& receives);
 
   /// Receives this rank's part of `parts` (one per rank) from all others into `arrived` (one per rank, own unused),

@@ -1,7 +1,7 @@
 // Calls that are enqueued on a GPU and have not ended there.
 //
-// The call ring says where a rank is. On a GPU a call begins when it is enqueued and ends when the event behind it has
-// completed. Nobody waits for that: each later call looks, and so does the watchdog's thread.
+// The call ring shows the call that a rank is in. On a GPU a call begins when it is enqueued and ends when the event
+// behind it has completed. No thread waits for that: each later call checks the event, and so does the watchdog.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ class PendingCalls {
   /// `ring` outlives this.
   explicit PendingCalls(CallRing& ring) : ring_(ring) {}
 
-  /// A call that has begun in the ring. `done` is asked on any thread, oldest call first, until it is true.
+  /// A call that has begun in the ring. `done` is called on any thread, oldest call first, until it returns true.
   void add(std::uint64_t sequence, std::function<bool()> done);
 
   /// Writes the ends of the calls that are done. From any thread. Throws what `done` throws.

@@ -8,9 +8,9 @@ namespace choir {
 namespace {
 
 constexpr std::int64_t piece_bytes = 1 << 20;         // on all ranks together: stays in a core's share of the cache
-constexpr std::int64_t least_block_bytes = 64 << 10;  // per rank: below, the latency of a message shows
+constexpr std::int64_t least_block_bytes = 64 << 10;  // per rank: below this, the latency of a message matters
 
-/// The type that partial results are kept in. Integers wrap around, as MPI's do; signed ones would be undefined.
+/// The type of partial results. Integers wrap around, as MPI's do; the overflow of signed ones would be undefined.
 template <class T>
 struct Partial {
   using type = std::conditional_t<std::is_same_v<T, bf16>, float, T>;
@@ -19,7 +19,7 @@ struct Partial {
 template <Reduce op, class P>
 P combine(P a, P b) {
   if constexpr (op == Reduce::max) {
-    return b > a || b != b ? b : a;  // b != b: NaN; once in a, it stays
+    return b > a || b != b ? b : a;  // b != b: NaN, which stays once it is in a
   } else if constexpr (std::is_same_v<P, std::int32_t>) {
     return static_cast<P>(static_cast<std::uint32_t>(a) + static_cast<std::uint32_t>(b));
   } else {

@@ -84,8 +84,8 @@ std::string Watchdog::problem() const {
 }
 
 void Watchdog::report_and_exit(const std::string& why) const {
-  // All ranks notice at about the same time. The first to lock the folder speaks for all, and holds the lock until it
-  // ends. On a file system without locks each rank speaks.
+  // All ranks detect the hang at about the same time. The first to lock the folder reports it for all, and holds the
+  // lock until it ends. On a file system without locks each rank reports it.
   const int folder = open(logs_folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   const bool another_speaks = folder >= 0 && flock(folder, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
   if (!another_speaks) write_to_stderr(fmt::format("{}\n{}ending the job\n", why, describe_call_rings(logs_folder_)));

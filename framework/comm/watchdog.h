@@ -1,10 +1,10 @@
 // A thread that ends a hung process, and first says which rank the others wait for.
 //
-// A hang is silence: no collective call has begun or ended, and no step has, for longer than the limit, while a call
-// is running or a step is under way. Between steps (start-up, evaluation of a configuration, a long save) silence is
-// normal. On a GPU a call is running until the GPU has ended it, and nobody waits for that: the watchdog asks the
-// communicators, which write it to the ring.
-// A call on a GPU that the library reports as failed ends the process at once.
+// A process hangs if a call is running or a step is under way, and no collective call and no step has begun or ended
+// for longer than the limit. Between steps (start-up, evaluation of a configuration, a long save) there is no limit. On
+// a GPU a call is running until the GPU has ended it, and no thread waits for that: the watchdog calls the
+// communicators, which write the ends of calls to the ring. A call on a GPU that the library reports as failed ends the
+// process at once.
 #pragma once
 
 #include <atomic>
@@ -31,7 +31,7 @@ class Watchdog {
   void start();
   void stop();
 
-  /// Both count as signs of life. A step with long stretches without calls may say begin_step() again at any time.
+  /// Both restart the time limit. A step that makes no calls for a long time may call begin_step() again at any time.
   void begin_step();
   void end_step();
 

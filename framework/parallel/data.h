@@ -1,7 +1,7 @@
 // Data parallelism: every data rank holds the same weights and sees other sequences; gradients are summed.
 //
 // Gradients are reduced in buckets cut from the end of the flat gradient array, because backward finishes it from the
-// end: a bucket starts on the communication stream as soon as its last group is final, while backward goes on.
+// end: a bucket starts on the communication stream as soon as its last group is final, while backward continues.
 //
 // ZeRO stage 1 (Rajbhandari et al. 2019, arXiv 1910.02054): each data rank keeps the optimizer state of one equal part
 // of every bucket, gets the summed gradient of that part only, updates it, and the parts are gathered.
@@ -31,10 +31,10 @@ constexpr std::int64_t bucket_alignment(std::int64_t data_ranks) { return 16 * d
 std::vector<FlatRange> make_buckets(const std::vector<std::int64_t>& group_begins, std::int64_t size,
                                     std::int64_t target, std::int64_t alignment);
 
-/// The rank'th of `ranks` equal parts.
+/// Part `rank` of `ranks` equal parts.
 FlatRange part_of(const FlatRange& bucket, int ranks, int rank);
 
-/// A run of elements of one parameter that lies in a flat range: elements [begin, end) of its held part in row-major
+/// Contiguous elements of one parameter that lie in a flat range: elements [begin, end) of its held part in row-major
 /// order, at flat_begin of the flat arrays.
 struct ParameterPart {
   const Parameter* parameter;
@@ -46,7 +46,7 @@ struct ParameterPart {
 /// Where the parameters lie in `ranges`. `owned_only`: without the elements that another tensor rank counts.
 std::vector<ParameterPart> parts_in(const ParameterStore&, const std::vector<FlatRange>& ranges, bool owned_only);
 
-/// Elements of a bucket: 16 MB of f32. Above it Open MPI's all-reduce collapses.
+/// Elements of a bucket: 16 MB of f32. Above it Open MPI's all-reduce becomes much slower.
 inline constexpr std::int64_t default_bucket_elements = 4 << 20;
 
 class DataParallel {
@@ -66,7 +66,7 @@ class DataParallel {
   const std::vector<FlatRange>& counted() const { return counted_; }
   /// After the update: every rank gets the masters that other ranks updated.
   void gather_masters(Context&);
-  /// True if gather_masters() brings masters that this rank did not update.
+  /// True if gather_masters() receives masters that this rank did not update.
   bool gathers() const { return zero_; }
 
  private:

@@ -1,7 +1,7 @@
 // Any number of heads on any number of ranks.
 //
-// H query heads are split contiguously and as evenly as possible; a rank holds the key/value heads that its query heads
-// read, whole. A key/value head read on several ranks is replicated in the weights, and the lowest of them owns it.
+// H query heads are split contiguously and as evenly as possible. A rank holds the whole of each key/value head that
+// its query heads read. If several ranks read one, its weights are replicated, and the lowest of these ranks owns it.
 //
 //   25 heads, 8 ranks:                      4 3 3 3 3 3 3 3
 //   8 query, 2 key/value heads, 3 ranks:    queries 3 3 2, key/value head 0 on ranks 0 and 1, head 1 on ranks 1 and 2
@@ -21,7 +21,7 @@ struct Slice {
 };
 Slice even_slice(std::int64_t total, std::int64_t parts, std::int64_t index);
 
-/// The same in units: feed-forward columns are dealt in eights, so that every slice but the last is a multiple.
+/// The same in units: every slice but the last is a multiple of `unit`. Feed-forward columns are split in units of 8.
 Slice even_slice_in_units(std::int64_t total, std::int64_t unit, std::int64_t parts, std::int64_t index);
 
 struct HeadPartition {

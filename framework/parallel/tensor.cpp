@@ -93,8 +93,8 @@ void sum_shared_gradients(const ParameterStore& store, int group, Context& conte
     return p.tensor_sum != TensorSum::none && p.offset() >= store.group_begin(group) &&
            p.offset() < store.group_end(group);
   };
-  // Whole tensors lie one after another at the same place on every rank; a replicated part lies where it stands in its
-  // global tensor, which is the same place too.
+  // Whole tensors lie one after another, at the same place on every rank. A replicated part lies at its place in the
+  // global tensor, which is also the same on every rank.
   std::int64_t total = 0;
   for (const Parameter& p : store.parameters())
     if (in_group(p)) total += p.global_count();

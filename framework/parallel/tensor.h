@@ -22,11 +22,12 @@
 
 namespace choir {
 
-/// Which share of the weights this rank holds; what a layer needs to know to declare its parameters.
+/// Which share of the weights this rank holds; a layer needs it to declare its parameters.
 struct TensorShare {
   std::int64_t rank = 0, size = 1;
   bool sequence = false;
-  /// For whole tensors that every rank holds and that see only the rows at hand: norms, positions, row-split biases.
+  /// For tensors that every rank holds whole and that are applied only to the rows held: norms, positions, row-split
+  /// biases.
   TensorSum whole_tensor_sum() const { return sequence ? TensorSum::all : TensorSum::none; }
 };
 
@@ -42,7 +43,7 @@ ops::Dropout row_dropout(const Context&, double p, std::string_view what);
 /// x [rows held, D] -> [N, D]
 Tensor enter(const Tensor& x, Context&, const char* label);
 
-/// A collective on its way: arithmetic that does not need the result goes on meanwhile.
+/// A collective that has been started: arithmetic that does not need its result continues meanwhile.
 struct PendingTensor {
   Tensor tensor;
   Event done;

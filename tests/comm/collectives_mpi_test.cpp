@@ -335,7 +335,7 @@ TEST_F(FloatCollectives, AMessageThatIsTooShortIsAFailure) {
     comm.exchange({{two, next}}, {{eight, previous}}, stream, "stage 1 output");
   });
   EXPECT_NE(words.find("exchange of tensor (stage 1 output), call #1, failed: 8 bytes came from rank " +
-                       std::to_string(previous) + " of the axis, where 32 were expected"),
+                       std::to_string(previous) + " of the axis, but 32 were expected"),
             std::string::npos)
       << words;
   EXPECT_TRUE(ranks.ring.in_call());  // and the ring says where it stopped
