@@ -1,4 +1,4 @@
-// What the ranks of a communicator tell each other about files: flags and texts. Collective; returns when it is done.
+// Messages between the ranks of a communicator about files: flags and texts. Collective; returns when it is done.
 #pragma once
 
 #include <functional>
@@ -21,13 +21,13 @@ class Agreement {
   std::int32_t largest(std::int32_t value, const char* label);
   /// `text` of rank `root`.
   std::string broadcast(const std::string& text, int root, const char* label);
-  /// The first text, by rank, that is not empty; "" where all are.
+  /// The first text, by rank, that is not empty; "" if all are empty.
   std::string first(const std::string& text, const char* label);
   /// All ranks' texts, in rank order, on rank 0; nothing on the others.
   std::vector<std::string> gather(const std::string& text, const char* label);
   void barrier(const char* label);
-  /// Calls `work` on rank 0. What it throws there, every rank throws: a ConfigError as ConfigError, anything else as
-  /// SharedError.
+  /// Calls `work` on rank 0. If it throws there, every rank throws: ConfigError for a ConfigError, SharedError for
+  /// anything else.
   void on_rank_0(const std::function<void()>& work, const char* label);
 
  private:

@@ -5,8 +5,8 @@
 //     checkpoint.h5      every tensor under its global name and shape: virtual datasets over the rank files, NaN fill
 //     manifest.json      format, step, state, files with sizes, tensors with shapes and digests; its last key seals it
 //
-// Written under step-….tmp, synced, verified, renamed, the parent synced: only then it exists.
-// writer.h saves, reader.h finds, verifies and reads, export.h makes one file. This header holds what they exchange.
+// It is written under step-….tmp, synced, verified, renamed, and the parent is synced: only then it exists.
+// writer.h saves, reader.h finds, verifies and reads, export.h makes one file. This header has the types they exchange.
 #pragma once
 
 #include <cstdint>
@@ -32,11 +32,11 @@ struct Piece {
   Extent extent() const { return {{row_begin, row_end, column_begin, column_end}, begin, end}; }
 };
 
-/// What a run needs besides tensors, as text: "data.position", "config", ... Keys (without '/') and values (UTF-8) are
-/// the caller's.
+/// What a run needs besides tensors, as text: "data.position", "config", ... The caller chooses keys (without '/') and
+/// values (UTF-8).
 using State = std::map<std::string, std::string>;
 
-/// The digest of a piece; over all pieces of a tensor, however it is cut, the digests add up to the same
+/// The digest of a piece. The digests of all pieces of a tensor have the same sum, however the tensor is cut
 /// (tensor_digest.h).
 std::uint64_t digest_of(const Piece& piece);
 

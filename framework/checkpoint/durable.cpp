@@ -24,8 +24,7 @@ namespace {
   throw Error({.what = what, .why = std::strerror(code), .fix = full ? "free space there, or write elsewhere" : ""});
 }
 
-// An empty file that was not there before, its disk space claimed where the file system can, so that a full disk is
-// known at once.
+// A new empty file. Its disk space is reserved if the file system supports it, so that a full disk is an error at once.
 File create_file(const std::string& path, std::int64_t bytes) {
   const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (descriptor < 0) fail("cannot create " + path, errno);

@@ -1,9 +1,9 @@
-// Files and folders that last: created once, synced, and renamed into place.
+// Durable files and folders: created once, synced, and renamed into place.
 //
-// HDF5 never writes to a disk here. Where it fails to write, closing the file leaves a dangling identifier in the
-// library and the process ends with a segmentation fault (1.10.8, 64 KiB of disk left): a full disk would end the run.
-// So it lays a file out in memory, where the elements are a hole, and the bytes go to the disk by write(), which says
-// what is wrong.
+// HDF5 never writes to a disk here. If a write fails, closing the file leaves a dangling identifier in the library and
+// the process ends with a segmentation fault (1.10.8, 64 KiB of disk left): a full disk would end the run. So HDF5 lays
+// a file out in memory, with the elements as a hole, and the bytes are written to the disk by write(), which reports
+// errors.
 #pragma once
 
 #include <cstdint>
@@ -25,20 +25,20 @@ class MemoryFile {
 
   std::string path() const;        ///< while it lives
   Hdf5Handle create_hdf5() const;  ///< an empty HDF5 file in it
-  /// Throws Error where a file of so many bytes is not allowed (ulimit -f): HDF5 must not find out.
+  /// Throws Error if a file of `bytes` bytes is not allowed (ulimit -f), before HDF5 fails because of it.
   void check_limit(std::int64_t bytes) const;
 
  private:
   int descriptor_;
 };
 
-/// Elements of a tensor that stand at `offset` of a file.
+/// Elements of a tensor that lie at `offset` of a file.
 struct ElementBytes {
   std::int64_t offset = 0;
   std::span<const char> bytes;
 };
 
-/// What one file of a checkpoint is known by.
+/// One file of a checkpoint as the manifest lists it.
 struct FileEntry {
   std::string name;
   std::int64_t bytes = 0;
@@ -59,11 +59,11 @@ std::string read_text(const std::string& path);
 /// Creates, writes and syncs.
 void write_text(const std::string& path, const std::string& text);
 
-/// Makes the names inside a folder last.
+/// Syncs the names inside a folder.
 void sync_folder(const std::string& path);
 
-/// Gives the folder `from` the name `to`. Where `to` exists, the two swap in one step if the file system can: at no
-/// moment is neither there. What `to` was is then under the returned path; "" where it was not there.
+/// Renames the folder `from` to `to`. If `to` exists, the two are exchanged, atomically if the file system supports it,
+/// and the path that the old `to` now has is returned; otherwise "".
 std::string rename_over(const std::string& from, const std::string& to);
 
 }  // namespace choir

@@ -24,7 +24,7 @@ struct Ranks {
   int rank = 0, size = 1;
 };
 
-// Runs `work` on every rank. Where it fails on any, all ranks get the first rank's reason.
+// Runs `work` on every rank. If it fails on any, all ranks get the reason of the first of these.
 std::string together(const Ranks& ranks, const std::function<void()>& work) {
   std::string reason;
   try {
@@ -86,19 +86,19 @@ void export_checkpoint(const std::string& path, const std::string& out, MPI_Comm
   if (!damage.empty())
     throw ConfigError({.what = path + " is not a whole checkpoint",
                        .why = damage,
-                       .fix = "use another: 'choir checkpoint list' shows what there is"});
+                       .fix = "use another checkpoint: 'choir checkpoint list' lists them"});
 
   const CheckpointReader reader(path);
   const std::string unfinished = out + ".tmp";
   const std::string refusal = together(ranks, [&] {
     if (ranks.rank != 0) return;
-    if (fs::exists(out)) throw std::runtime_error("there is such a file already: name another, or remove it");
+    if (fs::exists(out)) throw std::runtime_error("the file exists already: name another one, or remove it");
     const fs::path folder = fs::absolute(out).parent_path();
     if (!fs::is_directory(folder)) throw std::runtime_error("there is no folder " + folder.string());
   });
   if (!refusal.empty()) throw ConfigError({.what = "cannot export to " + out, .why = refusal});
 
-  // Parallel HDF5 does not survive a disk that fills while it writes: look before.
+  // Parallel HDF5 crashes if the disk becomes full while it writes, so the space is checked first.
   std::uintmax_t bytes = 1 << 20;
   for (const TensorEntry& tensor : reader.tensors())
     bytes += static_cast<std::uintmax_t>(tensor.shape[0] * width_of(tensor.shape)) * 4 + 1024;

@@ -9,9 +9,9 @@ namespace choir {
 
 /// Collective over `world`. Verifies the checkpoint in folder `path` and writes its tensors and state to the HDF5 file
 /// `out`, in the form of checkpoint.h5 but with the elements inside (contiguous, no filters); every rank writes an
-/// equal share of each tensor. `out` appears when it is complete. Calls HDF5 and MPI in the caller's thread: not while
-/// another one does. Throws ConfigError where the checkpoint is damaged or `out` exists, Error where the disk has no
-/// room; on every rank.
+/// equal share of each tensor. `out` appears when it is complete. Calls HDF5 and MPI in the caller's thread; no other
+/// thread may call them meanwhile. Throws on every rank: ConfigError if the checkpoint is damaged or `out` exists,
+/// Error if the disk has no room.
 void export_checkpoint(const std::string& path, const std::string& out, MPI_Comm world);
 
 }  // namespace choir

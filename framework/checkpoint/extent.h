@@ -1,7 +1,7 @@
 // Which elements of a tensor: the arithmetic of parts, without memory or files.
 //
 // A 2-D tensor [rows, columns] is row-major; a 1-D tensor [n] is [n, 1]. An Extent is elements [begin, end), in
-// row-major order, of a rectangle: a whole slice of a layer, or the stretch of it that one optimizer shard holds.
+// row-major order, of a rectangle: a whole slice of a layer, or the part of it that one optimizer shard holds.
 //
 //   rectangle   . . . . .      extent [4, 13) of a 5-column rectangle is at most three boxes:
 //               . . . . x      head
@@ -32,7 +32,7 @@ inline std::int64_t width_of(const Shape& shape) { return shape.size() > 1 ? sha
 /// 1-D or 2-D, no dim below 1, and fewer than 2^60 elements.
 bool is_tensor_shape(const Shape& shape);
 
-/// True where the extent lies inside a tensor of `shape`, which is_tensor_shape().
+/// True if the extent lies inside a tensor of `shape`; is_tensor_shape(shape) must be true.
 bool lies_inside(const Extent& extent, const Shape& shape);
 
 /// The at most three boxes of an extent, in row-major order, as regions of the tensor.
@@ -43,7 +43,7 @@ std::vector<Region> boxes_of(const Extent& extent);
 template <class Visit>
 void for_each_common_run(const Extent& a, const Extent& b, std::int64_t width, Visit&& visit) {
   if (a.count() <= 0 || b.count() <= 0) return;
-  if (a.region.columns() == width && b.region.columns() == width) {  // both are stretches of the whole tensor
+  if (a.region.columns() == width && b.region.columns() == width) {  // both are contiguous in the whole tensor
     const std::int64_t first_a = a.region.row_begin * width + a.begin, first_b = b.region.row_begin * width + b.begin;
     const std::int64_t begin = std::max(first_a, first_b);
     const std::int64_t end = std::min(first_a + a.count(), first_b + b.count());

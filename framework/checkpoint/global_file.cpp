@@ -77,8 +77,8 @@ void check_global_file(const std::string& path, const Manifest& manifest) {
     const Hdf5Handle dataset(H5Dopen2(file, tensor.name.c_str(), H5P_DEFAULT), H5Dclose, "H5Dopen2");
     const Hdf5Handle space(H5Dget_space(dataset), H5Sclose, "H5Dget_space");
     if (H5Sextent_equal(space, make_space(tensor.shape)) <= 0)
-      throw Error(
-          {.what = fmt::format("{}: tensor '{}' has not the shape {}", path, tensor.name, to_string(tensor.shape))});
+      throw Error({.what = fmt::format("{}: tensor '{}' does not have the shape {}", path, tensor.name,
+                                       to_string(tensor.shape))});
   }
 }
 

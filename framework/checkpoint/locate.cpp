@@ -16,7 +16,7 @@ namespace fs = std::filesystem;
 
 enum class Kind : std::int32_t { missing, file, folder, checkpoint };  // ranks agree on the largest
 
-/// `problem` is why nobody can say; "" if the path is there or is not.
+/// `problem` is why the system cannot say whether the path exists; "" if it can.
 Kind kind_of(const std::string& path, std::string& problem) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
@@ -27,8 +27,8 @@ Kind kind_of(const std::string& path, std::string& problem) {
 }
 
 constexpr const char* what_there_is =
-    "name the folder of a checkpoint, a run folder, or its checkpoints/; choir checkpoint list RUN shows what a run "
-    "has";
+    "name the folder of a checkpoint, a run folder, or its checkpoints/; choir checkpoint list RUN lists the "
+    "checkpoints of a run";
 
 }  // namespace
 

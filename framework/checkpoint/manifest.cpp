@@ -30,7 +30,7 @@ std::string shortened(const Json& json) {
   return text;
 }
 
-// A value inside the manifest that knows where it stands, for messages such as "tensors[3].parts[0].rank: ...".
+// A value inside the manifest, with its place in it for messages such as "tensors[3].parts[0].rank: ...".
 class Node {
  public:
   Node(const Json& json, std::string where) : json_(json), where_(std::move(where)) {}
@@ -130,7 +130,7 @@ TensorEntry parse_tensor(const Node& node) {
   return tensor;
 }
 
-// Two ranks that own the same element of a tensor; {-1, -1} where there are none. Boxes in the order of their first
+// Two ranks that own the same element of a tensor; {-1, -1} if there are none. Boxes in the order of their first
 // rows, each compared with those that begin before it ends.
 std::pair<int, int> owners_in_common(const TensorEntry& tensor) {
   struct Owned {

@@ -1,4 +1,4 @@
-// The manifest of a checkpoint: what is in it, where each part of each tensor lies, and the digests that prove it.
+// The manifest of a checkpoint: its contents, the place of each part of each tensor, and the digests that verify them.
 //
 // JSON, one file or tensor a line, sealed: the last key, "end", is the digest of all text before it. A rank's report on
 // the file it wrote is a manifest too, with one file and its own parts; their union is the checkpoint's.
@@ -44,22 +44,22 @@ std::string rank_file_name(std::int64_t rank);  ///< "rank-3.h5"
 /// The datasets of a tensor's parts, in their rank files: the tensor's name; "name#1", ... for further parts of a rank.
 std::vector<std::string> dataset_names(const TensorEntry& tensor);
 
-/// One manifest of all reports' files and parts, without step, ranks and state. Throws Error where two ranks disagree
+/// One manifest of all reports' files and parts, without step, ranks and state. Throws Error if two ranks disagree
 /// on a shape.
 Manifest merge(std::vector<Manifest> reports);
 
-/// For each rank file, where elements of tensors lie, ascending.
+/// For each rank file, the byte ranges of elements of tensors, ascending.
 std::vector<std::vector<ByteRange>> element_ranges(const Manifest& manifest);
 
-/// Everything that a whole checkpoint promises and that needs no file: names, shapes, each element in exactly one part,
-/// parts inside their files and apart, digests that add up. "" where it holds, else what does not.
+/// Checks all that can be checked without the files: names, shapes, each element in exactly one part, parts that lie
+/// inside their files and do not overlap, digests that add up. Returns "" or the first thing that is wrong.
 std::string inconsistency(const Manifest& manifest);
 
 std::string to_text(const Manifest& manifest);
 /// `body` and the last line: the digest of it.
 std::string seal(std::string body);
 /// Throws ConfigError for text that is torn, changed or not a manifest, and Error for a whole manifest of another
-/// version. Says nothing of consistency: a report is a manifest, too.
+/// version. Does not check consistency, because a report is a manifest, too.
 Manifest parse_manifest(const std::string& text);
 
 }  // namespace choir

@@ -46,14 +46,14 @@ void publish(const std::string& folder, const std::string& temporary, Manifest m
   sync_folder(temporary);
 
   if (read_text(temporary + "/manifest.json") != text)
-    throw Error({.what = temporary + "/manifest.json does not read as it was written"});
+    throw Error({.what = temporary + "/manifest.json: what was read back is not what was written"});
   if (const std::string reason = look_at(temporary).problem; !reason.empty())
     throw Error({.what = temporary + " is not whole after it was written", .why = reason});
   check_global_file(temporary + "/checkpoint.h5", manifest);
 
   const std::string replaced = rename_over(temporary, folder + "/" + step_name(manifest.step));
   sync_folder(folder);
-  if (!replaced.empty()) remove_folder(replaced);  // else the next start sweeps it
+  if (!replaced.empty()) remove_folder(replaced);  // if that fails, sweep() removes it at the next start
 }
 
 std::string set_aside(const std::string& path) {
@@ -90,7 +90,7 @@ std::string Retention::prune() {
     if (found != whole_.end() && std::isfinite(found->second)) best = found->first;
   }
   if (best >= 0) {
-    // A link is replaced by renaming another over it: at no moment is there none.
+    // A link is replaced by renaming another one over it, so that it exists at every moment.
     const std::string link = folder_ + "/best", fresh = link + ".tmp";
     std::error_code error;
     fs::remove(fresh, error);

@@ -1,6 +1,6 @@
-// How a checkpoint comes to exist, and how it goes. Everything here is for one rank of a run.
+// How a checkpoint is published, and how it is removed. Everything here is for one rank of a run.
 //
-//   step-00001000.tmp   being written; never believed          step-00001000       published: whole when it appeared
+//   step-00001000.tmp   being written; never read              step-00001000       published: whole when it appeared
 //   step-00001000.del   being removed                       step-00001000.aside kept, but no longer part of the run
 #pragma once
 
@@ -21,26 +21,26 @@ std::int64_t step_of(const std::string& name);  ///< 1000; -1 if it is not the n
 /// cannot be listed.
 std::vector<std::int64_t> list_steps(const std::string& folder);
 
-/// Completes `temporary`, a folder with all rank files that `manifest` lists, by checkpoint.h5 and manifest.json,
-/// syncs, verifies sizes and that both can be read, renames it to `folder`/step-…, and syncs `folder`. A checkpoint of
+/// Adds checkpoint.h5 and manifest.json to `temporary`, a folder with all rank files that `manifest` lists, syncs,
+/// verifies sizes and that both can be read, renames it to `folder`/step-…, and syncs `folder`. A checkpoint of
 /// the same step is replaced. Calls HDF5. Throws Error or Hdf5Failure; then nothing has been published.
 void publish(const std::string& folder, const std::string& temporary, Manifest manifest);
 
-/// Renames step-00001000 to step-00001000.aside (.aside-2, ... if that is taken): the run goes on without it, and
+/// Renames step-00001000 to step-00001000.aside (.aside-2, ... if that exists): the run continues without it, and
 /// nothing is lost. Returns the new path. Throws Error.
 std::string set_aside(const std::string& path);
 
-/// The whole checkpoints of a run, and which of them stay. A checkpoint that is not whole is not in it, and so is never
-/// removed.
+/// The whole checkpoints of a run, and which of them are kept. A checkpoint that is not whole is not listed here, and
+/// so is never removed.
 class Retention {
  public:
-  /// Looks at every manifest in `folder`, once.
+  /// Reads every manifest in `folder`, once.
   Retention(std::string folder, const CheckpointConfig& config);
 
-  /// `state` is that of a checkpoint just published; its "held_out_loss", if any, is what the best is chosen by.
+  /// `state` is that of a checkpoint just published; the best is chosen by its "held_out_loss", if any.
   void add(std::int64_t step, const State& state);
 
-  /// Removes what the configuration does not keep, and lets the link `best` point to the checkpoint with the lowest
+  /// Removes what the configuration does not keep, and makes the link `best` point to the checkpoint with the lowest
   /// held-out loss. Returns what could not be done, or "".
   std::string prune();
 

@@ -26,11 +26,11 @@ void read_floats(const File& file, std::int64_t offset, float* to, std::int64_t 
          .why = fmt::format("{} bytes more were expected: it has changed since it was listed", bytes.size() - got)});
 }
 
-// The manifest of a folder, sound in itself and with the sizes of all files. Throws ConfigError if the checkpoint is
-// damaged, Error if it cannot be read.
+// The manifest of a folder, after checks of its consistency and of the sizes of all files. Throws ConfigError if the
+// checkpoint is damaged, Error if it cannot be read.
 Manifest open_manifest(const std::string& path) {
   const auto reject = [](std::string reason) { throw ConfigError({.what = std::move(reason)}); };
-  // Not being there is damage; any other failure of the system says nothing about the checkpoint.
+  // A missing file is damage; after any other failure of the system the checkpoint may still be whole.
   const auto check_kind = [&](const std::string& file, fs::file_type kind, const std::string& missing) {
     std::error_code error;
     const fs::file_status status = fs::status(file, error);
@@ -54,7 +54,7 @@ Manifest open_manifest(const std::string& path) {
   return manifest;
 }
 
-// Calls `look`, and says what its exceptions mean for the checkpoint in folder `path`.
+// Calls `look`, and returns what its exceptions mean for the checkpoint in folder `path`.
 template <class Look>
 Condition condition_of(const std::string& path, std::string& problem, Look&& look) {
   try {
@@ -147,7 +147,7 @@ std::string verify_together(const std::string& path, Communicator& world, Stream
 std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicator& world, Stream& communicate,
                                           std::vector<CheckpointInfo>& rejected) {
   Agreement ranks(world, communicate);
-  std::vector<std::int64_t> steps;  // rank 0 looks, so that all ranks speak of the same checkpoints
+  std::vector<std::int64_t> steps;  // rank 0 lists them, so that all ranks verify the same checkpoints
   ranks.on_rank_0([&] { steps = list_steps(folder); }, "checkpoint.find");
   rejected.clear();
   steps.resize(static_cast<std::size_t>(ranks.largest(static_cast<std::int32_t>(steps.size()), "checkpoint.find")));
@@ -167,7 +167,7 @@ CheckpointReader::CheckpointReader(const std::string& path) : path_(path) {
   } catch (const ConfigError& failure) {
     throw ConfigError({.what = path + " is not a whole checkpoint",
                        .why = reason_of(failure, path),
-                       .fix = "use another: 'choir checkpoint list' shows what there is"});
+                       .fix = "use another checkpoint: 'choir checkpoint list' lists them"});
   }
 }
 
@@ -191,7 +191,7 @@ void CheckpointReader::read(const std::vector<Piece>& pieces) const {
   }
   throw_if_any(problems);
   for (std::size_t rank = 0; rank < wanted.size(); ++rank) {
-    std::optional<File> file;  // open once, and only where something is wanted from it
+    std::optional<File> file;  // opened once, and only if it has wanted elements
     for (const auto& [piece, part] : wanted[rank]) {
       const std::int64_t width = width_of(piece->shape);
       const auto read_run = [&](auto, std::int64_t in_piece, std::int64_t in_part, std::int64_t length) {

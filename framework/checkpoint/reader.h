@@ -1,5 +1,6 @@
-// Finding, proving and reading checkpoints. No HDF5 here: the manifest says at which byte each part begins, the
-// elements are read as bytes, and so a damaged file reaches no library that could crash on it. Any thread may read.
+// Finding, verifying and reading checkpoints. No HDF5 here: the manifest says at which byte each part begins and the
+// elements are read as bytes, so that a damaged file is not passed to a library that could crash on it. Any thread may
+// read.
 #pragma once
 
 #include <optional>
@@ -11,22 +12,22 @@
 
 namespace choir {
 
-/// A checkpoint that is damaged stays so. One that is unreadable may be whole: the disk fails, the file belongs to
-/// another user, or a newer program wrote it.
+/// A damaged checkpoint stays damaged. An unreadable one may be whole: the disk fails, the file belongs to another
+/// user, or a newer program wrote it.
 enum class Condition : std::int32_t { whole, damaged, unreadable };
 
 struct CheckpointInfo {
   std::int64_t step = 0;
   std::string path;
-  std::string problem;  ///< why it is not whole; "" if nothing speaks against it
+  std::string problem;  ///< why it is not whole; "" if no reason is known
   Condition condition = Condition::whole;
 };
 
-/// What a look at the manifest and the sizes of the files says about the checkpoint in folder `path`.
+/// The condition of the checkpoint in folder `path`, by its manifest and the sizes of its files.
 CheckpointInfo look_at(const std::string& path);
 
-/// All step-… folders of `folder`, newest first, by a look at manifests and file sizes; elements are not read. Empty
-/// if there is no such folder. Throws Error if the folder cannot be listed.
+/// All step-… folders of `folder`, newest first, each as look_at() returns it: elements are not read. Empty if there
+/// is no such folder. Throws Error if the folder cannot be listed.
 std::vector<CheckpointInfo> list_checkpoints(const std::string& folder);
 
 /// What is wrong with a checkpoint, by reading all of it: one line for each file and tensor. Empty: it is whole.
@@ -39,13 +40,13 @@ std::string verify_together(const std::string& path, Communicator& world, Stream
                             Condition* condition = nullptr);
 
 /// Collective. The newest whole checkpoint of `folder`, verified by all ranks together, or nothing; `rejected` are
-/// those that are newer and why. The same answer on every rank. Throws SharedError if the folder cannot be listed.
+/// those that are newer and why. The same result on every rank. Throws SharedError if the folder cannot be listed.
 std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicator& world, Stream& communicate,
                                           std::vector<CheckpointInfo>& rejected);
 
 class CheckpointReader {
  public:
-  /// Reads the manifest. Throws ConfigError if it is not that of a whole checkpoint; verify for the elements.
+  /// Reads the manifest. Throws ConfigError if it is not that of a whole checkpoint. Elements are not verified.
   explicit CheckpointReader(const std::string& path);
 
   const std::string& path() const { return path_; }
@@ -54,8 +55,8 @@ class CheckpointReader {
   const Manifest& manifest() const { return manifest_; }
   const std::vector<TensorEntry>& tensors() const { return manifest_.tensors; }
 
-  /// Fills every piece with its elements, whatever layout wrote them. Throws ConfigError, with all of them, for tensors
-  /// that are missing or have another shape, before anything is read; Error where the disk fails.
+  /// Fills every piece with its elements, whatever layout wrote them. Throws ConfigError before anything is read,
+  /// naming all tensors that are missing or have another shape; Error if the disk fails.
   void read(const std::vector<Piece>& pieces) const;
 
  private:

@@ -6,7 +6,7 @@
 
 namespace choir {
 
-/// What `failure` says, in one line and without the place in the program; `folder`/ is left out of paths.
+/// The message of `failure` on one line, without the place in the program; `folder`/ is left out of paths.
 std::string reason_of(const std::exception& failure, const std::string& folder = "");
 
 }  // namespace choir

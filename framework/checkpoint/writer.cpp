@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 void check_piece(const Piece& piece) {
   if (!is_tensor_shape(piece.shape) || !lies_inside(piece.extent(), piece.shape) || (piece.count() > 0 && !piece.data))
     throw Error({.what = fmt::format(
-                     "tensor '{}' of shape {}: rows {} to {}, columns {} to {}, elements {} to {} are no part of it",
+                     "tensor '{}' of shape {}: rows {} to {}, columns {} to {}, elements {} to {} do not lie inside it",
                      piece.name, to_string(piece.shape), piece.row_begin, piece.row_end, piece.column_begin,
                      piece.column_end, piece.begin, piece.end)});
 }
@@ -30,7 +30,7 @@ void check_piece(const Piece& piece) {
 CheckpointWriter::CheckpointWriter(std::string folder, const CheckpointConfig& config, Communicator& world,
                                    Stream& communicate, Stream& io, std::function<void(std::int64_t step)> published)
     : folder_(std::move(folder)), published_(std::move(published)), ranks_(world, communicate), io_(io) {
-  const auto open_folder = [&] {  // no rank writes before rank 0 has swept
+  const auto open_folder = [&] {  // no rank writes before rank 0 has called sweep()
     std::error_code error;
     fs::create_directories(folder_, error);
     const std::string problem = error ? error.message() : sweep(folder_);
@@ -43,7 +43,7 @@ CheckpointWriter::CheckpointWriter(std::string folder, const CheckpointConfig& c
 CheckpointWriter::~CheckpointWriter() {
   try {
     io_.synchronize();
-  } catch (const std::exception&) {  // somebody else's work on the same thread; whoever enqueued it has to ask
+  } catch (const std::exception&) {  // of other work on the same thread; the code that enqueued it has to check
   }
 }
 
@@ -86,7 +86,7 @@ std::optional<SaveOutcome> CheckpointWriter::save(std::int64_t step, const std::
       piece.data = copy;
       copy += piece.count();
     }
-  } catch (const std::exception& failure) {  // the other ranks hear of it at the next poll
+  } catch (const std::exception& failure) {  // the other ranks get it at the next poll
     job_->error = reason_of(failure);
   }
   phase_ = Phase::writing;
@@ -153,7 +153,7 @@ std::optional<SaveOutcome> CheckpointWriter::poll() {
   return std::nullopt;
 }
 
-// No rank waits inside a call for another's disk: that would be a hang to the watchdog.
+// No rank waits inside a call for the disk of another: the watchdog would take that for a hang.
 std::optional<SaveOutcome> CheckpointWriter::finish() {
   constexpr std::chrono::milliseconds look(1), between_polls(200);
   const auto start_of_wait = std::chrono::steady_clock::now();

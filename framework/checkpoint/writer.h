@@ -1,11 +1,10 @@
-// Saving while training goes on.
+// Saving while training continues.
 //
 //   main thread   save(): copy and digest | train ... poll() | train ... poll()
 //   io thread             rank-N.h5, fsync ─────────┘   └─ rank 0: checkpoint.h5, manifest.json, verify, rename, prune
 //
-// All HDF5 calls are on `io`, all MPI calls on `communicate`; polls are agreements of all ranks. What fails on one
-// rank, a full disk for one, fails the save on all: the folder being written is dropped and the checkpoint before it
-// stays.
+// All HDF5 calls are on `io`, all MPI calls on `communicate`; polls are agreements of all ranks. A failure on one rank,
+// such as a full disk, fails the save on all: the folder being written is removed and the checkpoint before it stays.
 #pragma once
 
 #include <atomic>
@@ -29,7 +28,7 @@ struct SaveOutcome {
   std::int64_t step = 0;
   std::string path;   ///< of the published checkpoint, or where it would have been
   std::string text;   ///< why it was not saved, or what went wrong after it was (old ones that cannot be removed)
-  double waited = 0;  ///< seconds this rank stood still for it in finish(), or in the save() after it
+  double waited = 0;  ///< seconds this rank waited for it in finish(), or in the save() after it
 };
 
 class CheckpointWriter {
@@ -46,12 +45,12 @@ class CheckpointWriter {
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
   /// Collective. Starts saving what this rank owns; over all ranks every element of every tensor exactly once. Returns
-  /// when `pieces` have been copied: they may change. Where the save before is still running it is finished first, and
-  /// its outcome returned.
+  /// when `pieces` have been copied: they may change. If the save before is still running, it is finished first and its
+  /// outcome returned.
   std::optional<SaveOutcome> save(std::int64_t step, const std::vector<Piece>& pieces, const State& state);
 
-  /// Collective, at step boundaries. Moves a running save on where all ranks are ready, without waiting for a disk;
-  /// returns its outcome when it has one. Sends nothing where no save is running.
+  /// Collective, at step boundaries. Advances a running save if all ranks are ready, without waiting for a disk;
+  /// returns its outcome when it has one. Sends nothing if no save is running.
   std::optional<SaveOutcome> poll();
 
   /// Collective. Waits for the running save, if any, and returns its outcome.

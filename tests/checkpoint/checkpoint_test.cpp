@@ -178,7 +178,7 @@ TEST(Checkpoint, TornAndForeignFilesAreRejected) {
   } catch (const ConfigError& error) {
     EXPECT_EQ(std::string(error.what()), (folder / "step-00000009") +
                                              " is not a whole checkpoint\n  why: there is no such folder\n"
-                                             "  fix: use another: 'choir checkpoint list' shows what there is");
+                                             "  fix: use another checkpoint: 'choir checkpoint list' lists them");
   }
 }
 

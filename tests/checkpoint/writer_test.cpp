@@ -109,7 +109,7 @@ TEST_P(EitherStream, ImpossiblePiecesFailTheSaveAndNotTheRun) {
   const SaveOutcome outcome = writer->finish().value();
   EXPECT_FALSE(outcome.saved);
   EXPECT_EQ(outcome.text,
-            "rank 0: tensor 'w' of shape [4, 5]: rows 0 to 5, columns 0 to 5, elements 0 to 25 are no part of it");
+            "rank 0: tensor 'w' of shape [4, 5]: rows 0 to 5, columns 0 to 5, elements 0 to 25 do not lie inside it");
   EXPECT_EQ(listing(run.path()), "");
   writer->save(2, {{"w", {4, 5}, 0, 4, 0, 5, 0, 20, values.data()}}, {{"path", "\xff"}});
   EXPECT_NE(writer->finish()->text.find("invalid UTF-8"), std::string::npos);
