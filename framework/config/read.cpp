@@ -53,7 +53,7 @@ std::string shown(const std::string& text) {
 }
 
 // Bytes of the UTF-8 character that `text` begins with, by RFC 3629: no overlong forms, no surrogates, nothing beyond
-// U+10FFFF. 0: it begins with none.
+// U+10FFFF. 0: it does not begin with one.
 std::size_t character_bytes(std::string_view text) {
   const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
   const auto follows = [&](std::size_t i) { return (byte(i) & 0xc0u) == 0x80u; };
@@ -97,7 +97,7 @@ std::optional<T> number(const std::string& text) {
   return value;
 }
 
-// How the user probably meant `node`, written as the field takes it; empty if that is not clear.
+// The value that the user probably meant by `node`, written as the field takes it; empty if that is not clear.
 struct Suggestion {
   const YAML::Node& node;
 
@@ -242,7 +242,7 @@ std::vector<std::string> names_inside(const std::vector<Field>& table, const std
   return names;
 }
 
-// All keys and sections called `name`, wherever they are: "kind" is in five sections.
+// All keys and sections called `name`, in any section: "kind" is in five sections.
 std::vector<std::string> keys_called(const std::vector<Field>& table, const std::string& name) {
   std::vector<std::string> keys;
   for (const Field& field : table) {
@@ -329,7 +329,7 @@ void Reader::read_section(const YAML::Node& map, const std::string& section, con
            "delete one of the two"});
       continue;
     }
-    // A dot inside a name would look like a section, as overrides write it.
+    // A dot inside a name would look like the section of an override.
     if (entry.first.Scalar().find('.') != std::string::npos)
       add({source.at(mark) + "unknown key " + shown(key), "in YAML a dot is part of the name",
            "write sections inside each other, or give it as an override on the command line"});
@@ -338,8 +338,8 @@ void Reader::read_section(const YAML::Node& map, const std::string& section, con
   }
 }
 
-// Where the second document of `text` begins, if there is one. YAML::Load() reads the first and says nothing of more;
-// YAML::LoadAll() of yaml-cpp 0.7 never ends on some texts ("{a: 1}, b").
+// Where the second document of `text` begins, if there is one. YAML::Load() reads the first and ignores the others;
+// YAML::LoadAll() of yaml-cpp 0.7 does not return on some texts ("{a: 1}, b").
 std::optional<YAML::Mark> second_document(const std::string& text) {
   struct Starts : YAML::EventHandler {
     std::vector<YAML::Mark> marks;
@@ -359,7 +359,7 @@ std::optional<YAML::Mark> second_document(const std::string& text) {
   return starts.marks.at(1);
 }
 
-// yaml-cpp's own words, unless they do not say what happened.
+// yaml-cpp's own message, or a better one if it does not say what happened.
 std::string reason(const YAML::Exception& error) {
   if (error.msg == YAML::ErrorMsg::DOC_IN_SCALAR) return "a quote opened above is not closed";
   if (error.msg == YAML::ErrorMsg::BAD_FILE) return "it is nested too deeply";
@@ -379,7 +379,7 @@ std::optional<YAML::Node> Reader::parse(const std::string& text, const Source& s
          "give the name of a YAML file"});
     return std::nullopt;
   }
-  // The mark of a document's end makes yaml-cpp see a quote that is never closed; at the end of a file it closes it.
+  // With the mark of a document's end yaml-cpp reports a quote that is not closed; at the end of a file it does not.
   const std::string ended = text + (text.ends_with('\n') ? "...\n" : "\n...\n");
   try {
     if (const std::optional<YAML::Mark> second = second_document(ended)) {

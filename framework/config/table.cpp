@@ -12,7 +12,7 @@
 namespace choir {
 namespace {
 
-// Integers stop here, so that the product of any two fits in 64 bits.
+// The largest integer, so that the product of any two fits in 64 bits.
 constexpr double largest = 2147483647;
 
 Limits at_least(double least, double most = largest) { return {.least = least, .most = most}; }
@@ -104,12 +104,12 @@ std::vector<Field> fields(TrainConfig& c) {
       {"train.precision", &c.precision, "of activations and matrix products; master weights are always f32"},
       {"train.emulate_bf16", &c.emulate_bf16, "let bf16 run, slowly, on a processor without bf16 instructions"},
       {"train.seed", &c.seed, "of initial weights, data order and dropout"},
-      {"train.device", &c.device, "where the arithmetic runs; auto: on a GPU where one is visible"},
+      {"train.device", &c.device, "where the arithmetic runs; auto: on a GPU if one is visible"},
       {"train.streams", &c.streams, "CPU streams run at once, or on a worker thread each"},
-      {"train.threads", &c.threads, "threads per rank; 0: OMP_NUM_THREADS, else the processors that fall to the rank",
+      {"train.threads", &c.threads, "threads per rank; 0: OMP_NUM_THREADS, else the processors of the rank",
        at_least(0, 65536)},
       {"train.recompute", &c.recompute, "block: run a block's forward again in its backward instead of saving it"},
-      {"train.timeout", &c.timeout, "seconds without a finished collective before a rank is called hung", positive()},
+      {"train.timeout", &c.timeout, "seconds without a finished collective before a rank counts as hung", positive()},
       {"train.from", &c.from, "start from the weights of this checkpoint, with a fresh optimizer"},
       {"train.evaluate_every", &c.evaluate_every, "steps between evaluations on held-out text; 0: only at the end",
        at_least(0)},
@@ -169,7 +169,7 @@ std::vector<Field> fields(CheckpointConfig& c) {
 
 std::vector<Field> fields(GenerateConfig& c) {
   return {
-      {"generate.prompt", &c.prompt, "the text to go on from"},
+      {"generate.prompt", &c.prompt, "the text to continue"},
       {"generate.tokens", &c.tokens, "new tokens, at most", at_least(1)},
       {"generate.temperature", &c.temperature, "above 1 is bolder, below 1 safer; 0: always the likeliest token",
        not_negative()},
@@ -191,7 +191,7 @@ bool is_plain(const std::string& text) {
   std::string lower;
   for (const char c : text) lower += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   for (const std::string_view word : {"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
-    if (lower == word) return false;  // other readers of YAML take these for something else than text
+    if (lower == word) return false;  // other readers of YAML do not read these as text
   return true;
 }
 

@@ -28,10 +28,10 @@ struct Choice {
   std::function<void(std::size_t)> set;
 };
 
-/// Where a value lives. The type of the value is the type of the pointer.
+/// Where a value is stored. The type of the value is the type of the pointer.
 using Slot = std::variant<std::int64_t*, std::uint64_t*, double*, bool*, std::string*, std::array<double, 2>*, Choice>;
 
-/// The values that make sense on their own. What depends on another key is in validate().
+/// The values that are allowed whatever the other keys are. validate() checks what depends on other keys.
 struct Limits {
   double least = -std::numeric_limits<double>::infinity();
   double most = std::numeric_limits<double>::infinity();
@@ -48,24 +48,24 @@ struct Field {
   Limits limits{};
 };
 
-/// All keys, in the order in which they are printed. Valid as long as `config` stays where it is.
+/// All keys, in the order in which they are printed. Valid until `config` is moved or destroyed.
 std::vector<Field> table(Config& config);
 
-/// The keys whose values are outside the limits of their rows, with what to say of each.
+/// The keys whose values are outside the limits of their rows, with a problem for each.
 struct WrongValue {
   std::string key;
   Problem problem;
 };
 std::vector<WrongValue> values_outside_limits(Config config);
 
-/// The value as YAML on one line: 12, 6e-04, true, "a b", [0.9, 0.95]. Doubles have the fewest digits that give them
-/// back.
+/// The value as YAML on one line: 12, 6e-04, true, "a b", [0.9, 0.95]. Doubles have the fewest digits from which the
+/// same value is read back.
 std::string value_text(const Slot& slot);
 
 /// What the key takes: "integer >= 1", "number in [0, 1)", "gelu | gelu_erf | swiglu", "text".
 std::string type_text(const Field& field);
 
-/// `text` in double quotes, escaped as YAML asks. Also for showing a user's bytes on a terminal.
+/// `text` in double quotes, escaped as YAML requires. Also used to show a user's bytes on a terminal.
 std::string quote(const std::string& text);
 
 }  // namespace choir

@@ -1,5 +1,5 @@
-// What cannot work, before anything is allocated. First each value on its own, from the limits in the table; then what
-// depends on several keys or on the number of ranks, left out if one of its values is already wrong.
+// Finds what cannot work before anything is allocated. First each value on its own, by the limits in the table; then
+// what depends on several keys or on the number of ranks, left out if one of its values is already wrong.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -182,8 +182,8 @@ void Validator::check_schedule() {
                   stable ? " or the decay" : ""));
 }
 
-// ranks = data * tensor * context * pipeline; the last two are 1 until they are built, and expert borrows from the
-// others.
+// ranks = data * tensor * context * pipeline. The last two are 1 until they are built, and expert parallelism uses the
+// ranks of the others.
 void Validator::check_layout() {
   if (!are_sound({"parallel.tensor"})) return;
   const ModelConfig& m = config_.model;
