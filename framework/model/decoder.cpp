@@ -38,7 +38,7 @@ TablePositions table_positions(const ModelConfig& c) {
 
 BlockShape block_shape(const ModelConfig& c) {
   const auto deviation = static_cast<float>(c.initial_deviation);
-  // The outputs of the 2 L residual branches add up: each starts smaller, so that the sum does not grow with depth
+  // The outputs of the 2 L residual branches are added, so each starts smaller: the sum does not grow with depth
   // (GPT-2).
   const auto out_deviation = static_cast<float>(c.initial_deviation / std::sqrt(2.0 * static_cast<double>(c.layers)));
   const bool rms = c.norm.kind == NormKind::rms_norm;
@@ -92,7 +92,7 @@ void Decoder::forward(const Tensor& ids, const Tensor& targets, const Tensor& lo
   if (keep_blocks) saved.blocks.resize(blocks_.size());
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     if (gradient && recompute_) saved.inputs.push_back(keep(x));
-    Block::Saved dropped;  // without backward, or with recompute, it goes with this block
+    Block::Saved dropped;  // without backward, or with recompute, it is freed after this block
     x = blocks_[i].forward(x, keep_blocks ? saved.blocks[i] : dropped, context);
   }
   x = final_norm_[0].forward(x, saved.final_norm, context);

@@ -1,4 +1,4 @@
-// What the model is. Nothing here says where it is computed.
+// The model. Nothing here depends on where it is computed.
 #pragma once
 
 #include <array>

@@ -20,12 +20,12 @@ class Optimizer {
   /// `store` and `data` outlive the optimizer. State starts at zero.
   Optimizer(const OptimizerConfig&, ParameterStore& store, DataParallel& data, Context&);
 
-  /// The state was zero after step `step`, which is 0 unless a run went on with another optimizer: AdamW's bias
+  /// The state was zero after step `step`, which is 0 unless a run continued with another optimizer: AdamW's bias
   /// corrections count the updates since.
   void set_state_origin(std::int64_t step) { state_origin_ = step; }
   std::int64_t state_origin() const { return state_origin_; }
 
-  /// What the step's kernels need to know, for step `step` (from 1) at learning rate `rate`.
+  /// The scalars that the step's kernels need, for step `step` (from 1) at learning rate `rate`.
   kernels::StepScalars scalars(std::int64_t step, double rate) const;
 
   /// Updates all parameters from complete gradients: norm over all ranks, clip, update, and with ZeRO the gather.

@@ -1,4 +1,4 @@
-// How the weights move.
+// How the weights are updated.
 #pragma once
 
 #include <array>

@@ -9,7 +9,7 @@ namespace choir {
 
 double learning_rate(const OptimizerConfig& c, std::int64_t step, std::int64_t steps) {
   if (step <= c.warmup) return c.rate * static_cast<double>(step) / static_cast<double>(c.warmup);
-  // How much of the fall is behind us, 0 to 1.
+  // The share of the fall that is done, 0 to 1.
   const auto share = [&](std::int64_t begin) {
     return steps <= begin
                ? 1.0

@@ -1,9 +1,9 @@
-// How far two correct runs may be apart that round at other places, and the comparison of their tensors by it.
+// How far two correct runs may differ if they round at different places, and the comparison of their tensors.
 //
 // Error model. A gradient is the end of a chain of k rounded results, each the sum of up to n products. A rounding is
 // off by at most u of the value, and roundings are independent: a sum of n terms is off by u sqrt(n) of its size, and k
-// sums in a row by u sqrt(k n). Two runs both err (sqrt 2), and a factor of 2 covers steps that enlarge an error, such
-// as the mean that a norm takes off. Relative to the root mean square of a tensor, its elements are off by
+// sums in a row by u sqrt(k n). Both runs have errors (sqrt 2), and a factor of 2 covers steps that enlarge an error,
+// such as the mean that a norm subtracts. Relative to the root mean square of a tensor, its elements are off by
 //
 //   2 sqrt(2 k n) u
 //
@@ -60,7 +60,7 @@ inline double root_mean_square(const std::vector<double>& values) {
   return values.empty() ? 0 : std::sqrt(sum / static_cast<double>(values.size()));
 }
 
-/// a - b; NaN if they have not the same number of elements.
+/// a - b; NaN if they do not have the same number of elements.
 inline std::vector<double> difference_of(const std::vector<double>& a, const std::vector<double>& b) {
   if (a.size() != b.size()) return {std::numeric_limits<double>::quiet_NaN()};
   std::vector<double> difference(a);
@@ -68,11 +68,11 @@ inline std::vector<double> difference_of(const std::vector<double>& a, const std
   return difference;
 }
 
-/// The root mean square that errors of `name` are measured against: its own, with one exception. A key bias moves all
-/// scores of a query alike, but for the rotation between positions, so that its gradient is zero or small and most of
-/// what a run has of it is rounding. It is the sum over rows of what the gradient of the key weight is the sum of,
-/// there times the output of a norm, whose root mean square is 1: that gradient has the size that the rounding is
-/// relative to.
+/// The root mean square that errors of `name` are relative to: its own, with one exception. A key bias changes all
+/// scores of a query by the same amount, except for the rotation between positions. So its gradient is zero or small,
+/// and most of the computed value is rounding. It is the sum over rows of the gradient of the keys. The gradient of the
+/// key weight sums the same rows times the output of a norm, whose root mean square is 1: its size is the one that the
+/// rounding is relative to.
 inline double error_scale(const NamedTensors& tensors, const std::string& name) {
   const double own = root_mean_square(tensors.at(name));
   if (!name.ends_with(".attention.k.bias")) return own;
@@ -99,18 +99,18 @@ inline std::vector<Comparison> compare(const std::string& what, const NamedTenso
   return comparisons;
 }
 
-/// What training has added to the weights since `before`.
+/// The change of the weights since `before`.
 inline NamedTensors updates(const NamedTensors& before, const NamedTensors& after) {
   NamedTensors result;
   for (const auto& [name, tensor] : before) result[name] = difference_of(after.at(name), tensor);
   return result;
 }
 
-/// Compares what three steps have added to the weights, which started as `start`.
+/// Compares the changes of the weights in three steps from `start`.
 ///
-/// A step of SGD is linear in the gradient. One of AdamW is so for gradients below epsilon, and between them an error
-/// grows by at most 2, if epsilon is no smaller than the largest gradient (largest()). Later gradients come from
-/// weights that differ by less than the steps do. f32 weights are rounded once a step.
+/// A step of SGD is linear in the gradient. One of AdamW is linear for gradients far below epsilon, and an error grows
+/// by at most 2 if epsilon is not smaller than the largest gradient (largest()). Later gradients come from weights that
+/// differ by less than the steps do. f32 weights are rounded once a step.
 inline std::vector<Comparison> compare_updates(const std::string& what, const NamedTensors& start,
                                                const NamedTensors& expected, const NamedTensors& actual, double bound) {
   return compare(what, updates(start, expected), updates(start, actual), 2 * bound, expected,

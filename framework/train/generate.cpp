@@ -64,7 +64,7 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
   const std::vector<std::int32_t> choices = drawable_tokens(tokenizer);
   std::vector<KeyValueCache> caches = trainer.decoder().make_caches(room, runtime);
 
-  // An empty prompt begins a document, as the model has seen them: after the end of another.
+  // An empty prompt begins a document. In training a document follows the end of another one.
   std::vector<std::int32_t> text = tokenizer.encode(config.prompt);
   if (text.empty()) text.push_back(tokenizer.end_of_document());
   std::vector<std::int32_t> unread = text;

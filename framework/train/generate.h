@@ -2,8 +2,8 @@
 //
 //   p = softmax(logits / temperature), of the top_k likeliest tokens, of the fewest that together have top_p
 //
-// Drawn are tokens that text is made of, and the end of a document. A model may have more: a padded vocabulary, and
-// control tokens that no text is encoded as. Their logits are whatever training has left there.
+// Only tokens of text and the end of a document are drawn. A model may have others: a padded vocabulary, and control
+// tokens that no text is encoded as. Their logits mean nothing.
 //
 // Holtzman et al. 2019, arXiv 1904.09751 (top-p). Random numbers are keyed by (generate.seed, token index): the same
 // checkpoint, prompt and seed give the same text.
@@ -28,7 +28,7 @@ std::int32_t sample_token(std::span<const float> logits, std::span<const std::in
                           double uniform);
 
 /// Continues `prompt` by at most config.tokens tokens, until the end of the document. `emit` gets each new token's text
-/// as it comes. When the context is full, the later half of it is read again as a new beginning. One rank. Throws
+/// as it comes. When the context is full, its second half is read again as the start of a new one. One rank. Throws
 /// ConfigError if the model's vocabulary is smaller than the tokenizer's.
 void generate(Trainer&, const Tokenizer&, const GenerateConfig&, const std::function<void(const std::string&)>& emit);
 

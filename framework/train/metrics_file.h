@@ -14,23 +14,23 @@ class MetricsFile {
   /// Appends to `path`, which is created if it does not exist. Throws Error.
   explicit MetricsFile(const std::string& path);
 
-  /// Appends a line. If it cannot be written, it is kept, and written with the first later line that can be: lines are
-  /// lost only if so many wait that memory must be bounded. Returns what the user should know, or "": that lines wait,
-  /// once, and that they have been written after all.
+  /// Appends a line. If it cannot be written, it is kept in memory and written with the first later line that can be.
+  /// Lines are lost only if more than max_waiting wait. Returns a message for the user, or "": once that lines wait,
+  /// and once that they have been written after all.
   std::string add(const std::string& line);
   /// Tries once more to write the lines that wait. Returns as add() does.
   std::string retry();
 
-  /// Lines that are not in the file, or never will be.
+  /// The number of lines that are not in the file: those that wait and those that are lost.
   std::int64_t missing() const { return static_cast<std::int64_t>(waiting_.size()) + lost_; }
-  /// Why, of the last attempt.
+  /// Why the last attempt failed.
   const std::string& reason() const { return reason_; }
 
  private:
   static constexpr std::size_t max_waiting = 1 << 18;  // about 50 MB
 
   File file_;
-  std::uint64_t end_;  // of the last whole line; what a failed write left behind it is overwritten
+  std::uint64_t end_;  // of the last whole line; what a failed write left after it is overwritten
   std::deque<std::string> waiting_;
   std::int64_t lost_ = 0;
   std::string reason_;

@@ -8,7 +8,7 @@
 
 namespace choir {
 
-/// The index of the first parameter whose gradient here holds a NaN or an infinity, or -1.
+/// The index of the first parameter whose gradient on this rank has a NaN or an infinity, or -1.
 static std::int32_t first_bad_gradient(Trainer& trainer) {
   std::int32_t index = 0;
   for (const Parameter& p : trainer.parameters().parameters()) {
@@ -26,7 +26,7 @@ std::string describe_non_finite(Trainer& trainer) {
   Agreement ranks(host, host.device().communicate());
   const auto count = static_cast<std::int32_t>(trainer.parameters().parameters().size());
   const std::int32_t mine = first_bad_gradient(trainer);
-  // The largest of count - index is the smallest index; 0 where all are finite.
+  // The largest of count - index is the smallest index; 0 if all are finite.
   const std::int32_t largest = ranks.largest(mine < 0 ? 0 : count - mine, "non-finite gradient");
   if (largest == 0) return "all gradients are finite";
   const std::int32_t index = count - largest;

@@ -1,4 +1,4 @@
-// After a non-finite loss: where it shows first.
+// After a non-finite loss: which gradient is the first with a non-finite element.
 #pragma once
 
 #include <string>

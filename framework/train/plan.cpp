@@ -12,7 +12,7 @@
 namespace choir {
 namespace {
 
-/// One rank's trainer on device `count`, which other ranks need not share.
+/// One rank's trainer on device `count`; it needs no other ranks.
 struct CountingRank {
   CountingRank(const Config& config, const MeshShape& shape, int rank, CountOnly what, int threads)
       : device(what, threads), mesh(make_counting_mesh(rank, shape, device, ring)), trainer(config, device, mesh) {}
@@ -23,7 +23,7 @@ struct CountingRank {
   Trainer trainer;
 };
 
-/// All in which the programs of two tensor ranks can differ.
+/// Everything by which the programs of two tensor ranks can differ.
 struct Share {
   struct Part {
     std::int64_t rows, columns, owned_begin, owned_end;
@@ -55,8 +55,8 @@ Config with_micro_batches(Config config, const Trainer& trainer, std::int64_t da
   return config;
 }
 
-/// Adds `times` what `more` has and `fewer` has not. Every entry of `more` is in `fewer`, at another place perhaps:
-/// what a short step does last comes before what a longer one does next.
+/// Adds `times` times the difference between `more` and `fewer` to `more`. Every entry of `more` is in `fewer`,
+/// possibly at another place: the last operations of a short step come before the next ones of a longer step.
 void repeat(RankPlan& more, const RankPlan& fewer, std::int64_t times) {
   const auto n = static_cast<double>(times);
   for (Ledger::Operation& o : more.operations) {

@@ -1,7 +1,7 @@
-// The plan: what a run needs and does, from running the real program on device `count`.
+// The plan: the memory, operations and messages of a run, counted by running the real program on device `count`.
 //
-// Two steps of the training program, in one process: the first fills the free lists, the second is counted. There is no
-// other model of memory or cost. What repeats is counted once: the schedule's steady period, and ranks of equal shares.
+// Two steps of the training program in one process: the first fills the free lists, the second is counted. There is no
+// other model of memory or cost. The steady period of the schedule is counted once, and so are ranks of equal shares.
 #pragma once
 
 #include <cstdint>
@@ -32,15 +32,15 @@ struct Plan {
   const RankPlan& worst() const;  ///< the largest peak
 };
 
-/// What ranks on such devices would need. `threads` per CPU rank: workspaces depend on it. The configuration is valid
-/// for `ranks`.
+/// The plan for ranks on such devices. `threads` per CPU rank: workspaces depend on it. The configuration is valid for
+/// `ranks`.
 ///
 /// A step has a part C that runs once, and n micro-batches. All but the first few of them, as many as are in flight at
 /// once, do the same work P between the same amounts of memory in use: the totals of n are those of m < n, plus
 /// (n - m) P, with P from two short steps, and the peak is that of the longer of these.
 Plan make_plan(const Config&, std::int64_t ranks, CountOnly device, int threads);
 
-/// One step of `rank` as the program runs it, every micro-batch: what make_plan() must equal.
+/// One step of `rank` as the program runs it, with every micro-batch: make_plan() must give the same.
 RankPlan count_step(const Config&, const MeshShape&, int rank, CountOnly device, int threads);
 
 /// The plan as text: head map and imbalance, then the worst rank's memory by kind, operations, and messages by axis.

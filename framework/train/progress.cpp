@@ -12,7 +12,7 @@ namespace {
 
 // From the cursor to the end of the screen: the live line, and its rest on lower rows if a resize has wrapped it.
 constexpr char clear_live_line[] = "\r\033[J";
-// A line drawn for the width of a moment ago must not wrap either.
+// A line drawn for an earlier width must not wrap either.
 constexpr char wrap_off[] = "\033[?7l", wrap_on[] = "\033[?7h";
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -66,7 +66,7 @@ void Progress::step(const StepReport& report) {
   last_ = time;
   std::string text = format(report, std::string::npos) + "\n";
   if (columns_) {
-    // One column stays free: after a character in the last one, terminals differ in where the cursor is.
+    // One column stays free: after a character in the last one, the place of the cursor depends on the terminal.
     const auto width = static_cast<std::size_t>(std::max(1, columns_() - 1));
     text = clear_live_line + (wrap_off + format(report, width)) + wrap_on + (last ? "\n" : "\r");
   }

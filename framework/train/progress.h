@@ -1,4 +1,4 @@
-// What a person sees of a run: one live line on a terminal, plain lines elsewhere.
+// The progress of a run as a person sees it: one live line on a terminal, plain lines elsewhere.
 //
 // The live line never wraps. It is drawn with the fields that fit the terminal's width at that moment, and the cursor
 // then returns to its first column: when the terminal becomes narrower, most terminals wrap the line again and keep the
@@ -24,7 +24,7 @@ struct StepReport {
 
 /// "step 120/600  loss 4.1230  rate 1.90e-03  norm 0.810  12345 tok/s  71 % of peak  0.60 GB  1:05 left", at most
 /// `width` characters of it: fields are dropped in the order memory, share of peak, rate, norm, tokens per second, time
-/// left, loss. What does not fit of the step counter is cut off.
+/// left, loss. If the step counter does not fit, its end is cut off.
 std::string format(const StepReport&, std::size_t width);
 /// "1:05", "2:03:04"
 std::string format_duration(double seconds);

@@ -85,7 +85,7 @@ class Run {
   std::optional<Sampler> sampler_;
   RunPosition position_;  // after the last step that is done
   Progress progress_;
-  std::shared_ptr<spdlog::logger> log_;  // in the run folder; before it is entered, lines wait
+  std::shared_ptr<spdlog::logger> log_;  // in the run folder; until enter_folder() lines wait in memory
   std::vector<std::string> said_early_;
   Stream io_;  // the process's one HDF5 thread
   std::optional<CheckpointWriter> writer_;
@@ -98,7 +98,7 @@ class Run {
 };
 
 /// Times the largest product of the model on all ranks at once, for the share of peak. One measurement takes
-/// milliseconds and is too low if other programs use the processor at that moment: the best of several counts.
+/// milliseconds and is too low if other programs use the processor at that moment, so the best of several is taken.
 /// Collective.
 void Run::measure_peak(Trainer& trainer) {
   Runtime& runtime = trainer.runtime();
@@ -118,7 +118,7 @@ void Run::measure_peak(Trainer& trainer) {
   ops::download(runtime, rate, &peak_flops_per_second_);
 }
 
-/// From here on the run folder is changed.
+/// From this call on, the run folder is changed.
 void Run::enter_folder() {
   std::vector<std::string> notes;
   const auto prepare = [&] {
@@ -205,19 +205,19 @@ void Run::report(const StepResult& result, double seconds, double run_seconds, s
             {"tokens", static_cast<double>(position_.samples * config_.model.context)}});
 }
 
-/// True if the losses on held-out text belong to the step just done.
+/// True if the step just done ends with an evaluation on held-out text.
 bool Run::evaluation_is_due() const {
   const std::int64_t every = config_.train.evaluate_every, step = position_.step;
   return step > 0 && (step == config_.train.steps || (every > 0 && step % every == 0));
 }
 
-/// Returns how the run is to end if a signal came meanwhile: then there is no evaluation, and --resume makes up for it.
+/// If a signal comes meanwhile, returns how the run is to end; the evaluation is then left to --resume.
 RunEnd Run::evaluate(Trainer& trainer) {
   const std::int64_t all = sampler_->num_evaluation_sequences();
   if (all == 0) return RunEnd::done;
   const std::int64_t wanted = config_.train.evaluate_sequences;
   const std::int64_t samples = wanted > 0 ? std::min(wanted, all) : all;
-  // Spread evenly over the held-out text, so that few sequences speak for all of it.
+  // Spread evenly over the held-out text, so that a few sequences represent all of it.
   const ReadSample read = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
     sampler_->evaluation_sequence(index * all / samples, inputs, targets);
     return sampler_->target_bytes(targets);
@@ -237,7 +237,7 @@ RunEnd Run::evaluate(Trainer& trainer) {
   return RunEnd::done;
 }
 
-/// A run that was stopped in a step with an evaluation has saved without it.
+/// A run that was stopped during an evaluation has saved a checkpoint without its result.
 RunEnd Run::evaluate_what_was_missed(Trainer& trainer) {
   if (!start_.resumes || !evaluation_is_due()) return RunEnd::done;
   std::int32_t missing = 0;
@@ -262,7 +262,7 @@ void Run::save(Trainer& trainer) {
   tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, file_)));
 }
 
-/// The strongest stop that any rank has been asked for: the same on every rank.
+/// The most urgent end that a signal to any rank asks for; the same on every rank.
 RunEnd Run::agreed_stop() {
   return static_cast<RunEnd>(ranks().largest(static_cast<std::int32_t>(options_.stop_requested()), "stop"));
 }
@@ -326,11 +326,12 @@ RunEnd Run::train() {
   const bool saved = last_saved_ >= position_.step;
   if (end != RunEnd::done)
     say(fmt::format("stopped after step {} as asked{}", position_.step,
-                    saved ? "; --resume goes on" : ", but not saved"));
+                    saved ? "; --resume continues the run" : ", but not saved"));
   if (metrics_) say(metrics_->retry());
   const std::int32_t lost = metrics_ && metrics_->missing() > 0 ? 1 : 0;
   if (lost != 0)
-    say(fmt::format("{} lacks {} lines: {}", options_.folder.metrics(), metrics_->missing(), metrics_->reason()));
+    say(fmt::format("{}: {} lines are missing: {}", options_.folder.metrics(), metrics_->missing(),
+                    metrics_->reason()));
   return saved && ranks().largest(lost, "metrics") == 0 ? end : RunEnd::failed;
 }
 

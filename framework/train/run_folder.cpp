@@ -72,7 +72,7 @@ std::string describe_holder(int descriptor) {
     return fmt::format("process {} on host {}, since {}", json.at("process").get<std::int64_t>(),
                        json.at("host").get<std::string>(), json.at("started").get<std::string>());
   } catch (const Json::exception&) {
-    return "a process that has not said yet which it is";
+    return "a process that has not written its number yet";
   }
 }
 
@@ -201,7 +201,7 @@ void RunLock::create_folder() {
   for (; !missing.empty(); missing.pop_back()) {
     if (::mkdir(missing.back().c_str(), 0777) == 0)
       created_.push_back(missing.back());
-    else if (errno != EEXIST)  // another process may have made it since; then it is not this one's to remove
+    else if (errno != EEXIST)  // another process may have made it meanwhile; then this one does not remove it
       refuse(errno);
   }
 }

@@ -26,8 +26,8 @@ struct RunFolder {
   void create() const;
 };
 
-/// run.json: what a run promises, apart from its checkpoints. If `published` is above 0 and no checkpoint can be read,
-/// the checkpoints are lost or not mounted, and the run must not begin again as if there had never been any.
+/// run.json: what is known about a run without its checkpoints. If `published` is above 0 and no checkpoint can be
+/// read, the checkpoints are lost or not mounted, and the run must not start again at step 1.
 struct RunRecord {
   std::string id;              ///< differs between any two runs
   std::int64_t published = 0;  ///< step of the checkpoint published last; 0: none
@@ -37,20 +37,20 @@ struct RunRecord {
 std::string new_run_id();
 /// Nothing if the folder has no record. Throws Error if it cannot be read.
 std::optional<RunRecord> read_record(const RunFolder&);
-/// Published like a checkpoint: written beside, synced, renamed. Throws Error.
+/// Published like a checkpoint: written under another name, synced, renamed. Throws Error.
 void publish_record(const RunFolder&, const RunRecord&);
 
 /// "2026-01-01T12:00:00.000Z"
 std::string utc_now();
 
-/// Writes `text` beside `path`, syncs it and gives it its name. Throws Error; `path` is then what it was.
+/// Writes `text` to a file beside `path`, syncs it and renames it to `path`. Throws Error; `path` is then unchanged.
 void publish_text(const std::string& path, const std::string& text);
 
-/// Copies metrics.jsonl to metrics.1.jsonl, or the next number that is free, if it holds anything: cut_metrics() would
-/// lose lines. Returns the new path, or "". Throws Error.
+/// Copies metrics.jsonl to metrics.1.jsonl, or the next number that is free, if it is not empty: cut_metrics() removes
+/// lines. Returns the new path, or "". Throws Error.
 std::string set_metrics_aside(const RunFolder&);
-/// Keeps the lines of metrics.jsonl whose "step" is at most `step`, in a new file with its name: the steps after it are
-/// trained again. Throws Error.
+/// Replaces metrics.jsonl by a file with its lines whose "step" is at most `step`: later steps are trained again.
+/// Throws Error.
 void cut_metrics(const RunFolder&, std::int64_t step);
 /// True if metrics.jsonl has a line with the held-out loss of `step`.
 bool has_evaluation(const RunFolder&, std::int64_t step);
@@ -59,20 +59,20 @@ bool has_evaluation(const RunFolder&, std::int64_t step);
 /// run.lock (fcntl(2), F_OFD_SETLK): it ends with the process, however that ends, and no other thread can lose it by
 /// closing the file. run.lock names host, process and start time of the holder.
 ///
-/// It holds on one host for any local file system, and between hosts where the file system passes locks on: NFS 4, NFS
-/// 3 with lockd, GPFS, BeeGFS if tuned so, Lustre if mounted with `flock` (with `localflock` on one host only). A file
-/// system without locks is named in `note`.
+/// It works on one host for any local file system, and between hosts if the file system supports this: NFS 4, NFS 3
+/// with lockd, GPFS, BeeGFS if tuned so, Lustre if mounted with `flock` (with `localflock` on one host only). If the
+/// file system has no locks, `note` says so.
 class RunLock {
  public:
   /// Creates the folder and run.lock if they do not exist. Throws ConfigError if another process holds the lock, or the
   /// folder cannot be written; then nothing has been changed.
   explicit RunLock(const RunFolder& folder);
-  /// Releases the lock. Folders that the constructor made and nobody has put anything into are removed.
+  /// Releases the lock. Removes the folders that the constructor made if they are still empty.
   ~RunLock();
   RunLock(const RunLock&) = delete;
   RunLock& operator=(const RunLock&) = delete;
 
-  /// What the user should know, or "".
+  /// A message for the user, or "".
   const std::string& note() const { return note_; }
 
  private:

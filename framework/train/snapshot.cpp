@@ -32,7 +32,7 @@ float* host_array(Trainer& trainer, const Tensor& array, Snapshot& snapshot) {
   if (device.kind() == DeviceKind::cpu) return array.data<float>();
   snapshot.copies.push_back({array, std::vector<float>(static_cast<std::size_t>(array.count()))});
   std::vector<float>& host = snapshot.copies.back().host;
-  // A load overwrites what it reads; what belongs to no parameter stays as it is.
+  // A load overwrites what it reads; elements that do not belong to a parameter stay as they are.
   device.download(array.raw(), host.data(), array.bytes());
   return host.data();
 }
@@ -91,7 +91,7 @@ bool begins_with_any(const std::string& key, const std::vector<std::string>& pre
 
 std::vector<Problem> model_problems(const Config& theirs, const Config& ours, const std::string& owner) {
   std::vector<Problem> problems;
-  // Dropout and start values are no part of what the weights mean.
+  // The weights do not depend on dropout and start values.
   for (const Difference& d : differences(theirs, ours))
     if (begins_with_any(d.key, {"model."}) && d.key != "model.dropout" && d.key != "model.initial_deviation")
       problems.push_back({.what = d.key + " = " + d.right + ", but " + d.left + " in " + owner,

@@ -33,13 +33,13 @@ Snapshot owned_snapshot(Trainer&);
 /// How far a run has come, besides its tensors.
 struct RunPosition {
   std::int64_t step = 0;
-  std::int64_t samples = 0;                          ///< read so far: the place in the data, whatever the batch was
+  std::int64_t samples = 0;                          ///< read so far: the place in the data, for any batch size
   std::int64_t optimizer_origin = 0;                 ///< Optimizer::state_origin()
-  std::optional<std::int64_t> first_held_out_token;  ///< nothing in checkpoints that do not say
+  std::optional<std::int64_t> first_held_out_token;  ///< not in older checkpoints
   std::optional<double> held_out_loss;               ///< if it was evaluated after this step
   std::string run;                                   ///< RunRecord::id
 };
-/// What describes the run besides tensors: configuration, position, what it was trained on, and the tokenizer itself.
+/// The state of the run besides tensors: configuration, position, what it was trained on, and the tokenizer itself.
 State run_state(const Config&, const RunPosition&, const TokenFile&);
 RunPosition position_of(const CheckpointReader&);
 
@@ -55,11 +55,11 @@ SamplerOptions sampler_options(const Config&, const TokenFile& file, const Check
 
 /// Weights, whatever layout wrote them. Throws ConfigError naming the fields in which the models differ.
 void load_weights(Trainer&, const CheckpointReader&);
-/// Weights and optimizer state, to go on with the step after reader.step(). State of an optimizer that the checkpoint
-/// lacks starts at zero; returns what it lacks, or "".
+/// Weights and optimizer state, to continue with the step after reader.step(). Optimizer state that is not in the
+/// checkpoint starts at zero; returns the names of such arrays, or "".
 std::string load_all(Trainer&, const CheckpointReader&);
 
-/// What keeps `now` from going on with a run that was configured as `then`: another model, other data or another seed.
+/// Why `now` cannot continue a run that was configured as `then`: another model, other data or another seed.
 std::vector<Problem> check_resume(const Config& then, const Config& now);
 /// What else differs and changes the numbers, one line each: "optimizer.rate = 1e-4, was 6e-4". After step `step` of
 /// `then` it also says by how much the learning rate jumps, if it does.

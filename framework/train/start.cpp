@@ -24,7 +24,7 @@ struct Look {
 
 Look look_into(const RunFolder& folder) { return {read_record(folder), list_steps(folder.checkpoints())}; }
 
-/// Throws ConfigError if the folder is not as the user believes.
+/// Throws ConfigError if the folder does not fit what the user asked for.
 void check_folder(const RunFolder& folder, const Look& look, const Resume& resume) {
   if (!resume.asked && look.published() > 0)
     throw ConfigError(
@@ -46,8 +46,8 @@ std::string list_of(const std::vector<CheckpointInfo>& checkpoints) {
   return text;
 }
 
-/// Throws SharedError if going on from `found`, or at step 1 if there is none, would leave something behind that may
-/// yet be whole.
+/// Throws SharedError if a run that continues from `found`, or starts at step 1 if nothing was found, would ignore a
+/// checkpoint that may be whole.
 void check_nothing_is_lost(const RunFolder& folder, const std::optional<CheckpointInfo>& found,
                            const std::vector<CheckpointInfo>& rejected, std::int64_t published) {
   const bool unreadable = std::any_of(rejected.begin(), rejected.end(), [](const CheckpointInfo& info) {

@@ -1,5 +1,5 @@
-// What a start of `choir train` goes on with. Everything is decided before anything in the run folder is changed, so
-// that a start that is refused has touched nothing.
+// What `choir train` starts from. Everything is decided before anything in the run folder is changed, so that a start
+// that is refused has changed nothing.
 #pragma once
 
 #include <optional>
@@ -14,7 +14,7 @@
 
 namespace choir {
 
-/// Which checkpoint of the run folder the user wants to go on from.
+/// Which checkpoint of the run folder the user wants to continue from.
 struct Resume {
   bool asked = false;                     ///< --resume; else the folder must not hold a run
   std::optional<std::int64_t> step = {};  ///< --resume=STEP; else the newest whole one
@@ -24,8 +24,8 @@ struct Start {
   std::optional<CheckpointReader> checkpoint;  ///< none: initial weights
   bool resumes = false;                        ///< with its optimizer state and position; else only its weights
   RunRecord record;
-  std::vector<std::string> newer;  ///< checkpoints of later steps, which the run goes on without
-  std::vector<std::string> notes;  ///< what the user should know, one line each
+  std::vector<std::string> newer;  ///< checkpoints of later steps, which are set aside
+  std::vector<std::string> notes;  ///< messages for the user, one line each
 
   std::int64_t step() const { return resumes ? checkpoint->step() : 0; }
 };
@@ -35,8 +35,8 @@ struct Start {
 /// if the run has published checkpoints and none of them can be used.
 Start find_start(const Config&, const RunFolder&, const Resume&, const TokenFile&, Mesh&, std::optional<RunLock>& lock);
 
-/// Rank 0, with the lock: what the run goes on without is set aside, and metrics.jsonl ends at start.step(). Returns
-/// what the user should know, one line each. Throws Error.
+/// For rank 0, which holds the lock: sets aside the checkpoints of later steps, and cuts metrics.jsonl at start.step().
+/// Returns messages for the user, one line each. Throws Error.
 std::vector<std::string> prepare_folder(const RunFolder&, const Config&, const Start&);
 
 }  // namespace choir

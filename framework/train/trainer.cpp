@@ -128,7 +128,7 @@ std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample&
     tokens += static_cast<double>(std::count_if(targets.begin(), targets.end(), [](std::int32_t t) { return t >= 0; }));
     return text;
   };
-  // A micro-batch on every data rank at a time, as full as they can be.
+  // One micro-batch on every data rank at a time, as full as possible.
   const std::int64_t ranks = mesh_.data->size(), at_once = ranks * micro_batch_;
   bool stopped = false;
   for (std::int64_t first = 0; first < samples && !stopped; first += at_once) {

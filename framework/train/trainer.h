@@ -1,6 +1,6 @@
-// One rank's share of a model and all that trains it; the training step; evaluation.
+// One rank's share of a model and of what trains it; the training step; evaluation.
 //
-// The step is one loop over a schedule. On device `count` the very same code runs, and is the plan.
+// The step is one loop over a schedule. On device `count` the same code runs and gives the plan.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct LossSum {
   double bits_per_byte() const;                                       ///< comparable across tokenizers
 };
 
-/// Which part of the mesh the configuration asks for; data ranks are what remains. Call validate() first.
+/// The mesh that the configuration asks for; the data axis gets the remaining ranks. Call validate() first.
 MeshShape mesh_shape(const Config&, std::int64_t ranks);
 
 class Trainer {
@@ -52,14 +52,14 @@ class Trainer {
   StepResult step(std::int64_t step, const ReadSample& read);
 
   /// The two halves of step(). compute_gradients leaves complete gradients on this rank (with ZeRO: of its part), and
-  /// returns the loss; on return work may still be on its way on the device.
+  /// returns the loss; on return the device may still be working.
   Tensor compute_gradients(std::int64_t step, const ReadSample& read);
   /// Returns the squared gradient norm on the device.
   Tensor update();
 
-  /// The losses of samples [0, samples) of `read`, dealt over the data ranks; negative targets do not count. `stop`, if
-  /// any, is asked between micro-batches and gives the same answer on every rank; nothing is returned if it said true.
-  /// Collective.
+  /// The losses of samples [0, samples) of `read`, split over the data ranks; negative targets do not count. `stop`, if
+  /// any, is called between micro-batches and returns the same on every rank; if it returns true, evaluate() returns
+  /// nothing. Collective.
   std::optional<LossSum> evaluate(std::int64_t samples, const ReadSample& read, const std::function<bool()>& stop);
   LossSum evaluate(std::int64_t samples, const ReadSample& read) { return *evaluate(samples, read, {}); }
 

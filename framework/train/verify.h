@@ -1,9 +1,9 @@
-// Proof that a layout computes what one rank computes.
+// Checks that a layout computes what one rank computes.
 //
-// A narrowed copy of the configuration (the head counts, their ratio and the remainder of the vocabulary stay, for they
-// are what a layout can get wrong) runs on one rank and in the asked layout: the loss, every gradient, and what three
-// steps of SGD and of AdamW add to the parameters are compared tensor by tensor (comparison.h). A bf16 run is proved in
-// f32 too, whose rounding hides nothing.
+// A narrowed copy of the configuration runs on one rank and in the layout asked for. It keeps the head counts, their
+// ratio and the remainder of the vocabulary, because a layout can get these wrong. The loss, every gradient, and the
+// changes of the parameters in three steps of SGD and of AdamW are compared tensor by tensor (comparison.h). A bf16 run
+// is also checked in f32, whose rounding hides less.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,8 @@
 namespace choir {
 
 /// Layers to 2, head width to 8, short sequences, a small vocabulary with the same remainder over the tensor ranks.
-/// Start values are as large as the inputs of products, 1 / sqrt(width): with small ones a branch would be lost beside
-/// the stream that it is added to, and with it what a layout gets wrong there.
+/// Start values are as large as the inputs of products, 1 / sqrt(width). With smaller ones a branch would be too small
+/// beside the stream that it is added to, and an error of the layout in it would not be found.
 Config narrowed(const Config&, std::int64_t ranks);
 
 /// Collective over `mesh`, whose layout is that of `config` (already narrowed); `alone` is a mesh of this rank only.

@@ -362,7 +362,7 @@ TEST(RunFolder, MetricsThatCouldNotBeWrittenFailTheRun) {
   const Workshop shop;
   const Finished finished = train_alone(shop, "run", "", fault("pwrite", "/metrics.jsonl", fail_with(ENOSPC)));
   EXPECT_EQ(finished.code, 1) << finished.output;
-  EXPECT_TRUE(contains(finished, "metrics.jsonl lacks 11 lines: ")) << finished.output;
+  EXPECT_TRUE(contains(finished, "metrics.jsonl: 11 lines are missing: ")) << finished.output;
   EXPECT_EQ(shop.choir("checkpoint verify " + shop.path("run")).code, 0);
 }
 

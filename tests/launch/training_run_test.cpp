@@ -112,7 +112,7 @@ TEST(TrainingRun, SignalsSaveAndEndWithTheirCodes) {
     ASSERT_TRUE(reach(shop, run, 7)) << read(shop.path("log"));
     kill(child, signal);
     EXPECT_EQ(wait_for(child), code) << read(shop.path("log"));
-    EXPECT_NE(read(shop.path("log")).find("--resume goes on"), std::string::npos) << read(shop.path("log"));
+    EXPECT_NE(read(shop.path("log")).find("--resume continues the run"), std::string::npos) << read(shop.path("log"));
     EXPECT_EQ(shop.choir("checkpoint verify " + shop.path(run)).code, 0);
   }
 }
