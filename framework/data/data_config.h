@@ -1,4 +1,4 @@
-// Where the tokens are, and how text becomes tokens.
+// The place of the tokens, and how text becomes tokens.
 #pragma once
 
 #include <array>

@@ -1,7 +1,7 @@
 // A 64-bit digest of a sequence of integers: the sum over elements of a mix of (index, value).
 //
-// A sum does not care in which pieces, by how many threads or in which order the elements were added, as long as each
-// comes with its index. It detects damage; it is no defence against an adversary. The mix is the finalizer of
+// The sum does not depend on the pieces, the number of threads or the order in which the elements are added, as each is
+// added with its index. It detects damage; it does not protect against an adversary. The mix is the finalizer of
 // SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 #pragma once
 

@@ -51,7 +51,7 @@ bool is_temporary_name(std::string_view name, std::string_view of) {
   return name.size() == 16 && name.find_first_not_of("0123456789abcdef") == std::string_view::npos;
 }
 
-// Created and locked. Between the two, another process may have taken the file for a stale one and removed it.
+// Creates and locks the file. Between the two, another process may have removed it as a stale one.
 File create_temporary(const std::string& path) {
   std::random_device random;
   for (;;) {

@@ -11,7 +11,7 @@
 
 namespace choir {
 
-/// Equal stamps of an open file: nobody has written to it in between, as far as its file system keeps time.
+/// Equal stamps of an open file: it was not written to in between, up to the time resolution of its file system.
 struct FileStamp {
   std::uint64_t bytes = 0;
   std::int64_t seconds = 0, nanoseconds = 0;  ///< of the last change of its contents
@@ -24,18 +24,18 @@ class File {
   static File open(const std::string& path);             ///< for reading
   static File edit(const std::string& path);             ///< an existing file, for reading and writing
   static File create(const std::string& path);           ///< a new or emptied file, for reading and writing
-  static File create_new(const std::string& path);       ///< a file that was not there before, for reading and writing
+  static File create_new(const std::string& path);       ///< a file that must not exist yet, for reading and writing
   static File nameless_beside(const std::string& path);  ///< for reading and writing; removed when it is closed
   File(File&& other) noexcept : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)) {}
   File& operator=(File&&) = delete;
   ~File();
 
   const std::string& path() const { return path_; }
-  /// A path to this very file, whatever has its name now; valid while it is open.
+  /// A path to this open file, even if another file has its name now; valid while it is open.
   std::string descriptor_path() const;
   std::uint64_t size() const;
   FileStamp stamp() const;
-  /// Whether no name is left: it was removed or replaced.
+  /// True if the file has no name any more: it was removed or replaced.
   bool is_nameless() const;
   /// Waits for the lock on the file and holds it until it is closed or the process ends, however it ends. On a file
   /// system without locks it returns at once.
@@ -43,7 +43,7 @@ class File {
   /// Bytes read: fewer than asked only at the end of the file.
   std::size_t read(std::uint64_t offset, std::span<char> bytes) const;
   void write(std::uint64_t offset, std::span<const char> bytes);
-  /// Grows to `bytes` and takes that room on the disk.
+  /// Grows the file to `bytes` and reserves that space on the disk.
   void reserve(std::uint64_t bytes);
   /// Returns when all that was written is on the disk.
   void sync();
@@ -55,11 +55,11 @@ class File {
   int descriptor_;
 };
 
-/// Gives `temporary` its name, replacing what had it, and returns when that is on the disk.
+/// Renames `temporary` to `path`, replacing a file of that name, and returns when the change is on the disk.
 void publish_file(const std::string& temporary, const std::string& path);
 
-/// A new file beside `path`, with a name of its own and locked, until it is published under `path`. It is removed if
-/// that does not happen. After a kill it stays, without the lock: remove_stale_temporaries() removes it.
+/// A new file beside `path`, with a name of its own and locked, until it is published under `path`. If it is not
+/// published, the destructor removes it. After a kill it stays, unlocked, for remove_stale_temporaries().
 class TemporaryFile {
  public:
   explicit TemporaryFile(const std::string& path);
@@ -68,7 +68,7 @@ class TemporaryFile {
   TemporaryFile& operator=(const TemporaryFile&) = delete;
 
   File& file() { return file_; }
-  /// Renames the file to `path`, replacing what was there. It has been synced.
+  /// Renames the file to `path`, replacing a file of that name. Call sync() first.
   void publish();
 
  private:
@@ -79,8 +79,8 @@ class TemporaryFile {
 /// Removes the temporary files for `path` that no process is writing any more, and returns their paths.
 std::vector<std::string> remove_stale_temporaries(const std::string& path);
 
-/// What keeps `path` from being read as a file; `key` is how the user named it ("data.path"). If there is none, names
-/// the nearest file in the folder.
+/// Why `path` cannot be read as a file; `key` is how the user named it ("data.path"). If it does not exist, the problem
+/// names the nearest file in the folder.
 std::vector<Problem> check_readable(const std::string& key, const std::string& path);
 
 }  // namespace choir

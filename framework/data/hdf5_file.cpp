@@ -5,7 +5,7 @@
 namespace choir {
 namespace {
 
-// H5Ewalk2 downwards starts at the innermost call, which knows the reason.
+// H5Ewalk2 downwards starts at the innermost call, which has the reason.
 herr_t innermost(unsigned position, const H5E_error2_t* error, void* text) {
   if (position == 0 && error->desc) *static_cast<std::string*>(text) = error->desc;
   return 0;

@@ -1,6 +1,6 @@
-// HDF5 with owners and errors: identifiers that close themselves, failures as exceptions with HDF5's own words.
+// HDF5 with owners and errors: identifiers that close themselves, failures as exceptions with HDF5's own messages.
 //
-// HDF5 keeps its state in the library and is not thread-safe: all of this is for one thread of a process at a time.
+// HDF5 keeps its state in the library and is not thread-safe: only one thread of a process may use this at a time.
 #pragma once
 
 #include <hdf5.h>
@@ -15,13 +15,13 @@
 
 namespace choir {
 
-/// What HDF5 said: "H5Dopen2: object 'tokens' doesn't exist". The caller knows whose mistake it is and throws that.
+/// HDF5's message: "H5Dopen2: object 'tokens' doesn't exist". The caller turns it into ConfigError or Error.
 class Hdf5Failure : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-/// While it lives, HDF5 prints nothing; the setting that was there comes back afterwards.
+/// During its lifetime HDF5 prints nothing; the destructor restores the previous setting.
 class Hdf5Silence {
  public:
   Hdf5Silence();
@@ -41,7 +41,7 @@ hid_t hdf5_check(hid_t result, const char* call);
 class Hdf5Handle {
  public:
   using Close = herr_t (*)(hid_t);
-  /// Throws Hdf5Failure if `id` is negative, which is how `call` says that it failed.
+  /// Throws Hdf5Failure if `id` is negative: `call` has failed.
   Hdf5Handle(hid_t id, Close close_call, const char* call) : id_(hdf5_check(id, call)), close_(close_call) {}
   Hdf5Handle(Hdf5Handle&& other) noexcept : id_(std::exchange(other.id_, -1)), close_(other.close_) {}
   Hdf5Handle& operator=(Hdf5Handle&&) = delete;
@@ -50,7 +50,7 @@ class Hdf5Handle {
   }
 
   operator hid_t() const { return id_; }
-  /// Closes now and says whether that worked: for what has been written.
+  /// Closes now and throws Hdf5Failure if that fails: for what has been written.
   void close() { hdf5_check(close_(std::exchange(id_, -1)), "close"); }
 
  private:
@@ -58,14 +58,14 @@ class Hdf5Handle {
   Close close_;
 };
 
-/// Opens for reading, without locks (file systems of clusters often refuse them).
+/// Opens for reading, without locks (file systems of clusters often do not support them).
 Hdf5Handle open_hdf5(const std::string& path);
-/// The same for what `file` has open, even if its name has been given to another file since.
+/// The same for the open file `file`, even if another file has its name now.
 Hdf5Handle open_hdf5(const File& file);
-/// Creates or empties. The first `user_block_bytes` (0, or a power of 2 from 512) are not HDF5's; every object begins
-/// at a multiple of 8 bytes. `room_bytes`, no less than the whole file will have, are reserved on the disk before HDF5
-/// sees the file: it does not survive a close that fails (1.10 then crashes at the exit of the process), so it must not
-/// meet a full disk. Closing gives back what was not used. Throws Error if there is no such room.
+/// Creates or empties. HDF5 does not use the first `user_block_bytes` (0, or a power of 2 from 512); every object
+/// begins at a multiple of 8 bytes. `room_bytes`, at least the size of the whole file, are reserved on the disk before
+/// HDF5 opens the file, so that HDF5 does not write to a full disk: after a close that fails, 1.10 crashes at the exit
+/// of the process. Closing releases the space that was not used. Throws Error if the disk does not have the space.
 Hdf5Handle create_hdf5(const std::string& path, hsize_t user_block_bytes, std::uint64_t room_bytes);
 
 void write_attribute(hid_t object, const char* name, std::int64_t value);
@@ -79,7 +79,7 @@ std::string read_string_attribute(hid_t object, const char* name);
 /// `type` is the type in the file: H5T_STD_U16LE and the like.
 Hdf5Handle create_dataset(hid_t parent, const char* name, hid_t type, hsize_t count);
 
-/// Where the elements of a one-dimensional contiguous dataset lie.
+/// The place of the elements of a one-dimensional contiguous dataset in its file.
 struct Hdf5Extent {
   std::uint64_t offset = 0;  ///< from the start of the file; 0 if there are no elements
   std::uint64_t count = 0;   ///< elements

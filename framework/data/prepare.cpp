@@ -28,7 +28,7 @@ std::vector<Problem> check_output(const PrepareOptions& options) {
   const fs::path parent = fs::path(output).parent_path();
   const std::string folder = parent.empty() ? "." : parent.string();
   if (!fs::is_directory(folder, ignored))
-    return {{.what = what + "there is no folder " + folder, .fix = "make it first"}};
+    return {{.what = what + "there is no folder " + folder, .fix = "create it first"}};
   if (::access(folder.c_str(), W_OK) != 0) return {{.what = what + "the folder " + folder + " cannot be written to"}};
   if (fs::exists(output, ignored) && !looks_like_token_file(output)) {
     return {{.what = what + "this file exists, and it is not a token file",
@@ -44,12 +44,12 @@ std::vector<Problem> check_training(const TokenizerConfig& tokenizer) {
     if (tokenizer.vocabulary < 1 || tokenizer.vocabulary > 1 << 24) {
       problems.push_back({.what = "data.tokenizer.vocabulary = " + std::to_string(tokenizer.vocabulary) +
                                   " is not a possible number of tokens",
-                          .fix = "set it, or model.vocabulary, to between 512 and 256000 or so"});
+                          .fix = "set it, or model.vocabulary, to a number from 512 to about 256000"});
     }
     if (tokenizer.sample_bytes < 1) {
       problems.push_back({.what = "data.tokenizer.sample_bytes = " + std::to_string(tokenizer.sample_bytes) +
                                   " leaves nothing to train on",
-                          .fix = "set it to some millions"});
+                          .fix = "set it to a few million"});
     }
   }
   return problems;
@@ -70,8 +70,8 @@ std::vector<Problem> check_input(const std::string& path, bool binary) {
   if (kind.name.empty()) return {};
   return {{.what = "text = " + path + ": this looks like " + kind.name,
            .why = "its bytes would become tokens as they are",
-           .fix = (kind.fix.empty() ? "take the text out of it" : kind.fix + " > " + shell_word(path + ".txt")) +
-                  ", and prepare that; or insist with choir prepare --binary"}};
+           .fix = (kind.fix.empty() ? "extract its text" : kind.fix + " > " + shell_word(path + ".txt")) +
+                  ", and prepare that; choir prepare --binary prepares it as it is"}};
 }
 
 std::vector<Problem> check(const PrepareOptions& options) {
@@ -83,7 +83,7 @@ std::vector<Problem> check(const PrepareOptions& options) {
   return problems;
 }
 
-// Lines about files, a few for each kind and a count of the others.
+// Messages about files: the first few of each kind, and a count of the others.
 class Notes {
  public:
   void add(const std::string& path, const TextNote& note) {
@@ -151,7 +151,7 @@ PrepareResult prepare(const PrepareOptions& options, const std::function<void(co
   }
   if (inputs.empty()) throw ConfigError(Problem{.what = "no text to prepare", .why = "all files are empty"});
   for (const std::string& stale : remove_stale_temporaries(options.output))
-    result.notes.push_back("removed " + stale + ", which a choir prepare that was killed had left");
+    result.notes.push_back("removed " + stale + ", left by a choir prepare that was killed");
 
   const auto make_tokenizer = [&]() -> Tokenizer {
     if (options.given) return *options.given;

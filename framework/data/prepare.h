@@ -13,7 +13,7 @@ namespace choir {
 
 struct PrepareOptions {
   std::vector<std::string> inputs;  ///< text files; each becomes one document
-  std::string output;               ///< the token file; one that is there is replaced when the new one is whole
+  std::string output;               ///< the token file; an existing one is replaced when the new one is whole
   TokenizerConfig tokenizer;        ///< its vocabulary: the number of tokens to train; its model is not read here
   std::optional<Tokenizer> given;   ///< to use, instead of training one as `tokenizer` says
   bool binary = false;              ///< prepare files that do not look like text, byte for byte
@@ -28,15 +28,15 @@ struct PrepareProgress {
 struct PrepareResult {
   std::int64_t documents = 0, tokens = 0, text_bytes = 0, vocabulary = 0;
   std::string tokenizer_digest;
-  /// What is peculiar about the files and what became of it, one line each: empty files, files that look like another
-  /// encoding or format (text_kind.h), files with the text of another, temporary files that were removed.
+  /// What is unusual about the files and how it was handled, one line each: empty files, files that look like another
+  /// encoding or format (text_kind.h), files with the text of another one, temporary files that were removed.
   std::vector<std::string> notes;
 };
 
 /// `progress` is called about once per MB of text, and when a stage begins.
 /// Throws ConfigError for inputs that cannot be read or are not text (all of them are named), for a tokenizer that
-/// cannot be made, and for an output that cannot be a token file; Error if the disk is full or fails, and then nothing
-/// is left of the output.
+/// cannot be made, and for an output that cannot be a token file; Error if the disk is full or fails, after removing
+/// the unfinished output.
 PrepareResult prepare(const PrepareOptions& options, const std::function<void(const PrepareProgress&)>& progress);
 
 }  // namespace choir

@@ -40,7 +40,7 @@ std::int64_t permute(std::int64_t index, std::int64_t size, std::uint64_t seed, 
   const int half_bits = std::max(1, (static_cast<int>(std::bit_width(static_cast<std::uint64_t>(size - 1))) + 1) / 2);
   const std::uint64_t mask = (std::uint64_t{1} << half_bits) - 1;
   auto value = static_cast<std::uint64_t>(index);
-  // A permutation of 2^(2 half_bits) >= size values; followed from inside [0, size), it comes back there.
+  // A permutation of 2^(2 half_bits) >= size values. Applied repeatedly from inside [0, size), it returns there.
   do {
     std::uint64_t left = value >> half_bits, right = value & mask;
     for (std::uint64_t round = 0; round < rounds; ++round) {

@@ -3,7 +3,7 @@
 // The end of the text is held out for evaluation. The rest is cut into windows at multiples of T tokens; a window is T
 // inputs and, one token later, T targets. Each epoch goes through all windows in an order of its own: a keyed
 // permutation of the window numbers, a Feistel network over Philox (Luby, Rackoff, SIAM J. Comput. 17, 1988) with cycle
-// walking (Black, Rogaway, CT-RSA 2002). No table, no state: any rank of any layout asks for the samples that it needs.
+// walking (Black, Rogaway, CT-RSA 2002). No table, no state: any rank of any layout computes the samples that it needs.
 #pragma once
 
 #include <cstdint>
@@ -14,23 +14,23 @@
 
 namespace choir {
 
-/// A bijection of [0, size): where `index` goes in the order keyed by (seed, epoch). size < 2^62.
+/// A bijection of [0, size): the place of `index` in the order keyed by (seed, epoch). size < 2^62.
 std::int64_t permute(std::int64_t index, std::int64_t size, std::uint64_t seed, std::int64_t epoch);
 
-/// The first token that is held out if `held_out` of the tokens are to be: whole documents from the end, as few as have
-/// so many tokens. If these have more than 1.5 times as many, or are all documents, the first of them is cut so that
-/// the share is exact.
+/// The first token that is held out if the share `held_out` of the tokens is to be: as few whole documents from the end
+/// as have that many tokens. If they have more than 1.5 times as many, or are all documents, the first of them is cut
+/// so that the share is exact.
 std::int64_t held_out_split(const TokenFile&, double held_out);
 
-/// The rule of checkpoints that do not say where their run was split: whole documents, whatever their size, except
-/// that the first document is always for training and that a single document is cut.
+/// The rule for checkpoints that do not say where their run was split: whole documents of any size, except that the
+/// first document is always for training and that a single document is cut.
 std::int64_t held_out_split_by_documents(const TokenFile&, double held_out);
 
 struct SamplerOptions {
   std::int64_t sequence_length = 0;  ///< T, the model's context
   std::uint64_t seed = 0;
   double held_out = 0;  ///< share of the tokens, in [0, 1)
-  /// The split of the run that goes on; without it, held_out_split() of `held_out`.
+  /// The split of the run that is continued; without it, held_out_split() of `held_out`.
   std::optional<std::int64_t> first_held_out_token = {};
 };
 
@@ -42,11 +42,11 @@ class Sampler {
   /// Sample `index` of the run, counted over all steps and ranks: step * batch + place in the batch.
   /// inputs, targets: [T].
   void train_sequence(std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) const;
-  /// Samples that go through the training text once.
+  /// The number of samples in one pass through the training text.
   std::int64_t num_train_windows() const { return train_windows_; }
 
   /// Held-out sequence `index`, in the order of the text. Together they have every held-out token as a target once. The
-  /// last one is filled up with the end-of-document token as input and -1, which counts for nothing, as target.
+  /// last one is filled up with the end-of-document token as input and -1, which is not counted, as target.
   void evaluation_sequence(std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) const;
   std::int64_t num_evaluation_sequences() const;
 

@@ -33,7 +33,7 @@ constexpr Signature signatures[] = {
      "a program", ""},
     {0, "\x89PNG"sv, "an image (PNG)", ""},
     {0, "\xFF\xD8\xFF"sv, "an image (JPEG)", ""},
-    // UTF-32 before UTF-16, whose mark its own begins with.
+    // UTF-32 before UTF-16: the mark of UTF-32 begins with that of UTF-16.
     {0, "\xFF\xFE\x00\x00"sv, "text in UTF-32", "iconv -f UTF-32 -t UTF-8 FILE"},
     {0, "\x00\x00\xFE\xFF"sv, "text in UTF-32", "iconv -f UTF-32 -t UTF-8 FILE"},
     {0, "\xFF\xFE"sv, "text in UTF-16", "iconv -f UTF-16 -t UTF-8 FILE"},
@@ -86,7 +86,7 @@ std::string wide_encoding(std::string_view head) {
   return little >= big ? "UTF-16LE" : "UTF-16BE";
 }
 
-// The first line holds an object, and so does what there is of the second.
+// True if the first line is an object and the second line, as far as it is read, begins one.
 bool is_json_lines(std::string_view head) {
   const std::size_t end = head.find('\n');
   if (end == std::string_view::npos) return false;

@@ -1,7 +1,7 @@
-// What the bytes of a text file look like: text in UTF-8, text with a peculiarity, or not text at all.
+// What the bytes of a text file look like: text in UTF-8, text with something unusual, or not text at all.
 //
 // Text is prepared byte for byte. So the bytes of a compressed file would be trained on as they are, and a carriage
-// return, a byte-order mark and the braces of JSON become tokens: the user should know.
+// return, a byte-order mark and the braces of JSON become tokens. The user should know this.
 #pragma once
 
 #include <cstdint>
@@ -11,22 +11,22 @@
 
 namespace choir {
 
-/// What is not text in UTF-8 or an encoding of single bytes.
+/// A kind of data that is not text in UTF-8 or in an encoding of single bytes.
 struct BinaryKind {
   std::string name;  ///< "gzip data"; empty: it is text
   std::string fix;   ///< the command that turns FILE into text; may be empty
 };
 
-/// Judges by the head of a file, of which more than 64 KiB are not needed.
+/// Decides by the head of a file, of which at most the first 64 KiB are needed.
 BinaryKind binary_kind(std::string_view head);
 inline constexpr std::size_t text_head_bytes = 1 << 16;
 
 struct TextNote {
-  std::string about;  ///< the same for the same peculiarity of another text: "CRLF line ends"
-  std::string text;   ///< how it shows in this text, and what becomes of it
+  std::string about;  ///< what is unusual, the same for every text that has it: "CRLF line ends"
+  std::string text;   ///< what this text has of it, and how it is handled
 };
 
-/// Reads a text piece by piece, cut anywhere, and says what is peculiar about it.
+/// Reads a text piece by piece, cut anywhere, and reports what is unusual about it.
 class TextScan {
  public:
   void add(std::string_view piece);

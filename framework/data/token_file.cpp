@@ -31,7 +31,7 @@ std::vector<T> read_dataset(hid_t file, const char* name, hid_t memory_type, std
   return values;
 }
 
-// What HDF5 has to say about a token file.
+// The contents of a token file that HDF5 reads.
 struct Contents {
   std::int64_t format_version, text_bytes, end_of_document;
   std::string tokens_digest, tokenizer_kind, tokenizer_digest;
@@ -193,7 +193,7 @@ void TokenFile::check_unchanged() const {
   const std::lock_guard lock(source_->mutex);
   const FileStamp now = source_->file.stamp();
   if (now == source_->stamp) return;
-  std::string why = fmt::format("it held {} bytes, and holds {} now", source_->stamp.bytes, now.bytes);
+  std::string why = fmt::format("it had {} bytes, and has {} now", source_->stamp.bytes, now.bytes);
   if (now.bytes == source_->stamp.bytes) {
     const std::string digest =
         digest_of(num_tokens_, [this](std::int64_t first, std::span<std::int32_t> tokens) { read_raw(first, tokens); });

@@ -9,8 +9,8 @@
 //   attributes of /    format_version, text_bytes, tokens_digest, tokenizer_kind, tokenizer_digest, end_of_document
 //
 // Tokens are read when they are needed; the ranks of a node share the system's page cache. They are not mapped into
-// memory: reading a mapping of a file that someone cuts ends the process. Each read is followed by a look at the file's
-// size and time of change, so that no token of a file written to since it was opened is used.
+// memory: reading a mapping of a file that has been truncated ends the process. After each read the file's size and
+// time of change are checked, so that no token of a file written to since it was opened is used.
 #pragma once
 
 #include <cstdint>
@@ -25,11 +25,11 @@
 
 namespace choir {
 
-/// A token file opened for reading; immutable, any number of threads may read. It stays what it was if the path is
-/// given to another file, as `choir prepare` does. Memory: document offsets and tokenizer.
+/// A token file opened for reading; immutable, any number of threads may read. It does not change if another file gets
+/// the path, as with `choir prepare`. Memory: document offsets and tokenizer.
 class TokenFile {
  public:
-  /// Opens and checks everything but the tokens themselves. Makes HDF5 calls, which must all be of one thread. Throws
+  /// Opens and checks everything but the tokens themselves. Makes HDF5 calls, which one thread must make. Throws
   /// ConfigError for a file that is missing, not a token file, torn, damaged or of another format.
   explicit TokenFile(const std::string& path);
 
@@ -44,9 +44,9 @@ class TokenFile {
   const Tokenizer& tokenizer() const { return tokenizer_; }
   std::int64_t vocabulary() const { return tokenizer_.vocabulary(); }
 
-  /// Reads tokens [first, first + tokens.size()). Throws Error if the file holds other tokens than when it was opened:
-  /// if its size or time of change differs, all tokens are read once to find out. Throws ConfigError for an id outside
-  /// the vocabulary, which the opening does not look for.
+  /// Reads tokens [first, first + tokens.size()). Throws Error if the file has other tokens than when it was opened: if
+  /// its size or time of change differs, all tokens are read once to find out. Throws ConfigError for an id outside the
+  /// vocabulary, which the constructor does not check.
   void read(std::int64_t first, std::span<std::int32_t> tokens) const;
 
   /// One pass over all tokens: the digest and the greatest id. Throws ConfigError.
@@ -67,11 +67,11 @@ class TokenFile {
   std::shared_ptr<Source> source_;   // shared by copies
 };
 
-/// What keeps a model from being trained on a file: another tokenizer than the configuration says, or ids beyond the
-/// model's vocabulary. Reads no tokens.
+/// Why a model cannot be trained on a file: another tokenizer than the configuration says, or ids beyond the model's
+/// vocabulary. Reads no tokens.
 std::vector<Problem> check_fits(const TokenFile& file, const ModelConfig& model, const TokenizerConfig& tokenizer);
 
-/// The same for a tokenizer; `owner` is what has it, as the user wrote it: "data.tokenizer.model = a.model".
+/// The same for a tokenizer; `owner` is where it comes from, as the user wrote it: "data.tokenizer.model = a.model".
 std::vector<Problem> check_fits(const Tokenizer&, const std::string& owner, const ModelConfig&, const TokenizerConfig&);
 
 /// A problem if the file was made by another tokenizer than that of the checkpoint in folder `checkpoint`, whose digest

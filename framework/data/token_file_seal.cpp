@@ -97,7 +97,7 @@ TokenFileSeal check_seal(const File& file) {
   }
   if (seal.tokens_offset < TokenFileSeal::block_bytes || seal.tokens_offset > size ||
       seal.tokens_bytes > size - seal.tokens_offset || digest_of_rest(file, seal) != seal.digest) {
-    throw ConfigError({.what = what + "damaged: what it says about its tokens is not what was written",
+    throw ConfigError({.what = what + "damaged: its bytes other than the tokens are not those that were written",
                        .why = fmt::format("the digest of all bytes but the tokens is not {:016x}", seal.digest),
                        .fix = again});
   }

@@ -1,7 +1,7 @@
 // The leading block of a token file: 512 bytes of text that say what the file is and whether it is whole.
 //
-// HDF5 does not survive every damaged file, so a file is handed to it only if all bytes outside the tokens, which HDF5
-// never reads, have the digest that was written here last.
+// HDF5 crashes on some damaged files. So a file is passed to it only if all bytes except the tokens, which HDF5 never
+// reads, have the digest that was written here last.
 #pragma once
 
 #include <cstdint>
@@ -23,13 +23,13 @@ struct TokenFileSeal {
 };
 
 /// Checks the block against the file and returns it. Throws ConfigError for a file that is not a token file, of another
-/// format, truncated or damaged. The tokens are not looked at.
+/// format, truncated or damaged. The tokens are not read.
 TokenFileSeal check_seal(const File&);
 
 /// Writes the block: the last step of writing a token file. Returns when the file is on the disk. Throws Error.
 void write_seal(File&, std::uint64_t tokens_offset, std::uint64_t tokens_bytes);
 
-/// Whether the file begins as token files of any format do. False if it cannot be read.
+/// True if the file begins as token files of any format do. False if it cannot be read.
 bool looks_like_token_file(const std::string& path);
 
 }  // namespace choir

@@ -78,7 +78,7 @@ TokenFileWriter::Layout TokenFileWriter::write_structure(const std::string& path
   write_dataset("tokenizer_model", H5T_STD_U8LE, H5T_NATIVE_UINT8, model.data(), model.size());
   write_dataset("token_bytes", H5T_STD_I32LE, H5T_NATIVE_INT32, token_bytes.data(), token_bytes.size());
 
-  // Only room for these two: their elements are written past HDF5, so that a full disk is an error in one known place.
+  // Only space for these two: their elements are written without HDF5, so that a full disk is an error in one place.
   Layout layout = {};
   const auto make_room = [&](const char* name, hid_t type, std::size_t count) -> std::uint64_t {
     const Hdf5Handle dataset = create_dataset(file, name, type, count);

@@ -1,5 +1,5 @@
-// Writes a token file (token_file.h) as the tokens come, in memory that does not grow with the corpus. The same tokens
-// and tokenizer give the same bytes.
+// Writes a token file (token_file.h) token by token, in memory that does not grow with the corpus. The same tokens and
+// tokenizer give the same bytes.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,9 @@
 namespace choir {
 
 /// The file appears under its name only when it is whole and on the disk; until then the tokens are in a nameless file
-/// beside it, because HDF5 must know how many there are before the first is written. A writer that is destroyed
-/// unfinished leaves nothing behind. Of several writers to one path, the last to finish wins, whole. Memory: 1 MB and
-/// the document offsets. Throws Error if the disk is full or fails.
+/// beside it, because HDF5 must know how many there are before the first is written. A writer that is destroyed before
+/// finish() leaves no file. If there are several writers to one path, the file is the one of the last that finishes.
+/// Memory: 1 MB and the document offsets. Throws Error if the disk is full or fails.
 class TokenFileWriter {
  public:
   TokenFileWriter(std::string path, Tokenizer tokenizer);
@@ -44,7 +44,7 @@ class TokenFileWriter {
   bool wide_;   // int32 tokens
   File spill_;  // the tokens, as they will be in the file
   std::uint64_t spilt_bytes_ = 0;
-  std::vector<char> buffer_;  // what comes next in spill_
+  std::vector<char> buffer_;  // the bytes to be written to spill_ next
   std::vector<std::int64_t> document_offsets_{0};
   std::int64_t num_tokens_ = 0, text_bytes_ = 0;
   Digest digest_;

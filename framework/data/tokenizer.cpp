@@ -15,8 +15,8 @@ namespace {
 constexpr std::string_view space_symbol = "\xE2\x96\x81";  // U+2581, which SentencePiece writes for a space
 constexpr std::uint32_t num_codes = 0x110000;              // of Unicode
 
-// SentencePiece reports through its statuses; what it also logs would only repeat them. Its header offers no other way
-// to say so than an argument of Train, which here has nothing to train on.
+// SentencePiece returns statuses, and its log only repeats them. The only way that its header offers to turn the log
+// off is an argument of Train(), which is called here with nothing to train on.
 void silence_sentencepiece() { static_cast<void>(sentencepiece::SentencePieceTrainer::Train({{"minloglevel", "3"}})); }
 
 struct Character {
@@ -71,9 +71,9 @@ std::vector<bool> frequent_characters(std::string_view sample, std::size_t most)
 // What SentencePiece is trained on: runs of frequent characters, without line breaks.
 //
 // Words of more than max_word_characters are cut into pieces. SentencePiece keeps the places of pairs of characters in
-// 16 bits and crashes on a word of 32768 characters. And its training takes time in proportion to the characters of
-// different words times the vocabulary: few words are different in text, but all pieces of a genome are. So no more
-// than max_pieces of them are used, evenly spread over the sample.
+// 16 bits and crashes on a word of 32768 characters. The time of its training is proportional to the characters of
+// different words times the vocabulary: text has few different words, but all pieces of a genome are different. So at
+// most max_pieces of them are used, evenly spread over the sample.
 class Lines : public sentencepiece::SentenceIterator {
  public:
   Lines(std::string_view sample, std::vector<bool> frequent) : rest_(sample), frequent_(std::move(frequent)) {
@@ -95,7 +95,7 @@ class Lines : public sentencepiece::SentenceIterator {
     while (line_.empty() && !rest_.empty()) {
       const Run run = first_run(rest_);
       if (!run.is_piece || pieces_seen_++ % use_one_in_ == 0) line_ = rest_.substr(0, run.bytes);
-      rest_.remove_prefix(std::max<std::size_t>(run.bytes, 1));  // a byte that begins no frequent character is left out
+      rest_.remove_prefix(std::max<std::size_t>(run.bytes, 1));  // 0: skip a byte that is not of a frequent character
     }
   }
 
@@ -151,8 +151,8 @@ std::size_t first_word(std::string_view text, bool last) {
   return continues(cut) ? end : cut;
 }
 
-// A protocol-buffer message merges what is appended to it, and the last value of a field wins. Appended to a model this
-// sets normalizer_spec (field 3): precompiled_charsmap "" (2), add_dummy_prefix false (3),
+// A protocol-buffer message is merged with what is appended to it: the last value of a field counts. Appended to a
+// model this sets normalizer_spec (field 3): precompiled_charsmap "" (2), add_dummy_prefix false (3),
 // remove_extra_whitespaces false (4), escape_whitespaces true (5).
 constexpr std::string_view identity_normalization("\x1A\x08\x12\x00\x18\x00\x20\x00\x28\x01", 10);
 
@@ -272,7 +272,7 @@ Tokenizer Tokenizer::load(const std::string& kind, std::string_view serialized, 
   }
   if (result.end_of_document_ < 0) {
     throw ConfigError({.what = source + ": the model has no token that ends a text",
-                       .why = "documents are told apart by it",
+                       .why = "this token separates the documents",
                        .fix = "train it with spm_train --eos_id=1, or leave data.tokenizer.model empty"});
   }
   result.processor_ = std::move(processor);

@@ -3,8 +3,8 @@
 // Two kinds. `bytes`: token b is byte b, token 256 ends a document. `sentencepiece`: byte-pair encoding (Sennrich,
 // Haddow, Birch, arXiv:1508.07909) by SentencePiece (Kudo, Richardson, arXiv:1808.06226), without any normalization.
 // Text is cut into words first: runs of spaces and line breaks with what follows them. A word that pieces cannot spell
-// exactly (invalid UTF-8, a literal U+2581) is spelt in bytes. So a token always stands for the same bytes of text,
-// which is what makes a loss in bits per byte exact.
+// exactly (invalid UTF-8, a literal U+2581) is spelt in bytes. So a token always stands for the same bytes of text, and
+// a loss in bits per byte is exact.
 #pragma once
 
 #include <array>
@@ -29,7 +29,7 @@ namespace choir {
 class WordCache {
  public:
   const std::vector<std::int32_t>* find(std::string_view word) const;
-  /// Long words are not kept; a full cache starts anew.
+  /// Long words are not kept; a full cache is emptied.
   void insert(std::string_view word, const std::vector<std::int32_t>& tokens);
 
  private:
@@ -46,8 +46,8 @@ class Tokenizer {
 
   /// Trains byte-pair encoding with config.vocabulary tokens on `sample`. The same sample gives the same tokenizer.
   /// Words of more than 1024 characters are cut, and 512 Ki characters of such words are used, evenly spread, so that
-  /// text without spaces takes no more than minutes. Throws ConfigError if the sample cannot support that many tokens,
-  /// or needs more.
+  /// text without spaces takes only minutes. Throws ConfigError if the sample has too little text for that many tokens,
+  /// or needs more tokens.
   static Tokenizer train(const TokenizerConfig& config, std::string_view sample);
 
   /// The tokenizer that serialized() came from, or, for kind "sentencepiece", any SentencePiece model that has a token

@@ -133,7 +133,7 @@ TEST_F(PrepareTest, WhatIsNotTextIsRefusedUnlessAskedFor) {
   expect_says(words, "gzip -dc " + options_.inputs[0] + " > " + options_.inputs[0] + ".txt");
   expect_says(words, "text = " + options_.inputs[2] + ": this looks like text in UTF-16");
   expect_says(words, "text = " + options_.inputs[3] + ": this looks like binary data");
-  expect_says(words, "insist with choir prepare --binary");
+  expect_says(words, "choir prepare --binary prepares it as it is");
   EXPECT_EQ(words.find(options_.inputs[1]), std::string::npos);
   options_.binary = true;
   const PrepareResult result = run();
@@ -188,7 +188,7 @@ TEST_F(PrepareTest, WhatAKilledOneLeftIsRemovedAndWhatIsBeingWrittenStays) {
   TemporaryFile in_use(options_.output);
   const PrepareResult result = run();
   ASSERT_EQ(result.notes.size(), 1u);
-  EXPECT_EQ(result.notes[0], "removed " + stale + ", which a choir prepare that was killed had left");
+  EXPECT_EQ(result.notes[0], "removed " + stale + ", left by a choir prepare that was killed");
   EXPECT_FALSE(std::filesystem::exists(stale));
   EXPECT_TRUE(std::filesystem::exists(users));
   EXPECT_TRUE(std::filesystem::exists(of_another));

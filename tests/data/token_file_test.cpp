@@ -182,7 +182,7 @@ TEST_F(TokenFileTest, DamageIsTold) {
   expect_says(open_error(), "leading block is damaged");
   write_file(path_, all);
   overwrite(600, "X");
-  expect_says(open_error(), "damaged: what it says about its tokens");
+  expect_says(open_error(), "damaged: its bytes other than the tokens");
 }
 
 TEST_F(TokenFileTest, PartsThatDoNotFitTogetherAreTold) {
@@ -312,7 +312,7 @@ TEST_F(TokenFileInUse, CutIsAnError) {
     std::filesystem::resize_file(path_, left);
     for (const TokenFile& each : {file, copy}) {
       expect_says(read_error(each), "token file " + path_ + " was written to while it was in use");
-      expect_says(read_error(each), "it held " + size + " bytes, and holds " + std::to_string(left) + " now");
+      expect_says(read_error(each), "it had " + size + " bytes, and has " + std::to_string(left) + " now");
     }
   }
 }
