@@ -15,7 +15,7 @@ void add_calls_command(CommandLine& line) {
   verb->callback([&line, run] {
     line.run = [run] {
       if (!std::filesystem::is_directory(RunFolder{*run}.logs()))
-        throw ConfigError(Problem{.what = "RUN = " + *run + " is no run folder: it has no folder logs",
+        throw ConfigError(Problem{.what = "RUN = " + *run + " is not a run folder: it has no folder logs",
                                   .why = "each rank keeps its last calls in logs/rank-N.calls",
                                   .fix = "name train.folder, for example runs/quickstart"});
       std::fputs(describe_call_rings(RunFolder{*run}.logs(), 12).c_str(), stdout);

@@ -80,7 +80,7 @@ void add_checkpoint_command(CommandLine& line) {
   add("list", "the checkpoints of a run, newest first, by their manifests", [path] { return list(*path); });
   add("verify", "read every byte of a checkpoint, or of all in a run, and say what is damaged",
       [path] { return verify(*path); });
-  add("show", "what a checkpoint holds", [path] { return show(*path); });
+  add("show", "the contents of a checkpoint", [path] { return show(*path); });
   add("export", "one HDF5 file with all tensors, written by all ranks",
       [&line, path, out] { return export_one_file(line, *path, *out); })
       ->add_option("OUT", *out, "the file to write")

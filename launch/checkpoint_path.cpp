@@ -12,7 +12,7 @@ void say(const std::string& text) { std::fprintf(stderr, "choir: %s\n", text.c_s
 
 }  // namespace
 
-// The configuration is in the checkpoint, so that it is not known yet which device and which mesh it asks for.
+// The configuration is in the checkpoint, so the device and the mesh that it asks for are not known yet.
 std::string find_checkpoint(const CheckpointName& name, const MpiProcess& process) {
   CallRing ring;
   Device device(1);

@@ -1,4 +1,4 @@
-// From the checkpoint that a user names to a model that computes.
+// From the checkpoint that a user names to a model with its weights.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 
 namespace choir {
 
-/// locate_checkpoint(), by all ranks of the job together. The first of them says on stderr what is passed over.
+/// locate_checkpoint(), by all ranks of the job together. Rank 0 prints on stderr which checkpoints are passed over.
 std::string find_checkpoint(const CheckpointName&, const MpiProcess&);
 /// The same for a verb without MPI: this process reads all of it.
 std::string find_checkpoint(const CheckpointName&);
@@ -20,7 +20,7 @@ struct LoadedModel {
   Mesh mesh;
   std::unique_ptr<class Trainer> trainer;
 };
-/// Of a checkpoint that find_checkpoint() has found whole.
+/// Call it with a checkpoint that find_checkpoint() has returned.
 LoadedModel load_model(const class CheckpointReader&, const Config&, const MpiProcess&);
 
 }  // namespace choir

@@ -32,7 +32,7 @@ MpiState mpi_state() {
   return state;
 }
 
-/// True if all ranks come here within a few seconds: then all of them have found the same mistake.
+/// True if all ranks call this within a few seconds: then all of them have found the same mistake.
 bool all_ranks_arrive() {
   MPI_Request request;
   MPI_Ibarrier(MPI_COMM_WORLD, &request);
@@ -45,8 +45,8 @@ bool all_ranks_arrive() {
   return true;
 }
 
-// After the word "--" nothing is an option. CLI11 forgets this when it goes from a verb to its parent, so that words
-// which begin with a dash carry a mark there until they are arguments.
+// After the word "--" nothing is an option. CLI11 loses this when it goes from a verb to its parent. So words after it
+// that begin with a dash get a mark until they have become arguments.
 constexpr char mark = '\x01';
 
 std::string unmarked(std::string text) {
@@ -54,7 +54,7 @@ std::string unmarked(std::string text) {
   return text;
 }
 
-/// The words of the command line behind the program's name, in the order of CLI11, which is backwards.
+/// The words of the command line after the program's name, in reverse order, as CLI11 takes them.
 std::vector<std::string> marked_words(int argc, char** argv) {
   std::vector<std::string> words(argv + 1, argv + argc);
   const auto dashes = std::find(words.begin(), words.end(), "--");
@@ -71,7 +71,7 @@ void unmark_arguments(CLI::App& app) {
   for (CLI::App* verb : app.get_subcommands({})) unmark_arguments(*verb);
 }
 
-/// What, why and how to fix, of a mistake in verbs and flags.
+/// The message for a mistake in verbs and flags: what, why, and how to fix it.
 std::string describe_parse_error(const CLI::App* app, const CLI::Error& error) {
   const CLI::App* verb = app;
   std::string command = app->get_name();
@@ -79,11 +79,11 @@ std::string describe_parse_error(const CLI::App* app, const CLI::Error& error) {
   std::vector<std::string> verbs;
   for (const CLI::App* each : verb->get_subcommands({})) verbs.push_back(each->get_name());
   const std::vector<std::string> rest = app->remaining(true);
-  Problem problem{.what = unmarked(error.what()), .fix = fmt::format("{} --help says what there is", command)};
+  Problem problem{.what = unmarked(error.what()), .fix = fmt::format("see {} --help", command)};
   if (!verbs.empty()) {
     const std::string near = rest.empty() ? "" : nearest(rest.front(), verbs);
     problem = {.what = rest.empty() ? "no verb is named" : fmt::format("there is no verb {}", rest.front()),
-               .why = fmt::format("{} does one of {}", command, fmt::join(verbs, ", ")),
+               .why = fmt::format("the verbs of {} are {}", command, fmt::join(verbs, ", ")),
                .fix = near.empty() ? problem.fix : fmt::format("did you mean {} {}?", command, near)};
   }
   if (!rest.empty() && std::filesystem::exists(rest.front()))
@@ -103,11 +103,11 @@ int mistake_of_all(const std::exception& error, int code) {
   return code;
 }
 
-/// All that was written to stdout has come to where it goes, or why it has not; "" if it has.
+/// Why something written to stdout has not been stored or passed on; "" if everything has.
 std::string output_problem() {
   errno = 0;
   bool failed = std::fflush(stdout) != 0;
-  // Some file systems say only when a file is closed that it has no room.
+  // Some file systems report a full disk only when the file is closed.
   if (const int copy = failed ? -1 : dup(STDOUT_FILENO); copy >= 0) failed = close(copy) != 0;
   if (failed) return std::strerror(errno);
   return std::ferror(stdout) != 0 ? "an earlier write has failed" : "";
@@ -118,7 +118,7 @@ Error unwritten_output(const std::string& why) {
       {.what = "standard output cannot be written", .why = why, .fix = "free space there, or write elsewhere"});
 }
 
-/// `code`, unless what the verb has to say did not come out.
+/// Returns `code`. Throws Error if the verb's result could not be written to stdout.
 int finish_output(const CommandLine& line, int code) {
   const std::string problem = output_problem();
   if (problem.empty()) return code;
@@ -131,7 +131,7 @@ int failure(const std::exception& error) {
   const MpiState mpi = mpi_state();
   std::fprintf(stderr, "choir: [rank %d/%d] %s\n", mpi.rank, mpi.ranks, error.what());
   std::fflush(stderr);
-  if (mpi.running && mpi.ranks > 1) MPI_Abort(MPI_COMM_WORLD, 1);  // the others would wait for ever
+  if (mpi.running && mpi.ranks > 1) MPI_Abort(MPI_COMM_WORLD, 1);  // the others would wait forever
   return 1;
 }
 

@@ -17,17 +17,17 @@ struct CommandLine {
   int argc = 0;
   char** argv = nullptr;
   std::function<int()> run;
-  /// False: stdout only follows what the verb does, and its exit code does not depend on it.
+  /// False: stdout only reports progress, and the exit code does not depend on it.
   bool output_is_the_result = true;
 
-  /// Starts MPI. It ends with the command line, after the errors of the verb have been told.
+  /// Starts MPI. It is finalized with the command line, after the errors of the verb have been printed.
   MpiProcess& start_mpi();
 
  private:
   std::unique_ptr<MpiProcess> process_;
 };
 
-/// CONFIG and key=value words, as most verbs take them.
+/// The arguments CONFIG and key=value, which most verbs take.
 struct ConfigArguments {
   std::string file;
   std::vector<std::string> words;
@@ -36,7 +36,7 @@ struct ConfigArguments {
   Config read() const;
 };
 
-/// Each registers one verb, and is in the file of its name.
+/// Each registers one verb and is in the file named after the verb.
 void add_train_command(CommandLine&);
 void add_prepare_command(CommandLine&);
 void add_config_command(CommandLine&);
@@ -56,7 +56,7 @@ int print_plan(Config config, std::int64_t ranks, int processors, bool json);
 void write_now(const std::string& text);
 
 /// Parses, runs the verb and turns what it throws into exit codes: 0 done, 1 the machine failed, 2 the user's mistake.
-/// With several ranks a user's mistake is printed once. A result that stdout does not take is a failure.
+/// With several ranks a user's mistake is printed once. A result that cannot be written to stdout is a failure.
 int run_command_line(int argc, char** argv);
 
 }  // namespace choir

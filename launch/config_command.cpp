@@ -1,5 +1,5 @@
 // choir config CONFIG [key=value ...]: the complete configuration, with defaults and overrides. Values that choir train
-// refuses, whatever the number of ranks, are an error here in the same words.
+// rejects for any number of ranks are an error here too, with the same message.
 #include <algorithm>
 #include <cstdio>
 
@@ -27,8 +27,8 @@ void print_values(Config config, const std::vector<std::string>& keys) {
   }
 }
 
-/// The machine that trains may have bf16 instructions even if this one does not: what only this machine lacks is a
-/// note.
+/// The machine that trains may have bf16 instructions even if this one does not. So what is missing only on this
+/// machine is a note, not an error.
 void check(const Config& config) {
   Config elsewhere = config;
   elsewhere.train.emulate_bf16 = true;

@@ -15,7 +15,7 @@
 namespace choir {
 namespace {
 
-/// What each rank tells the others of its GPU. Texts end with a zero; longer ones are cut.
+/// What each rank sends to the others about its GPU. Texts end with a zero; longer ones are cut.
 struct RankGpu {
   int node;  ///< the lowest rank of its host
   char host[64], bus[32];

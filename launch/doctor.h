@@ -1,4 +1,4 @@
-// What `choir doctor` finds out about a machine: one line for each thing that Choir uses.
+// What `choir doctor` reports about a machine: one line for each thing that Choir uses.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@ namespace choir {
 
 struct Check {
   enum class State : std::uint8_t {
-    good,     ///< there, and tried
+    good,     ///< found, and it works
     limited,  ///< something is slower or not possible; `fix` says what and how to get it
-    broken    ///< nothing runs without it
+    broken    ///< nothing works without it
   };
   State state = State::good;
   std::string name;  ///< "MPI"
@@ -19,7 +19,7 @@ struct Check {
   std::string fix;   ///< what to do about it
 };
 
-/// MPI, HDF5, the processor, and a test write in `folder`, which is made where it is missing.
+/// MPI, HDF5, the processor, and a test write in `folder`, which is created if it is missing.
 std::vector<Check> host_checks(const std::string& folder);
 
 /// Driver, GPUs, NCCL and cuDNN; each GPU multiplies two matrices. Only in builds with CUDA (launch/cuda).

@@ -59,7 +59,7 @@ Check processor_check() {
                         "(the same values, slowly)"};
 }
 
-/// The threads that a run gets without train.threads, proved by a real team.
+/// The threads that a run gets without train.threads, checked by starting them.
 Check threads_check(const MpiProcess& process) {
   try {
     const ThreadCount count = threads_per_rank({}, process.processors());
@@ -138,12 +138,9 @@ std::string mark(State state) {
 }
 
 constexpr const char* what_has_run =
-    "Where Choir's own tests run: on CPU ranks everything; the CUDA code on a simulated GPU, from the PTX that the "
-    "real\n"
-    "one gets, with doubles of cuBLASLt and NCCL; cuDNN's plans are built by the real cuDNN, and not run. A line 'GPU "
-    "N' "
-    "above\n"
-    "is what that GPU of this machine has just computed.\n";
+    "Choir's own tests run everything on CPU ranks. They run the CUDA code on a simulated GPU, from the PTX for a real\n"
+    "one, with doubles of cuBLASLt and NCCL. The real cuDNN builds its plans, which are not run. A line 'GPU N' above\n"
+    "shows what that GPU of this machine has just computed.\n";
 
 int doctor(CommandLine& line, const std::string& folder) {
   const MpiProcess& process = line.start_mpi();

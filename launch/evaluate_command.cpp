@@ -28,7 +28,7 @@ std::string to_json(const std::string& checkpoint, const LossSum& sum) {
 
 int evaluate(CommandLine& line, const Arguments& arguments) {
   MpiProcess& process = line.start_mpi();
-  read_config("", arguments.words);  // their mistakes are told before a checkpoint is read
+  read_config("", arguments.words);  // mistakes in the words are reported before a checkpoint is read
   const CheckpointReader reader(find_checkpoint({"CHECKPOINT", arguments.checkpoint}, process));
   std::vector<std::string> words = {"parallel.tensor=1", "parallel.micro_batch=0", "train.evaluate_sequences=0",
                                     "train.batch=" + std::to_string(8 * process.ranks())};

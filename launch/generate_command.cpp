@@ -18,7 +18,7 @@ int generate_text(CommandLine& line, const Arguments& arguments) {
     throw ConfigError(Problem{.what = "choir generate on " + quantity(process.ranks(), "rank"),
                               .why = "it runs in one process",
                               .fix = "call it without mpirun"});
-  read_config("", arguments.words);  // their mistakes are told before a checkpoint is read
+  read_config("", arguments.words);  // mistakes in the words are reported before a checkpoint is read
   const CheckpointReader reader(find_checkpoint({"CHECKPOINT", arguments.checkpoint}, process));
   std::vector<std::string> words = {"parallel.tensor=1", "parallel.sequence=false", "parallel.micro_batch=0",
                                     "parallel.zero=0", "train.batch=1"};

@@ -21,14 +21,14 @@ bool is_override(const std::string& word) {
   return word.find('=') != std::string::npos && !std::filesystem::exists(word);
 }
 
-/// The tokenizer of what data.tokenizer.model names: a run, a checkpoint, a token file or a SentencePiece model.
+/// The tokenizer that data.tokenizer.model names: of a run, a checkpoint, a token file or a SentencePiece model.
 Tokenizer given_tokenizer(const std::string& path) {
   if (std::filesystem::is_directory(path))
     return tokenizer_of(CheckpointReader(find_checkpoint({"data.tokenizer.model", path})));
   throw_if_any(check_readable("data.tokenizer.model", path));
   if (looks_like_token_file(path)) return TokenFile(path).tokenizer();
   const Tokenizer tokenizer = Tokenizer::load("sentencepiece", read_text(path), "data.tokenizer.model = " + path);
-  std::printf("text is not normalized as %s may ask for, so that it comes back exactly\n", path.c_str());
+  std::printf("text is not normalized even if %s asks for it, so that decoding gives the same bytes\n", path.c_str());
   return tokenizer;
 }
 
@@ -86,7 +86,7 @@ void add_prepare_command(CommandLine& line) {
   auto binary = std::make_shared<bool>(false);
   arguments->add_to(*verb, "text files, each one document; and key=value overrides");
   verb->add_flag("--binary", *binary,
-                 "prepare files that are not text (compressed, UTF-16, NUL bytes) all the same, byte for byte");
+                 "prepare files that are not text (compressed, UTF-16, NUL bytes) too, byte for byte");
   verb->callback(
       [&line, arguments, binary] { line.run = [arguments, binary] { return prepare_tokens(*arguments, *binary); }; });
 }

@@ -21,7 +21,7 @@ MpiProcess::MpiProcess(int* argc, char*** argv) {
   int provided = 0;
   MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided);
   if (provided < MPI_THREAD_SERIALIZED)
-    throw Error({.what = "this MPI does not let a thread other than the main one call it",
+    throw Error({.what = "this MPI does not allow calls from a thread other than the main one",
                  .why = "with train.streams: threaded all MPI calls are on the communication stream's thread",
                  .fix = "use an MPI built with thread support (MPI_THREAD_SERIALIZED)"});
   MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
@@ -59,8 +59,8 @@ static int number_in(const char* variable) {
 }
 
 std::vector<Problem> check_launcher(const MpiProcess& process) {
-  // Slurm sets SLURM_NTASKS, SLURM_PROCID and others in a batch script too; those of a step are srun's. An interactive
-  // step (srun --pty) has a terminal's, and runs one shell whatever the number of its tasks.
+  // Slurm sets SLURM_NTASKS, SLURM_PROCID and others in a batch script too; only srun sets those of a step. For an
+  // interactive step (srun --pty) it also sets that of a terminal; such a step runs one shell for any number of tasks.
   struct Launcher {
     const char *name, *size, *interactive;
   };
@@ -74,9 +74,10 @@ std::vector<Problem> check_launcher(const MpiProcess& process) {
     return {
         {.what = fmt::format("{} started this process as one of {} ({} = {}), but {} sees one rank", launcher.name,
                              size, launcher.size, size, mpi_library()),
-         .why = fmt::format("choir is built with {}, which that launcher has not reached; each of the {} processes "
-                            "would train alone, all in one run folder",
-                            mpi_library(), size),
+         .why =
+             fmt::format("choir is built with {}, which does not see that launcher's ranks; each of the {} processes "
+                         "would train alone, all in one run folder",
+                         mpi_library(), size),
          .fix = fmt::format("start it with the mpirun of {} (under Slurm also: srun --mpi=pmix); if this is meant to "
                             "be a run of one rank, unset {}",
                             mpi_library(), launcher.size)}};

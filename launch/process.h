@@ -15,8 +15,8 @@
 
 namespace choir {
 
-/// MPI for the life of the program. Errors of MPI calls come back to the caller. A rank that waits in MPI leaves its
-/// processor to others.
+/// MPI for the lifetime of the program. MPI calls return errors to the caller. A rank that waits in MPI yields its
+/// processor.
 class MpiProcess {
  public:
   MpiProcess(int* argc, char*** argv);
@@ -28,7 +28,7 @@ class MpiProcess {
   int ranks() const { return ranks_; }
   int local_ranks() const { return local_ranks_; }  ///< on this machine
   int local_rank() const { return local_rank_; }    ///< among those
-  /// The processors of this machine that fall to this rank, by what each local rank may use (launch/threads.h).
+  /// This rank's share of the processors of this machine, by what each local rank may use (launch/threads.h).
   int processors() const { return processors_of_rank(processors_, local_rank_); }
   /// True if other ranks of this machine may use the same processors.
   bool shares_processors() const;
@@ -42,14 +42,13 @@ class MpiProcess {
 std::string mpi_library();
 
 /// A problem if another launcher started this process as one of several ranks of which MPI sees only one: each of them
-/// would take itself for rank 0 of 1. Variables that a batch script or an interactive shell has too do not count.
+/// would run as rank 0 of 1. Variables that are also set in a batch script or an interactive shell are ignored.
 std::vector<Problem> check_launcher(const MpiProcess&);
 
-/// `config` with train.device = auto replaced by what is there: cuda if a GPU is visible, else cpu. Call it before
-/// validate().
+/// `config` with train.device = auto replaced: by cuda if a GPU is visible, else by cpu. Call it before validate().
 Config with_device(Config config);
 
-/// What the configuration wants of a GPU, the first one; it says on stderr why something is slower.
+/// The options of GPU 0 by the configuration; its `say` prints on stderr why something is slower.
 GpuOptions gpu_options(const Config&);
 
 /// The device that train.device asks for, and on rank 0 a line about it on stderr. A GPU rank drives the GPU of its

@@ -30,7 +30,7 @@ pid_t parent_of(pid_t process) {
   return 0;
 }
 
-/// The link in /proc to the output of the nearest ancestor that writes to something else than this process does.
+/// The link in /proc to the output of the nearest ancestor whose output is not that of this process.
 std::string output_of_mpirun() {
   const std::string own = target(output_of(getpid()));
   pid_t process = getppid();

@@ -41,7 +41,7 @@ int omp_num_threads() {
 ProcessorSet usable_processors() {
   ProcessorSet set;
   // With OMP_PROC_BIND or OMP_PLACES the OpenMP run-time has bound the first thread to the first place when the program
-  // was loaded. All places together are what its threads may use.
+  // was loaded. Its threads may use all places together.
   for (int place = 0; place < omp_get_num_places(); ++place) {
     std::vector<int> processors(static_cast<std::size_t>(omp_get_place_num_procs(place)));
     omp_get_place_proc_ids(place, processors.data());
@@ -56,7 +56,7 @@ ProcessorSet usable_processors() {
 
 int processors_of_rank(const std::vector<ProcessorSet>& sets, int rank) {
   const ProcessorSet& own = sets[static_cast<std::size_t>(rank)];
-  double share = 1e-6;  // a third three times is one
+  double share = 1e-6;  // so that three thirds make one in spite of rounding
   for (std::size_t i = 0; i < own.size(); ++i)
     if (own[i])
       share +=

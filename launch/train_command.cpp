@@ -24,7 +24,7 @@ Resume parse_resume(const std::string& text) {
   if (error != std::errc{} || end != text.data() + text.size() || step < 1)
     throw ConfigError(
         Problem{.what = "--resume=" + text + " is not a step",
-                .why = "a step of a checkpoint of the run, or nothing for the newest whole one, can follow",
+                .why = "--resume takes the step of a checkpoint of the run, or without a step the newest whole one",
                 .fix = "--resume, or for example --resume=1000"});
   return {.asked = true, .step = step};
 }

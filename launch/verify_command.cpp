@@ -1,4 +1,4 @@
-// mpirun -n N choir verify CONFIG [key=value ...]: proves that the layout computes what one rank computes.
+// mpirun -n N choir verify CONFIG [key=value ...]: checks that the layout computes what one rank computes.
 #include "launch/verify_command.h"
 
 #include <algorithm>
@@ -52,7 +52,7 @@ int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
 
 void add_verify_command(CommandLine& line) {
   CLI::App* verb =
-      line.app.add_subcommand("verify", "prove that a layout computes what one rank computes (under mpirun)");
+      line.app.add_subcommand("verify", "check that a layout computes what one rank computes (under mpirun)");
   auto arguments = std::make_shared<ConfigArguments>();
   arguments->add_to(*verb);
   verb->callback([&line, arguments] {

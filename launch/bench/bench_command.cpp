@@ -40,7 +40,7 @@ int bench_training(CommandLine& line, const TrainArguments& arguments) {
   return 0;
 }
 
-/// At the shapes of CONFIG, with one layer: the others only repeat it.
+/// At the shapes of CONFIG, with one layer, because the others are the same.
 int bench_kernels(CommandLine& line, KernelArguments arguments) {
   MpiProcess& process = line.start_mpi();
   if (!arguments.device.empty()) arguments.config.words.push_back("train.device=" + arguments.device);
@@ -60,7 +60,7 @@ int bench_all_collectives(CommandLine& line, const CollectiveArguments& argument
   MpiProcess& process = line.start_mpi();
   if (process.ranks() == 1)
     throw ConfigError(Problem{.what = "choir bench collectives on one rank",
-                              .why = "there is nobody to send to",
+                              .why = "there is no other rank to send to",
                               .fix = "start two ranks or more: mpirun -n 2 choir bench collectives"});
   Config config;
   config.train.device = value_named<TrainDevice>(arguments.device).value();

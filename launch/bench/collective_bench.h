@@ -1,4 +1,4 @@
-// choir bench collectives: how fast the seven verbs are between all ranks of the job, by message size.
+// choir bench collectives: the speed of the seven verbs between all ranks of the job, by message size.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ struct CollectiveBench {
 /// Collective over all ranks of `mesh`. Sizes from 4 KiB to `largest_bytes` in steps of 8.
 ///
 /// With n ranks, a link carries 2 (n - 1) / n of the tensor for all_reduce, (n - 1) / n for reduce_scatter, all_gather
-/// and all_to_all, all of it for broadcast and exchange, which is the "bus bandwidth" of nccl-tests: comparable across
-/// verbs and numbers of ranks, and with the link's own rate.
+/// and all_to_all, and all of it for broadcast and exchange. This is the "bus bandwidth" of nccl-tests: comparable
+/// between verbs and numbers of ranks, and with the link's own rate.
 CollectiveBench bench_collectives(Device& device, Mesh& mesh, std::int64_t largest_bytes);
 
 std::string describe(const CollectiveBench&);

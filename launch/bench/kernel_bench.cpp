@@ -27,7 +27,7 @@ std::string describe_kernels(const TrainBench& bench, const Peak& peak) {
   std::sort(sorted.begin(), sorted.end(), [](const auto& x, const auto& y) { return x.seconds > y.seconds; });
   for (const Ledger::Operation& o : sorted) {
     const double flops = o.cost.flops / o.seconds, bytes = o.cost.bytes / o.seconds;
-    const bool known = peak.flops_per_second > 0 && peak.bytes_per_second > 0;  // a driver may not name its clocks
+    const bool known = peak.flops_per_second > 0 && peak.bytes_per_second > 0;  // a driver may not report its clocks
     const double share = std::max(flops / peak.flops_per_second, bytes / peak.bytes_per_second);
     text += fmt::format("{:<22} {:>6} {:>12.1f} {:>10.1f} {:>9.2f} {:>9}\n", o.name, o.calls,
                         o.seconds * 1e6 / static_cast<double>(o.calls), flops / 1e9, bytes / 1e9,

@@ -1,4 +1,4 @@
-// choir bench kernels: what each operation of a training step achieves, beside the peak of the device at hand.
+// choir bench kernels: the speed of each operation of a training step, compared with the peak of the device.
 #pragma once
 
 #include <string>
@@ -7,14 +7,15 @@
 
 namespace choir {
 
-/// What the device can do at most.
+/// The peak rates of the device.
 struct Peak {
   double flops_per_second = 0;  ///< of matrix products in the run's precision
   double bytes_per_second = 0;  ///< of its memory
   std::string source;           ///< "measured", or how it was worked out
 };
 
-/// Of a GPU: clock, multiprocessors and bus width, as the driver names them. Of a CPU: measured, as train_bench.h says.
+/// For a GPU: computed from clock, multiprocessors and bus width as the driver reports them. For a CPU: measured, as
+/// train_bench.h says.
 Peak peak_of(const Config&, const Device&, const TrainBench&);
 
 /// A line for each operation: time of a call, FLOP/s, bytes/s, and the share of the peak that bounds it (the larger of

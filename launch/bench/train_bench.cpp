@@ -159,7 +159,7 @@ std::string describe_profile(const TrainBench& b) {
   std::string text = fmt::format("{:<22} {:>6} {:>9} {:>7} {:>9} {:>8} {:>14}\n", "operation", "calls", "ms", "share",
                                  "GFLOP/s", "GB/s", "least ms");
   for (const Ledger::Operation& o : sorted) {
-    // Neither faster than the products' own rate nor than memory; what fits in a cache can beat the second.
+    // The larger of the times by the rate of the products and by that of memory. Tensors in a cache can be faster.
     const double least = std::max(o.cost.flops / b.gemm_flops_per_second, o.cost.bytes / b.copy_bytes_per_second);
     text += fmt::format("{:<22} {:>6} {:>9.2f} {:>6.1f}% {:>9.1f} {:>8.2f} {:>14.2f}\n", o.name, o.calls,
                         o.seconds * 1e3, 100 * o.seconds / total, o.cost.flops / o.seconds / 1e9,

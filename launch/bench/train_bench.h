@@ -1,6 +1,6 @@
-// choir bench train: how fast a training step is, beside what this machine can do.
+// choir bench train: the speed of a training step, compared with the matrix products of this machine.
 //
-// The yardstick is measured in the same run: the rate of the matrix products alone, at the model's own shapes, weighted
+// Both are measured in the same run: the rate of the matrix products alone is that of the model's own shapes, weighted
 // by the floating-point operations that the step spends in each. The share is model FLOP/s over that rate.
 #pragma once
 
@@ -23,12 +23,12 @@ struct TrainBench {
   std::int64_t peak_resident_bytes = 0;    ///< of this process, as the system counts it
   std::int64_t resident_before_bytes = 0;  ///< of it, before the trainer: the program and its libraries
   std::int64_t planned_bytes = 0;          ///< the plan's peak for this rank
-  std::int64_t needed_bytes = 0;           ///< of it: parameters, gradients, optimizer state, saved activations
+  std::int64_t needed_bytes = 0;           ///< its part for parameters, gradients, optimizer state, saved activations
   std::int64_t allocator_peak_bytes = 0;   ///< what the allocator counted
   double page_faults_per_step = 0;         ///< after the first steps
   double first_step_seconds = 0;           ///< from the launch of the process to the start of the first step
   double loss = 0;
-  std::vector<Ledger::Operation> operations;  ///< of one step, on this rank, where profiled
+  std::vector<Ledger::Operation> operations;  ///< of one step, on this rank; if profiled
   double copy_bytes_per_second = 0;           ///< read and written by a large copy, for the least possible time
 };
 

@@ -25,7 +25,7 @@ Check driver_check() {
   if (driver == 0)
     return {.state = State::limited,
             .name = "CUDA driver",
-            .text = "there is none",
+            .text = "not installed",
             .fix = "to use a GPU, install NVIDIA's driver; nvidia-smi shows whether it works"};
   // A driver runs programs of its own major version, older and newer ones (CUDA's "minor version compatibility").
   const bool old = driver / 1000 < runtime / 1000;
@@ -87,7 +87,7 @@ Check gpu_check(int index, int count) {
   } catch (const std::exception& error) {
     check.state = State::broken;
     check.text += std::string(check.text.empty() ? "" : "; ") + error.what();
-    check.fix = "nvidia-smi shows whether the GPU is free and well; without it: train.device=cpu";
+    check.fix = "nvidia-smi shows whether the GPU is free and works; to run without it: train.device=cpu";
   }
   return check;
 }
@@ -105,7 +105,7 @@ Check nccl_check(int gpus) {
               gpus > 1 ? "; to try it between these GPUs: mpirun -n 2 choir bench collectives --device cuda" : "")};
 }
 
-/// cuDNN plans an attention on GPU 0: forward, bf16, 128 tokens, 2 heads of 64. Returns why it does not.
+/// Lets cuDNN plan an attention on GPU 0: forward, bf16, 128 tokens, 2 heads of 64. Returns why it cannot, or "".
 std::string try_plan(std::string& engine) {
   constexpr kernels::AttentionShape shape{.batch = 1,
                                           .q_length = 128,
@@ -143,7 +143,7 @@ Check cudnn_check(int gpus) {
   if (const std::string refusal = try_plan(engine); !refusal.empty())
     return {.state = State::limited,
             .name = "cuDNN",
-            .text = fmt::format("{}; plans no attention on GPU 0: {}", library.version, refusal),
+            .text = fmt::format("{}; cannot plan attention on GPU 0: {}", library.version, refusal),
             .fix = otherwise + "try another version of it"};
   return {.name = "cuDNN", .text = fmt::format("{}; planned an attention on GPU 0 ({})", library.version, engine)};
 }

@@ -1,5 +1,5 @@
 // A library that is opened at the first call of one of its functions, and not when the program starts: a run on the CPU
-// neither pays for the GPU's libraries nor needs them.
+// does not load the GPU's libraries and does not need them.
 //
 // The files beside this one define, under their own names, the functions of cuBLASLt, NCCL and cuDNN that Choir calls.
 // Each looks the real function up once. If it is missing, it returns an error status of its library, and the
@@ -23,7 +23,7 @@ class SharedLibrary {
     return reinterpret_cast<Function*>(address_of(function));
   }
 
-  /// What was found missing first, in the system's words. Empty: nothing is missing. The text does not change once it is set.
+  /// The system's message about what was missing first; empty: nothing. The text does not change once it is set.
   const char* problem();
 
  private:

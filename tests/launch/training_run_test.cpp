@@ -253,13 +253,14 @@ TEST(TrainingRun, UserMistakesAreToldOnceAndExitWith2) {
 
 TEST(Verbs, MistakesNameWhatThereIs) {
   const std::pair<std::string, std::string> cases[] = {
-      {"", "choir: no verb is named\n  why: choir does one of train, prepare, "},
+      {"", "choir: no verb is named\n  why: the verbs of choir are train, prepare, "},
       {"trian", "choir: there is no verb trian\n"},
       {"trian", "\n  fix: did you mean choir train?\n"},
       {"checkpoint lst", "\n  fix: did you mean choir checkpoint list?\n"},
-      {"frobnicate", "\n  fix: choir --help says what there is\n"},
-      {"calls nowhere", "choir: RUN = nowhere is no run folder: it has no folder logs\n"},
-      {"train x.yaml --frob", "choir: The following argument was not expected: --frob\n  fix: choir train --help says"},
+      {"frobnicate", "\n  fix: see choir --help\n"},
+      {"calls nowhere", "choir: RUN = nowhere is not a run folder: it has no folder logs\n"},
+      {"train x.yaml --frob",
+       "choir: The following argument was not expected: --frob\n  fix: see choir train --help\n"},
   };
   for (const auto& [words, said] : cases) {
     const Finished finished = shell(CHOIR_BINARY " " + words);
