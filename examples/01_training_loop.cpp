@@ -1,10 +1,10 @@
-// A training loop of one's own: a two-layer GPT learns to count, its heads split over the ranks.
+// A training loop written with the library: a two-layer GPT learns to count, its heads split over the ranks.
 //
 //   mpirun -n 2 build/release/tests/example_01_training_loop        (any number of ranks up to the four heads)
 //
 // Each sequence counts upwards by one from a random start, modulo the vocabulary, so the next token is always known: a
-// model that has learnt it has a loss near zero. The program checks that, and that all ranks agree; exit code 0 means
-// yes.
+// model that has learnt it has a loss near zero. The program checks this, and that all ranks agree. Exit code 0: both
+// are true.
 #include <cstdio>
 #include <vector>
 
