@@ -68,47 +68,50 @@ INSTANTIATE_TEST_SUITE_P(Models, Verify, ::testing::ValuesIn(models_under_test()
                          [](const auto& instance) { return instance.param.name; });
 
 // A verify that lets one of them pass proves nothing about a layout that lacks it.
-TEST(VerifyWithoutACollective, SaysMismatchInEveryPrecisionWhicheverCallIsMissing) {
+class VerifyWithoutACollective : public ::testing::TestWithParam<Layout> {};
+
+TEST_P(VerifyWithoutACollective, SaysMismatchInEveryPrecisionWhicheverCallIsMissing) {
   if (device_is_simulated()) GTEST_SKIP() << "the faults are planted in MPI's communicators, a GPU's are NCCL's";
   if (world_size() != 2) GTEST_SKIP() << "one rank makes no collective call, and two make every one";
-  const int ranks = world_size();
-  const std::vector<Layout> some = {{.name = "tensor", .tensor = ranks},
-                                    {.name = "tensor, sequence", .tensor = ranks, .sequence = true},
-                                    {.name = "data", .data = ranks},
-                                    {.name = "data, zero 1", .data = ranks, .zero = 1}};
-  for (const Layout& layout : some) {
-    Config config = verify_config(small_model("window_8_of_2"), layout);
-    config.model.layers = 1;
-    config.train.batch = 4;
-    config.optimizer.clip = 0.01;  // the gradient norm matters too
-    // The calls of one step, in order.
-    std::vector<CallName> calls;
-    {
-      CallRing ring;
-      Device device(1);
-      const MeshShape shape = mesh_shape(config, ranks);
-      Mesh mesh = make_faulty_mesh(MPI_COMM_WORLD, shape, device, ring, {}, &calls);
-      Trainer(config, device, mesh).step(1, read_random(config.model));
-    }
-    ASSERT_FALSE(calls.empty());
-    std::map<CallName, int> seen, of;
-    for (const CallName& call : calls) ++of[call];
-    for (const CallName& call : calls) {
-      const auto& [axis, verb, label] = call;
-      const int occurrence = seen[call]++;
-      const std::string what = layout.name + ": " + verb + " of " + axis + " (" + label + "), " +
-                               std::to_string(occurrence + 1) + " of " + std::to_string(of[call]);
-      const auto comparisons = verify_with(
-          config, {.axis = axis, .verb = verb, .label = label, .occurrence = occurrence, .of = of[call], .damage = {}});
-      if (world_rank() != 0) continue;
-      std::set<std::string> found;
-      for (const Comparison& c : comparisons)
-        if (!c.holds()) found.insert(c.what.substr(0, c.what.find(' ')));
-      EXPECT_TRUE(found.contains("f32")) << what;
-      EXPECT_TRUE(found.contains("bf16")) << what;
-    }
+  const Layout& layout = GetParam();
+  Config config = verify_config(small_model("window_8_of_2"), layout);
+  config.model.layers = 1;
+  config.train.batch = 4;
+  config.optimizer.clip = 0.01;  // the gradient norm matters too
+  // The calls of one step, in order.
+  std::vector<CallName> calls;
+  {
+    CallRing ring;
+    Device device(1);
+    const MeshShape shape = mesh_shape(config, world_size());
+    Mesh mesh = make_faulty_mesh(MPI_COMM_WORLD, shape, device, ring, {}, &calls);
+    Trainer(config, device, mesh).step(1, read_random(config.model));
+  }
+  ASSERT_FALSE(calls.empty());
+  std::map<CallName, int> seen, of;
+  for (const CallName& call : calls) ++of[call];
+  for (const CallName& call : calls) {
+    const auto& [axis, verb, label] = call;
+    const int occurrence = seen[call]++;
+    const std::string what = layout.name + ": " + verb + " of " + axis + " (" + label + "), " +
+                             std::to_string(occurrence + 1) + " of " + std::to_string(of[call]);
+    const auto comparisons = verify_with(
+        config, {.axis = axis, .verb = verb, .label = label, .occurrence = occurrence, .of = of[call], .damage = {}});
+    if (world_rank() != 0) continue;
+    std::set<std::string> found;
+    for (const Comparison& c : comparisons)
+      if (!c.holds()) found.insert(c.what.substr(0, c.what.find(' ')));
+    EXPECT_TRUE(found.contains("f32")) << what;
+    EXPECT_TRUE(found.contains("bf16")) << what;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Layouts, VerifyWithoutACollective,
+                         ::testing::Values(Layout{.name = "tensor", .tensor = 2},
+                                           Layout{.name = "tensor_sequence", .tensor = 2, .sequence = true},
+                                           Layout{.name = "data", .data = 2},
+                                           Layout{.name = "data_zero", .data = 2, .zero = 1}),
+                         [](const auto& instance) { return instance.param.name; });
 
 }  // namespace
 }  // namespace choir::tests
