@@ -262,6 +262,34 @@ TEST(Resume, AnEvaluationThatAStopHasPreventedIsMadeUpFor) {
   EXPECT_EQ(shop.metric("between", "bits_per_byte").size(), 4u) << "steps 3, 6, 9 and 10";
 }
 
+/// The number before " held-out sequences" in what `choir train` prints.
+std::int64_t held_out_sequences(const Finished& finished) {
+  const std::size_t end = finished.output.find(" held-out sequences");
+  if (end == std::string::npos) return -1;
+  return std::stoll(finished.output.substr(finished.output.rfind(' ', end - 1) + 1));
+}
+
+TEST(Resume, ARunGoesOnWithItsOwnSplitAndAnOldOneWithTheOldRule) {
+  const Workshop shop;  // five documents of nearly equal size: a twentieth of the text is a quarter of the last one
+  const Finished fresh = train_alone(shop, "run", "data.held_out=0.05");
+  ASSERT_EQ(fresh.code, 0) << fresh.output;
+  const Finished resumed = train_alone(shop, "run", "data.held_out=0.05 train.steps=11 --resume");
+  EXPECT_EQ(held_out_sequences(resumed), held_out_sequences(fresh)) << resumed.output;
+
+  // A checkpoint from before runs wrote where they had split: whole documents were held out.
+  const std::string path = checkpoint(shop, "run", 11) + "/manifest.json";
+  std::string text = read(path);
+  const std::size_t begin = text.find("\"first_held_out_token\"");
+  ASSERT_NE(begin, std::string::npos) << text;
+  text.erase(begin, text.find('\n', begin) - begin);
+  std::ofstream(path) << seal(text.substr(0, text.rfind("\"end\": \"")));
+  const Finished old = train_alone(shop, "run", "data.held_out=0.05 train.steps=12 --resume");
+  ASSERT_EQ(old.code, 0) << old.output;
+  EXPECT_GT(held_out_sequences(old), 3 * held_out_sequences(fresh)) << old.output;
+  const Finished evaluated = shop.choir("evaluate " + shop.path("run"));
+  EXPECT_TRUE(contains(evaluated, " of " + std::to_string(held_out_sequences(old)) + " sequences")) << evaluated.output;
+}
+
 TEST(Resume, ARunIsEvaluatedFromAnyFolder) {
   const Workshop shop;
   const Finished trained = shell("cd " + shop.folder() + "; " + shop.train_command_alone("run", "data.path=tokens.h5"));
