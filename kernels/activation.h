@@ -16,7 +16,7 @@ namespace choir::kernels {
 
 enum class Activation { gelu, gelu_erf, silu_gated };
 
-/// How many input features one output feature reads: 2 for gated kinds, else 1.
+/// Input features that one output feature reads: 2 for gated kinds, else 1.
 constexpr std::int64_t inputs_per_output(Activation kind) { return kind == Activation::silu_gated ? 2 : 1; }
 
 template <class T>

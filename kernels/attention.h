@@ -1,4 +1,4 @@
-// Attention in blocks with online softmax: never a T x T matrix in memory.
+// Attention in blocks with online softmax: no T x T matrix in memory.
 //
 //   s[i, j] = scale * q[i] . k[j]      for the keys j that query i may see
 //   out[i]  = sum_j softmax(s[i])[j] v[j]
@@ -80,7 +80,7 @@ void attention_backward(Cpu, const AttentionBackward<T>&);
 template <class T>
 void attention_backward(Cuda, const AttentionBackward<T>&);
 
-/// Multiply-adds times two of forward over the (query, key) pairs that the mask lets through; backward is 2.5 times it.
+/// Twice the multiply-adds of forward over the (query, key) pairs that the mask allows; backward has 2.5 times as many.
 double attention_flops(const AttentionShape&);
 
 namespace cuda {
@@ -91,7 +91,7 @@ enum class AttentionImplementation : std::uint8_t { automatic, cudnn, flash };
 /// Which implementation runs each shape, and cuDNN's plans. Made and destroyed by `choir::Device`.
 class AttentionPlans {
  public:
-  /// `deterministic`: backward gives the same bits in every run. `say` is told once for each reason why `automatic`
+  /// `deterministic`: backward gives the same bits in every run. `say` is called once for each reason why `automatic`
   /// does not use cuDNN for a shape; with `cudnn` the same reason is a Failure (kernels/cuda/failure.h).
   AttentionPlans(AttentionImplementation implementation, bool deterministic,
                  std::function<void(const std::string&)> say);

@@ -1,4 +1,4 @@
-// Matrix products: the three products of a linear layer, and what one pass can do beside them.
+// Matrix products: the three products of a linear layer, and the epilogues that a product can compute with them.
 //
 //   forward          y [N, out]   = x [N, in] w^T + bias        a = x,  b = w, transpose_b
 //   input gradient   dx [N, in]   = dy [N, out] w               a = dy, b = w

@@ -1,7 +1,7 @@
 // Philox4x32-10: random numbers as a pure function of (key, counter).
 //
-// Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). There is no generator
-// state anywhere in Choir: every random number is keyed by what it is for, so that no layout can change it.
+// Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Choir has no generator state:
+// the key of every random number is made from its purpose, so that no layout can change it.
 #pragma once
 
 #include <array>

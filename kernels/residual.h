@@ -1,8 +1,8 @@
 // The residual branch: y = x + dropout(delta + bias), one pass over memory.
 //
 // Dropout keeps an element with probability 1 - p and divides it by 1 - p. The decision for an element is
-// philox_word(key, step, (first_row + row) * width + feature) >= p * 2^32: a function of where the element stands in
-// the global batch, never of the rank that computes it. `step` is read from StepScalars.
+// philox_word(key, step, (first_row + row) * width + feature) >= p * 2^32: a function of the element's position in the
+// global batch, not of the rank that computes it. `step` is read from StepScalars.
 #pragma once
 
 #include <cstdint>

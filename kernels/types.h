@@ -7,7 +7,7 @@
 #include <bit>
 #include <cstdint>
 
-struct CUstream_st;  // cudaStream_t points to one; CUDA's headers stay out of files that need no more than this
+struct CUstream_st;  // cudaStream_t points to one; files that need only this do not include CUDA's headers
 
 namespace choir::kernels {
 
@@ -44,10 +44,10 @@ class MatmulPlans;
 /// Selects the CPU kernels. Plain values: the owner is `choir::Device`.
 struct Cpu {
   int threads = 1;                    ///< OpenMP threads that a kernel may use
-  cpu::MatmulPlans* plans = nullptr;  ///< oneDNN primitives already made, by shape
+  cpu::MatmulPlans* plans = nullptr;  ///< cached oneDNN primitives, by shape
 };
 
-/// True if the build found the CUDA toolkit: the overloads for Cuda exist. They are made for f32 and bf16, not f64.
+/// True if the build found the CUDA toolkit: the overloads for Cuda exist, for f32 and bf16, not for f64.
 #ifdef CHOIR_CUDA
 inline constexpr bool built_with_cuda = true;
 #else

@@ -19,13 +19,13 @@ namespace choir::kernels {
 namespace HWY_NAMESPACE {
 namespace {
 
-/// c(x) and x c'(x). They may be numbers if x is NaN: the factor x of forward keeps the NaN.
+/// c(x) and x c'(x). They may be numbers if x is NaN: forward multiplies by x, which keeps the NaN.
 template <class V>
 struct Gate {
   V value, slope;
 };
 
-/// `x` within [-bound, bound], outside which a gate is 0 or 1 and its slope 0 in every type.
+/// `x` clamped to [-bound, bound]; outside, a gate is 0 or 1 and its slope 0 in every type.
 template <class D>
 HWY_INLINE hn::Vec<D> limit(D d, hn::Vec<D> x, double bound) {
   const auto high = hn::Set(d, static_cast<hn::TFromD<D>>(bound));
@@ -71,7 +71,7 @@ HWY_INLINE hn::Vec<D> normal_tail(D d, hn::Vec<D> a, hn::Vec<D> e) {
   return hn::Mul(hn::Mul(e, t), p);
 }
 
-/// In f64 (tests): the standard library's.
+/// In f64 (tests): the function of the standard library.
 template <class D, hwy::EnableIf<sizeof(hn::TFromD<D>) == 8>* = nullptr>
 HWY_INLINE hn::Vec<D> normal_tail(D d, hn::Vec<D> a, hn::Vec<D>) {
   double lane[hn::MaxLanes(d)];

@@ -30,8 +30,8 @@ using cpu::key_block, cpu::log2_of_e, cpu::log_of_2, cpu::query_block, cpu::Rang
 
 // ---- Powers of two
 
-/// 2^x for x <= 127; 0 below -126; NaN stays NaN. 2^x = 2^n 2^r, n = round(x), with the polynomial that meets 2^r at
-/// the Chebyshev nodes of [-1/2, 1/2]: relative error 1.9e-8, and at most 1.5 units of 2^-24 with its roundings.
+/// 2^x for x <= 127; 0 below -126; NaN stays NaN. 2^x = 2^n 2^r, n = round(x), with the polynomial that interpolates
+/// 2^r at the Chebyshev nodes of [-1/2, 1/2]: relative error 1.9e-8, and at most 1.5 units of 2^-24 with its roundings.
 template <class D, hwy::EnableIf<sizeof(hn::TFromD<D>) == 4>* = nullptr>
 HWY_INLINE hn::Vec<D> power_of_two(D d, hn::Vec<D> x) {
   const hn::Rebind<std::int32_t, D> di32;
@@ -55,7 +55,7 @@ HWY_INLINE hn::Vec<D> power_of_two(D d, hn::Vec<D> x) {
 
 // ---- Packing
 
-/// to [rows, stride] = factor * from, the last vector of a row filled up with zeros; rows up to `padded` are zero.
+/// to [rows, stride] = factor * from, the last vector of a row padded with zeros; rows up to `padded` are zero.
 template <class A, class T>
 void pack_rows(const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width, A factor, A* to,
                std::int64_t to_stride, std::int64_t padded) {
@@ -120,7 +120,7 @@ struct Block {
   const AttentionShape& shape;
   std::int64_t first_query, rows, first_key;
 
-  Range keys_of(Range queries) const {  // from the corner, both ways
+  Range keys_of(Range queries) const {  // queries and keys counted from the corner
     const Range keys = visible_keys(shape, Range{first_query + queries.begin, first_query + queries.end});
     return cpu::intersect({0, key_block}, {keys.begin - first_key, keys.end - first_key});
   }
@@ -179,7 +179,7 @@ void value_product(Range rows, std::int64_t width, TileOperand<A> a, const A* b,
   if (e < width) product(e, std::integral_constant<int, 1>());
 }
 
-/// The whole vectors of a row that cover the keys `seen`, after -inf went into their other lanes.
+/// The whole vectors of a row that cover the keys `seen`; writes -inf to their other lanes.
 template <class A>
 Range mask_row(A* row, Range seen, std::int64_t step) {
   const Range vectors{seen.begin / step * step, (seen.end + step - 1) / step * step};
@@ -197,8 +197,8 @@ void clear_row(A* row, Range vectors) {
 
 // ---- Forward
 
-/// scores -> exp(scores - running maximum), with row_max and row_sum brought up to date; rescale[i] is the factor
-/// for the sums over earlier blocks.
+/// scores -> exp(scores - running maximum); updates row_max and row_sum; rescale[i] is the factor for the sums over
+/// earlier blocks.
 template <class A>
 void online_softmax(const Block& block, const cpu::ForwardMemory<A>& memory) {
   const hn::ScalableTag<A> d;
@@ -214,7 +214,7 @@ void online_softmax(const Block& block, const cpu::ForwardMemory<A>& memory) {
     for (std::int64_t j = vectors.begin; j < vectors.end; j += step) maximum = hn::Max(maximum, hn::Load(d, row + j));
     memory.row_max[i] = hn::GetLane(hn::MaxOfLanes(d, maximum));
   }
-  for (std::int64_t i = 0; i < query_block; i += step) {  // beyond the rows: never read
+  for (std::int64_t i = 0; i < query_block; i += step) {  // what is beyond the rows is never read
     const auto maximum = hn::Load(d, memory.row_max + i);
     const auto none = hn::Eq(maximum, hn::Set(d, -infinity));
     const auto base = hn::IfThenZeroElse(none, maximum);
@@ -306,7 +306,7 @@ void forward_part(const AttentionForward<T>& args, cpu::Part part) {
 
 // ---- Backward
 
-/// probabilities = exp(s - lse), dscores = p (dp - delta), from the products s and dp that stand there.
+/// probabilities = exp(s - lse), dscores = p (dp - delta), in place of the products s and dp.
 template <class A>
 void softmax_gradient(const Block& block, const cpu::BackwardMemory<A>& memory) {
   const hn::ScalableTag<A> d;
@@ -449,7 +449,7 @@ void run_parts(Cpu device, const Args& args) {
   for (int i = 0; i < device.threads; ++i) run(args, cpu::part_of_units(args.shape, device.threads, i));
 }
 
-/// dk, dv of the groups whose units several parts share: the sums of the parts' sums, in the order of the parts.
+/// dk, dv of the groups that several parts share: adds the sums of the parts, in the order of the parts.
 template <class T>
 void add_shared_groups(Cpu device, const AttentionBackward<T>& args) {
   using A = Accumulate<T>;

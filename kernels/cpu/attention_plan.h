@@ -1,8 +1,8 @@
-// How CPU attention divides its work: which keys a query sees, the blocks, the memory of a thread, the threads' parts.
+// How CPU attention divides its work: the keys that a query sees, the blocks, the memory and the part of each thread.
 //
 // A unit of work is one block of queries of one head. Units are ordered by batch, head, block, and each thread takes a
 // contiguous part of them, of nearly equal cost. The query heads that read one key/value head form a group; the units
-// of a group are neighbours, so dk and dv of a group are sums over one thread's units, or over few threads' in order.
+// of a group are neighbours, so dk and dv of a group are sums over the units of one thread, or of few threads in order.
 #pragma once
 
 #include <algorithm>
@@ -27,8 +27,8 @@ struct Range {
 
 inline Range intersect(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
 
-/// The keys that query i sees. Both ends grow with i, so that rows of queries see the range from the first's begin to
-/// the last's end.
+/// The keys that query i sees. Both ends grow with i, so consecutive queries see the range from the begin of the first
+/// to the end of the last.
 inline Range visible_keys(const AttentionShape& s, std::int64_t i) {
   const std::int64_t position = i + s.kv_length - s.q_length;
   return intersect({0, s.kv_length}, {s.window ? position - s.window + 1 : 0, s.causal   ? position + 1
@@ -97,8 +97,8 @@ inline Part part_of_units(const AttentionShape& s, int threads, int index) {
   return {boundary(index), boundary(index + 1), index};
 }
 
-// ---- Memory of one thread. Rows of a block start on a cache line and an odd number of lines apart, so that a column
-// of the block spreads over all sets of the cache.
+// ---- Memory of one thread. Rows of a block start on a cache line, an odd number of lines apart, so that a column of
+// the block spreads over all sets of the cache.
 
 inline constexpr std::int64_t padded_stride(std::int64_t width) { return (num_blocks(width, 16) | 1) * 16; }
 inline constexpr std::int64_t score_stride = padded_stride(key_block);

@@ -32,7 +32,7 @@ namespace choir::kernels {
 namespace HWY_NAMESPACE {
 namespace {
 
-/// Casts between f32 and bf16 go through vectors of f32; those with f64 (tests) through the language (bf16 by way of
+/// Casts between f32 and bf16 use vectors of f32; those with f64 (tests) use the conversions of C++ (bf16 by way of
 /// f32).
 template <class From, class To>
 void cast_part(const CastArguments<From, To>& args, Part elements) {
@@ -84,7 +84,7 @@ void copy_rows(Cpu cpu, const void* from, std::int64_t from_stride, void* to, st
                std::int64_t row_bytes) {
   const auto* source = static_cast<const std::byte*>(from);
   auto* target = static_cast<std::byte*>(to);
-  // Rows that follow one another are one long row, which the threads divide; others are divided between rows.
+  // Rows without gaps are one long row, which the threads divide anywhere; others are divided between rows.
   if (rows == 1 || (from_stride == row_bytes && to_stride == row_bytes)) {
     const std::int64_t bytes = rows * row_bytes;
     cpu::for_each_part(cpu::num_parts(cpu, bytes / 4, 1), bytes, 64, [=](cpu::Part part) {

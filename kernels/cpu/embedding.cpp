@@ -1,8 +1,8 @@
 // Token and position embeddings on the CPU.
 //
-// Forward is divided by rows. Backward is divided so that no two threads write to one element, and every element is
-// added to in ascending order of the rows: by columns for tokens (which rows meet in a token is known only at run
-// time), by positions for positions.
+// Forward is divided by rows. Backward is divided so that no two threads write to one element and each element adds
+// its rows in ascending order: by columns for tokens (which rows have the same token is known only at run time), by
+// positions for positions.
 #include "kernels/embedding.h"
 
 #undef HWY_TARGET_INCLUDE

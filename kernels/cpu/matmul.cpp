@@ -9,8 +9,8 @@
 // with one element per row, the rows further apart) has no such description: on AVX-512, oneDNN 3.7 reads and writes it
 // as if it were dense, and reports success. The plain loop multiplies these; no layer of a model has them.
 //
-// Threads: oneDNN takes what omp_get_max_threads() says on the calling thread, when it makes a primitive and when it
-// runs it. Both happen under PlannedTeam, which sets that number to Cpu::threads and puts the caller's back.
+// Threads: oneDNN uses omp_get_max_threads() of the calling thread, when it makes a primitive and when it runs it. Both
+// happen under PlannedTeam, which sets that number to Cpu::threads and restores it afterwards.
 #include "kernels/matmul.h"
 
 #include <dnnl_debug.h>
@@ -109,7 +109,7 @@ MatmulPlan make_plan(const MatmulShape& s, const dnnl::engine& engine) {
 
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  attributes.set_fpmath_mode(dnnl::fpmath_mode::strict);  // f32 stays f32 whatever the environment says
+  attributes.set_fpmath_mode(dnnl::fpmath_mode::strict);  // f32 stays f32 whatever the environment sets
   if (s.accumulate) {
     dnnl::post_ops sum;
     sum.append_sum(1.0f);

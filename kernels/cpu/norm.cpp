@@ -1,5 +1,5 @@
 // Layer norm and RMS norm on the CPU. A row stays in the first-level cache while it is read two or three times, so
-// memory sees each tensor once. The variance is that of the two-pass formula: mean first, then squares about it.
+// each tensor is read from memory once. The variance is computed in two passes: the mean, then the squares about it.
 #include "kernels/norm.h"
 
 #include <algorithm>

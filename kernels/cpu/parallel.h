@@ -1,5 +1,5 @@
 // How a CPU kernel divides its loop over OpenMP threads: contiguous parts of nearly equal length, the same ones on
-// every run, and a single part where a team would cost more than it saves.
+// every run, and a single part if a team would cost more than it saves.
 #pragma once
 
 #include <algorithm>
@@ -16,10 +16,10 @@ struct Part {
   int index;  ///< 0 ... parts - 1, ascending with begin
 };
 
-/// Waking a team costs microseconds: the time in which one thread passes over about this many elements.
+/// Waking a team takes microseconds: about as long as one thread needs for this many elements.
 inline constexpr std::int64_t elements_worth_a_thread = 16384;
 
-/// Into how many parts to divide `items` items of `elements` elements each.
+/// The number of parts into which to divide `items` items of `elements` elements each.
 inline int num_parts(Cpu cpu, std::int64_t items, std::int64_t elements) {
   const std::int64_t worth = items * elements / elements_worth_a_thread;
   return static_cast<int>(std::max<std::int64_t>(1, std::min({std::int64_t{cpu.threads}, items, worth})));

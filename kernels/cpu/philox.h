@@ -1,5 +1,5 @@
-// Philox4x32-10 (kernels/philox.h) on vectors: many consecutive blocks at once, word for word the scalar function.
-// Read once per instruction set, like simd.h.
+// Philox4x32-10 (kernels/philox.h) on vectors: many consecutive blocks at once, with the words of the scalar function.
+// Included once per instruction set, like simd.h.
 
 #if defined(CHOIR_KERNELS_CPU_PHILOX_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef CHOIR_KERNELS_CPU_PHILOX_H
@@ -60,7 +60,7 @@ struct PhiloxState {
   }
 };
 
-/// philox_blocks() writes fewer than this many blocks beyond those asked for.
+/// philox_blocks() writes fewer than this many blocks beyond those requested.
 inline constexpr std::int64_t philox_overrun = 16;
 
 /// words[4 b + j] = philox(key, first_block + b, stream)[j] for b in [0, blocks), and up to philox_overrun blocks more.

@@ -2,9 +2,9 @@
 //
 //   (z0, z1) = sqrt(-2 log u) (cos a, sin a),   u = (w0 / 2^8 + 1) / 2^24 in (0, 1],   a = 2 pi w1 / 2^32
 //
-// from words w0, w1 of a block, (z2, z3) from w2, w3. A model's start must not depend on the machine that makes it, so
-// every step is an operation whose result IEEE 754 fixes: integers, +, *, sqrt, and multiply-add rounded once. A
-// product is therefore only ever the argument of a multiply_add(), which no compiler can fuse any further.
+// from words w0, w1 of a block, (z2, z3) from w2, w3. The start values of a model must not depend on the machine that
+// computes them, so every step is an operation whose result IEEE 754 defines: integers, +, *, sqrt, and multiply-add
+// rounded once. Every product is therefore the argument of a multiply_add(), which no compiler can fuse any further.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -1,4 +1,4 @@
-// Sums on the CPU: of columns, each thread adding its rows to a row of its own in the workspace, and of squares.
+// Sums on the CPU: of columns, for which each thread adds its rows to its own row of the workspace, and of squares.
 #include "kernels/reduce.h"
 
 #include <algorithm>
@@ -71,8 +71,8 @@ void column_sum(Cpu cpu, const ColumnSum<T>& args) {
                         cpu::num_parts(cpu, args.rows, args.width), cpu::padded(args.width), args.width);
 }
 
-// The ranges are cut into chunks of fixed length, dealt in turn to a fixed number of partial sums. A thread owns some
-// of the partial sums; which ones are added to which, and in which order, does not depend on it.
+// The ranges are cut into chunks of fixed length, assigned in turn to a fixed number of partial sums. A thread computes
+// some of the partial sums; what is added to which sum, and in which order, does not depend on the threads.
 std::int64_t squared_norm_workspace_bytes(Cpu, std::int64_t) { return 0; }
 
 void squared_norm(Cpu cpu, const SquaredNorm& args) {

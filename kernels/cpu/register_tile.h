@@ -1,10 +1,10 @@
-// The small matrix product inside a kernel: a tile of the result stays in registers while the depth runs.
+// The small matrix product inside a kernel: a tile of the result stays in registers during the loop over the depth.
 //
 //   c [rows, 2 vectors] = a [rows, depth] b [depth, 2 vectors]   (or += , or row by row rescaled and +=)
 //
 // a is read one element at a time and broadcast, so it may be transposed; b and c are read in aligned vectors. With 16
 // registers of 2 operations per cycle and 5 cycles latency a tile needs at least 10 sums: 6 x 2; with 32, 8 x 2.
-// Read once per instruction set, like simd.h.
+// Included once per instruction set, like simd.h.
 
 #if defined(CHOIR_KERNELS_CPU_REGISTER_TILE_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef CHOIR_KERNELS_CPU_REGISTER_TILE_H

@@ -14,7 +14,7 @@ namespace choir::kernels {
 namespace HWY_NAMESPACE {
 namespace {
 
-/// What dropout multiplies up to `capacity` consecutive elements by: 0 or 1 / (1 - p).
+/// The factors of dropout for up to `capacity` consecutive elements: 0 or 1 / (1 - p).
 template <class A>
 class DropoutFactors {
  public:

@@ -1,8 +1,8 @@
-// What the CPU kernels share on top of Highway: reading and writing any element type as vectors of the type that sums
-// are kept in, ragged ends, sums over a row, exp.
+// What the CPU kernels share on top of Highway: reading and writing any element type as vectors of the type of the
+// sums, ragged ends, sums over a row, exp.
 //
 // Highway compiles a kernel once per instruction set and chooses at run time. This header is included by each .cpp
-// after "hwy/foreach_target.h", and so is read once per instruction set too (hence the unusual guard).
+// after "hwy/foreach_target.h", so it is included once per instruction set too (hence the unusual guard).
 
 #if defined(CHOIR_KERNELS_CPU_SIMD_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef CHOIR_KERNELS_CPU_SIMD_H
@@ -96,7 +96,7 @@ HWY_INLINE void store(D d, hn::Vec<D> value, T* to, Rest rest) {
   std::memcpy(to, whole, static_cast<std::size_t>(rest.count) * sizeof(T));
 }
 
-/// `value` in the lanes that there are, `fill` in those beyond a ragged end.
+/// `value` in the lanes in use, `fill` in those beyond a ragged end.
 template <class D>
 HWY_INLINE hn::Vec<D> fill_rest(D, hn::Vec<D> value, Whole, hn::TFromD<D>) {
   return value;
@@ -129,7 +129,7 @@ HWY_INLINE void for_each_row(Part elements, std::int64_t width, const Body& body
 }
 
 /// Folds body(i, whole or rest, running value) over [0, count) with four running values, which hides the latency of an
-/// addition, and joins them pairwise with `join`. All four start from `start`, so join(start, start) must be start.
+/// addition, and combines them in pairs with `join`. All four begin with `start`, so join(start, start) must be start.
 template <class D, class Body, class Join>
 HWY_INLINE hn::Vec<D> fold(D d, std::int64_t count, hn::Vec<D> start, const Body& body, const Join& join) {
   const std::int64_t step = lanes(d);
@@ -165,7 +165,7 @@ HWY_INLINE hn::Vec<D> exp_in_range(D d, hn::Vec<D> x) {
   const auto shifted = hn::MulAdd(x, hn::Set(d, 1.44269504f), shifter);
   const auto n = hn::Sub(shifted, shifter);
   const auto power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di32, shifted)));
-  // log 2 in two parts, the first with so few bits that its product with n is exact.
+  // log 2 in two parts, the first short enough that its product with n is exact.
   auto r = hn::NegMulAdd(n, hn::Set(d, 0.693359375f), x);
   r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4f), r);
   const auto r2 = hn::Mul(r, r);

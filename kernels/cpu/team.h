@@ -2,8 +2,8 @@
 //
 // OpenMP keeps these settings for each thread. A new thread takes them from the environment, where OMP_DYNAMIC,
 // OMP_MAX_ACTIVE_LEVELS and OMP_THREAD_LIMIT can make a team smaller than a region asks for. Choir's own loops are
-// right with any team. oneDNN is not: it plans for omp_get_max_threads() threads, and if fewer come it leaves parts of
-// its result unwritten, with status success. So every thread that computes settles its teams first, and a library that
+// correct with any team. oneDNN is not: it plans for omp_get_max_threads() threads; with fewer it leaves parts of its
+// result unwritten and reports success. So every thread that computes calls settle_team() first, and a library that
 // plans threads runs under PlannedTeam.
 #pragma once
 
@@ -12,11 +12,11 @@ namespace choir::kernels::cpu {
 /// The most threads that a team of this process can have: OMP_THREAD_LIMIT, or the largest int without it.
 int largest_team();
 
-/// From now on a parallel region of the calling thread gets the threads that it asks for, up to largest_team(), and
-/// `threads` if it does not ask. Opens a region of `threads` threads and returns how many came.
+/// From now on a parallel region of the calling thread gets the number of threads that it requests, up to
+/// largest_team(), and `threads` by default. Opens a region of `threads` threads and returns how many it got.
 int settle_team(int threads);
 
-/// While it lives, omp_get_max_threads() is `threads` on the calling thread: what a library plans for.
+/// During its lifetime omp_get_max_threads() is `threads` on the calling thread: the number that a library plans for.
 class PlannedTeam {
  public:
   explicit PlannedTeam(int threads);
@@ -24,7 +24,7 @@ class PlannedTeam {
   PlannedTeam(const PlannedTeam&) = delete;
   PlannedTeam& operator=(const PlannedTeam&) = delete;
 
-  /// Throws std::runtime_error if a region opened now can get fewer threads. To plan does not need it, to run does.
+  /// Throws std::runtime_error if a region opened now can get fewer threads. Call it before running, not for planning.
   void check() const;
 
  private:
