@@ -10,15 +10,15 @@
 
 namespace choir::kernels {
 
-/// c(x) and x c'(x). Of NaN they may be numbers: it is forward's factor x that passes it on.
+/// c(x) and x c'(x). They may be numbers if x is NaN: forward multiplies by x, which keeps the NaN.
 struct Gate {
   float value, slope;
 };
 
-/// `x` within [-bound, bound], outside which a gate has long been 0 or 1 and its slope 0.
+/// `x` clamped to [-bound, bound]; outside, a gate is 0 or 1 and its slope 0.
 __device__ inline float limit(float x, float bound) { return fminf(fmaxf(x, -bound), bound); }
 
-/// The divisor is below 2^126, where __fdividef ends.
+/// The divisor is below 2^126, the limit of __fdividef.
 __device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-limit(x, 87))); }
 
 struct Gelu {

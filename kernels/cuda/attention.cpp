@@ -1,7 +1,7 @@
-// Attention on CUDA: which implementation runs a shape, cuDNN's graphs or Choir's flash kernels.
+// Attention on CUDA: chooses the implementation for a shape, cuDNN's graphs or Choir's flash kernels.
 //
-// Forward and backward are chosen one by one: both save and read the same natural log-sum-exp. A device without plans
-// (`count`, which knows no GPU to ask cuDNN about) reports what the flash kernels need.
+// Forward and backward are chosen separately: both implementations save and read the same natural log-sum-exp. A device
+// without plans (`count`, which has no GPU for cuDNN to plan for) reports what the flash kernels need.
 #include "kernels/attention.h"
 
 #include <set>
@@ -19,7 +19,7 @@ struct AttentionPlans::State {
   AttentionImplementation implementation;
   std::function<void(const std::string&)> say;
   CudnnAttention cudnn;
-  std::set<std::string> said{};  // the reasons already told
+  std::set<std::string> said{};  // the reasons already reported
 };
 
 AttentionPlans::AttentionPlans(AttentionImplementation implementation, bool deterministic,
@@ -28,16 +28,16 @@ AttentionPlans::AttentionPlans(AttentionImplementation implementation, bool dete
 
 AttentionPlans::~AttentionPlans() = default;
 
-// Why cuDNN does not run this pass; empty: it does.
+// Why cuDNN does not run this pass; empty if it does.
 template <class T>
 static std::string refusal(AttentionPlans::State& plans, AttentionPass pass, const AttentionShape& shape) {
   if constexpr (std::is_same_v<T, bf16>) {
-    // A cache of keys grows by a token a step, and a plan of cuDNN takes a second to make.
+    // A cache of keys grows by one token per step, and cuDNN needs a second to make a plan.
     if (plans.implementation == AttentionImplementation::automatic && shape.causal && shape.q_length < shape.kv_length)
-      return "the queries continue a cache, whose every length would be a plan of cuDNN's own";
+      return "the queries continue a cache, and cuDNN would need a new plan for each of its lengths";
     return plans.cudnn.plan(pass, shape).refusal;
   } else {
-    return "cuDNN attention takes bf16 only";
+    return "cuDNN attention supports bf16 only";
   }
 }
 

@@ -10,16 +10,16 @@ struct Plus {
   }
 };
 
-/// Of a number and NaN: the number.
+/// The larger one; of a number and NaN, the number.
 struct Largest {
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-/// values[k] = values[k] of all threads, joined; in every thread. K values at the price of one pair of barriers.
+/// values[k] = values[k] of all threads, combined by `join`; in every thread. K values cost one pair of barriers.
 ///
-/// Within a warp as a tree (all lanes exchange, and so end with equal bits), then the warps in ascending order. All
-/// threads of the block call it; whole warps. What it returns is ordered after everything that came before in the
-/// block.
+/// Within a warp as a tree (all lanes exchange, so they end with equal bits), then the warps in ascending order. All
+/// threads of the block must call it, and the block must consist of whole warps. It is a barrier: everything that the
+/// block did before happens before it returns.
 template <class Join, class A, int K>
 __device__ void block_reduce(A (&values)[K], Join join) {
   __shared__ A of_warp[K][32];
@@ -37,7 +37,7 @@ __device__ void block_reduce(A (&values)[K], Join join) {
     values[k] = of_warp[k][0];
     for (int w = 1; w < warps; ++w) values[k] = join(values[k], of_warp[k][w]);
   }
-  __syncthreads();  // until all have read, nobody may come back and write
+  __syncthreads();  // all threads must have read before a next call writes
 }
 
 template <class A>

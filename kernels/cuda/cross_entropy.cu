@@ -1,5 +1,5 @@
 // Softmax cross-entropy on the GPU: the three passes of kernels/cross_entropy.h, a block per row. A row is a slice of
-// the vocabulary, 10^4 to 10^5 logits: each pass is bound by the reading and writing of it.
+// the vocabulary, 10^4 to 10^5 logits: each pass is bound by memory bandwidth.
 #include <limits>
 
 #include "kernels/cross_entropy.h"
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(cuda::threads_per_block) cross_entropy_max_ker
   }
 }
 
-/// The column of a row's target in this slice, or -1 where it is padding or in another slice.
+/// The column of a row's target in this slice, or -1 if the row is padding or the target is in another slice.
 __device__ inline std::int64_t column_of(std::int32_t target, std::int64_t first_token, std::int64_t num_tokens) {
   const std::int64_t token = target - first_token;
   return target >= 0 && token >= 0 && token < num_tokens ? token : -1;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(cuda::threads_per_block) cross_entropy_sum_ker
   }
 }
 
-// One block: the rows are added in ascending order, by one thread, as the logarithms come in from all of them.
+// One block: all threads compute the logarithms, and one thread adds the rows in ascending order.
 template <class T>
 __global__ void __launch_bounds__(cuda::threads_per_block) cross_entropy_loss_kernel(CrossEntropyGradient<T> args) {
   __shared__ double losses[cuda::threads_per_block];

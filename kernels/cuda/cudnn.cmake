@@ -1,8 +1,8 @@
-# cuDNN: used where cudnn.h, libcudnn and cudnn-frontend's headers are found; without it attention runs on Choir's own
-# flash kernels. launch/setup_cudnn_frontend fetches the headers. Included after choir_kernels is made.
+# cuDNN: used if cudnn.h, libcudnn and cudnn-frontend's headers are found; without it attention runs on Choir's own
+# flash kernels. launch/setup_cudnn_frontend fetches the headers. Included after choir_kernels is defined.
 #
-# cudnn-frontend 1.18 is the newest whose headers ask for cuDNN and the run-time only: from 1.19 on they bring kernels of
-# their own, and with them the run-time compiler and the driver's library.
+# cudnn-frontend 1.18 is the newest release whose headers need cuDNN and the run-time only: from 1.19 on they contain
+# kernels, which need the run-time compiler and the driver's library.
 find_path(CUDNN_INCLUDE cudnn.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
 find_library(CUDNN_LIBRARY cudnn HINTS ${CUDAToolkit_LIBRARY_DIR})
 find_path(CUDNN_FRONTEND_INCLUDE cudnn_frontend.h
@@ -27,7 +27,7 @@ if(cudnn_missing)
 else()
   set(with_cudnn ON)
   message(STATUS "Attention on GPUs by cuDNN (cudnn-frontend ${frontend_version}) and Choir's flash kernels")
-  # One file, which only describes graphs: optimising it would cost more time than it can ever save.
+  # This file only describes graphs: optimising it would cost more time than it saves.
   set_property(SOURCE ${CMAKE_SOURCE_DIR}/kernels/cuda/cudnn_attention.cpp APPEND PROPERTY COMPILE_OPTIONS
                "-DCHOIR_CUDNN;-DCUDNN_FRONTEND_SKIP_JSON_LIB;-O1;-isystem;${CUDNN_FRONTEND_INCLUDE}")
   target_include_directories(choir_options SYSTEM INTERFACE ${CUDNN_INCLUDE})

@@ -1,7 +1,7 @@
-// The only file that sees cudnn-frontend: it costs the compiler half a minute and a gigabyte.
+// The only file that includes cudnn-frontend, which costs the compiler half a minute and a gigabyte.
 //
-// A shape becomes parts whose query heads divide evenly among their key/value heads, as cuDNN asks (a rank may begin or
-// end in the middle of a group: at most three parts), and each part slices of one size, which share a graph.
+// A shape is cut into parts whose query heads divide evenly among their key/value heads, as cuDNN requires (a rank may
+// begin or end in the middle of a group: at most three parts), and a part into slices of one size, which share a graph.
 #include "kernels/cuda/cudnn_attention.h"
 
 #include <utility>
@@ -26,7 +26,7 @@ namespace {
 namespace fe = cudnn_frontend;
 using fe::graph::Tensor_attributes;
 
-// The tensors of a graph, by the number that stands for each when it runs.
+// The tensors of a graph, by the number that identifies each when it runs.
 enum Uid : std::int64_t { q_uid = 1, k_uid, v_uid, out_uid, lse_uid, dout_uid, dq_uid, dk_uid, dv_uid };
 
 struct Part {
@@ -51,7 +51,7 @@ struct PlannedCalls {
   std::vector<Call> calls{};
 };
 
-// All that a graph or a plan depends on.
+// Everything that a graph or a plan depends on.
 using Key = std::array<std::int64_t, 17>;
 Key key(AttentionPass pass, const AttentionShape& s, std::int64_t lse_heads) {
   return {static_cast<std::int64_t>(pass),
@@ -100,7 +100,7 @@ std::vector<Part> even_parts(const AttentionShape& s) {
   return parts;
 }
 
-// Sizes of equal slices of a part, largest first: of the batch while they can be, then of the key/value heads.
+// Sizes of equal slices of a part, largest first: slices of the batch, then of the key/value heads of one sequence.
 std::vector<Part> slice_sizes(const Part& part) {
   std::vector<Part> sizes;
   for (std::int64_t batch = part.batch; batch >= 1; --batch) {
@@ -112,7 +112,7 @@ std::vector<Part> slice_sizes(const Part& part) {
   return sizes;
 }
 
-// What Choir knows before it asks cuDNN.
+// The refusals that need no call to cuDNN.
 std::string own_refusal(const AttentionShape& s) {
   if ((s.causal || s.window > 0) && s.q_length > s.kv_length)
     return "some queries see no key, for which cuDNN does not promise zeros";
@@ -120,12 +120,12 @@ std::string own_refusal(const AttentionShape& s) {
       s.out_stride % 8 != 0)
     return "cuDNN needs heads and rows of a multiple of 16 bytes";
   if (even_parts(s).back().kv_head_begin + even_parts(s).back().kv_heads != s.kv_heads)
-    return "some key/value heads serve no query head";
+    return "some key/value heads are read by no query head";
   return "";
 }
 
-// The reason that cuDNN's own log of errors gives first, " (...)", and empties that log. The reasons after it only say
-// who passed the first one on.
+// The first reason in cuDNN's own log of errors, as " (...)"; empties that log. The reasons after it only say which
+// functions returned the first one.
 std::string logged_reason() {
   char log[4096] = {};
   cudnnGetLastErrorString(log, sizeof(log));
@@ -141,7 +141,7 @@ std::string words(const std::string& step, fe::error_t error) {
   return "cuDNN refuses (" + step + "): " + message + logged_reason();
 }
 
-// [batch, heads, length, head_width] as it lies in memory: tokens outside heads.
+// [batch, heads, length, head_width] with the strides of memory: tokens outside heads.
 Tensor_attributes tensor(const char* name, Uid uid, std::int64_t batch, std::int64_t heads, std::int64_t length,
                          std::int64_t head_width, std::int64_t token_stride) {
   return Tensor_attributes()
@@ -165,8 +165,8 @@ void describe_output(Tensor_attributes& output, const Tensor_attributes& like) {
   output.set_output(true).set_uid(like.get_uid()).set_dim(like.get_dim()).set_stride(like.get_stride());
 }
 
-// Query i stands at i + kv_length - q_length: cuDNN's bottom right, which for equal lengths is its top left, known to
-// more engines. Its left bound w lets key > position - w through, its right bound r key <= position + r.
+// Query i is at position i + kv_length - q_length: cuDNN's bottom right, which for equal lengths is its top left, which
+// more engines support. Its left bound w allows key > position - w, its right bound r allows key <= position + r.
 template <class Attributes>
 void set_mask_and_scale(Attributes& attributes, const AttentionShape& s) {
   attributes.set_attn_scale(static_cast<float>(s.scale));
@@ -211,7 +211,7 @@ void add_operation(fe::graph::Graph& graph, AttentionPass pass, const AttentionS
   }
 }
 
-// What a call reads and writes: one list of pointers to the whole tensors, moved to the beginning of the part.
+// What a call reads and writes: pointers to the whole tensors, moved to the beginning of the part.
 using Pointers = std::unordered_map<std::int64_t, void*>;
 
 void add_queries(Pointers& pointers, Uid uid, const bf16* data, const AttentionShape& s, std::int64_t stride,
@@ -241,7 +241,7 @@ CudnnLibrary cudnn_library() {
 struct CudnnAttention::State {
   CudnnAttentionOptions options;
   cudnnHandle_t handle = nullptr;
-  std::string no_handle{};  // why there is none
+  std::string no_handle{};  // why it cannot be made
   std::shared_ptr<fe::DeviceProperties> described_gpu{};
   std::map<Key, Graph> graphs{};
   std::map<Key, PlannedCalls> planned{};
@@ -286,7 +286,7 @@ std::string CudnnAttention::State::build(Graph& built, AttentionPass pass, const
   if (described_gpu) graph.set_device_properties(described_gpu);
   add_operation(graph, pass, part, lse_heads, options.deterministic);
   if (const auto error = graph.validate(); error.is_bad()) return words("validate", error);
-  // Without a handle the described GPU is asked.
+  // Without a handle the plan is for the described GPU.
   if (const auto error = handle ? graph.build_operation_graph(handle) : graph.build_operation_graph(); error.is_bad())
     return words("operation graph", error);
   if (const auto error = graph.create_execution_plans({fe::HeurMode_t::A}); error.is_bad())
@@ -305,7 +305,7 @@ Graph& CudnnAttention::State::graph(AttentionPass pass, const AttentionShape& pa
   return place->second;
 }
 
-// Cuts a part into the largest slices whose workspace is within the limit. Returns why that cannot be.
+// Cuts a part into the largest slices whose workspace is within the limit. If that is not possible, returns why.
 std::string CudnnAttention::State::add_calls(PlannedCalls& planned_calls, AttentionPass pass,
                                              const AttentionShape& shape, const Part& part) {
   const double limit = static_cast<double>(options.workspace_limit_bytes);

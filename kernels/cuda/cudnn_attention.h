@@ -1,8 +1,8 @@
 // Attention by cuDNN: its graphs of scaled dot-product attention, forward and backward, in bf16.
 //
-// cuDNN's deterministic backward keeps a score for every (query, key) pair before Blackwell: 2 bytes * batch * heads *
-// q_length * kv_length. A pass whose workspace is beyond a limit therefore becomes several equal calls over slices of
-// the batch, then of the key/value heads, each of which needs the same, small workspace. No cuDNN header shows here.
+// Before Blackwell, cuDNN's deterministic backward keeps a score for every (query, key) pair: 2 bytes * batch * heads *
+// q_length * kv_length. A pass whose workspace exceeds a limit is therefore divided into equal calls over slices of the
+// batch, then of the key/value heads, which all use the same, small workspace. This header includes none of cuDNN's.
 // NVIDIA, cuDNN documentation, "Graph API: fused attention"; Dao (2023), arXiv 2307.08691.
 #pragma once
 
@@ -15,7 +15,7 @@
 
 namespace choir::kernels::cuda {
 
-/// cuDNN as this program finds it on this machine.
+/// The cuDNN that this program uses on this machine.
 struct CudnnLibrary {
   bool in_build = false;  ///< this program was built to use it
   std::string version;    ///< "9.19.0"; empty: it cannot be used, and `problem` says why
@@ -29,14 +29,14 @@ struct CudnnAttentionOptions {
   bool deterministic = true;                                   ///< backward gives the same bits in every run
   std::int64_t workspace_limit_bytes = std::int64_t{1} << 30;  ///< of one call; beyond it, slices
 
-  /// A GPU as cuDNN describes it in JSON: plans are made for that one, with no GPU at hand, and cannot run. Empty: the
-  /// current GPU.
+  /// The description of a GPU in cuDNN's JSON: plans are made for that GPU, which need not be present, and cannot run.
+  /// Empty: the current GPU.
   std::string described_gpu{};
 };
 
 /// How cuDNN runs one pass over one shape.
 struct CudnnAttentionPlan {
-  std::string refusal;               ///< why it does not, in cuDNN's words where they are its own; empty: it does
+  std::string refusal;               ///< why it does not, with cuDNN's message if it refused; empty if it does
   std::string engine;                ///< of the first call, as cuDNN names it
   int calls = 0;                     ///< slices of heads or of the batch, one after the other
   std::int64_t workspace_bytes = 0;  ///< of the largest call
@@ -55,7 +55,7 @@ class CudnnAttention {
   /// cuDNN refuses every shape.
   const CudnnAttentionPlan& plan(AttentionPass pass, const AttentionShape& shape);
 
-  /// Enqueue one pass whose plan is no refusal. Pointers are 16-byte aligned. Throw Failure (kernels/cuda/failure.h).
+  /// Enqueue one pass whose plan has no refusal. Pointers are 16-byte aligned. Throw Failure (kernels/cuda/failure.h).
   void forward(CUstream_st* stream, const AttentionForward<bf16>& arguments);
   void backward(CUstream_st* stream, const AttentionBackward<bf16>& arguments);
 

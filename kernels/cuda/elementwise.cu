@@ -12,7 +12,7 @@ namespace choir::kernels {
 template <class Bits>
 __global__ void fill_kernel(Bits* x, std::int64_t count, Bits value, uint4 values) {
   constexpr int n = 16 / sizeof(Bits);
-  // Until the first aligned address, and after the last: one by one.
+  // Before the first aligned address and after the last: one by one.
   const std::int64_t misaligned = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(x) / sizeof(Bits) % n);
   const std::int64_t head = min((n - misaligned) % n, count);
   const std::int64_t packs = (count - head) / n, tail = head + packs * n;

@@ -1,5 +1,5 @@
 // Token and position embeddings on the GPU. No atomics: one thread adds all rows of one element of the table, in
-// ascending order, and so to the bits of the CPU kernels.
+// ascending order, which gives the same bits as the CPU kernels.
 #include "kernels/cuda/failure.h"
 #include "kernels/cuda/vector.cuh"
 #include "kernels/embedding.h"
@@ -31,11 +31,11 @@ void embedding_forward(Cuda cuda, const EmbeddingForward<T>& args) {
   cuda::check_launch("embedding_forward");
 }
 
-// ---- Backward. The block of a row that is the first with its token adds all rows with this token. A block finds them
-// by reading the ids, which stay in the second-level cache: rows^2 / 2 ids at most, little beside dy up to about 10^5
-// rows a call.
+// ---- Backward. The block of the first row with a token adds all rows with this token. A block finds them by reading
+// the ids, which stay in the second-level cache: at most rows^2 / 2 ids, little compared with dy up to about 10^5 rows
+// per call.
 
-/// True in all threads where one of ids[0, end) is `id`.
+/// True, in all threads, if one of ids[0, end) is `id`.
 __device__ inline bool occurs(const std::int32_t* ids, std::int64_t end, std::int32_t id) {
   constexpr int ahead = 4;  // ids of a thread between two barriers
   const std::int64_t step = std::int64_t{blockDim.x} * ahead;
@@ -54,8 +54,8 @@ __device__ inline bool occurs(const std::int32_t* ids, std::int64_t end, std::in
 /// Rows that are searched at once: 32 words of 32 bits.
 constexpr int rows_of_map = 32 * 32;
 
-/// Of rows [begin, begin + rows_of_map): those with `id`, in ascending order, as offsets from `begin`. Returns how
-/// many.
+/// Writes which of the rows [begin, begin + rows_of_map) have `id`, in ascending order, as offsets from `begin`.
+/// Returns how many.
 __device__ inline int rows_with(const std::int32_t* ids, std::int64_t begin, std::int64_t end, std::int32_t id,
                                 std::int32_t (&rows)[rows_of_map]) {
   __shared__ std::uint32_t map[32];
@@ -70,7 +70,7 @@ __device__ inline int rows_with(const std::int32_t* ids, std::int64_t begin, std
   }
   if (!__syncthreads_or(found)) return 0;
 
-  int up_to = __popc(map[lane]);  // matches in the words up to and with the lane's
+  int up_to = __popc(map[lane]);  // matches in the words up to and including the lane's
   for (int distance = 1; distance < 32; distance *= 2) {
     const int below = __shfl_up_sync(0xffffffffu, up_to, distance);
     if (lane >= distance) up_to += below;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(cuda::threads_per_block) embedding_backward_ke
 template <class T>
 void embedding_backward(Cuda cuda, const EmbeddingBackward<T>& args) {
   cuda::with_pack_size<T>(args.width, {args.dy, args.dtable}, [&]<int N>() {
-    // As many blocks as rows: most of them end at once, and the rows of a frequent token take one block long.
+    // As many blocks as rows: most of them end at once, and the rows of a frequent token keep one block busy.
     const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(args.rows, 1, 0x7fffffff));
     embedding_backward_kernel<T, N><<<blocks, cuda::threads_for_row(args.width / N), 0, cuda.stream>>>(args);
   });

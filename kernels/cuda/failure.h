@@ -1,4 +1,4 @@
-// What a kernel throws where a CUDA library refuses: the failing call and the library's own words.
+// What a kernel throws if a CUDA library refuses a call: the call and the library's message.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -14,10 +14,10 @@ class Failure : public std::runtime_error {
   Failure(const std::string& library_call, const std::string& words);
 };
 
-/// Throws Failure unless `status` is cudaSuccess. `call` names the call and what it was for.
+/// Throws Failure unless `status` is cudaSuccess. `call` names the call and its purpose.
 void check(cudaError_t status, const std::string& call);
 
-/// After a kernel launch: throws Failure where the launch was refused. Does not wait for the kernel.
+/// After a kernel launch: throws Failure if the launch was refused. Does not wait for the kernel.
 void check_launch(const char* kernel);
 
 }  // namespace choir::kernels::cuda

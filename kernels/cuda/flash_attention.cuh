@@ -1,8 +1,8 @@
-// What the kernels of flash attention share: the mask, the sizes of tiles, and their way between global and shared
+// What the kernels of flash attention share: the mask, the sizes of tiles, and the copies between global and shared
 // memory.
 //
-// Each kernel keeps a tile of rows (queries, or keys with their values) in shared memory and streams the other side
-// past it, in two buffers: the next tile is on its way while this one is computed with. A warp owns 16 of the rows.
+// Each kernel keeps a tile of rows (queries, or keys with their values) in shared memory and streams the tiles of the
+// other side through two buffers: the next tile is copied while this one is used. A warp owns 16 of the rows.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ struct Range {
   int begin, end;
 };
 
-/// Query i sees key j where first <= j - i <= last: causal, window and offset are bounds of this one band.
+/// Query i sees key j if first <= j - i <= last: causal, window and offset are bounds of this one band.
 struct Band {
   int q_length, kv_length, first, last;
 
@@ -69,7 +69,7 @@ __device__ inline Range heads_of_group(const AttentionShape& s, int kv_head) {
 
 // ---- Tiles
 
-/// Sizes for heads of up to `width` features, a multiple of 32; narrower heads are filled up with zeros.
+/// Sizes for heads of up to `width` features, a multiple of 32; narrower heads are padded with zeros.
 template <class T, int width>
 struct Tiling {
   static constexpr int stride = width + pack_size<T>;  ///< from row to row in shared memory (flash_attention_tile.cuh)
@@ -79,9 +79,9 @@ struct Tiling {
   static constexpr int row_warps = rows / warp_rows;
 };
 
-/// For __launch_bounds__: how many blocks are to share a multiprocessor and its registers. As many as its shared memory
-/// holds; left alone, the compiler saves registers for more of them, and spills. f32 has the registers for three. Where
-/// bf16 has room for more than `most`, the compiler does well alone: 0.
+/// For __launch_bounds__: the number of blocks that share a multiprocessor and its registers. As many as its shared
+/// memory has room for; by default the compiler saves registers for more of them, and spills. f32 has registers for
+/// three. If bf16 has room for more than `most`, the compiler's default is good: 0.
 template <class T>
 constexpr int resident_blocks(int shared_bytes, int most) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -113,7 +113,7 @@ __device__ HeadRows<T> head_rows(T* tensor, std::int64_t stride, std::int64_t le
 }
 
 /// shared [tile_rows, padded_width] = rows first, first + 1, ... of a head; zeros at and beyond row `end` and beyond
-/// the head's width. All threads of the block take part; the copies may still be on their way (wait_for_copies).
+/// the head's width. All threads of the block take part; the copies may still be under way (wait_for_copies).
 template <int tile_rows, int padded_width, int threads, class T>
 __device__ void load_rows(T* shared, const HeadRows<const T>& from, int first, int end) {
   constexpr int pack = pack_size<T>, packs = padded_width / pack, stride = Tiling<T, padded_width>::stride;
@@ -141,7 +141,7 @@ __device__ void load_row_values(float* shared, const float* from, int first, int
 }
 
 /// Rows first ... of a head, columns first_column ..., = a warp's tile, rounded to T; nothing at and beyond row `end`.
-/// On the way it passes through `shared`, the warp's own [16, columns] with rows `stride` apart, to leave in 16 bytes.
+/// The tile goes through `shared`, the warp's own [16, columns] with rows `stride` apart, for stores of 16 bytes.
 template <int stride, int columns, class T>
 __device__ void store_rows(const WarpTile<T, columns>& tile, T* shared, const HeadRows<T>& to, int first,
                            int first_column, int end) {
@@ -173,7 +173,7 @@ __device__ inline float power_of_two(float x) {
   return result;
 }
 
-// ---- The host's side
+// ---- On the host
 
 inline void check_flash_shape(const AttentionShape& s) {
   const auto refuse = [](const std::string& why) { throw Failure("flash attention", why); };
@@ -189,7 +189,7 @@ inline void check_flash_shape(const AttentionShape& s) {
            std::to_string(s.group_offset) + ")");
 }
 
-/// Whether every row of every head at these addresses can be read and written in 16 bytes.
+/// Whether every row of every head at these addresses can be read and written with 16-byte accesses.
 template <class T>
 bool rows_in_packs(const AttentionShape& s, std::initializer_list<const void*> addresses) {
   return (s.head_width % pack_size<T> | s.q_stride % pack_size<T> | s.k_stride % pack_size<T> |
@@ -197,7 +197,7 @@ bool rows_in_packs(const AttentionShape& s, std::initializer_list<const void*> a
          aligned(addresses);
 }
 
-/// Calls body<width>() with the least width for which the kernels are made.
+/// Calls body<width>() with the smallest width, of those that the kernels are compiled for, that the head fits in.
 template <class Body>
 void with_padded_width(std::int64_t head_width, const Body& body) {
   if (head_width <= 32) return body.template operator()<32>();
@@ -213,7 +213,7 @@ inline dim3 grid_of(std::int64_t length, int rows, std::int64_t heads, std::int6
           static_cast<unsigned>(batch)};
 }
 
-/// Launches a kernel with more shared memory than a kernel has without being asked.
+/// Launches a kernel with more shared memory than kernels get by default.
 template <class... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
             cudaStream_t stream, const std::type_identity_t<Parameters>&... arguments) {

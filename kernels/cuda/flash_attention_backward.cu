@@ -4,9 +4,9 @@
 //   ds_ij   = p_ij (dp_ij - delta_i)
 //   dq_i    = scale sum_j ds_ij k_j       dk_j = scale sum_i ds_ij q_i             dv_j  = sum_i p_ij dout_i
 //
-// Three kernels: delta; dq, a block for 64 queries of a head; dk and dv, a block for 64 keys of a key/value head, which
-// passes over the queries of all heads that read it. p and ds are computed twice, and every sum has one owner and one
-// order. p and ds are rounded to T for their products.
+// Three kernels: delta; dq, a block per 64 queries of a head; dk and dv, a block per 64 keys of a key/value head, which
+// passes over the queries of all heads that read it. p and ds are computed twice, so that every sum has one owner and
+// one order. p and ds are rounded to T for their products.
 #include "kernels/cuda/flash_attention.cuh"
 
 namespace choir::kernels::cuda {
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_sh
 
 // ---- dk and dv
 
-/// Warps that share 16 keys: each has up to 128 features of dk and dv, all that its registers hold.
+/// Warps that share 16 keys: each has up to 128 features of dk and dv, as many as its registers can hold.
 template <int width>
 constexpr int feature_warps = width > 128 ? 2 : 1;
 
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
   const auto dk = head_rows(args.dk, s.k_stride, s.kv_length, s.head_width, batch, kv_head, in_packs);
   const auto dv = head_rows(args.dv, s.v_stride, s.kv_length, s.head_width, batch, kv_head, in_packs);
 
-  // The tiles of queries that see these keys, of the first head of the group, then of the second, ...: none where no
-  // query head of this rank reads the key/value head.
+  // The tiles of queries that see these keys, of the first head of the group, then of the second, ...: none if no query
+  // head of this rank reads the key/value head.
   const int first_key = static_cast<int>(blockIdx.x) * Tiles::rows;
   const Range queries = band.queries_of({first_key, first_key + Tiles::rows});
   const Range heads = heads_of_group(s, kv_head);
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
   store_rows<stride>(of_v, v_tile + corner, dv, warp_key, first_feature, band.kv_length);
 }
 
-// ---- The host's side
+// ---- On the host
 
 template <class T>
 std::int64_t flash_backward_workspace_bytes(const AttentionShape& s) {

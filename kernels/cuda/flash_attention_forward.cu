@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * warp_rows, warp_query = first_query + warp_row;
   const float scale = static_cast<float>(s.scale * log2_of_e);
   Output output;
-  float maximum[Output::rows_per_lane], sum[Output::rows_per_lane];  // of the row; of what the lane has of it
+  float maximum[Output::rows_per_lane], sum[Output::rows_per_lane];  // of the row; of the lane's part of the row
 #pragma unroll
   for (int i = 0; i < Output::rows_per_lane; ++i) maximum[i] = -infinity, sum[i] = 0;
 
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(
 #pragma unroll
       for (int j = 0; j < Scores::columns_per_lane; ++j) largest = fmaxf(largest, p.value[i][j]);
       largest = join_row<Scores>(largest, Largest{});
-      const float reference = largest == -infinity ? 0.0f : largest;  // nothing seen yet: -inf - -inf is no number
+      const float reference = largest == -infinity ? 0.0f : largest;  // nothing seen yet: -inf - -inf is NaN
       const float rescale = power_of_two(maximum[i] - reference);
       maximum[i] = largest;
       sum[i] *= rescale;

@@ -1,8 +1,8 @@
 // What a warp of flash attention computes: 16 rows of a matrix product, in f32 registers.
 //
-// Two ways to the same interface: T = bf16 multiplies on tensor cores, T = f32 with multiply-adds. The kernels above
-// are written once. Operands lie in shared memory, rows `stride` elements apart: a multiple of 16 bytes, odd in units
-// of 16 bytes, so that the same columns of 8 rows are in different banks.
+// One interface with two implementations: T = bf16 multiplies on tensor cores, T = f32 with multiply-adds. The kernels
+// that use it are written once. Operands are in shared memory, rows `stride` elements apart: an odd multiple of 16
+// bytes, so that the same columns of 8 rows are in different banks.
 #pragma once
 
 #include "kernels/cuda/mma.cuh"
@@ -16,7 +16,7 @@ inline constexpr int warp_rows = 16;
 template <class T, int columns>
 struct WarpTile;
 
-/// As the tensor cores leave it: pairs of neighbours, four lanes to a row.
+/// The layout of the tensor cores: pairs of neighbours, four lanes to a row.
 template <int columns>
 struct WarpTile<bf16, columns> {
   static constexpr int rows_per_lane = 2, columns_per_lane = columns / 4, lanes_per_row = 4;
@@ -36,7 +36,7 @@ struct WarpTile<float, columns> {
   __device__ static int column(int j) { return j * 16 + lane_of_warp() % 16; }
 };
 
-/// value(i, j) = apply(value(i, j), i, j) for what the lane holds.
+/// value(i, j) = apply(value(i, j), i, j) for the values that the lane holds.
 template <class T, int columns, class Apply>
 __device__ void for_each(WarpTile<T, columns>& tile, const Apply& apply) {
 #pragma unroll
@@ -46,7 +46,7 @@ __device__ void for_each(WarpTile<T, columns>& tile, const Apply& apply) {
   }
 }
 
-/// The lanes of a row join their values; all of them get the result.
+/// Combines the values of the lanes of a row; all of these lanes get the result.
 template <class Tile, class Join>
 __device__ float join_row(float value, Join join) {
 #pragma unroll
@@ -105,7 +105,7 @@ __device__ void multiply_add_transposed(WarpTile<float, columns>& c, const float
 
 // ---- c [16, columns] += a [16, depth] b, with a in registers and b [depth, columns] in shared memory
 
-/// a is rounded to bf16. What a lane holds of it as a result is what the tensor cores want of it as an operand.
+/// a is rounded to bf16. A lane holds the same elements of a result as of an operand, so no lanes exchange any.
 template <int stride, int depth, int columns>
 __device__ void multiply_add(WarpTile<bf16, columns>& c, const WarpTile<bf16, depth>& a, const bf16* b) {
   const int lane = lane_of_warp();

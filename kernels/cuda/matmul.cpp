@@ -1,15 +1,15 @@
 // Matrix products through cuBLASLt. NVIDIA, "cuBLAS library", chapter 3.
 //
-// cuBLASLt thinks in columns, Choir in rows. A row-major matrix is the transpose of a column-major one with the same
-// bytes, so c = op(a) op(b) is computed as c^T = op(b)^T op(a)^T: the operands change places, nothing is copied, and
-// the bias is one value for each row of c^T, which is how cuBLASLt adds it.
+// cuBLASLt matrices are column-major, Choir's row-major. A row-major matrix is the transpose of a column-major one with
+// the same bytes, so c = op(a) op(b) is computed as c^T = op(b)^T op(a)^T: the operands change places, nothing is
+// copied, and the bias is one value for each row of c^T, which is how cuBLASLt adds it.
 //
-// A plan is the answer of cuBLASLt's heuristics for one shape and alignment, a refusal included. Its algorithms add in
-// a fixed order: the same plan gives the same bits.
+// A plan is the answer of cuBLASLt's heuristics for one shape and alignment, which can be a refusal. The algorithms add
+// in a fixed order: the same plan gives the same bits.
 //
-// Epilogues, in cuBLASLt's words: GELU_AUX(_BIAS), DGELU and BGRADB, since a is cuBLASLt's B. BGRADB beside the weight
-// gradient gives the bias gradient in the type of that product's D, f32. DGELU_BGRAD would give it earlier, beside the
-// input gradient, but in bf16 where D is bf16: gradients are f32 in Choir.
+// Epilogues by cuBLASLt's names: GELU_AUX(_BIAS), DGELU and BGRADB, since a is cuBLASLt's B. BGRADB with the weight
+// gradient gives the bias gradient in the type of that product's D, f32. DGELU_BGRAD would give it earlier, with the
+// input gradient, but in bf16 if D is bf16: gradients are f32 in Choir.
 #include "kernels/matmul.h"
 
 #include <cublasLt.h>
@@ -26,14 +26,14 @@ namespace choir::kernels {
 namespace cuda {
 namespace {
 
-/// Bytes that cuBLASLt may use beside the operands: what NVIDIA advises for Hopper and newer.
+/// Bytes of workspace that cuBLASLt may use: what NVIDIA recommends for Hopper and newer.
 constexpr std::int64_t product_workspace_bytes = 32 << 20;
 
-/// Where a product has an epilogue its operands lie at multiples of so many bytes: what the documentation asks of AUX,
-/// and enough for the widest access. So one plan answers matmul_fuses(), which knows no addresses, and matmul().
+/// The alignment of the operands of a product with an epilogue, in bytes: what the documentation requires of AUX, and
+/// enough for the widest access. So one plan serves matmul_fuses(), which does not know the addresses, and matmul().
 constexpr std::uint32_t epilogue_alignment = 16;
 
-/// All that a plan depends on.
+/// Everything that a plan depends on.
 struct MatmulShape {
   std::int64_t m, n, k, a_stride, b_stride, c_stride, before_stride;
   std::uint32_t a_alignment, b_alignment, c_alignment;
@@ -102,8 +102,8 @@ using Operation = Descriptor<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
 using Layout = Descriptor<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 using Preference = Descriptor<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
-/// One call of cublasLtMatmul but for its pointers; `left` and `right` are cuBLASLt's A and B: b and a. Where the
-/// heuristics knew no algorithm, their answer.
+/// One call of cublasLtMatmul without its pointers; `left` and `right` are cuBLASLt's A and B: b and a. `answer` is the
+/// status of the heuristics, which may find no algorithm.
 struct Plan {
   Operation operation;
   Layout left, right, result;
@@ -114,7 +114,7 @@ struct Plan {
 /// Row-major [rows, columns] as cuBLASLt sees it: column-major [columns, rows].
 void describe(Layout& layout, bool is_bf16, std::int64_t rows, std::int64_t columns, std::int64_t stride,
               const MatmulShape& shape) {
-  // A matrix of one row has no next row; cuBLASLt still wants a stride that is none too short.
+  // A matrix of one row has no next row; cuBLASLt still requires a stride that is not too short.
   check_library(cublasLtMatrixLayoutCreate(layout.address(), is_bf16 ? CUDA_R_16BF : CUDA_R_32F,
                                            static_cast<std::uint64_t>(columns), static_cast<std::uint64_t>(rows),
                                            std::max(stride, columns)),
@@ -149,7 +149,7 @@ std::unique_ptr<Plan> make_plan(cublasLtHandle_t handle, const MatmulShape& s) {
   set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, s);
   set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, s);
   set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, library_epilogue(s), s);
-  // The heuristics take the alignment of the epilogue's operands from their addresses: a stand-in for each.
+  // The heuristics read the alignment of the epilogue's operands from their addresses: a placeholder for each.
   const auto* stand_in = reinterpret_cast<const void*>(std::uintptr_t{epilogue_alignment});
   if (s.bias || s.epilogue == Epilogue::bias_gradient)
     set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, stand_in, s);
@@ -202,7 +202,7 @@ MatmulPlans::~MatmulPlans() { cublasLtDestroy(state_->handle); }
 
 namespace {
 
-/// A bf16 product takes its bias in bf16 only: rounded, it lies behind cuBLASLt's own workspace.
+/// A bf16 product reads its bias in bf16 only: the rounded copy is behind cuBLASLt's own workspace.
 template <class In, class Out>
 constexpr bool rounds_bias = std::is_same_v<Out, bf16>;
 
@@ -236,7 +236,7 @@ Plan& find_plan(MatmulPlans::State& plans, const MatmulShape& shape) {
   return *plan;
 }
 
-/// What the documentation asks of an epilogue, and this file's own contract.
+/// What the documentation requires of an epilogue, and the contract of kernels/matmul.h.
 bool within_rules(const MatmulShape& s) {
   switch (s.epilogue) {
     case Epilogue::none:
@@ -278,13 +278,14 @@ void matmul(Cuda device, const Matmul<In, Out>& args) {
   if (args.m == 0 || args.n == 0) return;
   const cuda::MatmulShape shape = cuda::shape_of(args);
   if (!cuda::within_rules(shape))
-    throw cuda::Failure("cublasLtMatmul for " + cuda::text_of(shape), "no such epilogue; matmul_fuses() says so too");
+    throw cuda::Failure("cublasLtMatmul for " + cuda::text_of(shape),
+                        "the epilogue is not supported for this shape; call matmul_fuses() first");
   if (args.epilogue != Epilogue::none)
     for (const void* operand : {static_cast<const void*>(args.a), static_cast<const void*>(args.b),
                                 static_cast<const void*>(args.c), static_cast<const void*>(args.before)})
       if (reinterpret_cast<std::uintptr_t>(operand) % cuda::epilogue_alignment != 0)
         throw cuda::Failure("cublasLtMatmul for " + cuda::text_of(shape),
-                            "with an epilogue operands lie at multiples of 16 bytes");
+                            "a product with an epilogue needs its operands at multiples of 16 bytes");
   cuda::MatmulPlans::State& plans = device.matmul_plans->state();
   const cuda::Plan& plan = cuda::find_plan(plans, shape);
   cuda::check_library(plan.answer, "cublasLtMatmulAlgoGetHeuristic", &shape);
@@ -300,7 +301,7 @@ void matmul(Cuda device, const Matmul<In, Out>& args) {
     cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, shape);
   }
   if (args.before_stride > 0) cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, args.before, shape);
-  auto* const bias_sums = reinterpret_cast<float*>(behind);  // [m]: cuBLASLt overwrites where Choir accumulates
+  auto* const bias_sums = reinterpret_cast<float*>(behind);  // [m]: cuBLASLt overwrites, Choir accumulates
   if (args.epilogue == Epilogue::bias_gradient)
     cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias_sums, shape);
   const float one = 1, of_result = args.accumulate ? 1 : 0;

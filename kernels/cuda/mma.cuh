@@ -1,5 +1,5 @@
-// The PTX instructions that tensor cores live on, one function each. The comments say which lane holds what (PTX
-// ISA 9.0, "Matrix fragments for mma.m16n8k16" and "ldmatrix").
+// The PTX instructions for tensor cores, one function each. The comments say which lane holds what (PTX ISA 9.0,
+// "Matrix fragments for mma.m16n8k16" and "ldmatrix").
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ __device__ inline void load_matrices(std::uint32_t (&word)[4], const bf16* row) 
                : "memory");
 }
 
-/// The same with each matrix transposed on the way.
+/// The same, with each matrix transposed.
 __device__ inline void load_matrices_transposed(std::uint32_t (&word)[4], const bf16* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
@@ -43,9 +43,9 @@ __device__ inline void multiply_add(float& c0, float& c1, float& c2, float& c3, 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// ---- Copies from global to shared memory that run beside the computation
+// ---- Copies from global to shared memory that overlap the computation
 
-/// Both addresses are aligned to `bytes`, 4 or 16. Not `present`: zeros are written, and `from` is not read.
+/// Both addresses are aligned to `bytes`, 4 or 16. If not `present`, writes zeros and does not read `from`.
 template <int bytes>
 __device__ void copy_async(void* shared, const void* from, bool present) {
   if constexpr (bytes == 16) {
@@ -62,7 +62,7 @@ __device__ void copy_async(void* shared, const void* from, bool present) {
   }
 }
 
-/// Until the copies that this thread started have arrived. Other threads see them after a barrier.
+/// Waits until the copies that this thread started are complete. Other threads see them after a barrier.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 }  // namespace choir::kernels::cuda

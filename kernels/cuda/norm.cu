@@ -1,5 +1,5 @@
 // Layer norm and RMS norm on the GPU: a block per row. A row is read two or three times, but from memory once: the
-// first-level cache holds the rows of the blocks in flight. The variance is that of the two-pass formula.
+// first-level cache has room for the rows of the running blocks. The variance is computed in two passes.
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/failure.h"
 #include "kernels/cuda/partial_sums.h"
@@ -59,11 +59,11 @@ void norm_forward(Cuda cuda, const NormForward<T>& args) {
   cuda::check_launch("norm_forward");
 }
 
-// ---- Backward. A block adds its rows' share of dweight and dbias to sums of its own, in shared memory where there is
-// room for them, else in its row of the workspace; a second kernel adds the rows of the workspace. A thread owns the
-// same columns in every row, so these sums need no barrier.
+// ---- Backward. A block adds its rows' share of dweight and dbias to its own sums, in shared memory if they fit, else
+// in its row of the workspace; a second kernel adds the rows of the workspace. A thread owns the same columns in every
+// row, so these sums need no barrier.
 
-/// Shared memory that every GPU gives a block without being asked.
+/// Shared memory that a block can have by default on every GPU.
 constexpr std::int64_t shared_bytes = 48 * 1024 - 1024;
 
 static std::int64_t sums_bytes(std::int64_t width, bool with_bias) {

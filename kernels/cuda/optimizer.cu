@@ -1,12 +1,12 @@
 // The optimizer updates on the GPU, one kernel for all parameters. The blocks divide the buffer, not the segments: a
-// model has hundreds of segments of a few elements and a few of millions. The host does not know the segments.
+// model has hundreds of segments of a few elements and a few of millions. The host does not read the segments.
 #include "kernels/cuda/failure.h"
 #include "kernels/cuda/vector.cuh"
 #include "kernels/optimizer.h"
 
 namespace choir::kernels {
 
-constexpr int tile_size = cuda::threads_per_block * 4 * 4;  ///< elements that a block looks segments up for at once
+constexpr int tile_size = cuda::threads_per_block * 4 * 4;  ///< elements for which a block finds segments at once
 
 /// The number of segments that end at or before `element`.
 __device__ inline std::int64_t segments_before(const OptimizerSegment* segments, std::int64_t count,
@@ -59,7 +59,7 @@ __device__ void store_value(const cuda::Pack<N>& weight, bf16* value) {
   }
 }
 
-/// The average after one more value: the small terms first, so that only one rounding is of the average's size.
+/// The average after one more value: the small terms first, so that only one rounding is relative to the average.
 __device__ inline float moved(const MovingAverage& average, float before, float taken) {
   return fmaf(average.keep, before, fmaf(average.keep_rest, before, taken));
 }
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(cuda::threads_per_block) sgd_kernel(Sgd args) 
   });
 }
 
-/// As many blocks as run at once: how many tiles there are is known on the device.
+/// As many blocks as run at once: the number of tiles is known only on the device.
 static int optimizer_blocks(Cuda cuda) { return cuda.multiprocessors * 4; }
 
 void adamw(Cuda cuda, const AdamW& args) {

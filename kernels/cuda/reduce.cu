@@ -1,5 +1,5 @@
-// Sums on the GPU, in two stages: blocks write partial sums to the workspace, a second kernel adds those. Every order
-// of addition is fixed by the sizes and the number of multiprocessors: the bits repeat.
+// Sums on the GPU, in two stages: blocks write partial sums to the workspace, and a second kernel adds them. The order
+// of addition depends on the sizes and the number of multiprocessors only, so the bits repeat.
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/failure.h"
 #include "kernels/cuda/partial_sums.h"
@@ -42,7 +42,7 @@ void add_partial_sums(Cuda cuda, float* sum, const float* partial, int parts, st
 
 using cuda::groups, cuda::lanes;
 
-/// Enough parts to occupy the device, but no more than leave every warp some rows.
+/// Enough parts to occupy the device, but few enough that every warp has rows.
 template <class T>
 static int column_sum_parts(Cuda cuda, std::int64_t rows, std::int64_t width) {
   constexpr std::int64_t columns = lanes * cuda::pack_size<T>;
@@ -98,7 +98,7 @@ void column_sum(Cuda cuda, const ColumnSum<T>& args) {
   cuda::add_partial_sums(cuda, args.sum, static_cast<const float*>(args.workspace), parts, stride, args.width);
 }
 
-// ---- Squares. The ranges are cut into chunks of fixed length, dealt in turn to the blocks, each of which keeps one
+// ---- Squares. The ranges are cut into chunks of fixed length, assigned in turn to the blocks, each of which keeps one
 // partial sum.
 
 static int squared_norm_parts(Cuda cuda) { return cuda.multiprocessors * 4; }

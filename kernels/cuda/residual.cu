@@ -8,7 +8,7 @@ namespace choir::kernels {
 
 /// What a kernel needs to know of a Dropout.
 struct DropoutRule {
-  std::uint32_t threshold = 0;           ///< keep an element where its random word is not below
+  std::uint32_t threshold = 0;           ///< keep an element if its random word is not below
   float scale = 1;                       ///< 1 / (1 - p)
   std::uint64_t key = 0, first = 0;      ///< of the global tensor: the element that is element 0 here
   const StepScalars* scalars = nullptr;  ///< null: keep everything
@@ -23,7 +23,7 @@ struct DropoutRule {
   }
 };
 
-/// Multiplies elements [i, i + N) by 0 or 1 / (1 - p). Where N > 1, both rule.first and i are multiples of 4.
+/// Multiplies elements [i, i + N) by 0 or 1 / (1 - p). If N > 1, both rule.first and i are multiples of 4.
 template <int N>
 __device__ void drop(const DropoutRule& rule, std::uint64_t step, std::int64_t i, cuda::Pack<N>& values) {
   const std::uint64_t index = rule.first + static_cast<std::uint64_t>(i);

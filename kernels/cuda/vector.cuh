@@ -1,7 +1,7 @@
 // How the CUDA kernels read and write memory: N elements at a time, computed in f32 whatever their type.
 //
 // A warp moves most bytes per instruction with 16-byte accesses, which need aligned addresses. A kernel is therefore
-// made twice: with N elements in 16 bytes, and with N = 1 for odd widths and addresses. The host picks
+// compiled twice: with N elements in 16 bytes, and with N = 1 for odd widths and addresses. The host chooses
 // (with_pack_size).
 #pragma once
 
@@ -19,7 +19,7 @@ namespace choir::kernels::cuda {
 template <class T>
 inline constexpr int pack_size = 16 / sizeof(T);
 
-/// N consecutive elements in registers. Always indexed by constants (unrolled loops), or it would live in memory.
+/// N consecutive elements in registers. Index it by constants only (unrolled loops): else it is placed in memory.
 template <int N>
 struct Pack {
   float value[N];
@@ -41,7 +41,7 @@ __device__ inline float2 from_bf16_pair(std::uint32_t pair) {
   return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
 }
 
-/// from[0 ... N). N > 1 wants an address aligned to 16 bytes.
+/// from[0 ... N). N > 1 requires an address aligned to 16 bytes.
 template <int N>
 __device__ Pack<N> load(const float* from) {
   if constexpr (N == 1) {
@@ -99,8 +99,8 @@ __device__ void store(const Pack<N>& pack, bf16* to) {
   }
 }
 
-// ---- Which threads do what. A grid has a few times as many blocks as the device runs at once, so that one that ends
-// makes room for another, and no more: its threads stride over the rest.
+// ---- Which threads do what. A grid has at most a few times as many blocks as the device runs at once, so that the
+// next block starts when one ends; its threads stride over the rest.
 
 inline constexpr int threads_per_block = 256;
 
@@ -115,7 +115,7 @@ int blocks_for_elements(Cuda cuda, std::int64_t count) {
   return blocks_for(cuda, (count + threads_per_block * N - 1) / (threads_per_block * N));
 }
 
-/// Threads of a block that works on one row of `items` loads: whole warps, no more than have something to do.
+/// Threads of a block that works on one row of `items` loads: whole warps, none of them without work.
 inline int threads_for_row(std::int64_t items) {
   return static_cast<int>(std::clamp<std::int64_t>((items + 31) / 32 * 32, 32, threads_per_block));
 }
@@ -134,7 +134,7 @@ __device__ void for_each_pack(std::int64_t count, const Body& body) {
   }
 }
 
-/// The block passes over [0, count) in the same way. A thread meets the same elements each time.
+/// The block passes over [0, count) in the same way. A thread gets the same elements each time.
 template <int N, class Body>
 __device__ void for_each_pack_of_row(std::int64_t count, const Body& body) {
   const std::int64_t whole = count / N * N;
@@ -146,14 +146,14 @@ __device__ void for_each_pack_of_row(std::int64_t count, const Body& body) {
   }
 }
 
-/// True where all addresses (null ones too) are aligned to `bytes`, a power of two.
+/// True if all addresses (null ones too) are aligned to `bytes`, a power of two.
 inline bool aligned(std::initializer_list<const void*> addresses, std::uintptr_t bytes = 16) {
   return std::all_of(addresses.begin(), addresses.end(),
                      [=](const void* address) { return reinterpret_cast<std::uintptr_t>(address) % bytes == 0; });
 }
 
-/// Calls body<N>() with N = pack_size<T> where 16-byte accesses are possible at all these addresses and at multiples of
-/// `stride` elements of T behind them; with N = 1 elsewhere.
+/// Calls body<N>() with N = pack_size<T> if 16-byte accesses are possible at all these addresses and at multiples of
+/// `stride` elements of T behind them; else with N = 1.
 template <class T, class Body>
 void with_pack_size(std::int64_t stride, std::initializer_list<const void*> addresses, const Body& body) {
   if (stride % pack_size<T> == 0 && aligned(addresses))
