@@ -74,7 +74,7 @@ NcclCommunicator::~NcclCommunicator() {
 }
 
 std::string NcclCommunicator::problem() {
-  // Another thread's current device is GPU 0 until it says otherwise, and asking for events there would open it.
+  // The current device of another thread is GPU 0 by default; querying events there would create a context on it.
   if (const cudaError_t status = cudaSetDevice(gpu_); status != cudaSuccess)
     return fmt::format("cudaSetDevice({}): {}", gpu_, cudaGetErrorString(status));
   if (std::string words = Communicator::problem(); !words.empty()) return words;
@@ -153,12 +153,12 @@ void NcclCommunicator::do_exchange(const std::vector<Message>& sends, const std:
   transfer(blocks_of(sends), blocks_of(receives));
 }
 
-/// One group: NCCL runs all of it at once, so that no order of the messages can make ranks wait for each other.
+/// One group: NCCL runs all messages at once, so that no order of them can deadlock.
 void NcclCommunicator::transfer(const std::vector<Block>& sends, const std::vector<Block>& receives) {
   const ncclComm_t nccl = comm();
   const cudaStream_t stream = device().communicate().cuda();
   check(ncclGroupStart(), "ncclGroupStart");
-  ncclResult_t first = ncclSuccess;  // a group that was begun is ended, whatever happens in it
+  ncclResult_t first = ncclSuccess;  // the first error; the group must be ended in any case
   const auto note = [&](ncclResult_t result) { first = first == ncclSuccess ? result : first; };
   for (const Block& block : sends)
     note(ncclSend(block.data, block.count, nccl_type(block.type), block.peer, nccl, stream));
@@ -184,9 +184,9 @@ const char* lasting_name(const std::string& axis) {
 
 /// The communicator of all ranks, from which those of the axes are split.
 ///
-/// It is non-blocking, so that a rank that never comes ends in an error and not in silence. The axes' communicators are
-/// blocking: NCCL hands each call on a non-blocking one to a thread of its own, and the caller would have to wait for
-/// that thread before it records an event. Their calls only enqueue; the watchdog aborts what hangs.
+/// It is non-blocking, so that a missing rank causes an error and not a hang. The communicators of the axes are
+/// blocking: NCCL runs each call on a non-blocking one in a thread of its own, and the caller would have to wait for
+/// that thread before it records an event. Their calls only enqueue; the watchdog aborts those that hang.
 class Root {
  public:
   Root(MPI_Comm world, int rank, int ranks, double timeout) : rank_(rank), timeout_(timeout) {
@@ -214,7 +214,7 @@ class Root {
 #endif
     part_ = nullptr;
     settle(ncclCommSplit(comm_, group.first, group.rank, &part_, &config), "ncclCommSplit", group.axis);
-    if (part_ == nullptr) fail(group.axis, "ncclCommSplit has ended and has given no communicator");
+    if (part_ == nullptr) fail(group.axis, "ncclCommSplit has ended without returning a communicator");
     return std::exchange(part_, nullptr);
   }
 
@@ -224,10 +224,10 @@ class Root {
   }
 
  private:
-  /// Returns when the call has ended well. If it fails or takes too long: aborts, and throws Error.
+  /// Waits until the call has succeeded. If it fails or takes too long: aborts, and throws Error.
   ///
-  /// What the call returned does not say whether it has ended: of a communicator that does not block, ncclCommSplit
-  /// returns ncclSuccess while a thread of NCCL goes on, and other calls return ncclInProgress. The state does.
+  /// The result of a call does not say whether it has ended: on a non-blocking communicator ncclCommSplit returns
+  /// ncclSuccess while a thread of NCCL still runs, and other calls return ncclInProgress. ncclCommGetAsyncError does.
   void settle(ncclResult_t result, const char* call, const std::string& axis) {
     using Clock = std::chrono::steady_clock;
     const auto limit = Clock::now() + std::chrono::duration<double>(timeout_);
@@ -248,14 +248,14 @@ class Root {
   [[noreturn]] void fail(const std::string& axis, const std::string& words) {
     if (const ncclComm_t comm = std::exchange(comm_, nullptr); comm != nullptr) ncclCommAbort(comm);
     throw Error({.what = fmt::format("rank {} cannot make NCCL's communicator of {}: {}", rank_, axis, words),
-                 .why = "a rank did not come, or two GPUs cannot reach each other",
+                 .why = "a rank is missing, or two GPUs cannot reach each other",
                  .fix = "set NCCL_DEBUG=INFO and run again: NCCL then prints how it tries to connect"});
   }
 
   int rank_, gpu_ = 0;
   double timeout_;
   ncclComm_t comm_ = nullptr;
-  ncclComm_t part_ = nullptr;  // of a split: NCCL's thread writes it while the split goes on; an abort ends the thread
+  ncclComm_t part_ = nullptr;  // of a split: NCCL's thread writes it during the split; an abort ends the thread
 };
 
 }  // namespace
@@ -265,7 +265,7 @@ Mesh make_nccl_mesh(MPI_Comm world, const MeshShape& shape, Device& device, Call
   MPI_Comm_rank(world, &rank);
   std::optional<Root> root;
   if (shape.ranks() > 1) root.emplace(world, rank, shape.ranks(), timeout);
-  Mesh mesh = make_axes(rank, shape, [&](Group group) {  // an axis has one size on all ranks: all split, or none does
+  Mesh mesh = make_axes(rank, shape, [&](Group group) {  // an axis has one size on all ranks: all of them split or none
     const ncclComm_t comm = group.size > 1 ? root->split(group) : nullptr;
     return std::make_unique<NcclCommunicator>(comm, std::move(group), device, ring);
   });

@@ -1,7 +1,7 @@
 // Collectives between GPUs over NCCL, enqueued on the device's high-priority communication stream.
 //
-// NCCL differs from MPI: sums run in an order of NCCL's choosing, bf16 is rounded at each hop, and the maximum of
-// a number and NaN is the number. As everywhere, all ranks end with the same bits.
+// NCCL differs from MPI: NCCL chooses the order of a sum, bf16 is rounded at each hop, and the maximum of a number and
+// NaN is the number. As with MPI, all ranks get the same bits.
 #pragma once
 
 #include <atomic>
@@ -17,13 +17,13 @@ namespace choir {
 
 class NcclCommunicator : public Communicator {
  public:
-  /// Takes over `comm`, a blocking communicator whose ranks are those of `group` in order; null if the group has one
-  /// rank. `device` is a CUDA device, current on this thread.
+  /// Takes ownership of `comm`, a blocking communicator whose ranks are those of `group` in order; null if the group
+  /// has one rank. `device` is a CUDA device, current on this thread.
   NcclCommunicator(ncclComm* comm, Group group, Device& device, CallRing& ring);
-  /// Returns when all calls have ended; aborts them if NCCL reports an error or an exception is under way.
+  /// Waits until all calls have ended; aborts them if NCCL reports an error or the stack is being unwound.
   ~NcclCommunicator() override;
 
-  /// NCCL's words on an error that came to light after a call had returned.
+  /// NCCL's message about an error that occurred after a call had returned; empty if there is none.
   std::string problem() override;
   void abort() override;
 
@@ -51,10 +51,10 @@ class NcclCommunicator : public Communicator {
   ncclComm* comm();  // throws Failure if it was aborted
 
   std::atomic<ncclComm*> comm_;
-  std::mutex end_of_comm_;  // held to abort, destroy and ask for errors; not by verbs, so that an abort can end them
+  std::mutex end_of_comm_;  // held to abort, destroy and query errors; not held by verbs, so that an abort can end them
   int gpu_ = 0;
-  // One f32 that barriers add up: NCCL has no barrier. Owned, so that a barrier allocates nothing, and taken from CUDA
-  // like NCCL's own buffers: the device's allocator holds what the plan counts.
+  // One f32 that barriers sum: NCCL has no barrier. Allocated once, so that a barrier allocates nothing, and by CUDA,
+  // like NCCL's own buffers: the device's allocator contains only what the plan counts.
   void* token_ = nullptr;
 };
 

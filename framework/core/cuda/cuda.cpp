@@ -25,7 +25,7 @@ cudaStream_t make_stream(bool high_priority) {
   return stream;
 }
 
-/// Pinned memory: copies to and from it run while the host goes on.
+/// Pinned memory: copies to and from it are asynchronous to the host.
 class PinnedBuffer {
  public:
   explicit PinnedBuffer(std::int64_t bytes) {
@@ -70,7 +70,7 @@ int visible_gpus(std::string& reason) {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
     cudaGetLastError();
-    int driver = 0;  // without a driver cudaGetDeviceCount reports one that is too old
+    int driver = 0;  // without a driver cudaGetDeviceCount reports that the driver is too old
     cudaDriverGetVersion(&driver);
     reason = driver == 0 ? "there is no CUDA driver" : std::string("CUDA reports: ") + cudaGetErrorString(status);
     return 0;
@@ -90,7 +90,7 @@ GpuFacts gpu_facts(int index) {
   check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
   char bus[32] = {};
   check(cudaDeviceGetPCIBusId(bus, sizeof(bus), index), "cudaDeviceGetPCIBusId");
-  // Operations of one multiprocessor in one clock: NVIDIA's architecture white papers of A100, H100 and Blackwell.
+  // Operations of one multiprocessor per clock: NVIDIA's architecture white papers of A100, H100 and Blackwell.
   const int generation = 10 * properties.major + properties.minor;
   const double f32 = generation == 80 ? 2 * 64 : 2 * 128;
   const double bf16 = generation == 80 ? 2048 : generation < 90 ? 1024 : generation < 100 ? 4096 : 8192;
