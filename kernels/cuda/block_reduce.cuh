@@ -18,7 +18,7 @@ struct Largest {
 /// values[k] = values[k] of all threads, combined by `join`; in every thread. K values cost one pair of barriers.
 ///
 /// Within a warp as a tree (all lanes exchange, so they end with equal bits), then the warps in ascending order. All
-/// threads of the block must call it, and the block must consist of whole warps. It is a barrier: everything that the
+/// threads of the block must call it, and the block must consist of whole warps. It is a barrier of the block: what the
 /// block did before happens before it returns.
 template <class Join, class A, int K>
 __device__ void block_reduce(A (&values)[K], Join join) {

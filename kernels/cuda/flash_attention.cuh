@@ -79,9 +79,9 @@ struct Tiling {
   static constexpr int row_warps = rows / warp_rows;
 };
 
-/// For __launch_bounds__: the number of blocks that share a multiprocessor and its registers. As many as its shared
-/// memory has room for; by default the compiler saves registers for more of them, and spills. f32 has registers for
-/// three. If bf16 has room for more than `most`, the compiler's default is good: 0.
+/// For __launch_bounds__: the number of blocks that share a multiprocessor and its registers, as many as its shared
+/// memory has room for: by default the compiler saves registers for more, and spills. f32 has registers for three.
+/// If bf16 has room for more than `most`, the compiler's default is good: 0.
 template <class T>
 constexpr int resident_blocks(int shared_bytes, int most) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900

@@ -1,7 +1,7 @@
 // The nonlinearities on the GPU against the CPU.
 //
-// The bound: a gate c(x) is off by the relative error of exp at its argument, at most u (|argument| + 3) as the
-// argument is rounded, plus some steps; |argument| is 2 |u(x)| for gelu, x^2 / 2 for gelu_erf, |x| for silu.
+// The bound: a gate c(x) has the relative error of exp at its argument, at most u (|argument| + 3) since the argument
+// is rounded, plus that of a few steps; |argument| is 2 |u(x)| for gelu, x^2 / 2 for gelu_erf, |x| for silu.
 #include "kernels/activation.h"
 #include "tests/simgpu/agreement.h"
 
@@ -51,12 +51,12 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   for (std::int64_t i = 0; i < c.rows * c.width; ++i) {
     const std::int64_t at = inputs == 2 ? i / c.width * 2 * c.width + i % c.width : i;
     const double input = x[at], slope = std::abs(dy[i]), roundings = argument_of_exp(c.kind, input) + 12;
-    // Below zero a gate is at most exp(-argument); what is lost in a gate near 1 is relative to 1.
+    // Below zero a gate is at most exp(-argument); the error of a gate near 1 is relative to 1.
     const double gate = input < 0 ? 2 * std::exp(-argument_of_exp(c.kind, input)) : 1;
     const double steepness =
         std::min(std::abs(input), 30.0) * (c.kind == Activation::gelu ? 1.6 + 0.22 * input * input : 1);
     const double up = inputs == 2 ? std::abs(x[at + c.width]) : 1;
-    const double bell = std::exp(-argument_of_exp(c.kind, input));  // at least c', but for its factor
+    const double bell = std::exp(-argument_of_exp(c.kind, input));  // at least c', except for its factor
     of_y.push_back(roundings * std::abs(input) * gate * up);
     of_dx[at] = roundings * slope * up * (gate + steepness * bell * (c.kind == Activation::gelu_erf ? 0.4 : 1));
     if (inputs == 2) of_dx[at + c.width] = roundings * slope * std::abs(input) * gate;
@@ -66,7 +66,7 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   if (inputs == 1) {
     activation_backward(cuda, kernels::ActivationBackward<T>{c.kind, device_dy.data(), device_x.data(),
                                                              device_dy.data(), c.rows, c.width});
-    expect_equal(device_dy.host(), device_dx.host(), "dx in the place of dy");
+    expect_equal(device_dy.host(), device_dx.host(), "dx in place of dy");
   }
 }
 

@@ -13,8 +13,8 @@ using kernels::Cpu;
 using kernels::tests::half_ulp;
 using kernels::tests::random_values;
 
-/// Both results obey the error model of tests/kernels/compare.h, so that they are at most twice its bound apart.
-/// `magnitude` has the sum of the absolute values of what is added on the way to each element.
+/// Both results obey the error model of tests/kernels/compare.h, so they differ by at most twice its bound.
+/// `magnitude` is, for each element, the sum of the absolute values of everything that is added.
 template <class T>
 void expect_agreement(const std::vector<T>& of_cuda, const std::vector<T>& of_cpu, const std::vector<double>& magnitude,
                       double roundings, const std::string& what) {

@@ -1,6 +1,6 @@
 // Softmax cross-entropy on the GPU against the CPU, pass by pass, in slices of the vocabulary.
 //
-// The bounds: exp(l - max) is off by u (|l - max| + 3), relative, and the sum by 4 sqrt(n) u more; |l - max| < 30.
+// The bounds: exp(l - max) has a relative error of u (|l - max| + 3), and the sum 4 sqrt(n) u more; |l - max| < 30.
 #include "kernels/cross_entropy.h"
 #include "tests/simgpu/agreement.h"
 
@@ -58,7 +58,7 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
       ASSERT_TRUE(std::isnan(device_exps[i])) << "the padding is not touched";
   }
 
-  // From equal inputs, so that only this pass can differ. The sum over all slices is positive.
+  // Both from the same inputs, so that only this pass can differ. The sum over all slices is positive.
   for (float& value : sum) value += 1;
   const DeviceArray<float> joined_exps(exps, offset), joined_sum(sum), joined_target(target);
   double loss = 0.25, magnitude_of_loss = 0;
@@ -93,7 +93,7 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   if constexpr (std::is_same_v<T, float>) {
     args.dlogits = joined_exps.data();
     cross_entropy_gradient(cuda, args);
-    expect_equal(joined_exps.host(), device_dlogits.host(), "dlogits in the place of exps");
+    expect_equal(joined_exps.host(), device_dlogits.host(), "dlogits in place of exps");
   }
 }
 

@@ -1,10 +1,10 @@
 // cuBLASLt's functions, computed by a plain loop on the simulated GPU; declared by the real header.
 //
-// What the documentation forbids is refused here too: factors that do not fit, a leading dimension below the rows, a
-// type of bias that goes with no such product, an auxiliary matrix that is missing, has a leading dimension not
-// divisible by 8 or goes with no such epilogue, an address less aligned than was promised, a workspace larger than it
-// is. What is allowed but wrong (a leading dimension of another matrix) touches the wrong bytes, which the checks of
-// every operation find.
+// What the documentation forbids is refused here too: factors whose sizes differ, a leading dimension below the rows, a
+// bias of a type that the product does not support, an auxiliary matrix that is missing, has a leading dimension not
+// divisible by 8 or is given with an epilogue without one, an address less aligned than promised, a workspace smaller
+// than stated. What is allowed but wrong (the leading dimension of another matrix) accesses the wrong bytes, which the
+// checks of every operation find.
 #include "tests/simgpu/cublas_lt.h"
 
 #include <algorithm>
@@ -29,7 +29,7 @@ std::atomic<std::int64_t> asked = 0;
 /// Attributes by number, as they were set.
 class Attributes {
  public:
-  /// `size` is what the header says of the attribute; 0: Choir uses no such attribute.
+  /// `size` is the size of the attribute in the header; 0: Choir does not use the attribute.
   cublasStatus_t set(int attribute, const void* value, std::size_t bytes, std::size_t size) {
     if (value == nullptr || bytes != size) return CUBLAS_STATUS_INVALID_VALUE;
     const auto* begin = static_cast<const std::byte*>(value);
@@ -79,7 +79,7 @@ struct Matrix : Attributes {
   std::int64_t batches() const { return get(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, std::int32_t{1}); }
   std::int64_t batch_stride() const { return get(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, std::int64_t{0}); }
 
-  /// One access for each stored line: what lies between the lines belongs to somebody else.
+  /// One access for each stored line: the bytes between the lines do not belong to the matrix.
   void add_accesses(std::vector<Access>& accesses, const void* begin, bool write) const {
     const std::int64_t lines = row_major() ? rows : columns, length = row_major() ? columns : rows;
     const bool dense = length == stride && batches() == 1;
@@ -172,18 +172,18 @@ cublasStatus_t verdict(const Operands& o, const Matrix& a, const Matrix& b, cons
   if (!plain && !o.writes_aux() && !o.reads_aux() && !o.sums_b())
     return CUBLAS_STATUS_NOT_SUPPORTED;  // Choir uses no other
   if (!plain && !fuses) return CUBLAS_STATUS_NOT_SUPPORTED;
-  // The bias has the type of D: the table of types in the documentation knows no f32 bias for a bf16 result.
+  // The bias has the type of D: the table of types in the documentation has no f32 bias for a bf16 result.
   const auto bias_type = static_cast<cudaDataType_t>(o.get(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, std::int32_t{d.type}));
   if ((o.adds_bias() || o.sums_b()) && bias_type != d.type) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (o.writes_aux() || o.reads_aux()) {
     if (o.aux_stride() % 8 != 0 || o.aux_stride() < d.rows || d.batches() != 1) return CUBLAS_STATUS_INVALID_VALUE;
   } else if (o.aux() != nullptr || o.aux_stride() != 0) {
-    return CUBLAS_STATUS_INVALID_VALUE;  // harmless, but somebody has mistaken the epilogue
+    return CUBLAS_STATUS_INVALID_VALUE;  // harmless, but the caller has probably confused two epilogues
   }
   return CUBLAS_STATUS_SUCCESS;
 }
 
-/// The auxiliary matrix: as d, but for its leading dimension.
+/// The auxiliary matrix: like d, except for its leading dimension.
 Matrix aux_layout(const Operands& o, const Matrix& d) {
   Matrix aux = d;
   aux.stride = o.aux_stride();
@@ -194,7 +194,7 @@ bool aligned(const void* address, std::uint32_t alignment) {
   return reinterpret_cast<std::uintptr_t>(address) % alignment == 0;
 }
 
-/// What the heuristics read off an address that they do not follow: its alignment, 16 at most, and 16 for null.
+/// What the heuristics read from an address without dereferencing it: its alignment, at most 16, and 16 for null.
 std::uint32_t alignment_of(const void* address) {
   const auto bits = reinterpret_cast<std::uintptr_t>(address) | 16;
   return static_cast<std::uint32_t>(bits & -bits);
@@ -385,7 +385,7 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_
                ld = of<Matrix>(d_layout);
   if (const cublasStatus_t status = verdict(operands, la, lb, lc, ld); status != CUBLAS_STATUS_SUCCESS) return status;
   Algorithm algorithm;
-  if (chosen == nullptr) return CUBLAS_STATUS_INVALID_VALUE;  // Choir always asks first
+  if (chosen == nullptr) return CUBLAS_STATUS_INVALID_VALUE;  // Choir always calls the heuristics first
   std::memcpy(&algorithm, chosen, sizeof algorithm);
   if (!aligned(a, algorithm.alignments[0]) || !aligned(b, algorithm.alignments[1]) ||
       !aligned(c, algorithm.alignments[2]) || !aligned(d, algorithm.alignments[3]) ||

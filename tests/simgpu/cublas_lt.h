@@ -7,10 +7,10 @@
 
 namespace choir::simgpu {
 
-/// From now on the heuristics know an algorithm for no epilogue but the bias, or for all again.
+/// From now on the heuristics find algorithms only for products without an epilogue or with a bias, or for all again.
 void refuse_epilogues(bool refuse);
 
-/// How often the heuristics have been asked.
+/// How often the heuristics have been called.
 std::int64_t heuristics_asked();
 
 }  // namespace choir::simgpu

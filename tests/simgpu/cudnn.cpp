@@ -1,7 +1,7 @@
 // A double of cuDNN that refuses: programs on the simulated GPU run Choir's flash kernels, and say so once.
 //
-// cuDNN's kernels are machine code that cannot be interpreted. What real cuDNN says to Choir's graphs is tested in
-// tests/cudnn. These are the functions that Choir and cudnn-frontend's headers name.
+// cuDNN's kernels are machine code, which the simulator cannot interpret. Whether real cuDNN accepts Choir's graphs is
+// tested in tests/cudnn. These are the functions that Choir and cudnn-frontend's headers refer to.
 #if __has_include(<cudnn.h>)
 #include <cudnn.h>
 
@@ -22,7 +22,7 @@ const char* cudnnGetErrorString(cudnnStatus_t status) {
 
 size_t cudnnGetVersion() { return CUDNN_VERSION; }
 
-// Nobody gets here without a handle.
+// Never called without a handle.
 cudnnStatus_t cudnnDestroy(cudnnHandle_t) { return CUDNN_STATUS_NOT_SUPPORTED; }
 cudnnStatus_t cudnnSetStream(cudnnHandle_t, cudaStream_t) { return CUDNN_STATUS_NOT_SUPPORTED; }
 cudnnStatus_t cudnnGetStream(cudnnHandle_t, cudaStream_t*) { return CUDNN_STATUS_NOT_SUPPORTED; }

@@ -17,7 +17,7 @@
 
 namespace choir::simgpu::tests {
 
-/// Values in device memory, `offset` elements behind an aligned address: 1 takes away every 16-byte access.
+/// Values in device memory, `offset` elements behind an aligned address: 1 makes 16-byte accesses impossible.
 template <class T>
 class DeviceArray {
  public:
@@ -50,7 +50,7 @@ class DeviceArray {
   std::int64_t count_, offset_;
 };
 
-/// A stream of its own on a simulated GPU of one generation: sm_80, sm_90 or sm_100.
+/// A stream on a simulated GPU of one generation: sm_80, sm_90 or sm_100.
 class CudaTest : public ::testing::TestWithParam<int> {
  protected:
   void SetUp() override {

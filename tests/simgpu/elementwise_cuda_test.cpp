@@ -53,7 +53,7 @@ TEST_P(ElementwiseCuda, CastAgreesWithTheCpu) {
 }
 
 TEST_P(ElementwiseCuda, CastRoundsTiesToEvenAndKeepsNan) {
-  // Half way between two neighbours of bf16, around it, and denormal numbers.
+  // Values half way between two neighbours of bf16, values around them, and denormal numbers.
   const std::vector<float> x = {1.00390625f, 1.01171875f, 1.0039063f, 1.0039062f, -1.00390625f, 1e-40f, 9e-41f, -0.0f};
   std::vector<bf16> y(x.size());
   kernels::cast(Cpu{}, x.data(), y.data(), 8);

@@ -8,7 +8,7 @@
 namespace choir::simgpu {
 namespace {
 
-// Not documented; read off the output of nvcc 13 (the wrapper is in fatbinary_section.h).
+// Not documented; derived from the output of nvcc 13 (the wrapper is in fatbinary_section.h).
 struct Wrapper {
   std::uint32_t magic;
   std::uint32_t version;
@@ -41,7 +41,7 @@ std::vector<EmbeddedPtx> embedded_ptx(const void* fat_binary) {
   Header header;
   std::memcpy(&header, wrapper.data, sizeof header);
   if (wrapper.magic != wrapper_magic || header.magic != header_magic)
-    throw std::runtime_error("a fat binary of an unknown form: another nvcc than 13?");
+    throw std::runtime_error("the format of a fat binary is unknown; only that of nvcc 13 is supported");
   std::vector<EmbeddedPtx> found;
   const unsigned char* at = wrapper.data + header.header_bytes;
   const unsigned char* end = at + header.bytes;

@@ -11,10 +11,10 @@ struct EmbeddedPtx {
   std::string_view text;  ///< of the program's own memory
 };
 
-/// `wrapper` is what __cudaRegisterFatBinary is given. Throws std::runtime_error if it is not understood.
+/// `wrapper` is the argument of __cudaRegisterFatBinary. Throws std::runtime_error if it is not understood.
 std::vector<EmbeddedPtx> embedded_ptx(const void* wrapper);
 
-/// Of the whole program: what has been registered so far, each fat binary's list.
+/// What the whole program has registered so far: the list of each fat binary.
 const std::vector<std::vector<EmbeddedPtx>>& registered_ptx();
 
 }  // namespace choir::simgpu

@@ -1,8 +1,8 @@
 // Flash attention on the GPU against the CPU: every mask, group, edge and alignment. A new case is one more line in
 // `cases`.
 //
-// Error model. A score is off by u sqrt(width) times its own magnitude, which is the relative error of a probability; a
-// result that sums n products of probabilities is therefore off by
+// Error model. The error of a score is u sqrt(width) times its own magnitude, which is the relative error of a
+// probability; the error of a result that sums n products of probabilities is therefore
 //   4 u sqrt(n + width) (1 + largest score magnitude) * its magnitude,   plus its own rounding to T
 // (tests/kernels/attention_test.cpp; u = half_ulp<float>(), and 4 standard deviations of a sum of random roundings).
 // If T is bf16 the GPU also rounds the probabilities and their slopes: half_ulp<bf16>() of the magnitude at most.
@@ -113,8 +113,8 @@ void solve(Problem<T>& p) {
   attention_backward(Cpu{}, backward);
 }
 
-/// On the GPU: the same results. Backward takes out and lse as `p` has them, of the CPU: both then begin alike, and
-/// have to mean the same by lse.
+/// On the GPU: the same results. Backward reads out and lse of `p`, which the CPU computed: both backward passes have
+/// the same inputs, and both must define lse alike.
 template <class T>
 Problem<T> solve_on_gpu(kernels::Cuda cuda, const Problem<T>& p, std::int64_t offset) {
   Problem<T> result = p;
@@ -204,7 +204,7 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   const Problem<T> of_gpu = solve_on_gpu(cuda, of_cpu, offset);
   const Magnitudes<T> m(of_cpu);
   const AttentionShape& s = of_cpu.shape;
-  // expect_agreement counts in units of half_ulp<float>(), and grants its bound to each of the two results.
+  // expect_agreement counts in units of half_ulp<float>(), and allows its bound for each of the two results.
   const double of_probabilities = std::is_same_v<T, bf16> ? half_ulp<bf16>() / half_ulp<float>() / 2 : 0;
   const auto roundings = [&](std::int64_t terms) {
     return 4 * std::sqrt(static_cast<double>(terms + s.head_width)) * (1 + m.largest_score) + of_probabilities;
@@ -221,7 +221,7 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
           << "lse [" << n << "]";
     }
   }
-  // If a result is exactly 0 or untouched, its magnitude is 0, and so is what it may be off by.
+  // If a result is exactly 0 or untouched, its magnitude is 0, and so is its bound.
   expect_agreement(of_gpu.out, of_cpu.out, m.out, roundings(s.kv_length), "out");
   expect_agreement(of_gpu.dq, of_cpu.dq, m.dq, roundings(s.kv_length), "dq");
   expect_agreement(of_gpu.dkv, of_cpu.dkv, m.dkv, roundings(s.q_length * s.group_size), "dk and dv");

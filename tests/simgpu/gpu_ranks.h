@@ -45,7 +45,7 @@ struct GpuRanks {
   Mesh mesh;
 };
 
-/// A test on fresh simulated GPUs, in a random order that every rank has for itself; findings fail it unless the test
+/// A test on fresh simulated GPUs, in a random order that is different on every rank; findings fail it unless the test
 /// takes them.
 class GpuRanksTest : public ::testing::Test {
  protected:

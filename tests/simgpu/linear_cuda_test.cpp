@@ -2,11 +2,11 @@
 // and on device `count`.
 //
 // With u half a unit in the last place of 1 in the elements' type T, v in f32, and s a sum of k products whose absolute
-// values add up to S, a product is off by e = (k + 2) v S, and by u |bias| if the bias is rounded. Results of both
-// ways are off by twice that, times the slope of gelu, at most 1.13, and each by its own rounding to T. Apart, the
-// kernel of the activation reads s rounded to T: 1.13 u |s| in the activation and u |s gelu'| in its gradient; its
-// formula is good to 40 v |s| (activation_cuda_test.cpp: the argument of exp rounds with its size, where the gate is
-// small with it).
+// values add up to S, the error of a product is e = (k + 2) v S, and u |bias| more if the bias is rounded. The fused
+// and the separate results differ by twice that, times the slope of gelu, at most 1.13, and by the rounding of each to
+// T. If they are separate, the kernel of the activation reads s rounded to T: 1.13 u |s| in the activation and
+// u |s gelu'| in its gradient; its formula is accurate to 40 v |s| (activation_cuda_test.cpp: the error of exp grows
+// with its argument, but there the gate is small).
 #include <cmath>
 
 #include "framework/ops/elementwise.h"
@@ -33,7 +33,7 @@ std::vector<double> values_of(Device& device, const Tensor& tensor) {
   return {host.begin(), host.end()};
 }
 
-/// What a feed-forward layer of `hidden` features does, each operation on inputs of its own.
+/// The operations of a feed-forward layer of `hidden` features, each on its own inputs.
 template <class T>
 Outcome outcome(Device& device, std::int64_t hidden) {
   constexpr DType type = dtype_of<T>;
@@ -102,7 +102,7 @@ void fused_and_apart_agree(std::int64_t hidden) {
                                   : Names({"up", "activation forward", "down", "activation backward", "weight"}));
   EXPECT_EQ(apart.operations,
             Names({"up", "activation forward", "down", "activation backward", "weight", "bias gradient"}));
-  EXPECT_EQ(fused.flops, apart.flops) << "an operation's share is counted once, wherever it is done";
+  EXPECT_EQ(fused.flops, apart.flops) << "each operation is counted once, fused or not";
   EXPECT_EQ(counted.operations, fused.operations);
   EXPECT_EQ(counted.flops, fused.flops);
   EXPECT_EQ(counted.peak, fused.peak);

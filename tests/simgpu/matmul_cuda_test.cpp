@@ -1,7 +1,7 @@
-// Products on the simulated GPU: our arguments to cuBLASLt, against loops in double. The error model is compare.h's; a
-// bias of a bf16 product is rounded to bf16 on its way (kernels/cuda/matmul.cpp).
+// Products on the simulated GPU: Choir's arguments to cuBLASLt, against loops in double. The error model is that of
+// compare.h; the bias of a bf16 product is rounded to bf16 first (kernels/cuda/matmul.cpp).
 //
-// Epilogues: an error e of the sum becomes at most 1.13 e in gelu, whose slope is never steeper, and gelu'(before) e in
+// Epilogues: an error e of the sum becomes at most 1.13 e in gelu, 1.13 being its largest slope, and gelu'(before) e in
 // its gradient; each step after the sum rounds once to f32.
 #include <memory>
 
@@ -95,12 +95,12 @@ class MatmulCuda : public CudaTest {
         if (f.accumulate) sum.add(static_cast<double>(c[at]));
         bound +=
             half_ulp<Out>() * std::abs(sum.value) + static_cast<double>(f.k + 2) * half_ulp<float>() * sum.magnitude;
-        // The rounding to Out happens after the other errors, whose share of it is of second order.
+        // The rounding to Out happens after the other errors; its effect on them is of second order.
         ASSERT_NEAR(static_cast<double>(result[at]), sum.value, bound * (1 + 1e-2)) << i << ", " << j;
       }
   }
 
-  /// Rows of `before` are as long as the rules ask, and 8 longer with padding.
+  /// Rows of `before` are as long as the rules require, and 8 longer with padding.
   template <class In, class Out>
   void check_epilogue(const Form& f, Epilogue epilogue) {
     const std::int64_t a_rows = f.transpose_a ? f.k : f.m, a_stride = (f.transpose_a ? f.m : f.k) + f.padding;
@@ -258,9 +258,9 @@ TEST_P(MatmulCuda, EpiloguesInF32) { check_all_epilogues<float, float>(); }
 TEST_P(MatmulCuda, EpiloguesInBf16) { check_all_epilogues<bf16, bf16>(); }
 TEST_P(MatmulCuda, EpiloguesOfBf16IntoF32) { check_all_epilogues<bf16, float>(); }
 
-TEST_P(MatmulCuda, SaysWhichEpiloguesItTakes) {
+TEST_P(MatmulCuda, SaysWhichEpiloguesItSupports) {
   const float bias[8] = {};
-  for (const kernels::Cuda& asked : {device(), kernels::Cuda{}}) {  // with cuBLASLt at hand, and without
+  for (const kernels::Cuda& asked : {device(), kernels::Cuda{}}) {  // with cuBLASLt and without
     const auto fuses = [&](auto change) {
       Matmul<float, float> args{.m = 8, .n = 8, .k = 8, .a_stride = 8, .b_stride = 8, .c_stride = 8};
       args.epilogue = Epilogue::gelu;
@@ -346,8 +346,8 @@ TEST_P(MatmulCuda, ARefusalNamesTheProduct) {
   }
 }
 
-// A planted mistake: the leading dimension of another matrix. It is legal for cuBLASLt, and the double sees what it
-// does.
+// A planted mistake: the leading dimension of another matrix. It is legal for cuBLASLt; the double finds the wrong
+// accesses.
 TEST_P(MatmulCuda, AWrongLeadingDimensionIsFound) {
   const DeviceArray<float> a(random_values<float>(8 * 8, 1)), b(random_values<float>(8 * 8, 2)), c(std::int64_t{64});
   kernels::matmul(device(), Matmul<float, float>{.a = a.data(),
@@ -366,7 +366,7 @@ TEST_P(MatmulCuda, AWrongLeadingDimensionIsFound) {
   EXPECT_NE(findings[0].text.find("cublasLtMatmul"), std::string::npos) << findings[0].text;
 }
 
-// The same of the values before the activation: rows twice as far apart as they are.
+// The same for the values before the activation: a stride of twice the real one.
 TEST_P(MatmulCuda, AWrongLeadingDimensionBeforeTheActivationIsFound) {
   const DeviceArray<float> x(random_values<float>(192, 1)), before(random_values<float>(64, 2));
   for (const Epilogue epilogue : {Epilogue::gelu, Epilogue::gelu_gradient}) {

@@ -86,7 +86,7 @@ std::string MemoryChecker::outside(const void* begin, std::int64_t bytes) const 
     return std::to_string(first - a.begin - static_cast<std::uintptr_t>(a.bytes)) + " bytes behind the end of the " +
            std::to_string(a.bytes) + "-byte allocation at " + text_of(a.begin);
   }
-  return text_of(first) + " is in no allocation";
+  return text_of(first) + " is not in an allocation";
 }
 
 const void* MemoryChecker::first_uninitialised(const void* begin, std::int64_t bytes) const {
@@ -152,14 +152,14 @@ Stamp MemoryChecker::State::now(int thread) const {
           .clock = clocks[static_cast<std::size_t>(thread)][static_cast<std::size_t>(thread % warp)]};
 }
 
-/// The stamp of one of the last readers, lanes of one warp. The latest of them stands for all: none has read after it.
+/// The stamp of the last readers, lanes of one warp: the latest stamp, since none of them has read after it.
 Stamp MemoryChecker::State::reader(const Cell& cell, int lane) {
   Stamp stamp = cell.read;
   stamp.thread = static_cast<std::uint16_t>(stamp.thread / warp * warp + lane);
   return stamp;
 }
 
-/// The readers that nothing orders before what `thread` of the same warp does now.
+/// The readers whose reads are not ordered before what `thread` of the same warp does now.
 std::uint32_t MemoryChecker::State::unordered_readers(const Cell& cell, int thread) const {
   std::uint32_t unordered = 0;
   for (std::uint32_t left = cell.readers; left != 0; left &= left - 1)
@@ -167,8 +167,8 @@ std::uint32_t MemoryChecker::State::unordered_readers(const Cell& cell, int thre
   return unordered;
 }
 
-/// Whether a read by a lane of the warp, at `clock` or before, does no more to the cell than add the lane: all since
-/// the last __syncthreads are reads of the warp, the last one not before that clock. The frequent case, cheap.
+/// Whether a read by a lane of the warp, at `clock` or before, only adds the lane to the cell: since the last
+/// __syncthreads only this warp has read it, the last time not before that clock. The frequent case, and cheap.
 bool MemoryChecker::State::only_adds_a_reader(const Cell& cell, int warp_index, std::uint16_t clock) const {
   return cell.write.block == block && cell.write.epoch < epoch && cell.read.block == block &&
          cell.read.epoch == epoch && cell.read.thread / warp == warp_index && cell.read.clock >= clock;
@@ -194,7 +194,7 @@ void MemoryChecker::State::touch(Cell& cell, AccessKind kind, int thread, bool s
       cell.readers |= lane;
       if (same_warp && cell.read.clock >= now(thread).clock) return;
     } else {
-      // Readers of other blocks of the launch do not go away because this one reads as well.
+      // A read by this block does not replace the readers of other blocks of the launch.
       cell.many_warps = cell.read.block >= first_block_of_launch && cell.read.block != block;
       cell.readers = lane;
     }
@@ -263,7 +263,7 @@ void MemoryChecker::State::forget_shared(ShadowPages& pages, std::int64_t offset
   pages.visit(offset, bytes, [](Cell& cell) { cell.write = {}; });
 }
 
-/// The stretches of bytes in `set`, the nearest joined until there are at most `most`.
+/// The intervals of bytes in `set`; the nearest are joined until there are at most `most`.
 static std::vector<Access> intervals(const Allocation& a, const ByteSet& set, bool write, std::size_t most) {
   std::vector<Access> found;
   const auto* base = reinterpret_cast<const char*>(a.begin);
@@ -281,7 +281,7 @@ static std::vector<Access> intervals(const Allocation& a, const ByteSet& set, bo
   std::vector<std::ptrdiff_t> gaps;
   for (std::size_t i = 0; i + 1 < found.size(); ++i) gaps.push_back(gap(i));
   std::nth_element(gaps.begin(), gaps.begin() + static_cast<std::ptrdiff_t>(most) - 1, gaps.end(), std::greater<>());
-  const std::ptrdiff_t kept = gaps[most - 1];  // smaller gaps are closed, and of this size all as well
+  const std::ptrdiff_t kept = gaps[most - 1];  // gaps of this size and smaller ones are closed
   std::vector<Access> merged = {found[0]};
   for (std::size_t i = 0; i + 1 < found.size(); ++i) {
     if (gap(i) > kept)

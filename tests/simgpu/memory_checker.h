@@ -1,4 +1,4 @@
-// Shadow memory of the simulated GPU: what of each allocation is initialised, who wrote and who read it last.
+// Shadow memory of the simulated GPU: which bytes of an allocation are initialised, and their last writer and readers.
 //
 // Kernels report every access; the checker finds races inside a block and between blocks, reads of uninitialised
 // shared or global memory, and accesses outside every live allocation. __syncthreads orders a block, __syncwarp its

@@ -1,9 +1,9 @@
-// The inside of MemoryChecker: what a launch asks at every access.
+// The implementation of MemoryChecker that a launch calls at every access.
 //
-// A cell of shadow memory remembers the last write and the last reads of a few bytes, with a stamp: which block, how
-// many __syncthreads before, which thread, and that thread's clock. Two accesses are ordered if the first belongs to
-// an earlier launch, to the same block before a __syncthreads, to the same thread, or to a lane that a __syncwarp of
-// both has joined since (vector clocks: Mattern, 1989; as in FastTrack, Flanagan and Freund, 2009).
+// A cell of shadow memory records the last write and the last reads of a few bytes, with a stamp: the block, the number
+// of __syncthreads before, the thread, and that thread's clock. Two accesses are ordered if the first belongs to an
+// earlier launch, to the same block before a __syncthreads, to the same thread, or to a lane with which the second has
+// had a __syncwarp since (vector clocks: Mattern, 1989; as in FastTrack, Flanagan and Freund, 2009).
 #pragma once
 
 #include <array>
@@ -32,13 +32,13 @@ struct Cell {
   bool many_warps = false;    ///< other warps or blocks have read as well
 };
 
-/// What is wrong with an access; kind is null if nothing is.
+/// What is wrong with an access; kind is null if it is correct.
 struct Problem {
   const char* kind = nullptr;
   Stamp other;  ///< of a race
 };
 
-/// The cells of a stretch of memory, made when they are first touched. A page has a cell for 4 bytes until something
+/// The cells of a range of memory, created when they are first accessed. A page has a cell for 4 bytes until something
 /// smaller is accessed in it.
 class ShadowPages {
  public:
@@ -135,13 +135,13 @@ struct MemoryChecker::State {
   Problem access(Allocation&, std::uintptr_t address, std::int64_t bytes, AccessKind, int thread);
   /// The same of the block's shared memory.
   Problem access_shared(ShadowPages&, std::int64_t offset, std::int64_t bytes, AccessKind, int thread);
-  /// The lanes `lanes` of a warp read shared memory that another lane of it has just read. True if they need no
-  /// check but that one.
+  /// The lanes `lanes` of a warp read shared memory that another lane of it has just read. True if the check of that
+  /// lane is enough.
   bool join_readers(ShadowPages&, std::int64_t offset, std::int64_t bytes, int warp_index, std::uint32_t lanes);
-  /// Shared memory that a copy will fill later: nobody may read it yet.
+  /// Shared memory that a copy will fill later: it must not be read yet.
   void forget_shared(ShadowPages&, std::int64_t offset, std::int64_t bytes);
 
-  /// What the launch has read and written, at most `most` intervals for each allocation; and forgets it.
+  /// Returns what the launch has read and written, at most `most` intervals for each allocation, and clears it.
   std::vector<Access> take_accesses(std::size_t most);
 
  private:

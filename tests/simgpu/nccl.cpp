@@ -31,8 +31,8 @@ using choir::simgpu::Messages;
 using choir::simgpu::NcclCall;
 using choir::simgpu::Verb;
 
-/// What outlives the call that made it. A communicator that does not block does it in a thread; no other call may use
-/// the communicator meanwhile, but for ncclCommGetAsyncError and ncclCommAbort.
+/// Work that continues after the call that began it. A non-blocking communicator does it in a thread; meanwhile only
+/// ncclCommGetAsyncError and ncclCommAbort may use the communicator.
 struct ncclComm {
   ~ncclComm() {
     stop = true;
@@ -41,7 +41,7 @@ struct ncclComm {
 
   std::shared_ptr<Endpoint> endpoint;
   std::atomic<ncclResult_t> state = ncclSuccess;  ///< of the last job: ncclInProgress while it runs
-  std::atomic<bool> asked = false;                ///< for the state, since the job began
+  std::atomic<bool> asked = false;                ///< the state was queried since the job began
   std::atomic<bool> stop = false;                 ///< the job ends without a result
   std::thread job;
   bool finalized = false;
@@ -59,11 +59,11 @@ struct GroupedCall {
   std::string label;
 };
 
-/// What NCCL keeps for each thread, and the faults that a test asked for.
+/// What NCCL keeps for each thread, and the faults that a test requested.
 struct Caller {
   int group_depth = 0;
   std::vector<GroupedCall> group;
-  ncclResult_t group_error = ncclSuccess;  ///< of the first call that was refused: none of the group takes place
+  ncclResult_t group_error = ncclSuccess;  ///< of the first call that was refused: none of the group is executed
   int calls_until_absence = -1, calls_until_failure = -1;  // -1: never
   ncclResult_t failure = ncclSuccess;
   bool failure_is_late = false;
@@ -74,7 +74,7 @@ Caller& caller() {
   return caller;
 }
 
-/// The words of ncclGetLastError, of the whole process.
+/// The text of ncclGetLastError, for the whole process.
 struct LastError {
   std::mutex mutex;
   char words[256] = {};
@@ -114,14 +114,14 @@ void inform(const std::string& words) {
     std::fprintf(stderr, "simulated NCCL INFO %s\n", words.c_str());
 }
 
-/// What NCCL_CONFIG_INITIALIZER sets and this double looks at.
+/// The fields that NCCL_CONFIG_INITIALIZER sets and this double checks.
 bool is_valid(const ncclConfig_t& config) {
   constexpr unsigned magic = 0xcafebeef;
   return config.size >= sizeof(size_t) && config.magic == magic &&
          (config.blocking == NCCL_CONFIG_UNDEF_INT || config.blocking == 0 || config.blocking == 1);
 }
 
-/// All ranks have come. A GPU takes part once.
+/// Called when all ranks have joined. A GPU may have one rank only.
 bool all_are_connected(const Endpoint& endpoint) {
   if (!endpoint.arena->complete()) return false;
   const Arena::Member& own = endpoint.arena->member(endpoint.rank);
@@ -150,8 +150,8 @@ std::unique_ptr<ncclComm> make_communicator(const std::string& id, const std::st
   return communicator;
 }
 
-/// A split of `parent`: color and key are published, then everyone's are read, then the new ranks meet. Each look moves
-/// it on.
+/// A split of `parent`: publishes color and key, then reads those of all ranks, then the new ranks meet. Each poll
+/// advances it.
 class Split {
  public:
   Split(Endpoint& parent, int color, int key, ncclComm_t* result, bool blocking, std::string name)
@@ -214,14 +214,14 @@ class Split {
   std::unique_ptr<ncclComm> made_;
 };
 
-/// The rank of `endpoint` that has aborted; -1: none has.
+/// The rank of `endpoint` that has aborted; -1 if none has.
 int aborted_rank(const Endpoint& endpoint) {
   for (int r = 0; r < endpoint.ranks; ++r)
     if (endpoint.arena->member(r).presence == Arena::aborted) return r;
   return -1;
 }
 
-/// Looks at a job until it is done. A rank that aborts ends it for all: they notice while they connect, and only then.
+/// Polls a job until it is done. A rank that aborts ends it for all, which notice it only while they connect.
 ncclResult_t finish(const ncclComm& communicator, const std::function<bool()>& advance) {
   using Clock = std::chrono::steady_clock;
   const Endpoint& endpoint = *communicator.endpoint;
@@ -242,8 +242,8 @@ ncclResult_t finish(const ncclComm& communicator, const std::function<bool()>& a
   });
 }
 
-/// Does a job: at once on a communicator that blocks. On others the result is ncclInProgress, and the job goes on in a
-/// thread; it ends only after somebody has asked for the state, so that who does not ask never sees it done.
+/// Does a job: at once on a blocking communicator. On others the result is ncclInProgress and a thread does the job,
+/// which ends only after the state has been queried: a program that does not query it never sees it done.
 ncclResult_t do_job(ncclComm& communicator, const std::function<bool()>& advance) {
   if (communicator.endpoint->blocking) return finish(communicator, advance);
   if (communicator.job.joinable()) communicator.job.join();  // the last one, which is done
@@ -255,14 +255,14 @@ ncclResult_t do_job(ncclComm& communicator, const std::function<bool()>& advance
   return ncclInProgress;
 }
 
-/// What ncclCommGetAsyncError says.
+/// What ncclCommGetAsyncError reports.
 ncclResult_t state_of(ncclComm& communicator) {
   communicator.asked = true;
   const ncclResult_t state = communicator.state;
   return state != ncclSuccess ? state : communicator.endpoint->error.load();
 }
 
-/// NCCL's own check before every use: a job under way is a mistake of the caller.
+/// NCCL's own check before every use: it is an error of the caller if a job is under way.
 ncclResult_t ensure_ready(ncclComm& communicator) {
   if (communicator.state == ncclInProgress)
     return refuse(ncclInvalidArgument,
@@ -270,7 +270,7 @@ ncclResult_t ensure_ready(ncclComm& communicator) {
   return state_of(communicator);
 }
 
-/// A fault that comes after some more calls; true in the call that it hits.
+/// Counts down to a fault; true in the call that must fail.
 bool hits(int& calls_until) { return calls_until >= 0 && calls_until-- == 0; }
 
 bool arrives(Endpoint& endpoint) {
@@ -278,7 +278,7 @@ bool arrives(Endpoint& endpoint) {
   const bool failed = hits(caller().calls_until_failure);
   if (failed) {
     (caller().failure_is_late ? endpoint.late_error : endpoint.error) = caller().failure;
-    refuse(caller().failure, "a fault that the test asked for");
+    refuse(caller().failure, "a fault that the test requested");
   }
   return !absent && !failed;
 }
@@ -300,7 +300,7 @@ bool overlap(const Access& a, const Access& b) {
   return a.bytes > 0 && b.bytes > 0 && a_begin < b_begin + b.bytes && b_begin < a_begin + a.bytes;
 }
 
-/// What a call writes overlaps nothing else that it touches, but for the places that NCCL calls "in place".
+/// What a call writes must not overlap anything else that it accesses, except as NCCL allows it ("in place").
 void check_overlap(const std::string& name, const std::vector<Access>& accesses) {
   for (std::size_t i = 0; i < accesses.size(); ++i)
     for (std::size_t j = 0; j < i; ++j)
@@ -328,8 +328,8 @@ ncclResult_t enqueue_collective(const GroupedCall& call, const CollectiveArgumen
   return enqueue(call.stream, name_of(arguments.verb), call.label, std::move(made));
 }
 
-/// Everything that was called since the group began: each collective is an operation, all messages on one stream and
-/// communicator are one.
+/// Enqueues everything that was called since the group began: each collective is an operation, all messages on one
+/// stream and communicator are one.
 ncclResult_t end_group() {
   const std::vector<GroupedCall> calls = std::exchange(caller().group, {});
   if (const ncclResult_t error = std::exchange(caller().group_error, ncclSuccess); error != ncclSuccess) return error;
@@ -356,7 +356,7 @@ ncclResult_t end_group() {
   return first;
 }
 
-/// What NCCL and this double refuse in a call; ncclSuccess: nothing.
+/// Checks a call for everything that NCCL and this double refuse; ncclSuccess if it is valid.
 ncclResult_t verdict(ncclComm_t communicator, const Arguments& arguments) {
   if (communicator == nullptr) return refuse(ncclInvalidArgument, "the communicator is null");
   if (const ncclResult_t ready = ensure_ready(*communicator); ready != ncclSuccess) return ready;
@@ -504,7 +504,7 @@ ncclResult_t ncclCommFinalize(ncclComm_t communicator) {
   return do_job(*communicator, [endpoint] { return endpoint->finished == endpoint->calls; });
 }
 
-/// A communicator with a job under way is not destroyed, and its memory is lost.
+/// A communicator with a job under way is not destroyed, and its memory leaks.
 ncclResult_t ncclCommDestroy(ncclComm_t communicator) {
   if (communicator == nullptr) return ncclSuccess;
   if (const ncclResult_t ready = ensure_ready(*communicator); ready != ncclSuccess) return ready;
@@ -518,7 +518,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t communicator) {
   return ncclSuccess;
 }
 
-/// Returns when the job under way has ended. Calls that wait end, with NaN as their results.
+/// Waits until the job under way has ended. Calls that wait end, with NaN as their results.
 ncclResult_t ncclCommAbort(ncclComm_t communicator) {
   if (communicator == nullptr) return ncclSuccess;
   const std::unique_ptr<ncclComm> owned(communicator);

@@ -25,7 +25,7 @@ std::int64_t table_bytes(std::int64_t ranks) {
 
 }  // namespace
 
-// Fresh shared memory is zero, which is the right start of every counter, and takes up no room until it is written.
+// New shared memory is zero, the initial value of every counter, and occupies no memory until it is written.
 Arena::Arena(const std::string& name, int ranks)
     : name_(name), ranks_(ranks), bytes_(table_bytes(ranks) + (ranks + std::int64_t{ranks} * ranks) * slot_bytes) {
   const int file = shm_open(name.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600);
@@ -42,14 +42,14 @@ Arena::Arena(const std::string& name, int ranks)
   std::int32_t others = 0;
   if (!header().ranks.compare_exchange_strong(others, ranks_) && others != ranks_) {
     munmap(memory_, static_cast<std::size_t>(bytes_));
-    throw std::runtime_error("simulated NCCL: this rank makes a communicator of " + std::to_string(ranks_) +
-                             " ranks, another one of " + std::to_string(others));
+    throw std::runtime_error("simulated NCCL: this rank creates a communicator of " + std::to_string(ranks_) +
+                             " ranks, another rank one of " + std::to_string(others));
   }
   if (header().attached.fetch_add(1) + 1 == ranks_) shm_unlink(name_.c_str());
 }
 
 Arena::~Arena() {
-  if (!complete()) shm_unlink(name_.c_str());  // nobody waits any more for those that have not come
+  if (!complete()) shm_unlink(name_.c_str());  // the missing ranks are no longer waited for
   munmap(memory_, static_cast<std::size_t>(bytes_));
 }
 

@@ -1,7 +1,7 @@
 // The shared memory in which the ranks of one communicator of the double of NCCL meet.
 //
-// Every pair of ranks has a channel for messages, every rank a slot for collectives; each is a mailbox that holds one
-// piece at a time. Nothing here blocks: a call that finds a mailbox full or empty tries again later.
+// Every pair of ranks has a channel for messages, every rank a slot for collectives; each is a mailbox for one piece at
+// a time. Nothing here blocks: a call that finds a mailbox full or empty tries again later.
 #pragma once
 
 #include <atomic>
@@ -11,12 +11,12 @@
 
 namespace choir::simgpu {
 
-/// One rank's call, as the other ranks compare it.
+/// What the ranks compare of a call.
 struct CallSignature {
   std::int64_t count = 0;
   std::int32_t type = 0, reduction = 0, root = 0;
   char call[20] = {};   ///< "ncclAllReduce"
-  char label[64] = {};  ///< Choir's, cut
+  char label[64] = {};  ///< Choir's, truncated
 };
 
 class Arena {
@@ -25,7 +25,7 @@ class Arena {
 
   enum Presence : std::int32_t { here, destroyed, aborted };
 
-  /// Counters only grow: a piece is there while deposited is greater than the least `consumed` of all members.
+  /// Counters only grow: a slot contains a piece while deposited is greater than the least `consumed` of all members.
   struct alignas(64) Member {
     std::atomic<std::int64_t> deposited, consumed;
     CallSignature signature;  ///< of the collective whose first piece was deposited last
@@ -47,7 +47,7 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
 
   int ranks() const { return ranks_; }
-  bool complete() const;  ///< all ranks have come
+  bool complete() const;  ///< all ranks have joined
   Member& member(int rank) const;
   Channel& channel(int from, int to) const;
   std::byte* slot(int rank) const;

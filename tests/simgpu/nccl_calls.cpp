@@ -131,7 +131,7 @@ bool NcclCall::ready() {
   if (endpoint_->aborted) return true;
   if (!arrives_ && endpoint_->late_error != ncclSuccess && host_waits())
     endpoint_->error = endpoint_->late_error.load();
-  if (!ended_) ended_ = arrives_ && advance();  // asked again if the simulator ran another stream first
+  if (!ended_) ended_ = arrives_ && advance();  // polled again if the simulator ran another stream first
   return ended_;
 }
 
@@ -186,7 +186,7 @@ std::int64_t Collective::piece() const {
   return std::min(Arena::slot_bytes / (bytes_of(arguments_.type) * blocks()), arguments_.count - done_);
 }
 
-/// This rank's part of the next piece, once everyone has read the last one. False if a rank has not.
+/// Deposits this rank's part of the next piece if all ranks have read the last one. False if a rank has not.
 bool Collective::deposit() {
   for (int r = 0; r < endpoint().ranks; ++r)
     if (arena().member(r).consumed < endpoint().pieces) return false;
@@ -222,7 +222,7 @@ bool Collective::all_have_deposited() {
 
 void Collective::compare() {
   compared_ = true;
-  std::map<std::string, std::string> ranks_of;  // by what they call
+  std::map<std::string, std::string> ranks_of;  // by their call
   const CallSignature& first = arena().member(0).signature;
   for (int r = 0; r < endpoint().ranks; ++r) {
     const CallSignature& signature = arena().member(r).signature;
@@ -240,7 +240,7 @@ void Collective::compare() {
   endpoint().report(text);
 }
 
-/// The piece that all have deposited, into the result.
+/// Copies the piece that all have deposited into the result.
 void Collective::collect() {
   const std::int64_t width = bytes_of(arguments_.type), count = piece(), bytes = count * width;
   const std::int64_t done = std::exchange(done_, done_ + count);
@@ -282,7 +282,7 @@ std::vector<Access> Messages::accesses() const {
   return list;
 }
 
-/// Each pair of ranks has one channel in each direction: its messages pass one after the other, in the order of calls.
+/// Each pair of ranks has one channel in each direction, which transfers one message at a time, in the order of calls.
 bool Messages::advance() {
   bool done = true;
   for (std::size_t i = 0; i < transfers_.size(); ++i) {
@@ -350,7 +350,7 @@ bool Messages::peer_is_gone(const Transfer& transfer) const {
   return arena().member(transfer.arguments.peer).presence == Arena::destroyed;
 }
 
-/// A message that nobody will take or send any more ends, with a finding.
+/// A message whose other rank is gone ends, with a finding.
 void Messages::end_without_peer(Transfer& transfer) {
   const MessageArguments& arguments = transfer.arguments;
   transfer.done = true;

@@ -1,7 +1,7 @@
 // A rank's end of a communicator of the double of NCCL, and the calls on it: collectives and groups of messages.
 //
-// A call is polled while it heads its stream; each poll moves what can be moved between the arena's mailboxes and a
-// result that is written to device memory in the end. Data of any size goes in pieces.
+// A call is polled while it is at the head of its stream; each poll moves what is ready between the arena's mailboxes
+// and a result that is finally written to device memory. Data of any size is moved in pieces.
 #pragma once
 
 #include <nccl.h>
@@ -20,7 +20,7 @@ namespace choir::simgpu {
 
 struct Endpoint {
   std::string id;    ///< of the communicator, unique in the machine
-  std::string name;  ///< in findings: commName of its configuration
+  std::string name;  ///< for findings: commName of its configuration
   int rank = 0, ranks = 1, device = 0;
   bool blocking = true;
   std::unique_ptr<Arena> arena;
@@ -29,12 +29,12 @@ struct Endpoint {
   std::atomic<ncclResult_t> error = ncclSuccess;
   std::atomic<ncclResult_t> late_error = ncclSuccess;  ///< becomes `error` while the program waits for the GPU
 
-  // The thread that makes the calls counts these,
+  // Used by the thread that makes the calls,
   std::atomic<std::int64_t> calls = 0, collectives = 0, splits = 0;
-  // and the simulator's thread these.
+  // and by the simulator's thread.
   std::atomic<std::int64_t> finished = 0;
-  std::int64_t pieces = 0;  ///< of collectives: exchanged so far, the same on all ranks
-  bool mismatched = false;  ///< said once: everything after the first mismatch is one, too
+  std::int64_t pieces = 0;  ///< of collectives, exchanged so far: the same number on all ranks
+  bool mismatched = false;  ///< reported once: every call after the first mismatch is a mismatch too
 
   void report(const std::string& what);  ///< a finding "collective mismatch", the first time
 };
@@ -46,14 +46,14 @@ class NcclCall {
   NcclCall(std::shared_ptr<Endpoint> endpoint, bool arrives);
   virtual ~NcclCall() = default;
 
-  /// Never blocks; true when the result is there. Calls on one communicator run one after the other.
+  /// Never blocks; true when the result is complete. Calls on one communicator run one after the other.
   bool ready();
   void run();
 
   virtual std::vector<Access> accesses() const = 0;
 
  protected:
-  struct Part {  ///< of the result: goes to device memory in the end
+  struct Part {  ///< of the result: written to device memory at the end
     void* to;
     std::vector<std::byte> bytes;
   };
@@ -113,7 +113,8 @@ struct MessageArguments {
   int peer;
 };
 
-/// Sends and receives of one ncclGroup. A send ends when its receiver has all of it: nothing relies on buffers.
+/// Sends and receives of one ncclGroup. A send ends when its receiver has received all of it: no program can rely on
+/// buffering.
 class Messages : public NcclCall {
  public:
   Messages(std::shared_ptr<Endpoint> endpoint, bool arrives, const std::vector<MessageArguments>& messages,

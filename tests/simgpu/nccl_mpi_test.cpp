@@ -1,5 +1,5 @@
-// Every verb over NCCL, in every type, on inputs whose results are exact: compared with ==. One size is above what the
-// simulated NCCL moves at once. Results are read on the compute stream without any other synchronisation, so that a
+// Every verb over NCCL, in every type, on inputs whose results are exact: compared with ==. One size is larger than the
+// pieces of the simulated NCCL. Results are read on the compute stream without any other synchronisation, so that a
 // missing event would be found.
 #include <gtest/gtest.h>
 
@@ -33,7 +33,7 @@ struct NcclCollectives : GpuRanksTest {
       return static_cast<T>(value);
   }
 
-  /// What rank r gives as element i.
+  /// Element i of the input of rank r.
   std::vector<T> given(int r, std::int64_t count, std::int64_t first = 0) const {
     std::vector<T> values;
     for (std::int64_t i = 0; i < count; ++i) values.push_back(as(small_integer(r, first + i)));
@@ -145,7 +145,7 @@ TYPED_TEST(NcclCollectives, ExchangeAroundTheRing) {
 using FloatNcclCollectives = NcclCollectives<float>;
 
 TEST_F(FloatNcclCollectives, BarrierWaitsForTheLast) {
-  // Each rank sleeps, then says so; after the barrier all have said so.
+  // Each rank sleeps, then notes the time; after the barrier all have done so.
   std::this_thread::sleep_for(std::chrono::milliseconds(20 * rank));
   const auto now = [] {  // the host's clock: MPI_Wtime of Open MPI 5 starts with each process
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -158,7 +158,7 @@ TEST_F(FloatNcclCollectives, BarrierWaitsForTheLast) {
   EXPECT_LE(times[0], -times[1]);  // the last arrival is before the first departure
 }
 
-// NCCL's kernels take fmaxf: unlike MPI's here, the maximum of a number and NaN is the number.
+// NCCL's kernels use fmaxf: unlike with MPI here, the maximum of a number and NaN is the number.
 TEST_F(FloatNcclCollectives, MaximumIgnoresNan) {
   const Tensor x = ranks->tensor(std::vector<float>{rank == 0 ? std::numeric_limits<float>::quiet_NaN() : 1.f});
   comm.all_reduce(x, Reduce::max, stream, "nan");
@@ -190,7 +190,7 @@ TEST_F(FloatNcclCollectives, AxesOfAMesh) {
   }
 }
 
-// A tensor given to a call on the communication stream is not the compute stream's to reuse until that waits.
+// The compute stream may reuse the memory of a tensor of a call on the communication stream only after it has waited.
 TEST_F(FloatNcclCollectives, MemoryIsHeldUntilAnotherStreamWaits) {
   if (size == 1) return;  // nothing is enqueued
   Event ready;
@@ -237,8 +237,8 @@ std::string error_of(Function&& call) {
   return "nothing was thrown";
 }
 
-// An error that comes to light later is reported when asked for, ends the waiting call on abort, and fails the next.
-TEST_F(FloatNcclCollectives, ErrorsAreInNcclsWords) {
+// An asynchronous error is reported when it is queried; an abort ends the waiting call; and the next call fails.
+TEST_F(FloatNcclCollectives, ErrorsHaveTheMessageOfNccl) {
   if (size == 1) return;  // NCCL is not called
   const Tensor x = tensor(8);
   fail_collective(ncclRemoteError, 0);
@@ -246,7 +246,7 @@ TEST_F(FloatNcclCollectives, ErrorsAreInNcclsWords) {
   const std::string words = comm.problem();
   const std::string expected = "rank " + std::to_string(rank) +
                                " of tensor: NCCL on GPU 0: remote process exited or there was a network error: a fault "
-                               "that the test asked for";
+                               "that the test requested";
   EXPECT_EQ(words, expected);
   EXPECT_TRUE(ranks->ring.in_call());
 
@@ -260,9 +260,9 @@ TEST_F(FloatNcclCollectives, ErrorsAreInNcclsWords) {
   EXPECT_NE(after.find("the communicator has been aborted"), std::string::npos) << after;
 }
 
-// Start-up has a limit: the last rank takes part in sending the unique id, and then does not come.
-TEST_F(FloatNcclCollectives, ARankThatDoesNotComeIsAnError) {
-  if (size == 1) return;  // there is nobody to wait for
+// Start-up has a time limit: the last rank receives the unique id, and then does not join.
+TEST_F(FloatNcclCollectives, ARankThatDoesNotJoinIsAnError) {
+  if (size == 1) return;  // no other rank to wait for
   if (rank == size - 1) {
     ncclUniqueId id = {};
     MPI_Bcast(&id, sizeof id, MPI_BYTE, 0, MPI_COMM_WORLD);
@@ -273,7 +273,7 @@ TEST_F(FloatNcclCollectives, ARankThatDoesNotComeIsAnError) {
     EXPECT_TRUE(says("rank " + std::to_string(rank) +
                      " cannot make NCCL's communicator of world: ncclCommInitRankConfig on GPU 0: "))
         << words;
-    // Who loses patience first aborts, and the others may hear of it before their own time is up.
+    // The rank whose time limit ends first aborts, and the others may notice that before their own limit.
     EXPECT_TRUE(says("has not ended after 0.2 s") || says("has aborted")) << words;
   }
   MPI_Barrier(MPI_COMM_WORLD);

@@ -1,5 +1,5 @@
-// The rules of NCCL that its double keeps, with ranks as threads: what a call returns, when its result is there, and
-// what is refused meanwhile (NCCL's user guide, "Communicators", and its source of 2.26 to 2.30).
+// The rules of NCCL that its double follows, with ranks as threads: what a call returns, when its result is complete,
+// and what is refused until then (NCCL's user guide, "Communicators", and its source of 2.26 to 2.30).
 #include "tests/simgpu/nccl.h"
 
 #include <cuda_runtime_api.h>
@@ -19,7 +19,7 @@ namespace {
 constexpr int ranks = 2;
 constexpr std::size_t n = 100;
 
-/// Runs `body` on two threads, each a rank with a GPU and a stream of its own.
+/// Runs `body` on two threads, each a rank with its own GPU and stream.
 void on_two_ranks(const std::function<void(int rank, ncclUniqueId id, cudaStream_t stream)>& body, int devices = 2) {
   configure({.devices = devices});
   ncclUniqueId id;
@@ -47,7 +47,7 @@ ncclResult_t settled(ncclComm_t communicator) {
   return state_of(communicator);
 }
 
-/// A communicator that does not block, ready for use.
+/// A non-blocking communicator, ready for use.
 ncclComm_t make_root(int rank, ncclUniqueId id) {
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
@@ -62,7 +62,7 @@ void expect_no_findings() {
   for (const Finding& finding : take_findings()) ADD_FAILURE() << finding.kind << ": " << finding.text;
 }
 
-TEST(Nccl, ASplitGoesOnAfterItHasReturnedSuccess) {
+TEST(Nccl, ASplitContinuesAfterItHasReturnedSuccess) {
   on_two_ranks([](int rank, ncclUniqueId id, cudaStream_t) {
     const ncclComm_t root = make_root(rank, id);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -83,7 +83,7 @@ TEST(Nccl, ASplitGoesOnAfterItHasReturnedSuccess) {
   expect_no_findings();
 }
 
-TEST(Nccl, AnAbortEndsASplitThatNobodyElseMakes) {
+TEST(Nccl, AnAbortEndsASplitThatNoOtherRankJoins) {
   std::barrier asked(ranks);
   on_two_ranks([&](int rank, ncclUniqueId id, cudaStream_t) {
     const ncclComm_t root = make_root(rank, id);
@@ -99,7 +99,7 @@ TEST(Nccl, AnAbortEndsASplitThatNobodyElseMakes) {
   expect_no_findings();
 }
 
-TEST(Nccl, OneGpuTakesPartOnce) {
+TEST(Nccl, AGpuHasOneRankOnly) {
   on_two_ranks(
       [](int rank, ncclUniqueId id, cudaStream_t) {
         ncclComm_t communicator = nullptr;
@@ -121,7 +121,7 @@ TEST(Nccl, AGroupWithARefusedCallDoesNothing) {
     EXPECT_EQ(ncclSend(x, n, ncclFloat32, 1 - rank, communicator, stream), ncclSuccess);
     EXPECT_EQ(ncclRecv(x, n, ncclFloat32, ranks, communicator, stream), ncclInvalidArgument);
     EXPECT_EQ(ncclGroupEnd(), ncclInvalidArgument);
-    EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);  // nothing waits there
+    EXPECT_EQ(cudaStreamSynchronize(stream), cudaSuccess);  // nothing is enqueued
     EXPECT_EQ(ncclCommDestroy(communicator), ncclSuccess);
     cudaFree(x);
   });

@@ -56,8 +56,7 @@ void forward_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
     of_mean.push_back(sum / static_cast<double>(c.width));
     of_rstd.push_back(rstd[row]);
   }
-  // A row of one element is its own mean, and its deviation nothing but rounding, which rstd = 1 / sqrt(epsilon)
-  // enlarges.
+  // A row of one element is its own mean; its deviation is rounding only, which rstd = 1 / sqrt(epsilon) enlarges.
   const double roundings = roundings_of_sum(c.width);
   expect_agreement(device_mean.host(), mean, of_mean, roundings, "mean");
   expect_agreement(device_rstd.host(), rstd, of_rstd, roundings, "rstd");

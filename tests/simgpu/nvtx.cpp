@@ -22,7 +22,7 @@ int pop() {
   return static_cast<int>(nvtx_ranges().size());
 }
 
-/// What NVTX calls at its first use: puts the two functions into its table.
+/// NVTX calls this at its first use: it writes the two functions into NVTX's table.
 int initialise(NvtxGetExportTableFunc_t get_table) {
   const auto* callbacks = static_cast<const NvtxExportTableCallbacks*>(get_table(NVTX_ETID_CALLBACKS));
   if (callbacks == nullptr) return 0;
@@ -34,7 +34,7 @@ int initialise(NvtxGetExportTableFunc_t get_table) {
   return 1;
 }
 
-// NVTX's header looks at this pointer, which all of a program share, at its first use.
+// NVTX's header reads this pointer, which a program has once, at its first use.
 [[maybe_unused]] const bool installed = (InitializeInjectionNvtx2_fnptr = initialise, true);
 
 }  // namespace

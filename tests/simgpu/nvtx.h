@@ -1,4 +1,4 @@
-// The NVTX ranges of this process, without a profiler: Choir's labels reach the simulator by the way of the real tools.
+// The NVTX ranges of this process, without a profiler: the simulator gets Choir's labels as a profiler would.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
-// The optimizers on the GPU against the CPU over several steps, in packs and, one element behind, one by one.
+// The optimizers on the GPU against the CPU over several steps, with 16-byte accesses and, at an address one element
+// further, without.
 #include "kernels/optimizer.h"
 #include "tests/kernels/optimizer_case.h"
 #include "tests/simgpu/agreement.h"
@@ -24,9 +25,9 @@ const OptimizerCase cases[] = {
 
 struct OptimizerCuda : CudaTest {};
 
-/// weight and value after the steps, on the CPU and on the GPU. A step multiplies what was off by at most 1 + rate
-/// decay and adds the roundings of its own: some u of the weight, and of the change, rate (decay |w| + |m| / deviation)
-/// with |m| / deviation below 10 by the ratio of the moments' weights.
+/// weight and value after the steps, on the CPU and on the GPU. A step multiplies the error by at most 1 + rate decay
+/// and adds its own roundings: some u of the weight, and of the change, rate (decay |w| + |m| / deviation) with
+/// |m| / deviation below 10 by the ratio of the moments' weights.
 void expect_state(const OptimizerCase& c, const std::vector<float>& weight, const DeviceArray<float>& device_weight,
                   const DeviceArray<bf16>& device_value, double change) {
   std::vector<double> magnitude;
@@ -71,7 +72,7 @@ void adamw_agrees(kernels::Cuda cuda, const OptimizerCase& c, std::int64_t offse
     args.segments = device_segments.data();
     args.scalars = device_scalars.data();
     adamw(cuda, args);
-    cudaStreamSynchronize(cuda.stream);  // before the gradient goes
+    cudaStreamSynchronize(cuda.stream);  // before the gradient is freed
     change += scalars[0].rate * 10;
   }
   if (with_value) expect_state(c, weight, device_weight, device_value, change);

@@ -1,4 +1,4 @@
-// Faults planted in collectives between ranks, each of which the simulated NCCL has to find: a guard of the guard.
+// Faults planted in collectives between ranks. The simulated NCCL must find each of them.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -24,7 +24,7 @@ class PlantedCollectiveFaults : public GpuRanksTest {
                     label);
   }
 
-  /// Ends the job's GPUs; there has to be one finding, of this kind, with all these parts in its text.
+  /// Ends the job's GPUs; there must be one finding, of this kind, with all these parts in its text.
   void expect_finding(const std::string& kind, const std::vector<std::string>& parts) {
     ranks->device.synchronize();
     const std::vector<Finding> findings = take_findings();
@@ -50,7 +50,7 @@ TEST_F(PlantedCollectiveFaults, AnotherCountOnOneRank) {
                   "rank " + others() + " called ncclAllReduce of 4 f32, sum, 'gradients'"});
 }
 
-// The sizes are the same: the results are wrong and nothing else shows it.
+// The sizes are the same: the only effect is wrong results.
 TEST_F(PlantedCollectiveFaults, AnotherOrderOnOneRank) {
   all_reduce(4, rank == 0 ? "blocks.1" : "blocks.0");
   all_reduce(4, rank == 0 ? "blocks.0" : "blocks.1");
@@ -69,7 +69,7 @@ TEST_F(PlantedCollectiveFaults, AMissingCallOnOneRank) {
   all_reduce(4, "first");
   if (rank != 0) all_reduce(4, "second");
   all_reduce(4, "third");
-  if (rank == 0) all_reduce(4, "fourth");  // as many calls as the others: the job would end without a word
+  if (rank == 0) all_reduce(4, "fourth");  // as many calls as the others: without the check the job would succeed
   expect_finding("collective mismatch", {"collective #2 of tensor", "'second'", "'third'"});
 }
 
@@ -99,8 +99,8 @@ TEST_F(PlantedCollectiveFaults, AMessageOfAnotherSize) {
                                          "rank 1 receives a message of 5 f32, 'stage 1 output'"});
 }
 
-// The call ring says where every rank is while they wait, and an abort ends the waiting.
-TEST_F(PlantedCollectiveFaults, ARankThatNeverComesIsEndedByAbort) {
+// The call ring shows the call of every rank while they wait, and an abort ends the waiting.
+TEST_F(PlantedCollectiveFaults, AnAbortEndsTheCallThatARankNeverJoins) {
   if (rank == 1) never_arrive(0);
   all_reduce(4, "gradients");
   EXPECT_EQ(comm.problem(), "");
@@ -111,7 +111,7 @@ TEST_F(PlantedCollectiveFaults, ARankThatNeverComesIsEndedByAbort) {
   EXPECT_TRUE(take_findings().empty());
 }
 
-TEST_F(PlantedCollectiveFaults, ARankThatNeverComesIsAHang) {
+TEST_F(PlantedCollectiveFaults, ACallThatARankNeverJoinsIsAHang) {
   ranks.reset();
   configure({.hang_seconds = 0.3});
   ranks = std::make_unique<GpuRanks>();

@@ -1,5 +1,5 @@
-// The checker finds the mistake of every kernel in planted/faults.cu, in every order of threads, for every target; that
-// their right twins give no findings is in ptx_test.cpp. These tests guard the guard.
+// The checker finds the mistake of every kernel in planted/faults.cu, in every order of threads, for every target.
+// ptx_test.cpp tests that the same kernels without mistakes give no findings.
 #include "tests/simgpu/planted_kernels.h"
 
 namespace choir::simgpu::tests {

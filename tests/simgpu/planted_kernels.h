@@ -20,7 +20,7 @@ inline std::string planted_ptx(const std::string& file, int target) {
   return {std::istreambuf_iterator<char>(stream), {}};
 }
 
-/// Memory that the checker knows of.
+/// Memory that is registered with the checker.
 template <class T>
 class CheckedArray {
  public:
@@ -46,7 +46,7 @@ class CheckedArray {
   std::vector<T> values_;
 };
 
-/// Orders: as numbered, and of the seed's choosing; of whole warps, and with 1 and 65 of lanes that run alone.
+/// Seeds of the order: 0 as numbered, the others random; whole warps, but with 1 and 65 single lanes.
 inline constexpr unsigned seeds[] = {0, 1, 2, 3, 65};
 
 /// Every test runs for each target and in several orders of threads and blocks.

@@ -1,5 +1,5 @@
 // Programs with one mistake each between streams, memory and the host: the run-time double finds it in every order, not
-// only when it changes a result. These tests guard the guard; the right twins are in runtime_test.cpp.
+// only when it changes a result. The same programs without mistakes are in runtime_test.cpp.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -41,7 +41,7 @@ struct Program {
   float *x = nullptr, *y = nullptr, *pinned = nullptr;
 };
 
-/// In every order and with several seeds: a finding of `kind` whose text holds `words`.
+/// In every order and with several seeds: a finding of `kind` whose text contains `words`.
 void expect(const std::string& kind, const std::string& words, const std::function<void(Program&)>& mistake,
             double hang_seconds = 60) {
   for (const Order order : {Order::program, Order::late, Order::random})
@@ -118,7 +118,7 @@ TEST(PlantedStreamFaults, TheHostReadsAnUnfinishedCopy) {
     configure({.memory_bytes = 1 << 20, .order = order});
     Program p;
     cudaMemcpyAsync(p.pinned, p.x, bytes, cudaMemcpyDeviceToHost, p.one);
-    // The host's own reads cannot be seen; but the values are not there before the host may know of the copy's end.
+    // The checker cannot see the host's reads; but the values are not there before the host has waited for the copy.
     if (order == Order::late) {
       EXPECT_TRUE(std::isnan(p.pinned[0]));
     }
@@ -141,7 +141,7 @@ TEST(PlantedStreamFaults, TheHostChangesPinnedMemoryBeforeItIsRead) {
   EXPECT_EQ(findings[0].kind, "host write");
 }
 
-TEST(PlantedStreamFaults, ReadOfWhatNobodyHasWritten) {
+TEST(PlantedStreamFaults, ReadOfUninitialisedMemory) {
   expect("uninitialised read", "cudaMemcpyAsync",
          [](Program& p) { cudaMemcpyAsync(p.pinned, p.y, bytes, cudaMemcpyDeviceToHost, p.one); });
 }
@@ -187,7 +187,7 @@ TEST(PlantedStreamFaults, AnAllocationFailsOnDemand) {
   cudaGetLastError();
 }
 
-/// The exit code of a process that runs `body` and ends well.
+/// The exit code of a process that runs the test PlantedExits.DISABLED_`body`.
 int exit_code_of(const std::string& body) {
   const std::string command =
       "/proc/self/exe --gtest_also_run_disabled_tests --gtest_filter=PlantedExits.DISABLED_" + body;
@@ -199,27 +199,27 @@ int exit_code_of(const std::string& body) {
 }
 
 TEST(PlantedStreamFaults, AProcessThatLeaksOrEndsWithFindingsFails) {
-  EXPECT_EQ(exit_code_of("nothing_is_left"), 0);
-  EXPECT_EQ(exit_code_of("memory_is_left"), 86);
-  EXPECT_EQ(exit_code_of("a_stream_is_left"), 86);
-  EXPECT_EQ(exit_code_of("a_finding_is_left"), 86);
+  EXPECT_EQ(exit_code_of("NothingIsLeft"), 0);
+  EXPECT_EQ(exit_code_of("MemoryIsLeft"), 86);
+  EXPECT_EQ(exit_code_of("AStreamIsLeft"), 86);
+  EXPECT_EQ(exit_code_of("AFindingIsLeft"), 86);
 }
 
-// Run by the test above, each in a process of its own.
-TEST(PlantedExits, DISABLED_nothing_is_left) {
+// Run by the test above, each in its own process.
+TEST(PlantedExits, DISABLED_NothingIsLeft) {
   void* memory = nullptr;
   cudaMalloc(&memory, 10);
   cudaFree(memory);
 }
-TEST(PlantedExits, DISABLED_memory_is_left) {
+TEST(PlantedExits, DISABLED_MemoryIsLeft) {
   void* memory = nullptr;
   cudaMalloc(&memory, 10);
 }
-TEST(PlantedExits, DISABLED_a_stream_is_left) {
+TEST(PlantedExits, DISABLED_AStreamIsLeft) {
   cudaStream_t stream = nullptr;
   cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
 }
-TEST(PlantedExits, DISABLED_a_finding_is_left) { add_finding({.kind = "test", .text = "nobody takes it"}); }
+TEST(PlantedExits, DISABLED_AFindingIsLeft) { add_finding({.kind = "test", .text = "nobody takes it"}); }
 
 }  // namespace
 }  // namespace choir::simgpu::tests

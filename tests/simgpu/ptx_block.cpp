@@ -59,7 +59,7 @@ void Grid::make_turns() {
     turns_.push_back({.warp_index = t / warp, .lanes = lanes_run_alone ? Lanes{1} << t % warp : ~Lanes{0}});
 }
 
-/// Blocks one after the other, in an order of the seed: a grid gives no promise about it.
+/// Runs the blocks one after the other, in an order of the seed: CUDA does not define the order.
 LaunchResult Grid::run() {
   checker_.begin_launch();
   const Extent grid = launch_.grid;
@@ -131,7 +131,7 @@ void Grid::run_block(Extent block) {
   }
 }
 
-/// Lets the threads go on if all that have not exited wait at a block barrier.
+/// Releases the threads if all that have not exited wait at a block barrier.
 bool Grid::release_block_barrier() {
   int waiting = 0;
   for (const WarpState& state : warps_) waiting += std::popcount(state.at_block_barrier);
@@ -153,7 +153,7 @@ bool Grid::release_block_barrier() {
   const Instruction& in = kernel_.code[static_cast<std::size_t>(pc)];
   if (exited_ > 0 && launch_.check)
     add_finding("divergent barrier", in, turns_[0].warp_index * warp + std::countr_zero(turns_[0].lanes),
-                "(of the block) " + std::to_string(exited_) + " threads have ended without coming to this barrier");
+                "(of the block) " + std::to_string(exited_) + " threads have ended without reaching this barrier");
   if (in.op == Op::block_vote) {
     int count = 0;
     const Operand& condition = in.operands[in.num_operands - 1];
@@ -185,7 +185,7 @@ void Grid::stop_deadlock() {
                program_.where(kernel_.code[static_cast<std::size_t>(thread.pc)]);
   }
   stop("divergent barrier", kernel_.code[static_cast<std::size_t>(threads_[static_cast<std::size_t>(first)].pc)], first,
-       "waits for ever: " + waiting);
+       "waits forever: " + waiting);
 }
 
 std::string Grid::thread_text(int thread) const {

@@ -1,8 +1,8 @@
 // One launch in the interpreter: its threads, their registers, shared and local memory; run block by block.
 //
 // The lanes of a warp that are at the same instruction run it together: it is fetched and decoded once for all of them,
-// and if they are the whole warp the loop over them vectorises. Nothing may rely on that: lanes that part meet again
-// when those furthest behind have caught up, and the checker orders two lanes by barriers alone.
+// and if they are the whole warp the loop over them vectorises. Kernels must not rely on that: lanes that diverge
+// converge again when those furthest behind have caught up, and the checker orders two lanes by barriers alone.
 #pragma once
 
 #include <bit>
@@ -44,7 +44,7 @@ class Grid {
   };
   struct Thread {
     std::int32_t pc = 0;
-    Lanes mask = 0;                         // of the warp operation it waits at
+    Lanes mask = 0;                         // of the warp operation that it waits at
     std::vector<std::vector<Copy>> copies;  // groups of cp.async, the last one open
   };
   static constexpr int warp = 32;
@@ -53,7 +53,7 @@ class Grid {
     Lanes at_warp_operation = 0, at_block_barrier = 0;  // they wait
     Lanes running() const { return alive & ~at_warp_operation & ~at_block_barrier; }
   };
-  /// What has its turn as one: a warp or a lane.
+  /// What is scheduled as one: a warp or a lane.
   struct Turn {
     int warp_index;
     Lanes lanes;

@@ -1,4 +1,4 @@
-// Loads, stores, atomics and asynchronous copies of the interpreter. Every address passes resolve().
+// Loads, stores, atomics and asynchronous copies of the interpreter. resolve() checks every address.
 #include <algorithm>
 #include <cstring>
 
@@ -83,7 +83,7 @@ unsigned char* Grid::resolve_global(const Instruction& in, std::uint64_t address
   const bool inside = allocation != nullptr && address + static_cast<std::uint64_t>(bytes) <=
                                                    allocation->begin + static_cast<std::uint64_t>(allocation->bytes);
   if (!inside) {
-    std::string where = "in no allocation";
+    std::string where = "outside every allocation";
     if (allocation == nullptr) {
       const auto after = checker_.allocations.upper_bound(address);
       constexpr std::uint64_t near = 4096;
@@ -113,7 +113,7 @@ unsigned char* Grid::resolve_global(const Instruction& in, std::uint64_t address
   return pointer;
 }
 
-/// Where the bytes are, or null after a finding: then a load gives zeros and a store is lost.
+/// The address of the bytes, or null after a finding: then a load returns zeros and a store is discarded.
 unsigned char* Grid::resolve(const Instruction& in, Space space, std::uint64_t address, std::int64_t bytes,
                              AccessKind kind, int thread) {
   const auto shared_begin = reinterpret_cast<std::uintptr_t>(shared_);
@@ -178,7 +178,7 @@ void Grid::load(const Instruction& in, int warp_index, Lanes lanes) {
   if (in.space != Space::shared) {
     each_lane(lanes, resolve_lane);
   } else {
-    // Lanes often read the same shared memory, and then one check does for them.
+    // Lanes often read the same shared memory: one check is then enough.
     constexpr std::uint64_t places = 64;
     std::int8_t leader_at[places];  // the last lane that reads an address of this hash
     std::fill_n(leader_at, places, std::int8_t{-1});
@@ -219,7 +219,7 @@ void Grid::load(const Instruction& in, int warp_index, Lanes lanes) {
 }
 
 void Grid::store(const Instruction& in, int warp_index, Lanes lanes) {
-  if (in.space == Space::parameter) return;  // an argument of a call, which does not happen
+  if (in.space == Space::parameter) return;  // an argument of a call, which is never executed
   const Operand &to = in.operands[0], &from = in.operands[1];
   const int count = std::max<int>(1, from.count), width = bytes_of(in.type), first = warp_index * warp;
   with_stored(in.type, [&](auto stored) {
@@ -283,8 +283,8 @@ void Grid::atomic(const Instruction& in, int thread) {
   if (in.op == Op::atomic) value(in.operands[0], thread) = old;
 }
 
-/// cp.async to, from, bytes [, bytes that are read: the rest becomes zero]. The bytes arrive when the thread waits for
-/// them; until then the target counts as not written.
+/// cp.async to, from, bytes [, bytes that are read: the rest becomes zero]. The bytes are copied when the thread waits
+/// for them; until then the target counts as not written.
 void Grid::copy_async(const Instruction& in, int index) {
   Thread& thread = threads_[static_cast<std::size_t>(index)];
   const auto bytes = static_cast<std::int64_t>(value(in.operands[2], index));

@@ -1,4 +1,4 @@
-// The text of PTX to ptx::Program. Grammar: PTX ISA 9.0, the part that nvcc emits.
+// Parses PTX to ptx::Program. Grammar: PTX ISA 9.0, the part that nvcc emits.
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
@@ -16,7 +16,7 @@ std::string_view trim(std::string_view text) {
   return text.substr(begin, text.find_last_not_of(blanks) - begin + 1);
 }
 
-/// The first word of `text`, taken off it.
+/// The first word of `text`, which is removed from it.
 std::string_view take_word(std::string_view& text) {
   text = trim(text);
   const std::string_view word = text.substr(0, text.find_first_of(" \t\n"));
@@ -159,7 +159,7 @@ const std::unordered_map<std::string_view, Op>& operations() {
   return names;
 }
 
-/// Reads one kernel after another; state of the kernel that is read is in the members below `kernel_`.
+/// Reads one kernel after another; the state of the current kernel is in the members below `kernel_`.
 class Parser {
  public:
   explicit Parser(std::string_view text) : text_(text) {}
@@ -200,7 +200,7 @@ class Parser {
     }
   }
 
-  /// Up to one of `ends` outside of brackets and quotes, without it; comments become blanks. The end is taken.
+  /// The text up to one of `ends` outside of brackets and quotes; comments become blanks. Consumes the end.
   std::string take_until(std::string_view ends, char& end) {
     std::string taken;
     int depth = 0;
@@ -269,7 +269,7 @@ class Parser {
     if (head.find(".entry") != std::string::npos) {
       if (end == '{') kernel(head);
     } else if (head.find(".func") != std::string::npos) {
-      if (end == '{') --at_, skip_braces();  // every function that kernels use is inlined; a call says so
+      if (end == '{') --at_, skip_braces();  // every function that kernels use is inlined; a call stops the kernel
     } else if (head.find(".shared") != std::string::npos) {
       module_shared(head);
     } else if (head.find(".global") != std::string::npos || head.find(".const") != std::string::npos) {
@@ -279,7 +279,7 @@ class Parser {
     }
   }
 
-  /// "{1, 2}", of which the brace is taken already.
+  /// "{1, 2}", of which the first brace is already consumed.
   std::string initializer() {
     --at_;
     char end = 0;
@@ -561,7 +561,7 @@ class Parser {
       result.negated = true;
       return result;
     }
-    if (text == "_") return {};  // a result that nobody wants
+    if (text == "_") return {};  // a result that is discarded
     if (const std::int32_t reg = find_register(text); reg >= 0) return {.reg = reg};
     if (text[0] == '%') fail("register " + std::string(text));
     return {.reg = register_of_constant(constant(text))};
@@ -643,7 +643,7 @@ class Parser {
   }
 
   void add_operand(Instruction& in, std::string_view text) {
-    if (in.num_operands == std::size(in.operands)) fail("more operands than known");
+    if (in.num_operands == std::size(in.operands)) fail("too many operands");
     in.operands[in.num_operands++] = operand(trim(text));
   }
 
@@ -705,7 +705,7 @@ class Parser {
     }
     if (name == "wmma") return decode_wmma(in, words, statement);
     if (name == "createpolicy") {
-      in.op = Op::move;  // a hint for the cache: any value will do
+      in.op = Op::move;  // a hint for the cache: the value does not matter
       return;
     }
     const auto found = operations().find(name);

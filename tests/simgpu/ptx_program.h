@@ -1,7 +1,7 @@
 // A kernel in the form that the interpreter runs: instructions whose operands are register numbers and constants.
 //
 // Registers are 64-bit slots; the low bytes hold the value. Special registers (%tid.x ...) and constants are ordinary
-// registers that every thread finds set, so that every operand is a register.
+// registers that are set before a thread starts, so that every operand is a register.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +60,7 @@ enum class Op : std::uint8_t {
   set_predicate, set, select, branch, branch_table, leave, trap,
   exp2, log2, reciprocal, square_root, reciprocal_root, sine, cosine, tanh,
   atomic, reduce, fence, copy_async, copy_commit, copy_wait,
-  // From here on threads wait: for the block, or for the lanes of a mask.
+  // At the following operations threads wait, for the block or for the lanes of a mask.
   block_barrier, block_vote, warp_barrier, shuffle, vote, match, warp_reduce, active_mask, load_matrix, mma, wmma_load,
   wmma_store, wmma_mma
 };
@@ -95,7 +95,7 @@ enum Mode : std::uint8_t {
 // clang-format on
 
 // clang-format off
-/// The registers that hold what a thread is told; and one for the results that nobody wants.
+/// The registers that are set before a thread starts, and one for discarded results.
 enum Special : std::int32_t {
   tid_x, tid_y, tid_z, ntid_x, ntid_y, ntid_z, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y, nctaid_z, laneid, warpid,
   lanemask_lt, lanemask_le, lanemask_gt, lanemask_ge, lanemask_eq, clock, nwarpid, smid, dynamic_smem_size,
@@ -133,7 +133,7 @@ inline constexpr std::int64_t dynamic_shared_begin = 64 << 10;
 
 struct Kernel {
   std::string name;
-  std::vector<Instruction> code;  ///< the last one leaves
+  std::vector<Instruction> code;  ///< the last one exits
   std::vector<Operand> vectors;
   std::vector<std::vector<std::int32_t>> tables;  ///< instructions of branch_table
   std::int32_t num_registers = num_specials;

@@ -1,4 +1,4 @@
-// The interpreter runs right kernels, as nvcc compiled them for each target, with right results and no findings.
+// The interpreter runs correct kernels, as nvcc compiled them for each target, with correct results and no findings.
 #include <cmath>
 #include <numeric>
 
@@ -70,7 +70,7 @@ TEST_P(Ptx, WarpBarrier) {
   }
 }
 
-TEST_P(Ptx, LanesThatPartAndMeetAgain) {
+TEST_P(Ptx, LanesThatDivergeAndConverge) {
   std::vector<int> turns(32), sums(32);
   for (int lane = 0; lane < 32; ++lane) turns[static_cast<std::size_t>(lane)] = lane * 11 % 23;
   for (int lane = 0; lane < 32; ++lane)
@@ -95,7 +95,7 @@ TEST_P(Ptx, LanesThatPartAndMeetAgain) {
   }
 }
 
-TEST_P(Ptx, LanesThatLeaveEarly) {
+TEST_P(Ptx, LanesThatExitEarly) {
   for (const unsigned seed : seeds) {
     CheckedArray<float> x(checker, numbers(32)), y(checker, std::size_t{32});
     const LaunchResult result = launch(module, "leaving", {.block = {32}, .seed = seed}, x.data(), y.data(), 25);

@@ -1,5 +1,5 @@
 // What each thread does by itself, for all lanes of a warp that are at the same instruction. PTX ISA 9.0, chapter 9.7;
-// operations marked approximate there are exact here but for the rounding of the C library.
+// operations marked approximate there are exact here except for the rounding of the C library.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -8,8 +8,9 @@
 #include "tests/simgpu/ptx_block.h"
 #include "tests/simgpu/ptx_values.h"
 
-// Compiled for several generations of the processor, of which the newest that is there runs. Not with sanitizers: that
-// of threads is not ready when the choice is made, that of addresses takes minutes to compile each.
+// Compiled for several generations of the processor; the newest that the processor supports is used. Not with
+// sanitizers: the thread sanitizer is not ready when the choice is made, and with the address sanitizer each takes
+// minutes to compile.
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 #define VECTORISED [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
 #else
@@ -22,7 +23,7 @@ namespace {
 using Bits = std::uint64_t;
 using Wide = unsigned __int128;
 
-/// Both halves of a packed register by themselves.
+/// Applies a function to each half of a packed register.
 template <class Operation>
 Bits each_half(Type type, Bits a, Bits b, Bits c, Operation operation) {
   const Type half = type == Type::f32x2 ? Type::f32 : type == Type::bf16x2 ? Type::bf16 : Type::f16;
@@ -67,7 +68,7 @@ Bits minimum_or_maximum(const Instruction& in, Bits a, Bits b) {
   return zero_extended(less == wants_minimum ? a : b, in.type);
 }
 
-/// The full product, of which `multiply` takes the low half, the high half or, if it is wide, all.
+/// The full product, of which `multiply` returns the low half, the high half or, if it is wide, all.
 Bits product(const Instruction& in, Bits a, Bits b) {
   const Type type = in.type;
   const int width = 8 * bytes_of(type);
@@ -121,7 +122,7 @@ Bits to_integer(double value, Type type) {
 Bits float_to_float(const Instruction& in, Bits bits) {
   double value = to_double(bits, in.from);
   const bool narrows = bytes_of(in.type) < bytes_of(in.from);
-  if (in.type == Type::b32) {  // tf32: ties away from zero, 13 bits of the mantissa go
+  if (in.type == Type::b32) {  // tf32: ties away from zero, removes 13 bits of the mantissa
     return std::isnan(value) ? 0x7fffffff : (bits + 0x1000) & 0xffffe000;
   }
   if (in.mode != plain && !narrows) value = rounded_to_integer(value, in.mode);
@@ -149,9 +150,9 @@ Bits converted(const Instruction& in, Bits bits) {
                      in.type);
 }
 
-/// For which outcomes of comparing a to b a relation holds.
+/// The outcomes of comparing a to b for which a relation is true.
 struct Relation {
-  Bits less = 0, equal = 0, greater = 0, unordered = 0;  ///< 1: holds
+  Bits less = 0, equal = 0, greater = 0, unordered = 0;  ///< 1: true
 };
 
 Relation relation_of(Compare compare) {
@@ -202,7 +203,7 @@ Bits compared(Type type, const Relation& relation, Bits a, Bits b) {
   return holds(relation, zero_extended(a, type), zero_extended(b, type));
 }
 
-/// sign_extended of one type: what depends on it is found once, not in every lane.
+/// sign_extended() for one type: what depends on the type is computed once, not in every lane.
 auto as_signed(Type type) {
   return [unused = 64 - 8 * bytes_of(type)](Bits bits) { return static_cast<std::int64_t>(bits << unused) >> unused; };
 }
@@ -280,8 +281,8 @@ Lanes lanes_that_hold(const Bits* predicates) {
 
 }  // namespace
 
-/// One instruction in each of `lanes`. The frequent ones are spelled out by type, so that their loops vectorise. Flat:
-/// what it calls is compiled for the same processor.
+/// Runs one instruction in each of `lanes`. The frequent ones have code for each type, so that their loops vectorise.
+/// `flatten`: the functions that it calls are compiled for the same processor.
 VECTORISED [[gnu::flatten]] void Grid::compute(const Instruction& in, int warp_index, Lanes lanes) {
   Bits* const results = row(in.operands[0].reg, warp_index);
   const auto operand = [&](int i) -> const Bits* { return row(in.operands[i].reg, warp_index); };
@@ -304,7 +305,7 @@ VECTORISED [[gnu::flatten]] void Grid::compute(const Instruction& in, int warp_i
   const auto approximate = [&](auto function) {  // of f32
     put([&](int i) { return bits_of(static_cast<float>(function(static_cast<double>(as_f32(a[i]))))); });
   };
-  const auto put_sum = [&](int width, auto function) {  // with the carry of the instruction before, for the one after
+  const auto put_sum = [&](int width, auto function) {  // reads the carry of the last instruction and sets a new one
     Bits* const carries = row(carry_flag, warp_index);
     put([&](int i) {
       const Wide sum = function(i, in.carry_in ? carries[i] : 0);
@@ -508,7 +509,7 @@ VECTORISED [[gnu::flatten]] void Grid::compute(const Instruction& in, int warp_i
     case Op::reverse_bits:
       put([&](int i) { return reversed(type, a[i]); });
       break;
-    case Op::copy_sign:  // of the first onto the second
+    case Op::copy_sign:  // from the first to the second
       floats([](auto sign, auto magnitude, auto) { return std::copysign(magnitude, sign); });
       break;
     case Op::test_finite:
@@ -596,7 +597,7 @@ void Grid::move_to(int warp_index, Lanes lanes, std::int32_t pc) {
   each_lane(lanes, [&](int lane) { threads[lane].pc = pc; });
 }
 
-/// Runs `turn` until all of its lanes wait or have exited: first those that are furthest behind.
+/// Runs `turn` until all of its lanes wait or have exited, those that are furthest behind first.
 void Grid::run_turn(Turn turn) {
   const auto [warp_index, lanes] = turn;
   const Thread* const threads = &threads_[static_cast<std::size_t>(warp_index * warp)];
@@ -619,7 +620,7 @@ void Grid::run_turn(Turn turn) {
   }
 }
 
-/// Runs the lanes `active`, which are all at `pc`, until they part, wait, exit, or come to where the next `others` are.
+/// Runs the lanes `active`, which are all at `pc`, until they diverge, wait, exit, or reach the next of `others`.
 void Grid::run_together(int warp_index, Lanes active, std::int32_t pc, std::int32_t others) {
   WarpState& state = warps_[static_cast<std::size_t>(warp_index)];
   const int count = std::popcount(active);
@@ -652,7 +653,7 @@ void Grid::run_together(int warp_index, Lanes active, std::int32_t pc, std::int3
         each_lane(lanes, [&](int lane) { land_copies(in, warp_index * warp + lane, -1); });
         state.alive &= ~lanes;
         exited_ += std::popcount(lanes);
-        finish_warp_operations(warp_index, state.at_warp_operation);  // nobody waits for lanes that have exited
+        finish_warp_operations(warp_index, state.at_warp_operation);  // operations do not wait for exited lanes
         return move_to(warp_index, skipping, pc + 1);
       case Op::block_barrier:
       case Op::block_vote:
@@ -673,7 +674,7 @@ void Grid::run_together(int warp_index, Lanes active, std::int32_t pc, std::int3
         move_to(warp_index, lanes, pc);
         move_to(warp_index, skipping, pc + 1);
         return finish_warp_operations(warp_index, lanes);
-      case Op::active_mask:  // any answer that has the lane itself is legal; this one is honest
+      case Op::active_mask:  // any mask that contains the lane itself is legal; this is the real one
         each_lane(lanes, [&](int lane) { value(in.operands[0], warp_index * warp + lane) = lanes; });
         break;
       default:
@@ -683,7 +684,7 @@ void Grid::run_together(int warp_index, Lanes active, std::int32_t pc, std::int3
   move_to(warp_index, active, pc);
 }
 
-/// What each lane does by itself and goes on.
+/// The instructions that each lane runs by itself and that do not wait.
 void Grid::run_alone(const Instruction& in, int warp_index, Lanes lanes) {
   const auto each_thread = [&](auto&& body) { each_lane(lanes, [&](int lane) { body(warp_index * warp + lane); }); };
   switch (in.op) {

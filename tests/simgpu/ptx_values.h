@@ -1,4 +1,4 @@
-// What the bits in a register mean.
+// The values that the bits of a register represent.
 #pragma once
 
 #include <bit>

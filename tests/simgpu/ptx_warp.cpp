@@ -16,8 +16,8 @@ float element(std::uint64_t bits, int half, Type type) {
 
 }  // namespace
 
-/// The operation runs when all lanes of the mask that have not exited have come to it. True if these are `lanes`;
-/// else they wait.
+/// The operation runs when all lanes of the mask that have not exited have reached it. True if these are `lanes`; else
+/// they wait.
 bool Grid::runs_at_once(const Instruction& in, int warp_index, Lanes lanes) {
   const int first = warp_index * warp;
   const bool has_mask = in.op == Op::shuffle || in.op == Op::vote || in.op == Op::match || in.op == Op::warp_reduce ||
@@ -30,7 +30,7 @@ bool Grid::runs_at_once(const Instruction& in, int warp_index, Lanes lanes) {
     in_all &= mask;
     in_any |= mask;
     if ((mask >> lane & 1) == 0)
-      stop("divergent barrier", in, first + lane, "a lane calls a warp operation whose mask leaves it out");
+      stop("divergent barrier", in, first + lane, "a lane calls a warp operation whose mask does not contain it");
   });
   WarpState& state = warps_[static_cast<std::size_t>(warp_index)];
   if (in_all == in_any && (in_all & state.alive) == lanes) {
@@ -42,7 +42,7 @@ bool Grid::runs_at_once(const Instruction& in, int warp_index, Lanes lanes) {
   return false;
 }
 
-/// Runs the operations that `lanes` wait at, as far as all lanes that each needs are there.
+/// Runs the operations that `lanes` wait at and that all of their lanes have reached.
 void Grid::finish_warp_operations(int warp_index, Lanes lanes) {
   WarpState& state = warps_[static_cast<std::size_t>(warp_index)];
   const int first = warp_index * warp;
@@ -50,7 +50,7 @@ void Grid::finish_warp_operations(int warp_index, Lanes lanes) {
   each_lane(lanes, [&](int lane) {
     const Thread& thread = threads[lane];
     const Lanes wanted = thread.mask & state.alive;
-    const bool waits = (state.at_warp_operation >> lane & 1) != 0;  // and did not go on with a lane before it
+    const bool waits = (state.at_warp_operation >> lane & 1) != 0;  // not released with an earlier lane
     if (!waits || (state.at_warp_operation & wanted) != wanted) return;
     bool together = true;  // lanes may wait at other operations, or with other masks
     each_lane(wanted, [&](int other) {
@@ -170,8 +170,8 @@ void Grid::warp_reduce(const Instruction& in, int first, Lanes mask) {
   each_lane(mask, [&](int lane) { value(in.operands[0], first + lane) = zero_extended(result, in.type); });
 }
 
-/// ldmatrix: lane 8 m + i gives the address of row i of matrix m, 16 bytes; lane t gets two elements of row t / 4, or
-/// of column t / 4 if transposed.
+/// ldmatrix: lane 8 m + i has the address of row i of matrix m, 16 bytes; lane t gets two elements of row t / 4, or of
+/// column t / 4 if transposed.
 void Grid::load_matrix(const Instruction& in, int first) {
   const Operand& to = in.operands[0];
   const int matrices = std::max<int>(1, to.count);
@@ -221,8 +221,8 @@ void Grid::mma(const Instruction& in, int first) {
 
 namespace {
 
-// How the hardware spreads a wmma fragment over the lanes is not specified, so that no program may rely on it: here
-// element e of lane t is matrix element `scattered(t, e)`, which is not the documented place.
+// PTX does not specify which elements of a wmma fragment a lane holds, so no program may rely on it: here element e of
+// lane t is matrix element `scattered(t, e)`, which is deliberately unlike the fragments of mma.
 int scattered(int lane, int e, int count) { return ((e * 32 + lane) * 37 + 5) % count; }
 
 }  // namespace

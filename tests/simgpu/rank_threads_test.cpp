@@ -1,7 +1,7 @@
-// Ranks as threads of one process, each with a simulated GPU of its own: one seed orders all streams of all ranks, so
-// that an order in which something goes wrong can be had again. (Elsewhere a rank is a process, as in real runs.)
+// Ranks as threads of one process, each with its own simulated GPU: one seed orders all streams of all ranks, so that
+// an order in which something goes wrong can be reproduced. (Elsewhere a rank is a process, as in real runs.)
 //
-// The program is data-parallel training in small: gradients in buckets, their sums on a stream of their own, an update.
+// The program is a small data-parallel training: gradients in buckets, their sums on a separate stream, an update.
 #include <gtest/gtest.h>
 #include <nccl.h>
 
@@ -89,7 +89,7 @@ std::vector<Run> runs() {
 TEST(RankThreads, AnyOrderOfAllStreamsGivesTheSum) {
   for (const int ranks : {2, 4})
     for (const auto& [order, seed] : runs()) {
-      float sum = 0;  // every rank adds its number to the last sum, and all of these are added
+      float sum = 0;  // the sum over the ranks of the last sum plus the number of the rank
       for (int step = 0; step < steps; ++step)
         sum = static_cast<float>(ranks) * sum + static_cast<float>(ranks * (ranks + 1) / 2);
       for (const std::vector<float>& weights : train_all(ranks, order, seed, Mistake::none))

@@ -12,7 +12,7 @@ struct ReduceCuda : CudaTest {};
 struct Case {
   std::int64_t rows, width, stride;
 };
-// The second to last has more parts than one, the last more tiles of columns.
+// The second to last has several parts, the last several tiles of columns.
 const Case cases[] = {{1, 1, 1}, {3, 7, 7}, {40, 17, 20}, {5, 64, 64}, {33, 8, 16}, {300, 48, 56}, {10, 1100, 1104}};
 
 template <class T>

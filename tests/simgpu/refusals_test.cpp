@@ -1,5 +1,5 @@
-// What CUDA's run-time and cuBLASLt refuse, the doubles refuse too: a double that accepts more than the library lets
-// mistakes through to the first real GPU.
+// What CUDA's run-time and cuBLASLt refuse, the doubles refuse too: a double that accepts more than the library hides
+// mistakes until the first run on a real GPU.
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
@@ -47,7 +47,7 @@ class Refusals : public ::testing::Test {
   float *x = nullptr, *y = nullptr, *pinned = nullptr;
 };
 
-TEST_F(Refusals, ACopySaysTheDirectionOfItsAddresses) {
+TEST_F(Refusals, TheDirectionOfACopyIsThatOfItsAddresses) {
   std::vector<float> host(n);
   EXPECT_EQ(cudaMemcpyAsync(x, host.data(), bytes, cudaMemcpyDeviceToHost, one), cudaErrorInvalidValue);
   EXPECT_TRUE(found("copy direction"));
@@ -66,7 +66,7 @@ TEST_F(Refusals, MemoryIsFreedAsItWasAllocated) {
   EXPECT_EQ(cudaFreeHost(pinned), cudaSuccess);
 }
 
-TEST_F(Refusals, AStreamTakesWorkOfItsOwnDevice) {
+TEST_F(Refusals, AStreamAcceptsWorkOfItsOwnDeviceOnly) {
   cudaSetDevice(1);
   cudaEvent_t elsewhere = nullptr;
   cudaEventCreateWithFlags(&elsewhere, cudaEventDisableTiming);
@@ -96,7 +96,7 @@ TEST_F(Refusals, AFailedOperationIsLeftOnTheDevice) {
   EXPECT_EQ(cudaGetLastError(), cudaErrorIllegalAddress);
 }
 
-// The thread of a watchdog asks for events; that orders nothing for the thread that trains.
+// The thread of a watchdog queries events; that orders nothing for the thread that trains.
 TEST_F(Refusals, WhatAnotherThreadHasWaitedForOrdersNothing) {
   planted::add(x, n, 1, one);
   cudaEventRecord(event, one);

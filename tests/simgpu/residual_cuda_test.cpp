@@ -1,4 +1,4 @@
-// The residual branch on the GPU against the CPU. With the same random words, an element is dropped on both or neither.
+// The residual branch on the GPU against the CPU. The random words are the same, so both drop the same elements.
 #include "kernels/residual.h"
 #include "tests/simgpu/agreement.h"
 

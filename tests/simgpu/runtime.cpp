@@ -15,9 +15,9 @@
 namespace choir::simgpu {
 
 Simulator& simulator() {
-  static Simulator* the_simulator = [] {  // never destroyed: kernels are unregistered after everything else
+  static Simulator* the_simulator = [] {  // never destroyed, since kernels are unregistered after everything else
     auto* made = new Simulator;
-    // A process that ends well must have nothing left. What is left after a failure is not news.
+    // A process that succeeds must have freed everything. After a failure leaks are not reported.
     on_exit(
         [](int status, void* simulator) {
           const std::string rest = static_cast<Simulator*>(simulator)->rest();
@@ -76,7 +76,7 @@ cudaError_t enqueue(cudaStream_t stream, Operation operation) { return simulator
 
 namespace {
 
-/// What the run-time keeps for each host thread.
+/// The state that the run-time keeps for each host thread.
 struct HostThread {
   int device = 0;
   cudaError_t last_error = cudaSuccess;
@@ -164,7 +164,7 @@ cudaError_t CUDARTAPI cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribut
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = static_cast<int>(choir::simgpu::most_shared_bytes(options.compute_capability));
       break;
-    case cudaDevAttrClockRate:  // it has no speed
+    case cudaDevAttrClockRate:  // the simulated GPU has no clock
     case cudaDevAttrMemoryClockRate:
     case cudaDevAttrGlobalMemoryBusWidth:
       *value = 0;
@@ -236,7 +236,7 @@ cudaError_t CUDARTAPI cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAtt
   const auto number = reinterpret_cast<std::uintptr_t>(pool);
   const bool known = number > 0 && number <= static_cast<std::uintptr_t>(simulator().options().devices);
   if (!known || attribute != cudaMemPoolAttrReleaseThreshold || value == nullptr) return noted(cudaErrorInvalidValue);
-  return cudaSuccess;  // how long a pool keeps memory cannot be seen here
+  return cudaSuccess;  // how long a pool keeps memory has no effect here
 }
 cudaError_t CUDARTAPI cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
   return noted(simulator().copy(to, from, signed_size(bytes), kind, nullptr, false));
@@ -271,8 +271,7 @@ cudaError_t CUDARTAPI cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event
   return noted(simulator().wait_for_event(stream, event));
 }
 cudaError_t CUDARTAPI cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
-  if (flags != cudaEventDisableTiming)
-    return noted(cudaErrorInvalidValue);  // the simulated GPU has no speed to measure
+  if (flags != cudaEventDisableTiming) return noted(cudaErrorInvalidValue);  // the simulated GPU does not measure times
   return noted(simulator().create_event(event, host_thread().device));
 }
 cudaError_t CUDARTAPI cudaEventDestroy(cudaEvent_t event) { return noted(simulator().destroy_event(event)); }
@@ -282,7 +281,7 @@ cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t CUDARTAPI cudaEventSynchronize(cudaEvent_t event) { return noted(simulator().synchronize_event(event)); }
 cudaError_t CUDARTAPI cudaEventQuery(cudaEvent_t event) { return noted(simulator().query_event(event)); }
 
-// The headers of cudnn-frontend name these; nobody calls them. Every event here was created without timing.
+// The headers of cudnn-frontend refer to these; they are never called. Every event here was created without timing.
 cudaError_t CUDARTAPI cudaEventCreate(cudaEvent_t*) { return noted(cudaErrorNotSupported); }
 cudaError_t CUDARTAPI cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t) {
   return noted(cudaErrorInvalidResourceHandle);

@@ -1,4 +1,4 @@
-// The run-time double: legal programs give right results and no findings in every order.
+// The run-time double: legal programs give correct results and no findings in every order.
 #include "tests/simgpu/runtime.h"
 
 #include <gtest/gtest.h>
@@ -111,7 +111,7 @@ TEST_P(Runtime, MemoryIsLimitedAndFreedInStreamOrder) {
   cudaFreeAsync(x, one);
 }
 
-TEST_P(Runtime, LaunchesThatNoDeviceTakesAreRefused) {
+TEST_P(Runtime, LaunchesThatNoDeviceAcceptsAreRefused) {
   planted::launch_with(2048, 0, one);
   EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidConfiguration);
   planted::launch_with(32, 64 << 10, one);

@@ -1,4 +1,4 @@
-// The tests of other folders, on a simulated GPU: each rank has one of its own, with all checks on.
+// The tests of other folders, on a simulated GPU: each rank has its own, with all checks on.
 #include "tests/support/device.h"
 
 namespace choir::tests {

@@ -43,7 +43,7 @@ RegisteredKernel* Simulator::kernel(const void* host_function) {
   return found == kernels_.end() ? nullptr : &found->second;
 }
 
-/// The module for the capability of the options, or of the highest one below it: what a driver would take.
+/// The module for the capability of the options, or for the highest one below it, as a driver chooses.
 PtxModule& Simulator::module_of(std::size_t fat_binary) {
   const EmbeddedPtx* best = nullptr;
   for (const EmbeddedPtx& ptx : fat_binaries_[fat_binary])
@@ -55,7 +55,7 @@ PtxModule& Simulator::module_of(std::size_t fat_binary) {
   return *module;
 }
 
-// --- life
+// --- start and end
 
 void Simulator::start(Lock&) {
   if (!configured_) {
@@ -64,7 +64,7 @@ void Simulator::start(Lock&) {
     set_fault();
     configured_ = true;
   }
-  if (streams_.empty()) {  // the stream of calls that name none
+  if (streams_.empty()) {  // the stream of calls without a stream
     streams_.push_back(std::make_unique<SimulatedStream>());
   }
   if (!started_) {
@@ -133,19 +133,19 @@ void Simulator::run() {
       work_.wait(lock);
       continue;
     }
-    // As late as the host allows: until it waits, or plainly does something else.
+    // As late as the host allows: until it waits, or until it has not waited for a while.
     if (options_.order == Order::late && waiting_ == 0) work_.wait_for(lock, patience, [&] { return waiting_ > 0; });
     if (!run_one(lock)) work_.wait_for(lock, poll);
   }
 }
 
-/// `lock` is open while the operation itself is asked: it may have something to report.
+/// `lock` is released while ready() of the operation runs, which may add a finding.
 bool Simulator::is_ready(SimulatedStream& stream, Lock& lock) {
   if (stream.queue.empty() || stream.busy) return false;
   const Task& task = stream.queue.front();
   if (task.waits_for && task.waits_for->done < task.version) return false;
   if (!task.operation.ready) return true;
-  stream.busy = true;  // nobody takes the task away meanwhile
+  stream.busy = true;  // the task stays at the head meanwhile
   lock.unlock();
   const bool ready = task.operation.ready();
   lock.lock();
@@ -160,7 +160,7 @@ SimulatedStream* Simulator::choose(const std::vector<SimulatedStream*>& ready) {
       return *std::min_element(ready.begin(), ready.end(), [](const auto* a, const auto* b) {
         return a->queue.front().order < b->queue.front().order;
       });
-    case Order::late:  // what was enqueued last overtakes
+    case Order::late:  // what was enqueued last runs first
       return *std::max_element(ready.begin(), ready.end(), [](const auto* a, const auto* b) {
         return a->queue.front().order < b->queue.front().order;
       });
@@ -173,7 +173,7 @@ SimulatedStream* Simulator::choose(const std::vector<SimulatedStream*>& ready) {
 bool Simulator::run_one(Lock& lock) {
   std::vector<SimulatedStream*> all, ready;
   for (const auto& stream : streams_)
-    if (!stream->queue.empty()) all.push_back(stream.get());  // not destroyed while something is in it
+    if (!stream->queue.empty()) all.push_back(stream.get());  // a stream is not destroyed while its queue has entries
   for (SimulatedStream* stream : all)
     if (is_ready(*stream, lock)) ready.push_back(stream);
   std::erase_if(ready, [](const SimulatedStream* stream) { return stream->queue.empty(); });
@@ -220,7 +220,7 @@ void Simulator::execute(SimulatedStream& stream, Lock& lock) {
   progress_.notify_all();
 }
 
-/// Waits for the device; false if nothing has happened for too long, which is a finding.
+/// Waits for the device. Returns false, and adds a finding, if nothing has happened for too long.
 bool Simulator::wait_until(Lock& lock, const std::function<bool()>& done) {
   const auto finished_operations = [&] {
     std::uint64_t count = 0;
@@ -250,7 +250,7 @@ bool Simulator::wait_until(Lock& lock, const std::function<bool()>& done) {
   return !hangs;
 }
 
-/// A device that is broken makes nobody wait.
+/// Threads do not wait for a broken device.
 cudaError_t Simulator::finish_wait(Lock& lock, const std::function<bool()>& done) {
   wait_until(lock, [&] { return broken_ != cudaSuccess || done(); });
   return broken_;
@@ -271,7 +271,7 @@ std::string Simulator::name_of(const Task& task, const SimulatedStream& stream) 
   return text + " (stream " + std::to_string(stream.id) + ")";
 }
 
-/// A thread that is new here was started by one that knew what all know.
+/// A new thread starts with the join of the clocks of all threads.
 Clock& Simulator::host() {
   const auto [found, is_new] = hosts_.try_emplace(std::this_thread::get_id());
   if (is_new)
@@ -303,7 +303,7 @@ SimulatedMemory* Simulator::memory_at(std::uintptr_t address) {
   return after == memory_.end() || address < after->second.begin ? nullptr : &after->second;
 }
 
-/// What a library says that it will touch: inside of allocations, and written before it is read.
+/// Checks the accesses that a library has declared: inside of allocations, and initialised if they are read.
 void Simulator::check_operation(const Operation& operation, const std::string& name) {
   for (const Access& access : operation.accesses) {
     if (access.bytes == 0) continue;
@@ -343,7 +343,7 @@ void Simulator::touch(const Access& access, const SimulatedStream& stream, const
     if (overlaps && !before && (mine.write || other.write))
       note(kind, mine.name + (mine.write ? " writes" : " reads") + " what " + other.name +
                      (other.write ? " writes" : " reads") + ", and nothing orders them");
-    // Whatever is ordered after this access is ordered after what it covers.
+    // What is ordered after this access is ordered after the touches that it replaces.
     const bool covered = other.begin >= mine.begin && other.end <= mine.end && before &&
                          (mine.write || (!other.write && other.stream == mine.stream));
     if (!covered) kept.push_back(std::move(other));
@@ -407,7 +407,7 @@ cudaError_t Simulator::allocate(void** address, std::int64_t bytes, bool pinned,
   if (bytes == 0) return cudaSuccess;
   if (in_stream != nullptr && find(*in_stream) == nullptr) return cudaErrorInvalidResourceHandle;
   const auto fits = [&] { return pinned || allocated_ + bytes <= options_.memory_bytes; };
-  if (!fits())  // what is freed in some stream may still be on its way
+  if (!fits())  // frees that are enqueued in a stream may not have run yet
     wait_until(lock,
                [&] { return std::all_of(streams_.begin(), streams_.end(), [](auto& s) { return s->queue.empty(); }); });
   const bool fails = !pinned && allocations_until_failure_ >= 0 && allocations_until_failure_-- == 0;
@@ -422,7 +422,7 @@ cudaError_t Simulator::allocate(void** address, std::int64_t bytes, bool pinned,
     allocated_ += bytes;
     checker_->add_allocation(memory, bytes);
   }
-  if (in_stream != nullptr) {  // others may use it only after the stream has come here
+  if (in_stream != nullptr) {  // other streams may use it only after this stream has reached this point
     SimulatedStream* stream = find(*in_stream);
     Task task;
     task.operation.name = "cudaMallocAsync";
@@ -439,7 +439,7 @@ cudaError_t Simulator::allocate(void** address, std::int64_t bytes, bool pinned,
   return cudaSuccess;
 }
 
-/// The memory stays known for a while, full of NaN and uninitialised, so that a later use of it is found.
+/// The memory is kept for a while, full of NaN and uninitialised, so that a later use of it is found.
 void Simulator::free(SimulatedMemory& memory, const std::string& by) {
   constexpr std::int64_t most_kept = 16 << 20;
   const auto bytes = static_cast<std::int64_t>(memory.end - memory.begin);
@@ -459,7 +459,7 @@ void Simulator::free(SimulatedMemory& memory, const std::string& by) {
   }
 }
 
-/// Gives the memory back to the host.
+/// Returns the memory to the host.
 void Simulator::release(std::uintptr_t begin) {
   const auto found =
       std::find_if(memory_.begin(), memory_.end(), [&](const auto& m) { return m.second.begin == begin; });
@@ -669,7 +669,8 @@ cudaError_t Simulator::copy(void* to, const void* from, std::int64_t bytes, cuda
   const bool says_from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   const bool says_to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
   if (kind != cudaMemcpyDefault && (from_device != says_from_device || to_device != says_to_device)) {
-    note("copy direction", "a copy of " + std::to_string(bytes) + " bytes says another direction than its addresses");
+    note("copy direction",
+         "the direction of a copy of " + std::to_string(bytes) + " bytes is not that of its addresses");
     return cudaErrorInvalidValue;
   }
   Task task;
@@ -688,7 +689,7 @@ cudaError_t Simulator::copy(void* to, const void* from, std::int64_t bytes, cuda
                              std::to_string(bytes) + " bytes)"});
       std::memmove(to, from, static_cast<std::size_t>(bytes));
     };
-    if (to_pinned && asynchronous) std::memset(to, nan_bits, static_cast<std::size_t>(bytes));  // not there yet
+    if (to_pinned && asynchronous) std::memset(to, nan_bits, static_cast<std::size_t>(bytes));  // not copied yet
   }
   push(*stream, std::move(task));
   const bool blocks = !asynchronous || (target == nullptr);
@@ -732,7 +733,7 @@ cudaError_t Simulator::add(cudaStream_t handle, Operation operation) {
   return cudaSuccess;
 }
 
-/// Static and dynamic shared memory together are what a block may have.
+/// The limit of a block is for static and dynamic shared memory together.
 cudaError_t Simulator::allow_dynamic_shared(RegisteredKernel& kernel, std::int64_t bytes) {
   Lock lock(mutex_);
   start(lock);

@@ -1,4 +1,4 @@
-// The simulated GPUs of this process: memory, streams, events, and the thread that runs what is in the streams.
+// The simulated GPUs of this process: memory, streams, events, and the thread that runs the operations of the streams.
 //
 // Every operation has a vector clock: what must have happened before it, by stream order, events, and the host's own
 // order (an operation happens after all that its thread of the host has waited for when it is enqueued). Two operations
@@ -34,7 +34,7 @@ void join(Clock& into, const Clock& other);
 
 struct SimulatedEvent {
   int device = 0;
-  std::uint64_t recorded = 0, done = 0;   ///< how often
+  std::uint64_t recorded = 0, done = 0;   ///< the number of times
   std::map<std::uint64_t, Clock> clocks;  ///< of each record that is done; the last is kept
 };
 
@@ -45,18 +45,18 @@ struct Task {
   std::uint64_t version = 0;  ///< of the event
   std::uint64_t number = 0;   ///< in its stream, from 1
   std::uint64_t order = 0;    ///< over all streams
-  Clock host;                 ///< what the host knew
+  Clock host;                 ///< the clock of the host thread that enqueued it
 };
 
 struct SimulatedStream {
   int id = 0, device = 0;
   std::deque<Task> queue;
-  bool busy = false;  ///< its head runs
+  bool busy = false;  ///< the operation at its head runs
   std::uint64_t enqueued = 0, done = 0;
   Clock clock;
 };
 
-/// Bytes that an operation has touched, kept as long as a later one may be unordered with it.
+/// Bytes that an operation has accessed, kept as long as a later operation may be unordered with it.
 struct Touch {
   std::uintptr_t begin, end;
   bool write;
@@ -90,12 +90,12 @@ class Simulator {
   const std::vector<std::vector<EmbeddedPtx>>& fat_binaries() const { return fat_binaries_; }
 
   void configure(const Options&);
-  /// The options; those of the environment if configure() has not been called.
+  /// The options: those of the environment if configure() has not been called.
   const Options& options();
   /// The error that a failed operation has left on the GPU: most functions return it from then on.
   cudaError_t device_state();
 
-  // Each returns what the run-time function returns.
+  // Each returns the result of the run-time function.
   cudaError_t allocate(void** address, std::int64_t bytes, bool pinned, cudaStream_t* stream);
   cudaError_t free_now(void* address, bool pinned);
   cudaError_t free_in_stream(void* address, cudaStream_t stream);
@@ -126,7 +126,7 @@ class Simulator {
   void fail_device(cudaError_t, int after);
   bool host_waits();
   MemoryChecker& checker() { return *checker_; }
-  /// At the end of the process: what nobody has taken and what was not given back, as lines of text.
+  /// At the end of the process: findings that were not taken and leaks, as lines of text.
   std::string rest();
 
  private:
@@ -166,11 +166,11 @@ class Simulator {
   std::vector<std::unique_ptr<SimulatedStream>> streams_;
   std::map<cudaEvent_t, std::shared_ptr<SimulatedEvent>> events_;
   std::map<std::uintptr_t, SimulatedMemory> memory_;  // by end
-  std::deque<std::uintptr_t> freed_;                  // kept a while, so that a late use of it is seen
+  std::deque<std::uintptr_t> freed_;                  // kept for a while, so that a late use of it is found
   std::int64_t allocated_ = 0, freed_bytes_ = 0;
   int next_stream_ = 1;
   std::uint64_t next_order_ = 1;
-  std::map<std::thread::id, Clock> hosts_;  // what each thread of the program knows to have happened
+  std::map<std::thread::id, Clock> hosts_;  // of each thread of the program
   std::unique_ptr<MemoryChecker> checker_;
   std::vector<Finding> findings_;
   std::map<std::pair<std::string, std::string>, KernelTraffic> traffic_;  // by label and kernel
@@ -182,7 +182,7 @@ class Simulator {
   std::map<const void*, RegisteredKernel> kernels_;
 };
 
-/// The one of this process.
+/// The simulator of this process.
 Simulator& simulator();
 
 /// Bytes of dynamic and static shared memory that one block may have on sm_80, sm_90 or sm_100.

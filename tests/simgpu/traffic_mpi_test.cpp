@@ -1,6 +1,6 @@
-// What the kernels of a training step read and write in global memory, beside the least that each operation can: every
-// operand once (Cost of framework/core/ledger.h). Accesses are counted, not cache lines: what a GPU's caches save is in
-// the figures still. An operation that begins to move more than it did fails here.
+// What the kernels of a training step read and write in global memory, compared with the least that each operation
+// needs: every operand once (Cost of framework/core/ledger.h). Accesses are counted, not cache lines, so the figures
+// include what a GPU's caches save. An operation that begins to move more than before fails here.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -27,8 +27,8 @@ std::map<std::string, Bytes> moved_by_label() {
   return moved;
 }
 
-/// The most bytes an operation may move, as a multiple of the least. The rows are short and bf16 is the worst case:
-/// what a kernel reads again for each row or thread, from a cache, is a large part.
+/// The most bytes that an operation may move, as a multiple of the least. The rows are short and bf16 is the worst
+/// case: what a kernel reads again for each row or thread, from a cache, is a large part.
 const std::map<std::string, double> most = {
     {"fill", 1.0},
     {"embedding forward", 1.13},  // the id again for every 16 bytes
@@ -60,7 +60,7 @@ void print_and_check(Precision precision) {
   config.train.precision = precision;
   config.model.dropout = 0.1;
   config.model.feed_forward.kind =
-      FeedForwardKind::gelu_erf;  // gelu is part of the products, which no kernel of Choir's computes
+      FeedForwardKind::gelu_erf;  // gelu is fused into the products, which are not kernels of Choir
   simgpu::configure({.compute_capability = 90});
 
   SmallRun run(MPI_COMM_SELF, config, make_device());

@@ -1,4 +1,4 @@
-// Right kernels that use what the interpreter must know: the twins of those in faults.cu, and tensor cores.
+// Correct kernels that use what the interpreter must support: those of faults.cu without their mistakes, tensor cores.
 #include <cuda_bf16.h>
 #include <mma.h>
 
@@ -36,7 +36,7 @@ extern "C" __global__ void neighbour(const float* x, float* y) {
   y[threadIdx.x] = staged[(threadIdx.x + 1) % 32];
 }
 
-// y[i] = x[i] + x[i + 1], the last one alone.
+// y[i] = x[i] + x[i + 1], the last y[i] = x[i].
 extern "C" __global__ void pair_sum(const float* x, float* y, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n) y[i] = i + 1 < n ? x[i] + x[i + 1] : x[i];
@@ -103,8 +103,8 @@ extern "C" __global__ void product_wmma(const __nv_bfloat16* a, const __nv_bfloa
   store_matrix_sync(c, fc, 16, mem_row_major);
 }
 
-// The lanes of a warp take different ways in loops and branches of different lengths, and halves of it meet by
-// themselves.
+// The lanes of a warp take different paths through loops and branches of different lengths, and halves of it
+// synchronize separately.
 extern "C" __global__ void diverging(const int* turns, int* out) {
   const int lane = threadIdx.x;
   int sum = 0;
@@ -139,7 +139,7 @@ extern "C" __global__ void diverging(const int* turns, int* out) {
   out[lane] = sum + 10000 * __reduce_add_sync(0xffffffffu, lane % 7 == 5);
 }
 
-// Some lanes leave early; those that stay still meet, whoever comes first.
+// Some lanes exit early; the others still synchronize, in any order of arrival.
 extern "C" __global__ void leaving(const float* x, float* y, int n) {
   __shared__ float staged[32];
   const int lane = threadIdx.x;

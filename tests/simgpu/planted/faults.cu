@@ -1,4 +1,4 @@
-// Kernels with one mistake each, for the tests of the checker. Their right twins are in correct.cu.
+// Kernels with one mistake each, for the tests of the checker. The same kernels without them are in correct.cu.
 #include <cstdint>
 
 namespace choir::simgpu::planted {
@@ -10,7 +10,7 @@ extern "C" __global__ void missing_syncthreads(const float* x, float* y, int n) 
   y[blockIdx.x * n + threadIdx.x] = staged[n - 1 - threadIdx.x];
 }
 
-// A warp is not a barrier: lanes may run apart.
+// A warp is not a barrier: its lanes may diverge.
 extern "C" __global__ void missing_syncwarp(const float* x, float* y) {
   __shared__ float staged[32];
   staged[threadIdx.x] = x[threadIdx.x];
@@ -38,7 +38,7 @@ extern "C" __global__ void late_update(const float* x, float* y) {
   y[threadIdx.x] = staged[0];
 }
 
-// The last thread reads one element too many.
+// The last thread reads one element beyond the end.
 extern "C" __global__ void off_by_one(const float* x, float* y, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n) y[i] = x[i] + x[i + 1];
@@ -56,7 +56,7 @@ extern "C" __global__ void uninitialised_shared(const float* x, float* out) {
   }
 }
 
-// y += x, but nobody has set y.
+// y += x, but y is not initialised.
 extern "C" __global__ void uninitialised_global(const float* x, float* y) { y[threadIdx.x] += x[threadIdx.x]; }
 
 // cp.async without waiting for it.
@@ -69,7 +69,7 @@ extern "C" __global__ void missing_copy_wait(const float* x, float* y) {
   for (int i = 0; i < 4; ++i) y[i * 32 + threadIdx.x] = 2 * staged[i * 32 + threadIdx.x];
 }
 
-// Half of the block goes another way round the barrier.
+// Half of the block takes a branch without the barrier.
 extern "C" __global__ void barrier_in_branch(float* y) {
   __shared__ float staged[64];
   staged[threadIdx.x] = threadIdx.x;
@@ -77,7 +77,7 @@ extern "C" __global__ void barrier_in_branch(float* y) {
   y[threadIdx.x] = staged[threadIdx.x];
 }
 
-// All blocks write the same place.
+// All blocks write to the same address.
 extern "C" __global__ void block_race(float* y) {
   if (threadIdx.x == 0) *y = blockIdx.x;
 }

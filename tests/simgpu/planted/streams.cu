@@ -1,4 +1,4 @@
-// Kernels for the tests of streams: one writes, one reads, one takes its time.
+// Kernels for the tests of streams.
 #include "tests/simgpu/planted/streams.h"
 
 namespace choir::simgpu::planted {

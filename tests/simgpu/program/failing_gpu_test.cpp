@@ -11,7 +11,7 @@
 namespace choir::tests {
 namespace {
 
-/// Variables of the environment, for as long as this lives.
+/// Sets variables of the environment during its lifetime.
 class Environment {
  public:
   Environment(std::initializer_list<std::pair<const char*, std::string>> variables) {
@@ -30,7 +30,7 @@ class Environment {
   std::vector<const char*> names_;
 };
 
-// The timeout is longer than this test may take: what ends the job is not that. Rank 0 waits in the same call.
+// The timeout is longer than this test may take, so it cannot be what ends the job. Rank 0 waits in the same call.
 constexpr char for_ever[] = " train.timeout=36000";
 
 TEST(FailingGpu, ACollectiveThatFailsEndsTheJobAtOnce) {
@@ -40,7 +40,7 @@ TEST(FailingGpu, ACollectiveThatFailsEndsTheJobAtOnce) {
   EXPECT_EQ(run.code, 1) << run.output;
   EXPECT_TRUE(contains(run,
                        "rank 1 of tensor: NCCL on GPU 0: remote process exited or there was a network error: a "
-                       "fault that the test asked for"))
+                       "fault that the test requested"))
       << run.output;
   EXPECT_TRUE(contains(run, "ending the job")) << run.output;
   EXPECT_TRUE(contains(run, "NCCL INFO rank 1 of tensor aborts")) << run.output;
@@ -54,8 +54,8 @@ TEST(FailingGpu, AnOperationThatFailsEndsTheJobAtOnce) {
   EXPECT_TRUE(contains(run, "an illegal memory access was encountered")) << run.output;
 }
 
-// Every rank is silent for longer than the timeout, while the last call of a GPU has ended but nobody has made another
-// one that would notice.
+// Every rank is silent for longer than the timeout after the last call of a GPU has ended and before the next call,
+// which would notice that.
 TEST(FailingGpu, SilenceBetweenStepsIsNotAHang) {
   const Workshop shop;
   const Environment slow{{"LD_PRELOAD", CHOIR_SLOW_CALLS}, {"SLOW_LOG", "held-out loss"}, {"SLOW_SECONDS", "15"}};

@@ -1,7 +1,7 @@
-// Preloaded into the program, this makes a disk slow: two calls of a process wait once, for SLOW_SECONDS.
+// Preloaded into the program (LD_PRELOAD), simulates a slow disk: two calls of a process wait once, for SLOW_SECONDS.
 //
 //   SLOW_MANIFEST=1   the sync of a checkpoint's manifest, on the thread that writes
-//   SLOW_LOG=TEXT     the flush that puts TEXT into logs/rank-N.log, on the main thread
+//   SLOW_LOG=TEXT     the flush that writes TEXT to logs/rank-N.log, on the main thread
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
-// The whole program on simulated GPUs, end to end: training in several layouts, resume, bf16, sampling, doctor, and
-// what it says if memory runs out. The CPU's results are the expected ones, within the bounds of tests/launch.
+// The whole program on simulated GPUs, end to end: training in several layouts, resume, bf16, sampling, doctor, and the
+// message if memory runs out. The expected results are those of the CPU, within the bounds of tests/launch.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -56,7 +56,7 @@ TEST(GpuRun, ResumeIsExactOnTheSameGpusAndToRoundingOnTheCpu) {
   EXPECT_EQ(on_gpu.output, on_cpu.output);
 }
 
-// The double of cuDNN refuses every graph, as cuDNN refuses some: the run goes on with Choir's kernels, and says so.
+// The double of cuDNN refuses every graph, as cuDNN refuses some: the run continues with Choir's kernels, and says so.
 TEST(GpuRun, Bf16TrainsOnFlashAttentionAndSaysOnceWhyNotOnCudnn) {
   const Workshop shop;
   const Finished run = shop.train(2, "run", "parallel.tensor=2 train.precision=bf16 model.attention.head_width=8");

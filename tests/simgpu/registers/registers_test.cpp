@@ -1,9 +1,9 @@
-// Every CUDA kernel compiles for every target, and keeps what it computes with in registers.
+// Every CUDA kernel compiles for every target, and keeps its variables in registers.
 //
-// What does not fit is spilled to local memory, which is as far away as global memory; an array that is indexed at run
-// time lies there too. Nothing else shows it: results are the same, only late. The build makes machine code for one
-// target; here the PTX of each target goes through ptxas, as nvcc calls it, and its report is read. Reports are kept in
-// the build folder by PTX, compiler and target: a kernel that has not changed costs no time.
+// Variables that do not fit are spilled to local memory, which is as slow as global memory; an array that is indexed at
+// run time is placed there too. Nothing else shows it: the results are the same, only later. The build compiles machine
+// code for one target; this test compiles the PTX of each target with ptxas, as nvcc does, and reads its report. The
+// build folder caches reports by PTX, compiler and target: a kernel that has not changed costs no time.
 #include <cxxabi.h>
 #include <gtest/gtest.h>
 
@@ -31,12 +31,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// ---- The kernels that may use local memory: attention backward at head widths of 128 and more, if it must
+// ---- The kernels that may use local memory: attention backward at head widths of 128 and more
 
 struct Exception {
   std::string kernel;  ///< "flash_dq_kernel<float, 128>"
   int target;
-  int local_bytes;  ///< exactly what the report says
+  int local_bytes;  ///< exactly as in the report
   std::string reason;
 };
 const std::vector<Exception> exceptions = {};
@@ -59,7 +59,7 @@ std::string short_name(const std::string& mangled) {
   return std::regex_replace(std::string(demangled.get()), surroundings, "");
 }
 
-/// Functions that are called, not inlined, are in it too.
+/// Includes functions that are called, not inlined.
 std::vector<Kernel> parse(const std::string& report) {
   static const std::regex function(R"(Function properties for (\S+))"), registers(R"(Used (\d+) registers)"),
       shared(R"((\d+) bytes smem)"),
@@ -79,7 +79,7 @@ std::vector<Kernel> parse(const std::string& report) {
   return kernels;
 }
 
-/// What a command prints; throws if it fails.
+/// The output of a command; throws if it fails.
 std::string output_of(const std::string& command) {
   std::FILE* pipe = popen((command + " 2>&1").c_str(), "r");
   std::string output;
@@ -94,7 +94,7 @@ void write(const fs::path& path, std::string_view text) {
   if (!(file << text).flush()) throw std::runtime_error("cannot write " + path.string());
 }
 
-/// ptxas's report on a module, kept in a file.
+/// ptxas's report on a module, cached in a file.
 std::string report_on(std::string_view ptx, int target) {
   const std::string compile = CHOIR_PTXAS " -m64 --generate-line-info --warning-as-error -v -arch=sm_" +
                               std::to_string(target) + " -o /dev/null ";
@@ -108,7 +108,7 @@ std::string report_on(std::string_view ptx, int target) {
   write(source, ptx);
   const std::string report = output_of(compile + source.string());
   write(source, report);
-  fs::rename(source, kept);  // complete, or not there
+  fs::rename(source, kept);  // atomic: the file is complete or absent
   return report;
 }
 
@@ -138,7 +138,7 @@ std::vector<Kernel> kernels_for(int target) {
   return kernels;
 }
 
-/// A line for each kernel whose local memory is not what the list says, and for each of the list that is not there.
+/// A line for each kernel whose local memory differs from the list, and for each kernel that is only in the list.
 std::string judge(const std::vector<Kernel>& kernels, int target, const std::vector<Exception>& listed) {
   std::string problems;
   for (const Kernel& kernel : kernels) {
@@ -161,7 +161,7 @@ std::string judge(const std::vector<Kernel>& kernels, int target, const std::vec
 
 class Registers : public ::testing::TestWithParam<int> {};
 
-TEST_P(Registers, HoldWhatKernelsComputeWith) {
+TEST_P(Registers, HoldTheVariablesOfKernels) {
   const int target = GetParam();
   const std::vector<Kernel> kernels = kernels_for(target);
   ASSERT_FALSE(kernels.empty());
@@ -230,7 +230,7 @@ TEST(RegistersReport, IsComparedWithTheList) {
             "was_renamed is in the list, but not in the program\n");
 }
 
-TEST(RegistersReport, IsAnErrorWherePtxasRefuses) {
+TEST(RegistersReport, IsAnErrorIfPtxasRefuses) {
   EXPECT_THROW(report_on(".version 7.0\n.target sm_80\nthis is no PTX", 80), std::runtime_error);
 }
 
