@@ -1,4 +1,4 @@
-// The activations against their formulas, from the flat ends through zero, and gradients against finite differences.
+// The activations against their formulas, between the flat ends, and gradients against finite differences.
 #include "kernels/activation.h"
 
 #include "tests/kernels/compare.h"
@@ -41,8 +41,8 @@ struct Case {
 };
 const Case cases[] = {{1, 1}, {5, 3}, {1, 17}, {4, 64}, {3, 100}, {1, 1000}, {70, 1000}};
 
-// exp is good to 2 ulp of f32 and takes an argument rounded relative to its size, at most about 12 where the result is
-// above the rounding of 1; then a handful of operations.
+// exp is accurate to 2 ulp of f32 and has an argument that is rounded relative to its size, at most about 12 if the
+// result is above the rounding of 1; a few operations follow.
 constexpr double roundings = 40;
 
 template <class T>

@@ -15,7 +15,7 @@ struct AttentionCase {
   std::int64_t window;
 };
 
-/// k and v lie in one fused buffer; between the rows are so many elements that nobody may touch.
+/// k and v are in one fused buffer; between the rows are so many elements that a kernel must not touch.
 inline AttentionShape shape_of(const AttentionCase& c, std::int64_t q_gap, std::int64_t kv_gap, std::int64_t out_gap) {
   return {.batch = c.batch,
           .q_length = c.q_length,

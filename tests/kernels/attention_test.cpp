@@ -1,11 +1,12 @@
 // Attention against its formula in double precision, its gradient against finite differences, on every instruction set
 // that this processor has. A new case is one more line in `cases`.
 //
-// Error model. The formula is evaluated beside the sum of the absolute values of everything it adds ("magnitude"). With
-// u = half a unit in the last place of 1, a score is off by u sqrt(width) times its own magnitude, which is the
-// relative error of a probability; a result that sums n products of probabilities is therefore off by
+// Error model. The formula is evaluated together with the sum of the absolute values of everything that it adds
+// ("magnitude"). With u = half a unit in the last place of 1, the error of a score is u sqrt(width) times its own
+// magnitude, which is the relative error of a probability; the error of a result that sums n products of probabilities
+// is therefore
 //   4 u sqrt(n + width) (1 + largest score magnitude) * its magnitude,   plus its own rounding to T.
-// 4 is the number of standard deviations granted to sums of random roundings, and of steps that add their share.
+// 4 is the number of standard deviations allowed for sums of random roundings, and of steps that add their share.
 #include "kernels/attention.h"
 
 #include <gtest/gtest.h>
@@ -117,7 +118,7 @@ struct Problem {
                                                     .workspace = workspace.get()});
   }
 
-  /// A workspace in which nothing is a number: what is read before it is written shows.
+  /// A workspace full of NaN, so that a read of uninitialised memory shows.
   static std::shared_ptr<void> not_numbers(std::int64_t bytes) {
     void* memory = std::aligned_alloc(64, static_cast<std::size_t>((bytes + 63) / 64 * 64));
     std::memset(memory, 0xff, static_cast<std::size_t>(bytes));
@@ -183,7 +184,7 @@ struct Reference {
     }
     const double log_sum = maximum + std::log(total);
     lse[(b * s.heads + h) * s.q_length + i].add(log_sum, std::abs(log_sum) + 1);
-    const Sum delta = dot(p.dout, o0, p.out, o0);  // of the kernel's own out, as backward takes it
+    const Sum delta = dot(p.dout, o0, p.out, o0);  // of the kernel's own out, which backward reads
     for (std::int64_t j = 0; j < s.kv_length; ++j) {
       if (weight[j] == 0) continue;
       const double probability = weight[j] / total;
@@ -203,8 +204,8 @@ struct Reference {
   }
 };
 
-/// Every element of `values` within its error of `expected`; rows have `width` elements, what lies between is
-/// untouched.
+/// Expects every element of `values` within its error of `expected`; rows have `width` elements, and the elements
+/// between them are untouched.
 template <class T>
 void expect_near(const char* name, const std::vector<T>& values, const std::vector<Sum>& expected, std::int64_t stride,
                  std::int64_t width, double relative, double rounding) {
@@ -260,13 +261,13 @@ struct AttentionTest : testing::Test {};
 using Types = testing::Types<float, bf16, double>;
 TYPED_TEST_SUITE(AttentionTest, Types);
 
-TYPED_TEST(AttentionTest, equals_the_formula) {
+TYPED_TEST(AttentionTest, EqualsTheFormula) {
   on_each_instruction_set([&] {
     for (const Case& c : cases) expect_formula<TypeParam>(c);
   });
 }
 
-TYPED_TEST(AttentionTest, gives_the_same_bits_twice) {
+TYPED_TEST(AttentionTest, GivesTheSameBitsTwice) {
   Problem<TypeParam> first({"", 2, 150, 150, 6, 2, 20, 3, 0, true, 0, 4}), second = first;
   for (auto* p : {&first, &second}) {
     p->forward();
@@ -282,7 +283,7 @@ TYPED_TEST(AttentionTest, gives_the_same_bits_twice) {
   expect_equal(first.dv, second.dv);
 }
 
-TYPED_TEST(AttentionTest, forward_and_dq_do_not_depend_on_threads) {
+TYPED_TEST(AttentionTest, ForwardAndDqDoNotDependOnThreads) {
   Problem<TypeParam> one({"", 2, 150, 150, 3, 3, 16, 1, 0, true, 0, 1}), many = one;
   many.device.threads = 7;
   for (auto* p : {&one, &many}) {
@@ -293,7 +294,7 @@ TYPED_TEST(AttentionTest, forward_and_dq_do_not_depend_on_threads) {
   EXPECT_EQ(std::memcmp(one.dq.data(), many.dq.data(), one.dq.size() * sizeof(TypeParam)), 0);
 }
 
-TYPED_TEST(AttentionTest, later_tokens_change_no_bit_of_earlier_ones) {
+TYPED_TEST(AttentionTest, LaterTokensChangeNoBitOfEarlierOnes) {
   Problem<TypeParam> p({"", 1, 100, 100, 1, 1, 16, 1, 0, true, 0, 1});
   p.forward();
   const auto before = p.out;
@@ -306,7 +307,7 @@ TYPED_TEST(AttentionTest, later_tokens_change_no_bit_of_earlier_ones) {
   EXPECT_NE(std::memcmp(before.data(), p.out.data(), p.out.size() * sizeof(TypeParam)), 0);
 }
 
-TYPED_TEST(AttentionTest, queries_without_keys_give_zero_and_take_no_gradient) {
+TYPED_TEST(AttentionTest, QueriesWithoutKeysGiveZeroAndContributeNoGradient) {
   Problem<TypeParam> p({"", 1, 90, 30, 1, 1, 8, 1, 0, true, 0, 2});
   p.forward();
   p.backward();
@@ -319,7 +320,7 @@ TYPED_TEST(AttentionTest, queries_without_keys_give_zero_and_take_no_gradient) {
   }
 }
 
-TYPED_TEST(AttentionTest, not_a_number_is_not_hidden) {
+TYPED_TEST(AttentionTest, NotANumberIsNotHidden) {
   Problem<TypeParam> p({"", 1, 60, 60, 1, 1, 8, 1, 0, true, 0, 1});
   p.k[20 * p.shape.k_stride] = TypeParam(std::numeric_limits<float>::quiet_NaN());
   p.forward();
@@ -327,7 +328,7 @@ TYPED_TEST(AttentionTest, not_a_number_is_not_hidden) {
   EXPECT_FALSE(std::isnan(static_cast<double>(p.out[5 * p.shape.out_stride])));
 }
 
-TYPED_TEST(AttentionTest, large_scores_do_not_overflow) {
+TYPED_TEST(AttentionTest, LargeScoresDoNotOverflow) {
   Problem<TypeParam> p({"", 1, 50, 50, 1, 1, 8, 1, 0, true, 0, 1});
   for (auto* values : {&p.q, &p.k}) {
     for (TypeParam& value : *values) value = TypeParam(static_cast<Accumulate<TypeParam>>(value) * 100);
@@ -342,9 +343,9 @@ TYPED_TEST(AttentionTest, large_scores_do_not_overflow) {
   }
 }
 
-// One query q = 1, keys 0 and -x, values 0 and 1: out = 1 / (1 + exp(x)). The score carries two roundings, so its
-// exponential is off by 2 u x; the power of two (1.5 u), the sum, its inverse and their product add less than 6 u.
-TEST(Attention, probabilities_are_accurate_down_to_the_smallest) {
+// One query q = 1, keys 0 and -x, values 0 and 1: out = 1 / (1 + exp(x)). The score has two roundings, so the error of
+// its exponential is 2 u x; the power of two (1.5 u), the sum, its inverse and their product add less than 6 u.
+TEST(Attention, ProbabilitiesAreAccurateDownToTheSmallest) {
   on_each_instruction_set([] {
     Problem<float> p({"", 860, 1, 2, 1, 1, 1, 1, 0, false, 0, 1});
     for (std::int64_t b = 0; b < 860; ++b) {
@@ -362,8 +363,8 @@ TEST(Attention, probabilities_are_accurate_down_to_the_smallest) {
   });
 }
 
-// Five-point differences: with step h the error of the formula is of order h^4, that of rounding u |loss terms| / h.
-TEST(Attention, gradient_equals_finite_differences) {
+// Five-point differences: with step h the error of the formula is of order h^4, that of rounding is u |loss terms| / h.
+TEST(Attention, GradientEqualsFiniteDifferences) {
   constexpr double h = 1e-3;
   for (const Case& c :
        {Case{"causal", 1, 7, 7, 2, 2, 5, 1, 0, true, 0, 1}, Case{"groups, window", 1, 9, 11, 4, 2, 3, 3, 1, true, 4, 1},
@@ -400,7 +401,7 @@ TEST(Attention, gradient_equals_finite_differences) {
   }
 }
 
-TEST(Attention, flops_count_the_pairs_that_the_mask_leaves) {
+TEST(Attention, FlopsCountThePairsThatTheMaskAllows) {
   for (const Case& c : cases) {
     const AttentionShape s = Problem<float>(c).shape;
     double pairs = 0;
@@ -411,7 +412,7 @@ TEST(Attention, flops_count_the_pairs_that_the_mask_leaves) {
   }
 }
 
-TEST(Attention, workspace_grows_linearly_with_the_sequence_and_the_threads) {
+TEST(Attention, WorkspaceGrowsLinearlyWithTheSequenceAndTheThreads) {
   const auto bytes = [](std::int64_t length, std::int64_t batch, int threads) {
     AttentionShape s = Problem<float>({"", 1, 1, 1, 4, 4, 64, 1, 0, true, 0, 1}).shape;
     s.batch = batch;
@@ -423,7 +424,7 @@ TEST(Attention, workspace_grows_linearly_with_the_sequence_and_the_threads) {
   EXPECT_EQ(bytes(4800, 8, 1), bytes(4800, 1, 1));
 }
 
-TEST(Attention, heads_beyond_the_key_value_heads_are_an_error) {
+TEST(Attention, HeadsBeyondTheKeyValueHeadsAreAnError) {
   Problem<float> p({"", 1, 4, 4, 4, 2, 8, 2, 1, true, 0, 1});
   try {
     p.forward();

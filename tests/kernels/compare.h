@@ -1,11 +1,11 @@
-// What the kernel tests share: inputs, every instruction set of this processor, and the one error model.
+// What the kernel tests share: inputs, every instruction set of this processor, and the error model.
 //
-// A result is computed beside its `magnitude`, the sum of the absolute values of everything that is added on the way.
-// With u half a unit in the last place of 1, it may differ from the formula in double by
+// A result is computed together with its `magnitude`, the sum of the absolute values of everything that is added. With
+// u half a unit in the last place of 1, it may differ from the formula in double by
 //   u(T) |result|                        its own rounding to T
 //   + roundings * u(Accumulate<T>) * magnitude
-// where `roundings` is the number of roundings that the longest way through the formula meets: about 4 sqrt(n) for a
-// sum of n terms (four standard deviations of a sum of random roundings) and a few more for the steps around it.
+// where `roundings` is the number of roundings on the longest path through the formula: about 4 sqrt(n) for a sum of n
+// terms (four standard deviations of a sum of random roundings) and a few more for the steps around it.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -85,8 +85,8 @@ void on_every_target(const Body& body) {
   }
 }
 
-/// d loss / d x by central differences: off by h^2 (truncation) and by half_ulp |loss| / h (rounding), which are both
-/// about 1e-10 times the size of the third derivative and of the loss.
+/// d loss / d x by central differences. The errors h^2 (truncation) and half_ulp |loss| / h (rounding) are both about
+/// 1e-10 times the size of the third derivative and of the loss.
 template <class Loss>
 double finite_difference(double& x, const Loss& loss) {
   constexpr double h = 1e-5;

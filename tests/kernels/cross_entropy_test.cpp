@@ -1,7 +1,7 @@
-// Cross-entropy against log-sum-exp in double, whole and in uneven slices of the vocabulary joined by hand.
+// Cross-entropy against log-sum-exp in double, whole and in uneven slices of the vocabulary that the test combines.
 //
-// The bounds: exp(l - max) is off by u (|l - max| + 2), relative, and the sum by 4 sqrt(n) u more; dlogits is that
-// relative to itself, the loss absolutely.
+// The bounds: exp(l - max) has a relative error of u (|l - max| + 2), and the sum 4 sqrt(n) u more; this is the
+// relative error of dlogits and the absolute error of the loss.
 #include "kernels/cross_entropy.h"
 
 #include <algorithm>
@@ -104,7 +104,7 @@ TYPED_TEST(CrossEntropy, LossAndGradientAreTheirFormula) {
         cross_entropy_gradient(cpu, args);
         ASSERT_EQ(loss, loss_alone);
         ASSERT_NEAR(loss - 0.25, expected_loss, loss_bound + 1e-12);
-        if constexpr (std::is_same_v<T, A>) {  // the same in place
+        if constexpr (std::is_same_v<T, A>) {  // again, in place
           args.dlogits = slice.logits.data();
           cross_entropy_gradient(cpu, args);
           ASSERT_EQ(slice.logits, separate);

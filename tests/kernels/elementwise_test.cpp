@@ -85,8 +85,8 @@ TEST(CopyRows, CopiesRowsAndNothingElse) {
   }
 }
 
-// u and the angle have 24 and 32 bits; log, sqrt, sin and cos are good to 2 ulp of f32 each, and relative errors of the
-// radius and of the angle (at most pi / 4 after reduction) count in full.
+// u and the angle have 24 and 32 bits; log, sqrt, sin and cos are accurate to 2 ulp of f32 each, and the relative
+// errors of the radius and of the angle (at most pi / 4 after reduction) add up.
 TEST(RandomNormal, IsBoxMullerOnPhiloxBlocks) {
   const std::int64_t first = 123456789012, count = 3001;
   on_every_target([&](Cpu cpu) {
@@ -121,7 +121,7 @@ TEST(RandomNormal, HasTheSameBitsWholeInPiecesAndOnEveryInstructionSet) {
   });
 }
 
-// Of every machine and every version: a change here gives all models other start values.
+// The hash must be the same on every machine and in every version: if it changes, so do the start values of all models.
 TEST(RandomNormal, HasTheBitsOfEveryOtherMachine) {
   on_every_target([](Cpu cpu) {
     std::vector<float> x(70001);

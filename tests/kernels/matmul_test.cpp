@@ -1,6 +1,6 @@
 // The matrix product against loops in double precision, over ragged sizes, transposes, strides, bias and accumulation.
 //
-// Error model: a sum of k products in any order, then bias, c and a rounding to Out, is off by at most
+// Error model: the error of a sum of k products in any order, then bias, c and a rounding to Out, is at most
 //   (k + 2) u_sum (sum |a||b| + |bias| + |c|) + u_out |result|,   u = half a unit in the last place of 1.
 // Products of two bf16 are exact in f32. A new case is one more size in `sizes`.
 #include "kernels/matmul.h"
@@ -43,7 +43,7 @@ struct Matrix {
   double at(std::int64_t i, std::int64_t j) const { return static_cast<double>(values[i * stride + j]); }
 };
 
-/// A product and its operands, which live here.
+/// A product and its operands, which it owns.
 template <class In, class Out>
 struct Problem {
   std::mt19937 random;
@@ -119,7 +119,7 @@ TYPED_TEST_SUITE(MatmulTest, AllTypes);
 
 TYPED_TEST(MatmulTest, EqualsTheFormula) {
   cpu::MatmulPlans plans;
-  int turn = 0;  // spreads bias, accumulate, padding and threads over the sizes and transposes
+  int turn = 0;  // distributes bias, accumulate, padding and threads over the sizes and transposes
   for (const std::int64_t m : sizes) {
     for (const std::int64_t n : sizes) {
       for (const std::int64_t k : sizes) {
@@ -150,7 +150,7 @@ TYPED_TEST(MatmulTest, EveryCombinationOfOptions) {
   }
 }
 
-// A stride of a dim of size 1 has no meaning, and a vector may have gaps: oneDNN must not take one for the other.
+// A stride of a dim of size 1 has no meaning, and a vector may have gaps: oneDNN must not confuse the two.
 TYPED_TEST(MatmulTest, SizesOfOneWithEveryLayout) {
   cpu::MatmulPlans plans;
   const std::int64_t small[] = {1, 2, 3, 17};
@@ -231,7 +231,7 @@ TYPED_TEST(MatmulTest, AnEpilogueIsAnError) {
   }
 }
 
-TEST(Matmul, LeavesTheThreadCountOfTheCaller) {
+TEST(Matmul, RestoresTheThreadCountOfTheCaller) {
   cpu::MatmulPlans plans;
   const int before = omp_get_max_threads();
   Problem<float, float> problem(64, 64, 64, false, false, false, false, 0);

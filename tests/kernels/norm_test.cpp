@@ -119,7 +119,7 @@ TYPED_TEST(Norm, BackwardIsItsFormula) {
       }
     }
     on_every_target([&](Cpu cpu) {
-      // dx over the residual itself, gradients onto ones.
+      // dx in place of the residual, gradients added to ones.
       std::vector<T> out = c.residual ? data.residual : std::vector<T>(data.x.size());
       std::vector<A> out_weight(c.width, 1), out_bias(c.width, 1);
       std::vector<std::byte> workspace(norm_backward_workspace_bytes<T>(cpu, c.rows, c.width));

@@ -12,7 +12,7 @@ namespace choir::kernels::tests {
 inline constexpr double beta1 = 0.9, beta2 = 0.999;
 inline constexpr float epsilon = 1e-8f;
 
-/// Of the step'th update, from 1: a rate that changes, and gradients that are clipped.
+/// The scalars of update `step`, from 1: a rate that changes, and gradients that are clipped.
 inline StepScalars scalars_of(int step) {
   return {.step = static_cast<std::uint64_t>(step),
           .rate = 1e-2f * static_cast<float>(step),
@@ -25,7 +25,7 @@ struct OptimizerCase {
   std::int64_t count;
   std::vector<OptimizerSegment> segments;
 
-  /// The segment of element i; null in a gap, which stays as it is.
+  /// The segment of element i; null in a gap, which must not change.
   const OptimizerSegment* segment_of(std::int64_t i) const {
     for (const OptimizerSegment& segment : segments)
       if (i >= segment.begin && i < segment.end) return &segment;

@@ -83,10 +83,10 @@ TEST(Optimizer, AdamWIsItsFormula) {
   }
 }
 
-// Each step rounds an average to within u, and the average forgets that with beta2: after many steps it is off by
-// u / sqrt(3) sqrt(1 / (2 (1 - beta2))) or 13 u, in either direction. The mean over `count` averages is off by a 1/16
-// of it, of which the bound is more than twelve times. With beta2 or 1 - beta2 wrong by half a unit in the last place
-// of 1 the mean would be off by up to 0.5 u / (1 - beta2) = 500 u.
+// Each step rounds an average to within u, an error that decays with beta2: after many steps the error of the average
+// is u / sqrt(3) sqrt(1 / (2 (1 - beta2))) or 13 u, in either direction. The error of the mean over `count` averages is
+// 1/16 of it, and the bound is more than twelve times that. With beta2 or 1 - beta2 wrong by half a unit in the last
+// place of 1 the error of the mean would be up to 0.5 u / (1 - beta2) = 500 u.
 TEST(Optimizer, ALongAverageIsItsFormula) {
   constexpr int count = 256, many_steps = 5000;
   const std::vector<OptimizerSegment> segments = {{0, count, 0.0f}};

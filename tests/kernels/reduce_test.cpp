@@ -34,7 +34,7 @@ TYPED_TEST(ColumnSumTest, AddsToWhatIsThere) {
   }
 }
 
-TEST(SquaredNormTest, IsTheSumOverTheRangesWithTheSameBitsForAnyThreads) {
+TEST(SquaredNormTest, IsTheSumOverTheRangesWithTheSameBitsForAnyNumberOfThreads) {
   const std::vector<float> x = random_values<float>(300000, 1);
   const std::vector<std::vector<Range>> all = {
       {}, {{5, 6}}, {{0, 300000}}, {{0, 3}, {10, 27}, {27, 100}, {1000, 9192}, {20000, 299999}}, {{7, 7}}};

@@ -1,4 +1,4 @@
-// Rotary embedding against the rotation in double, and its inverse against itself.
+// Rotary embedding against the rotation in double, and its inverse.
 #include "kernels/rotary.h"
 
 #include "tests/kernels/compare.h"
