@@ -10,7 +10,7 @@
 namespace choir::tests {
 namespace {
 
-TEST(Allocator, rounds_to_pages_and_above_2_megabytes_to_sixteen) {
+TEST(Allocator, RoundsToPagesAndAboveTwoMegabytesToSixteenPages) {
   EXPECT_EQ(Allocator::rounded(0), 4096);
   EXPECT_EQ(Allocator::rounded(1), 4096);
   EXPECT_EQ(Allocator::rounded(4096), 4096);
@@ -19,7 +19,7 @@ TEST(Allocator, rounds_to_pages_and_above_2_megabytes_to_sixteen) {
   EXPECT_EQ(Allocator::rounded((2 << 20) + 1), (2 << 20) + 65536);
 }
 
-TEST(Allocator, gives_a_released_block_to_the_next_request_of_its_rounded_size) {
+TEST(Allocator, GivesAReleasedBlockToTheNextRequestOfItsRoundedSize) {
   Allocator allocator(host_memory());
   const auto a = allocator.allocate(5000, MemoryKind::temporary);
   const auto b = allocator.allocate(5000, MemoryKind::temporary);
@@ -29,7 +29,7 @@ TEST(Allocator, gives_a_released_block_to_the_next_request_of_its_rounded_size) 
   EXPECT_EQ(allocator.allocate(8000, MemoryKind::temporary).address, a.address) << "the same two pages";
 }
 
-TEST(Allocator, the_second_step_gets_the_addresses_of_the_first_and_maps_nothing) {
+TEST(Allocator, TheSecondStepGetsTheAddressesOfTheFirstAndMapsNothing) {
   Allocator allocator(host_memory());
   const auto step = [&] {
     std::vector<void*> addresses;
@@ -55,7 +55,7 @@ TEST(Allocator, the_second_step_gets_the_addresses_of_the_first_and_maps_nothing
   EXPECT_EQ(allocator.in_use().total(), 0);
 }
 
-TEST(Allocator, counts_by_kind_and_remembers_the_peak) {
+TEST(Allocator, CountsByKindAndRemembersThePeak) {
   Allocator allocator(host_memory());
   const auto bytes = [](const MemoryUse& use, MemoryKind kind) { return use.bytes[static_cast<std::size_t>(kind)]; };
   auto a = allocator.allocate(4096, MemoryKind::temporary);
@@ -75,7 +75,7 @@ TEST(Allocator, counts_by_kind_and_remembers_the_peak) {
   EXPECT_EQ(bytes(allocator.in_use(), MemoryKind::saved), 0);
 }
 
-TEST(Allocator, host_memory_is_zero_writable_and_large_blocks_start_on_huge_pages) {
+TEST(Allocator, HostMemoryIsZeroWritableAndLargeBlocksStartOnHugePages) {
   Allocator allocator(host_memory());
   const auto small = allocator.allocate(100, MemoryKind::temporary);
   const auto large = allocator.allocate(3 << 20, MemoryKind::temporary);
@@ -85,7 +85,7 @@ TEST(Allocator, host_memory_is_zero_writable_and_large_blocks_start_on_huge_page
   std::memset(large.address, 1, static_cast<std::size_t>(large.bytes));
 }
 
-TEST(Allocator, counted_memory_is_counted_alike_and_no_two_blocks_overlap) {
+TEST(Allocator, CountedMemoryIsCountedAlikeAndNoTwoBlocksOverlap) {
   Allocator counted(counted_memory()), real(host_memory());
   std::uintptr_t end = 0;
   for (const std::int64_t bytes : {std::int64_t{100}, std::int64_t{1} << 45, std::int64_t{100}}) {

@@ -1,4 +1,4 @@
-// The words of errors.
+// The text of errors.
 #include "framework/core/error.h"
 
 #include <gtest/gtest.h>
@@ -6,13 +6,13 @@
 namespace choir::tests {
 namespace {
 
-TEST(Errors, say_what_why_and_how_to_fix) {
+TEST(Errors, SayWhatWhyAndHowToFix) {
   EXPECT_EQ(describe(Problem{.what = "a", .why = "b", .fix = "c"}), "a\n  why: b\n  fix: c");
   EXPECT_EQ(describe(Problem{.what = "a"}), "a");
   EXPECT_EQ(describe(std::vector<Problem>{{.what = "a", .fix = "c"}, {.what = "d"}}), "a\n  fix: c\nd");
 }
 
-TEST(Errors, of_configuration_hold_all_problems) {
+TEST(Errors, OfConfigurationHoldAllProblems) {
   EXPECT_NO_THROW(throw_if_any({}));
   try {
     throw_if_any({{.what = "a"}, {.what = "b"}});
@@ -23,7 +23,7 @@ TEST(Errors, of_configuration_hold_all_problems) {
   }
 }
 
-TEST(Errors, of_the_machine_say_where) {
+TEST(Errors, OfTheMachineSayWhere) {
   const int line = __LINE__ + 1;
   const Error error({.what = "a"});
   const std::string text = error.what();
@@ -38,7 +38,7 @@ TEST(ShellWord, IsOneWordForAShell) {
   EXPECT_EQ(shell_word(""), "''");
 }
 
-TEST(Nearest, is_the_closest_name_or_none) {
+TEST(Nearest, IsTheClosestNameOrNone) {
   const std::vector<std::string> names = {"steps", "batch", "precision", "seed"};
   EXPECT_EQ(nearest("step", names), "steps");
   EXPECT_EQ(nearest("precison", names), "precision");
@@ -46,7 +46,7 @@ TEST(Nearest, is_the_closest_name_or_none) {
   EXPECT_EQ(nearest("xyz", names), "");
   EXPECT_EQ(nearest("", names), "");
   EXPECT_EQ(nearest("steps", {}), "");
-  EXPECT_EQ(nearest("steps", {"steps", "step"}), "step") << "the name itself helps nobody";
+  EXPECT_EQ(nearest("steps", {"steps", "step"}), "step") << "the name itself is not a suggestion";
   EXPECT_EQ(nearest("steps", {"steps"}), "");
 }
 

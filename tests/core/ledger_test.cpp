@@ -1,4 +1,4 @@
-// The ledger: one line an operation, an axis and verb, a product's shape.
+// The ledger: one line for each operation, for each axis and verb, and for each shape of a product.
 #include "framework/core/ledger.h"
 
 #include <gtest/gtest.h>
@@ -102,7 +102,7 @@ TEST(Ledgers, WriteNothingUnlessEnabled) {
   EXPECT_TRUE(ledger.products().empty());
 }
 
-TEST(Ledgers, BeginAnewAfterClear) {
+TEST(Ledgers, AreEmptyAfterClear) {
   Ledger ledger = enabled_ledger();
   ledger.add("norm", {.flops = 10, .bytes = 100}, 0.5);
   ledger.add_message("tensor", "all_reduce", 8);

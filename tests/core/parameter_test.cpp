@@ -1,4 +1,4 @@
-// The parameter store: layout of the flat arrays, and start values that no slicing changes.
+// The parameter store: layout of the flat arrays, and start values that do not depend on slicing.
 #include "framework/core/parameter.h"
 
 #include <gtest/gtest.h>
@@ -43,7 +43,7 @@ class Parameters : public ::testing::Test {
   Device device{1};
 };
 
-TEST_F(Parameters, start_values_are_the_same_in_any_slice_and_type) {
+TEST_F(Parameters, StartValuesAreTheSameInAnySliceAndType) {
   for (const DType type : {DType::f32, DType::bf16, DType::f64}) {
     const auto whole = start_values({0, rows, 0, columns}, type);
     EXPECT_EQ(whole, start_values({0, rows, 0, columns}, DType::f32))
@@ -60,7 +60,7 @@ TEST_F(Parameters, start_values_are_the_same_in_any_slice_and_type) {
   }
 }
 
-TEST_F(Parameters, start_values_depend_on_seed_and_name_and_have_mean_and_deviation) {
+TEST_F(Parameters, StartValuesDependOnSeedAndNameAndHaveMeanAndDeviation) {
   const Region all{0, rows, 0, columns};
   const auto values = start_values(all, DType::f32);
   EXPECT_NE(values, start_values(all, DType::f32, 8));
@@ -73,7 +73,7 @@ TEST_F(Parameters, start_values_depend_on_seed_and_name_and_have_mean_and_deviat
   EXPECT_NEAR(std::sqrt(square / n), 0.1, 4 * 0.1 / std::sqrt(2 * n));
 }
 
-TEST_F(Parameters, groups_are_aligned_and_buffers_start_on_cache_lines_in_order) {
+TEST_F(Parameters, GroupsAreAlignedAndBuffersStartOnCacheLinesInOrder) {
   Runtime runtime{.device = device, .compute_type = DType::bf16};
   ParameterStore store;
   store.begin_group();
@@ -100,7 +100,7 @@ TEST_F(Parameters, groups_are_aligned_and_buffers_start_on_cache_lines_in_order)
   }
 }
 
-TEST_F(Parameters, rounded_values_follow_the_masters_and_in_f32_are_the_masters) {
+TEST_F(Parameters, RoundedValuesFollowTheMastersAndInF32AreTheMasters) {
   for (const DType type : {DType::bf16, DType::f32}) {
     Runtime runtime{.device = device, .compute_type = type};
     ParameterStore store;
@@ -120,7 +120,7 @@ TEST_F(Parameters, rounded_values_follow_the_masters_and_in_f32_are_the_masters)
   }
 }
 
-TEST_F(Parameters, counts_and_slices_of_named_parts_of_one_buffer) {
+TEST_F(Parameters, CountsAndSlicesOfNamedPartsOfOneBuffer) {
   Runtime runtime{.device = device};
   ParameterStore store;
   store.begin_group();
@@ -142,7 +142,7 @@ TEST_F(Parameters, counts_and_slices_of_named_parts_of_one_buffer) {
   EXPECT_FALSE(store.gradient) << "inference has no gradients";
 }
 
-TEST(RandomKey, differs_with_the_seed_and_with_every_letter) {
+TEST(RandomKey, DiffersWithTheSeedAndWithEveryLetter) {
   EXPECT_EQ(random_key(1, "embedding"), random_key(1, "embedding"));
   EXPECT_NE(random_key(1, "embedding"), random_key(2, "embedding"));
   EXPECT_NE(random_key(1, "blocks.1.attention"), random_key(1, "blocks.2.attention"));

@@ -1,4 +1,4 @@
-// Numbers of things.
+// Numbers with their nouns.
 #include "framework/core/quantity.h"
 
 #include <gtest/gtest.h>
@@ -6,7 +6,7 @@
 namespace choir::tests {
 namespace {
 
-TEST(Quantity, IsSingularForOneAlone) {
+TEST(Quantity, IsSingularForOneOnly) {
   EXPECT_EQ(quantity(1, "document"), "1 document");
   EXPECT_EQ(quantity(0, "document"), "0 documents");
   EXPECT_EQ(quantity(1189, "document"), "1189 documents");

@@ -16,7 +16,7 @@ using namespace std::chrono_literals;
 
 class Streams : public ::testing::TestWithParam<StreamMode> {};
 
-TEST_P(Streams, run_in_order) {
+TEST_P(Streams, RunInOrder) {
   Stream stream(GetParam());
   std::vector<int> order;  // touched by one thread until synchronize()
   for (int i = 0; i < 1000; ++i) stream.enqueue([&order, i] { order.push_back(i); });
@@ -25,7 +25,7 @@ TEST_P(Streams, run_in_order) {
   for (int i = 0; i < 1000; ++i) EXPECT_EQ(order[static_cast<std::size_t>(i)], i);
 }
 
-TEST_P(Streams, an_event_orders_two_streams_both_ways) {
+TEST_P(Streams, AnEventOrdersTwoStreamsBothWays) {
   Stream left(GetParam()), right(GetParam());
   std::vector<int> order;
   for (int round = 0; round < 100; ++round) {
@@ -50,7 +50,7 @@ TEST_P(Streams, an_event_orders_two_streams_both_ways) {
   for (int i = 0; i < 200; ++i) EXPECT_EQ(order[static_cast<std::size_t>(i)], i);
 }
 
-TEST_P(Streams, an_event_never_recorded_holds_nobody_and_a_later_record_counts) {
+TEST_P(Streams, AnEventNeverRecordedBlocksNothingAndALaterRecordCounts) {
   Stream left(GetParam()), right(GetParam());
   Event event;
   event.wait(right);
@@ -69,7 +69,7 @@ TEST_P(Streams, an_event_never_recorded_holds_nobody_and_a_later_record_counts) 
   EXPECT_EQ(seen, 1);
 }
 
-TEST_P(Streams, the_stream_goes_on_after_an_exception) {
+TEST_P(Streams, TheStreamContinuesAfterAnException) {
   Stream stream(GetParam());
   int ran = 0;
   const auto enqueue_and_wait = [&] {
@@ -84,11 +84,11 @@ TEST_P(Streams, the_stream_goes_on_after_an_exception) {
     EXPECT_STREQ(error.what(), "first");
   }
   stream.enqueue([&] { ++ran; });
-  stream.synchronize();  // the first exception came out once
+  stream.synchronize();  // the first exception is thrown once
   EXPECT_EQ(ran, 1);
 }
 
-TEST_P(Streams, the_destructor_runs_what_is_enqueued) {
+TEST_P(Streams, TheDestructorRunsWhatIsEnqueued) {
   std::atomic<int> ran = 0;
   {
     Stream stream(GetParam());
@@ -102,14 +102,14 @@ INSTANTIATE_TEST_SUITE_P(Modes, Streams, ::testing::Values(StreamMode::immediate
                            return instance.param == StreamMode::immediate ? "immediate" : "threaded";
                          });
 
-TEST(ImmediateStream, runs_in_the_caller_before_enqueue_returns) {
+TEST(ImmediateStream, RunsInTheCallerBeforeEnqueueReturns) {
   Stream stream(StreamMode::immediate);
   std::thread::id where;
   stream.enqueue([&] { where = std::this_thread::get_id(); });
   EXPECT_EQ(where, std::this_thread::get_id());
 }
 
-TEST(ThreadedStream, RunsOnAWorkerWithTeamsOfItsOwnAndDoesNotBlockTheCaller) {
+TEST(ThreadedStream, RunsOnAWorkerWithItsOwnTeamsAndDoesNotBlockTheCaller) {
   std::atomic<bool> may_go = false;
   Stream stream(StreamMode::threaded, 3);
   const int of_caller = omp_get_max_threads();

@@ -27,7 +27,7 @@ class Tensors : public ::testing::Test {
   Allocator allocator{host_memory()};
 };
 
-TEST_F(Tensors, know_their_shape) {
+TEST_F(Tensors, KnowTheirShape) {
   const Tensor x = counting({2, 3, 4});
   EXPECT_EQ(x.rows(), 6);
   EXPECT_EQ(x.width(), 4);
@@ -39,7 +39,7 @@ TEST_F(Tensors, know_their_shape) {
   EXPECT_FALSE(Tensor{});
 }
 
-TEST_F(Tensors, slice_rows_of_the_flattened_rows) {
+TEST_F(Tensors, SliceRowsOfTheFlattenedRows) {
   const Tensor rows = counting({2, 3, 4}).slice_rows(2, 5);
   EXPECT_EQ(rows.shape(), (Shape{3, 4}));
   EXPECT_EQ(rows.data<float>()[0], 8);
@@ -47,7 +47,7 @@ TEST_F(Tensors, slice_rows_of_the_flattened_rows) {
   EXPECT_EQ(rows.slice_rows(1, 1).count(), 0);
 }
 
-TEST_F(Tensors, slice_columns_keeps_the_row_stride) {
+TEST_F(Tensors, SliceColumnsKeepsTheRowStride) {
   const Tensor x = counting({3, 8});
   const Tensor columns = x.slice_columns(2, 5);
   EXPECT_EQ(columns.shape(), (Shape{3, 3}));
@@ -60,34 +60,34 @@ TEST_F(Tensors, slice_columns_keeps_the_row_stride) {
   EXPECT_EQ(columns.slice_columns(1, 2).slice_rows(1, 2).data<float>()[0], 11) << "slices of slices";
 }
 
-TEST_F(Tensors, reshape_is_the_same_memory) {
+TEST_F(Tensors, ReshapeIsTheSameMemory) {
   const Tensor x = counting({4, 6});
   const Tensor y = x.reshape({2, 12});
   EXPECT_EQ(y.raw(), x.raw());
   EXPECT_EQ(y.row_stride(), 12);
 }
 
-TEST_F(Tensors, memory_goes_back_with_the_last_handle) {
+TEST_F(Tensors, MemoryIsReleasedWithTheLastHandle) {
   Tensor slice;
   {
     const Tensor x = counting({4, 6});
     slice = x.slice_rows(3, 4);
     EXPECT_EQ(allocator.in_use().total(), 4096);
   }
-  EXPECT_EQ(allocator.in_use().total(), 4096) << "a slice holds all of it";
+  EXPECT_EQ(allocator.in_use().total(), 4096) << "a slice keeps the whole block";
   EXPECT_EQ(slice.data<float>()[0], 18);
   slice = {};
   EXPECT_EQ(allocator.in_use().total(), 0);
 }
 
-TEST_F(Tensors, keep_accounts_as_saved_until_the_last_handle_goes) {
+TEST_F(Tensors, KeepAccountsAsSavedUntilTheLastHandleIsReleased) {
   const auto saved = [&] { return allocator.in_use().bytes[static_cast<std::size_t>(MemoryKind::saved)]; };
   {
     const Tensor x = counting({4});
     const Tensor part = x.slice_columns(0, 2);
     keep(part);
     keep(x);
-    EXPECT_EQ(saved(), 4096) << "once, however often it is kept";
+    EXPECT_EQ(saved(), 4096) << "counted once, even if it is kept twice";
   }
   EXPECT_EQ(saved(), 0);
 }
