@@ -1,4 +1,4 @@
-// Ranks saving and loading together: in other layouts, with one of them failing, and past damaged checkpoints.
+// Ranks save and load together: in other layouts, if one of them fails, and if checkpoints are damaged.
 #include <gtest/gtest.h>
 #include <mpi.h>
 #include <signal.h>
@@ -82,7 +82,7 @@ TEST(Checkpoint, RanksSaveInOneLayoutAndLoadInAnother) {
   }
 }
 
-TEST(Checkpoint, TrainingGoesOnWhilePolling) {
+TEST(Checkpoint, TrainingContinuesWhilePolling) {
   Job job;
   CheckpointWriter writer = job.writer(2);
   std::int64_t saves = 0, outcomes = 0;
@@ -108,7 +108,7 @@ TEST(Checkpoint, TrainingGoesOnWhilePolling) {
   EXPECT_EQ(job.wrong_after_loading(job.folder + "/step-00000060", 60, Cut::rows), 0);
 }
 
-TEST(Checkpoint, WhatFailsOnOneRankFailsTheSaveOnAll) {
+TEST(Checkpoint, AFailureOnOneRankFailsTheSaveOnAllRanks) {
   Job job;
   CheckpointWriter writer = job.writer();
   ASSERT_TRUE(job.save(writer, 1, Cut::rows).saved);
@@ -141,7 +141,7 @@ TEST(Checkpoint, AnElementThatTwoRanksOwnIsNotSaved) {
   }
 }
 
-TEST(Checkpoint, TheNewestWholeOneIsFoundAndTheOthersNamed) {
+TEST(Checkpoint, TheNewestWholeCheckpointIsFoundAndTheDamagedOnesAreNamed) {
   Job job;
   std::vector<CheckpointInfo> rejected;
   EXPECT_FALSE(job.latest(rejected));
@@ -196,7 +196,7 @@ TEST(Checkpoint, ExportsOneFile) {
     EXPECT_STREQ(value, "3");
   }
   job.barrier();
-  EXPECT_THROW(export_checkpoint(outcome.path, out, MPI_COMM_WORLD), ConfigError) << "the file is there";
+  EXPECT_THROW(export_checkpoint(outcome.path, out, MPI_COMM_WORLD), ConfigError) << "the file exists";
   EXPECT_THROW(export_checkpoint(outcome.path, job.folder + "/no/where.h5", MPI_COMM_WORLD), ConfigError);
   EXPECT_THROW(export_checkpoint(job.folder + "/step-00000004", job.folder + "/b.h5", MPI_COMM_WORLD), ConfigError);
   job.barrier();

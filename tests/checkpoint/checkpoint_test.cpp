@@ -1,4 +1,4 @@
-// Any layout writes, any layout reads; what is damaged is rejected with a reason; h5dump's view is the same tensors.
+// Any layout reads what any layout writes; damage is rejected with a reason; other HDF5 programs see the same tensors.
 #include <gtest/gtest.h>
 #include <hdf5.h>
 
@@ -69,7 +69,7 @@ TEST(Checkpoint, KeepsTheState) {
   EXPECT_EQ(fs::path(reader.path()).filename(), "step-1234567890");
 }
 
-// The floats of a dataset, as any HDF5 program reads them.
+// The floats of a dataset, read as any HDF5 program does.
 std::vector<float> read_dataset(const std::string& path, const std::string& name, std::vector<hsize_t>& dims) {
   const Hdf5Handle file = open_hdf5(path);
   const Hdf5Handle dataset(H5Dopen2(file, name.c_str(), H5P_DEFAULT), H5Dclose, "H5Dopen2");
@@ -143,7 +143,7 @@ TEST(Checkpoint, ADamagedTensorIsNamed) {
   const std::vector<std::string> problems = verify_checkpoint(path);
   ASSERT_EQ(problems.size(), 1u);
   EXPECT_TRUE(problems[0].starts_with("rank-1.h5: tensor 'wide.weight' is damaged: digest ")) << problems[0];
-  EXPECT_EQ(look_at(path).problem, "") << "a look reads no elements";
+  EXPECT_EQ(look_at(path).problem, "") << "look_at() reads no elements";
   EXPECT_EQ(verify_checkpoint(path, 0, 2), std::vector<std::string>{}) << "rank 0 of 2 readers has rank-0.h5";
   EXPECT_EQ(verify_checkpoint(path, 1, 2), problems);
 }
@@ -182,7 +182,7 @@ TEST(Checkpoint, TornAndForeignFilesAreRejected) {
   }
 }
 
-TEST(Checkpoint, ListsTheNewestFirstAndSaysWhatIsNotWhole) {
+TEST(Checkpoint, ListsTheNewestFirstAndSaysWhatIsDamaged) {
   const TemporaryFolder folder;
   EXPECT_TRUE(list_checkpoints(folder / "nothing").empty());
   for (const int step : {9, 100, 10}) write_checkpoint(folder.path(), step, Cut::rows, 2);
@@ -200,7 +200,7 @@ TEST(Checkpoint, ListsTheNewestFirstAndSaysWhatIsNotWhole) {
   }
 }
 
-TEST(Checkpoint, NamesAllTensorsThatAreNotAsTheModelWantsThem) {
+TEST(Checkpoint, NamesAllTensorsThatDifferFromThoseOfTheModel) {
   const TemporaryFolder folder;
   const CheckpointReader reader(write_checkpoint(folder.path(), 2, Cut::rows, 2));
   std::vector<float> values(100);
@@ -228,7 +228,7 @@ TEST(Checkpoint, AnotherCheckpointOfTheSameStepReplacesIt) {
   EXPECT_EQ(verify_checkpoint(path), std::vector<std::string>{});
 }
 
-TEST(Checkpoint, ElementsOwnedTwiceOrByNobodyAreNotPublished) {
+TEST(Checkpoint, ElementsWithTwoOwnersOrNoneAreNotPublished) {
   const auto message = [](std::int64_t end_of_first, std::int64_t begin_of_second) -> std::string {
     const TemporaryFolder folder;
     const std::string temporary = folder / "step-00000001.tmp";
@@ -252,7 +252,7 @@ TEST(Checkpoint, ElementsOwnedTwiceOrByNobodyAreNotPublished) {
   EXPECT_EQ(message(2, 3), "tensor 'w': 15 of its 20 elements are owned by a rank");
 }
 
-TEST(Checkpoint, PruningKeepsTheNewestWholeOnesAndRemovesNoOther) {
+TEST(Checkpoint, PruningKeepsTheNewestWholeCheckpointsAndDamagedOnes) {
   const TemporaryFolder folder;
   for (const int step : {1, 2, 3, 4, 5}) write_checkpoint(folder.path(), step, Cut::rows, 1);
   fs::remove(folder / "step-00000004/rank-0.h5");
@@ -277,7 +277,7 @@ TEST(Checkpoint, PruningKeepsMilestonesAndTheBest) {
   EXPECT_EQ(fs::read_symlink(folder / "best"), "step-00000002");
 }
 
-TEST(Checkpoint, WhatIsSetAsideIsNoLongerOfTheRunAndIsNotOverwritten) {
+TEST(Checkpoint, ACheckpointSetAsideIsNotInTheRunAndIsNotOverwritten) {
   const TemporaryFolder folder;
   for (const std::string expected : {"step-00000001.aside", "step-00000001.aside-2"}) {
     write_checkpoint(folder.path(), 1, Cut::rows, 1);
@@ -294,7 +294,7 @@ TEST(Checkpoint, AFailureToReadIsNotDamage) {
   const std::string manifest = bytes_of(path + "/manifest.json");
   fs::remove(path + "/rank-1.h5");
   EXPECT_EQ(look_at(path).condition, Condition::damaged);
-  fs::create_symlink("rank-1.h5", path + "/rank-1.h5");  // leads to itself: the system refuses to open it
+  fs::create_symlink("rank-1.h5", path + "/rank-1.h5");  // points to itself: the system refuses to open it
   EXPECT_EQ(look_at(path).condition, Condition::unreadable);
   EXPECT_NE(look_at(path).problem.find("Too many levels of symbolic links"), std::string::npos);
   Condition condition = Condition::whole;
@@ -307,10 +307,10 @@ TEST(Checkpoint, AFailureToReadIsNotDamage) {
   EXPECT_EQ(look_at(path).condition, Condition::unreadable);
   EXPECT_NE(look_at(path).problem.find("format version 2"), std::string::npos);
   set_bytes(path + "/manifest.json", newer + manifest.substr(newer.size()));
-  EXPECT_EQ(look_at(path).condition, Condition::damaged) << "a version that the seal does not know";
+  EXPECT_EQ(look_at(path).condition, Condition::damaged) << "an unknown version, but the seal is invalid";
 }
 
-TEST(Checkpoint, SweepingRemovesOnlyWhatAKilledRunLeft) {
+TEST(Checkpoint, SweepingRemovesOnlyTheRemainsOfAKilledRun) {
   const TemporaryFolder folder;
   write_checkpoint(folder.path(), 1, Cut::rows, 1);
   for (const char* name : {"step-00000002.tmp", "step-00000003.del", "notes.tmp", "step-x.tmp"}) {

@@ -9,7 +9,7 @@
 namespace choir {
 namespace {
 
-// Global index of every element of an extent, in its order.
+// The global index of every element of an extent, in its order.
 std::vector<std::int64_t> elements(const Extent& e, std::int64_t width) {
   std::vector<std::int64_t> all;
   for (std::int64_t i = e.begin; i < e.end; ++i)
@@ -32,7 +32,7 @@ Extent random_extent(std::mt19937& random, std::int64_t rows, std::int64_t width
   return e;
 }
 
-TEST(Extent, RunsInCommonAreThoseOfEnumeration) {
+TEST(Extent, RunsInCommonAreThoseOfAnEnumeration) {
   std::mt19937 random(1);
   for (int trial = 0; trial < 20000; ++trial) {
     const std::int64_t rows = 1 + random() % 6, width = 1 + random() % 6;
@@ -68,7 +68,7 @@ TEST(Extent, AtMostThreeBoxesInRowMajorOrderHoldTheSameElements) {
   }
 }
 
-TEST(Extent, ShapesAndExtentsThatCannotBeAreRefused) {
+TEST(Extent, ImpossibleShapesAndExtentsAreRefused) {
   EXPECT_TRUE(is_tensor_shape({3}));
   EXPECT_TRUE(is_tensor_shape({3, 4}));
   for (const Shape& shape : {Shape{}, Shape{1, 2, 3}, Shape{0}, Shape{-1, 4}, Shape{3, 0},

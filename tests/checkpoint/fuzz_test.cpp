@@ -1,5 +1,5 @@
-// Random damage to a small checkpoint: it is rejected with a reason, or what is read is equal. For CHOIR_FUZZ_SECONDS
-// (2 by default). Prints its seed, which CHOIR_FUZZ_SEED sets: the same damage again.
+// Random damage to a small checkpoint: it is rejected with a reason, or the tensors that are read are equal. Runs for
+// CHOIR_FUZZ_SECONDS (2 by default). Prints its seed; CHOIR_FUZZ_SEED sets it, to repeat the same damage.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -40,7 +40,7 @@ std::string mutated(std::string bytes, std::mt19937& random) {
       case 2:
         bytes.insert(somewhere(), words[random() % std::size(words)]);
         break;
-      case 3: {  // a number becomes another value
+      case 3: {  // a number gets another value
         const std::size_t at = bytes.find_first_of("0123456789", somewhere());
         const std::size_t past = bytes.find_first_not_of("0123456789", at);
         if (past != std::string::npos) bytes.replace(at, past - at, words[random() % std::size(words)]);
@@ -65,7 +65,7 @@ TEST(Fuzz, DamageIsRejectedWithAReasonOrHarmless) {
   const char* given_seed = std::getenv("CHOIR_FUZZ_SEED");
   const unsigned seed =
       given_seed ? static_cast<unsigned>(std::strtoul(given_seed, nullptr, 10)) : std::random_device{}();
-  std::fprintf(stderr, "CHOIR_FUZZ_SEED=%u\n", seed);  // at once: a crash would lose it
+  std::fprintf(stderr, "CHOIR_FUZZ_SEED=%u\n", seed);  // before the test: a crash would lose it
   std::mt19937 random(seed);
   const std::string path = write_checkpoint(folder.path(), 2, Cut::columns_then_flat, 2, {{"a", "b"}}, tensors);
   int trials = 0, accepted = 0, resealed = 0;
@@ -74,7 +74,7 @@ TEST(Fuzz, DamageIsRejectedWithAReasonOrHarmless) {
     const std::string file = path + "/" + names[random() % std::size(names)];
     const std::string before = bytes_of(file);
     std::string after = mutated(before, random);
-    if (file.ends_with("manifest.json") && random() % 3 != 0) {  // past the seal, to the checks behind it
+    if (file.ends_with("manifest.json") && random() % 3 != 0) {  // a valid seal, to reach the checks after it
       after = seal(after.substr(0, after.rfind("\"end\"")));
       ++resealed;
     }
@@ -85,12 +85,12 @@ TEST(Fuzz, DamageIsRejectedWithAReasonOrHarmless) {
       ++accepted;
       try {
         ASSERT_EQ(wrong_after_reading(path, 2, Cut::rows, 3, tensors), 0) << file;
-      } catch (const ConfigError&) {  // resealed with another name or shape: the model does not want it
+      } catch (const ConfigError&) {  // resealed with another name or shape: not the model's
         ASSERT_TRUE(file.ends_with("manifest.json"));
       }
     }
     for (const std::string& problem : problems) ASSERT_FALSE(problem.empty());
-    if (look_at(path).problem.empty()) {  // the reader believes the manifest; whatever it reads, it must not crash
+    if (look_at(path).problem.empty()) {  // the reader trusts the manifest; whatever it reads, it must not crash
       try {
         wrong_after_reading(path, 2, Cut::flat, 2, tensors);
       } catch (const std::exception& failure) {

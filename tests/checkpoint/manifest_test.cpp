@@ -1,4 +1,4 @@
-// The manifest: round trip, and a reason for everything that is not one.
+// The manifest: round trip, and a reason for everything that is not a manifest.
 #include "framework/checkpoint/manifest.h"
 
 #include <gtest/gtest.h>
@@ -46,7 +46,7 @@ TEST(Manifest, RoundTrip) {
   EXPECT_EQ(problem_of(text), "");
 }
 
-TEST(Manifest, EveryFlippedBitIsSeen) {
+TEST(Manifest, EveryFlippedBitIsDetected) {
   const std::string text = to_text(small());
   for (std::size_t i = 0; i < text.size(); ++i) {
     for (int bit = 0; bit < 8; ++bit) {

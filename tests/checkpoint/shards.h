@@ -1,4 +1,4 @@
-// Tensors cut in many ways, and the folders that checkpoints of them go to.
+// Tensors cut in many ways, and folders for checkpoints of them.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -21,7 +21,7 @@ namespace choir::tests {
 
 namespace fs = std::filesystem;
 
-/// A folder that goes away.
+/// A temporary folder, removed at the end.
 class TemporaryFolder {
  public:
   TemporaryFolder() {
@@ -47,7 +47,7 @@ struct NamedShape {
   Shape shape;
 };
 
-/// Ragged on purpose: one row, one column, one element, fewer rows than ranks.
+/// Deliberately ragged: one row, one column, one element, fewer rows than ranks.
 inline const std::vector<NamedShape>& shapes() {
   static const std::vector<NamedShape> all = {{"blocks.0.attention.q.weight", {7, 5}},
                                               {"one.row", {1, 9}},
@@ -59,7 +59,7 @@ inline const std::vector<NamedShape>& shapes() {
   return all;
 }
 
-/// What stands at global index i of a tensor after `step` steps: different for each of the three, and exact.
+/// The value at global index i of a tensor after `step` steps: different for each of the three, and exact.
 inline float value_at(const std::string& name, std::int64_t index, std::int64_t step) {
   return static_cast<float>(index) + 0.25f * static_cast<float>(name.size()) + 1e6f * static_cast<float>(step % 8);
 }
@@ -105,7 +105,7 @@ inline std::vector<Shard> cut(Cut how, int rank, int ranks, std::int64_t step,
       case Cut::first_rank:
         if (rank > 0) p.row_end = 0;
         break;
-      case Cut::rows_of_odd_ranks:  // even ranks own nothing, where there is an odd one
+      case Cut::rows_of_odd_ranks:  // even ranks own nothing, unless there is one rank only
         if (ranks > 1) {
           p.row_begin = rank % 2 == 0 ? 0 : share(rows, rank / 2, ranks / 2);
           p.row_end = rank % 2 == 0 ? 0 : share(rows, rank / 2 + 1, ranks / 2);
@@ -125,7 +125,7 @@ inline std::vector<Shard> cut(Cut how, int rank, int ranks, std::int64_t step,
   return shards;
 }
 
-/// The pieces of shards that stay where they are.
+/// The pieces of shards, which must not move in memory.
 inline std::vector<Piece> pieces_of(std::vector<Shard>& shards) {
   std::vector<Piece> pieces;
   for (Shard& shard : shards) {
@@ -135,7 +135,7 @@ inline std::vector<Piece> pieces_of(std::vector<Shard>& shards) {
   return pieces;
 }
 
-/// Elements that are not value_at(.., step).
+/// The number of elements that are not value_at(.., step).
 inline std::int64_t wrong_elements(const std::vector<Shard>& shards, std::int64_t step) {
   std::int64_t wrong = 0;
   for (const Shard& s : shards) {
@@ -149,7 +149,7 @@ inline std::int64_t wrong_elements(const std::vector<Shard>& shards, std::int64_
   return wrong;
 }
 
-/// Writes all rank files one after the other, and publishes: what a CheckpointWriter on each of `ranks` ranks does.
+/// Writes all rank files one after the other, and publishes, like a CheckpointWriter on each of `ranks` ranks.
 inline std::string write_checkpoint(const std::string& folder, std::int64_t step, Cut how, int ranks,
                                     const State& state = {{"data.position", "12"}},
                                     const std::vector<NamedShape>& tensors = shapes()) {
@@ -171,7 +171,7 @@ inline std::string write_checkpoint(const std::string& folder, std::int64_t step
   return folder + "/" + step_name(step);
 }
 
-/// Wrong elements after reading `path` as `ranks` ranks that cut by `how`, one after the other.
+/// The number of wrong elements after reading `path` as `ranks` ranks that cut by `how`, one after the other.
 inline std::int64_t wrong_after_reading(const std::string& path, std::int64_t step, Cut how, int ranks,
                                         const std::vector<NamedShape>& tensors = shapes()) {
   const CheckpointReader reader(path);
@@ -199,7 +199,7 @@ inline void flip_bit(const std::string& path, std::size_t byte, int bit = 0) {
   set_bytes(path, bytes);
 }
 
-/// Names in a folder, sorted, with a space between.
+/// The names in a folder, sorted, separated by spaces.
 inline std::string listing(const std::string& folder) {
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename().string());

@@ -1,4 +1,4 @@
-// One rank saving: while it changes the tensors, on a full disk, and killed at random moments.
+// One rank saves: while it changes the tensors, on a full disk, and killed at random moments.
 #include "framework/checkpoint/writer.h"
 
 #include <gtest/gtest.h>
@@ -17,7 +17,7 @@
 namespace choir::tests {
 namespace {
 
-/// A world of one rank, in which every verb is a no-op.
+/// A world of one rank, in which every verb does nothing.
 struct OneRank {
   explicit OneRank(StreamMode mode) : io(mode) {}
   CallRing ring;
@@ -33,7 +33,7 @@ struct OneRank {
 SaveOutcome save_now(CheckpointWriter& writer, std::int64_t step) {
   std::vector<Shard> shards = cut(Cut::rows, 0, 1, step);
   EXPECT_FALSE(writer.save(step, pieces_of(shards), {{"step", std::to_string(step)}}));
-  for (Shard& shard : shards) std::fill(shard.values.begin(), shard.values.end(), -1.f);  // training goes on
+  for (Shard& shard : shards) std::fill(shard.values.begin(), shard.values.end(), -1.f);  // training continues
   return writer.finish().value();
 }
 
@@ -43,7 +43,7 @@ INSTANTIATE_TEST_SUITE_P(Writer, EitherStream, ::testing::Values(StreamMode::imm
                            return mode.param == StreamMode::immediate ? "immediate" : "threaded";
                          });
 
-TEST_P(EitherStream, SavesWhatTheTensorsWereWhenAsked) {
+TEST_P(EitherStream, SavesTheTensorsAsTheyWereWhenTheSaveBegan) {
   const TemporaryFolder run;
   OneRank rank(GetParam());
   const auto writer = rank.writer(run / "a/checkpoints", 2);
@@ -61,7 +61,7 @@ TEST_P(EitherStream, SavesWhatTheTensorsWereWhenAsked) {
   EXPECT_EQ(listing(run / "a/checkpoints"), "step-00000002 step-00000003");
 }
 
-TEST(Writer, ASaveBeforeTheLastHasEndedFinishesThatOneFirst) {
+TEST(Writer, ASaveWaitsForTheOneBefore) {
   const TemporaryFolder run;
   OneRank rank(StreamMode::threaded);
   const auto writer = rank.writer(run.path());
@@ -90,7 +90,7 @@ TEST(Writer, PollingEndsASaveWithoutWaiting) {
   EXPECT_FALSE(writer->saving());
 }
 
-TEST(Writer, AWriterThatIsDroppedPublishesNothingAndTheNextSweeps) {
+TEST(Writer, ADestroyedWriterPublishesNothingAndTheNextOneSweeps) {
   const TemporaryFolder run;
   OneRank rank(StreamMode::threaded);
   std::vector<Shard> shards = cut(Cut::rows, 0, 1, 1);
@@ -123,7 +123,7 @@ TEST(Writer, AFolderThatCannotBeCreatedIsAnError) {
   EXPECT_THROW(rank.writer(run / "file/checkpoints"), SharedError);
 }
 
-// Saves must fail with `reason`, leave the checkpoint before them whole and nothing else, and work again afterwards.
+// Saves must fail with `reason`, leave only the checkpoint before them, whole, and work again afterwards.
 void expect_survival(const std::string& folder, StreamMode mode, const std::string& reason,
                      const std::function<void()>& fill, const std::function<void()>& free) {
   OneRank rank(mode);
@@ -156,7 +156,7 @@ TEST_P(EitherStream, SurvivesAFullDisk) {
     expect_survival(
         disk + "/checkpoints", GetParam(), "No space left on device",
         [&] {
-          set_bytes(ballast, std::string(4 << 20, 'x'));  // as much as there is room for
+          set_bytes(ballast, std::string(4 << 20, 'x'));  // as much as fits
           const auto full = static_cast<std::int64_t>(fs::file_size(ballast));
           const auto rank_file =
               static_cast<std::int64_t>(fs::file_size(disk + "/checkpoints/step-00000001/rank-0.h5"));
