@@ -1,17 +1,17 @@
 // The adjoint identity <J u, v> = <u, J^T v>: forward alone, differenced along u, against backward.
 //
-// It takes a few runs of forward at any size. Random u and v weigh every element of the input and of the output, and
-// one wrong element among a hundred thousand moves <u, J^T v> by a few thousandths of its size.
+// It needs a few runs of forward at any size. Random u and v give every element of the input and of the output a
+// weight: one wrong element among a hundred thousand changes <u, J^T v> by a few thousandths of its size.
 //
 // Error model. J u is the five-point rule of tests/model/gradients_test.cpp, here with h = 1e-4 and u of deviation 1:
-// its truncation, h^4 / 30 = 3e-18 times a fifth derivative, is lost in its rounding. An output that ends k sums in a
-// row, each of at most n terms, is off by about u0 sqrt(k n) of the outputs' root mean square, u0 = 2^-53. Weighed by
-// the random signs of v these errors add up to u0 sqrt(k n) |y|, and the rule takes sqrt(8^2 + 8^2 + 1 + 1) / 12 = 0.95
-// of that over h. x + h u is rounded too, which is one more step. Four standard deviations:
+// its truncation, h^4 / 30 = 3e-18 times a fifth derivative, is far below its rounding. The error of an output at the
+// end of k successive sums, each of at most n terms, is about u0 sqrt(k n) of the outputs' root mean square, with
+// u0 = 2^-53. With the random signs of v these errors add up to u0 sqrt(k n) |y|, of which the rule has
+// sqrt(8^2 + 8^2 + 1 + 1) / 12 = 0.95 over h. x + h u is rounded too, which is one more step. Four standard deviations:
 //
 //   |<J u, v> - <u, J^T v>| <= 4 sqrt(k n + 1) u0 |y| / h
 //
-// The rounding of backward is not divided by h, and is lost as well.
+// The rounding of backward is not divided by h, and is negligible.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -41,8 +41,8 @@ class Adjoint : public ::testing::Test {
     return filled(shape, [&] { return deviation * normal_(generator_); });
   }
 
-  /// Checks the identity for each operand in turn. forward() computes y from the operands; backward(dy) follows it and
-  /// gives their gradients, in their order. `terms` is k n.
+  /// Checks the identity for each operand in turn. forward() computes y from the operands; backward(dy), called after
+  /// it, returns their gradients, in their order. `terms` is k n.
   template <class Forward, class Backward>
   void expect_adjoint(const std::vector<Operand>& operands, double terms, const Forward& forward,
                       const Backward& backward) {

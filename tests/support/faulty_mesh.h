@@ -1,4 +1,4 @@
-// A mesh on MPI that makes one mistake, over and over: what `choir verify` has to find.
+// A mesh on MPI that repeats one mistake, which `choir verify` must find.
 #pragma once
 
 #include <mpi.h>
@@ -20,16 +20,16 @@
 
 namespace choir::tests {
 
-/// The calls of `verb` and `label` on `axis` are hit whose count, from 0, is `occurrence` modulo `of`. `of` is how
-/// often a step makes the call: forward and backward of a layer use one label.
+/// Affects the calls of `verb` and `label` on `axis` whose number, from 0, is `occurrence` modulo `of`. `of` is the
+/// number of such calls in a step: forward and backward of a layer use one label.
 struct Fault {
   std::string axis, verb, label;
   int occurrence = 0, of = 1;
-  /// What happens to the result, [elements], on the host. Empty: the call is left out.
+  /// Changes the result, [elements], on the host. Empty: the call is left out.
   std::function<void(const Tensor& result)> damage;
 };
 
-/// A call that was made: axis, verb, label.
+/// A call: axis, verb, label.
 using CallName = std::tuple<std::string, std::string, std::string>;
 
 class FaultyCommunicator : public MpiCommunicator {
@@ -60,7 +60,7 @@ class FaultyCommunicator : public MpiCommunicator {
     const auto bytes = static_cast<std::size_t>(in.bytes());
     std::memmove(static_cast<char*>(out.raw()) + static_cast<std::size_t>(block) * bytes, in.raw(), bytes);
   }
-  /// Whether the call that has just begun is one of the fault's.
+  /// Whether the fault affects the call that has just begun.
   bool is_hit() {
     const Call call = ring_.calls().back();
     if (calls_) calls_->emplace_back(call.axis, call.verb, call.label);
@@ -110,7 +110,7 @@ inline Fault fault_of_gradient(const Config& config, const MeshShape& shape, con
 
 inline void set_to_zero(const Tensor& gradient) { std::fill_n(gradient.data<float>(), gradient.count(), 0.0f); }
 
-/// Heads 0 and 1 of those held here change places.
+/// Exchanges heads 0 and 1 of those held here.
 inline std::function<void(const Tensor&)> swap_heads(std::int64_t head_width) {
   return [head_width](const Tensor& gradient) {
     float* first = gradient.data<float>();

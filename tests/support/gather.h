@@ -20,26 +20,26 @@ namespace choir::tests {
 
 using Tensors = NamedTensors;
 
-/// The elements of a flat tensor of f32 or f64, after everything enqueued.
+/// The elements of a flat tensor of f32 or f64. Waits for everything enqueued.
 inline std::vector<double> elements(Device& device, const Tensor& flat) {
   if (flat.dtype() == DType::f64) return host_values<double>(device, flat);
   const std::vector<float> values = host_values<float>(device, flat);
   return {values.begin(), values.end()};
 }
 
-/// Where element `i` of the held part stands in the global tensor.
+/// The index in the global tensor of element `i` of the held part.
 inline std::int64_t global_index(const Parameter& p, std::int64_t i) {
   const std::int64_t width = p.shape.size() > 1 ? p.shape[1] : 1, columns = p.held.columns();
   return (p.held.row_begin + i / columns) * width + p.held.column_begin + i % columns;
 }
 
 /// All parameters' elements of `flat` (store.gradient or store.master) on every rank, each from the one rank that
-/// counts it. Fails where an element is counted by no rank or by several. Collective.
+/// counts it. Fails if an element is counted by no rank or by several. Collective.
 inline Tensors gather(const ParameterStore& store, const Tensor& flat, const DataParallel& data, Context& context) {
   Runtime& runtime = context.runtime;
   const std::vector<double> local = elements(runtime.device, flat);
   const auto total = static_cast<std::size_t>(store.global_count());
-  std::vector<double> host(2 * total);  // the values, then how many ranks gave each
+  std::vector<double> host(2 * total);  // the values, then the number of ranks that count each
   std::map<const Parameter*, std::size_t> begin;
   std::size_t at = 0;
   for (const Parameter& p : store.parameters()) {
@@ -66,7 +66,7 @@ inline Tensors gather(const ParameterStore& store, const Tensor& flat, const Dat
   return tensors;
 }
 
-/// Every rank that holds an element, as its owner or as a replica, has these very bits.
+/// Every rank that holds an element, as its owner or as a replica, has the same bits.
 inline void expect_held_equal(Device& device, const ParameterStore& store, const Tensor& flat, const Tensors& whole,
                               const char* what) {
   const std::vector<double> local = elements(device, flat);
@@ -78,7 +78,7 @@ inline void expect_held_equal(Device& device, const ParameterStore& store, const
   }
 }
 
-/// Expects every comparison to hold. Returns the largest share of its tolerance that one of them uses.
+/// Expects every comparison to be within its tolerance. Returns the largest share of a tolerance that is used.
 inline double expect_holds(const std::vector<Comparison>& comparisons) {
   double worst = 0;
   for (const Comparison& c : comparisons) {

@@ -15,7 +15,7 @@ int main(int argc, char** argv) {
   auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
   if (rank != 0) delete listeners.Release(listeners.default_result_printer());
 #ifdef CHOIR_TEST_SECONDS
-  constexpr int seconds = CHOIR_TEST_SECONDS;  // where a test is slow and not hung
+  constexpr int seconds = CHOIR_TEST_SECONDS;  // for programs with slow tests
 #else
   constexpr int seconds = 60;
 #endif

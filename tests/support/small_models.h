@@ -1,8 +1,8 @@
 // Small models that together use every option of a decoder, and the text they are trained on.
 //
-// Sizes are odd on purpose: 5 and 6 heads on 2, 3 and 4 ranks, key/value groups that ranks share, vocabularies and
-// feed-forward widths that no number of ranks divides, 5 and 7 tokens in a sequence. Weights start large, so that no
-// softmax is near uniform and no gradient near zero. A new case is one more entry.
+// Sizes are deliberately awkward: 5 and 6 heads on 2, 3 and 4 ranks, key/value groups that ranks share, vocabularies
+// and feed-forward widths that no number of ranks divides, 5 and 7 tokens in a sequence. Initial weights are large, so
+// that no softmax is near uniform and no gradient near zero. A new case is one more entry.
 #pragma once
 
 #include <cstdint>

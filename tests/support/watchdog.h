@@ -1,7 +1,7 @@
-// A test that does not end is ended, and says which one it was.
+// Ends a test that hangs, and prints its name.
 //
-// By an alarm, not by a thread: tests fork, and a child of two threads may find a lock of the allocator taken for ever
-// (under the address sanitizer one in sixty did).
+// It uses an alarm, not a thread: tests fork, and in the child of a process with two threads a lock of the allocator
+// may stay locked forever (under the address sanitizer in one of sixty).
 #pragma once
 
 namespace choir::tests {
