@@ -1,6 +1,6 @@
-// Does the real cuDNN take Choir's attention? Every attention of configs/ is planned for the GPUs that people train on,
-// forward and backward, with no GPU here: cuDNN chooses the engine, compiles the kernel and says what workspace it
-// wants. Nothing runs: numbers and speed are not tested.
+// Whether the real cuDNN accepts Choir's attention. Every attention of configs/ is planned for the GPUs that people
+// train on, forward and backward, without a GPU: cuDNN chooses the engine, compiles the kernel and reports the size of
+// the workspace. Nothing runs: numbers and speed are not tested.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -29,7 +29,7 @@ using kernels::cuda::CudnnAttentionPlan;
 
 constexpr std::int64_t workspace_limit_bytes = kernels::cuda::CudnnAttentionOptions{}.workspace_limit_bytes;
 
-// Self-attention in training: q, k and v side by side in one product's output.
+// Self-attention in training: q, k and v side by side in the output of one product.
 AttentionShape packed(std::int64_t batch, std::int64_t length, std::int64_t heads, std::int64_t kv_heads,
                       std::int64_t head_width) {
   const std::int64_t row = (heads + 2 * kv_heads) * head_width;
@@ -94,7 +94,7 @@ CudnnAttention on(const std::string& gpu, bool deterministic = true) {
   return CudnnAttention({.deterministic = deterministic, .described_gpu = describe_gpu(gpu)});
 }
 
-// Why nothing can be planned in this build, if so. A width of 1 is refused before anything is compiled.
+// Why nothing can be planned in this build; empty if it can. A width of 1 is refused before anything is compiled.
 std::string missing() {
   const std::string refusal = on("h100").plan(AttentionPass::forward, packed(1, 64, 1, 1, 1)).refusal;
   return refusal.starts_with("this build has no cuDNN") ? refusal : "";
@@ -102,7 +102,7 @@ std::string missing() {
 
 class CudnnConfigurations : public testing::TestWithParam<std::tuple<std::string, std::string>> {};
 
-TEST_P(CudnnConfigurations, EveryAttentionIsTaken) {
+TEST_P(CudnnConfigurations, EveryAttentionIsAccepted) {
   if (const std::string reason = missing(); !reason.empty()) GTEST_SKIP() << reason;
   const auto& [gpu, configuration] = GetParam();
   CudnnAttention deterministic = on(gpu), free_order = on(gpu, false);
@@ -131,7 +131,7 @@ INSTANTIATE_TEST_SUITE_P(Gpus, CudnnConfigurations,
                            return name;
                          });
 
-// Shapes of no configuration: what Choir's masks, head partitions and limits ask of cuDNN.
+// Shapes that are in no configuration: what Choir's masks, head partitions and limits require of cuDNN.
 class CudnnShapes : public testing::Test {
  protected:
   void SetUp() override {
@@ -140,7 +140,7 @@ class CudnnShapes : public testing::Test {
   CudnnAttention cudnn_ = on("h100");
 };
 
-TEST_F(CudnnShapes, TakesWindowsUnequalLengthsAndPartsOfGroups) {
+TEST_F(CudnnShapes, AcceptsWindowsUnequalLengthsAndPartsOfGroups) {
   std::vector<NamedShape> shapes = {{"window", packed(2, 1000, 4, 2, 64)},
                                     {"two-sided", packed(2, 1000, 4, 2, 64)},
                                     {"cross", packed(2, 640, 4, 4, 64)},
@@ -174,7 +174,7 @@ TEST_F(CudnnShapes, CutsALargeDeterministicBackwardIntoSlices) {
   EXPECT_LE(plan.workspace_bytes, workspace_limit_bytes);
 }
 
-TEST_F(CudnnShapes, LeavesToTheFlashKernelWhatItMust) {
+TEST_F(CudnnShapes, RefusesWhatCudnnDoesNotSupport) {
   const auto refusal = [&](AttentionPass pass, const AttentionShape& shape) {
     return cudnn_.plan(pass, shape).refusal;
   };
@@ -183,7 +183,7 @@ TEST_F(CudnnShapes, LeavesToTheFlashKernelWhatItMust) {
   AttentionShape unseen = packed(1, 512, 4, 4, 64);
   unseen.kv_length = 256;
   EXPECT_NE(refusal(AttentionPass::forward, unseen).find("see no key"), std::string::npos);
-  // cuDNN's own words.
+  // The message of cuDNN.
   const std::string wide = refusal(AttentionPass::backward, packed(1, 512, 4, 4, 512));
   std::printf("width 512: %s\n", wide.c_str());
   EXPECT_TRUE(wide.starts_with("cuDNN refuses")) << wide;

@@ -21,7 +21,7 @@ std::string describe_gpu(const std::string& name) {
 
 }  // namespace choir::cudnn_test
 
-// These come before those of libcudart when the program is linked.
+// The linker finds these before those of libcudart.
 extern "C" cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;

@@ -1,9 +1,9 @@
 // A double of the driver's library, libcuda.so.1, that sees no GPU.
 //
-// cuDNN compiles its kernels for a described GPU with no device at hand, if the driver can be loaded and says "0
-// devices"; it then leaves out loading what it has compiled. Without the library every graph is refused, and where
-// cuDeviceGetCount fails cuDNN takes a device for granted. The other names need only exist: cuDNN looks them up.
-// Arguments are not declared, because none is read.
+// cuDNN compiles its kernels for a described GPU without a device if the driver can be loaded and reports 0 devices; it
+// then does not load what it has compiled. Without the library it refuses every graph, and if cuDeviceGetCount fails it
+// assumes that there is a device. The other names need only exist: cuDNN looks them up. Arguments are not declared,
+// because none is read.
 
 enum { success = 0, no_device = 100 };
 
