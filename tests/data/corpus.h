@@ -1,4 +1,4 @@
-// What the data tests share: a folder that goes away, text made from a seed, and the words of an error.
+// What the data tests share: a temporary folder, text made from a seed, and the messages of exceptions.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -46,7 +46,7 @@ inline std::string read_file(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-/// English-like text: words of a vocabulary of 2000 with falling frequency, in lines of about ten.
+/// English-like text: words of a vocabulary of 2000 with decreasing frequency, in lines of about ten.
 inline std::string random_text(std::size_t bytes, unsigned seed) {
   std::mt19937 random(seed);
   std::vector<std::string> words(2000);
@@ -78,7 +78,7 @@ inline TokenizerConfig tokenizer_config(std::int64_t vocabulary) {
   return config;
 }
 
-/// What an exception of the given kind says; "" and a failed test where `call` throws none.
+/// The message of the exception, of the given type, that `call` throws; "" and a failed test if it throws none.
 template <class Exception, class Call>
 std::string words_of(Call&& call) {
   try {
@@ -90,7 +90,7 @@ std::string words_of(Call&& call) {
   return "";
 }
 
-/// A token file of bytes: document d is the letters of text[d].
+/// A token file of bytes: document d is text[d].
 inline void write_documents(const std::string& path, const std::vector<std::string>& documents,
                             const Tokenizer& tokenizer = Tokenizer::bytes()) {
   TokenFileWriter writer(path, tokenizer);

@@ -1,4 +1,4 @@
-// Text files become a token file that gives the same text back, in memory that does not grow with them.
+// Text files become a token file that decodes to the same text; the memory for it does not grow with the files.
 #include "framework/data/prepare.h"
 
 #include <sys/resource.h>
@@ -45,7 +45,7 @@ class PrepareTest : public ::testing::Test {
   std::vector<PrepareProgress> progress_;
 };
 
-TEST_F(PrepareTest, EachFileIsADocumentAndComesBack) {
+TEST_F(PrepareTest, EachFileIsADocumentAndDecodesToItself) {
   const std::vector<std::string> texts = {random_text(1500000, 1), random_bytes(300000, 2), std::string(1 << 20, '\n'),
                                           "short"};
   options_.tokenizer.sample_bytes = 500000;
@@ -102,7 +102,7 @@ TEST_F(PrepareTest, ProgressRisesToAll) {
   EXPECT_GE(progress_.size(), 5u);
 }
 
-// The second file is of other letters: a tokenizer that has seen only the first would spell it in bytes.
+// The second file has other letters: a tokenizer trained on the first alone would encode it as bytes.
 TEST_F(PrepareTest, TheSampleIsTakenEvenlyOverTheFiles) {
   const std::string lower = random_text(1000000, 1);
   std::string upper = lower;
@@ -113,7 +113,7 @@ TEST_F(PrepareTest, TheSampleIsTakenEvenlyOverTheFiles) {
   const Tokenizer tokenizer = TokenFile(options_.output).tokenizer();
   const auto of_lower = static_cast<double>(tokenizer.encode(lower).size()),
              of_upper = static_cast<double>(tokenizer.encode(upper).size());
-  EXPECT_NEAR(of_upper / of_lower, 1, 0.1);  // one file alone gives 1.5 and more
+  EXPECT_NEAR(of_upper / of_lower, 1, 0.1);  // with one file alone it is 1.5 or more
 }
 
 TEST_F(PrepareTest, AGivenTokenizerIsUsed) {
@@ -123,7 +123,7 @@ TEST_F(PrepareTest, AGivenTokenizerIsUsed) {
   EXPECT_EQ(TokenFile(options_.output).tokenizer().digest(), options_.given->digest());
 }
 
-TEST_F(PrepareTest, WhatIsNotTextIsRefusedUnlessAskedFor) {
+TEST_F(PrepareTest, BinaryFilesAreRefusedWithoutTheBinaryOption) {
   options_.tokenizer.kind = TokenizerKind::bytes;
   options_.inputs = {input("a.gz", "\x1F\x8B\x08 and so on"), input("plain", "text"),
                      input("wide", std::string("\xFF\xFEt\0e\0x\0t\0", 10)),
@@ -143,7 +143,7 @@ TEST_F(PrepareTest, WhatIsNotTextIsRefusedUnlessAskedFor) {
   EXPECT_EQ(document(3), read_file(options_.inputs[3]));
 }
 
-TEST_F(PrepareTest, WhatIsPeculiarAboutATextIsNoted) {
+TEST_F(PrepareTest, PeculiaritiesOfATextAreNoted) {
   options_.tokenizer.kind = TokenizerKind::bytes;
   options_.inputs = {input("a", "one\r\ntwo\r\n"), input("b", "plain"), input("c", "caf\xE9"),
                      input("d", "\xEF\xBB\xBFtext"), input("e", random_text(3 << 20, 1) + "\xE9 late")};
@@ -179,7 +179,7 @@ TEST_F(PrepareTest, TheSameTextTwiceIsNoted) {
   expect_says(result.notes[2], (folder_ / "link") + ": has the same text as " + (folder_ / "a"));
 }
 
-TEST_F(PrepareTest, WhatAKilledOneLeftIsRemovedAndWhatIsBeingWrittenStays) {
+TEST_F(PrepareTest, RemainsOfAKilledOneAreRemovedAndAFileBeingWrittenStays) {
   options_.tokenizer.kind = TokenizerKind::bytes;
   options_.inputs = {input("a", "text")};
   const std::string stale = input("corpus.h5.choir-0123456789abcdef.tmp", "half a file");
@@ -217,7 +217,7 @@ TEST_F(PrepareTest, AFileThatIsNotATokenFileIsNotReplaced) {
   EXPECT_EQ(read_file(options_.output), "precious");
 }
 
-// In a child process, so that only its own peak is seen. Bytes of peak resident memory that `prepare` adds.
+// The bytes that `prepare` adds to the peak of resident memory. It runs in a child process, whose peak is its own.
 std::int64_t peak_growth(const PrepareOptions& options) {
   int channel[2];
   if (pipe(channel) != 0) return -1;

@@ -1,5 +1,5 @@
-// The order is a bijection of every size; training and held-out text are apart, in the share that was asked for; every
-// held-out token is counted once.
+// The order is a bijection of every size; training and held-out text do not overlap and have the requested shares;
+// every held-out token is counted once.
 #include "framework/data/sampler.h"
 
 #include <algorithm>
@@ -50,7 +50,7 @@ TEST(Permute, DiffersByEpochAndSeedAndRepeats) {
   EXPECT_NE(order(1000, 1, 0), order(1000, 2, 0));
 }
 
-// Where index i goes is uniform over seeds: chi-square with 99 degrees of freedom has mean 99 and deviation
+// The image of index i is uniform over seeds: chi-square with 99 degrees of freedom has mean 99 and deviation
 // sqrt(2 * 99) = 14.1; the mean of 100 of them has deviation 1.41, and six of those are allowed.
 TEST(Permute, SpreadsEvenly) {
   const int size = 100, seeds = 2000;
@@ -127,7 +127,7 @@ TEST_F(SamplerTest, ADocumentIsCutIfWholeOnesWouldBeFarAboveTheShare) {
   EXPECT_EQ(first(0.9), 10);  // whole documents would leave nothing to train on
 }
 
-TEST_F(SamplerTest, TheShareIsThatAskedForWhateverTheSizesOfTheFiles) {
+TEST_F(SamplerTest, TheShareIsTheRequestedOneForFilesOfAnySizes) {
   const std::vector<std::vector<std::size_t>> sizes = {
       {2000, 195000}, {195000, 2000}, {65000, 65000, 65000}, {195000}, {10, 10, 195000, 10, 10}};
   for (const std::vector<std::size_t>& of : sizes) {
@@ -229,7 +229,7 @@ TEST_F(SamplerTest, EveryHeldOutTokenIsATargetOnceAndNoTrainingSampleSeesOne) {
   }
 }
 
-TEST_F(SamplerTest, TooLittleTextIsToldWithNumbers) {
+TEST_F(SamplerTest, TooLittleTextIsAnErrorWithNumbers) {
   const TokenFile file = corpus({std::string(49, 'a'), std::string(49, 'b')});
   const std::string words = words_of<ConfigError>([&] { Sampler(file, {.sequence_length = 50, .held_out = 0.5}); });
   expect_says(words, "has 50 tokens for training, and one sequence of model.context = 50 needs 51");
@@ -237,7 +237,7 @@ TEST_F(SamplerTest, TooLittleTextIsToldWithNumbers) {
   EXPECT_EQ(Sampler(file, {.sequence_length = 49, .held_out = 0.5}).num_train_windows(), 1);
 }
 
-TEST_F(SamplerTest, OptionsOutOfRangeAreTold) {
+TEST_F(SamplerTest, OptionsOutOfRangeAreErrors) {
   const TokenFile file = corpus({std::string(49, 'a')});
   for (const double held_out : {-0.1, 1.0, std::nan("")}) {
     expect_says(words_of<ConfigError>([&] { Sampler(file, {.sequence_length = 4, .held_out = held_out}); }),

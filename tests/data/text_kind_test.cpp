@@ -1,4 +1,4 @@
-// What is not text is recognised by its head, and what is peculiar about text is counted, however it is cut.
+// Binary files are recognised by their first bytes, and peculiarities of text are counted, wherever it is cut.
 #include "framework/data/text_kind.h"
 
 #include <gtest/gtest.h>
@@ -71,7 +71,7 @@ std::vector<std::string> notes_of(const std::string& text, std::size_t piece = 1
   return texts_of(scan.notes());
 }
 
-TEST(TextScan, NothingIsSaidOfPlainText) {
+TEST(TextScan, PlainTextHasNoNotes) {
   for (const std::string& text :
        {""s, random_text(1000, 1), "caf\xC3\xA9 \xE4\xB8\xAD \xF0\x9F\x8E\xB6 \xED\x9F\xBF \xF4\x8F\xBF\xBF"s,
         "{\"a\": 1} in a line of text\n"s, "{}\n"s, "a\rb"s})

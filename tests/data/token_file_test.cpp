@@ -1,4 +1,4 @@
-// A token file holds what was written, and every broken one is told apart with what, why and fix. Nothing crashes.
+// A token file has the contents that were written. A broken one is an error with what, why and fix, never a crash.
 #include "framework/data/token_file.h"
 
 #include <hdf5.h>
@@ -23,7 +23,7 @@ class TokenFileTest : public ::testing::Test {
     return words_of<ConfigError>([&] { TokenFile file(path_); });
   }
 
-  // Changes the file through HDF5 and seals it again, so that only its contents can be found wrong.
+  // Changes the file through HDF5 and seals it again, so that only its contents are wrong.
   template <class Change>
   void change(Change&& call) {
     const TokenFileSeal seal = check_seal(File::open(path_));
@@ -32,7 +32,7 @@ class TokenFileTest : public ::testing::Test {
       call(file);
     }
     const bool inside =
-        seal.tokens_offset + seal.tokens_bytes <= std::filesystem::file_size(path_);  // may be cut off now
+        seal.tokens_offset + seal.tokens_bytes <= std::filesystem::file_size(path_);  // false if they are cut off
     File file = File::edit(path_);
     write_seal(file, inside ? seal.tokens_offset : 512, inside ? seal.tokens_bytes : 0);
   }
@@ -96,7 +96,7 @@ TEST_F(TokenFileTest, HoldsItsTokenizer) {
   file.verify();
 }
 
-// 70000 more pieces after those of a trained model; a message of protocol buffers is extended by appending.
+// 70000 more pieces after those of a trained model; appending to a message of protocol buffers extends it.
 TEST_F(TokenFileTest, WideVocabulariesTakeFourBytes) {
   std::string model = Tokenizer::train(tokenizer_config(400), random_text(50000, 1)).serialized();
   for (int i = 0; i < 70000; ++i) {
@@ -151,7 +151,7 @@ TEST_F(TokenFileTest, MissingFilesNameTheNearest) {
   expect_says(open_error(), "not an ordinary file");
 }
 
-TEST_F(TokenFileTest, WhatIsNotATokenFileIsTold) {
+TEST_F(TokenFileTest, WhatIsNotATokenFileIsAnError) {
   write_file(path_, "In the beginning God created the heaven and the earth.\n");
   expect_says(open_error(), "this is not a token file");
   write_file(path_, "");
@@ -160,12 +160,12 @@ TEST_F(TokenFileTest, WhatIsNotATokenFileIsTold) {
   expect_says(open_error(), "this is an HDF5 file, but not a token file");
 }
 
-TEST_F(TokenFileTest, AnotherFormatIsTold) {
+TEST_F(TokenFileTest, AnotherFormatIsAnError) {
   overwrite(25, "7");
   expect_says(open_error(), "it is of format 7, and this Choir reads format 1");
 }
 
-TEST_F(TokenFileTest, ATruncatedFileIsToldWithItsSizes) {
+TEST_F(TokenFileTest, ATruncatedFileIsAnErrorWithItsSizes) {
   const std::string all = read_file(path_);
   write_file(path_, all.substr(0, 1000));
   expect_says(open_error(), "truncated: it holds 1000 bytes, needs " + std::to_string(all.size()));
@@ -176,7 +176,7 @@ TEST_F(TokenFileTest, ATruncatedFileIsToldWithItsSizes) {
               "too long: it holds " + std::to_string(all.size() + 4) + " bytes, needs " + std::to_string(all.size()));
 }
 
-TEST_F(TokenFileTest, DamageIsTold) {
+TEST_F(TokenFileTest, DamageIsAnError) {
   const std::string all = read_file(path_);
   overwrite(30, "X");
   expect_says(open_error(), "leading block is damaged");
@@ -185,7 +185,7 @@ TEST_F(TokenFileTest, DamageIsTold) {
   expect_says(open_error(), "damaged: its bytes other than the tokens");
 }
 
-TEST_F(TokenFileTest, PartsThatDoNotFitTogetherAreTold) {
+TEST_F(TokenFileTest, InconsistentPartsAreAnError) {
   const std::string all = read_file(path_);
   const auto error_after = [&](auto&& call) {
     write_file(path_, all);
@@ -276,7 +276,7 @@ TEST_F(TokenFileTest, TheConfigurationNamesItsTokenizer) {
             "data.path = " + path_ + " was made with data.tokenizer.vocabulary = 257, not 1000");
 }
 
-TEST_F(TokenFileTest, AnotherTokenizerIsToldWithTheCommandThatUsesTheRightOne) {
+TEST_F(TokenFileTest, AnotherTokenizerIsAnErrorWithTheCommandThatUsesTheRightOne) {
   const TokenFile file(path_);
   EXPECT_TRUE(check_tokenizer(file, Tokenizer::bytes().digest(), "run/checkpoints/step-1").empty());
   const std::vector<Problem> problems = check_tokenizer(file, "0123456789abcdef", "my run/checkpoints/step-1");
@@ -289,7 +289,7 @@ TEST_F(TokenFileTest, AnotherTokenizerIsToldWithTheCommandThatUsesTheRightOne) {
 
 class TokenFileInUse : public TokenFileTest {
  protected:
-  // Its last change is long ago, as a change within the same tick of the file system's clock shows in no time stamp.
+  // Its last change is long ago: a second change within one tick of the file system's clock would not change the time.
   TokenFileInUse() {
     std::filesystem::last_write_time(path_, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
   }
@@ -336,7 +336,7 @@ TEST_F(TokenFileInUse, TheSameBytesAgainAreNotAnError) {
   EXPECT_EQ(text_of(file), text_);
 }
 
-// As choir prepare replaces a token file.
+// choir prepare replaces a token file in this way.
 TEST_F(TokenFileInUse, RenamingAnotherOverItChangesNothing) {
   const TokenFile file(path_);
   write_documents(path_, {"others"});
@@ -344,7 +344,7 @@ TEST_F(TokenFileInUse, RenamingAnotherOverItChangesNothing) {
   EXPECT_EQ(text_of(TokenFile(path_)), "others");
 }
 
-// A limit on file sizes stands in for a full disk. Whatever step meets it, the file that was there stays.
+// A limit on file sizes stands in for a full disk. Whichever step fails, the old file stays.
 TEST_F(TokenFileTest, AFullDiskIsAnErrorAndLeavesNothing) {
   const std::string before = read_file(path_), text = random_text(50000, 1);
   struct rlimit old = {};
@@ -365,7 +365,7 @@ TEST_F(TokenFileTest, AFullDiskIsAnErrorAndLeavesNothing) {
   TokenFile(path_).verify();
 }
 
-TEST_F(TokenFileTest, AWriterThatIsDestroyedUnfinishedLeavesNothing) {
+TEST_F(TokenFileTest, AnUnfinishedWriterLeavesNothing) {
   {
     TokenFileWriter writer(folder_ / "other.h5", Tokenizer::bytes());
     writer.append(Tokenizer::bytes().encode(random_text(3000000, 1)));
@@ -373,7 +373,7 @@ TEST_F(TokenFileTest, AWriterThatIsDestroyedUnfinishedLeavesNothing) {
   EXPECT_EQ(folder_.num_files(), 1u);
 }
 
-// Flips and cuts of a valid file: it opens and reads, or says what is wrong. CHOIR_FUZZ_SECONDS, 2 by default.
+// Flips bits of a valid file and truncates it: it opens and reads, or is an error. CHOIR_FUZZ_SECONDS, 2 by default.
 TEST_F(TokenFileTest, FuzzedFilesOpenOrSayWhatIsWrong) {
   write_documents(path_, {"In the beginning", "God created"},
                   Tokenizer::train(tokenizer_config(300), random_text(20000, 1)));

@@ -1,4 +1,4 @@
-// Any bytes survive encode and decode; training and streaming are deterministic; broken models are told.
+// Any bytes survive encode and decode; training and streaming are deterministic; broken models are errors.
 #include "framework/data/tokenizer.h"
 
 #include <algorithm>
@@ -71,12 +71,12 @@ TEST(Tokenizer, SentencePieceShortensText) {
   EXPECT_EQ(trained().vocabulary(), 600);
 }
 
-TEST(Tokenizer, ALineBreakAndADigitAreTokensOfTheirOwn) {
+TEST(Tokenizer, ALineBreakAndADigitAreSeparateTokens) {
   EXPECT_EQ(trained().encode("\n\n").size(), 2u);
   EXPECT_EQ(trained().encode("2024").size(), 4u);
 }
 
-TEST(Tokenizer, TrainingIsDeterministicAndLoadingGivesTheSame) {
+TEST(Tokenizer, TrainingIsDeterministicAndLoadingIsLossless) {
   const std::string sample = random_text(100000, 3);
   const Tokenizer a = Tokenizer::train(tokenizer_config(500), sample),
                   b = Tokenizer::train(tokenizer_config(500), sample);
@@ -91,7 +91,7 @@ TEST(Tokenizer, TrainingIsDeterministicAndLoadingGivesTheSame) {
   EXPECT_NE(Tokenizer::bytes().digest(), a.digest());
 }
 
-// The words before the cut are done, the rest comes again: the tokens do not depend on where text was cut.
+// The words before the cut are encoded, the rest is passed again: the tokens do not depend on where the text was cut.
 TEST(Tokenizer, StreamedTokensAreThoseOfTheWhole) {
   for (const Tokenizer& tokenizer : {Tokenizer::bytes(), trained()}) {
     for (const std::string& text : hard_texts()) {
@@ -128,8 +128,8 @@ std::string random_letters(std::size_t count, const std::string& letters, unsign
   return text;
 }
 
-// SentencePiece crashes on words of 32768 characters, and ends the process from 65536 on.
-TEST(Tokenizer, LongWordsTrainATokenizerAndComeBack) {
+// SentencePiece crashes on words of 32768 characters, and ends the process on words of 65536 or more.
+TEST(Tokenizer, LongWordsTrainATokenizerAndAreDecoded) {
   const std::string base64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   std::string greek;
   for (const char letter : random_letters(70000, "abcdefgh", 1)) {
@@ -148,8 +148,8 @@ TEST(Tokenizer, LongWordsTrainATokenizerAndComeBack) {
   }
 }
 
-// Pieces of 1024 characters: every second one is used, as 512 are allowed. The others hold "zq" alone.
-TEST(Tokenizer, LittleOfLongWordsIsUsedWhichBoundsTheTimeOfTraining) {
+// Pieces of 1024 characters: every second one is used, since 512 are allowed. Only the others contain "zq".
+TEST(Tokenizer, APartOfLongWordsIsUsedWhichBoundsTheTimeOfTraining) {
   std::string word;
   for (unsigned piece = 0; piece < 601; ++piece) word += random_letters(1024, piece % 2 == 0 ? "acgt" : "zq", piece);
   const Tokenizer tokenizer = Tokenizer::train(tokenizer_config(400), word);
@@ -158,8 +158,8 @@ TEST(Tokenizer, LittleOfLongWordsIsUsedWhichBoundsTheTimeOfTraining) {
   EXPECT_EQ(tokenizer.decode(tokenizer.encode(word)), word);
 }
 
-// 3000 different characters and 400 tokens: the frequent ones get tokens, the others are spelt in bytes.
-TEST(Tokenizer, RareCharactersDoNotCrowdTheVocabulary) {
+// 3000 different characters and 400 tokens: the frequent ones get tokens, the others are encoded as bytes.
+TEST(Tokenizer, RareCharactersDoNotFillTheVocabulary) {
   std::string sample = random_text(100000, 7);
   for (int code = 0x4E00; code < 0x4E00 + 3000; ++code) {
     sample += {static_cast<char>(0xE0 | code >> 12), static_cast<char>(0x80 | (code >> 6 & 0x3F)),
@@ -172,7 +172,7 @@ TEST(Tokenizer, RareCharactersDoNotCrowdTheVocabulary) {
   EXPECT_LT(tokenizer.encode(text).size(), text.size() * 4 / 5);
 }
 
-TEST(Tokenizer, ASampleThatCannotSupportTheVocabularyIsTold) {
+TEST(Tokenizer, ASampleTooSmallForTheVocabularyIsAnError) {
   const std::string words = words_of<ConfigError>([] { Tokenizer::train(tokenizer_config(5000), "a few words\n"); });
   expect_says(words, "data.tokenizer.vocabulary = 5000");
   expect_says(words, "sample of 12 bytes");
@@ -183,7 +183,7 @@ TEST(Tokenizer, ASampleThatCannotSupportTheVocabularyIsTold) {
   expect_says(words_of<ConfigError>([] { Tokenizer::train(tokenizer_config(300), "\xFF\xFE"); }), "sample of 2 bytes");
 }
 
-TEST(Tokenizer, WhatIsNotAModelIsTold) {
+TEST(Tokenizer, WhatIsNotAModelIsAnError) {
   for (const std::string& model :
        {std::string(), std::string("no model"), random_bytes(1000, 1), trained().serialized().substr(0, 5000)}) {
     const std::string words =
@@ -194,7 +194,7 @@ TEST(Tokenizer, WhatIsNotAModelIsTold) {
               "unknown kind of tokenizer 'words'");
 }
 
-TEST(Tokenizer, TokensOutsideTheVocabularyAreTold) {
+TEST(Tokenizer, TokensOutsideTheVocabularyAreErrors) {
   const std::vector<std::int32_t> beyond = {257}, negative = {-1};
   expect_says(words_of<Error>([&] { Tokenizer::bytes().decode(beyond); }),
               "token 257 is outside the vocabulary of 257 tokens");
