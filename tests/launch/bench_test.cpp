@@ -1,4 +1,4 @@
-// choir bench: every verb and every operation of a layer gets its line. What the figures are depends on the machine.
+// choir bench: every verb and every operation of a layer has its line. The figures depend on the machine.
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>

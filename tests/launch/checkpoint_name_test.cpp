@@ -12,7 +12,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Changes one element of a tensor in place: only the digest can tell.
+/// Changes one element of a tensor in place: only the digest shows it.
 void damage(const std::string& checkpoint) {
   const std::string victim = checkpoint + "/rank-0.h5";
   std::fstream file(victim, std::ios::in | std::ios::out | std::ios::binary);
@@ -35,7 +35,7 @@ class CheckpointName : public ::testing::Test {
     fs::remove_all(shop.path("from"));
     return finished;
   }
-  /// What each verb that reads a checkpoint does with `path`.
+  /// The outcome of each verb that reads a checkpoint, for `path`.
   std::vector<Finished> verbs(const std::string& path) const {
     std::vector<Finished> all = {show(path), train_from(path), shop.choir("generate " + path + " generate.tokens=1"),
                                  shop.mpirun(2, "evaluate " + path + " --json"),

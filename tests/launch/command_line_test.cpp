@@ -1,4 +1,4 @@
-// What all verbs have in common: words of the command line, and what comes out of them.
+// What all verbs have in common: the words of the command line, and output.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -107,7 +107,7 @@ TEST(CommandLine, OneIsSingular) {
   EXPECT_TRUE(contains(verify, " comparisons on 1 rank (")) << verify.output;
 }
 
-TEST(CommandLine, ALinkToNothingIsCalledThat) {
+TEST(CommandLine, ADanglingLinkIsNamedAsSuch) {
   const Workshop shop;
   fs::create_symlink(shop.path("gone"), shop.path("link.h5"));
   fs::create_symlink(shop.path("gone"), shop.path("link.yaml"));
@@ -133,7 +133,7 @@ TEST(CommandLine, GenerateRunsInOneProcess) {
   EXPECT_FALSE(contains(two, "train.batch")) << two.output;
 }
 
-TEST(CommandLine, GenerateDrawsNoTokenThatTheTokenizerDoesNotHave) {
+TEST(CommandLine, GenerateDrawsOnlyTokensOfTheTokenizer) {
   const Workshop shop;
   ASSERT_EQ(shop.train(1, "run", "train.steps=1 optimizer.warmup=0 model.vocabulary=4000").code, 0);
   std::size_t longest = 0;
@@ -143,7 +143,7 @@ TEST(CommandLine, GenerateDrawsNoTokenThatTheTokenizerDoesNotHave) {
     EXPECT_EQ(finished.code, 0) << finished.output;
     longest = std::max(longest, finished.output.size());
   }
-  EXPECT_EQ(longest, 41u) << "a byte a token, and the end of the line";
+  EXPECT_EQ(longest, 41u) << "one byte per token, and the end of the line";
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// choir config says what choir train would say of the same values, so that nobody waits in a queue to read it.
+// choir config reports what choir train would report for the same values, before a job waits in a queue.
 #include <gtest/gtest.h>
 
 #include "tests/launch/runs.h"

@@ -1,4 +1,4 @@
-// choir doctor names everything that it looks for, and its exit code says whether Choir can run here.
+// choir doctor names everything that it checks, and its exit code says whether Choir can run on this machine.
 #include <gtest/gtest.h>
 
 #include <filesystem>
@@ -23,7 +23,7 @@ TEST(Doctor, NamesWhatTheMachineHas) {
       EXPECT_NE(finished.output.find(std::string("\n") + name), std::string::npos) << name << "\n" << finished.output;
   }
   EXPECT_NE(finished.output.find("written and read back"), std::string::npos) << finished.output;
-  EXPECT_FALSE(std::filesystem::exists(folder)) << "the doctor left something behind";
+  EXPECT_FALSE(std::filesystem::exists(folder)) << "the doctor left a folder behind";
 }
 
 TEST(Doctor, SaysWhatToDoAboutAFolderThatCannotBeWritten) {

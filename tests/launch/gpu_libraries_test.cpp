@@ -23,7 +23,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// A folder in which these names stand for the C library's mathematics: libraries without any function of the GPU's.
+/// A folder in which these names are links to the C library's mathematics: libraries without the functions of CUDA.
 class Folder {
  public:
   explicit Folder(const std::vector<std::string>& names) {
@@ -69,7 +69,7 @@ TEST(GpuLibraries, ALibraryIsFoundInItsFolderAndAMissingFunctionIsNamed) {
   const std::string problem = library.problem();
   EXPECT_NE(problem.find("undefined symbol: choir_absent"), std::string::npos) << problem;
   EXPECT_EQ(library.find<void()>("choir_also_absent"), nullptr);
-  EXPECT_EQ(library.problem(), problem) << "what was missing first is the reason";
+  EXPECT_EQ(library.problem(), problem) << "the first problem is the reason";
 }
 
 TEST(GpuLibraries, TheDoctorSaysWhichCannotBeUsed) {

@@ -80,7 +80,7 @@ TEST(LaunchTrain, SaysThatMoreStepsChangeTheRateIfTheyDo) {
   EXPECT_FALSE(contains(last_lines("constant"), "depends on train.steps"));
 }
 
-TEST(LaunchTrain, SavesAndGoesOnAsItSays) {
+TEST(LaunchTrain, SavesAndContinuesAsItSays) {
   const Workshop shop;
   std::string command = "CHOIR=" CHOIR_BINARY " " + script + " " + shop.path("tiny.yaml") +
                         " train.folder=" + quoted(shop.path("my run")) + " train.steps=1000000 checkpoint.every=0";
@@ -97,7 +97,7 @@ TEST(LaunchTrain, SavesAndGoesOnAsItSays) {
   }
 }
 
-TEST(LaunchTrain, SaysHowToGoOnAfterALossThatIsNotFinite) {
+TEST(LaunchTrain, SaysHowToContinueAfterALossThatIsNotFinite) {
   const Workshop shop;
   const Finished run = launch_train(shop.path("tiny.yaml") + " train.folder=" + shop.path("run") +
                                     " optimizer.kind=sgd optimizer.rate=1e30 optimizer.clip=0 checkpoint.every=1");

@@ -1,4 +1,4 @@
-// The live line on a terminal of any width, made wider and narrower while a run goes on: what a person sees.
+// The live line on a terminal of any width, resized during a run: what the user sees.
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -33,7 +33,7 @@ std::string joined(const std::vector<std::string>& lines) {
   return text;
 }
 
-/// Exactly one live line: the last one, on one row, with a column to spare.
+/// Expects exactly one live line: the last line, on one row, with one column left.
 void expect_one_live_line(const Terminal& terminal) {
   std::vector<std::string> rows = terminal.screen();
   while (!rows.empty() && rows.back().empty()) rows.pop_back();
@@ -43,7 +43,7 @@ void expect_one_live_line(const Terminal& terminal) {
   EXPECT_EQ(counters(terminal.lines()), 1u) << joined(terminal.lines());
 }
 
-/// What a C stream writes, for a terminal.
+/// A C stream whose output is passed to a terminal.
 class Sink {
  public:
   Sink() : stream_(open_memstream(&text_, &size_)) {}
@@ -103,19 +103,19 @@ TEST(LiveLine, LeavesNothingBehindWhenTheWidthChangesBetweenAllTwoOf40To200Colum
       }
 }
 
-TEST(LiveLine, DrawnForAWidthThatIsGoneDoesNotWrap) {
+TEST(LiveLine, DrawnForAnOlderWidthDoesNotWrap) {
   Terminal terminal(120, 6, Narrowing::wrap);
   Sink sink;
   Progress progress(sink.stream(), true, [] { return 120; });
   progress.step(step_report(12));
-  terminal.resize(40);  // while the line is on its way
+  terminal.resize(40);  // after the line was drawn and before it is shown
   terminal.write(sink.take());
   progress.say("said");
   terminal.write(sink.take());
   EXPECT_EQ(terminal.lines(), std::vector<std::string>{"said"});
 }
 
-// What the two checks above can see: a line that is drawn as if every terminal were wide.
+// The two checks above detect a line that is drawn as if every terminal were wide.
 TEST(Terminal, ShowsTheRowsThatALineBeyondItsWidthLeavesBehind) {
   Terminal terminal(40, 6, Narrowing::wrap);
   for (int step = 12; step < 14; ++step) terminal.write("\r\033[K" + format(step_report(step), std::string::npos));
@@ -145,14 +145,14 @@ TEST(Terminal, WrapsAgainOrCutsWhenItIsMadeNarrower) {
   }
 }
 
-/// The live lines that the program has written so far, complete or not.
+/// The number of live lines that the program has written so far, complete or not.
 std::size_t drawn(const TerminalSession& session) { return counters({session.written()}); }
 
-/// Makes the terminal wider and narrower while a run draws, and looks after each change.
+/// Resizes the terminal while a run draws, and checks it after each change.
 void resize_while_running(TerminalSession& session) {
   const auto look = [&] {
-    // Lines that begin after a change are drawn for the new width; one or two may have been on their way. A line is
-    // complete when the cursor is back in the first column. An evaluation removes it until the next step.
+    // Lines that begin after a change are drawn for the new width; one or two may have begun before. A line is complete
+    // when the cursor is back in the first column. An evaluation removes it until the next step.
     const std::size_t before = drawn(session);
     const auto& terminal = session.terminal();
     EXPECT_TRUE(session.show_until([&] {
@@ -167,7 +167,7 @@ void resize_while_running(TerminalSession& session) {
     look();
     if (testing::Test::HasFailure()) FAIL() << "after a change to " << columns << " columns";
   }
-  for (int columns = 200; columns >= 40; columns -= 9) {  // as a person drags the edge of a window
+  for (int columns = 200; columns >= 40; columns -= 9) {  // as if the user drags the edge of a window
     ASSERT_TRUE(session.show_until([&] { return session.terminal().cursor_column() == 0; }));
     session.resize(columns);
   }
@@ -188,7 +188,7 @@ std::size_t count(const std::vector<std::string>& lines, const std::string& word
 
 const std::string endless = "train.steps=1000000 train.evaluate_every=100 checkpoint.every=0 train.log_every=100000 ";
 
-TEST(LiveLine, FitsTheTerminalWhileARunGoesOnAndIsGoneWithItsEnd) {
+TEST(LiveLine, FitsTheTerminalDuringARunAndIsRemovedAtItsEnd) {
   const Workshop shop;
   for (const Narrowing narrowing : {Narrowing::wrap, Narrowing::cut}) {
     const std::string run = narrowing == Narrowing::wrap ? "wrap" : "cut";
@@ -201,7 +201,7 @@ TEST(LiveLine, FitsTheTerminalWhileARunGoesOnAndIsGoneWithItsEnd) {
     session.send(SIGINT);
     EXPECT_EQ(session.finish(), 130) << session.written();
 
-    // Nothing but what was said is left, all of it, in order.
+    // Only the lines of the log are left, all of them, in order.
     const std::vector<std::string> lines = from(session.terminal().lines(), "parameters; ");
     ASSERT_FALSE(lines.empty());
     EXPECT_EQ(counters(lines), 0u) << joined(lines);
@@ -211,13 +211,13 @@ TEST(LiveLine, FitsTheTerminalWhileARunGoesOnAndIsGoneWithItsEnd) {
     auto next = said.begin();
     for (const std::string& line : lines) {
       while (next != said.end() && (line.empty() || next->find(line) == std::string::npos)) ++next;
-      ASSERT_TRUE(next != said.end()) << "'" << line << "' was not said\n" << joined(lines);
+      ASSERT_TRUE(next != said.end()) << "'" << line << "' is not in the log\n" << joined(lines);
     }
     for (const char* words : {"held-out loss", "stopped after step"})
       EXPECT_EQ(count(lines, words), count(said, words)) << joined(lines);
     EXPECT_GT(count(said, "held-out loss"), 0u);
 
-    // Whatever else ran on this machine.
+    // Whatever else runs on this machine.
     const std::regex share("(\\d+) % of peak");
     const std::string& written = session.written();
     for (std::sregex_iterator each(written.begin(), written.end(), share), end; each != end; ++each)
@@ -254,7 +254,7 @@ TEST(LiveLine, IsForTerminalsThatRedrawALine) {
     EXPECT_NE(session.written().find("step 20/20  loss "), std::string::npos) << session.written();
     std::filesystem::remove_all(shop.path("run"));
   }
-  // Under mpirun a rank has a terminal of its own, but the output goes to a file.
+  // Under mpirun a rank has its own terminal, but the output goes to a file.
   TerminalSession session("export TERM=xterm; " + shop.train_command(1, "run", steps) + " > " + shop.path("out"),
                           Terminal(80, 24, Narrowing::wrap));
   EXPECT_EQ(session.finish(), 0) << session.written();

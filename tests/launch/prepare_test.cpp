@@ -39,7 +39,7 @@ class PrepareCommand : public ::testing::Test {
       " data.tokenizer.kind=sentencepiece data.tokenizer.vocabulary=300 model.vocabulary=320 ";
 };
 
-TEST_F(PrepareCommand, TextWithoutSpacesTrainsATokenizerAndComesBack) {
+TEST_F(PrepareCommand, TextWithoutSpacesTrainsATokenizerAndIsDecoded) {
   std::mt19937 random(1);
   std::string base64, genome;
   for (int i = 0; i < 40000; ++i)
@@ -52,7 +52,7 @@ TEST_F(PrepareCommand, TextWithoutSpacesTrainsATokenizerAndComesBack) {
   }
 }
 
-TEST_F(PrepareCommand, WhatIsNotTextIsRefusedUnlessAskedFor) {
+TEST_F(PrepareCommand, BinaryFilesAreRefusedWithoutTheBinaryOption) {
   const std::string text = input("book.txt", "a book\n");
   ASSERT_EQ(shell("gzip -k " + text + " && iconv -f UTF-8 -t UTF-16 " + text + " > " + shop_.path("wide.txt")).code, 0);
   const std::string before = read_file(shop_.path("tokens.h5"));
@@ -71,7 +71,7 @@ TEST_F(PrepareCommand, WhatIsNotTextIsRefusedUnlessAskedFor) {
             read_file(text) + read_file(text + ".gz") + read_file(shop_.path("wide.txt")));
 }
 
-TEST_F(PrepareCommand, WhatIsPeculiarAboutATextIsNoted) {
+TEST_F(PrepareCommand, PeculiaritiesOfATextAreNoted) {
   const std::string lines = input("lines.jsonl", "{\"text\": \"a\"}\r\n{\"text\": \"b\"}\r\n"),
                     latin = input("latin.txt", "caf\xE9\n"), marked = input("marked.txt", "\xEF\xBB\xBFtext\n");
   const Finished prepared = prepare(lines + " " + latin + " " + marked + " " + latin);
@@ -98,7 +98,7 @@ TEST_F(PrepareCommand, SeveralAtOnceLeaveTheFileOfOneOfThemWhole) {
   EXPECT_EQ(shell("ls -A " + shop_.folder() + " | grep choir-").output, "");
 }
 
-TEST_F(PrepareCommand, WhatAKilledOneLeftIsRemovedByTheNext) {
+TEST_F(PrepareCommand, RemainsOfAKilledOneAreRemovedByTheNext) {
   const std::string left = input("tokens.h5.choir-0123456789abcdef.tmp", "half a file");
   const Finished prepared = prepare(shop_.path("text-0"));
   EXPECT_EQ(prepared.code, 0);
@@ -123,7 +123,7 @@ TEST_F(PrepareCommand, ATokenizerIsTakenFromAModelATokenFileACheckpointOrARun) {
   }
 }
 
-// The error of one command is mended by the command that it names.
+// The error names the command that fixes it.
 TEST_F(PrepareCommand, TextForACheckpointIsPreparedByTheCommandThatTheErrorNames) {
   ASSERT_EQ(shop_.train(1, "run", "train.steps=2").code, 0);
   const std::string other = input("other.txt", random_text(30000, 1)), path = shop_.path("other.h5");
@@ -159,7 +159,7 @@ TEST_F(PrepareCommand, AGivenTokenizerIsComparedWithTheConfiguration) {
   EXPECT_EQ(prepare(given + "data.tokenizer.kind=sentencepiece model.vocabulary=300").code, 0);
 }
 
-TEST_F(PrepareCommand, TheHeldOutShareIsThatAskedForWhateverTheSizesOfTheFiles) {
+TEST_F(PrepareCommand, TheHeldOutShareIsTheRequestedOneForFilesOfAnySizes) {
   input("small.txt", random_text(2000, 1));
   for (const char* name : {"large.txt", "large2.txt", "large3.txt"}) input(name, random_text(195000, 2));
   for (const std::string files : {"small.txt large.txt", "large.txt small.txt", "large.txt large2.txt large3.txt"}) {
@@ -181,7 +181,7 @@ TEST_F(PrepareCommand, TheHeldOutShareIsThatAskedForWhateverTheSizesOfTheFiles) 
 
 class TokenFileOfARunningJob : public PrepareCommand {
  protected:
-  /// Trains in the run folder `run`; when a checkpoint has been saved, `change` is done, while the job stands still.
+  /// Trains in the run folder `run`; when a checkpoint has been saved, stops the job, runs `change` and continues it.
   Finished train_and(const std::string& run, const std::string& arguments, const std::string& change) const {
     const std::string folder = shop_.path(run);
     const std::string command = shop_.train_command_alone(run, arguments);
@@ -189,7 +189,7 @@ class TokenFileOfARunningJob : public PrepareCommand {
                  "/checkpoints/step-00000005 ]; do sleep 0.05; done; kill -STOP $job; " + change +
                  "; kill -CONT $job; wait $job");
   }
-  /// The whole checkpoints are there, and the run goes on from them with the old token file.
+  /// Expects whole checkpoints, from which the run continues with the old token file.
   void expect_resumes(const std::string& run) const {
     const Finished verified =
         shell("for step in " + shop_.path(run) +

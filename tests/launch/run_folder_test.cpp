@@ -1,5 +1,4 @@
-// What a run folder promises: nothing published is lost, one run at a time, and a start that is refused changes
-// nothing.
+// The guarantees of a run folder: nothing published is lost, one run at a time, and a refused start changes nothing.
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -23,7 +22,7 @@ std::string checkpoint(const Workshop& shop, const std::string& run, int step) {
   return shop.path(run) + "/checkpoints/step-" + (step < 10 ? "0000000" : "000000") + std::to_string(step);
 }
 
-/// Names of what a folder holds, ascending.
+/// The names in a folder, ascending.
 std::vector<std::string> listing(const std::string& folder) {
   std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename().string());
@@ -31,7 +30,7 @@ std::vector<std::string> listing(const std::string& folder) {
   return names;
 }
 
-/// Every file below a folder with its contents and time of change.
+/// Every file below a folder, with its contents and time of change.
 std::map<std::string, std::string> contents(const std::string& folder) {
   std::map<std::string, std::string> files;
   for (const auto& entry : fs::recursive_directory_iterator(folder)) {
@@ -48,7 +47,7 @@ void flip_last_byte(const std::string& path) {
   std::ofstream(path, std::ios::binary) << bytes;
 }
 
-/// Environment of tests/launch/faults: calls of `call` on files whose path contains `part`.
+/// The environment for tests/launch/faults: calls of `call` on files whose path contains `part`.
 std::string fault(const std::string& call, const std::string& part, const std::string& what) {
   return "export LD_PRELOAD=" CHOIR_TEST_FAULTS " FAULT_CALL=" + call + " FAULT_PATH=" + part + " " + what + "; ";
 }
@@ -61,7 +60,7 @@ Finished train_alone(const Workshop& shop, const std::string& run, const std::st
   return shell(environment + shop.train_command_alone(run, arguments));
 }
 
-TEST(Resume, CheckpointsThatCannotBeReadEndTheStartAndStay) {
+TEST(Resume, UnreadableCheckpointsEndTheStartAndStay) {
   const Workshop shop;
   ASSERT_EQ(train_alone(shop, "run", "").code, 0);
   const auto before = contents(shop.path("run"));
@@ -73,14 +72,14 @@ TEST(Resume, CheckpointsThatCannotBeReadEndTheStartAndStay) {
   EXPECT_TRUE(contains(refused, "Input/output error")) << refused.output;
   EXPECT_TRUE(contains(refused, "make them readable")) << refused.output;
   auto after = contents(shop.path("run"));
-  after[shop.path("run") + "/run.lock"] = before.at(shop.path("run") + "/run.lock");  // says who held it last
+  after[shop.path("run") + "/run.lock"] = before.at(shop.path("run") + "/run.lock");  // names its last holder
   EXPECT_EQ(after, before);
   const Finished later = train_alone(shop, "run", "--resume train.steps=12");
   EXPECT_EQ(later.code, 0) << later.output;
   EXPECT_TRUE(contains(later, "after step 10")) << later.output;
 }
 
-TEST(Resume, ANewestCheckpointThatCannotBeReadIsNotPassedOver) {
+TEST(Resume, AnUnreadableNewestCheckpointIsNotSkipped) {
   const Workshop shop;
   ASSERT_EQ(shop.train(2, "run", "parallel.tensor=2").code, 0);
   const std::vector<double> losses = shop.metric("run", "loss");
@@ -99,7 +98,7 @@ TEST(Resume, ANewestCheckpointThatCannotBeReadIsNotPassedOver) {
   EXPECT_EQ(read(shop.path("run") + "/metrics.1.jsonl").find("\"step\":10") == std::string::npos, false);
 }
 
-TEST(Resume, ACheckpointOfANewerFormatIsNotPassedOver) {
+TEST(Resume, ACheckpointOfANewerFormatIsNotSkipped) {
   const Workshop shop;
   ASSERT_EQ(train_alone(shop, "run", "").code, 0);
   const std::string path = checkpoint(shop, "run", 10) + "/manifest.json";
@@ -111,7 +110,7 @@ TEST(Resume, ACheckpointOfANewerFormatIsNotPassedOver) {
   EXPECT_TRUE(contains(refused, "format version 2, but this program reads version 1")) << refused.output;
 }
 
-TEST(Resume, DamagedCheckpointsAreKeptAndNotTakenForNone) {
+TEST(Resume, DamagedCheckpointsAreKeptAndAreNotTreatedAsNone) {
   const Workshop shop;
   ASSERT_EQ(train_alone(shop, "run", "").code, 0);
   for (const int step : {5, 10}) flip_last_byte(checkpoint(shop, "run", step) + "/rank-0.h5");
@@ -124,7 +123,7 @@ TEST(Resume, DamagedCheckpointsAreKeptAndNotTakenForNone) {
             (std::vector<std::string>{"best", "step-00000005", "step-00000010"}));
 }
 
-TEST(Resume, ADamagedNewestCheckpointIsKeptAsideAndNeitherReplacedNorPruned) {
+TEST(Resume, ADamagedNewestCheckpointIsSetAsideAndNeitherReplacedNorPruned) {
   const Workshop shop;
   ASSERT_EQ(train_alone(shop, "run", "").code, 0);
   flip_last_byte(checkpoint(shop, "run", 10) + "/rank-0.h5");
@@ -166,7 +165,7 @@ TEST(Resume, AJobKilledBeforeItsFirstCheckpointBeginsAgainAndKeepsItsMetrics) {
   EXPECT_EQ(shop.metric("run", "loss").size(), 10u);
 }
 
-TEST(Resume, ARunWithoutARecordGoesOnIfACheckpointIsWhole) {
+TEST(Resume, ARunWithoutARecordContinuesIfACheckpointIsWhole) {
   const Workshop shop;
   ASSERT_EQ(train_alone(shop, "run", "").code, 0);
   fs::remove(shop.path("run") + "/run.json");
@@ -177,7 +176,7 @@ TEST(Resume, ARunWithoutARecordGoesOnIfACheckpointIsWhole) {
   EXPECT_EQ(train_alone(shop, "run", "--resume train.steps=14").code, 1);
 }
 
-TEST(Resume, AStepThatIsNotThereNamesThoseThatAre) {
+TEST(Resume, TheErrorForAMissingStepListsTheExistingOnes) {
   const Workshop shop;
   ASSERT_EQ(train_alone(shop, "run", "").code, 0);
   const Finished refused = train_alone(shop, "run", "--resume=7");
@@ -186,7 +185,7 @@ TEST(Resume, AStepThatIsNotThereNamesThoseThatAre) {
   EXPECT_EQ(train_alone(shop, "run", "--resume=soon").code, 2);
 }
 
-TEST(Resume, WhatChangesTheNumbersIsSaidWithOldAndNewValue) {
+TEST(Resume, ChangedValuesAreReportedWithOldAndNewValue) {
   const Workshop shop;
   ASSERT_EQ(train_alone(shop, "run", "").code, 0);
   const Finished resumed = train_alone(
@@ -201,14 +200,14 @@ TEST(Resume, WhatChangesTheNumbersIsSaidWithOldAndNewValue) {
   EXPECT_TRUE(contains(shown, "optimizer_origin: 10\n")) << shown.output;
 
   // Back to AdamW: its moments start at zero, and so do their bias corrections; without those the first updates would
-  // be a small part of what they have to be.
+  // be much too small.
   const Finished back = train_alone(shop, "run", "--resume train.steps=21 optimizer.kind=adamw");
   ASSERT_EQ(back.code, 0) << back.output;
   EXPECT_TRUE(contains(back, "the checkpoint has no first_moment and second_moment of optimizer.kind = adamw"));
   EXPECT_TRUE(contains(shop.choir("checkpoint show " + shop.path("run")), "optimizer_origin: 20\n"));
 }
 
-TEST(Resume, MoreStepsWithAConstantRateSayNothingOfARate) {
+TEST(Resume, MoreStepsWithAConstantRateReportNoChangeOfTheRate) {
   const Workshop shop;
   ASSERT_EQ(train_alone(shop, "run", "optimizer.schedule=constant").code, 0);
   const Finished resumed = train_alone(shop, "run", "--resume train.steps=12 optimizer.schedule=constant");
@@ -242,10 +241,10 @@ TEST(Resume, AfterANonFiniteLossTheAdviceWorks) {
   EXPECT_EQ(resumed.code, 0) << resumed.output;
 }
 
-TEST(Resume, AnEvaluationThatAStopHasPreventedIsMadeUpFor) {
+TEST(Resume, AnEvaluationThatAStopHasPreventedIsDoneAfterResume) {
   const Workshop shop;
   const std::string stop = fault("pwrite", "/metrics.jsonl", "FAULT_SIGNAL=" + std::to_string(SIGUSR1) + " FAULT_AT=");
-  // In the last step, whose line is the tenth.
+  // A stop in the last step, whose line is the tenth.
   const std::string at_10 = stop.substr(0, stop.size() - 2) + "10; ";
   EXPECT_EQ(train_alone(shop, "last", "", at_10).code, 75);
   EXPECT_EQ(shop.metric("last", "bits_per_byte").size(), 0u);
@@ -254,7 +253,7 @@ TEST(Resume, AnEvaluationThatAStopHasPreventedIsMadeUpFor) {
     EXPECT_EQ(resumed.code, 0) << resumed.output;
     EXPECT_EQ(shop.metric("last", "bits_per_byte").size(), 1u) << resumed.output;
   }
-  // In a step in between: lines 1 to 3 are steps.
+  // A stop in an earlier step: lines 1 to 3 are steps.
   const std::string at_3 = stop.substr(0, stop.size() - 2) + "3; ";
   EXPECT_EQ(train_alone(shop, "between", "train.evaluate_every=3", at_3).code, 75);
   EXPECT_EQ(shop.metric("between", "bits_per_byte").size(), 0u);
@@ -305,7 +304,7 @@ TEST(RunFolder, ARefusedSecondStartChangesNothingOfTheRunningOne) {
   ASSERT_TRUE(reach(shop, "run", 3)) << read(shop.path("log"));
   kill(-child, SIGSTOP);
   for (const pid_t rank : {process_of_rank(child, 0), process_of_rank(child, 1)}) kill(rank, SIGSTOP);
-  fs::create_directory(shop.path("run") + "/checkpoints/step-00000999.tmp");  // a save on its way
+  fs::create_directory(shop.path("run") + "/checkpoints/step-00000999.tmp");  // an unfinished save
   const auto before = contents(shop.path("run"));
   for (const std::string arguments : {"", "--resume", "parallel.tensor=2 --resume"}) {
     const Finished refused = shop.train(arguments.starts_with("parallel") ? 2 : 1, "run", arguments);
@@ -318,10 +317,11 @@ TEST(RunFolder, ARefusedSecondStartChangesNothingOfTheRunningOne) {
   kill(-child, SIGCONT);
   kill(child, SIGUSR1);
   EXPECT_EQ(wait_for(child), 75) << read(shop.path("log"));
-  EXPECT_EQ(shop.train(2, "run", "parallel.tensor=2 train.steps=2 --resume").code, 0) << "the lock went with the run";
+  EXPECT_EQ(shop.train(2, "run", "parallel.tensor=2 train.steps=2 --resume").code, 0)
+      << "the lock is released with the run";
 }
 
-TEST(RunFolder, OfSeveralStartsAtOnceOneRuns) {
+TEST(RunFolder, OneOfSeveralConcurrentStartsRuns) {
   const Workshop shop;
   std::vector<pid_t> children;
   for (int i = 0; i < 4; ++i)
@@ -381,7 +381,7 @@ TEST(RunFolder, MetricsOfAFullDiskWaitUntilThereIsRoom) {
   const std::string said = read(shop.path("log"));
   EXPECT_NE(said.find("No space left on device"), std::string::npos) << said;
   EXPECT_NE(said.find("can be written again"), std::string::npos) << said;
-  EXPECT_EQ(said.find("wait in memory"), said.rfind("wait in memory")) << "said once\n" << said;
+  EXPECT_EQ(said.find("wait in memory"), said.rfind("wait in memory")) << "must be reported once\n" << said;
   const std::vector<double> steps = shop.metric("run", "step");
   for (std::size_t i = 0; i < steps.size(); ++i) ASSERT_EQ(steps[i], static_cast<double>(i + 1));
 }
@@ -437,7 +437,7 @@ TEST(Retention, TheBestIsFoundAgainAfterAResume) {
   const Workshop shop;
   const std::string often = "checkpoint.every=1 train.evaluate_every=1 checkpoint.keep=1 ";
   ASSERT_EQ(train_alone(shop, "run", often + "train.steps=4").code, 0);
-  // A rate that makes everything worse: the best is from before.
+  // A rate that increases the loss: the best checkpoint is the old one.
   const Finished resumed = train_alone(shop, "run", often + "train.steps=8 optimizer.rate=3 --resume");
   ASSERT_EQ(resumed.code, 0) << resumed.output;
   EXPECT_EQ(fs::read_symlink(shop.path("run") + "/checkpoints/best").string(), "step-00000004");

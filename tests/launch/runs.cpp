@@ -98,7 +98,7 @@ std::vector<double> Workshop::metric(const std::string& run, const std::string& 
   return values;
 }
 
-/// Starts a shell command as a process group of its own.
+/// Starts a shell command in a new process group.
 pid_t start(const std::string& command, const std::string& log) {
   const pid_t child = fork();
   if (child == 0) {
@@ -129,7 +129,7 @@ bool reach(const Workshop& shop, const std::string& run, double step) {
   return false;
 }
 
-/// The process of a rank of the job that mpirun runs in process `child`; 0 where there is none.
+/// The process of a rank of the job that mpirun runs in process `child`; 0 if there is none.
 pid_t process_of_rank(pid_t child, int rank) {
   std::istringstream processes(shell("pgrep -P " + std::to_string(child)).output);
   for (pid_t process = 0; processes >> process;) {

@@ -1,5 +1,4 @@
-// Runs the program itself, under mpirun, as a user would: a tiny corpus, a tiny model, a folder that goes with the
-// test.
+// Runs the program itself, under mpirun, as a user would: a tiny corpus, a tiny model, a temporary folder.
 #pragma once
 
 #include <sys/types.h>
@@ -29,13 +28,13 @@ class Workshop {
   Finished choir(const std::string& arguments) const;
   /// The same under mpirun with `ranks` ranks.
   Finished mpirun(int ranks, const std::string& arguments) const;
-  /// Another program in the place of choir.
+  /// Another program in place of choir.
   Finished mpirun(int ranks, const std::string& program, const std::string& arguments) const;
   /// `train CONFIG` with the run folder `run`, under mpirun.
   Finished train(int ranks, const std::string& run, const std::string& arguments = "") const;
   /// The shell command of train(), for a test that sends signals to it.
   std::string train_command(int ranks, const std::string& run, const std::string& arguments = "") const;
-  /// The shell command of train() in one process without mpirun, which signals and limits reach directly.
+  /// The shell command of train() in one process without mpirun, which gets signals and limits directly.
   std::string train_command_alone(const std::string& run, const std::string& arguments) const;
 
   /// The values of `key` in a run's metrics.jsonl, in order.
@@ -47,7 +46,7 @@ class Workshop {
 
 Finished shell(const std::string& command);
 
-/// Starts a shell command as a process group of its own; its output goes to the file `log`.
+/// Starts a shell command in a new process group; its output goes to the file `log`.
 pid_t start(const std::string& command, const std::string& log);
 /// The exit code of a command that start() started; 128 + signal if a signal ended it.
 int wait_for(pid_t child);
@@ -55,14 +54,14 @@ int wait_for(pid_t child);
 bool reach(const Workshop& shop, const std::string& run, double step);
 /// The process of a rank of the job that mpirun runs in process `child`; 0 if there is none.
 pid_t process_of_rank(pid_t child, int rank);
-/// All bytes of a file; nothing if there is no such file.
+/// All bytes of a file; empty if it does not exist.
 std::string read(const std::string& path);
 
-/// Whether, and how often, `text` stands in what was printed.
+/// Whether, and how often, the output contains `text`.
 bool contains(const Finished& finished, const std::string& text);
 std::size_t count(const Finished& finished, const std::string& text);
 
-/// Of losses over 20 steps, between layouts and devices: the promise of the design.
+/// The relative difference of losses over 20 steps, between layouts and devices, that the design guarantees.
 inline constexpr double relative = 1e-5;
 void expect_near(const std::vector<double>& a, const std::vector<double>& b, double tolerance);
 

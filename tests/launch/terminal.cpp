@@ -108,7 +108,7 @@ void Terminal::resize(int columns) {
   }
   for (Row& each : rows_) {
     each.cells.resize(static_cast<std::size_t>(columns), ' ');
-    each.wrapped = false;  // each row is a line of its own from here on
+    each.wrapped = false;  // each row is a separate line from now on
   }
   columns_ = columns;
   column_ = std::min(column_, columns - 1);
@@ -144,11 +144,11 @@ void Terminal::rewrap(int columns) {
       rows_.push_back(std::move(piece));
     }
     if (!has_cursor) continue;
-    pending_ = cursor > 0 && cursor % width == 0 && cursor >= line.size();  // no character is there yet
+    pending_ = cursor > 0 && cursor % width == 0 && cursor >= line.size();  // the next row has no character yet
     row_ = first_new + (pending_ ? cursor - 1 : cursor) / width;
     column_ = static_cast<int>(pending_ ? width - 1 : cursor % width);
   }
-  // Rows below the cursor that hold nothing are not history.
+  // Empty rows below the cursor are not history.
   while (rows_.size() > row_ + 1 && without_spaces_at_the_end(rows_.back().cells).empty()) rows_.pop_back();
 }
 
@@ -181,7 +181,7 @@ TerminalSession::TerminalSession(const std::string& command, Terminal terminal) 
 }
 
 TerminalSession::~TerminalSession() {
-  close(controller_);  // a hang-up, as when a window is closed
+  close(controller_);  // hangs up, like closing a window
   if (child_ == 0) return;
   kill(-child_, SIGKILL);
   waitpid(child_, nullptr, 0);

@@ -1,7 +1,7 @@
-// An emulated terminal, and a program that runs in it: what a person would see.
+// An emulated terminal, and a program that runs in it: what a user would see.
 //
-// The emulator knows the control sequences that Choir uses and no others. Terminals differ in what becomes of a line
-// when they are made narrower; both kinds are here.
+// The emulator supports only the control sequences that Choir uses. Terminals differ in what happens to a line when
+// they are made narrower; both kinds are emulated.
 #pragma once
 
 #include <sys/types.h>
@@ -13,7 +13,7 @@
 
 namespace choir::tests {
 
-/// What a terminal does with lines that are longer than its new width.
+/// What happens to lines that are longer than the new width of a terminal.
 enum class Narrowing {
   wrap,  ///< wraps them again and keeps the cursor at its character: VTE, kitty, iTerm2, Windows Terminal, tmux
   cut,   ///< cuts them off: xterm, the console of Linux, screen
@@ -33,7 +33,7 @@ class Terminal {
   std::vector<std::string> screen() const;
   /// All lines, those that have scrolled out included: rows that were wrapped are joined.
   std::vector<std::string> lines() const;
-  /// Control sequences that the emulator does not know, in order; "" if there were none.
+  /// Control sequences that the emulator does not support, in order; "" if there were none.
   const std::string& unknown() const { return unknown_; }
 
  private:
@@ -68,9 +68,9 @@ class TerminalSession {
   TerminalSession(const TerminalSession&) = delete;
   TerminalSession& operator=(const TerminalSession&) = delete;
 
-  /// Shows what the command writes until `condition` holds. False if the command has ended before, or after a minute.
+  /// Shows what the command writes until `condition` is true. False if the command ends before, or after a minute.
   bool show_until(const std::function<bool()>& condition);
-  /// Makes the terminal wider or narrower, and tells the command so as terminals do.
+  /// Makes the terminal wider or narrower, and notifies the command as terminals do.
   void resize(int columns);
   void send(int signal) const;
   /// Shows what is left and returns the exit code, or 128 + signal.
@@ -82,7 +82,7 @@ class TerminalSession {
  private:
   Terminal terminal_;
   std::string written_;
-  int controller_ = -1;  // our side of the pseudo-terminal
+  int controller_ = -1;  // the emulator's side of the pseudo-terminal
   pid_t child_ = 0;
 };
 

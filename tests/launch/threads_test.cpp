@@ -1,5 +1,5 @@
-// The threads of a rank: how many it gets, that no setting of OpenMP changes a result in silence, and that a process
-// which a foreign launcher started does not take itself for a whole run.
+// The threads of a rank: how many it gets, that no setting of OpenMP silently changes a result, and that a process of a
+// foreign launcher does not train alone.
 #include "launch/threads.h"
 
 #include <gtest/gtest.h>
@@ -41,8 +41,8 @@ TEST(Processors, OfASharedSetARankHasItsShareAtLeastOne) {
   EXPECT_EQ(processors_of_rank({{}}, 0), 1);
 }
 
-/// Runs the program with the given variables, and no others of OpenMP or of a launcher, in its environment. Threads
-/// that wait sleep, since the machine can be busy.
+/// Runs the program with the given variables, and no others of OpenMP or of a launcher, in its environment. Waiting
+/// threads sleep, since the machine can be busy.
 class Threads : public ::testing::Test {
  protected:
   static std::string environment(const std::string& variables) {
@@ -73,9 +73,9 @@ class Threads : public ::testing::Test {
     const Finished finished = train(variables, "refused", arguments);
     EXPECT_EQ(finished.code, 2) << variables << "\n" << finished.output;
     for (const std::string& word : words) EXPECT_TRUE(contains(finished, word)) << word << "\n" << finished.output;
-    EXPECT_FALSE(std::filesystem::exists(workshop_.path("refused"))) << "a refused run has left a folder";
+    EXPECT_FALSE(std::filesystem::exists(workshop_.path("refused"))) << "a refused run left a folder";
   }
-  /// The threads of each of `ranks` ranks, as the plan says.
+  /// The threads of each of `ranks` ranks, from the plan.
   std::string planned(const std::string& variables, int ranks, const std::string& arguments = "train.threads=0") const {
     const Finished finished =
         choir(variables, "plan " + workshop_.path("tiny.yaml") + " " + arguments + " --ranks " + std::to_string(ranks));
@@ -91,7 +91,7 @@ class Threads : public ::testing::Test {
 TEST_F(Threads, NoSettingOfOpenMpMakesATeamSmallerThanPlanned) {
   const std::vector<double> expected = losses("", "train.threads=2");
   for (const char* variables : {"OMP_DYNAMIC=true", "OMP_MAX_ACTIVE_LEVELS=0"})
-    for (const char* streams : {"immediate", "threaded"})  // the worker threads of streams have settings of their own
+    for (const char* streams : {"immediate", "threaded"})  // the worker threads of streams have their own settings
       EXPECT_EQ(losses(variables, std::string("train.threads=2 train.streams=") + streams), expected)
           << variables << " " << streams;
 }
@@ -157,7 +157,7 @@ TEST_F(Threads, RanksOfOneMachineShareItsProcessorsUnlessEachHasItsOwn) {
   EXPECT_TRUE(contains(own, says(2))) << own.output;
 }
 
-TEST_F(Threads, TheDoctorSaysHowManyAndWhatIsWrong) {
+TEST_F(Threads, TheDoctorReportsTheirNumberAndProblems) {
   const std::string folder = "doctor " + workshop_.path("runs");
   const Finished good = choir("OMP_NUM_THREADS=3", folder);
   EXPECT_EQ(good.code, 0) << good.output;
@@ -168,7 +168,7 @@ TEST_F(Threads, TheDoctorSaysHowManyAndWhatIsWrong) {
   EXPECT_TRUE(contains(broken, "PMI_SIZE = 4")) << broken.output;
 }
 
-TEST_F(Threads, RanksBoundToTheSameProcessorsAreTold) {
+TEST_F(Threads, RanksBoundToTheSameProcessorsAreReported) {
   const Finished finished =
       shell(environment("OMP_PROC_BIND=true") + "mpirun --oversubscribe --bind-to none -n 2 " + CHOIR_BINARY " train " +
             workshop_.path("tiny.yaml") + " train.steps=2 train.folder=" + workshop_.path("bound"));
@@ -176,7 +176,7 @@ TEST_F(Threads, RanksBoundToTheSameProcessorsAreTold) {
   EXPECT_EQ(count(finished, "OMP_PROC_BIND"), 1u) << finished.output;
 }
 
-TEST_F(Threads, AProcessOfAForeignLauncherIsNotARunOfItsOwn) {
+TEST_F(Threads, AProcessOfAForeignLauncherDoesNotTrainAlone) {
   const std::string mpi = mpi_library();
   expect_refused("PMI_SIZE=2 PMI_RANK=0", "", {"mpiexec of the MPICH family", "one of 2 (PMI_SIZE = 2)", mpi});
   expect_refused("SLURM_STEP_NUM_TASKS=4 SLURM_PROCID=3", "", {"srun of Slurm", "SLURM_STEP_NUM_TASKS = 4", mpi});
@@ -193,7 +193,7 @@ TEST_F(Threads, AnAllocationOrAShellInItIsNotAForeignLauncher) {
     EXPECT_EQ(finished.code, 0) << variables << "\n" << finished.output;
     std::filesystem::remove_all(workshop_.path("run"));
   }
-  // One rank of the right launcher, inside a wrong one; and a verb that is made for one process.
+  // One rank of the right launcher, inside a wrong one; and a verb that runs in one process.
   const Finished inside = shell(environment("PMI_SIZE=4 PMI_RANK=1") + "mpirun -n 1 " CHOIR_BINARY " train " +
                                 workshop_.path("tiny.yaml") + " train.folder=" + workshop_.path("run"));
   EXPECT_EQ(inside.code, 0) << inside.output;

@@ -1,7 +1,7 @@
-// The whole program, end to end: training in several layouts, resume, signals, dead and hung ranks, full disks, broken
+// The whole program, end to end: training in several layouts, resume, signals, dead and hung ranks, full disks, wrong
 // input.
 //
-// To add a case: a Workshop, one or two calls, and what a user must see.
+// A new case is a Workshop, one or two calls, and what a user must see.
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -151,13 +151,13 @@ TEST(TrainingRun, AHungRankEndsTheJobInSecondsAndTheReportNamesIt) {
   ASSERT_TRUE(reach(shop, "run", 40)) << read(shop.path("log"));
   const pid_t hung = process_of_rank(child, 1);
   ASSERT_NE(hung, 0) << read(shop.path("log"));
-  // Stopped in a call that both ranks have begun, neither would be behind: go on, and stop it again.
+  // If it is stopped in a call that both ranks have begun, neither is behind: continue it, and stop it again.
   bool behind = false;
   for (int tries = 0; tries < 100 && !behind; ++tries) {
     kill(hung, SIGCONT);
     std::this_thread::sleep_for(std::chrono::milliseconds(20 + tries));
     kill(hung, SIGSTOP);
-    std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the other one comes to where it waits
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the other rank reaches the call where it waits
     behind = contains(shop.choir("calls " + shop.path("run")), "rank 1 is ");
   }
   EXPECT_TRUE(behind);
@@ -167,7 +167,7 @@ TEST(TrainingRun, AHungRankEndsTheJobInSecondsAndTheReportNamesIt) {
   while (waitpid(child, &status, WNOHANG) == 0) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     if (std::chrono::steady_clock::now() - begin < std::chrono::seconds(20)) continue;
-    kill(hung, SIGKILL);  // a stopped process would stay behind
+    kill(hung, SIGKILL);  // a stopped process would not end
     wait_for(child);
     FAIL() << "the job did not end\n" << read(shop.path("log"));
   }
@@ -186,7 +186,7 @@ TEST(TrainingRun, AHungRankEndsTheJobInSecondsAndTheReportNamesIt) {
     EXPECT_NE(report.find(words), std::string::npos) << "no '" << words << "' in\n" << report;
   const Finished calls = shop.choir("calls " + shop.path("run"));
   EXPECT_EQ(calls.code, 0);
-  // Not who was behind: mpirun wakes a stopped process before it ends it, which may make a call or two meanwhile.
+  // Not which rank was behind: mpirun continues a stopped process before it ends it, which may make a call or two.
   EXPECT_TRUE(contains(calls, "rank 0:\n")) << calls.output;
   EXPECT_TRUE(contains(calls, "rank 1:\n")) << calls.output;
   EXPECT_TRUE(contains(calls, "bytes, running for ")) << calls.output;
@@ -208,10 +208,10 @@ TEST(TrainingRun, ANonFiniteLossEndsTheRunAndSavesNothingOverTheLastCheckpoint) 
   EXPECT_EQ(shop.choir("checkpoint verify " + shop.path("run")).code, 0);
 }
 
-// A file-size limit stands for a full disk: the write fails in the same place, and needs no rights.
+// A file-size limit stands in for a full disk: the write fails in the same place, and the test needs no rights.
 const std::string full_disk = "ulimit -f 16000; ";
 
-TEST(TrainingRun, AFullDiskFailsTheSaveAndTrainingGoesOn) {
+TEST(TrainingRun, AFullDiskFailsTheSaveAndTrainingContinues) {
   const Workshop shop;
   const Finished finished = shell(full_disk + shop.train_command_alone("run", "model.width=360"));
   EXPECT_TRUE(contains(finished, "could not save")) << finished.output;
@@ -229,7 +229,7 @@ TEST(TrainingRun, ARunThatIsStoppedAndCannotBeSavedHasFailed) {
   EXPECT_NE(read(shop.path("log")).find("as asked, but not saved"), std::string::npos) << read(shop.path("log"));
 }
 
-TEST(TrainingRun, UserMistakesAreToldOnceAndExitWith2) {
+TEST(TrainingRun, UserMistakesAreReportedOnceAndExitWith2) {
   const Workshop shop;
   const std::pair<std::string, std::string> cases[] = {
       {"model.hedas=4", "model.attention.heads"},
@@ -251,7 +251,7 @@ TEST(TrainingRun, UserMistakesAreToldOnceAndExitWith2) {
   }
 }
 
-TEST(Verbs, MistakesNameWhatThereIs) {
+TEST(Verbs, MistakesListTheValidChoices) {
   const std::pair<std::string, std::string> cases[] = {
       {"", "choir: no verb is named\n  why: the verbs of choir are train, prepare, "},
       {"trian", "choir: there is no verb trian\n"},

@@ -1,5 +1,5 @@
-// `choir verify` finds mistakes in every precision and names the tensor; a right layout has none. The mistakes are made
-// by the communicators of another program around the same code (planted/faulty_verify.cpp).
+// `choir verify` finds mistakes in every precision and names the tensor; in a correct layout it finds none. The
+// mistakes are those of the communicators of another program around the same code (planted/faulty_verify.cpp).
 #include <gtest/gtest.h>
 
 #include "tests/launch/runs.h"
@@ -45,7 +45,7 @@ TEST(Verify, NamesTheTensorOfAPlantedFaultInEveryPrecision) {
     }
 }
 
-// A fault of one tensor is not spread over the others.
+// A fault of one tensor is not reported for the others.
 TEST(Verify, NamesNoOtherGradientIfOneIsZero) {
   const Workshop shop;
   const Finished finished = verify_with(shop, "zero:blocks.1.attention.q.weight", "bf16");

@@ -1,11 +1,11 @@
-// Preloaded into a program (LD_PRELOAD), makes calls of pread or pwrite on some files fail, or sends a signal at one.
+// Preloaded into a program (LD_PRELOAD), makes pread or pwrite fail for some files, or sends a signal at one call.
 //
 //   FAULT_CALL    pread | pwrite
 //   FAULT_PATH    calls on files whose path contains this
 //   FAULT_ERRNO   the call fails with this error number, ...
-//   FAULT_WHILE   ... if this is given, only as long as such a file exists
-//   FAULT_SIGNAL  or: the process sends itself this signal, and the call goes on
-//   FAULT_AT      at the call of this number, from 1, only
+//   FAULT_WHILE   ... if this is set, only as long as this file exists
+//   FAULT_SIGNAL  or: the process sends itself this signal, and the call continues
+//   FAULT_AT      only at the call of this number, from 1
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -21,7 +21,7 @@ static long number_of(const char *name) {
   return text == NULL ? 0 : atol(text);
 }
 
-// True if the call has to fail; errno is then set.
+// True if the call must fail; errno is then set.
 static int fails(const char *call, int descriptor) {
   const char *wanted = getenv("FAULT_CALL"), *part = getenv("FAULT_PATH"), *condition = getenv("FAULT_WHILE");
   if (wanted == NULL || part == NULL || strcmp(wanted, call) != 0) return 0;

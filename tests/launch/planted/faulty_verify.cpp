@@ -2,7 +2,7 @@
 //
 //   none               no mistake
 //   zero:PARAMETER     the gradient of a parameter is zero
-//   heads:PARAMETER    the first two heads of a rank have changed places in the gradient of a parameter
+//   heads:PARAMETER    the first two heads of a rank are exchanged in the gradient of a parameter
 //   missing:LABEL      the all-reduce of a layer's forward pass over the tensor ranks is left out
 #include <cstdio>
 
