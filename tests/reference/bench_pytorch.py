@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Trains the models of Choir's benchmarks in PyTorch on the CPU, as fast as idiomatic PyTorch goes.
+"""Trains the models of Choir's benchmarks in PyTorch on the CPU, as fast as idiomatic PyTorch can.
 
 The model, batch and step of configs/bench-small.yaml and configs/bench-gpt2.yaml: fused attention, fused AdamW,
 clipping, autocast for bf16, torch.compile on request. Random tokens: speed does not depend on them. Prints one line
-of JSON. README.md beside this file says what was tried to make PyTorch faster.
+of JSON. README.md in this folder describes the figures.
 
     python bench_pytorch.py --model small --precision f32 --threads 1 --compile --steps 10
 """
@@ -88,7 +88,7 @@ def adamw(model):
 
 
 def seconds_since_process_start():
-    """From the start of this process as Linux recorded it, so that the imports count."""
+    """Since the start of this process as recorded by Linux, so that the imports are included."""
     with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
         started_ticks = int(stat.read().rpartition(")")[2].split()[19])
         return float(uptime.read().split()[0]) - started_ticks / os.sysconf("SC_CLK_TCK")
@@ -147,7 +147,7 @@ def main():
         "step_seconds_median": median,
         "step_seconds_least": min(measured),
         "step_seconds_most": max(measured),
-        # All threads together. With one thread on a free machine it equals step_seconds_median; less: others ran too.
+        # Of all threads. With one thread it equals step_seconds_median; it is less if other processes ran.
         "step_processor_seconds_median": statistics.median(processor_seconds[args.warmup:]),
         "startup_seconds": startup,
         "first_step_seconds": seconds[0],

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Losses and gradients of small decoders, computed by PyTorch: what Choir's tests compare themselves with.
+"""Losses and gradients of small decoders, computed by PyTorch: the reference values of Choir's tests.
 
 The model is written from the papers on PyTorch's own functions (F.scaled_dot_product_attention, F.layer_norm,
 F.rms_norm, F.gelu, torch.optim) and shares no formula with Choir. Everything stored is computed in float64 from
-weights that are exact in float32. README.md beside this file says what the HDF5 files hold.
+weights that are exact in float32. README.md in this folder describes the HDF5 files.
 
     python make_reference.py [CASE ...]
 """
@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-# Each case is the `model` and `train` sections of a Choir configuration, every key that matters written out.
-# Together they take every value of position, feed_forward.kind, norm.kind, tied and bias, and sizes that divide badly.
+# Each case is the `model` and `train` sections of a Choir configuration, with every key that matters.
+# Together they use every value of position, feed_forward.kind, norm.kind, tied and bias, and uneven sizes.
 CASES = {
-    # GPT-2 in small (Radford et al. 2019).
+    # A small GPT-2 (Radford et al. 2019).
     "gpt": """\
 model:
   family: decoder
@@ -36,7 +36,7 @@ model:
   norm: {kind: layer_norm, epsilon: 1.0e-5}
 train: {batch: 3}
 """,
-    # Llama in small (Touvron et al. 2023), with shared key/value heads (Ainslie et al. 2023) and an odd vocabulary.
+    # A small Llama (Touvron et al. 2023), with shared key/value heads (Ainslie et al. 2023) and an odd vocabulary.
     "llama": """\
 model:
   family: decoder
@@ -68,7 +68,7 @@ model:
   norm: {kind: layer_norm, epsilon: 1.0e-5}
 train: {batch: 3}
 """,
-    # Sliding window (Beltagy et al. 2020); heads wider than width / heads; RMS norm beside linear layers with biases.
+    # Sliding window (Beltagy et al. 2020); heads wider than width / heads; RMS norm and linear layers with biases.
     "window": """\
 model:
   family: decoder
@@ -84,7 +84,7 @@ model:
   norm: {kind: rms_norm, epsilon: 1.0e-5}
 train: {batch: 2}
 """,
-    # The exact GELU; layer norm without bias; an epsilon large enough to be seen.
+    # The exact GELU; layer norm without bias; an epsilon large enough to affect the results.
     "gelu_erf": """\
 model:
   family: decoder
@@ -100,7 +100,7 @@ model:
   norm: {kind: layer_norm, epsilon: 1.0e-2}
 train: {batch: 3}
 """,
-    # No positions but those that the causal mask gives; one key/value head for all (Shazeer 2019); a window.
+    # No positions except through the causal mask; one key/value head for all (Shazeer 2019); a window.
     "no_positions": """\
 model:
   family: decoder
@@ -120,7 +120,7 @@ train: {batch: 2}
 IGNORED_TARGETS = {"five_heads"}
 
 STEPS = 5
-# Appended to the configuration, each makes it complete. SGD without decay: PyTorch's is not decoupled, Choir's is.
+# Each completes the configuration. SGD has no decay: PyTorch's decay is not decoupled, Choir's is.
 OPTIMIZERS = {
     "adamw": """\
 optimizer: {kind: adamw, rate: 1.0e-3, schedule: constant, warmup: 0, betas: [0.9, 0.95], epsilon: 1.0e-8, \
@@ -294,14 +294,14 @@ def worst_finite_difference(model, weights, gradients, tokens, targets, generato
 
         slope = (8 * (loss_at(h) - loss_at(-h)) - (loss_at(2 * h) - loss_at(-2 * h))) / (12 * h)
         expected = (gradients[name] * direction).sum().item()
-        # A key bias without rotary shifts all scores of a query alike: its gradient is zero, and has no scale of its own.
+        # A key bias without rotary shifts all scores of a query alike: its gradient is zero and defines no scale.
         scale = max(gradients[name].norm().item() / weight.numel() ** 0.5, 1e-4)
         worst = max(worst, abs(slope - expected) / scale)
     return worst
 
 
 def relative_to_tensor(a, b):
-    """The largest difference of two sets of gradients, relative to the tensor's largest element; zeros apart."""
+    """The largest difference of two sets of gradients, relative to the tensor's largest element; skips zero tensors."""
     return max(((a[name] - b[name]).abs().max() / b[name].abs().max()).item()
                for name in b if b[name].abs().max() > 1e-12)
 
@@ -325,7 +325,7 @@ def make(name, seed, folder):
     if error > 1e-7:
         sys.exit(f"{name}: gradients and finite differences differ by {error:.1e}")
 
-    # What the same arithmetic in float32 loses: the scale on which Choir's f32 differences are to be read.
+    # The error of the same arithmetic in float32: the scale for Choir's f32 differences.
     single = {n: value.float() for n, value in weights.items()}
     loss32, gradients32 = loss_and_gradients(model, single, tokens, targets)
     losses32 = {kind: training_losses(model, single, tokens, targets, yaml.safe_load(text)["optimizer"])
