@@ -6,7 +6,7 @@
 //
 // Milakov, Gimelshein (2018), arXiv 1805.02867; Dao, "FlashAttention-2" (2023), arXiv 2307.08691.
 //
-// Masks. Query i stands at position i + kv_length - q_length of the keys (so the last query sees the last key).
+// Masks. Query i is at position i + kv_length - q_length of the keys (so the last query sees the last key).
 // causal: key j is seen if j <= position. window w > 0: and if j > position - w (and, without causal, j < position +
 // w). A query that sees no key gives out = 0 and lse = -inf, and contributes no gradient.
 //

@@ -66,7 +66,7 @@ struct MatmulPlan {
 struct MatmulPlans::State {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
-  std::mutex mutex;  // of `plans`: the host asks for workspaces while the stream's worker multiplies
+  std::mutex mutex;  // of `plans`: the host computes workspace sizes while the stream's worker multiplies
   std::unordered_map<MatmulShape, MatmulPlan, MatmulShapeHash> plans;
 };
 

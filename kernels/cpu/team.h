@@ -1,7 +1,7 @@
 // The OpenMP teams of a thread: how many threads its parallel regions get.
 //
 // OpenMP keeps these settings for each thread. A new thread takes them from the environment, where OMP_DYNAMIC,
-// OMP_MAX_ACTIVE_LEVELS and OMP_THREAD_LIMIT can make a team smaller than a region asks for. Choir's own loops are
+// OMP_MAX_ACTIVE_LEVELS and OMP_THREAD_LIMIT can make a team smaller than a region requests. Choir's own loops are
 // correct with any team. oneDNN is not: it plans for omp_get_max_threads() threads; with fewer it leaves parts of its
 // result unwritten and reports success. So every thread that computes calls settle_team() first, and a library that
 // plans threads runs under PlannedTeam.

@@ -10,7 +10,7 @@ namespace choir::kernels {
 
 namespace cuda {
 
-constexpr int lanes = 32, groups = threads_per_block / lanes;  // a block is `groups` warps, each on rows of its own
+constexpr int lanes = 32, groups = threads_per_block / lanes;  // a block is `groups` warps, each with its own rows
 
 // A warp has 32 neighbouring columns of every `groups`th part; then the warps' sums are added in order.
 __global__ void add_partial_sums_kernel(float* sum, const float* partial, int parts, std::int64_t stride,

@@ -185,7 +185,7 @@ const char* lasting_name(const std::string& axis) {
 /// The communicator of all ranks, from which those of the axes are split.
 ///
 /// It is non-blocking, so that a missing rank causes an error and not a hang. The communicators of the axes are
-/// blocking: NCCL runs each call on a non-blocking one in a thread of its own, and the caller would have to wait for
+/// blocking: NCCL runs each call on a non-blocking one in a separate thread, and the caller would have to wait for
 /// that thread before it records an event. Their calls only enqueue; the watchdog aborts those that hang.
 class Root {
  public:
