@@ -364,7 +364,7 @@ ncclResult_t verdict(ncclComm_t communicator, const Arguments& arguments) {
   if (!endpoint.blocking)
     return refuse(ncclInvalidUsage,
                   "only blocking communicators have calls in the simulator: on others, NCCL starts "
-                  "them from a thread of its own");
+                  "them from a separate thread");
   if (communicator->finalized) return refuse(ncclInvalidUsage, endpoint.name + " is finalized");
   const auto is_rank = [&](int rank) { return 0 <= rank && rank < endpoint.ranks; };
   const bool valid = std::visit(

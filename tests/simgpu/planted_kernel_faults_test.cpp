@@ -22,7 +22,7 @@ class PlantedKernelFaults : public PlantedKernels {
         EXPECT_NE(finding.text.find("faults.cu:"), std::string::npos) << "names the source line: " << finding.text;
         found = found || (finding.kind == kind && finding.text.find(words) != std::string::npos);
       }
-      EXPECT_TRUE(found) << kernel << ", seed " << seed << " wants " << kind << " with: " << words << "\n"
+      EXPECT_TRUE(found) << kernel << ", seed " << seed << ": no " << kind << " with: " << words << "\n"
                          << describe(result.findings);
     }
   }

@@ -797,7 +797,7 @@ class Parser {
       (in.mode == plain ? in.mode : in.second_mode) = layout(word);
     }
     in.type = words.has("bf16") ? Type::bf16 : words.has("f16") ? Type::f16 : Type::f32;
-    // Which of the operands a load fills: its elements lie differently in memory.
+    // Which of the operands a load fills: the layouts in memory differ.
     in.from = words.has("a") ? Type::b8 : words.has("b") ? Type::b16 : Type::b32;
   }
 
