@@ -57,8 +57,7 @@ void expect(const std::string& kind, const std::string& words, const std::functi
         found = found || (finding.kind == kind && finding.text.find(words) != std::string::npos);
         all += finding.kind + ": " + finding.text + "\n";
       }
-      EXPECT_TRUE(found) << "order " << static_cast<int>(order) << ", seed " << seed << ": no " << kind << "\n"
-                         << all;
+      EXPECT_TRUE(found) << "order " << static_cast<int>(order) << ", seed " << seed << ": no " << kind << "\n" << all;
     }
 }
 
