@@ -136,7 +136,7 @@ TEST(Tokenizer, LongWordsTrainATokenizerAndAreDecoded) {
     greek += '\xCE';
     greek += static_cast<char>(letter + 0x50);  // U+03B1 to U+03B8
   }
-  const std::string before = random_text(20000, 1), after = "\n" + random_text(20000, 2);
+  const std::string before = random_text(20000, 1), after = std::string("\n") + random_text(20000, 2);
   for (const std::string& text : {random_letters(40000, base64, 1), random_letters(300000, "acgt", 2),
                                   before + random_letters(32768, base64, 3) + after,
                                   before + random_letters(65536, base64, 4) + after, before + greek + after}) {
