@@ -150,7 +150,8 @@ TEST_F(Threads, RanksOfOneMachineShareItsProcessorsUnlessEachHasItsOwn) {
   for (std::size_t i = 0, taken = 0; taken < 4; ++i) {
     if (!usable_processors()[i]) continue;
     std::string& of_rank = list[taken++ % 2];
-    of_rank += (of_rank.empty() ? "" : ",") + std::to_string(i);
+    if (!of_rank.empty()) of_rank += ',';
+    of_rank += std::to_string(i);
   }
   const Finished own = dry_run("sh -c 'case $OMPI_COMM_WORLD_RANK in 0) list=" + list[0] + ";; *) list=" + list[1] +
                                ";; esac; exec taskset -c $list \"$@\"' -");
