@@ -64,10 +64,9 @@ Check threads_check(const MpiProcess& process) {
   try {
     const ThreadCount count = threads_per_rank({}, process.processors());
     settle_team(count.threads);
-    return {
-        .name = "threads",
-        .text = fmt::format("{} a rank, from {}; {} processors here, {} rank{}", count.threads, count.source,
-                            usable_processors().count(), process.local_ranks(), process.local_ranks() == 1 ? "" : "s")};
+    return {.name = "threads",
+            .text = fmt::format("{} a rank, from {}; {} processors here, {}", count.threads, count.source,
+                                usable_processors().count(), quantity(process.local_ranks(), "rank"))};
   } catch (const ConfigError& error) {
     const Problem& problem = error.problems().front();
     return {.state = State::broken, .name = "threads", .text = problem.what, .fix = problem.fix};
@@ -138,7 +137,8 @@ std::string mark(State state) {
 }
 
 constexpr const char* what_has_run =
-    "Choir's own tests run everything on CPU ranks. They run the CUDA code on a simulated GPU, from the PTX for a real\n"
+    "Choir's own tests run everything on CPU ranks. They run the CUDA code on a simulated GPU, from the PTX for a "
+    "real\n"
     "one, with doubles of cuBLASLt and NCCL. The real cuDNN builds its plans, which are not run. A line 'GPU N' above\n"
     "shows what that GPU of this machine has just computed.\n";
 

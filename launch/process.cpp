@@ -15,8 +15,8 @@ namespace choir {
 
 MpiProcess::MpiProcess(int* argc, char*** argv) {
   // A rank that waits calls MPI in a loop. Beside any other busy process it would keep the processor from the ranks
-  // that it waits for. Open MPI then calls sched_yield() in the loop, which costs less than a microsecond on a free
-  // processor. What the user has set (mpirun --mca mpi_yield_when_idle 0) stays.
+  // that it waits for. With this setting Open MPI calls sched_yield() in the loop. What the user has set (mpirun --mca
+  // mpi_yield_when_idle 0) stays.
   setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
   int provided = 0;
   MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided);

@@ -69,8 +69,10 @@ std::string set_aside(const std::string& path) {
 
 Retention::Retention(std::string folder, const CheckpointConfig& config) : folder_(std::move(folder)), config_(config) {
   for (const std::int64_t step : list_steps(folder_)) {
-    const std::string path = folder_ + "/" + step_name(step);
-    if (look_at(path).condition == Condition::whole) add(step, CheckpointReader(path).state());
+    try {
+      add(step, CheckpointReader(folder_ + "/" + step_name(step)).state());
+    } catch (const std::exception&) {  // damaged or unreadable: --resume reports it
+    }
   }
 }
 

@@ -176,9 +176,10 @@ bool has_tokens(const CheckpointReader& reader, const TokenFile& file) {
 SamplerOptions sampler_options(const Config& config, const TokenFile& file, const CheckpointReader* from) {
   SamplerOptions options{
       .sequence_length = config.model.context, .seed = config.train.seed, .held_out = config.data.held_out};
-  if (from && has_tokens(*from, file))
-    options.first_held_out_token =
-        position_of(*from).first_held_out_token.value_or(held_out_split_by_documents(file, config.data.held_out));
+  if (!from || !has_tokens(*from, file)) return options;
+  options.first_held_out_token = position_of(*from).first_held_out_token;
+  if (!options.first_held_out_token)
+    options.first_held_out_token = held_out_split_by_documents(file, config.data.held_out);
   return options;
 }
 

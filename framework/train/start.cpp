@@ -114,12 +114,12 @@ Start find_start(const Config& config, const RunFolder& folder, const Resume& re
   };
   ranks.on_rank_0(take, "start.folder");
   const std::int64_t published = ranks.largest(static_cast<std::int32_t>(look.published()), "start.published");
-  start.record.id = ranks.broadcast(look.record ? look.record->id : new_run_id(), 0, "start.run");
+  const bool continues = resume.asked && look.record;
+  start.record.id = ranks.broadcast(continues ? look.record->id : new_run_id(), 0, "start.run");
   start.record.published = published;
   if (lock && !lock->note().empty()) start.notes.push_back(lock->note());
 
   if (!resume.asked) {
-    start.record.id = ranks.broadcast(new_run_id(), 0, "start.run");
     if (config.train.from.empty()) return start;
     start.checkpoint = open_weights(config, file, mesh, start.notes);
     start.notes.push_back("starting from the weights of " + start.checkpoint->path());
