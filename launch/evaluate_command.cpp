@@ -5,6 +5,7 @@
 
 #include "framework/core/quantity.h"
 #include "framework/data/sampler.h"
+#include "framework/train/held_out.h"
 #include "framework/train/snapshot.h"
 #include "launch/checkpoint_path.h"
 
@@ -38,24 +39,19 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
   const TokenFile file(config.data.path);
   throw_if_any(check_tokenizer(file, tokenizer_of(reader).digest(), reader.path()));
   const Sampler sampler(file, sampler_options(config, file, &reader));
-  const std::int64_t all = sampler.num_evaluation_sequences(), wanted = config.train.evaluate_sequences;
-  if (all == 0)
+  const HeldOut text = held_out(sampler, config.train.evaluate_sequences);
+  if (text.all == 0)
     throw ConfigError(Problem{.what = config.data.path + " has no held-out text",
                               .fix = "set data.held_out above 0, or name another data.path"});
-  const std::int64_t samples = wanted > 0 ? std::min(wanted, all) : all;
 
   const LoadedModel model = load_model(reader, config, process);
-  const LossSum sum = model.trainer->evaluate(
-      samples, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-        sampler.evaluation_sequence(index * all / samples, inputs, targets);
-        return sampler.target_bytes(targets);
-      });
+  const LossSum sum = model.trainer->evaluate(text.samples, text.read);
   if (process.rank() != 0) return 0;
   const std::string result =
       arguments.json ? to_json(reader.path(), sum)
                      : fmt::format("{}: {:.4f} nats a token, {:.4f} bits per byte, over {} ({} of {})", reader.path(),
-                                   sum.mean(), sum.bits_per_byte(), quantity(sum.tokens, "held-out token"), samples,
-                                   quantity(all, "sequence"));
+                                   sum.mean(), sum.bits_per_byte(), quantity(sum.tokens, "held-out token"),
+                                   text.samples, quantity(text.all, "sequence"));
   fmt::print("{}\n", result);
   return 0;
 }

@@ -15,6 +15,7 @@
 #include "framework/core/quantity.h"
 #include "framework/data/sampler.h"
 #include "framework/ops/elementwise.h"
+#include "framework/train/held_out.h"
 #include "framework/train/metrics_file.h"
 #include "framework/train/non_finite.h"
 #include "framework/train/product_rate.h"
@@ -213,21 +214,14 @@ bool Run::evaluation_is_due() const {
 
 /// If a signal comes meanwhile, returns how the run is to end; the evaluation is then left to --resume.
 RunEnd Run::evaluate(Trainer& trainer) {
-  const std::int64_t all = sampler_->num_evaluation_sequences();
-  if (all == 0) return RunEnd::done;
-  const std::int64_t wanted = config_.train.evaluate_sequences;
-  const std::int64_t samples = wanted > 0 ? std::min(wanted, all) : all;
-  // Spread evenly over the held-out text, so that a few sequences represent all of it.
-  const ReadSample read = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-    sampler_->evaluation_sequence(index * all / samples, inputs, targets);
-    return sampler_->target_bytes(targets);
-  };
+  const HeldOut text = held_out(*sampler_, config_.train.evaluate_sequences);
+  if (text.all == 0) return RunEnd::done;
   RunEnd end = RunEnd::done;
   const std::optional<LossSum> sum =
-      trainer.evaluate(samples, read, [&] { return (end = agreed_stop()) != RunEnd::done; });
+      trainer.evaluate(text.samples, text.read, [&] { return (end = agreed_stop()) != RunEnd::done; });
   if (!sum) return end;
-  say(fmt::format("step {}: held-out loss {:.4f} nats a token, {:.4f} bits per byte ({} of {})",
-                  position_.step, sum->mean(), sum->bits_per_byte(), samples, quantity(all, "sequence")));
+  say(fmt::format("step {}: held-out loss {:.4f} nats a token, {:.4f} bits per byte ({} of {})", position_.step,
+                  sum->mean(), sum->bits_per_byte(), text.samples, quantity(text.all, "sequence")));
   metric({{"step", position_.step},
           {"time", utc_now()},
           {"held_out_loss", sum->mean()},
