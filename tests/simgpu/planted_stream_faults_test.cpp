@@ -171,7 +171,6 @@ TEST(PlantedStreamFaults, ADeviceThatBreaksStaysBroken) {
     EXPECT_EQ(cudaStreamSynchronize(p.one), cudaErrorIllegalAddress);
     EXPECT_EQ(cudaMemsetAsync(p.x, 0, bytes, p.one), cudaErrorIllegalAddress);
   }
-  configure({});
 }
 
 TEST(PlantedStreamFaults, AnAllocationFailsOnDemand) {

@@ -387,6 +387,7 @@ std::string Simulator::rest() {
   Lock lock(mutex_);
   std::string text;
   for (const Finding& finding : findings_) text += finding.kind + ": " + finding.text + "\n";
+  if (broken_ != cudaSuccess) return text;  // a broken device frees nothing
   for (const auto& [end, memory] : memory_)
     if (memory.freed_by.empty())
       text += "leak: " + std::to_string(memory.end - memory.begin) + " bytes of " +
