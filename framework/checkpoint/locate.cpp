@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "framework/checkpoint/agreement.h"
@@ -66,17 +67,16 @@ std::string locate_checkpoint(const CheckpointName& name, Communicator& world, S
   }
   std::vector<CheckpointInfo> rejected;
   const auto found = find_latest(checkpoints_folder(name.path), world, communicate, rejected);
-  std::string reasons;
-  bool unreadable = false;
-  for (const CheckpointInfo& info : rejected) {
-    if (found) say(fmt::format("passing over {}: {}", info.path, info.problem));
-    reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", info.path, info.problem);
-    unreadable = unreadable || info.condition == Condition::unreadable;
+  if (found) {
+    for (const CheckpointInfo& info : rejected) say(fmt::format("passing over {}: {}", info.path, info.problem));
+    return found->path;
   }
-  if (found) return found->path;
   if (rejected.empty()) throw ConfigError(Problem{.what = what + " holds no checkpoint", .fix = what_there_is});
-  const Problem none{.what = what + " holds no whole checkpoint", .why = reasons, .fix = what_there_is};
-  if (unreadable) throw SharedError(none);
+  const Problem none{.what = what + " holds no whole checkpoint", .why = list_of(rejected), .fix = what_there_is};
+  const bool may_be_whole = std::any_of(rejected.begin(), rejected.end(), [](const CheckpointInfo& info) {
+    return info.condition == Condition::unreadable;
+  });
+  if (may_be_whole) throw SharedError(none);
   throw ConfigError(none);
 }
 

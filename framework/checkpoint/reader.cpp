@@ -96,6 +96,13 @@ void verify_rank_file(const std::string& path, const Manifest& manifest, int ran
 
 }  // namespace
 
+std::string list_of(const std::vector<CheckpointInfo>& checkpoints) {
+  std::string text;
+  for (const CheckpointInfo& info : checkpoints)
+    text += (text.empty() ? "" : "\n       ") + info.path + ": " + info.problem;
+  return text;
+}
+
 CheckpointInfo look_at(const std::string& path) {
   CheckpointInfo info{step_of(fs::path(path).lexically_normal().filename().string()), path, "", Condition::whole};
   info.condition = condition_of(path, info.problem, [&] { info.step = open_manifest(path).step; });

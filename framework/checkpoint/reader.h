@@ -23,6 +23,9 @@ struct CheckpointInfo {
   Condition condition = Condition::whole;
 };
 
+/// "PATH: problem" for each, on lines of their own.
+std::string list_of(const std::vector<CheckpointInfo>& checkpoints);
+
 /// The condition of the checkpoint in folder `path`, by its manifest and the sizes of its files.
 CheckpointInfo look_at(const std::string& path);
 

@@ -57,7 +57,12 @@ class Device {
     if constexpr (kernels::built_with_cuda && !std::is_same_v<T, double>)
       if (kind_ == DeviceKind::cuda) return kernel(cuda());
     if (kind_ == DeviceKind::cuda)
-      throw Error({.what = "there are no CUDA kernels for elements of 64 bits", .why = "f64 is for tests on the CPU"});
+      throw Error(kernels::built_with_cuda
+                      ? Problem{.what = "there are no CUDA kernels for elements of 64 bits",
+                                .why = "f64 is for tests on the CPU"}
+                      : Problem{.what = "what the kernels of a GPU need is not known",
+                                .why = "this choir was built without CUDA",
+                                .fix = "install the toolkit (nvcc, cuBLASLt, NCCL) and build again"});
     return kernel(cpu());
   }
   kernels::Cpu cpu() { return {.threads = threads_, .plans = &plans_}; }  ///< for work of the host

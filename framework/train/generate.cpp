@@ -18,6 +18,11 @@ std::vector<std::int32_t> drawable_tokens(const Tokenizer& tokenizer) {
 
 std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> choices,
                           const GenerateConfig& config, double uniform) {
+  if (std::any_of(choices.begin(), choices.end(),
+                  [&](std::int32_t token) { return !std::isfinite(logits[static_cast<std::size_t>(token)]); }))
+    throw Error({.what = "the model's logits are not finite",
+                 .why = "its values, or the sums that they give, have overflowed",
+                 .fix = "use a checkpoint from before the run diverged (metrics.jsonl has the losses)"});
   std::vector<std::int32_t> order(choices.begin(), choices.end());
   const auto likelier = [&](std::int32_t a, std::int32_t b) {
     const float x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];

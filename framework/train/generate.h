@@ -23,7 +23,7 @@ namespace choir {
 std::vector<std::int32_t> drawable_tokens(const Tokenizer&);
 
 /// One of `choices`, which is not empty and holds indices of `logits` [V]. `uniform` is in [0, 1). temperature 0: the
-/// likeliest.
+/// likeliest. Throws Error if a choice's logit is not finite.
 std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> choices, const GenerateConfig&,
                           double uniform);
 

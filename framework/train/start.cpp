@@ -39,13 +39,6 @@ void check_folder(const RunFolder& folder, const Look& look, const Resume& resum
                                          : fmt::format("it has those of steps {}", fmt::join(look.steps, ", "))});
 }
 
-std::string list_of(const std::vector<CheckpointInfo>& checkpoints) {
-  std::string text;
-  for (const CheckpointInfo& info : checkpoints)
-    text += (text.empty() ? "" : "\n       ") + info.path + ": " + info.problem;
-  return text;
-}
-
 /// Throws SharedError if a run that continues from `found`, or starts at step 1 if nothing was found, would ignore a
 /// checkpoint that may be whole.
 void check_nothing_is_lost(const RunFolder& folder, const std::optional<CheckpointInfo>& found,

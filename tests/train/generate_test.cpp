@@ -42,6 +42,12 @@ TEST(SampleToken, DrawsByTheSoftmaxOfTheChoices) {
   EXPECT_EQ(ones, 750);
 }
 
+TEST(SampleToken, RefusesLogitsThatAreNotFinite) {
+  for (const float wrong : {std::nanf(""), HUGE_VALF, -HUGE_VALF})
+    EXPECT_THROW(sample_token(std::vector<float>{1, wrong, 2}, first_tokens(3), {}, 0.5), Error) << wrong;
+  EXPECT_EQ(sample_token(std::vector<float>{1, 2, std::nanf("")}, first_tokens(2), {.temperature = 0}, 0.5), 1);
+}
+
 TEST(DrawableTokens, OfBytesAreAll) { EXPECT_EQ(drawable_tokens(Tokenizer::bytes()), first_tokens(257)); }
 
 TEST(DrawableTokens, LeaveOutTokensThatNoTextIsEncodedAs) {
