@@ -9,7 +9,8 @@
 #include <vector>
 
 #include "framework/comm/mesh.h"
-#include "framework/model/decoder.h"
+#include "framework/model/families.h"
+#include "framework/model/stage.h"
 #include "framework/ops/elementwise.h"
 #include "framework/optim/optimizer.h"
 #include "framework/parallel/data.h"
@@ -35,7 +36,8 @@ int main(int argc, char** argv) {
     // same for any number of ranks.
     const ModelConfig config{.layers = 2, .width = 32, .vocabulary = 23, .context = 16, .attention = {.heads = 4}};
     ParameterStore parameters;
-    Decoder model(config, {.rank = mesh.tensor->rank(), .size = mesh.tensor->size()}, false, parameters);
+    const TensorShare share{.rank = mesh.tensor->rank(), .size = mesh.tensor->size()};
+    const Stage model(make_parts(config, /*recompute=*/false), share, parameters);
     parameters.allocate(runtime, bucket_alignment(mesh.data->size()));
     parameters.initialize(runtime);
 
@@ -59,10 +61,12 @@ int main(int argc, char** argv) {
       ops::fill(runtime, loss_sum, 0.0f);
 
       // Forward and backward; `saved` holds everything between the two. The scale makes the gradient that of the mean.
-      Decoder::Saved saved;
-      model.forward(ops::to_device(runtime, ids, DType::i32), ops::to_device(runtime, targets, DType::i32), loss_sum,
-                    1.0 / static_cast<double>(tokens), true, saved, context);
-      model.backward(saved, context, [&](int group) {
+      const Batch batch{.ids = ops::to_device(runtime, ids, DType::i32),
+                        .targets = ops::to_device(runtime, targets, DType::i32)};
+      Stage::Saved saved;
+      model.forward(0, {}, batch, {.sum = loss_sum, .scale = 1.0 / static_cast<double>(tokens), .gradient = true},
+                    saved, context);
+      model.backward(0, {}, saved, context, [&](int group) {
         sum_shared_gradients(parameters, group, context);
         data.group_final(group, context);
       });

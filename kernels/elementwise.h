@@ -18,7 +18,9 @@ void cast(Cpu, const From* x, To* y, std::int64_t count);
 template <class From, class To>
 void cast(Cuda, const From* x, To* y, std::int64_t count);
 
-/// y[i] = a[i] + b[i]; y may be a or b. For results that a GPU library overwrites and Choir accumulates.
+/// y[i] = a[i] + b[i]; y may be a or b.
+template <class T>
+void add(Cpu, const T* a, const T* b, T* y, std::int64_t count);
 void add(Cuda, const float* a, const float* b, float* y, std::int64_t count);
 
 /// Copies `rows` rows of `row_bytes` bytes; strides in bytes. The areas do not overlap.

@@ -54,7 +54,7 @@ FileEntry write_global_file(const std::string& folder, const Manifest& manifest)
       const Hdf5Handle space = make_space(tensor.shape);
       const std::vector<std::string> names = dataset_names(tensor);
       for (std::size_t i = 0; i < tensor.parts.size(); ++i) {
-        const Part& part = tensor.parts[i];
+        const StoredPart& part = tensor.parts[i];
         const Hdf5Handle source = make_space({part.extent.count()});
         select_extent(space, part.extent);
         hdf5_check(H5Pset_virtual(creation, space, rank_file_name(part.rank).c_str(), names[i].c_str(), source),

@@ -88,7 +88,7 @@ class Node {
 
 Json to_json(const TensorEntry& tensor) {
   Json parts = Json::array();
-  for (const Part& p : tensor.parts) {
+  for (const StoredPart& p : tensor.parts) {
     const Region& r = p.extent.region;
     parts.push_back({{"rank", p.rank},
                      {"rows", {r.row_begin, r.row_end}},
@@ -104,12 +104,12 @@ Json to_json(const TensorEntry& tensor) {
           {"parts", std::move(parts)}};
 }
 
-Part parse_part(const Node& node) {
+StoredPart parse_part(const Node& node) {
   const auto interval = [&node](const char* key) {
     const std::vector<Node> both = node[key].array(2);
     return std::pair(both[0].integer(0, largest), both[1].integer(0, largest));
   };
-  Part part;
+  StoredPart part;
   part.rank = static_cast<int>(node["rank"].integer(0, std::numeric_limits<int>::max()));
   std::tie(part.extent.region.row_begin, part.extent.region.row_end) = interval("rows");
   std::tie(part.extent.region.column_begin, part.extent.region.column_end) = interval("columns");
@@ -138,7 +138,7 @@ std::pair<int, int> owners_in_common(const TensorEntry& tensor) {
     int rank;
   };
   std::vector<Owned> all;
-  for (const Part& part : tensor.parts)
+  for (const StoredPart& part : tensor.parts)
     for (const Region& box : boxes_of(part.extent)) all.push_back({box, part.rank});
   std::sort(all.begin(), all.end(), [](const Owned& a, const Owned& b) { return a.box.row_begin < b.box.row_begin; });
   for (auto a = all.begin(); a != all.end(); ++a)
@@ -158,7 +158,7 @@ std::string inconsistency(const TensorEntry& tensor, int ranks) {
   const std::int64_t elements = tensor.shape[0] * width_of(tensor.shape);
   std::int64_t covered = 0;
   std::uint64_t digest = 0;
-  for (const Part& p : tensor.parts) {
+  for (const StoredPart& p : tensor.parts) {
     if (p.rank >= ranks) return fmt::format("{}: a part from rank {}, but ranks = {}", name, p.rank, ranks);
     if (!lies_inside(p.extent, tensor.shape) || p.extent.count() == 0)
       return fmt::format("{}: the part from rank {} lies outside of shape {}", name, p.rank, to_string(tensor.shape));
@@ -185,7 +185,7 @@ std::string rank_file_name(std::int64_t rank) { return fmt::format("rank-{}.h5",
 std::vector<std::string> dataset_names(const TensorEntry& tensor) {
   std::map<int, int> parts_of_rank;
   std::vector<std::string> names;
-  for (const Part& part : tensor.parts) {
+  for (const StoredPart& part : tensor.parts) {
     const int before = parts_of_rank[part.rank]++;
     names.push_back(before == 0 ? tensor.name : fmt::format("{}#{}", tensor.name, before));
   }
@@ -214,7 +214,7 @@ Manifest merge(std::vector<Manifest> reports) {
 std::vector<std::vector<ByteRange>> element_ranges(const Manifest& manifest) {
   std::vector<std::vector<ByteRange>> ranges(static_cast<std::size_t>(manifest.ranks));
   for (const TensorEntry& tensor : manifest.tensors)
-    for (const Part& part : tensor.parts)
+    for (const StoredPart& part : tensor.parts)
       ranges[static_cast<std::size_t>(part.rank)].push_back({part.offset, part.extent.count() * 4});
   for (auto& file : ranges)
     std::sort(file.begin(), file.end(), [](const ByteRange& a, const ByteRange& b) { return a.offset < b.offset; });

@@ -14,7 +14,7 @@
 namespace choir {
 
 /// Elements of a tensor that one rank wrote, and where.
-struct Part {
+struct StoredPart {
   int rank = 0;              ///< of the file rank-N.h5
   Extent extent;             ///< which elements
   std::int64_t offset = 0;   ///< of the first, in bytes from the start of the file
@@ -25,7 +25,7 @@ struct TensorEntry {
   std::string name;
   Shape shape;
   std::uint64_t digest = 0;  ///< the sum over the parts: the same for every layout
-  std::vector<Part> parts;
+  std::vector<StoredPart> parts;
 };
 
 struct Manifest {

@@ -76,7 +76,7 @@ void verify_rank_file(const std::string& path, const Manifest& manifest, int ran
   constexpr std::int64_t block = std::int64_t{1} << 20;
   std::vector<float> buffer;
   for (const TensorEntry& tensor : manifest.tensors) {
-    for (const Part& part : tensor.parts) {
+    for (const StoredPart& part : tensor.parts) {
       if (part.rank != rank) continue;
       const Region& r = part.extent.region;
       std::uint64_t digest = 0;
@@ -181,7 +181,7 @@ CheckpointReader::CheckpointReader(const std::string& path) : path_(path) {
 void CheckpointReader::read(const std::vector<Piece>& pieces) const {
   struct Wanted {
     const Piece* piece;
-    const Part* part;
+    const StoredPart* part;
   };
   std::vector<std::vector<Wanted>> wanted(static_cast<std::size_t>(manifest_.ranks));  // by the file that has it
   std::vector<Problem> problems;
@@ -193,7 +193,8 @@ void CheckpointReader::read(const std::vector<Piece>& pieces) const {
       problems.push_back({.what = fmt::format("{}: tensor '{}' has shape {}, but the model has {}", path_, piece.name,
                                               to_string(found->shape), to_string(piece.shape))});
     } else {
-      for (const Part& part : found->parts) wanted[static_cast<std::size_t>(part.rank)].push_back({&piece, &part});
+      for (const StoredPart& part : found->parts)
+        wanted[static_cast<std::size_t>(part.rank)].push_back({&piece, &part});
     }
   }
   throw_if_any(problems);

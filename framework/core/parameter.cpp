@@ -18,6 +18,18 @@ Weight* ParameterStore::add_weight(std::int64_t rows, std::int64_t width, bool m
 
 void ParameterStore::add(Parameter parameter) { parameters_.push_back(std::move(parameter)); }
 
+Parameter* ParameterStore::find(std::string_view name) {
+  const auto found =
+      std::find_if(parameters_.begin(), parameters_.end(), [&](const Parameter& p) { return p.name == name; });
+  return found == parameters_.end() ? nullptr : &*found;
+}
+
+int ParameterStore::group_of(const Parameter& parameter) const {
+  const auto found =
+      std::find_if(weights_.begin(), weights_.end(), [&](const Weight& w) { return &w == parameter.weight; });
+  return weight_group_[static_cast<std::size_t>(found - weights_.begin())];
+}
+
 void ParameterStore::allocate(Runtime& runtime, std::int64_t alignment, bool inference) {
   const auto align = [](std::int64_t at, std::int64_t unit) { return (at + unit - 1) / unit * unit; };
   int group = -1;

@@ -83,11 +83,14 @@ class ParameterStore {
   void round_values(Runtime& runtime);
 
   const std::deque<Parameter>& parameters() const { return parameters_; }
+  /// Null if no parameter has this name.
+  Parameter* find(std::string_view name);
   std::int64_t size() const { return size_; }  ///< elements of the flat arrays, padding included
   std::int64_t owned_count() const;            ///< parameters counted by this rank
   std::int64_t global_count() const;           ///< parameters of the whole model
   int groups() const { return static_cast<int>(group_begin_.size()); }
   std::int64_t group_begin(int group) const { return group_begin_[static_cast<std::size_t>(group)]; }
+  int group_of(const Parameter&) const;
   std::int64_t group_end(int group) const { return group + 1 < groups() ? group_begin(group + 1) : size_; }
 
   Tensor master, gradient, value;  ///< the flat arrays [size]; value is empty if it would equal master

@@ -1,9 +1,12 @@
-#include "framework/model/decoder.h"
+// A decoder-only transformer (GPT, Llama): embedding, blocks, final norm and output head.
 
 #include <cmath>
 #include <cstdlib>
 
-#include "framework/core/error.h"
+#include "framework/model/families.h"
+#include "framework/nn/block.h"
+#include "framework/nn/norm.h"
+#include "framework/nn/output_head.h"
 
 namespace choir {
 namespace {
@@ -65,90 +68,146 @@ BlockShape block_shape(const ModelConfig& c) {
           .norm_epsilon = c.norm.epsilon};
 }
 
-ParameterStore& with_group(ParameterStore& store) {
-  store.begin_group();
-  return store;
+VocabularyTable token_table(const ModelConfig& c) {
+  return {.name = "embedding.token.weight",
+          .vocabulary = c.vocabulary,
+          .width = c.width,
+          .deviation = static_cast<float>(c.initial_deviation)};
 }
+
+class EmbeddingPart final : public Part {
+ public:
+  EmbeddingPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
+      : embedding_(token_table(c), table_positions(c).learned, c.dropout, share, store) {}
+
+  struct State final : Saved {
+    Embedding::Saved embedding;
+  };
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
+
+  Tensor forward(const Tensor&, const Batch& batch, const Loss&, Saved& saved, Context& context) const override {
+    return embedding_.forward(batch.ids, static_cast<State&>(saved).embedding, context);
+  }
+  Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
+    embedding_.backward(dy, static_cast<State&>(saved).embedding, context);
+    return {};
+  }
+
+ private:
+  Embedding embedding_;
+};
+
+class BlockPart final : public Part {
+ public:
+  BlockPart(const std::string& name, const BlockShape& shape, const TensorShare& share, ParameterStore& store)
+      : block_(name, shape, share, store) {}
+
+  struct State final : Saved {
+    Block::Saved block;
+  };
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
+
+  Tensor forward(const Tensor& x, const Batch&, const Loss&, Saved& saved, Context& context) const override {
+    return block_.forward(x, static_cast<State&>(saved).block, context);
+  }
+  Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
+    return block_.backward(dy, static_cast<State&>(saved).block, context);
+  }
+  KeyValueCache make_cache(std::int64_t positions, Runtime& runtime) const override {
+    return block_.make_cache(positions, runtime);
+  }
+
+ private:
+  Block block_;
+};
+
+/// Another part, of which only the input is saved: backward runs its forward again.
+class Recomputed final : public Part {
+ public:
+  explicit Recomputed(std::unique_ptr<Part> part) : part_(std::move(part)) {}
+
+  struct State final : Saved {
+    Tensor x;  // [rows held, D]
+  };
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
+
+  Tensor forward(const Tensor& x, const Batch& batch, const Loss& loss, Saved& saved, Context& context) const override {
+    if (loss.gradient) static_cast<State&>(saved).x = keep(x);
+    return part_->forward(x, batch, loss, *part_->make_saved(), context);
+  }
+  Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
+    Tensor& x = static_cast<State&>(saved).x;
+    const std::unique_ptr<Saved> again = part_->make_saved();
+    part_->forward(x, {}, {.sum = {}, .gradient = true}, *again, context);
+    x = {};
+    return part_->backward(dy, *again, context);
+  }
+  KeyValueCache make_cache(std::int64_t positions, Runtime& runtime) const override {
+    return part_->make_cache(positions, runtime);
+  }
+
+ private:
+  std::unique_ptr<Part> part_;
+};
+
+class HeadPart final : public Part {
+ public:
+  HeadPart(const ModelConfig& c, const BlockShape& shape, const TensorShare& share, ParameterStore& store)
+      : norm_("final_norm", c.width, shape.rms_norm, shape.norm_bias, shape.norm_epsilon, share, store),
+        head_(head_table(c), share, store) {}
+
+  /// The output head's table: the embedding's, or its own.
+  static VocabularyTable head_table(const ModelConfig& c) {
+    VocabularyTable table = token_table(c);
+    if (!c.tied) table.name = "head.weight";
+    return table;
+  }
+
+  struct State final : Saved {
+    Norm::Saved norm;
+    Tensor dx;  // [rows held, D]: the gradient of what the head read
+  };
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
+
+  Tensor forward(const Tensor& x, const Batch& batch, const Loss& loss, Saved& saved, Context& context) const override {
+    auto& state = static_cast<State&>(saved);
+    if (!batch.targets)
+      return head_.logits(norm_.forward(x.slice_rows(x.rows() - 1, x.rows()), state.norm, context), context);
+    const Tensor normed = norm_.forward(x, state.norm, context);
+    state.dx = head_.loss(normed, batch.targets, loss.sum, loss.scale, loss.gradient, context);
+    if (loss.gradient) keep(state.dx);
+    return {};
+  }
+  Tensor backward(const Tensor&, Saved& saved, Context& context) const override {
+    auto& state = static_cast<State&>(saved);
+    return norm_.backward(state.dx, {}, state.norm, context);
+  }
+
+ private:
+  Norm norm_;
+  OutputHead head_;
+};
 
 }  // namespace
 
-Decoder::Decoder(const ModelConfig& config, const TensorShare& share, bool recompute, ParameterStore& store)
-    : recompute_(recompute),
-      embedding_(config.vocabulary, config.width, table_positions(config).learned, config.dropout,
-                 static_cast<float>(config.initial_deviation), share, with_group(store)) {
+std::vector<PartSpec> decoder_parts(const ModelConfig& config, bool recompute) {
   const BlockShape shape = block_shape(config);
-  for (std::int64_t i = 0; i < config.layers; ++i)
-    blocks_.emplace_back("blocks." + std::to_string(i), shape, share, with_group(store));
-  final_norm_.emplace_back("final_norm", config.width, shape.rms_norm, shape.norm_bias, shape.norm_epsilon, share,
-                           with_group(store));
-  head_.emplace_back(config.vocabulary, config.width, static_cast<float>(config.initial_deviation),
-                     config.tied ? embedding_.table() : nullptr, share, store);
-}
-
-void Decoder::forward(const Tensor& ids, const Tensor& targets, const Tensor& loss_sum, double scale, bool gradient,
-                      Saved& saved, Context& context) const {
-  const bool keep_blocks = gradient && !recompute_;
-  Tensor x = embedding_.forward(ids, saved.embedding, context);
-  if (keep_blocks) saved.blocks.resize(blocks_.size());
-  for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    if (gradient && recompute_) saved.inputs.push_back(keep(x));
-    Block::Saved dropped;  // without backward, or with recompute, it is freed after this block
-    x = blocks_[i].forward(x, keep_blocks ? saved.blocks[i] : dropped, context);
+  std::vector<PartSpec> parts;
+  parts.push_back({"embedding", "embedding", token_table(config), [=](const TensorShare& share, ParameterStore& store) {
+                     return std::make_unique<EmbeddingPart>(config, share, store);
+                   }});
+  for (std::int64_t i = 0; i < config.layers; ++i) {
+    const std::string name = "blocks." + std::to_string(i);
+    parts.push_back({name, "block", {}, [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
+                       auto block = std::make_unique<BlockPart>(name, shape, share, store);
+                       if (!recompute) return block;
+                       return std::make_unique<Recomputed>(std::move(block));
+                     }});
   }
-  x = final_norm_[0].forward(x, saved.final_norm, context);
-  saved.dx = head_[0].loss(x, targets, loss_sum, scale, gradient, context);
-  if (gradient) keep(saved.dx);
-}
-
-void Decoder::backward(Saved& saved, Context& context, const std::function<void(int)>& group_final) const {
-  const auto groups = static_cast<int>(blocks_.size()) + 2;
-  Tensor dx = final_norm_[0].backward(saved.dx, {}, saved.final_norm, context);
-  saved.dx = {};
-  saved.final_norm = {};
-  group_final(groups - 1);
-  for (std::size_t i = blocks_.size(); i-- > 0;) {
-    if (recompute_) {
-      Block::Saved again;
-      blocks_[i].forward(saved.inputs[i], again, context);
-      saved.inputs.pop_back();
-      dx = blocks_[i].backward(dx, again, context);
-    } else {
-      dx = blocks_[i].backward(dx, saved.blocks[i], context);
-      saved.blocks.pop_back();
-    }
-    group_final(static_cast<int>(i) + 1);
-  }
-  embedding_.backward(dx, saved.embedding, context);
-  saved.embedding = {};
-  group_final(0);
-}
-
-std::vector<KeyValueCache> Decoder::make_caches(std::int64_t positions, Runtime& runtime) const {
-  std::vector<KeyValueCache> caches;
-  for (const Block& block : blocks_) caches.push_back(block.make_cache(positions, runtime));
-  return caches;
-}
-
-Tensor Decoder::generate(const Tensor& ids, std::int64_t position, std::vector<KeyValueCache>& caches,
-                         Context& context) const {
-  Tensor x = embedding_.generate(ids, position, context);
-  for (std::size_t i = 0; i < blocks_.size(); ++i) x = blocks_[i].generate(x, caches[i], position, context);
-  Norm::Saved saved;
-  x = final_norm_[0].forward(x.slice_rows(x.rows() - 1, x.rows()), saved, context);
-  return head_[0].logits(x, context);
-}
-
-double model_flops(const ModelConfig& c, std::int64_t sequences) {
-  const auto d = [](std::int64_t x) { return static_cast<double>(x); };
-  const double gates = c.feed_forward.kind == FeedForwardKind::swiglu ? 3 : 2;
-  const double block = d(c.width) * d(c.head_width()) * (2 * d(c.attention.heads) + 2 * d(c.kv_heads())) +
-                       gates * d(c.width) * d(c.feed_forward_width());
-  const double parameters = d(c.layers) * block + d(c.vocabulary) * d(c.width);
-  // Pairs of a query and a key it may see: T (T + 1) / 2, or with a window of w the last w keys only.
-  const double t = d(c.context), w = c.attention.window > 0 ? std::min(d(c.attention.window), t) : t;
-  const double pairs = w * (w + 1) / 2 + (t - w) * w;
-  const double attention = 3 * 4 * pairs * d(c.attention.heads) * d(c.head_width()) * d(c.layers);
-  return d(sequences) * (6 * parameters * t + attention);
+  parts.push_back({"head", "head", HeadPart::head_table(config), [=](const TensorShare& share, ParameterStore& store) {
+                     return std::make_unique<HeadPart>(config, shape, share, store);
+                   }});
+  return parts;
 }
 
 }  // namespace choir

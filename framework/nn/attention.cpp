@@ -34,14 +34,13 @@ Attention::Parts Attention::split(const Tensor& qkv) const {
   return {qkv.slice_columns(0, q), qkv.slice_columns(q, q + kv), qkv.slice_columns(q + kv, q + 2 * kv)};
 }
 
-void Attention::rotate(const Tensor& qkv, std::int64_t length, std::int64_t first_position, bool inverse,
-                       Context& context) const {
+void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const {
   if (config_.rotary_positions == 0) return;
   Runtime& runtime = context.runtime;
   const Tensor table = ops::rotary_table(runtime, config_.rotary_positions, config_.head_width, config_.rotary_base);
   const std::int64_t heads = partition_.query(rank_).count() + partition_.key_value(rank_).count();
   const Tensor q_and_k = qkv.slice_columns(0, heads * config_.head_width);  // side by side: one call turns both
-  ops::rotary(runtime, q_and_k, table, config_.head_width, length, first_position, inverse);
+  ops::rotary(runtime, q_and_k, table, config_.head_width, context.length, context.first_position, inverse);
 }
 
 ops::AttentionOptions Attention::options(std::int64_t batch) const {
@@ -57,20 +56,23 @@ ops::AttentionOptions Attention::options(std::int64_t batch) const {
 
 ops::Dropout Attention::dropout(const Context& context) const { return row_dropout(context, config_.dropout, name_); }
 
-Tensor Attention::project_out(const Tensor& out, const Tensor& residual, Context& context) const {
-  const Tensor y = leave(out_.forward("attention out", out, context), context, name_.c_str());
-  return ops::residual(context.runtime, residual, y, out_.bias(), dropout(context));
-}
-
 Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
+  Runtime& runtime = context.runtime;
   saved.x = keep(x);
   saved.qkv = keep(qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context));
-  rotate(saved.qkv, context.length, 0, false, context);
-  const auto [q, k, v] = split(saved.qkv);
-  saved.out = ops::attention(context.runtime, options(context.sequences), q, k, v, saved.lse);
-  keep(saved.out);
+  rotate(saved.qkv, false, context);
+  auto [q, k, v] = split(saved.qkv);
+  if (const KeyValueCache* cache = context.cache) {
+    const std::int64_t begin = context.first_position, end = begin + context.length;
+    ops::copy(runtime, k, cache->keys.slice_rows(begin, end));
+    ops::copy(runtime, v, cache->values.slice_rows(begin, end));
+    k = cache->keys.slice_rows(0, end);
+    v = cache->values.slice_rows(0, end);
+  }
+  saved.out = keep(ops::attention(runtime, options(context.sequences), q, k, v, saved.lse));
   keep(saved.lse);
-  return project_out(saved.out, residual, context);
+  const Tensor y = leave(out_.forward("attention out", saved.out, context), context, name_.c_str());
+  return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
 }
 
 Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& context) const {
@@ -85,7 +87,7 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
   const auto [q, k, v] = split(saved.qkv);
   const auto [dq, dk, dv] = split(dqkv);
   ops::attention_backward(runtime, options(context.sequences), q, k, v, saved.out, saved.lse, dout, dq, dk, dv);
-  rotate(dqkv, context.length, 0, true, context);
+  rotate(dqkv, true, context);
 
   const PendingTensor dx = enter_backward(qkv_.backward_input("attention qkv", dqkv, context), context, name_.c_str());
   qkv_.backward_weight("attention qkv", dqkv, enter(saved.x, context, name_.c_str()), context);
@@ -96,20 +98,6 @@ KeyValueCache Attention::make_cache(std::int64_t positions, Runtime& runtime) co
   const std::int64_t width = partition_.key_value(rank_).count() * config_.head_width;
   return {runtime.empty({positions, width}, runtime.compute_type, MemoryKind::saved),
           runtime.empty({positions, width}, runtime.compute_type, MemoryKind::saved)};
-}
-
-Tensor Attention::generate(const Tensor& x, const Tensor& residual, KeyValueCache& cache, std::int64_t position,
-                           Context& context) const {
-  const Tensor qkv = qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context);
-  const std::int64_t end = position + qkv.rows();
-  rotate(qkv, qkv.rows(), position, false, context);
-  const auto [q, k, v] = split(qkv);
-  ops::copy(context.runtime, k, cache.keys.slice_rows(position, end));
-  ops::copy(context.runtime, v, cache.values.slice_rows(position, end));
-  Tensor lse;
-  const Tensor out = ops::attention(context.runtime, options(1), q, cache.keys.slice_rows(0, end),
-                                    cache.values.slice_rows(0, end), lse);
-  return project_out(out, residual, context);
 }
 
 }  // namespace choir

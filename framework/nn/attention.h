@@ -25,11 +25,6 @@ struct AttentionShapeConfig {
   float deviation = 0.02f, out_deviation = 0.02f;
 };
 
-/// The keys and values of tokens already seen, of one layer, for generation.
-struct KeyValueCache {
-  Tensor keys, values;  // [positions, key/value heads held * E]
-};
-
 class Attention {
  public:
   struct Saved {
@@ -41,13 +36,12 @@ class Attention {
 
   Attention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
 
-  /// x and residual [rows held, D] -> y [rows held, D]
+  /// x and residual [rows held, D] -> y [rows held, D]. With context.cache, one sequence, whose keys and values are
+  /// added to the cache: x attends to all that it holds then.
   Tensor forward(const Tensor& x, const Tensor& residual, Saved&, Context&) const;
   /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself.
   Tensor backward(const Tensor& dy, const Saved&, Context&) const;
 
-  /// One sequence of x.rows() new tokens that stand at `position` onward; the cache grows by them.
-  Tensor generate(const Tensor& x, const Tensor& residual, KeyValueCache&, std::int64_t position, Context&) const;
   /// Room for `positions` tokens of one sequence.
   KeyValueCache make_cache(std::int64_t positions, Runtime&) const;
 
@@ -56,8 +50,7 @@ class Attention {
     Tensor q, k, v;
   };
   Parts split(const Tensor& qkv) const;
-  void rotate(const Tensor& qkv, std::int64_t length, std::int64_t first_position, bool inverse, Context&) const;
-  Tensor project_out(const Tensor& out, const Tensor& residual, Context&) const;
+  void rotate(const Tensor& qkv, bool inverse, Context&) const;
   ops::AttentionOptions options(std::int64_t batch) const;
   ops::Dropout dropout(const Context&) const;
 

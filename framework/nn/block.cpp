@@ -23,11 +23,4 @@ Tensor Block::backward(const Tensor& dy, const Saved& saved, Context& context) c
   return attention_norm_.backward(attention_.backward(dh, saved.attention, context), dh, saved.attention_norm, context);
 }
 
-Tensor Block::generate(const Tensor& x, KeyValueCache& cache, std::int64_t position, Context& context) const {
-  Norm::Saved norm;
-  FeedForward::Saved feed_forward;
-  const Tensor h = attention_.generate(attention_norm_.forward(x, norm, context), x, cache, position, context);
-  return feed_forward_.forward(feed_forward_norm_.forward(h, norm, context), h, feed_forward, context);
-}
-
 }  // namespace choir

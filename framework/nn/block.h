@@ -33,7 +33,6 @@ class Block {
   /// x [rows held, D] -> y [rows held, D]
   Tensor forward(const Tensor& x, Saved&, Context&) const;
   Tensor backward(const Tensor& dy, const Saved&, Context&) const;
-  Tensor generate(const Tensor& x, KeyValueCache&, std::int64_t position, Context&) const;
   KeyValueCache make_cache(std::int64_t positions, Runtime& runtime) const {
     return attention_.make_cache(positions, runtime);
   }

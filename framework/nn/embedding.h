@@ -20,9 +20,16 @@ struct VocabularySlice {
 };
 VocabularySlice vocabulary_slice(std::int64_t vocabulary, const TensorShare&);
 
-/// Adds the [V, D] table `name` split by vocabulary_slice().
-Weight* add_vocabulary_table(const std::string& name, std::int64_t vocabulary, std::int64_t width, float deviation,
-                             const TensorShare&, ParameterStore&);
+/// A [vocabulary, width] table with a row for each token.
+struct VocabularyTable {
+  std::string name;
+  std::int64_t vocabulary, width;
+  float deviation;  ///< of the start values
+};
+
+/// The table split by vocabulary_slice(): the one of that name if the store has it, else a new one. `owned`: this
+/// pipeline stage counts a new one.
+Weight* vocabulary_table(const VocabularyTable&, const TensorShare&, ParameterStore&, bool owned = true);
 
 class Embedding {
  public:
@@ -31,19 +38,13 @@ class Embedding {
   };
 
   /// positions == 0: no learned positions.
-  Embedding(std::int64_t vocabulary, std::int64_t width, std::int64_t positions, double dropout, float deviation,
-            const TensorShare&, ParameterStore&);
+  Embedding(const VocabularyTable&, std::int64_t positions, double dropout, const TensorShare&, ParameterStore&);
 
   /// ids [N] -> x [rows held, D]
   Tensor forward(const Tensor& ids, Saved&, Context&) const;
   void backward(const Tensor& dx, const Saved&, Context&) const;
-  /// One sequence whose first id stands at `position`.
-  Tensor generate(const Tensor& ids, std::int64_t position, Context&) const;
-
-  const Weight* table() const { return token_; }  ///< [vocabulary_slice().rows, D], for a tied output head
 
  private:
-  Tensor look_up(const Tensor& ids, Context&) const;
   ops::Dropout dropout(const Context&) const;
 
   VocabularySlice slice_;

@@ -8,11 +8,10 @@
 
 namespace choir {
 
-OutputHead::OutputHead(std::int64_t vocabulary, std::int64_t width, float deviation, const Weight* tied,
-                       const TensorShare& share, ParameterStore& store)
-    : vocabulary_(vocabulary), slice_(vocabulary_slice(vocabulary, share)), weight_(tied) {
-  if (!weight_) weight_ = add_vocabulary_table("head.weight", vocabulary, width, deviation, share, store);
-}
+OutputHead::OutputHead(const VocabularyTable& table, const TensorShare& share, ParameterStore& store)
+    : vocabulary_(table.vocabulary),
+      slice_(vocabulary_slice(table.vocabulary, share)),
+      weight_(vocabulary_table(table, share, store)) {}
 
 // The weight gradient reads and writes its f32 sums [V, D] once a chunk: 2 r V D operations and 8 V D bytes of r rows,
 // r / 4 operations a byte. In the time of a byte of memory a CPU core does 4 (f32) to 8 (bf16) operations, by `choir

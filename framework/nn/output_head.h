@@ -12,9 +12,8 @@ namespace choir {
 
 class OutputHead {
  public:
-  /// `tied` is the embedding's table, or null for a table of its own, "head.weight".
-  OutputHead(std::int64_t vocabulary, std::int64_t width, float deviation, const Weight* tied, const TensorShare&,
-             ParameterStore&);
+  /// `table`: the embedding's (tied), or a table of its own.
+  OutputHead(const VocabularyTable& table, const TensorShare&, ParameterStore&);
 
   /// Adds the losses of the rows to loss_sum (one f64). x [rows held, D], targets [N] i32, negative: not counted.
   /// With `gradient`: returns dx [rows held, D] of scale * loss and accumulates the weight's gradient; else empty.

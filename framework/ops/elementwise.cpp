@@ -14,6 +14,17 @@ void fill(Runtime& runtime, const Tensor& x, float value) {
   });
 }
 
+void accumulate(Runtime& runtime, const Tensor& x, const Tensor& sum) {
+  check(x.dtype() == sum.dtype() && x.count() == sum.count() && x.contiguous() && sum.contiguous(),
+        "accumulate: equal shapes, contiguous");
+  check(x.dtype() == DType::f32 || x.dtype() == DType::f64, "accumulate: f32 or f64");
+  const auto add = [&]<class T>(T*) {
+    launch<T>(runtime, "accumulate", {.flops = static_cast<double>(x.count()), .bytes = bytes_of({x, sum, sum})},
+              [x, sum](auto device) { kernels::add(device, x.data<T>(), sum.data<T>(), sum.data<T>(), sum.count()); });
+  };
+  x.dtype() == DType::f64 ? add(x.data<double>()) : add(x.data<float>());
+}
+
 void copy(Runtime& runtime, const Tensor& from, const Tensor& to) {
   check(from.dtype() == to.dtype() && from.rows() == to.rows() && from.width() == to.width(), "copy: equal shapes");
   const std::int64_t size = size_of(from.dtype());

@@ -67,7 +67,7 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
                               .why = "the model cannot read or write all of its tokens",
                               .fix = "use the tokenizer that the model was trained with"});
   const std::vector<std::int32_t> choices = drawable_tokens(tokenizer);
-  std::vector<KeyValueCache> caches = trainer.decoder().make_caches(room, runtime);
+  const std::vector<KeyValueCache> caches = trainer.stage().make_caches(room, runtime);
 
   // An empty prompt begins a document. In training a document follows the end of another one.
   std::vector<std::int32_t> text = tokenizer.encode(config.prompt);
@@ -83,7 +83,8 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
     }
     const Tensor ids = ops::to_device(runtime, unread, DType::i32);
     context.length = ids.count();
-    const Tensor next = trainer.decoder().generate(ids, position, caches, context);
+    context.first_position = position;
+    const Tensor next = trainer.stage().generate(ids, caches, context);
     ops::download(runtime, next.reshape({next.count()}), logits.data());
     position += ids.count();
     const auto word = kernels::philox_word(random_key(config.seed, "generate"), 0, static_cast<std::uint64_t>(i));

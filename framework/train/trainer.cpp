@@ -40,7 +40,7 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
       mesh_(mesh),
       runtime_{.device = device, .seed = config.train.seed, .compute_type = compute_type(config.train.precision)},
       share_(tensor_share(config, mesh)),
-      decoder_(config.model, share_, config.train.recompute == Recompute::block, store_) {
+      stage_(make_parts(config.model, config.train.recompute == Recompute::block), share_, store_) {
   runtime_.scalars = runtime_.empty({sizeof(kernels::StepScalars)}, DType::u8, MemoryKind::optimizer);
   loss_sum_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
   store_.allocate(runtime_, bucket_alignment(mesh.data->size()), inference);
@@ -56,7 +56,7 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
   schedule_ = one_forward_one_backward(mesh.here.pipeline, mesh.shape.pipeline, static_cast<int>(micro_batches_));
 }
 
-Trainer::Batch Trainer::read_batch(std::int64_t first_sample, std::int64_t end_sample, const ReadSample& read) {
+Batch Trainer::read_batch(std::int64_t first_sample, std::int64_t end_sample, const ReadSample& read) {
   const auto length = static_cast<std::size_t>(config_.model.context);
   const auto rows = static_cast<std::size_t>(end_sample - first_sample) * length;
   std::vector<std::int32_t> ids(rows), targets(rows);
@@ -77,19 +77,19 @@ Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
   // Training windows are full, so every rank knows the global number of target tokens.
   const double scale = 1.0 / static_cast<double>(config_.train.batch * config_.model.context);
   const std::int64_t first = mesh_.here.data * micro_batches_ * micro_batch_;
-  std::vector<Decoder::Saved> slots(static_cast<std::size_t>(peak_in_flight(schedule_)));
+  std::vector<Stage::Saved> slots(static_cast<std::size_t>(peak_in_flight(schedule_)));
   for (const auto& [kind, m] : schedule_) {
     Context here = context();
     here.sequences = micro_batch_;
     here.length = config_.model.context;
     here.first_sample = first + m * micro_batch_;
-    Decoder::Saved& saved = slots[static_cast<std::size_t>(m) % slots.size()];
+    Stage::Saved& saved = slots[static_cast<std::size_t>(m) % slots.size()];
     if (kind == Action::Kind::forward) {
       const Batch batch = read_batch(here.first_sample, here.first_sample + micro_batch_, read);
-      decoder_.forward(batch.ids, batch.targets, loss_sum_, scale, true, saved, here);
+      stage_.forward(0, {}, batch, {.sum = loss_sum_, .scale = scale, .gradient = true}, saved, here);
     } else {
       const bool last = m == micro_batches_ - 1;
-      decoder_.backward(saved, here, [&](int group) {
+      stage_.backward(0, {}, saved, here, [&](int group) {
         if (!last) return;
         sum_shared_gradients(store_, group, here);
         data_parallel_->group_final(group, here);
@@ -139,8 +139,8 @@ std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample&
       here.sequences = share.end - share.begin;
       here.length = config_.model.context;
       const Batch batch = read_batch(first + share.begin, first + share.end, counted);
-      Decoder::Saved saved;
-      decoder_.forward(batch.ids, batch.targets, loss_sum_, 1.0, false, saved, here);
+      Stage::Saved saved;
+      stage_.forward(0, {}, batch, {.sum = loss_sum_}, saved, here);
     }
     stopped = stop && stop();
   }

@@ -12,7 +12,8 @@
 
 #include "framework/comm/mesh.h"
 #include "framework/config/config.h"
-#include "framework/model/decoder.h"
+#include "framework/model/families.h"
+#include "framework/model/stage.h"
 #include "framework/optim/optimizer.h"
 #include "framework/parallel/data.h"
 #include "framework/parallel/pipeline.h"
@@ -68,7 +69,7 @@ class Trainer {
   Mesh& mesh() { return mesh_; }
   Context context() { return {.runtime = runtime_, .mesh = mesh_, .sequence = share_.sequence}; }
   ParameterStore& parameters() { return store_; }
-  const Decoder& decoder() const { return decoder_; }
+  const Stage& stage() const { return stage_; }
   const DataParallel& data_parallel() const { return *data_parallel_; }
   Optimizer& optimizer() { return *optimizer_; }
 
@@ -77,9 +78,6 @@ class Trainer {
   const std::vector<Action>& schedule() const { return schedule_; }  ///< of one step
 
  private:
-  struct Batch {
-    Tensor ids, targets;  // [N] i32
-  };
   Batch read_batch(std::int64_t first_sample, std::int64_t end_sample, const ReadSample& read);
 
   Config config_;
@@ -87,7 +85,7 @@ class Trainer {
   Runtime runtime_;
   TensorShare share_;
   ParameterStore store_;
-  Decoder decoder_;
+  Stage stage_;
   std::unique_ptr<DataParallel> data_parallel_;
   std::unique_ptr<Optimizer> optimizer_;
   std::int64_t micro_batch_ = 1, micro_batches_ = 1;

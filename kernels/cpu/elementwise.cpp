@@ -80,6 +80,13 @@ void cast(Cpu cpu, const From* x, To* y, std::int64_t count) {
   cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), CastArguments<From, To>{x, y}, count, 1, 64);
 }
 
+template <class T>
+void add(Cpu cpu, const T* a, const T* b, T* y, std::int64_t count) {
+  cpu::for_each_part(cpu::num_parts(cpu, count, 1), count, 64, [=](cpu::Part elements) {
+    for (std::int64_t i = elements.begin; i < elements.end; ++i) y[i] = a[i] + b[i];
+  });
+}
+
 void copy_rows(Cpu cpu, const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride, std::int64_t rows,
                std::int64_t row_bytes) {
   const auto* source = static_cast<const std::byte*>(from);
@@ -102,6 +109,8 @@ void copy_rows(Cpu cpu, const void* from, std::int64_t from_stride, void* to, st
 template void fill(Cpu, float*, std::int64_t, float);
 template void fill(Cpu, bf16*, std::int64_t, float);
 template void fill(Cpu, double*, std::int64_t, float);
+template void add(Cpu, const float*, const float*, float*, std::int64_t);
+template void add(Cpu, const double*, const double*, double*, std::int64_t);
 template void cast(Cpu, const float*, float*, std::int64_t);
 template void cast(Cpu, const float*, bf16*, std::int64_t);
 template void cast(Cpu, const float*, double*, std::int64_t);

@@ -138,7 +138,7 @@ TEST(Checkpoint, ADamagedTensorIsNamed) {
   const TemporaryFolder folder;
   const std::string path = write_checkpoint(folder.path(), 2, Cut::rows, 2);
   const CheckpointReader reader(path);
-  const Part& part = reader.manifest().find("wide.weight")->parts.back();
+  const StoredPart& part = reader.manifest().find("wide.weight")->parts.back();
   flip_bit(path + "/rank-1.h5", static_cast<std::size_t>(part.offset) + 5);
   const std::vector<std::string> problems = verify_checkpoint(path);
   ASSERT_EQ(problems.size(), 1u);

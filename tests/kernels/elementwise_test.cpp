@@ -65,6 +65,20 @@ TEST(Cast, RoundsToBf16LikeTheScalarTypeForEveryKindOfBits) {
   });
 }
 
+TEST(Add, IsTheSumInPlaceToo) {
+  for (const int threads : {1, 3}) {
+    std::vector<double> a(100000), b(a.size()), y(a.size());
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      a[i] = static_cast<double>(i) / 3;
+      b[i] = 1 / (1 + a[i]);
+    }
+    add(Cpu{.threads = threads}, a.data(), b.data(), y.data(), static_cast<std::int64_t>(a.size()));
+    for (std::size_t i = 0; i < a.size(); ++i) ASSERT_EQ(y[i], a[i] + b[i]);
+    add(Cpu{.threads = threads}, a.data(), b.data(), b.data(), static_cast<std::int64_t>(a.size()));
+    ASSERT_EQ(b, y);
+  }
+}
+
 TEST(CopyRows, CopiesRowsAndNothingElse) {
   struct Case {
     std::int64_t rows, row_bytes, from_stride, to_stride;

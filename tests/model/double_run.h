@@ -8,7 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "framework/model/decoder.h"
+#include "framework/model/families.h"
+#include "framework/model/stage.h"
 #include "framework/parallel/data.h"
 #include "framework/parallel/tensor.h"
 #include "tests/support/gather.h"
@@ -24,7 +25,7 @@ struct DoubleRun {
         mesh(the_mesh),
         sequence(split_rows),
         runtime{.device = device, .compute_type = DType::f64},
-        decoder(config, TensorShare{mesh.tensor->rank(), mesh.tensor->size(), sequence}, recompute, store),
+        stage(make_parts(config, recompute), {mesh.tensor->rank(), mesh.tensor->size(), sequence}, store),
         data(allocated(), mesh, zero, 500) {}  // many buckets
 
   Context context() { return {.runtime = runtime, .mesh = mesh, .sequence = sequence}; }
@@ -49,12 +50,12 @@ struct DoubleRun {
         random_sample(model.vocabulary, begin + s, std::span(ids).subspan(at, count),
                       std::span(targets).subspan(at, count));
       }
-      Decoder::Saved saved;
-      decoder.forward(ops::to_device(runtime, ids, DType::i32), ops::to_device(runtime, targets, DType::i32), loss_sum,
-                      scale, gradient, saved, here);
+      const Batch read{ops::to_device(runtime, ids, DType::i32), ops::to_device(runtime, targets, DType::i32)};
+      Stage::Saved saved;
+      stage.forward(0, {}, read, {.sum = loss_sum, .scale = scale, .gradient = gradient}, saved, here);
       if (!gradient) continue;
       const bool last = begin + micro_batch == here_end;
-      decoder.backward(saved, here, [&](int group) {
+      stage.backward(0, {}, saved, here, [&](int group) {
         if (!last) return;
         sum_shared_gradients(store, group, here);
         data.group_final(group, here);
@@ -78,7 +79,7 @@ struct DoubleRun {
   bool sequence;
   Runtime runtime;
   ParameterStore store;
-  Decoder decoder;
+  Stage stage;
   DataParallel data;
 
  private:
@@ -101,7 +102,7 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
   Context context = run.context();
   context.training = false;
   context.sequence = false;
-  auto caches = run.decoder.make_caches(length, run.runtime);
+  const auto caches = run.stage.make_caches(length, run.runtime);
   double loss = 0;
   std::vector<double> logits(static_cast<std::size_t>(vocabulary));
   for (std::int64_t position = 0; position < length;) {
@@ -109,8 +110,8 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
     if (pieces.size() > 1) pieces.erase(pieces.begin());
     const std::vector<std::int32_t> piece(ids.begin() + position, ids.begin() + position + count);
     context.length = count;
-    const Tensor result =
-        run.decoder.generate(ops::to_device(run.runtime, piece, DType::i32), position, caches, context);
+    context.first_position = position;
+    const Tensor result = run.stage.generate(ops::to_device(run.runtime, piece, DType::i32), caches, context);
     ops::download(run.runtime, result, logits.data());
     double sum = 0;
     for (const double logit : logits) sum += std::exp(logit);

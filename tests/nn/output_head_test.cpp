@@ -30,7 +30,7 @@ TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
   Runtime runtime{.device = device, .compute_type = DType::f64};
   ParameterStore store;
   store.begin_group();
-  const OutputHead head(vocabulary, width, 0.5f, nullptr, TensorShare{}, store);
+  const OutputHead head({"head.weight", vocabulary, width, 0.5f}, TensorShare{}, store);
   store.allocate(runtime, 16);
   store.initialize(runtime);
   ops::fill(runtime, store.gradient, 0);

@@ -95,6 +95,13 @@ inline std::vector<Operation> every_operation() {
          ops::fill(o.runtime, o.runtime.empty({3, 5}, o.type), 2);
        },
        moves},
+      {"accumulate",
+       [](Operands& o) {
+         const Tensor sum = o.flat();
+         ops::accumulate(o.runtime, o.flat(), sum);
+         o.expect("accumulate", sum, {o.n}, DType::f32);
+       },
+       moves},
       {"copy",
        [](Operands& o) {
          ops::copy(o.runtime, o.x(), o.runtime.empty({o.N, o.D}, o.type));

@@ -50,6 +50,9 @@ void RefusedOperands::of_elementwise_operations() {
   expect_refused("fill: x is contiguous", [&] { ops::fill(runtime, strided(2, 3), 0); });
   expect_refused("no kernels for elements of type i32", [&] { ops::fill(runtime, tensor({4}, DType::i32), 0); });
   expect_refused("no kernels for elements of type u8", [&] { ops::fill(runtime, tensor({4}, DType::u8), 0); });
+  expect_refused("accumulate: equal shapes", [&] { ops::accumulate(runtime, tensor({6}), tensor({5})); });
+  expect_refused("accumulate: f32 or f64",
+                 [&] { ops::accumulate(runtime, tensor({6}, DType::bf16), tensor({6}, DType::bf16)); });
   expect_refused("copy: equal shapes", [&] { ops::copy(runtime, tensor({2, 3}), tensor({2, 4})); });
   expect_refused("copy: equal shapes", [&] { ops::copy(runtime, tensor({2, 3}), tensor({3, 3})); });
   expect_refused("copy: equal shapes", [&] { ops::copy(runtime, tensor({2, 3}), tensor({2, 3}, DType::bf16)); });
@@ -299,6 +302,7 @@ void RefusedOperands::of_optimizers() {
 TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
   const std::map<std::string, void (RefusedOperands::*)()> rules = {
       {"fill", &RefusedOperands::of_elementwise_operations},
+      {"accumulate", &RefusedOperands::of_elementwise_operations},
       {"copy", &RefusedOperands::of_elementwise_operations},
       {"upload", &RefusedOperands::of_elementwise_operations},
       {"download", &RefusedOperands::of_elementwise_operations},

@@ -15,7 +15,8 @@
 #include "framework/comm/mesh.h"
 #include "framework/comm/mpi_communicator.h"
 #include "framework/config/config.h"
-#include "framework/model/decoder.h"
+#include "framework/model/families.h"
+#include "framework/model/stage.h"
 #include "framework/parallel/data.h"
 
 namespace choir::tests {
@@ -98,7 +99,7 @@ inline Fault fault_of_gradient(const Config& config, const MeshShape& shape, con
             ParameterStore store;
             const TensorShare share{
                 .rank = shape.coordinates(rank).tensor, .size = shape.tensor, .sequence = config.parallel.sequence};
-            const Decoder decoder(config.model, share, false, store);
+            const Stage stage(make_parts(config.model, /*recompute=*/false), share, store);
             store.allocate(runtime, bucket_alignment(shape.data));
             if (bucket.count() != store.size()) throw Error({.what = "the gradients are several buckets"});
             for (const Parameter& p : store.parameters())

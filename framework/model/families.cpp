@@ -1,0 +1,29 @@
+#include "framework/model/families.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace choir {
+
+std::vector<PartSpec> make_parts(const ModelConfig& config, bool recompute) {
+  switch (config.family) {
+    case ModelFamily::decoder:
+      return decoder_parts(config, recompute);
+  }
+  std::abort();  // all values are above
+}
+
+double model_flops(const ModelConfig& c, std::int64_t sequences) {
+  const auto d = [](std::int64_t x) { return static_cast<double>(x); };
+  const double gates = c.feed_forward.kind == FeedForwardKind::swiglu ? 3 : 2;
+  const double block = d(c.width) * d(c.head_width()) * (2 * d(c.attention.heads) + 2 * d(c.kv_heads())) +
+                       gates * d(c.width) * d(c.feed_forward_width());
+  const double parameters = d(c.layers) * block + d(c.vocabulary) * d(c.width);
+  // Pairs of a query and a key it may see: T (T + 1) / 2, or with a window of w the last w keys only.
+  const double t = d(c.context), w = c.attention.window > 0 ? std::min(d(c.attention.window), t) : t;
+  const double pairs = w * (w + 1) / 2 + (t - w) * w;
+  const double attention = 3 * 4 * pairs * d(c.attention.heads) * d(c.head_width()) * d(c.layers);
+  return d(sequences) * (6 * parameters * t + attention);
+}
+
+}  // namespace choir

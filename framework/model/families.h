@@ -1,0 +1,22 @@
+// The families of models. A new one is a file with its list of parts and a line here.
+#pragma once
+
+#include <vector>
+
+#include "framework/model/model_config.h"
+#include "framework/model/part.h"
+
+namespace choir {
+
+/// The parts of the model, in the order of forward. `recompute`: blocks keep their inputs only, and backward runs their
+/// forward again.
+std::vector<PartSpec> make_parts(const ModelConfig&, bool recompute);
+
+std::vector<PartSpec> decoder_parts(const ModelConfig&, bool recompute);  // GPT, Llama: decoder.cpp
+
+/// Floating-point operations of one training step on `sequences` sequences: 6 a parameter in a matrix product and
+/// token, plus attention, of which the causal half counts. The model's own work: recomputation and padding do not
+/// count.
+double model_flops(const ModelConfig&, std::int64_t sequences);
+
+}  // namespace choir

@@ -1,0 +1,151 @@
+#include "framework/model/stage.h"
+
+#include <algorithm>
+#include <map>
+
+#include "framework/ops/elementwise.h"
+
+namespace choir {
+namespace {
+
+/// The stages with a part that reads `table`, ascending; the first entry of `owner` is that of the first such part.
+std::vector<int> holders(const std::vector<PartSpec>& model, const Stage::Placement& placement,
+                         const VocabularyTable& table, int& owner) {
+  std::vector<int> stages;
+  for (std::size_t piece = placement.pieces.size(); piece-- > 0;)
+    for (std::int64_t i = placement.pieces[piece].begin; i < placement.pieces[piece].end; ++i) {
+      const auto& read = model[static_cast<std::size_t>(i)].table;
+      if (!read || read->name != table.name) continue;
+      owner = placement.stage_of[piece];
+      stages.push_back(owner);
+    }
+  std::sort(stages.begin(), stages.end());
+  stages.erase(std::unique(stages.begin(), stages.end()), stages.end());
+  return stages;
+}
+
+}  // namespace
+
+Stage::Stage(const std::vector<PartSpec>& model, const TensorShare& share, ParameterStore& store)
+    : Stage(model, {.pieces = {{0, static_cast<std::int64_t>(model.size())}}, .stage_of = {0}}, 0, share, store) {}
+
+Stage::Stage(const std::vector<PartSpec>& model, const Placement& placement, int stage, const TensorShare& share,
+             ParameterStore& store) {
+  std::vector<const PartSpec*> mine;
+  for (std::size_t piece = 0; piece < placement.pieces.size(); ++piece) {
+    if (placement.stage_of[piece] != stage) continue;
+    const std::size_t begin = mine.size();
+    for (std::int64_t i = placement.pieces[piece].begin; i < placement.pieces[piece].end; ++i)
+      mine.push_back(&model[static_cast<std::size_t>(i)]);
+    chunks_.push_back({begin, mine.size()});
+  }
+  // Backward finishes this group last, with the sum over the stages.
+  std::map<std::string, std::vector<int>> shared;
+  for (const PartSpec* spec : mine) {
+    if (!spec->table) continue;
+    int owner = 0;
+    const std::vector<int> stages = holders(model, placement, *spec->table, owner);
+    if (stages.size() < 2) continue;
+    shared[spec->table->name] = stages;
+    if (owner == stage) continue;
+    if (store.groups() == 0) store.begin_group();
+    vocabulary_table(*spec->table, share, store, /*owned=*/false);
+  }
+  first_group_ = store.groups();
+  for (const PartSpec* spec : mine) {
+    store.begin_group();
+    parts_.push_back(spec->make(share, store));
+  }
+  for (const auto& [name, stages] : shared) tables_.push_back({store.find(name), stages});
+  shared_.resize(static_cast<std::size_t>(store.groups()));
+  for (const SharedTable& table : tables_) shared_[static_cast<std::size_t>(store.group_of(*table.parameter))] = true;
+}
+
+Tensor Stage::forward(int chunk, Tensor x, const Batch& batch, const Loss& loss, Saved& saved, Context& context) const {
+  const auto [begin, end] = chunks_[static_cast<std::size_t>(chunk)];
+  for (std::size_t i = begin; i < end; ++i) {
+    saved.push_back(parts_[i]->make_saved());
+    x = parts_[i]->forward(x, batch, loss, *saved.back(), context);
+    if (!loss.gradient) saved.pop_back();
+  }
+  return x;
+}
+
+Tensor Stage::backward(int chunk, Tensor dy, Saved& saved, Context& context,
+                       const std::function<void(int group)>& done) const {
+  const auto [begin, end] = chunks_[static_cast<std::size_t>(chunk)];
+  for (std::size_t i = end; i-- > begin;) {
+    dy = parts_[i]->backward(dy, *saved.back(), context);
+    saved.pop_back();
+    done(first_group_ + static_cast<int>(i));
+  }
+  return dy;
+}
+
+std::vector<KeyValueCache> Stage::make_caches(std::int64_t positions, Runtime& runtime) const {
+  std::vector<KeyValueCache> caches;
+  for (const auto& part : parts_) caches.push_back(part->make_cache(positions, runtime));
+  return caches;
+}
+
+Tensor Stage::generate(const Tensor& ids, const std::vector<KeyValueCache>& caches, Context& context) const {
+  Tensor x;
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    context.cache = &caches[i];
+    x = parts_[i]->forward(x, {.ids = ids, .targets = {}}, {}, *parts_[i]->make_saved(), context);
+  }
+  context.cache = nullptr;
+  return x;
+}
+
+void Stage::sum_shared_tables(Context& context) const {
+  Communicator& axis = *context.mesh.pipeline;
+  Runtime& runtime = context.runtime;
+  for (const auto& [parameter, stages] : tables_) {
+    const Tensor mine = parameter->gradient();
+    std::vector<Message> sends, receives;
+    std::vector<Tensor> addends;
+    for (const int stage : stages) {
+      const bool here = stage == axis.rank();
+      addends.push_back(here ? mine : runtime.empty({mine.rows(), mine.width()}, mine.dtype(), MemoryKind::workspace));
+      if (here) continue;
+      sends.push_back({mine, stage});
+      receives.push_back({addends.back(), stage});
+    }
+    axis.exchange(sends, receives, runtime.device.compute(), "shared table");
+    const Tensor& sum = addends.front();  // in one order, so that all copies get the same bits
+    for (std::size_t i = 1; i < addends.size(); ++i) ops::accumulate(runtime, addends[i], sum);
+    if (stages.front() != axis.rank()) ops::copy(runtime, sum, mine);
+  }
+}
+
+std::vector<double> count_costs(const std::vector<PartSpec>& model, const ModelConfig& config,
+                                const TensorShare& share) {
+  std::map<std::string, double> cost_of_kind;
+  std::vector<double> costs;
+  for (const PartSpec& spec : model) {
+    const auto [cost, is_new] = cost_of_kind.try_emplace(spec.kind);
+    if (is_new) {
+      Device device(CountOnly{}, 1);
+      CallRing ring;
+      Mesh mesh = make_counting_mesh(0, {.tensor = static_cast<int>(share.size)}, device, ring);
+      Runtime runtime{.device = device};
+      Context context{.runtime = runtime, .mesh = mesh, .length = config.context};
+      ParameterStore store;
+      const Stage stage({spec}, {.rank = 0, .size = share.size}, store);
+      store.allocate(runtime, 1);
+      device.ledger().enabled = true;
+      const Tensor x = runtime.empty({context.rows(), config.width}, runtime.compute_type);
+      const Tensor tokens = runtime.empty({context.rows()}, DType::i32);
+      const Loss loss{.sum = runtime.empty({1}, DType::f64), .gradient = true};
+      Stage::Saved saved;
+      stage.forward(0, x, {.ids = tokens, .targets = tokens}, loss, saved, context);
+      stage.backward(0, x, saved, context, [](int) {});
+      cost->second = device.ledger().total_flops();
+    }
+    costs.push_back(cost->second);
+  }
+  return costs;
+}
+
+}  // namespace choir

@@ -1,0 +1,68 @@
+// The parts of a model that one pipeline stage holds. Without a pipeline that is the whole model.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "framework/model/model_config.h"
+#include "framework/model/part.h"
+
+namespace choir {
+
+class Stage {
+ public:
+  /// What backward needs of one chunk and one micro-batch.
+  using Saved = std::vector<std::unique_ptr<Part::Saved>>;
+
+  /// Where each part of a model lies: stretch i of `pieces`, on stage stage_of[i].
+  struct Placement {
+    std::vector<Slice> pieces;  ///< [begin, end) of the parts
+    std::vector<int> stage_of;
+  };
+
+  /// Declares the parameters of stage `stage`, one group for each part, in the order of the model; before them, in a
+  /// group of their own, tables that another stage owns.
+  Stage(const std::vector<PartSpec>& model, const Placement&, int stage, const TensorShare&, ParameterStore&);
+  /// The whole model.
+  Stage(const std::vector<PartSpec>& model, const TensorShare&, ParameterStore&);
+
+  /// Part::forward() through all parts of chunk `chunk`, the stage's stretches in the order of the model. What backward
+  /// needs is in `saved` afterwards if loss.gradient.
+  Tensor forward(int chunk, Tensor x, const Batch&, const Loss&, Saved& saved, Context&) const;
+  /// Part::backward() through them; empties `saved`. Calls done(group) when this micro-batch has added all to a group.
+  Tensor backward(int chunk, Tensor dy, Saved& saved, Context&, const std::function<void(int group)>& done) const;
+
+  /// Caches for one sequence of at most `positions` tokens; for generate().
+  std::vector<KeyValueCache> make_caches(std::int64_t positions, Runtime&) const;
+  /// Logits [1, V] of the token after ids [n], which stand at context.first_position onward. The whole model.
+  Tensor generate(const Tensor& ids, const std::vector<KeyValueCache>& caches, Context&) const;
+
+  /// True if another stage holds a table of this group, so that its gradient is complete only with theirs.
+  bool shares(int group) const { return shared_[static_cast<std::size_t>(group)]; }
+  /// Adds up the gradients of the tables that several stages hold, in the order of the stages. Collective over the
+  /// pipeline axis, after the last backward.
+  void sum_shared_tables(Context&) const;
+
+  std::int64_t parts() const { return static_cast<std::int64_t>(parts_.size()); }
+
+ private:
+  struct Chunk {
+    std::size_t begin, end;  // of parts_
+  };
+  struct SharedTable {
+    const Parameter* parameter;
+    std::vector<int> stages;  // that hold it, ascending
+  };
+
+  std::vector<std::unique_ptr<Part>> parts_;
+  std::vector<Chunk> chunks_;
+  std::vector<SharedTable> tables_;
+  std::vector<bool> shared_;  // by group
+  int first_group_ = 0;       // of parts_[0]
+};
+
+/// The operations of one sequence's forward and backward in each part, counted on device `count`. Ranks agree.
+std::vector<double> count_costs(const std::vector<PartSpec>& model, const ModelConfig&, const TensorShare&);
+
+}  // namespace choir
