@@ -38,7 +38,7 @@ int main(int argc, char** argv) {
     ParameterStore parameters;
     const TensorShare share{.rank = mesh.tensor->rank(), .size = mesh.tensor->size()};
     const Stage model(make_parts(config, /*recompute=*/false), share, parameters);
-    parameters.allocate(runtime, bucket_alignment(mesh.data->size()));
+    parameters.allocate(runtime, bucket_alignment(mesh.gradient->size()));
     parameters.initialize(runtime);
 
     DataParallel data(parameters, mesh, false);

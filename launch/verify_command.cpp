@@ -1,6 +1,8 @@
 // mpirun -n N choir verify CONFIG [key=value ...]: checks that the layout computes what one rank computes.
 #include "launch/verify_command.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdio>
 
@@ -33,14 +35,13 @@ int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
     if (!worst || !(c.difference * worst->tolerance <= worst->difference * c.tolerance)) worst = &c;
   }
   if (process.rank() == 0) {
-    std::printf(
-        "%s on %s (tensor %lld%s, data %d, zero %lld; layers %lld, heads %lld, head width %lld, "
-        "vocabulary %lld; %s): %s\n",
-        quantity(std::ssize(comparisons), "comparison").c_str(), quantity(process.ranks(), "rank").c_str(),
-        static_cast<long long>(config.parallel.tensor), config.parallel.sequence ? " with sequence" : "",
-        mesh.shape.data, static_cast<long long>(config.parallel.zero), static_cast<long long>(config.model.layers),
-        static_cast<long long>(config.model.attention.heads), static_cast<long long>(config.model.head_width()),
-        static_cast<long long>(config.model.vocabulary),
+    const ParallelConfig& p = config.parallel;
+    const std::string stages = p.pipeline > 1 ? fmt::format(", pipeline {} ({})", p.pipeline, name_of(p.schedule)) : "";
+    fmt::print(
+        "{} on {} (tensor {}{}{}, data {}, zero {}; layers {}, heads {}, head width {}, vocabulary {}; {}): {}\n",
+        quantity(std::ssize(comparisons), "comparison"), quantity(process.ranks(), "rank"), p.tensor,
+        p.sequence ? " with sequence" : "", stages, mesh.shape.data, p.zero, config.model.layers,
+        config.model.attention.heads, config.model.head_width(), config.model.vocabulary,
         config.train.precision == Precision::f32 ? "f32" : "f32 and bf16",
         mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
     std::printf("the worst: %s, differs by %.3g of its root mean square, tolerance %.3g\n", worst->what.c_str(),

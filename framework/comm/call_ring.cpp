@@ -115,11 +115,19 @@ struct Ring {
   std::vector<Call> calls;  // oldest first
   std::string problem;
 
-  /// The number of the last call on the same communicator as `call`; 0 if the ring has none.
+  /// The number of the last call of all ranks on the same communicator as `call`; 0 if the ring has none.
   std::uint64_t last_number(const Call& call) const {
     for (auto it = calls.rbegin(); it != calls.rend(); ++it)
-      if (same_communicator(*it, call)) return it->number;
+      if (same_communicator(*it, call) && !it->of_pairs()) return it->number;
     return 0;
+  }
+  /// The messages to and from `rank` in all calls begun, those with the same axis as `call`.
+  Call::Peer messages_with(int rank, const Call& call) const {
+    for (auto it = calls.rbegin(); it != calls.rend(); ++it)
+      if (std::strcmp(it->axis, call.axis) == 0)
+        for (const Call::Peer& peer : it->peers)
+          if (peer.rank == rank) return peer;
+    return {.rank = rank};
   }
   /// The oldest call that has not ended: a GPU has not started those behind it.
   const Call* running() const {
@@ -139,6 +147,25 @@ std::string name_of(const Call& call) {
   return fmt::format("{} #{} of {} ({})", call.verb, call.number, call.axis, call.label);
 }
 
+/// The messages of a call of pairs: ", with rank 2 (5 sent, 4 received)".
+std::string peers_of(const Call& call) {
+  std::string text;
+  for (const Call::Peer& peer : call.peers)
+    if (peer.rank >= 0)
+      text += fmt::format(", with rank {} ({} sent, {} received)", peer.rank, peer.sent, peer.received);
+  return text;
+}
+
+/// Whether `call` of `rank` waits for `other`, whose calls are in `ring`, to begin a call.
+bool waits_for(const Call& call, int rank, int other, const Ring& ring) {
+  if (!call.of_pairs()) return is_member(call, other) && ring.last_number(call) < call.number;
+  const auto peer =
+      std::find_if(std::begin(call.peers), std::end(call.peers), [&](const auto& p) { return p.rank == other; });
+  if (peer == std::end(call.peers)) return false;
+  const Call::Peer theirs = ring.messages_with(rank, call);
+  return theirs.received < peer->sent || theirs.sent < peer->received;
+}
+
 std::string list_of(const std::vector<int>& ranks) {
   constexpr std::size_t most = 8;
   std::string text = ranks.size() == 1 ? "rank" : "ranks";
@@ -147,16 +174,15 @@ std::string list_of(const std::vector<int>& ranks) {
   return ranks.size() > most ? text + fmt::format(" and {} more", ranks.size() - most) : text;
 }
 
-/// For each rank that is waited for, the ranks that wait for it: rank r waits for the members of its running call's
-/// communicator that have not begun that call.
+/// For each rank that is waited for, the ranks that wait for it: rank r waits for the other ranks of its running call
+/// that have not begun it.
 std::map<int, std::vector<int>> find_waiters(const Rings& rings) {
   std::map<int, std::vector<int>> waiters;
   for (const auto& [rank, ring] : rings) {
     const Call* call = ring.running();
     if (call == nullptr) continue;
     for (const auto& [other, other_ring] : rings)
-      if (is_member(*call, other) && other_ring.problem.empty() && other_ring.last_number(*call) < call->number)
-        waiters[other].push_back(rank);
+      if (other_ring.problem.empty() && waits_for(*call, rank, other, other_ring)) waiters[other].push_back(rank);
   }
   return waiters;
 }
@@ -171,14 +197,17 @@ std::string describe_rank_behind(int rank, const std::vector<int>& waiters, cons
   const Call& wanted = *rings.at(found == waiters.end() ? waiters.front() : *found).running();
   std::vector<int> there;
   for (const int waiter : waiters)
-    if (same_communicator(*rings.at(waiter).running(), wanted)) there.push_back(waiter);
+    if (const Call* call = rings.at(waiter).running();
+        call == &wanted || (same_communicator(*call, wanted) && !call->of_pairs() && !wanted.of_pairs()))
+      there.push_back(waiter);
 
   const bool all_others = there.size() > 1 && static_cast<int>(there.size()) + 1 == wanted.ranks;
   const std::string who = all_others ? "the others" : list_of(there);
   if (calls.empty())
     return fmt::format("rank {} has made no call, {} {} at {}\n", rank, who, there.size() > 1 ? "are" : "is",
                        name_of(wanted));
-  const std::string where = same_communicator(last, wanted) ? fmt::format("#{}", wanted.number) : name_of(wanted);
+  const bool comparable = same_communicator(last, wanted) && !last.of_pairs() && !wanted.of_pairs();
+  const std::string where = comparable ? fmt::format("#{}", wanted.number) : name_of(wanted);
   return fmt::format("rank {} is {} {}, {} at {}\n", rank, last.ended == 0 ? "at" : "past", name_of(last), who, where);
 }
 
@@ -205,10 +234,10 @@ std::string describe_last_calls(int rank, const Ring& ring, int count, double ti
   const std::ptrdiff_t all = static_cast<std::ptrdiff_t>(ring.calls.size());
   const std::ptrdiff_t end = ring.running() ? ring.running() - ring.calls.data() + 1 : all;
   for (auto it = ring.calls.begin() + std::max<std::ptrdiff_t>(0, end - count); it != ring.calls.begin() + end; ++it)
-    text += it->ended == 0
-                ? fmt::format("  {}, {} bytes, running for {:.1f} s\n", name_of(*it), it->bytes, time - it->started)
-                : fmt::format("  {}, {} bytes, took {:.4f} s, ended {:.1f} s ago\n", name_of(*it), it->bytes,
-                              it->ended - it->started, time - it->ended);
+    text += it->ended == 0 ? fmt::format("  {}, {} bytes{}, running for {:.1f} s\n", name_of(*it), it->bytes,
+                                         peers_of(*it), time - it->started)
+                           : fmt::format("  {}, {} bytes{}, took {:.4f} s, ended {:.1f} s ago\n", name_of(*it),
+                                         it->bytes, peers_of(*it), it->ended - it->started, time - it->ended);
   if (end < all) text += fmt::format("  and {} enqueued behind it\n", all - end);
   return text;
 }

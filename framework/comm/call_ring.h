@@ -14,15 +14,29 @@
 namespace choir {
 
 /// One call of one rank: a record of the ring file. Texts end with a zero; longer ones are cut.
+///
+/// A call is of all ranks of its communicator, or of pairs of them: then `peers` has those at the other ends, and
+/// counts all messages to and from each, with this call's.
 struct Call {
+  struct Peer {
+    std::int32_t rank = -1;  ///< in the world; -1: no more peers
+    std::uint32_t sent = 0, received = 0;
+    bool operator==(const Peer&) const = default;
+  };
+  static constexpr std::size_t most_peers = 4;
+
   std::uint64_t sequence = 0;  ///< of this rank, from 1; 0: an empty slot
-  std::uint64_t number = 0;    ///< of this communicator, from 1: the same call has the same number on all its ranks
+  /// Of this communicator, from 1. The same call of all ranks has the same number on each. Calls of pairs count apart.
+  std::uint64_t number = 0;
   std::uint64_t bytes = 0;
   double started = 0, ended = 0;                  ///< seconds since the epoch; ended == 0: still running
   std::int32_t first = 0, stride = 1, ranks = 1;  ///< the communicator's world ranks: first, first + stride, ...
-  char verb[15] = {}, axis[14] = {}, label[47] = {};
+  Peer peers[most_peers];
+  char verb[15] = {}, axis[14] = {}, label[63] = {};
+
+  bool of_pairs() const { return peers[0].rank >= 0; }
 };
-static_assert(sizeof(Call) == 128 && std::is_trivially_copyable_v<Call>);
+static_assert(sizeof(Call) == 192 && std::is_trivially_copyable_v<Call>);
 
 class CallRing {
  public:
@@ -63,7 +77,8 @@ std::vector<Call> read_call_ring(const std::string& path, std::string& problem);
 
 /// "rank 3 is at all_gather #118 of tensor (blocks.7.attention.out), the others at #119", from the rings
 /// rank-*.calls of a run's logs folder: a line for each rank that others wait for and that does not wait itself, then
-/// each rank's last `count` calls. "is past" instead of "is at": that call has ended.
+/// each rank's last `count` calls. "is past" instead of "is at": that call has ended. Calls of pairs are compared by
+/// the numbers of messages between the two ranks.
 std::string describe_call_rings(const std::string& logs_folder, int count = 3);
 
 }  // namespace choir

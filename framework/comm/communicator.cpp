@@ -4,12 +4,19 @@
 
 #include <algorithm>
 #include <exception>
+#include <set>
 #include <string_view>
 
 #include "framework/core/error.h"
 #include "kernels/elementwise.h"
 
 namespace choir {
+
+std::vector<int> Group::members() const {
+  std::vector<int> ranks;
+  for (int i = 0; i < size; ++i) ranks.push_back(first + i * stride);
+  return ranks;
+}
 
 struct Communicator::Site {
   const Communicator& communicator;
@@ -73,30 +80,41 @@ void copy_text(char (&to)[n], std::string_view from) {
 
 }  // namespace
 
+Call Communicator::call_of(const Site& site, std::int64_t bytes) const {
+  Call call{
+      .bytes = static_cast<std::uint64_t>(bytes), .first = group_.first, .stride = group_.stride, .ranks = group_.size};
+  copy_text(call.verb, site.verb);
+  copy_text(call.axis, axis());
+  copy_text(call.label, site.label);
+  return call;
+}
+
 void Communicator::run(const Site& site, std::int64_t bytes, Stream& stream, std::function<void()> work) {
-  device_.ledger().add_message(axis(), site.verb, static_cast<double>(bytes));
-  if (!device_.counts_only()) enqueue(site, bytes, stream, work);
+  Call call = call_of(site, bytes);
+  call.number = ++calls_of_all_;
+  run(call, stream, std::move(work));
+}
+
+void Communicator::run(const Call& call, Stream& stream, std::function<void()> work) {
+  ++calls_;
+  device_.ledger().add_message(axis(), call.verb, static_cast<double>(call.bytes));
+  if (!device_.counts_only()) enqueue(call, stream, work);
   if (device_.kind() != DeviceKind::cuda) return;
   // A GPU's memory is reused in the order of the compute stream, which now waits for all calls so far, or for none.
   if (&stream == &device_.communicate())
-    held_.push_back(std::move(work));
+    held_.push_back({calls_, std::move(work)});
   else
     held_.clear();
+}
+
+void Communicator::waited_for(std::uint64_t call) {
+  while (!held_.empty() && held_.front().call <= call) held_.pop_front();
 }
 
 // stream:        ... before | record            wait | after ...
 //                                  \            /
 // communicate:                      wait | work | record
-void Communicator::enqueue(const Site& site, std::int64_t bytes, Stream& stream, const std::function<void()>& work) {
-  Call call{.number = ++calls_,
-            .bytes = static_cast<std::uint64_t>(bytes),
-            .first = group_.first,
-            .stride = group_.stride,
-            .ranks = group_.size};
-  copy_text(call.verb, site.verb);
-  copy_text(call.axis, axis());
-  copy_text(call.label, site.label);
-
+void Communicator::enqueue(const Call& call, Stream& stream, const std::function<void()>& work) {
   Stream& communicate = device_.communicate();
   const bool elsewhere = &stream != &communicate;
   if (elsewhere) {
@@ -107,7 +125,7 @@ void Communicator::enqueue(const Site& site, std::int64_t bytes, Stream& stream,
   Event after;
   if (communicate.cuda() != nullptr) {
     pending_.note_ends();
-    const cuda::Range range(site.label);
+    const cuda::Range range(call.label);
     const std::uint64_t sequence = begin(call, work);
     after.record(communicate);
     pending_.add(sequence, [after] { return after.done(); });
@@ -210,6 +228,32 @@ void Communicator::broadcast(const Tensor& tensor, int root, Stream& stream, con
   run(site, tensor.bytes(), stream, [this, tensor, root] { do_broadcast(tensor, root); });
 }
 
+/// Adds the messages to those so far, and writes to `call` those with each of its peers. A call with more peers than a
+/// record holds has none there: it is then a call of all ranks, in which every rank takes part.
+void Communicator::count_messages(const std::vector<Message>& sends, const std::vector<Message>& receives, Call& call) {
+  messages_.resize(static_cast<std::size_t>(size()));
+  std::set<int> peers;
+  for (const Message& send : sends) {
+    ++messages_[static_cast<std::size_t>(send.peer)].sent;
+    peers.insert(send.peer);
+  }
+  for (const Message& receive : receives) {
+    ++messages_[static_cast<std::size_t>(receive.peer)].received;
+    peers.insert(receive.peer);
+  }
+  peers.erase(rank());
+  if (peers.empty() || peers.size() > Call::most_peers) {
+    call.number = ++calls_of_all_;
+    return;
+  }
+  call.number = ++calls_of_pairs_;
+  std::size_t i = 0;
+  for (const int peer : peers) {
+    call.peers[i] = messages_[static_cast<std::size_t>(peer)];
+    call.peers[i++].rank = group_.first + peer * group_.stride;
+  }
+}
+
 void Communicator::exchange(const std::vector<Message>& sends, const std::vector<Message>& receives, Stream& stream,
                             const char* label) {
   const Site site{*this, "exchange", label};
@@ -234,7 +278,11 @@ void Communicator::exchange(const std::vector<Message>& sends, const std::vector
       site.refuse(fmt::format("message {} to itself has {} bytes, but {} are received", i, to_self[i].bytes(),
                               from_self[i].bytes()));
 
-  if (size() > 1) return run(site, sent, stream, [this, sends, receives] { do_exchange(sends, receives); });
+  if (size() > 1) {
+    Call call = call_of(site, sent);
+    count_messages(sends, receives, call);
+    return run(call, stream, [this, sends, receives] { do_exchange(sends, receives); });
+  }
   for (std::size_t i = 0; i < to_self.size(); ++i) copy(to_self[i], from_self[i], stream);
 }
 

@@ -16,6 +16,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <string>
 #include <vector>
@@ -33,6 +34,7 @@ enum class Reduce : std::uint8_t { sum, max };
 struct Message {
   Tensor tensor;
   int peer;
+  int tag = 0;  ///< equal at both ends; with MPI a message is received only if its tag is the one that was expected
 };
 
 /// The ranks of one communicator: world ranks first, first + stride, ...; `rank` is the index of this one among them.
@@ -40,6 +42,7 @@ struct Group {
   std::string axis;  ///< names the mesh axis in messages
   int first = 0, stride = 1, size = 1;
   int rank = 0;
+  std::vector<int> members() const;  ///< ascending
 };
 
 class Communicator {
@@ -77,9 +80,14 @@ class Communicator {
   void broadcast(const Tensor& tensor, int root, Stream& stream, const char* label);
 
   /// All sends and receives at once, as one call: no order among them, so no deadlock. Sizes agree pairwise; several
-  /// messages between two ranks match in the order of the lists.
+  /// messages between two ranks have the same order and the same tags at both ends.
   void exchange(const std::vector<Message>& sends, const std::vector<Message>& receives, Stream& stream,
                 const char* label);
+
+  /// The number of the last call. With waited_for(), releases the tensors of calls on device().communicate() earlier
+  /// than the next call on another stream would: the compute stream waits for call `call`.
+  std::uint64_t last_call() const { return calls_; }
+  void waited_for(std::uint64_t call);
 
   /// No rank continues before all ranks have called it. Blocks the stream, not the caller.
   void barrier(Stream& stream, const char* label);
@@ -112,7 +120,10 @@ class Communicator {
   struct Site;  // verb and label of one call, for messages
 
   void run(const Site& site, std::int64_t bytes, Stream& stream, std::function<void()> work);
-  void enqueue(const Site& site, std::int64_t bytes, Stream& stream, const std::function<void()>& work);
+  void run(const Call& call, Stream& stream, std::function<void()> work);
+  void enqueue(const Call& call, Stream& stream, const std::function<void()>& work);
+  Call call_of(const Site& site, std::int64_t bytes) const;
+  void count_messages(const std::vector<Message>& sends, const std::vector<Message>& receives, Call& call);
   std::uint64_t begin(const Call& call, const std::function<void()>& work);
   void copy(const Tensor& from, const Tensor& to, Stream& stream);
   Tensor workspace(std::int64_t count, DType type);
@@ -120,9 +131,15 @@ class Communicator {
   Group group_;
   Device& device_;
   CallRing& ring_;
-  PendingCalls pending_;                     // on a GPU
-  std::vector<std::function<void()>> held_;  // work of a GPU for which no other stream waits yet, with its tensors
-  std::uint64_t calls_ = 0;
+  PendingCalls pending_;  // on a GPU
+  struct Held {
+    std::uint64_t call;
+    std::function<void()> work;
+  };
+  std::deque<Held> held_;    // work of a GPU for which no other stream waits yet, with its tensors
+  std::uint64_t calls_ = 0;  // of either kind
+  std::uint64_t calls_of_all_ = 0, calls_of_pairs_ = 0;
+  std::vector<Call::Peer> messages_;  // so far, by rank of the axis
 };
 
 }  // namespace choir

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <vector>
 
 #include "framework/comm/mesh.h"
 #include "framework/core/runtime.h"
@@ -13,6 +15,9 @@ struct KeyValueCache {
   Tensor keys, values;  ///< [positions, key/value heads held * E]
 };
 
+/// Weight gradients of a micro-batch that the schedule computes later than its activation gradients.
+using DeferredWork = std::vector<std::function<void(struct Context&)>>;
+
 struct Context {
   Runtime& runtime;
   Mesh& mesh;
@@ -21,6 +26,7 @@ struct Context {
   std::int64_t length = 1;               ///< T
   std::int64_t first_sample = 0;         ///< of this micro-batch in the global batch
   std::int64_t first_position = 0;       ///< of the first token of each sequence; 0 but in generation
+  DeferredWork* deferred = nullptr;      ///< where linear layers leave their weight gradients; null: computed at once
   const KeyValueCache* cache = nullptr;  ///< of the layer at hand, in generation
   bool training = true;                  ///< false: no dropout
   std::int64_t rows() const { return sequences * length; }  ///< N

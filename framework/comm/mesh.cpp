@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cassert>
+#include <cstdlib>
 
 #include "framework/comm/counting_communicator.h"
 #include "framework/comm/mpi_communicator.h"
@@ -22,37 +23,45 @@ int MeshShape::rank(const Coordinates& at) const {
   return ((at.pipeline * data + at.data) * context + at.context) * tensor + at.tensor;
 }
 
-Group MeshShape::axis_group(const std::string& axis, int rank) const {
+Group MeshShape::group(Axis axis, int rank) const {
   const Coordinates at = coordinates(rank);
   const auto along = [&](int size, int index, int stride) {
-    return Group{.axis = axis, .first = rank - index * stride, .stride = stride, .size = size, .rank = index};
+    return Group{.axis = name_of(axis), .first = rank - index * stride, .stride = stride, .size = size, .rank = index};
   };
-  if (axis == "tensor") return along(tensor, at.tensor, 1);
-  if (axis == "context") return along(context, at.context, tensor);
-  if (axis == "data") return along(data, at.data, tensor * context);
-  if (axis == "pipeline") return along(pipeline, at.pipeline, tensor * context * data);
-  throw Error({.what = fmt::format("no mesh axis is called '{}'", axis),
-               .fix = "the axes are tensor, context, data and pipeline"});
+  switch (axis) {
+    case Axis::tensor:
+      return along(tensor, at.tensor, 1);
+    case Axis::context:
+      return along(context, at.context, tensor);
+    case Axis::data:
+      return along(data, at.data, tensor * context);
+    case Axis::pipeline:
+      return along(pipeline, at.pipeline, tensor * context * data);
+  }
+  std::abort();  // all values are above
 }
 
-std::vector<int> MeshShape::group(const std::string& axis, int rank) const {
-  const Group found = axis_group(axis, rank);
-  std::vector<int> members;
-  for (int i = 0; i < found.size; ++i) members.push_back(found.first + i * found.stride);
-  return members;
+Group MeshShape::gradient_group(int rank) const {
+  const Coordinates at = coordinates(rank);
+  const int index = at.data * context + at.context;
+  return {.axis = name_of(Axis::data),
+          .first = rank - index * tensor,
+          .stride = tensor,
+          .size = context * data,
+          .rank = index};
 }
 
 std::vector<Communicator*> Mesh::communicators() const {
-  return {world.get(), tensor.get(), context.get(), data.get(), pipeline.get()};
+  return {world.get(), tensor.get(), context.get(), gradient.get(), pipeline.get()};
 }
 
 Mesh make_axes(int rank, const MeshShape& shape, const MakeCommunicator& make) {
   Mesh mesh{.shape = shape, .here = shape.coordinates(rank)};
   mesh.world = make(Group{.axis = "world", .size = shape.ranks(), .rank = rank});
-  mesh.tensor = make(shape.axis_group("tensor", rank));
-  mesh.context = make(shape.axis_group("context", rank));
-  mesh.data = make(shape.axis_group("data", rank));
-  mesh.pipeline = make(shape.axis_group("pipeline", rank));
+  mesh.tensor = make(shape.group(Axis::tensor, rank));
+  mesh.context = make(shape.group(Axis::context, rank));
+  mesh.gradient = make(shape.gradient_group(rank));
+  mesh.pipeline = make(shape.group(Axis::pipeline, rank));
   return mesh;
 }
 

@@ -7,6 +7,7 @@
 
 #include <mpi.h>
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -14,8 +15,13 @@
 #include <vector>
 
 #include "framework/comm/communicator.h"
+#include "framework/core/names.h"
 
 namespace choir {
+
+enum class Axis : std::uint8_t { tensor, context, data, pipeline };
+template <>
+inline constexpr auto names<Axis> = std::array{"tensor", "context", "data", "pipeline"};
 
 struct MeshShape {
   int tensor = 1, context = 1, data = 1, pipeline = 1;
@@ -28,10 +34,11 @@ struct MeshShape {
   int ranks() const { return tensor * context * data * pipeline; }
   Coordinates coordinates(int rank) const;
   int rank(const Coordinates& at) const;
-  /// The ranks that differ from `rank` only along one axis ("tensor", "context", "data" or "pipeline"), ascending.
-  std::vector<int> group(const std::string& axis, int rank) const;
-  /// The same as a communicator's group. Throws Error for another name.
-  Group axis_group(const std::string& axis, int rank) const;
+  /// The ranks that differ from `rank` only along one axis.
+  Group group(Axis axis, int rank) const;
+  /// The ranks that hold the same weights and have other rows of the batch: the context and the data axis together. Its
+  /// name is "data".
+  Group gradient_group(int rank) const;
   bool operator==(const MeshShape&) const = default;
 };
 
@@ -39,9 +46,10 @@ struct Mesh {
   MeshShape shape;
   MeshShape::Coordinates here;
   std::unique_ptr<Communicator> world;  ///< all ranks
-  std::unique_ptr<Communicator> tensor, context, data, pipeline;
-  std::unique_ptr<Device> host_device;  ///< the CPU, if the mesh is of GPUs
-  std::unique_ptr<Communicator> host;   ///< all ranks, on host memory: for messages about files and signals
+  std::unique_ptr<Communicator> tensor, context, pipeline;
+  std::unique_ptr<Communicator> gradient;  ///< MeshShape::gradient_group()
+  std::unique_ptr<Device> host_device;     ///< the CPU, if the mesh is of GPUs
+  std::unique_ptr<Communicator> host;      ///< all ranks, on host memory: for messages about files and signals
 
   /// All but `host`: those that a watchdog checks for problems.
   std::vector<Communicator*> communicators() const;

@@ -64,16 +64,18 @@ void MpiCommunicator::transfer(const std::vector<Block>& sends, const std::vecto
     std::vector<Block> messages;
     for (const Block& block : blocks)
       for (std::int64_t begin = 0; begin < block.bytes; begin += largest_message)
-        messages.push_back({block.data + begin, std::min(largest_message, block.bytes - begin), block.peer});
+        messages.push_back({block.data + begin, std::min(largest_message, block.bytes - begin), block.peer, block.tag});
     return messages;
   };
   const std::vector<Block> in = messages_of(receives), out = messages_of(sends);
   std::vector<MPI_Request> requests(in.size() + out.size(), MPI_REQUEST_NULL);
   MPI_Request* request = requests.data();
   for (const Block& message : in)
-    CHECK_MPI(MPI_Irecv(message.data, static_cast<int>(message.bytes), MPI_BYTE, message.peer, 0, comm_, request++));
+    CHECK_MPI(MPI_Irecv(message.data, static_cast<int>(message.bytes), MPI_BYTE, message.peer, message.tag, comm_,
+                        request++));
   for (const Block& message : out)
-    CHECK_MPI(MPI_Isend(message.data, static_cast<int>(message.bytes), MPI_BYTE, message.peer, 0, comm_, request++));
+    CHECK_MPI(MPI_Isend(message.data, static_cast<int>(message.bytes), MPI_BYTE, message.peer, message.tag, comm_,
+                        request++));
 
   std::vector<MPI_Status> statuses(requests.size());
   const int code = MPI_Waitall(static_cast<int>(requests.size()), requests.data(), statuses.data());
@@ -194,7 +196,7 @@ void MpiCommunicator::do_exchange(const std::vector<Message>& sends, const std::
   const auto blocks_of = [](const std::vector<Message>& messages) {
     std::vector<Block> blocks;
     for (const Message& message : messages)
-      blocks.push_back({bytes_of(message.tensor), message.tensor.bytes(), message.peer});
+      blocks.push_back({bytes_of(message.tensor), message.tensor.bytes(), message.peer, message.tag});
     return blocks;
   };
   transfer(blocks_of(sends), blocks_of(receives));

@@ -33,6 +33,7 @@ class MpiCommunicator : public Communicator {
     char* data;
     std::int64_t bytes;
     int peer;
+    int tag = 0;
   };
 
   /// All sends and receives at once; returns when all have ended. Fails if a message is not as long as expected.

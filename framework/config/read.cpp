@@ -128,6 +128,7 @@ struct Suggestion {
   }
   std::string operator()(const std::string*) const { return ""; }
   std::string operator()(const std::array<double, 2>*) const { return ""; }
+  std::string operator()(const std::vector<std::int64_t>*) const { return ""; }
   std::string operator()(const Choice&) const { return ""; }
 };
 
@@ -158,6 +159,14 @@ struct Store {
   bool operator()(std::array<double, 2>* slot) const {
     if (!node.IsSequence() || node.size() != slot->size()) return false;
     std::array<double, 2> values{};
+    for (std::size_t i = 0; i < values.size(); ++i)
+      if (const YAML::Node item = node[i]; !Store{item}(&values[i])) return false;
+    *slot = values;
+    return true;
+  }
+  bool operator()(std::vector<std::int64_t>* slot) const {
+    if (!node.IsSequence()) return false;
+    std::vector<std::int64_t> values(node.size());
     for (std::size_t i = 0; i < values.size(); ++i)
       if (const YAML::Node item = node[i]; !Store{item}(&values[i])) return false;
     *slot = values;

@@ -145,8 +145,12 @@ std::vector<Field> fields(ParallelConfig& c) {
       {"parallel.sequence", &c.sequence, "between layers, the tensor ranks split the rows instead of repeating them"},
       {"parallel.context", &c.context, "ranks that share each sequence",
        only_one("context parallelism is not built yet")},
-      {"parallel.pipeline", &c.pipeline, "ranks that share the layers",
-       only_one("pipeline parallelism is not built yet")},
+      {"parallel.pipeline", &c.pipeline, "stages: ranks that share the layers", at_least(1)},
+      {"parallel.schedule", &c.schedule, "the order in which stages work on the micro-batches of a step"},
+      {"parallel.chunks", &c.chunks, "stretches of the model on each stage; 0: two if interleaved or v, else one",
+       at_least(0)},
+      {"parallel.stages", &c.stages,
+       "parts (embedding, blocks, head) in each stretch, in the model's order; []: cut by cost", at_least(1)},
       {"parallel.expert", &c.expert, "ranks that share the experts", only_one("expert parallelism is not built yet")},
       {"parallel.zero",
        &c.zero,
@@ -212,6 +216,9 @@ struct ValueText {
   std::string operator()(const std::array<double, 2>* value) const {
     return fmt::format("[{}, {}]", (*value)[0], (*value)[1]);
   }
+  std::string operator()(const std::vector<std::int64_t>* values) const {
+    return fmt::format("[{}]", fmt::join(*values, ", "));
+  }
   std::string operator()(const Choice& choice) const { return choice.names.at(choice.get()); }
 };
 
@@ -230,6 +237,9 @@ struct TypeText {
   std::string operator()(const std::string*) const { return "text"; }
   std::string operator()(const std::array<double, 2>*) const {
     return interval_text("two numbers", limits, std::numeric_limits<double>::infinity());
+  }
+  std::string operator()(const std::vector<std::int64_t>*) const {
+    return interval_text("list of integers", limits, largest);
   }
   std::string operator()(const Choice& choice) const { return fmt::format("{}", fmt::join(choice.names, " | ")); }
 };

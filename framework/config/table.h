@@ -29,7 +29,8 @@ struct Choice {
 };
 
 /// Where a value is stored. The type of the value is the type of the pointer.
-using Slot = std::variant<std::int64_t*, std::uint64_t*, double*, bool*, std::string*, std::array<double, 2>*, Choice>;
+using Slot = std::variant<std::int64_t*, std::uint64_t*, double*, bool*, std::string*, std::array<double, 2>*,
+                          std::vector<std::int64_t>*, Choice>;
 
 /// The values that are allowed whatever the other keys are. validate() checks what depends on other keys.
 struct Limits {

@@ -6,8 +6,11 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
+#include <numeric>
 
 #include "framework/config/table.h"
+#include "framework/core/quantity.h"
+#include "framework/model/families.h"
 #include "kernels/matmul.h"
 
 namespace choir {
@@ -30,6 +33,10 @@ struct WithinLimits {
   bool operator()(const double* value) const { return within(limits, *value); }
   bool operator()(const bool*) const { return true; }
   bool operator()(const std::string*) const { return true; }
+  bool operator()(const std::vector<std::int64_t>* values) const {
+    return std::all_of(values->begin(), values->end(),
+                       [&](std::int64_t value) { return within(limits, static_cast<double>(value)); });
+  }
   bool operator()(const Choice&) const { return true; }
   bool operator()(const std::array<double, 2>* value) const {
     return within(limits, (*value)[0]) && within(limits, (*value)[1]);
@@ -100,6 +107,7 @@ class Validator {
   void check_precision();
   void check_schedule();
   void check_layout();
+  void check_pipeline();
   void check_batch();
 
   Config config_;  // a copy: rows of the table point into what they can write
@@ -182,10 +190,9 @@ void Validator::check_schedule() {
                   stable ? " or the decay" : ""));
 }
 
-// ranks = data * tensor * context * pipeline. The last two are 1 until they are built, and expert parallelism uses the
-// ranks of the others.
+// ranks = data * tensor * context * pipeline. Expert parallelism uses the ranks of the others.
 void Validator::check_layout() {
-  if (!are_sound({"parallel.tensor"})) return;
+  if (!are_sound({"parallel.tensor", "parallel.pipeline"})) return;
   const ModelConfig& m = config_.model;
   const std::int64_t tensor = config_.parallel.tensor;
   const auto too_many = [&](std::int64_t most, const std::string& size, const std::string& why) {
@@ -205,19 +212,55 @@ void Validator::check_layout() {
   if (are_sound({"model.vocabulary"}))
     too_many(std::max<std::int64_t>(1, m.vocabulary / 8), fmt::format("model.vocabulary = {}", m.vocabulary),
              "each tensor rank holds at least 8 tokens of the vocabulary");
-  if (ranks_ > 0 && ranks_ % tensor != 0)
-    add(fmt::format("{} rank{} cannot be laid out with parallel.tensor = {}", ranks_, ranks_ == 1 ? "" : "s", tensor),
-        fmt::format("the ranks are data ranks * tensor * context * pipeline, a multiple of {}", tensor),
-        fmt::format("start {} ranks, or set parallel.tensor to one of {}", nearest_multiples(ranks_, tensor),
-                    divisors(ranks_)));
+  const std::int64_t copy = config_.parallel.ranks_of_a_copy();
+  if (ranks_ > 0 && ranks_ % copy != 0) {
+    const bool stages = config_.parallel.pipeline > 1;
+    add(fmt::format("{} rank{} cannot be laid out with parallel.tensor = {}{}", ranks_, ranks_ == 1 ? "" : "s", tensor,
+                    stages ? fmt::format(" and parallel.pipeline = {}", config_.parallel.pipeline) : ""),
+        fmt::format("the ranks are data ranks * tensor * context * pipeline, a multiple of {}", copy),
+        fmt::format("start {} ranks, or set parallel.tensor{} to one of {}", nearest_multiples(ranks_, copy),
+                    stages ? " * parallel.pipeline" : "", divisors(ranks_)));
+  }
+  check_pipeline();
+}
+
+// The model is cut into pipeline * chunks stretches of at least one part.
+void Validator::check_pipeline() {
+  const ParallelConfig& p = config_.parallel;
+  if (!are_sound({"parallel.chunks", "parallel.stages", "model.layers"})) return;
+  const bool v = p.schedule == PipelineSchedule::v_shaped;
+  const bool one = p.schedule == PipelineSchedule::one_forward_one_backward;
+  if ((v && p.chunks != 0 && p.chunks != 2) || (one && p.chunks > 1)) {
+    add(fmt::format("parallel.chunks = {} does not fit parallel.schedule = {}", p.chunks, name_of(p.schedule)),
+        v ? "a V has two stretches on each stage" : "1f1b has one stretch on each stage",
+        v ? "set parallel.chunks to 2" : "set parallel.chunks to 1, or parallel.schedule to interleaved");
+    return;
+  }
+  const auto parts = static_cast<std::int64_t>(make_parts(config_.model, false).size());
+  const std::int64_t chunks = p.chunks_of_stage(), pieces = p.pipeline * chunks;
+  const std::string cut = fmt::format("parallel.pipeline = {}{}", p.pipeline,
+                                      chunks > 1 ? fmt::format(" with {} stretches on each stage", chunks) : "");
+  if (pieces > parts)
+    add(fmt::format("{} is too many for a model of {} parts", cut, parts),
+        "each stretch holds at least one part: the embedding, one of the blocks, or the head",
+        fmt::format("set parallel.pipeline to {} or less", std::max<std::int64_t>(1, parts / chunks)));
+  if (p.stages.empty()) return;
+  const std::int64_t sum = std::accumulate(p.stages.begin(), p.stages.end(), std::int64_t{0});
+  if (std::ssize(p.stages) != pieces || sum != parts)
+    add(fmt::format("parallel.stages has {} with {} in all, but {} and a model of {} parts need {}",
+                    quantity(std::ssize(p.stages), "number"), quantity(sum, "part"), cut, parts,
+                    quantity(pieces, "number")),
+        "it says how many parts (the embedding, each block, the head) each stretch has",
+        fmt::format("give {} numbers whose sum is {}, or [] to cut by cost", pieces, parts));
 }
 
 // batch = data ranks * micro_batch * micro-batches of a step
 void Validator::check_batch() {
-  if (!are_sound({"train.batch", "parallel.micro_batch", "parallel.tensor"})) return;
+  if (!are_sound({"train.batch", "parallel.micro_batch", "parallel.tensor", "parallel.pipeline"})) return;
   const std::int64_t batch = config_.train.batch, micro_batch = config_.parallel.micro_batch;
-  if (ranks_ % config_.parallel.tensor != 0) return;  // the number of data ranks is not known
-  const std::int64_t data = std::max<std::int64_t>(1, ranks_ / config_.parallel.tensor);
+  const std::int64_t copy = config_.parallel.ranks_of_a_copy();
+  if (ranks_ % copy != 0) return;  // the number of data ranks is not known
+  const std::int64_t data = std::max<std::int64_t>(1, ranks_ / copy);
   const std::int64_t step = data * std::max<std::int64_t>(1, micro_batch);
   if (batch % step == 0) return;
   std::string divisor = fmt::format("{} data rank{}", data, data == 1 ? "" : "s");

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "framework/model/stage.h"
+
 namespace choir {
 
 std::vector<PartSpec> make_parts(const ModelConfig& config, bool recompute) {
@@ -11,6 +13,12 @@ std::vector<PartSpec> make_parts(const ModelConfig& config, bool recompute) {
       return decoder_parts(config, recompute);
   }
   std::abort();  // all values are above
+}
+
+ParameterStore all_parameters(const ModelConfig& config) {
+  ParameterStore store;
+  const Stage whole(make_parts(config, /*recompute=*/false), {}, store);
+  return store;
 }
 
 double model_flops(const ModelConfig& c, std::int64_t sequences) {

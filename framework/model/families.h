@@ -12,6 +12,10 @@ namespace choir {
 /// forward again.
 std::vector<PartSpec> make_parts(const ModelConfig&, bool recompute);
 
+/// All parameters of the model as one rank would hold them, declared and not allocated: the names and shapes that all
+/// ranks agree on.
+ParameterStore all_parameters(const ModelConfig&);
+
 std::vector<PartSpec> decoder_parts(const ModelConfig&, bool recompute);  // GPT, Llama: decoder.cpp
 
 /// Floating-point operations of one training step on `sequences` sequences: 6 a parameter in a matrix product and

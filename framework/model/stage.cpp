@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "framework/ops/elementwise.h"
 
@@ -64,22 +65,42 @@ Stage::Stage(const std::vector<PartSpec>& model, const Placement& placement, int
 Tensor Stage::forward(int chunk, Tensor x, const Batch& batch, const Loss& loss, Saved& saved, Context& context) const {
   const auto [begin, end] = chunks_[static_cast<std::size_t>(chunk)];
   for (std::size_t i = begin; i < end; ++i) {
-    saved.push_back(parts_[i]->make_saved());
-    x = parts_[i]->forward(x, batch, loss, *saved.back(), context);
-    if (!loss.gradient) saved.pop_back();
+    saved.parts.push_back(parts_[i]->make_saved());
+    x = parts_[i]->forward(x, batch, loss, *saved.parts.back(), context);
+    if (!loss.gradient) saved.parts.pop_back();
   }
   return x;
 }
 
-Tensor Stage::backward(int chunk, Tensor dy, Saved& saved, Context& context,
-                       const std::function<void(int group)>& done) const {
+Tensor Stage::backward(int chunk, Tensor dy, Saved& saved, Context& context, const GroupDone& done) const {
   const auto [begin, end] = chunks_[static_cast<std::size_t>(chunk)];
   for (std::size_t i = end; i-- > begin;) {
-    dy = parts_[i]->backward(dy, *saved.back(), context);
-    saved.pop_back();
+    dy = parts_[i]->backward(dy, *saved.parts.back(), context);
+    saved.parts.pop_back();
     done(first_group_ + static_cast<int>(i));
   }
   return dy;
+}
+
+Tensor Stage::backward_without_weights(int chunk, Tensor dy, Saved& saved, Context& context) const {
+  const auto [begin, end] = chunks_[static_cast<std::size_t>(chunk)];
+  for (std::size_t i = end; i-- > begin;) {
+    context.deferred = &saved.weights.emplace_back(first_group_ + static_cast<int>(i), DeferredWork{}).second;
+    dy = parts_[i]->backward(dy, *saved.parts.back(), context);
+    saved.parts.pop_back();
+  }
+  context.deferred = nullptr;
+  return dy;
+}
+
+void Stage::weights(Saved& saved, Context& context, const GroupDone& done) const {
+  for (; !saved.weights.empty(); saved.weights.pop_front()) {
+    for (auto& work : saved.weights.front().second) {
+      work(context);
+      work = {};  // releases its tensors
+    }
+    done(saved.weights.front().first);
+  }
 }
 
 std::vector<KeyValueCache> Stage::make_caches(std::int64_t positions, Runtime& runtime) const {
@@ -119,10 +140,12 @@ void Stage::sum_shared_tables(Context& context) const {
   }
 }
 
-std::vector<double> count_costs(const std::vector<PartSpec>& model, const ModelConfig& config,
-                                const TensorShare& share) {
-  std::map<std::string, double> cost_of_kind;
-  std::vector<double> costs;
+PieceTimes count_costs(const std::vector<PartSpec>& model, const ModelConfig& config, const TensorShare& share) {
+  struct Cost {
+    double forward = 0, backward = 0, weights = 0;
+  };
+  std::map<std::string, Cost> cost_of_kind;
+  PieceTimes costs;
   for (const PartSpec& spec : model) {
     const auto [cost, is_new] = cost_of_kind.try_emplace(spec.kind);
     if (is_new) {
@@ -139,11 +162,20 @@ std::vector<double> count_costs(const std::vector<PartSpec>& model, const ModelC
       const Tensor tokens = runtime.empty({context.rows()}, DType::i32);
       const Loss loss{.sum = runtime.empty({1}, DType::f64), .gradient = true};
       Stage::Saved saved;
+      double before = 0;
+      const auto counted = [&] {
+        return device.ledger().total_flops() - std::exchange(before, device.ledger().total_flops());
+      };
       stage.forward(0, x, {.ids = tokens, .targets = tokens}, loss, saved, context);
-      stage.backward(0, x, saved, context, [](int) {});
-      cost->second = device.ledger().total_flops();
+      cost->second.forward = counted();
+      stage.backward_without_weights(0, x, saved, context);
+      cost->second.backward = counted();
+      stage.weights(saved, context, [](int) {});
+      cost->second.weights = counted();
     }
-    costs.push_back(cost->second);
+    costs.forward.push_back(cost->second.forward);
+    costs.backward.push_back(cost->second.backward);
+    costs.weights.push_back(cost->second.weights);
   }
   return costs;
 }

@@ -1,19 +1,26 @@
 // The parts of a model that one pipeline stage holds. Without a pipeline that is the whole model.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <vector>
 
 #include "framework/model/model_config.h"
 #include "framework/model/part.h"
+#include "framework/parallel/schedule.h"
 
 namespace choir {
 
 class Stage {
  public:
   /// What backward needs of one chunk and one micro-batch.
-  using Saved = std::vector<std::unique_ptr<Part::Saved>>;
+  struct Saved {
+    std::vector<std::unique_ptr<Part::Saved>> parts;
+    std::deque<std::pair<int, DeferredWork>> weights;  ///< by group: what backward leaves to weights()
+  };
+  /// Called when a micro-batch has added all that it adds to the gradients of a group.
+  using GroupDone = std::function<void(int group)>;
 
   /// Where each part of a model lies: stretch i of `pieces`, on stage stage_of[i].
   struct Placement {
@@ -30,8 +37,11 @@ class Stage {
   /// Part::forward() through all parts of chunk `chunk`, the stage's stretches in the order of the model. What backward
   /// needs is in `saved` afterwards if loss.gradient.
   Tensor forward(int chunk, Tensor x, const Batch&, const Loss&, Saved& saved, Context&) const;
-  /// Part::backward() through them; empties `saved`. Calls done(group) when this micro-batch has added all to a group.
-  Tensor backward(int chunk, Tensor dy, Saved& saved, Context&, const std::function<void(int group)>& done) const;
+  /// Part::backward() through them; empties `saved`.
+  Tensor backward(int chunk, Tensor dy, Saved& saved, Context&, const GroupDone& done) const;
+  /// The two halves of backward(): the gradients of weights in linear layers, which hold what they need, come later.
+  Tensor backward_without_weights(int chunk, Tensor dy, Saved& saved, Context&) const;
+  void weights(Saved& saved, Context&, const GroupDone& done) const;
 
   /// Caches for one sequence of at most `positions` tokens; for generate().
   std::vector<KeyValueCache> make_caches(std::int64_t positions, Runtime&) const;
@@ -62,7 +72,8 @@ class Stage {
   int first_group_ = 0;       // of parts_[0]
 };
 
-/// The operations of one sequence's forward and backward in each part, counted on device `count`. Ranks agree.
-std::vector<double> count_costs(const std::vector<PartSpec>& model, const ModelConfig&, const TensorShare&);
+/// The floating-point operations of each part for one sequence, counted on device `count`; the same on all ranks.
+/// `weights`: of the weight gradients that can be deferred.
+PieceTimes count_costs(const std::vector<PartSpec>& model, const ModelConfig&, const TensorShare&);
 
 }  // namespace choir

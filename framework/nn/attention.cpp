@@ -81,7 +81,9 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
   out_.backward_bias(dbranch, context);
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dout = out_.backward_input("attention out", dsum, context);
-  out_.backward_weight("attention out", dsum, saved.out, context);
+  compute_weight_gradient(context, [this, dsum, out = saved.out](Context& later) {
+    out_.backward_weight("attention out", dsum, out, later);
+  });
 
   const Tensor dqkv = runtime.empty({saved.qkv.rows(), saved.qkv.width()}, saved.qkv.dtype());
   const auto [q, k, v] = split(saved.qkv);
@@ -90,7 +92,9 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
   rotate(dqkv, true, context);
 
   const PendingTensor dx = enter_backward(qkv_.backward_input("attention qkv", dqkv, context), context, name_.c_str());
-  qkv_.backward_weight("attention qkv", dqkv, enter(saved.x, context, name_.c_str()), context);
+  compute_weight_gradient(context, [this, dqkv, x = saved.x](Context& later) {
+    qkv_.backward_weight("attention qkv", dqkv, enter(x, later, name_.c_str()), later);
+  });
   return dx.wait(runtime);
 }
 

@@ -44,10 +44,14 @@ Tensor FeedForward::backward(const Tensor& dy, const Saved& saved, Context& cont
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dhidden =
       down_.backward_input_activation("feed-forward down", shape_.activation, dsum, saved.hidden, context);
-  down_.backward_weight("feed-forward down", dsum, saved.active, context);
+  compute_weight_gradient(context, [this, dsum, active = saved.active](Context& later) {
+    down_.backward_weight("feed-forward down", dsum, active, later);
+  });
   const PendingTensor dx =
       enter_backward(up_.backward_input("feed-forward up", dhidden, context), context, name_.c_str());
-  up_.backward_weight("feed-forward up", dhidden, enter(saved.x, context, name_.c_str()), context);
+  compute_weight_gradient(context, [this, dhidden, x = saved.x](Context& later) {
+    up_.backward_weight("feed-forward up", dhidden, enter(x, later, name_.c_str()), later);
+  });
   return dx.wait(runtime);
 }
 

@@ -4,6 +4,13 @@
 
 namespace choir {
 
+void compute_weight_gradient(Context& context, std::function<void(Context&)> work) {
+  if (context.deferred)
+    context.deferred->push_back(std::move(work));
+  else
+    work(context);
+}
+
 ColumnLinear::ColumnLinear(std::vector<ColumnPart> parts, std::int64_t inputs, bool bias, float deviation,
                            ParameterStore& store) {
   std::int64_t rows = 0;

@@ -6,6 +6,7 @@
 // Rule of this folder: parameter gradients accumulate (+=), activation gradients overwrite (=).
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,9 @@
 #include "framework/parallel/tensor.h"
 
 namespace choir {
+
+/// Runs `work`, which computes the gradient of a weight, now or when the schedule says so.
+void compute_weight_gradient(Context&, std::function<void(Context&)> work);
 
 /// One named tensor inside a column-split weight: q, k or v; gate or up.
 struct ColumnPart {

@@ -41,10 +41,10 @@ std::vector<ParameterPart> parts_in(const ParameterStore& store, const std::vect
 }
 
 DataParallel::DataParallel(const ParameterStore& store, const Mesh& mesh, bool zero, std::int64_t bucket_elements)
-    : store_(store), zero_(zero) {
+    : store_(store), zero_(zero), final_(static_cast<std::size_t>(store.groups())) {
   std::vector<std::int64_t> begins;
   for (int group = 0; group < store.groups(); ++group) begins.push_back(store.group_begin(group));
-  const int ranks = mesh.data->size(), rank = mesh.data->rank();
+  const int ranks = mesh.gradient->size(), rank = mesh.gradient->rank();
   buckets_ = make_buckets(begins, store.size(), bucket_elements, bucket_alignment(ranks));
   for (const FlatRange& bucket : buckets_) {
     counted_.push_back(part_of(bucket, ranks, rank));
@@ -54,15 +54,19 @@ DataParallel::DataParallel(const ParameterStore& store, const Mesh& mesh, bool z
 
 void DataParallel::group_final(int group, Context& context) {
   Device& device = context.runtime.device;
-  Communicator& axis = *context.mesh.data;
+  Communicator& axis = *context.mesh.gradient;
   if (axis.size() == 1) {
     started_ = buckets_.size();
     return;
   }
+  final_[static_cast<std::size_t>(group)] = true;
+  auto first_final = static_cast<int>(final_.size());  // it and all later groups are final
+  while (first_final > 0 && final_[static_cast<std::size_t>(first_final) - 1]) --first_final;
+  const std::int64_t begin = first_final < store_.groups() ? store_.group_begin(first_final) : store_.size();
   Event ready;
   ready.record(device.compute());
   ready.wait(device.communicate());
-  for (; started_ < buckets_.size() && buckets_[started_].begin >= store_.group_begin(group); ++started_) {
+  for (; started_ < buckets_.size() && buckets_[started_].begin >= begin; ++started_) {
     const FlatRange& bucket = buckets_[started_];
     const Tensor gradient = store_.gradient.slice_columns(bucket.begin, bucket.end);
     if (zero_) {
@@ -79,11 +83,12 @@ void DataParallel::group_final(int group, Context& context) {
 void DataParallel::finish(Context& context) {
   done_.wait(context.runtime.device.compute());
   started_ = 0;
+  final_.assign(final_.size(), false);
 }
 
 void DataParallel::gather_masters(Context& context) {
   if (!zero_) return;
-  Communicator& axis = *context.mesh.data;
+  Communicator& axis = *context.mesh.gradient;
   for (const FlatRange& bucket : buckets_) {
     const FlatRange part = part_of(bucket, axis.size(), axis.rank());
     axis.all_gather(store_.master.slice_columns(part.begin, part.end),

@@ -55,7 +55,7 @@ class DataParallel {
   DataParallel(const ParameterStore& store, const Mesh& mesh, bool zero,
                std::int64_t bucket_elements = default_bucket_elements);
 
-  /// Called by backward when the gradients of `group` and of all later groups are final on this rank.
+  /// The gradients of `group` are final on this rank. Groups come in any order, the same on all data ranks.
   void group_final(int group, Context&);
   /// After the last group: the compute stream waits for every reduction. Ready for the next step.
   void finish(Context&);
@@ -73,7 +73,8 @@ class DataParallel {
   const ParameterStore& store_;
   bool zero_;
   std::vector<FlatRange> buckets_, updated_, counted_;
-  std::size_t started_ = 0;
+  std::vector<bool> final_;  // by group
+  std::size_t started_ = 0;  // buckets, in order
   Event done_;
 };
 

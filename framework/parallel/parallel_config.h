@@ -2,18 +2,29 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
+
+#include "framework/parallel/schedule.h"
 
 namespace choir {
 
 struct ParallelConfig {
-  std::int64_t tensor = 1;       ///< ranks that share each layer: attention heads, feed-forward columns, vocabulary
-  bool sequence = false;         ///< between layers, the tensor ranks split the rows instead of repeating them
-  std::int64_t context = 1;      ///< ranks that share each sequence (not built yet: must be 1)
-  std::int64_t pipeline = 1;     ///< ranks that share the layers (not built yet: must be 1)
-  std::int64_t expert = 1;       ///< ranks that share the experts (not built yet: must be 1)
-  std::int64_t zero = 0;         ///< 1: the optimizer state is split over the data ranks
-  std::int64_t micro_batch = 0;  ///< sequences per forward on one rank; 0: all of a data rank's share at once
+  std::int64_t tensor = 1;    ///< ranks that share each layer: attention heads, feed-forward columns, vocabulary
+  bool sequence = false;      ///< between layers, the tensor ranks split the rows instead of repeating them
+  std::int64_t context = 1;   ///< ranks that share each sequence (not built yet: must be 1)
+  std::int64_t pipeline = 1;  ///< ranks that share the layers: stages
+  PipelineSchedule schedule = PipelineSchedule::one_forward_one_backward;
+  std::int64_t chunks = 0;             ///< stretches of the model on each stage; 0: two if interleaved or v, else one
+  std::vector<std::int64_t> stages{};  ///< parts in each stretch; empty: cut by cost
+  std::int64_t expert = 1;             ///< ranks that share the experts (not built yet: must be 1)
+  std::int64_t zero = 0;               ///< 1: the optimizer state is split over the data ranks
+  std::int64_t micro_batch = 0;        ///< sequences per forward on one rank; 0: all of a data rank's share at once
 
+  std::int64_t ranks_of_a_copy() const { return tensor * context * pipeline; }  ///< that together hold the model once
+  std::int64_t chunks_of_stage() const {
+    if (chunks > 0) return chunks;
+    return schedule == PipelineSchedule::interleaved || schedule == PipelineSchedule::v_shaped ? 2 : 1;
+  }
   bool operator==(const ParallelConfig&) const = default;
 };
 

@@ -82,10 +82,13 @@ RankPlan plan_rank(const Config& config, const Trainer& trainer, const MeshShape
   const auto step_of = [&](std::int64_t count) {
     return count_step(with_micro_batches(config, trainer, shape.data, count), shape, rank, what, threads);
   };
-  const std::int64_t in_flight = peak_in_flight(trainer.schedule()), all = trainer.micro_batches();
-  if (all <= in_flight + 1) return step_of(all);
-  RankPlan plan = step_of(in_flight + 1);
-  repeat(plan, step_of(in_flight), all - (in_flight + 1));
+  // Once the pipeline is full, a schedule repeats itself after as many micro-batches as there are stages.
+  const Pipeline& pipeline = trainer.pipeline();
+  const std::int64_t all = pipeline.micro_batches, period = pipeline.stages, fills = 2 * pipeline.pieces() - 1;
+  if (all <= fills + period) return step_of(all);
+  const std::int64_t base = fills + (all - fills) % period;
+  RankPlan plan = step_of(base + period);
+  repeat(plan, step_of(base), (all - base) / period - 1);
   return plan;
 }
 
@@ -126,19 +129,29 @@ RankPlan count_step(const Config& config, const MeshShape& shape, int rank, Coun
 }
 
 Plan make_plan(const Config& config, std::int64_t ranks, CountOnly device, int threads) {
-  Plan plan{.shape = mesh_shape(config, ranks), .model_flops = model_flops(config.model, config.train.batch)};
-  std::vector<Share> shares;
-  for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
-    const int rank = plan.shape.rank({.tensor = tensor});
-    CountingRank declared(config, plan.shape, rank, device, threads);
-    plan.parameters = declared.trainer.parameters().global_count();
-    shares.push_back(share_of(declared));
-    const auto equal =
-        static_cast<std::size_t>(std::find(shares.begin(), shares.end(), shares.back()) - shares.begin());
-    RankPlan here = equal < plan.ranks.size() ? plan.ranks[equal]
-                                              : plan_rank(config, declared.trainer, plan.shape, rank, device, threads);
-    here.at = plan.shape.coordinates(rank);
-    plan.ranks.push_back(std::move(here));
+  Plan plan{.shape = mesh_shape(config, ranks),
+            .parameters = all_parameters(config.model).global_count(),
+            .model_flops = model_flops(config.model, config.train.batch)};
+  for (int stage = 0; stage < plan.shape.pipeline; ++stage) {
+    std::vector<Share> shares;  // of the tensor ranks of this stage
+    const std::size_t first = plan.ranks.size();
+    for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
+      const int rank = plan.shape.rank({.tensor = tensor, .pipeline = stage});
+      CountingRank declared(config, plan.shape, rank, device, threads);
+      if (plan.ranks.empty()) {
+        plan.stages = declared.trainer.describe_stages();
+        plan.bubble = declared.trainer.bubble();
+        plan.micro_batches = declared.trainer.micro_batches();
+      }
+      shares.push_back(share_of(declared));
+      const auto equal =
+          static_cast<std::size_t>(std::find(shares.begin(), shares.end(), shares.back()) - shares.begin());
+      RankPlan here = first + equal < plan.ranks.size()
+                          ? plan.ranks[first + equal]
+                          : plan_rank(config, declared.trainer, plan.shape, rank, device, threads);
+      here.at = plan.shape.coordinates(rank);
+      plan.ranks.push_back(std::move(here));
+    }
   }
   return plan;
 }
@@ -150,9 +163,15 @@ std::string describe(const Plan& plan, const Config& config) {
   const HeadPartition heads{config.model.attention.heads, config.model.kv_heads(), s.tensor};
   text += heads.describe() + fmt::format("largest share of heads over the mean: {:.3f}\n", heads.imbalance());
 
+  if (!plan.stages.empty())
+    text +=
+        fmt::format("{}\nbubble of {} with {}: {:.1f} % of the stages' time, by counted operations\n", plan.stages,
+                    name_of(config.parallel.schedule), quantity(plan.micro_batches, "micro-batch"), 100 * plan.bubble);
+
   const RankPlan& worst = plan.worst();
-  text += fmt::format("\nthe rank with the largest peak: tensor {}, {} of the parameters held, {} counted here\n",
-                      worst.at.tensor, worst.held_parameters, worst.owned_parameters);
+  const std::string stage = s.pipeline > 1 ? fmt::format(", stage {}", worst.at.pipeline) : "";
+  text += fmt::format("\nthe rank with the largest peak: tensor {}{}, {} of the parameters held, {} counted here\n",
+                      worst.at.tensor, stage, worst.held_parameters, worst.owned_parameters);
   text += "memory at its peak\n";
   for (int kind = 0; kind < num_memory_kinds; ++kind)
     text += fmt::format("  {:<18} {:>12}\n", name_of(static_cast<MemoryKind>(kind)),
@@ -184,6 +203,7 @@ std::string to_json(const Plan& plan) {
     for (const auto& t : r.traffic)
       traffic.push_back({{"axis", t.axis}, {"verb", t.verb}, {"messages", t.messages}, {"bytes", t.bytes}});
     ranks.push_back({{"tensor", r.at.tensor},
+                     {"stage", r.at.pipeline},
                      {"owned_parameters", r.owned_parameters},
                      {"held_parameters", r.held_parameters},
                      {"peak_bytes", r.peak.total()},
@@ -196,6 +216,7 @@ std::string to_json(const Plan& plan) {
   return Json{{"parameters", plan.parameters},
               {"ranks", plan.shape.ranks()},
               {"model_flops", plan.model_flops},
+              {"bubble", plan.bubble},
               {"positions", ranks}}
              .dump(2) +
          "\n";

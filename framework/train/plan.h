@@ -26,10 +26,13 @@ struct RankPlan {
 
 struct Plan {
   MeshShape shape;
-  std::int64_t parameters = 0;    ///< of the whole model
-  double model_flops = 0;         ///< of one step, over all ranks
-  std::vector<RankPlan> ranks;    ///< one for each tensor rank: data ranks are alike
-  const RankPlan& worst() const;  ///< the largest peak
+  std::int64_t parameters = 0;     ///< of the whole model
+  double model_flops = 0;          ///< of one step, over all ranks
+  std::string stages;              ///< Trainer::describe_stages()
+  std::int64_t micro_batches = 0;  ///< of a step, on each data rank
+  double bubble = 0;               ///< Trainer::bubble()
+  std::vector<RankPlan> ranks;     ///< by stage and tensor rank: data ranks are alike
+  const RankPlan& worst() const;   ///< the largest peak
 };
 
 /// The plan for ranks on such devices. `threads` per CPU rank: workspaces depend on it. The configuration is valid for

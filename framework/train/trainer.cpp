@@ -1,10 +1,14 @@
 #include "framework/train/trainer.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <map>
 #include <numbers>
 
+#include "framework/core/error.h"
 #include "framework/ops/elementwise.h"
 #include "framework/optim/schedule.h"
 
@@ -25,13 +29,52 @@ TensorShare tensor_share(const Config& config, const Mesh& mesh) {
   return {.rank = mesh.tensor->rank(), .size = mesh.tensor->size(), .sequence = config.parallel.sequence};
 }
 
+std::int64_t sequences_of_micro_batch(const Config& config, const Mesh& mesh) {
+  return config.parallel.micro_batch > 0 ? config.parallel.micro_batch : config.train.batch / mesh.shape.data;
+}
+
+Pipeline pipeline_of(const Config& config, const Mesh& mesh, std::int64_t micro_batch) {
+  return {.schedule = config.parallel.schedule,
+          .stages = mesh.shape.pipeline,
+          .chunks = static_cast<int>(config.parallel.chunks_of_stage()),
+          .micro_batches = static_cast<int>(config.train.batch / mesh.shape.data / micro_batch)};
+}
+
+/// The stretches that parallel.stages names, or those with the least largest cost; on the stages of the pipeline.
+Stage::Placement place(const std::vector<PartSpec>& model, const Pipeline& pipeline, const Config& config,
+                       const TensorShare& share) {
+  Stage::Placement placement;
+  std::int64_t begin = 0;
+  for (const std::int64_t parts : config.parallel.stages) {
+    placement.pieces.push_back({begin, begin + parts});
+    begin += parts;
+  }
+  if (placement.pieces.empty()) placement.pieces = cut_by_time(pipeline, count_costs(model, config.model, share));
+  for (int piece = 0; piece < pipeline.pieces(); ++piece) placement.stage_of.push_back(pipeline.stage_of(piece));
+  return placement;
+}
+
+/// What was built is what was asked for: the stages together have all parts of the model. Collective.
+void check_placement(const Mesh& mesh, std::int64_t held, std::size_t asked) {
+  Device& device = mesh.pipeline->device();
+  if (device.counts_only()) return;
+  Runtime runtime{.device = device};
+  double parts = static_cast<double>(held);
+  const Tensor sum = ops::to_device(runtime, std::vector<double>{parts}, DType::f64);
+  mesh.pipeline->all_reduce(sum, Reduce::sum, device.compute(), "parts of the model");
+  ops::download(runtime, sum, &parts);
+  if (parts != static_cast<double>(asked))
+    throw Error({.what = fmt::format("the pipeline stages hold {} parts, but the model has {}", parts, asked),
+                 .why = "this is a mistake in the program"});
+}
+
 }  // namespace
 
 MeshShape mesh_shape(const Config& config, std::int64_t ranks) {
   const ParallelConfig& p = config.parallel;
   return {.tensor = static_cast<int>(p.tensor),
           .context = static_cast<int>(p.context),
-          .data = static_cast<int>(ranks / (p.tensor * p.context * p.pipeline)),
+          .data = static_cast<int>(ranks / p.ranks_of_a_copy()),
           .pipeline = static_cast<int>(p.pipeline)};
 }
 
@@ -40,31 +83,124 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
       mesh_(mesh),
       runtime_{.device = device, .seed = config.train.seed, .compute_type = compute_type(config.train.precision)},
       share_(tensor_share(config, mesh)),
-      stage_(make_parts(config.model, config.train.recompute == Recompute::block), share_, store_) {
+      micro_batch_(sequences_of_micro_batch(config, mesh)),
+      pipeline_(pipeline_of(config, mesh, micro_batch_)),
+      model_(make_parts(config.model, config.train.recompute == Recompute::block)),
+      placement_(place(model_, pipeline_, config, share_)),
+      stage_(model_, placement_, mesh.here.pipeline, share_, store_) {
+  check_placement(mesh, stage_.parts(), model_.size());
   runtime_.scalars = runtime_.empty({sizeof(kernels::StepScalars)}, DType::u8, MemoryKind::optimizer);
   loss_sum_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
-  store_.allocate(runtime_, bucket_alignment(mesh.data->size()), inference);
+  store_.allocate(runtime_, bucket_alignment(mesh.gradient->size()), inference);
   store_.initialize(runtime_);
   if (inference) return;
 
   data_parallel_ = std::make_unique<DataParallel>(store_, mesh, config.parallel.zero == 1);
   Context all = context();
   optimizer_ = std::make_unique<Optimizer>(config.optimizer, store_, *data_parallel_, all);
-  const std::int64_t share_of_batch = config.train.batch / mesh.data->size();
-  micro_batch_ = config.parallel.micro_batch > 0 ? config.parallel.micro_batch : share_of_batch;
-  micro_batches_ = share_of_batch / micro_batch_;
-  schedule_ = one_forward_one_backward(mesh.here.pipeline, mesh.shape.pipeline, static_cast<int>(micro_batches_));
+  schedule_ = with_transfers(pipeline_, make_schedules(pipeline_))[static_cast<std::size_t>(mesh.here.pipeline)];
 }
 
-Batch Trainer::read_batch(std::int64_t first_sample, std::int64_t end_sample, const ReadSample& read) {
+double Trainer::bubble() const {
+  const PieceTimes times = times_of(placement_.pieces, count_costs(model_, config_.model, share_));
+  return timeline(pipeline_, make_schedules(pipeline_), times).bubble();
+}
+
+std::string Trainer::describe_stages() const {
+  if (pipeline_.pieces() == 1) return "";
+  std::string text;
+  for (int stage = 0; stage < pipeline_.stages; ++stage) {
+    text += fmt::format("{}stage {}:", stage == 0 ? "" : "\n", stage);
+    for (int chunk = 0; chunk < pipeline_.chunks; ++chunk) {
+      const Slice& parts = placement_.pieces[static_cast<std::size_t>(pipeline_.piece(stage, chunk))];
+      const auto name = [&](std::int64_t part) { return model_[static_cast<std::size_t>(part)].name; };
+      text += fmt::format("{} {}", chunk == 0 ? "" : ",", name(parts.begin));
+      if (parts.count() > 1) text += fmt::format(" to {}", name(parts.end - 1));
+    }
+  }
+  return text;
+}
+
+/// Adds to `counted` what the targets are.
+Batch Trainer::read_batch(const Rows& rows, const ReadSample& read, LossSum& counted) {
   const auto length = static_cast<std::size_t>(config_.model.context);
-  const auto rows = static_cast<std::size_t>(end_sample - first_sample) * length;
-  std::vector<std::int32_t> ids(rows), targets(rows);
+  const auto tokens = static_cast<std::size_t>(rows.sequences) * length;
+  std::vector<std::int32_t> ids(tokens), targets(tokens, -1);
   if (!runtime_.device.counts_only())
-    for (std::size_t s = 0; s < rows / length; ++s)
-      read(first_sample + static_cast<std::int64_t>(s), std::span(ids).subspan(s * length, length),
-           std::span(targets).subspan(s * length, length));
+    for (std::int64_t s = 0; s < rows.real; ++s) {
+      const std::size_t begin = static_cast<std::size_t>(s) * length;
+      counted.bytes +=
+          read(rows.first_sample + s, std::span(ids).subspan(begin, length), std::span(targets).subspan(begin, length));
+    }
+  counted.tokens += std::count_if(targets.begin(), targets.end(), [](std::int32_t token) { return token >= 0; });
   return {ops::to_device(runtime_, ids, DType::i32), ops::to_device(runtime_, targets, DType::i32)};
+}
+
+/// Executes the steps of this stage. `done` is called when the last micro-batch has added all to a group's gradients.
+/// Returns how many targets this rank's losses are of.
+LossSum Trainer::run(const std::vector<StageStep>& steps, const RowsOf& rows, const Loss& loss, bool training,
+                     const ReadSample& read, const Stage::GroupDone& done) {
+  const auto context_of = [&](int micro_batch) {
+    Context here = context();
+    const Rows held = rows(micro_batch);
+    here.sequences = held.sequences;
+    here.length = config_.model.context;
+    here.first_sample = held.first_sample;
+    here.training = training;
+    return here;
+  };
+  const auto shape_between_parts = [&](int micro_batch) -> Shape {
+    return {row_share(context_of(micro_batch)).block, config_.model.width};
+  };
+  int last = 0;
+  for (const StageStep& step : steps)
+    if (step.action) last = std::max(last, step.action->micro_batch);
+
+  LossSum counted;
+  StageExchange between(pipeline_);
+  std::map<std::pair<int, int>, Stage::Saved> saved;  // by micro-batch and chunk
+  for (const StageStep& step : steps) {
+    Context all = context();
+    between.exchange(step, shape_between_parts, all);
+    if (!step.action) continue;
+    const auto [kind, m, chunk] = *step.action;
+    const int piece = pipeline_.piece(mesh_.here.pipeline, chunk);
+    Context here = context_of(m);
+    Stage::Saved& state = saved[{m, chunk}];
+    const Stage::GroupDone done_in_last = [&, micro_batch = m](int group) {
+      if (micro_batch == last) done(group);
+    };
+    switch (kind) {
+      case Action::Kind::forward: {
+        const Tensor x = between.take(kind, m, piece, here);
+        const bool first_piece = piece == 0, last_piece = piece == pipeline_.pieces() - 1;
+        LossSum not_counted;
+        const Batch batch =
+            first_piece || last_piece ? read_batch(rows(m), read, last_piece ? counted : not_counted) : Batch{};
+        between.put(kind, m, piece, stage_.forward(chunk, x, batch, loss, state, here));
+        break;
+      }
+      case Action::Kind::backward: {
+        const Tensor dy = between.take(kind, m, piece, here);
+        const Tensor dx = pipeline_.splits_backward() ? stage_.backward_without_weights(chunk, dy, state, here)
+                                                      : stage_.backward(chunk, dy, state, here, done_in_last);
+        between.put(kind, m, piece, dx);
+        break;
+      }
+      case Action::Kind::weights:
+        stage_.weights(state, here, done_in_last);
+        break;
+    }
+    if (state.parts.empty() && state.weights.empty()) saved.erase({m, chunk});
+  }
+  return counted;
+}
+
+/// The sums over the ranks that have other rows of the batch.
+void Trainer::complete_gradients(int group) {
+  Context all = context();
+  sum_shared_gradients(store_, group, all);
+  data_parallel_->group_final(group, all);
 }
 
 Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
@@ -76,29 +212,20 @@ Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
 
   // Training windows are full, so every rank knows the global number of target tokens.
   const double scale = 1.0 / static_cast<double>(config_.train.batch * config_.model.context);
-  const std::int64_t first = mesh_.here.data * micro_batches_ * micro_batch_;
-  std::vector<Stage::Saved> slots(static_cast<std::size_t>(peak_in_flight(schedule_)));
-  for (const auto& [kind, m] : schedule_) {
-    Context here = context();
-    here.sequences = micro_batch_;
-    here.length = config_.model.context;
-    here.first_sample = first + m * micro_batch_;
-    Stage::Saved& saved = slots[static_cast<std::size_t>(m) % slots.size()];
-    if (kind == Action::Kind::forward) {
-      const Batch batch = read_batch(here.first_sample, here.first_sample + micro_batch_, read);
-      stage_.forward(0, {}, batch, {.sum = loss_sum_, .scale = scale, .gradient = true}, saved, here);
-    } else {
-      const bool last = m == micro_batches_ - 1;
-      stage_.backward(0, {}, saved, here, [&](int group) {
-        if (!last) return;
-        sum_shared_gradients(store_, group, here);
-        data_parallel_->group_final(group, here);
-      });
-    }
-  }
+  const std::int64_t first = mesh_.here.data * micro_batches() * micro_batch_;
+  const RowsOf rows = [&](int m) {
+    return Rows{.first_sample = first + m * micro_batch_, .sequences = micro_batch_, .real = micro_batch_};
+  };
+  run(schedule_, rows, {.sum = loss_sum_, .scale = scale, .gradient = true}, true, read, [&](int group) {
+    if (!stage_.shares(group)) complete_gradients(group);
+  });
   Context all = context();
+  stage_.sum_shared_tables(all);
+  for (int group = 0; group < store_.groups(); ++group)
+    if (stage_.shares(group)) complete_gradients(group);
   data_parallel_->finish(all);
-  mesh_.data->all_reduce(loss_sum_, Reduce::sum, runtime_.device.compute(), "loss");
+  mesh_.gradient->all_reduce(loss_sum_, Reduce::sum, runtime_.device.compute(), "loss");
+  mesh_.pipeline->all_reduce(loss_sum_, Reduce::sum, runtime_.device.compute(), "loss");  // the last stage has it
   return loss_sum_;
 }
 
@@ -118,37 +245,46 @@ StepResult Trainer::step(std::int64_t step, const ReadSample& read) {
           .rate = learning_rate(config_.optimizer, step, config_.train.steps)};
 }
 
+/// The forward actions of the schedule for `micro_batches` micro-batches.
+std::vector<StageStep> Trainer::forward_steps(std::int64_t micro_batches) const {
+  Pipeline pipeline = pipeline_;
+  pipeline.micro_batches = static_cast<int>(micro_batches);
+  std::vector<std::vector<Action>> schedules = make_schedules(pipeline);
+  for (std::vector<Action>& schedule : schedules)
+    std::erase_if(schedule, [](const Action& action) { return action.kind != Action::Kind::forward; });
+  return with_transfers(pipeline, schedules)[static_cast<std::size_t>(mesh_.here.pipeline)];
+}
+
 std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample& read,
                                          const std::function<bool()>& stop) {
   ops::fill(runtime_, loss_sum_, 0.0f);
   double tokens = 0, bytes = 0;
-  const ReadSample counted = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-    const std::int64_t text = read(index, inputs, targets);
-    bytes += static_cast<double>(text);
-    tokens += static_cast<double>(std::count_if(targets.begin(), targets.end(), [](std::int32_t t) { return t >= 0; }));
-    return text;
-  };
-  // One micro-batch on every data rank at a time, as full as possible.
-  const std::int64_t ranks = mesh_.data->size(), at_once = ranks * micro_batch_;
+  // As many micro-batches at a time as there are stages, as full as possible. All ranks run equally many: one that has
+  // no sequence left runs one without targets.
+  const std::int64_t ranks = mesh_.shape.data, at_once = ranks * micro_batch_;
   bool stopped = false;
-  for (std::int64_t first = 0; first < samples && !stopped; first += at_once) {
-    const Slice share = even_slice(std::min(at_once, samples - first), ranks, mesh_.here.data);
-    if (share.begin < share.end) {
-      Context here = context();
-      here.training = false;
-      here.sequences = share.end - share.begin;
-      here.length = config_.model.context;
-      const Batch batch = read_batch(first + share.begin, first + share.end, counted);
-      Stage::Saved saved;
-      stage_.forward(0, {}, batch, {.sum = loss_sum_}, saved, here);
-    }
+  for (std::int64_t first = 0; first < samples && !stopped;) {
+    const auto rows = [&](int m) {
+      const std::int64_t begin = std::min(samples, first + m * at_once);
+      const Slice share = even_slice(std::min(at_once, samples - begin), ranks, mesh_.here.data);
+      return Rows{.first_sample = begin + share.begin,
+                  .sequences = std::max<std::int64_t>(1, share.count()),
+                  .real = share.count()};
+    };
+    const std::int64_t micro_batches =
+        std::min<std::int64_t>(pipeline_.stages, (samples - first + at_once - 1) / at_once);
+    const LossSum counted = run(forward_steps(micro_batches), rows, {.sum = loss_sum_}, false, read, {});
+    tokens += static_cast<double>(counted.tokens);
+    bytes += static_cast<double>(counted.bytes);
+    first += micro_batches * at_once;
     stopped = stop && stop();
   }
   if (stopped) return std::nullopt;
   double host[3] = {0, tokens, bytes};
   ops::download(runtime_, loss_sum_, host);
   const Tensor sums = ops::to_device(runtime_, std::vector<double>(host, host + 3), DType::f64);
-  mesh_.data->all_reduce(sums, Reduce::sum, runtime_.device.compute(), "evaluation");
+  mesh_.gradient->all_reduce(sums, Reduce::sum, runtime_.device.compute(), "evaluation");
+  mesh_.pipeline->all_reduce(sums, Reduce::sum, runtime_.device.compute(), "evaluation");  // the last stage has them
   ops::download(runtime_, sums, host);
   return LossSum{
       .loss = host[0], .tokens = static_cast<std::int64_t>(host[1]), .bytes = static_cast<std::int64_t>(host[2])};

@@ -16,7 +16,7 @@
 #include "framework/model/stage.h"
 #include "framework/optim/optimizer.h"
 #include "framework/parallel/data.h"
-#include "framework/parallel/pipeline.h"
+#include "framework/parallel/stage_exchange.h"
 
 namespace choir {
 
@@ -73,23 +73,40 @@ class Trainer {
   const DataParallel& data_parallel() const { return *data_parallel_; }
   Optimizer& optimizer() { return *optimizer_; }
 
-  std::int64_t micro_batches() const { return micro_batches_; }      ///< a step and data rank
-  std::int64_t micro_batch() const { return micro_batch_; }          ///< sequences in each
-  const std::vector<Action>& schedule() const { return schedule_; }  ///< of one step
+  std::int64_t micro_batches() const { return pipeline_.micro_batches; }  ///< a step and data rank
+  std::int64_t micro_batch() const { return micro_batch_; }               ///< sequences in each
+  const Pipeline& pipeline() const { return pipeline_; }
+  /// A line for each stage, "stage 0: embedding, blocks.0 to blocks.2"; empty without a pipeline.
+  std::string describe_stages() const;
+  /// The share of the stages' time in which they wait, if an operation takes the same time everywhere and messages
+  /// none.
+  double bubble() const;
 
  private:
-  Batch read_batch(std::int64_t first_sample, std::int64_t end_sample, const ReadSample& read);
+  /// The sequences of a micro-batch on this rank. Those from `real` on have no targets.
+  struct Rows {
+    std::int64_t first_sample = 0, sequences = 1, real = 1;
+  };
+  using RowsOf = std::function<Rows(int micro_batch)>;
+  Batch read_batch(const Rows&, const ReadSample& read, LossSum& counted);
+  LossSum run(const std::vector<StageStep>& steps, const RowsOf& rows, const Loss&, bool training,
+              const ReadSample& read, const Stage::GroupDone& done);
+  void complete_gradients(int group);
+  std::vector<StageStep> forward_steps(std::int64_t micro_batches) const;
 
   Config config_;
   Mesh& mesh_;
   Runtime runtime_;
   TensorShare share_;
+  std::int64_t micro_batch_ = 1;
   ParameterStore store_;
+  Pipeline pipeline_;
+  std::vector<PartSpec> model_;
+  Stage::Placement placement_;
   Stage stage_;
   std::unique_ptr<DataParallel> data_parallel_;
   std::unique_ptr<Optimizer> optimizer_;
-  std::int64_t micro_batch_ = 1, micro_batches_ = 1;
-  std::vector<Action> schedule_;
+  std::vector<StageStep> schedule_;
   Tensor loss_sum_;  // one f64: over this rank's sequences, then over all
 };
 

@@ -34,9 +34,10 @@ std::vector<float> on_host(Trainer& trainer, const Tensor& flat) {
 /// of masters. Collective.
 NamedTensors gather(Trainer& trainer, const Tensor& flat) {
   const std::vector<float> local = on_host(trainer, flat);
+  const ParameterStore model = all_parameters(trainer.config().model);
   std::map<std::string, std::size_t> begin;
   std::size_t size = 0;
-  for (const Parameter& p : trainer.parameters().parameters()) {
+  for (const Parameter& p : model.parameters()) {
     begin[p.name] = size;
     size += static_cast<std::size_t>(p.global_count());
   }
@@ -47,7 +48,7 @@ NamedTensors gather(Trainer& trainer, const Tensor& flat) {
           static_cast<double>(local[static_cast<std::size_t>(part.flat_begin + i - part.begin)]);
   sum_over_ranks(trainer, all);
   NamedTensors whole;
-  for (const Parameter& p : trainer.parameters().parameters()) {
+  for (const Parameter& p : model.parameters()) {
     const auto first = all.begin() + static_cast<std::ptrdiff_t>(begin[p.name]);
     whole[p.name].assign(first, first + p.global_count());
   }
@@ -57,23 +58,23 @@ NamedTensors gather(Trainer& trainer, const Tensor& flat) {
 /// One comparison for each parameter: the elements held here and on all other ranks are those of `whole`. Collective.
 std::vector<Comparison> compare_copies(Trainer& trainer, const std::string& what, const NamedTensors& whole) {
   const std::vector<float> local = on_host(trainer, trainer.parameters().master);
-  std::vector<Comparison> comparisons;
-  std::vector<double> squares;
-  for (const Parameter& p : trainer.parameters().parameters()) {
-    const std::vector<double>& tensor = whole.at(p.name);
+  std::vector<double> squares;  // in the order of `whole`, which is that of all ranks; a tensor not held here adds zero
+  for (const auto& [name, tensor] : whole) {
     double square = 0;
-    for (std::int64_t i = 0; i < p.held.count(); ++i) {
-      const double held = static_cast<double>(local[static_cast<std::size_t>(p.offset() + i)]);
-      square += std::pow(held - tensor[global_index(p, i)], 2);
-    }
-    squares.push_back(square / static_cast<double>(p.global_count()));
-    comparisons.push_back({.what = what + p.name});
+    if (const Parameter* p = trainer.parameters().find(name))
+      for (std::int64_t i = 0; i < p->held.count(); ++i) {
+        const double held = static_cast<double>(local[static_cast<std::size_t>(p->offset() + i)]);
+        square += std::pow(held - tensor[global_index(*p, i)], 2);
+      }
+    squares.push_back(square / static_cast<double>(tensor.size()));
   }
   sum_over_ranks(trainer, squares);
-  std::size_t i = 0;
-  for (const Parameter& p : trainer.parameters().parameters()) {
-    const double square = squares[i];
-    comparisons[i++].difference = square == 0 ? 0 : std::sqrt(square) / root_mean_square(whole.at(p.name));
+  std::vector<Comparison> comparisons;
+  auto square = squares.begin();
+  for (const auto& [name, tensor] : whole) {
+    const double difference = *square == 0 ? 0 : std::sqrt(*square) / root_mean_square(tensor);
+    comparisons.push_back({.what = what + name, .difference = difference});
+    ++square;
   }
   return comparisons;
 }
@@ -127,7 +128,10 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   Config c = original;
   c.data = {};  // random tokens
   const std::int64_t tensor = c.parallel.tensor, unit = 8 * tensor;
-  c.model.layers = std::min<std::int64_t>(c.model.layers, 2);
+  // A part for each stretch: two of them are the embedding and the head.
+  const std::int64_t stretches = c.parallel.pipeline * c.parallel.chunks_of_stage();
+  c.parallel.stages = {};
+  c.model.layers = std::min(c.model.layers, std::max<std::int64_t>(2, stretches - 2));
   c.model.attention.head_width = 8;
   c.model.width = 8 * std::min<std::int64_t>(c.model.attention.heads, 8);
   c.model.initial_deviation = 1 / std::sqrt(static_cast<double>(c.model.width));

@@ -177,6 +177,41 @@ TEST_F(CallRings, NamesBothOfACycle) {
       << text;
 }
 
+// Three stages. Stage 1 has sent the output of micro-batch 1 and stopped; stage 0 waits for a gradient of it, stage 2
+// for the output of micro-batch 2. The stages have made different numbers of exchanges.
+TEST_F(CallRings, ComparesCallsOfPairsByTheirMessages) {
+  const auto exchange = [&](const char* label, std::uint64_t number, std::vector<Call::Peer> peers) {
+    Call call = call_of("exchange", "pipeline", label, number, 0, 3);
+    std::copy(peers.begin(), peers.end(), call.peers);
+    return call;
+  };
+  {
+    CallRing ring(path(0));
+    ring.end(ring.begin(exchange("forward 0 to stage 1", 1, {{1, 1, 0}})));
+    ring.end(ring.begin(exchange("forward 1 to stage 1", 2, {{1, 2, 0}})));
+    ring.begin(exchange("backward 0 from stage 1", 3, {{1, 2, 1}}));
+  }
+  {
+    CallRing ring(path(1));
+    ring.end(ring.begin(exchange("forward 0 from stage 0", 1, {{0, 0, 1}})));
+    ring.end(ring.begin(exchange("forward 0 to stage 2, forward 1 from stage 0", 2, {{0, 0, 2}, {2, 1, 0}})));
+    ring.end(ring.begin(exchange("forward 1 to stage 2", 3, {{2, 2, 0}})));
+    ring.end(ring.begin(call_of("all_reduce", "tensor", "mlp", 50, 1, 1)));
+  }
+  {
+    CallRing ring(path(2));
+    ring.end(ring.begin(exchange("forward 0 from stage 1", 1, {{1, 0, 1}})));
+    ring.end(ring.begin(exchange("forward 1 from stage 1", 2, {{1, 0, 2}})));
+    ring.begin(exchange("forward 2 from stage 1", 3, {{1, 0, 3}}));
+  }
+  const std::string text = describe_call_rings(folder_);
+  EXPECT_EQ(text.find("rank 1 is past all_reduce #50 of tensor (mlp), rank 0 at exchange #3 of pipeline (backward 0 "
+                      "from stage 1)\nrank 0:\n"),
+            0u)
+      << text;
+  EXPECT_NE(text.find(", with rank 1 (0 sent, 3 received), running for "), std::string::npos) << text;
+}
+
 TEST_F(CallRings, SaysSoIfNobodyIsBehind) {
   EXPECT_EQ(first_line(), "no call rings (rank-N.calls) in " + folder_);
   write_ring(0, call_of("barrier", "world", "end", 0, 0, 2), 1, 2, false);

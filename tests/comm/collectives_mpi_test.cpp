@@ -264,7 +264,7 @@ TEST_F(FloatCollectives, CallsAreInTheRing) {
   const Tensor x = ranks.tensor(random_values(rank, 10));
   comm.all_reduce(x, Reduce::sum, stream, "blocks.7.attention.out");
   ranks.mesh.world->barrier(stream, "end of step");
-  comm.all_reduce(x, Reduce::max, stream, "a label that is much longer than the forty-six characters of a slot");
+  comm.all_reduce(x, Reduce::max, stream, "a label that is much longer than the sixty-two characters that a slot has");
   const std::vector<Call> calls = ranks.ring.calls();
   if (size == 1) {
     EXPECT_TRUE(calls.empty());
@@ -281,7 +281,7 @@ TEST_F(FloatCollectives, CallsAreInTheRing) {
   EXPECT_EQ(calls[2].number, 2u);
   EXPECT_EQ(calls[2].sequence, 3u);
   EXPECT_EQ(calls[2].ranks, size);
-  EXPECT_STREQ(calls[2].label, "a label that is much longer than the forty-six");
+  EXPECT_STREQ(calls[2].label, "a label that is much longer than the sixty-two characters that");
   EXPECT_FALSE(ranks.ring.in_call());
 }
 

@@ -24,7 +24,7 @@ TEST_F(CountingMesh, SeesTheMeshAsTheRankWould) {
   EXPECT_EQ(mesh.here, shape.coordinates(5));
   EXPECT_EQ(mesh.tensor->rank(), 1);
   EXPECT_EQ(mesh.tensor->size(), 4);
-  EXPECT_EQ(mesh.data->rank(), 1);
+  EXPECT_EQ(mesh.gradient->rank(), 1);
   EXPECT_EQ(mesh.pipeline->size(), 1);
   EXPECT_EQ(mesh.world->rank(), 5);
 }
@@ -40,7 +40,7 @@ TEST_F(CountingMesh, CountsMessagesByAxisAndVerb) {
   mesh.tensor->broadcast(small, 0, stream, "f");
   mesh.tensor->exchange({{small, 0}, {large, 2}}, {{empty({1}), 3}}, stream, "g");
   mesh.tensor->barrier(stream, "h");
-  mesh.data->all_reduce(empty({8}, DType::bf16), Reduce::sum, stream, "i");
+  mesh.gradient->all_reduce(empty({8}, DType::bf16), Reduce::sum, stream, "i");
   mesh.context->all_reduce(small, Reduce::sum, stream, "one rank: no message");
   mesh.context->all_gather(small, empty({10, 6}), stream, "one rank: no message, and no copy of what is not there");
 

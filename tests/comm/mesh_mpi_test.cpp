@@ -32,10 +32,10 @@ TEST(Mesh, EveryAxisConnectsItsGroupInRankOrder) {
       comm.all_gather(mine, all, ranks.device.compute(), "members");
       EXPECT_EQ(values_of<std::int32_t>(all), std::vector<std::int32_t>(members.begin(), members.end()));
     };
-    check(*ranks.mesh.tensor, shape.group("tensor", world_rank));
-    check(*ranks.mesh.context, shape.group("context", world_rank));
-    check(*ranks.mesh.data, shape.group("data", world_rank));
-    check(*ranks.mesh.pipeline, shape.group("pipeline", world_rank));
+    check(*ranks.mesh.tensor, shape.group(Axis::tensor, world_rank).members());
+    check(*ranks.mesh.context, shape.group(Axis::context, world_rank).members());
+    check(*ranks.mesh.gradient, shape.gradient_group(world_rank).members());
+    check(*ranks.mesh.pipeline, shape.group(Axis::pipeline, world_rank).members());
     std::vector<int> everyone;
     for (int r = 0; r < world_size(); ++r) everyone.push_back(r);
     check(*ranks.mesh.world, everyone);

@@ -5,7 +5,6 @@
 #include <set>
 
 #include "framework/comm/mesh.h"
-#include "framework/core/error.h"
 
 namespace choir::tests {
 namespace {
@@ -36,20 +35,20 @@ TEST(MeshShape, CoordinatesAndRanksAreOneToOne) {
 }
 
 TEST(MeshShape, GroupsDifferAlongOneAxisAndDivideTheRanks) {
-  struct Axis {
-    const char* name;
+  struct Along {
+    Axis axis;
     int MeshShape::*size;
     int MeshShape::Coordinates::*index;
   };
-  const Axis axes[] = {{"tensor", &MeshShape::tensor, &MeshShape::Coordinates::tensor},
-                       {"context", &MeshShape::context, &MeshShape::Coordinates::context},
-                       {"data", &MeshShape::data, &MeshShape::Coordinates::data},
-                       {"pipeline", &MeshShape::pipeline, &MeshShape::Coordinates::pipeline}};
+  const Along axes[] = {{Axis::tensor, &MeshShape::tensor, &MeshShape::Coordinates::tensor},
+                        {Axis::context, &MeshShape::context, &MeshShape::Coordinates::context},
+                        {Axis::data, &MeshShape::data, &MeshShape::Coordinates::data},
+                        {Axis::pipeline, &MeshShape::pipeline, &MeshShape::Coordinates::pipeline}};
   for_all_shapes([&](const MeshShape& shape) {
-    for (const Axis& axis : axes) {
+    for (const Along& axis : axes) {
       std::set<std::vector<int>> groups;
       for (int rank = 0; rank < shape.ranks(); ++rank) {
-        const std::vector<int> group = shape.group(axis.name, rank);
+        const std::vector<int> group = shape.group(axis.axis, rank).members();
         std::vector<int> expected;
         for (int i = 0; i < shape.*axis.size; ++i) {
           MeshShape::Coordinates at = shape.coordinates(rank);
@@ -67,12 +66,17 @@ TEST(MeshShape, GroupsDifferAlongOneAxisAndDivideTheRanks) {
   });
 }
 
-TEST(MeshShape, UnknownAxisIsNamed) {
-  try {
-    MeshShape().group("tensr", 0);
-    FAIL() << "nothing was thrown";
-  } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("'tensr'"), std::string::npos);
+TEST(MeshShape, GradientsAreSummedOverContextAndData) {
+  const MeshShape shape{.tensor = 2, .context = 3, .data = 2, .pipeline = 2};
+  for (int rank = 0; rank < shape.ranks(); ++rank) {
+    const MeshShape::Coordinates at = shape.coordinates(rank);
+    std::vector<int> expected;
+    for (int other = 0; other < shape.ranks(); ++other)
+      if (const auto there = shape.coordinates(other); there.tensor == at.tensor && there.pipeline == at.pipeline)
+        expected.push_back(other);
+    const Group group = shape.gradient_group(rank);
+    EXPECT_EQ(group.members(), expected);
+    EXPECT_EQ(group.members()[static_cast<std::size_t>(group.rank)], rank);
   }
 }
 

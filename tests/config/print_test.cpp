@@ -46,6 +46,7 @@ struct Change {
   void operator()(bool* value) const { *value = !*value; }
   void operator()(std::string* value) const { *value += " \"quoted\" \\ : # {\n\t\x01\x7f} \xc3\xa9"; }
   void operator()(std::array<double, 2>* value) const { *value = {(*value)[0] / 3, (*value)[1] / 7}; }
+  void operator()(std::vector<std::int64_t>* value) const { value->insert(value->end(), {3, 1}); }
   void operator()(const Choice& choice) const { choice.set((choice.get() + 1) % choice.names.size()); }
 };
 

@@ -41,6 +41,34 @@ void check(const std::vector<Case>& cases) {
   }
 }
 
+TEST(Validate, PipelineStagesHoldAtLeastOnePart) {
+  check({
+      {{"parallel.pipeline=15"},
+       15,
+       {"parallel.pipeline = 15 is too many for a model of 14 parts", "set parallel.pipeline to 14 or less"}},
+      {{"parallel.pipeline=8", "parallel.schedule=interleaved"},
+       8,
+       {"parallel.pipeline = 8 with 2 stretches on each stage is too many", "set parallel.pipeline to 7 or less"}},
+      {{"parallel.pipeline=2", "parallel.chunks=3", "parallel.schedule=v"},
+       2,
+       {"parallel.chunks = 3 does not fit parallel.schedule = v", "set parallel.chunks to 2"}},
+      {{"parallel.pipeline=2", "parallel.chunks=2"},
+       2,
+       {"parallel.chunks = 2 does not fit parallel.schedule = 1f1b", "parallel.schedule to interleaved"}},
+      {{"parallel.pipeline=2", "parallel.stages=[6, 7]"},
+       2,
+       {"parallel.stages has 2 numbers with 13 parts in all", "need 2 numbers", "2 numbers whose sum is 14"}},
+      {{"parallel.pipeline=3", "parallel.stages=[7, 7]"}, 3, {"parallel.stages has 2 numbers", "3 numbers whose sum"}},
+      {{"parallel.pipeline=2", "parallel.tensor=2"},
+       6,
+       {"6 ranks cannot be laid out with parallel.tensor = 2 and parallel.pipeline = 2", "a multiple of 4",
+        "start 4 or 8 ranks"}},
+      {{"parallel.pipeline=2", "train.batch=6", "parallel.micro_batch=4"},
+       2,
+       {"train.batch = 6 does not divide by 1 data rank * parallel.micro_batch = 4"}},
+  });
+}
+
 TEST(Validate, AcceptsWhatCanRun) {
   check({
       {{}, 0, {}},
@@ -48,6 +76,10 @@ TEST(Validate, AcceptsWhatCanRun) {
       {{}, 8, {}},
       {{"parallel.tensor=5", "parallel.sequence=true"}, 10, {}},
       {{"parallel.sequence=true", "parallel.zero=1"}, 1, {}},
+      {{"parallel.pipeline=14"}, 28, {}},
+      {{"parallel.pipeline=7", "parallel.schedule=interleaved"}, 7, {}},
+      {{"parallel.pipeline=2", "parallel.schedule=v", "parallel.tensor=3"}, 12, {}},
+      {{"parallel.pipeline=2", "parallel.stages=[6, 8]", "parallel.schedule=zero_bubble"}, 2, {}},
       {{"model.width=100", "model.attention.heads=25", "model.attention.kv_heads=5"}, 1, {}},
       {{"model.attention.head_width=24", "model.width=100"}, 1, {}},
       {{"model.attention.position=rotary"}, 1, {}},
@@ -125,7 +157,9 @@ TEST(Validate, Ranges) {
       {{"parallel.context=2"},
        2,
        {"parallel.context = 2 is out of range", "context parallelism is not built yet", "set parallel.context to 1"}},
-      {{"parallel.pipeline=2"}, 2, {"pipeline parallelism is not built yet", "set parallel.pipeline to 1"}},
+      {{"parallel.pipeline=0"}, 2, {"parallel.pipeline = 0 is out of range"}},
+      {{"parallel.chunks=-1"}, 1, {"parallel.chunks = -1 is out of range"}},
+      {{"parallel.stages=[3, 0]", "parallel.pipeline=2"}, 2, {"parallel.stages = [3, 0] is out of range"}},
       {{"parallel.expert=2"}, 2, {"expert parallelism is not built yet", "set parallel.expert to 1"}},
       {{"parallel.context=0"}, 2, {"parallel.context = 0 is out of range", "set parallel.context to 1"}},
       {{"parallel.zero=2"},

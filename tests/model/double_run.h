@@ -33,8 +33,8 @@ struct DoubleRun {
   /// The mean loss of samples [0, batch) of the random text, in micro-batches of `micro_batch` sequences. With
   /// `gradient`, its gradients are then in store.gradient.
   double loss(std::int64_t batch, std::int64_t micro_batch, bool gradient) {
-    const std::int64_t length = model.context, here_begin = batch / mesh.data->size() * mesh.data->rank();
-    const std::int64_t here_end = here_begin + batch / mesh.data->size();
+    const std::int64_t length = model.context, here_begin = batch / mesh.shape.data * mesh.here.data;
+    const std::int64_t here_end = here_begin + batch / mesh.shape.data;
     const Tensor loss_sum = runtime.empty({1}, DType::f64);
     ops::fill(runtime, loss_sum, 0);
     if (gradient) ops::fill(runtime, store.gradient, 0);
@@ -63,7 +63,7 @@ struct DoubleRun {
     }
     Context all = context();
     data.finish(all);
-    mesh.data->all_reduce(loss_sum, Reduce::sum, runtime.device.compute(), "loss");
+    mesh.gradient->all_reduce(loss_sum, Reduce::sum, runtime.device.compute(), "loss");
     double sum = 0;
     ops::download(runtime, loss_sum, &sum);
     return sum * scale;
@@ -71,7 +71,7 @@ struct DoubleRun {
 
   Tensors gradients() {
     Context all = context();
-    return gather(store, store.gradient, data, all);
+    return gather(model, store, store.gradient, data, all);
   }
 
   ModelConfig model;
@@ -87,7 +87,7 @@ struct DoubleRun {
     const kernels::StepScalars third_step{.step = 3};  // dropout's counter
     runtime.scalars = runtime.empty({sizeof third_step}, DType::u8);
     ops::upload(runtime, &third_step, runtime.scalars);
-    store.allocate(runtime, bucket_alignment(mesh.data->size()));
+    store.allocate(runtime, bucket_alignment(mesh.gradient->size()));
     store.initialize(runtime);
     return store;
   }

@@ -55,7 +55,7 @@ TEST(DataParallelism, SumsEveryBucketOnceAndGathersWhatOtherRanksUpdated) {
             updated += range.count();
             for (std::int64_t i = range.begin; i < range.end; ++i) {
               float sum = 0;
-              for (const int peer : mesh.shape.group("data", rank)) sum += gradient_of(peer, i);
+              for (const int peer : mesh.shape.gradient_group(rank).members()) sum += gradient_of(peer, i);
               ASSERT_EQ(store.gradient.data<float>()[i], sum) << "element " << i;
             }
           }
@@ -67,7 +67,7 @@ TEST(DataParallelism, SumsEveryBucketOnceAndGathersWhatOtherRanksUpdated) {
           for (const FlatRange& range : ranges)
             for (std::int64_t i = range.begin; i < range.end; ++i) ++holds[static_cast<std::size_t>(i)];
           const Tensor sum = ops::to_device(runtime, holds, DType::i32);
-          mesh.data->all_reduce(sum, Reduce::sum, device.compute(), "holders");
+          mesh.gradient->all_reduce(sum, Reduce::sum, device.compute(), "holders");
           ops::download(runtime, sum, holds.data());
           return holds;
         };

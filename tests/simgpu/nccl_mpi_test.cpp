@@ -177,15 +177,15 @@ TEST_F(FloatNcclCollectives, AxesOfAMesh) {
     axis.all_reduce(x, Reduce::sum, grid.device.compute(), "axis");
     return static_cast<int>(grid.values_of<float>(x)[0]);
   };
-  const auto expected = [&](const std::string& axis) {
+  const auto expected = [&](Axis axis) {
     int sum = 0;
-    for (const int member : grid.mesh.shape.group(axis, world_rank)) sum += 1 << member;
+    for (const int member : grid.mesh.shape.group(axis, world_rank).members()) sum += 1 << member;
     return sum;
   };
   for (int repeat = 0; repeat < 3; ++repeat) {
-    EXPECT_EQ(sum_of(*grid.mesh.tensor), expected("tensor"));
-    EXPECT_EQ(sum_of(*grid.mesh.data), expected("data"));
-    EXPECT_EQ(sum_of(*grid.mesh.pipeline), expected("pipeline"));
+    EXPECT_EQ(sum_of(*grid.mesh.tensor), expected(Axis::tensor));
+    EXPECT_EQ(sum_of(*grid.mesh.gradient), expected(Axis::data));
+    EXPECT_EQ(sum_of(*grid.mesh.pipeline), expected(Axis::pipeline));
     EXPECT_EQ(sum_of(*grid.mesh.world), (1 << size) - 1);
   }
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "framework/comm/context.h"
+#include "framework/model/families.h"
 #include "framework/ops/elementwise.h"
 #include "framework/parallel/data.h"
 #include "framework/train/comparison.h"
@@ -35,20 +36,22 @@ inline std::int64_t global_index(const Parameter& p, std::int64_t i) {
 
 /// All parameters' elements of `flat` (store.gradient or store.master) on every rank, each from the one rank that
 /// counts it. Fails if an element is counted by no rank or by several. Collective.
-inline Tensors gather(const ParameterStore& store, const Tensor& flat, const DataParallel& data, Context& context) {
+inline Tensors gather(const ModelConfig& config, const ParameterStore& store, const Tensor& flat,
+                      const DataParallel& data, Context& context) {
   Runtime& runtime = context.runtime;
   const std::vector<double> local = elements(runtime.device, flat);
-  const auto total = static_cast<std::size_t>(store.global_count());
+  const ParameterStore model = all_parameters(config);
+  const auto total = static_cast<std::size_t>(model.global_count());
   std::vector<double> host(2 * total);  // the values, then the number of ranks that count each
-  std::map<const Parameter*, std::size_t> begin;
+  std::map<std::string, std::size_t> begin;
   std::size_t at = 0;
-  for (const Parameter& p : store.parameters()) {
-    begin[&p] = at;
+  for (const Parameter& p : model.parameters()) {
+    begin[p.name] = at;
     at += static_cast<std::size_t>(p.global_count());
   }
   for (const ParameterPart& part : parts_in(store, data.counted(), true))
     for (std::int64_t i = part.begin; i < part.end; ++i) {
-      const std::size_t to = begin[part.parameter] + static_cast<std::size_t>(global_index(*part.parameter, i));
+      const std::size_t to = begin[part.parameter->name] + static_cast<std::size_t>(global_index(*part.parameter, i));
       host[to] += local[static_cast<std::size_t>(part.flat_begin + i - part.begin)];
       host[total + to] += 1;
     }
@@ -56,8 +59,9 @@ inline Tensors gather(const ParameterStore& store, const Tensor& flat, const Dat
   context.mesh.world->all_reduce(device, Reduce::sum, runtime.device.compute(), "test: gather");
   ops::download(runtime, device, host.data());
   Tensors tensors;
-  for (const Parameter& p : store.parameters()) {
-    const auto first = static_cast<std::ptrdiff_t>(begin[&p]), count = static_cast<std::ptrdiff_t>(p.global_count());
+  for (const Parameter& p : model.parameters()) {
+    const auto first = static_cast<std::ptrdiff_t>(begin[p.name]),
+               count = static_cast<std::ptrdiff_t>(p.global_count());
     tensors[p.name].assign(host.begin() + first, host.begin() + first + count);
     const auto counts = host.begin() + static_cast<std::ptrdiff_t>(total) + first;
     EXPECT_TRUE(std::all_of(counts, counts + count, [](double n) { return n == 1; }))

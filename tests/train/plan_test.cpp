@@ -33,11 +33,10 @@ void expect_full_count(const Config& config, int ranks, DeviceKind kind) {
   throw_if_any(validate(config, ranks));
   const CountOnly device{.kind = kind, .gpu = nullptr};
   const Plan plan = make_plan(config, ranks, device, 2);
-  ASSERT_EQ(std::ssize(plan.ranks), plan.shape.tensor);
-  for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
-    SCOPED_TRACE("tensor rank " + std::to_string(tensor));
-    const int rank = plan.shape.rank({.tensor = tensor});
-    expect_equal(plan.ranks[static_cast<std::size_t>(tensor)], count_step(config, plan.shape, rank, device, 2));
+  ASSERT_EQ(std::ssize(plan.ranks), plan.shape.tensor * plan.shape.pipeline);
+  for (const RankPlan& planned : plan.ranks) {
+    SCOPED_TRACE("tensor rank " + std::to_string(planned.at.tensor) + ", stage " + std::to_string(planned.at.pipeline));
+    expect_equal(planned, count_step(config, plan.shape, plan.shape.rank(planned.at), device, 2));
   }
 }
 
@@ -48,6 +47,14 @@ Config small_config(const std::vector<std::string>& words) {
   all.insert(all.end(), words.begin(), words.end());
   return read_config("", all);
 }
+
+// Pipelines have two more micro-batches than fill them, and all that a schedule may do at its ends.
+const std::vector<std::string> pipelines[] = {
+    {"parallel.pipeline=2"},
+    {"parallel.pipeline=3", "parallel.schedule=zero_bubble"},
+    {"parallel.pipeline=2", "parallel.schedule=interleaved", "parallel.tensor=2"},
+    {"parallel.pipeline=2", "parallel.schedule=v", "train.recompute=block"},
+};
 
 // Five heads, nine feed-forward units of eight, 100 tokens and 9 or 18 rows divide by none of these ranks.
 struct Layout {
@@ -82,6 +89,17 @@ TEST(Plan, EqualsTheStepThatRunsEveryMicroBatch) { expect_full_counts(DeviceKind
 TEST(Plan, OnGpusEqualsTheStepThatRunsEveryMicroBatch) {
   if (!kernels::built_with_cuda) GTEST_SKIP() << "this build has no CUDA kernels to count";
   expect_full_counts(DeviceKind::cuda);
+}
+
+TEST(Plan, OfAPipelineEqualsTheStepThatRunsEveryMicroBatch) {
+  for (const std::vector<std::string>& pipeline : pipelines)
+    for (int micro_batches = 1; micro_batches <= 16; ++micro_batches) {
+      std::vector<std::string> words = {"parallel.micro_batch=1", "train.batch=" + std::to_string(micro_batches)};
+      words.insert(words.end(), pipeline.begin(), pipeline.end());
+      const Config config = small_config(words);
+      SCOPED_TRACE(pipeline[0] + " " + pipeline.back() + " " + std::to_string(micro_batches));
+      expect_full_count(config, static_cast<int>(config.parallel.ranks_of_a_copy()), DeviceKind::cpu);
+    }
 }
 
 TEST(Plan, OfAThousandMicroBatchesEqualsTheFullCount) {

@@ -35,8 +35,8 @@ struct Layout {
   std::int64_t micro_batch = 0;
   bool recompute = false;
   StreamMode streams = StreamMode::immediate;
-
-  int ranks() const { return tensor * data; }
+  int pipeline = 1;
+  PipelineSchedule schedule = PipelineSchedule::one_forward_one_backward;
 };
 
 /// The models of small_models.h; on the simulated GPU those three that together have every layer and option.
@@ -60,8 +60,10 @@ inline std::vector<Layout> layouts(int ranks) {
                       .zero = 1,
                       .micro_batch = 2,
                       .recompute = true});
+    if (ranks > 1) some.push_back({.name = "pipeline", .micro_batch = 4, .pipeline = ranks});
     return some;
   }
+  using enum PipelineSchedule;
   std::vector<Layout> all = {
       {.name = "tensor", .tensor = ranks},
       {.name = "tensor, sequence", .tensor = ranks, .sequence = true},
@@ -75,7 +77,30 @@ inline std::vector<Layout> layouts(int ranks) {
       {.name = "data, micro-batch 1", .data = ranks, .micro_batch = 1},
       {.name = "data, zero 1, recompute", .data = ranks, .zero = 1, .recompute = true},
   };
+  all.push_back({.name = "pipeline, micro-batch 3", .micro_batch = 3, .pipeline = ranks});
+  all.push_back({.name = "pipeline, zero_bubble, micro-batch 2, recompute",
+                 .micro_batch = 2,
+                 .recompute = true,
+                 .pipeline = ranks,
+                 .schedule = zero_bubble});
+  if (ranks <= 2) {  // two stretches on each stage: the models have four parts
+    all.push_back({.name = "interleaved, micro-batch 2", .micro_batch = 2, .pipeline = ranks, .schedule = interleaved});
+    all.push_back({.name = "v, micro-batch 1", .micro_batch = 1, .pipeline = ranks, .schedule = v_shaped});
+  }
   if (ranks == 4) {
+    all.push_back({.name = "tensor 2, pipeline 2, interleaved, sequence, micro-batch 3",
+                   .tensor = 2,
+                   .sequence = true,
+                   .micro_batch = 3,
+                   .pipeline = 2,
+                   .schedule = interleaved});
+    all.push_back(
+        {.name = "data 2, pipeline 2, zero 1, micro-batch 2", .data = 2, .zero = 1, .micro_batch = 2, .pipeline = 2});
+    all.push_back({.name = "data 2, pipeline 2, v, micro-batch 1",
+                   .data = 2,
+                   .micro_batch = 1,
+                   .pipeline = 2,
+                   .schedule = v_shaped});
     all.push_back({.name = "tensor 2, data 2", .tensor = 2, .data = 2});
     all.push_back({.name = "tensor 2, data 2, sequence, micro-batch 1",
                    .tensor = 2,
@@ -113,6 +138,8 @@ inline Config small_config(const ModelConfig& model, const OptimizerConfig& opti
   config.parallel.sequence = layout.sequence;
   config.parallel.zero = layout.zero;
   config.parallel.micro_batch = layout.micro_batch;
+  config.parallel.pipeline = layout.pipeline;
+  config.parallel.schedule = layout.schedule;
   return config;
 }
 
@@ -156,7 +183,7 @@ struct SmallRun {
   }
   Tensors gather_flat(const Tensor& flat) {
     Context context = trainer.context();
-    return gather(trainer.parameters(), flat, trainer.data_parallel(), context);
+    return gather(trainer.config().model, trainer.parameters(), flat, trainer.data_parallel(), context);
   }
 };
 

@@ -1,0 +1,97 @@
+// Pipeline parallelism through the program: training, checkpoints in other layouts, verify, plan and what is refused.
+#include <gtest/gtest.h>
+
+#include "tests/launch/runs.h"
+
+namespace choir::tests {
+namespace {
+
+struct Layout {
+  int ranks;
+  std::string words;
+};
+
+// The tiny model has four parts. Its batch is 4 sequences.
+const Layout layouts[] = {
+    {2, "parallel.pipeline=2 parallel.micro_batch=1"},
+    {3, "parallel.pipeline=3 parallel.micro_batch=2 parallel.schedule=zero_bubble"},
+    {2, "parallel.pipeline=2 parallel.micro_batch=1 parallel.schedule=interleaved train.recompute=block"},
+    {4, "parallel.pipeline=2 parallel.micro_batch=1 parallel.schedule=v parallel.zero=1"},
+    {4, "parallel.pipeline=2 parallel.tensor=2 parallel.sequence=true parallel.stages=[1,3]"},
+};
+
+TEST(Pipeline, AnyPipelineGivesTheLossesOfOneRank) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(1, "one").code, 0);
+  const std::vector<double> losses = shop.metric("one", "loss"), bits = shop.metric("one", "bits_per_byte");
+  const std::vector<double> norms = shop.metric("one", "gradient_norm");
+  for (const auto& [ranks, words] : layouts) {
+    SCOPED_TRACE(words);
+    const Finished run = shop.train(ranks, "many", words);
+    ASSERT_EQ(run.code, 0) << run.output;
+    expect_near(shop.metric("many", "loss"), losses, relative);
+    expect_near(shop.metric("many", "gradient_norm"), norms, relative);
+    expect_near(shop.metric("many", "bits_per_byte"), bits, relative);
+    shell("rm -r " + shop.path("many"));
+  }
+}
+
+TEST(Pipeline, SaysWhatEachStageHolds) {
+  const Workshop shop;
+  const Finished cut = shop.train(2, "cut", "parallel.pipeline=2 parallel.stages=[1,3] train.steps=1");
+  EXPECT_TRUE(contains(cut, "tensor 1, pipeline 2 (1f1b), data 1")) << cut.output;
+  EXPECT_TRUE(contains(cut, "stage 0: embedding\nstage 1: blocks.0 to head\n")) << cut.output;
+}
+
+TEST(Pipeline, CheckpointsDoNotDependOnIt) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(1, "one", "train.steps=5").code, 0);
+  const std::string v = "parallel.pipeline=2 parallel.schedule=v parallel.micro_batch=1 ";
+  ASSERT_EQ(shop.train(2, "two", v + "train.steps=5").code, 0);
+  ASSERT_EQ(shop.choir("checkpoint verify " + shop.path("two")).code, 0);
+  // A checkpoint of a pipeline goes on without one, and the other way round.
+  const Finished without = shop.train(1, "two", "--resume");
+  ASSERT_EQ(without.code, 0) << without.output;
+  const Finished with = shop.train(3, "one", "--resume parallel.pipeline=3");
+  ASSERT_EQ(with.code, 0) << with.output;
+  ASSERT_EQ(shop.metric("one", "loss").size(), 10u);
+  expect_near(shop.metric("two", "loss"), shop.metric("one", "loss"), relative);
+  const Finished text = shop.choir("generate " + shop.path("two"));
+  EXPECT_EQ(text.code, 0) << text.output;
+}
+
+TEST(Pipeline, ResumeInTheSameLayoutIsExact) {
+  const Workshop shop;
+  const std::string layout = "parallel.pipeline=2 parallel.micro_batch=2 ";
+  ASSERT_EQ(shop.train(2, "whole", layout).code, 0);
+  ASSERT_EQ(shop.train(2, "two", layout + "train.steps=10 checkpoint.every=5").code, 0);
+  shell("rm -r " + shop.path("two") + "/checkpoints/step-00000010");
+  const Finished resumed = shop.train(2, "two", layout + "--resume=5");
+  ASSERT_EQ(resumed.code, 0) << resumed.output;
+  EXPECT_EQ(shop.metric("two", "loss"), shop.metric("whole", "loss"));
+}
+
+TEST(Pipeline, VerifyProvesItAndThePlanShowsIt) {
+  const Workshop shop;
+  const Finished verify = shop.mpirun(
+      4, "verify " + shop.path("tiny.yaml") + " parallel.pipeline=2 parallel.tensor=2 parallel.micro_batch=1");
+  EXPECT_EQ(verify.code, 0) << verify.output;
+  EXPECT_TRUE(contains(verify, "comparisons on 4 ranks")) << verify.output;
+  const Finished plan = shop.choir("plan " + shop.path("tiny.yaml") +
+                                   " --ranks 2 parallel.pipeline=2 parallel.micro_batch=1 parallel.stages=[1,3]");
+  EXPECT_EQ(plan.code, 0) << plan.output;
+  EXPECT_TRUE(contains(plan, "stage 0: embedding")) << plan.output;
+  EXPECT_TRUE(contains(plan, "pipeline   exchange")) << plan.output;
+  EXPECT_TRUE(contains(plan, "bubble")) << plan.output;
+}
+
+TEST(Pipeline, MoreStagesThanPartsAreRefused) {
+  const Workshop shop;
+  const Finished refused = shop.train(5, "run", "parallel.pipeline=5");
+  EXPECT_EQ(refused.code, 2) << refused.output;
+  EXPECT_TRUE(contains(refused, "parallel.pipeline = 5 is too many for a model of 4 parts")) << refused.output;
+  EXPECT_TRUE(contains(refused, "set parallel.pipeline to 4 or less")) << refused.output;
+}
+
+}  // namespace
+}  // namespace choir::tests
