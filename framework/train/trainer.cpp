@@ -53,7 +53,8 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
   const std::int64_t share_of_batch = config.train.batch / mesh.data->size();
   micro_batch_ = config.parallel.micro_batch > 0 ? config.parallel.micro_batch : share_of_batch;
   micro_batches_ = share_of_batch / micro_batch_;
-  schedule_ = one_forward_one_backward(mesh.here.pipeline, mesh.shape.pipeline, static_cast<int>(micro_batches_));
+  const Pipeline pipeline{.stages = mesh.shape.pipeline, .micro_batches = static_cast<int>(micro_batches_)};
+  schedule_ = make_schedules(pipeline)[static_cast<std::size_t>(mesh.here.pipeline)];
 }
 
 Batch Trainer::read_batch(std::int64_t first_sample, std::int64_t end_sample, const ReadSample& read) {
@@ -78,7 +79,7 @@ Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
   const double scale = 1.0 / static_cast<double>(config_.train.batch * config_.model.context);
   const std::int64_t first = mesh_.here.data * micro_batches_ * micro_batch_;
   std::vector<Stage::Saved> slots(static_cast<std::size_t>(peak_in_flight(schedule_)));
-  for (const auto& [kind, m] : schedule_) {
+  for (const auto& [kind, m, chunk] : schedule_) {
     Context here = context();
     here.sequences = micro_batch_;
     here.length = config_.model.context;

@@ -16,7 +16,7 @@
 #include "framework/model/stage.h"
 #include "framework/optim/optimizer.h"
 #include "framework/parallel/data.h"
-#include "framework/parallel/pipeline.h"
+#include "framework/parallel/schedule.h"
 
 namespace choir {
 
