@@ -6,9 +6,8 @@
 //
 // Milakov, Gimelshein (2018), arXiv 1805.02867; Dao, "FlashAttention-2" (2023), arXiv 2307.08691.
 //
-// Masks. Query i is at position i + kv_length - q_length of the keys (so the last query sees the last key).
-// causal: key j is seen if j <= position. window w > 0: and if j > position - w (and, without causal, j < position +
-// w). A query that sees no key gives out = 0 and lse = -inf, and contributes no gradient.
+// Masks are bands (kernels/band.h). A query that sees no key gives out = 0 and lse = -inf, and contributes no gradient;
+// the gradients of a key that no query sees are 0.
 //
 // Heads. Query head h reads key/value head (h + group_offset) / group_size (both local indices): a rank may start
 // in the middle of a group.
@@ -19,6 +18,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/band.h"
 #include "kernels/types.h"
 
 namespace choir::kernels {
@@ -30,10 +30,14 @@ struct AttentionShape {
   std::int64_t heads, kv_heads, head_width;
   std::int64_t group_size = 1, group_offset = 0;
   std::int64_t q_stride, k_stride, v_stride, out_stride;  ///< elements from one token to the next
-  bool causal = true;
-  std::int64_t window = 0;  ///< 0: no window
-  double scale = 1;         ///< usually 1 / sqrt(head_width)
+  Band band;                                              ///< the keys that each query sees
+  double scale = 1;                                       ///< usually 1 / sqrt(head_width)
 };
+
+template <class Index = std::int64_t>
+constexpr VisiblePairs<Index> visible_pairs(const AttentionShape& s) {
+  return {s.band, s.q_length, s.kv_length};
+}
 
 template <class T>
 struct AttentionForward {

@@ -1,9 +1,9 @@
 #include "framework/model/families.h"
 
-#include <algorithm>
 #include <cstdlib>
 
 #include "framework/model/stage.h"
+#include "kernels/band.h"
 
 namespace choir {
 
@@ -27,11 +27,10 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const double block = d(c.width) * d(c.head_width()) * (2 * d(c.attention.heads) + 2 * d(c.kv_heads())) +
                        gates * d(c.width) * d(c.feed_forward_width());
   const double parameters = d(c.layers) * block + d(c.vocabulary) * d(c.width);
-  // Pairs of a query and a key it may see: T (T + 1) / 2, or with a window of w the last w keys only.
-  const double t = d(c.context), w = c.attention.window > 0 ? std::min(d(c.attention.window), t) : t;
-  const double pairs = w * (w + 1) / 2 + (t - w) * w;
+  const kernels::Band band = kernels::causal_band(c.context, c.context, c.attention.window);
+  const double pairs = d(kernels::VisiblePairs<std::int64_t>(band, c.context, c.context).count());
   const double attention = 3 * 4 * pairs * d(c.attention.heads) * d(c.head_width()) * d(c.layers);
-  return d(sequences) * (6 * parameters * t + attention);
+  return d(sequences) * (6 * parameters * d(c.context) + attention);
 }
 
 }  // namespace choir

@@ -43,15 +43,14 @@ void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const 
   ops::rotary(runtime, q_and_k, table, config_.head_width, context.length, context.first_position, inverse);
 }
 
-ops::AttentionOptions Attention::options(std::int64_t batch) const {
-  return {.batch = batch,
+ops::AttentionOptions Attention::options(const Context& context) const {
+  return {.batch = context.sequences,
           .heads = partition_.query(rank_).count(),
           .kv_heads = partition_.key_value(rank_).count(),
           .head_width = config_.head_width,
           .group_size = partition_.group_size(),
           .group_offset = partition_.group_offset(rank_),
-          .causal = true,
-          .window = config_.window};
+          .band = kernels::causal_band(context.length, context.first_position + context.length, config_.window)};
 }
 
 ops::Dropout Attention::dropout(const Context& context) const { return row_dropout(context, config_.dropout, name_); }
@@ -69,7 +68,7 @@ Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved,
     k = cache->keys.slice_rows(0, end);
     v = cache->values.slice_rows(0, end);
   }
-  saved.out = keep(ops::attention(runtime, options(context.sequences), q, k, v, saved.lse));
+  saved.out = keep(ops::attention(runtime, options(context), q, k, v, saved.lse));
   keep(saved.lse);
   const Tensor y = leave(out_.forward("attention out", saved.out, context), context, name_.c_str());
   return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
@@ -88,7 +87,7 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
   const Tensor dqkv = runtime.empty({saved.qkv.rows(), saved.qkv.width()}, saved.qkv.dtype());
   const auto [q, k, v] = split(saved.qkv);
   const auto [dq, dk, dv] = split(dqkv);
-  ops::attention_backward(runtime, options(context.sequences), q, k, v, saved.out, saved.lse, dout, dq, dk, dv);
+  ops::attention_backward(runtime, options(context), q, k, v, saved.out, saved.lse, dout, dq, dk, dv);
   rotate(dqkv, true, context);
 
   const PendingTensor dx = enter_backward(qkv_.backward_input("attention qkv", dqkv, context), context, name_.c_str());

@@ -51,7 +51,7 @@ class Attention {
   };
   Parts split(const Tensor& qkv) const;
   void rotate(const Tensor& qkv, bool inverse, Context&) const;
-  ops::AttentionOptions options(std::int64_t batch) const;
+  ops::AttentionOptions options(const Context&) const;
   ops::Dropout dropout(const Context&) const;
 
   AttentionShapeConfig config_;

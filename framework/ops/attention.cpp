@@ -28,8 +28,7 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
           .k_stride = k.row_stride(),
           .v_stride = v.row_stride(),
           .out_stride = out_stride,
-          .causal = o.causal,
-          .window = o.window,
+          .band = o.band,
           .scale = 1.0 / std::sqrt(static_cast<double>(o.head_width))};
 }
 

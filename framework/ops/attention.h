@@ -6,12 +6,11 @@
 
 namespace choir::ops {
 
-/// What the tensors do not say. Group size and offset: kernels/attention.h.
+/// What the tensors do not say. Group size and offset: kernels/attention.h; the band: kernels/band.h.
 struct AttentionOptions {
   std::int64_t batch = 1, heads = 1, kv_heads = 1, head_width = 1;
   std::int64_t group_size = 1, group_offset = 0;
-  bool causal = true;
-  std::int64_t window = 0;
+  kernels::Band band;  ///< the keys that each query sees, by their numbers in these tensors
 };
 
 /// Returns out [B*Tq, H*E]; `lse` becomes [B, H, Tq].

@@ -117,23 +117,29 @@ void unpack_rows(const A* from, std::int64_t from_stride, std::int64_t rows, std
 
 /// The part of a block that the mask allows; keys and queries are counted from its corner.
 struct Block {
-  const AttentionShape& shape;
+  const cpu::Pairs& pairs;
   std::int64_t first_query, rows, first_key;
 
-  Range keys_of(Range queries) const {  // queries and keys counted from the corner
-    const Range keys = visible_keys(shape, Range{first_query + queries.begin, first_query + queries.end});
-    return cpu::intersect({0, key_block}, {keys.begin - first_key, keys.end - first_key});
+  Range keys_of(Range queries) const {
+    const Range keys = pairs.keys_of(Range{first_query + queries.begin, first_query + queries.end});
+    return intersect<std::int64_t>({0, key_block}, {keys.begin - first_key, keys.end - first_key});
   }
   Range keys_of_tile(std::int64_t i) const { return keys_of({i, std::min(i + tile_rows, rows)}); }
   Range queries_of(Range keys) const {
-    const Range queries = visible_queries(shape, Range{first_key + keys.begin, first_key + keys.end});
-    return cpu::intersect({0, rows}, {queries.begin - first_query, queries.end - first_query});
+    const Range queries = pairs.queries_of(Range{first_key + keys.begin, first_key + keys.end});
+    return intersect<std::int64_t>({0, rows}, {queries.begin - first_query, queries.end - first_query});
   }
 };
 
+/// The key blocks that have some of these keys.
+Range blocks_of(Range keys) {
+  if (keys.empty()) return {0, 0};
+  return {keys.begin / key_block, cpu::num_blocks(keys.end, key_block)};
+}
+
 /// c [rows, key_block] = a [rows, width] b [width, key_block], the tiles in which some query sees some key.
 template <class A>
-void score_product(const Block& block, const A* a, std::int64_t a_stride, const A* b, A* c) {
+void score_product(const Block& block, std::int64_t width, const A* a, std::int64_t a_stride, const A* b, A* c) {
   const hn::ScalableTag<A> d;
   const std::int64_t step = lanes(d), panel = tile_vectors * step;
   Range seen[query_block / tile_rows];
@@ -141,11 +147,11 @@ void score_product(const Block& block, const A* a, std::int64_t a_stride, const 
   const Range keys = block.keys_of({0, block.rows});
   for (std::int64_t j = keys.begin / panel * panel; j < keys.end; j += panel) {
     for (std::int64_t i = 0; i < block.rows; i += tile_rows) {
-      const Range columns = cpu::intersect(seen[i / tile_rows], {j, j + panel});
+      const Range columns = intersect(seen[i / tile_rows], {j, j + panel});
       if (columns.empty()) continue;
       const auto product = [&](auto vectors) HWY_ATTR {
-        tile_product<Update::set, vectors>(d, {a + i * a_stride, a_stride, 1}, b + j, score_stride,
-                                           block.shape.head_width, c + i * score_stride + j, score_stride);
+        tile_product<Update::set, vectors>(d, {a + i * a_stride, a_stride, 1}, b + j, score_stride, width,
+                                           c + i * score_stride + j, score_stride);
       };
       if (columns.end <= j + step) {
         product(std::integral_constant<int, 1>());
@@ -253,10 +259,12 @@ void forward_unit(const AttentionForward<T>& args, const cpu::ForwardMemory<Accu
   std::fill(memory.row_max, memory.row_max + query_block, -std::numeric_limits<A>::infinity());
   std::fill(memory.row_sum, memory.row_sum + query_block, A(0));
 
-  const Range keys = visible_keys(s, Range{unit.first_query, unit.first_query + rows});
-  for (std::int64_t k = keys.begin / key_block; k * key_block < keys.end; ++k) {
-    const Block block{s, unit.first_query, rows, k * key_block};
-    score_product(block, memory.query, stride, memory.keys_transposed + k * s.head_width * score_stride, memory.scores);
+  const cpu::Pairs pairs = visible_pairs(s);
+  const Range blocks = blocks_of(pairs.keys_of(Range{unit.first_query, unit.first_query + rows}));
+  for (std::int64_t k = blocks.begin; k < blocks.end; ++k) {
+    const Block block{pairs, unit.first_query, rows, k * key_block};
+    score_product(block, s.head_width, memory.query, stride, memory.keys_transposed + k * s.head_width * score_stride,
+                  memory.scores);
     online_softmax(block, memory);
     value_product<Update::rescale_add>(
         {0, rows}, s.head_width, TileOperand<A>{memory.scores, score_stride, 1}, memory.values + k * key_block * stride,
@@ -355,12 +363,13 @@ void backward_unit(const AttentionBackward<T>& args, const cpu::BackwardMemory<A
     });
   }
 
-  const Range keys = visible_keys(s, Range{unit.first_query, unit.first_query + rows});
-  for (std::int64_t k = keys.begin / key_block; k * key_block < keys.end; ++k) {
-    const Block block{s, unit.first_query, rows, k * key_block};
+  const cpu::Pairs pairs = visible_pairs(s);
+  const Range blocks = blocks_of(pairs.keys_of(Range{unit.first_query, unit.first_query + rows}));
+  for (std::int64_t k = blocks.begin; k < blocks.end; ++k) {
+    const Block block{pairs, unit.first_query, rows, k * key_block};
     const std::int64_t transposed = k * s.head_width * score_stride, row = k * key_block * stride;
-    score_product(block, memory.query, stride, memory.keys_transposed + transposed, memory.probabilities);
-    score_product(block, memory.dout, stride, memory.values_transposed + transposed, memory.dscores);
+    score_product(block, s.head_width, memory.query, stride, memory.keys_transposed + transposed, memory.probabilities);
+    score_product(block, s.head_width, memory.dout, stride, memory.values_transposed + transposed, memory.dscores);
     softmax_gradient(block, memory);
     const auto queries = [&](std::int64_t j) { return block.queries_of({j, j + tile_rows}); };
     const Range block_keys = block.keys_of({0, rows});
@@ -533,11 +542,7 @@ void attention_backward(Cpu device, const AttentionBackward<T>& args) {
 }
 
 double attention_flops(const AttentionShape& s) {
-  double pairs = 0;
-  for (std::int64_t i = 0; i < s.q_length; ++i) {
-    const cpu::Range keys = cpu::visible_keys(s, i);
-    if (!keys.empty()) pairs += static_cast<double>(keys.end - keys.begin);
-  }
+  const auto pairs = static_cast<double>(visible_pairs(s).count());
   return 4.0 * static_cast<double>(s.batch * s.heads * s.head_width) * pairs;
 }
 

@@ -1,4 +1,4 @@
-// How CPU attention divides its work: the keys that a query sees, the blocks, the memory and the part of each thread.
+// How CPU attention divides its work: the blocks, the memory and the part of each thread.
 //
 // A unit of work is one block of queries of one head. Units are ordered by batch, head, block, and each thread takes a
 // contiguous part of them, of nearly equal cost. The query heads that read one key/value head form a group; the units
@@ -20,34 +20,8 @@ inline constexpr std::int64_t query_block = 48, key_block = 96;
 
 inline constexpr double log2_of_e = 1.4426950408889634, log_of_2 = 0.6931471805599453;
 
-struct Range {
-  std::int64_t begin, end;
-  bool empty() const { return begin >= end; }
-};
-
-inline Range intersect(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
-
-/// The keys that query i sees. Both ends grow with i, so consecutive queries see the range from the begin of the first
-/// to the end of the last.
-inline Range visible_keys(const AttentionShape& s, std::int64_t i) {
-  const std::int64_t position = i + s.kv_length - s.q_length;
-  return intersect({0, s.kv_length}, {s.window ? position - s.window + 1 : 0, s.causal   ? position + 1
-                                                                              : s.window ? position + s.window
-                                                                                         : s.kv_length});
-}
-
-inline Range visible_keys(const AttentionShape& s, Range queries) {
-  return {visible_keys(s, queries.begin).begin, visible_keys(s, queries.end - 1).end};
-}
-
-/// The queries that see some key of `keys`.
-inline Range visible_queries(const AttentionShape& s, Range keys) {
-  const std::int64_t shift = s.kv_length - s.q_length;
-  return intersect({0, s.q_length}, {s.causal   ? keys.begin - shift
-                                     : s.window ? keys.begin - s.window + 1 - shift
-                                                : 0,
-                                     s.window ? keys.end - 1 + s.window - shift : s.q_length});
-}
+using Pairs = VisiblePairs<std::int64_t>;
+using Range = Pairs::Range;
 
 inline constexpr std::int64_t num_blocks(std::int64_t length, std::int64_t block) {
   return (length + block - 1) / block;
@@ -71,8 +45,8 @@ inline std::int64_t kv_head_of(const AttentionShape& s, std::int64_t head) {
 /// The units that read key/value head `kv_head` of `batch`; empty if no query head does.
 inline Range units_of_group(const AttentionShape& s, std::int64_t batch, std::int64_t kv_head) {
   const std::int64_t blocks = num_blocks(s.q_length, query_block);
-  const Range heads =
-      intersect({0, s.heads}, {kv_head * s.group_size - s.group_offset, (kv_head + 1) * s.group_size - s.group_offset});
+  const Range heads = intersect<std::int64_t>(
+      {0, s.heads}, {kv_head * s.group_size - s.group_offset, (kv_head + 1) * s.group_size - s.group_offset});
   if (heads.empty()) return {0, 0};
   return {(batch * s.heads + heads.begin) * blocks, (batch * s.heads + heads.end) * blocks};
 }
@@ -80,10 +54,9 @@ inline Range units_of_group(const AttentionShape& s, std::int64_t batch, std::in
 /// The units of thread `index` of `threads`. A unit costs as many keys as it sees, and a third of a block for the rest.
 inline Part part_of_units(const AttentionShape& s, int threads, int index) {
   const std::int64_t blocks = num_blocks(s.q_length, query_block);
+  const Pairs pairs = visible_pairs(s);
   const auto cost = [&](std::int64_t block) {
-    const Range queries{block * query_block, std::min(s.q_length, (block + 1) * query_block)};
-    const Range keys = visible_keys(s, queries);
-    return std::max<std::int64_t>(0, keys.end - keys.begin) + key_block / 3;
+    return pairs.keys_of(Range{block * query_block, (block + 1) * query_block}).count() + key_block / 3;
   };
   std::int64_t head_cost = 0;
   for (std::int64_t block = 0; block < blocks; ++block) head_cost += cost(block);

@@ -33,7 +33,8 @@ template <class T>
 static std::string refusal(AttentionPlans::State& plans, AttentionPass pass, const AttentionShape& shape) {
   if constexpr (std::is_same_v<T, bf16>) {
     // A cache of keys grows by one token per step, and cuDNN needs a second to make a plan.
-    if (plans.implementation == AttentionImplementation::automatic && shape.causal && shape.q_length < shape.kv_length)
+    const bool continues = shape.q_length < shape.kv_length && shape.band.last == shape.kv_length - shape.q_length;
+    if (plans.implementation == AttentionImplementation::automatic && continues)
       return "the queries continue a cache, and cuDNN would need a new plan for each of its lengths";
     return plans.cudnn.plan(pass, shape).refusal;
   } else {

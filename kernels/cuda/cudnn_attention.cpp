@@ -67,8 +67,8 @@ Key key(AttentionPass pass, const AttentionShape& s, std::int64_t lse_heads) {
           s.k_stride,
           s.v_stride,
           s.out_stride,
-          s.causal,
-          s.window,
+          s.band.first,
+          s.band.last,
           std::bit_cast<std::int64_t>(s.scale),
           lse_heads};
 }
@@ -112,10 +112,18 @@ std::vector<Part> slice_sizes(const Part& part) {
   return sizes;
 }
 
+// cuDNN's bounds count from here: key - query if the last query is at the last key.
+std::int64_t diagonal(const AttentionShape& s) { return s.kv_length - s.q_length; }
+
 // The refusals that need no call to cuDNN.
 std::string own_refusal(const AttentionShape& s) {
-  if ((s.causal || s.window > 0) && s.q_length > s.kv_length)
+  const VisiblePairs<std::int64_t> pairs = visible_pairs(s);
+  if (pairs.keys_of(0).empty() || pairs.keys_of(s.q_length - 1).empty())
     return "some queries see no key, for which cuDNN does not promise zeros";
+  if ((pairs.limited_before() || pairs.limited_after()) && s.q_length > s.kv_length)
+    return "cuDNN's masks need at least as many keys as queries";
+  if (pairs.first > diagonal(s) || pairs.last < diagonal(s))
+    return "cuDNN's masks contain the diagonal that ends at the last query and the last key, and this band does not";
   if (s.head_width % 8 != 0 || s.q_stride % 8 != 0 || s.k_stride % 8 != 0 || s.v_stride % 8 != 0 ||
       s.out_stride % 8 != 0)
     return "cuDNN needs heads and rows of a multiple of 16 bytes";
@@ -165,18 +173,17 @@ void describe_output(Tensor_attributes& output, const Tensor_attributes& like) {
   output.set_output(true).set_uid(like.get_uid()).set_dim(like.get_dim()).set_stride(like.get_stride());
 }
 
-// Query i is at position i + kv_length - q_length: cuDNN's bottom right, which for equal lengths is its top left, which
-// more engines support. Its left bound w allows key > position - w, its right bound r allows key <= position + r.
+// With position = query + diagonal, cuDNN's left bound w allows key > position - w, its right bound r allows
+// key <= position + r. This diagonal is its bottom right, which for equal lengths is its top left, which more engines
+// support.
 template <class Attributes>
 void set_mask_and_scale(Attributes& attributes, const AttentionShape& s) {
   attributes.set_attn_scale(static_cast<float>(s.scale));
   attributes.set_diagonal_alignment(s.q_length == s.kv_length ? fe::DiagonalAlignment_t::TOP_LEFT
                                                               : fe::DiagonalAlignment_t::BOTTOM_RIGHT);
-  if (s.window > 0) attributes.set_diagonal_band_left_bound(static_cast<int>(s.window));
-  if (s.causal)
-    attributes.set_diagonal_band_right_bound(0);
-  else if (s.window > 0)
-    attributes.set_diagonal_band_right_bound(static_cast<int>(s.window - 1));
+  const VisiblePairs<std::int64_t> pairs = visible_pairs(s);
+  if (pairs.limited_before()) attributes.set_diagonal_band_left_bound(static_cast<int>(diagonal(s) - pairs.first + 1));
+  if (pairs.limited_after()) attributes.set_diagonal_band_right_bound(static_cast<int>(pairs.last - diagonal(s)));
 }
 
 void add_operation(fe::graph::Graph& graph, AttentionPass pass, const AttentionShape& s, std::int64_t lse_heads,

@@ -19,41 +19,8 @@ namespace choir::kernels::cuda {
 
 // ---- The mask
 
-struct Range {
-  int begin, end;
-};
-
-/// Query i sees key j if first <= j - i <= last: causal, window and offset are bounds of this one band.
-struct Band {
-  int q_length, kv_length, first, last;
-
-  explicit Band(const AttentionShape& s)
-      : q_length(static_cast<int>(s.q_length)), kv_length(static_cast<int>(s.kv_length)) {
-    const std::int64_t everything = s.q_length + s.kv_length, offset = s.kv_length - s.q_length;
-    const std::int64_t window = std::min(s.window, everything);
-    first = static_cast<int>(window ? offset - window + 1 : -everything);
-    last = static_cast<int>(s.causal ? offset : window ? offset + window - 1 : everything);
-  }
-
-  __device__ bool sees(int query, int key) const {
-    return query < q_length && key < kv_length && key - query >= first && key - query <= last;
-  }
-  __device__ bool all_see_all(Range queries, Range keys) const {
-    return queries.end <= q_length && keys.end <= kv_length && keys.begin - (queries.end - 1) >= first &&
-           keys.end - 1 - queries.begin <= last;
-  }
-  __device__ bool any_sees_any(Range queries, Range keys) const {
-    const Range seen = keys_of(queries);
-    return queries.begin < q_length && max(seen.begin, keys.begin) < min(seen.end, keys.end);
-  }
-  /// From the first key that any of these queries sees to the last; may be empty.
-  __device__ Range keys_of(Range queries) const {
-    return {max(0, queries.begin + first), min(kv_length, min(queries.end, q_length) + last)};
-  }
-  __device__ Range queries_of(Range keys) const {
-    return {max(0, keys.begin - last), min(q_length, min(keys.end, kv_length) - first)};
-  }
-};
+using Pairs = VisiblePairs<int>;  // check_flash_shape: the lengths are small enough
+using Range = Pairs::Range;
 
 // ---- Groups of query heads
 

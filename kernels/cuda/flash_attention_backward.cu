@@ -41,7 +41,7 @@ constexpr int dq_shared_bytes =
 
 template <class T, int width>
 __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_shared_bytes<T, width>, 3))
-    flash_dq_kernel(AttentionBackward<T> args, const float* delta, Band band, bool in_packs) {
+    flash_dq_kernel(AttentionBackward<T> args, const float* delta, Pairs pairs, bool in_packs) {
   using Tiles = Tiling<T, width>;
   using Scores = WarpTile<T, Tiles::streamed>;
   using Gradient = WarpTile<T, width>;
@@ -61,14 +61,14 @@ __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_sh
 
   // Under a causal mask the last queries see the most keys: they start first.
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Tiles::rows;
-  const Range keys = band.keys_of({first_query, first_query + Tiles::rows});
+  const Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
   const auto load_keys = [&](int first_key, int buffer) {
     T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     load_rows<Tiles::streamed, width, threads>(k_tile, k, first_key, keys.end);
     load_rows<Tiles::streamed, width, threads>(k_tile + Tiles::streamed * stride, v, first_key, keys.end);
   };
-  load_rows<Tiles::rows, width, threads>(q_tile, q, first_query, band.q_length);
-  load_rows<Tiles::rows, width, threads>(dout_tile, dout, first_query, band.q_length);
+  load_rows<Tiles::rows, width, threads>(q_tile, q, first_query, pairs.q_length);
+  load_rows<Tiles::rows, width, threads>(dout_tile, dout, first_query, pairs.q_length);
   if (keys.begin < keys.end) load_keys(keys.begin, 0);
 
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * warp_rows, warp_query = first_query + warp_row;
@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_sh
   for (int i = 0; i < Scores::rows_per_lane; ++i) {
     const int query = warp_query + Scores::row(i);
     const std::int64_t n = (batch * s.heads + head) * s.q_length + query;
-    log2_sum[i] = query < band.q_length ? args.lse[n] * static_cast<float>(log2_of_e) : 0.0f;
-    row_delta[i] = query < band.q_length ? delta[n] : 0.0f;
+    log2_sum[i] = query < pairs.q_length ? args.lse[n] * static_cast<float>(log2_of_e) : 0.0f;
+    row_delta[i] = query < pairs.q_length ? delta[n] : 0.0f;
   }
 
   Gradient gradient;
@@ -89,17 +89,17 @@ __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_sh
     __syncthreads();  // this tile is here, and everyone is done with the tile before
     if (first_key + Tiles::streamed < keys.end) load_keys(first_key + Tiles::streamed, buffer ^ 1);
     const Range of_warp = {warp_query, warp_query + warp_rows}, of_tile = {first_key, first_key + Tiles::streamed};
-    if (!band.any_sees_any(of_warp, of_tile)) continue;
+    if (!pairs.any(of_warp, of_tile)) continue;
     const T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const v_tile = k_tile + Tiles::streamed * stride;
 
     Scores scores, ds;
     multiply_add_transposed<width, stride>(scores, q_tile + warp_row * stride, k_tile);
     multiply_add_transposed<width, stride>(ds, dout_tile + warp_row * stride, v_tile);
-    const bool all = band.all_see_all(of_warp, of_tile);
+    const bool all = pairs.all(of_warp, of_tile);
     for_each(ds, [&](float dp, int i, int j) {
       const float p = power_of_two(fmaf(scores.value[i][j], scale, -log2_sum[i]));
-      const bool seen = all || band.sees(warp_query + ds.row(i), first_key + ds.column(j));
+      const bool seen = all || pairs.sees(warp_query + ds.row(i), first_key + ds.column(j));
       return seen ? p * (dp - row_delta[i]) : 0.0f;
     });
     multiply_add<stride>(gradient, ds, k_tile);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_sh
   wait_for_copies();
   __syncthreads();
   for_each(gradient, [&](float value, int, int) { return value * static_cast<float>(s.scale); });
-  store_rows<stride>(gradient, q_tile + warp_row * stride, dq, warp_query, 0, band.q_length);
+  store_rows<stride>(gradient, q_tile + warp_row * stride, dq, warp_query, 0, pairs.q_length);
 }
 
 // ---- dk and dv
@@ -125,7 +125,7 @@ constexpr int dkv_shared_bytes = dq_shared_bytes<T, width> + 4 * Tiling<T, width
 
 template <class T, int width>
 __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
-    flash_dkv_kernel(AttentionBackward<T> args, const float* delta, Band band, bool in_packs) {
+    flash_dkv_kernel(AttentionBackward<T> args, const float* delta, Pairs pairs, bool in_packs) {
   using Tiles = Tiling<T, width>;
   using Scores = WarpTile<T, Tiles::streamed>;  // transposed: a row is a key
   constexpr int features = width / feature_warps<width>;
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
   // The tiles of queries that see these keys, of the first head of the group, then of the second, ...: none if no query
   // head of this rank reads the key/value head.
   const int first_key = static_cast<int>(blockIdx.x) * Tiles::rows;
-  const Range queries = band.queries_of({first_key, first_key + Tiles::rows});
+  const Range queries = pairs.queries_of(Range{first_key, first_key + Tiles::rows});
   const Range heads = heads_of_group(s, kv_head);
   const int tiles_per_head = max(0, queries.end - queries.begin + Tiles::streamed - 1) / Tiles::streamed;
   const int tiles = max(0, heads.end - heads.begin) * tiles_per_head;
@@ -164,8 +164,8 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     load_row_values<Tiles::streamed, threads>(lse_tile, args.lse + row, first_query, queries.end);
     load_row_values<Tiles::streamed, threads>(lse_tile + Tiles::streamed, delta + row, first_query, queries.end);
   };
-  load_rows<Tiles::rows, width, threads>(k_tile, k, first_key, band.kv_length);
-  load_rows<Tiles::rows, width, threads>(v_tile, v, first_key, band.kv_length);
+  load_rows<Tiles::rows, width, threads>(k_tile, k, first_key, pairs.kv_length);
+  load_rows<Tiles::rows, width, threads>(v_tile, v, first_key, pairs.kv_length);
   if (tiles > 0) load_queries(0, 0);
 
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     if (tile + 1 < tiles) load_queries(tile + 1, buffer ^ 1);
     const int first_query = first_query_of(tile);
     const Range of_tile = {first_query, first_query + Tiles::streamed}, of_warp = {warp_key, warp_key + warp_rows};
-    if (!band.any_sees_any(of_tile, of_warp)) continue;
+    if (!pairs.any(of_tile, of_warp)) continue;
     const T* const q_tile = q_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const dout_tile = q_tile + Tiles::streamed * stride;
     const float* const lse_tile = lse_tiles + 2 * buffer * Tiles::streamed;
@@ -189,10 +189,10 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     Scores p, ds;
     multiply_add_transposed<width, stride>(p, k_tile + warp_row * stride, q_tile);
     multiply_add_transposed<width, stride>(ds, v_tile + warp_row * stride, dout_tile);
-    const bool all = band.all_see_all(of_tile, of_warp);
+    const bool all = pairs.all(of_tile, of_warp);
     for_each(p, [&](float score, int i, int j) {
       const float log2_sum = lse_tile[p.column(j)] * static_cast<float>(log2_of_e);
-      const bool seen = all || band.sees(first_query + p.column(j), warp_key + p.row(i));
+      const bool seen = all || pairs.sees(first_query + p.column(j), warp_key + p.row(i));
       return seen ? power_of_two(fmaf(score, scale, -log2_sum)) : 0.0f;
     });
     multiply_add<stride>(of_v, p, dout_tile + first_feature);
@@ -203,8 +203,8 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
   __syncthreads();
   for_each(of_k, [&](float value, int, int) { return value * static_cast<float>(s.scale); });
   const int corner = warp_row * stride + first_feature;
-  store_rows<stride>(of_k, k_tile + corner, dk, warp_key, first_feature, band.kv_length);
-  store_rows<stride>(of_v, v_tile + corner, dv, warp_key, first_feature, band.kv_length);
+  store_rows<stride>(of_k, k_tile + corner, dk, warp_key, first_feature, pairs.kv_length);
+  store_rows<stride>(of_v, v_tile + corner, dv, warp_key, first_feature, pairs.kv_length);
 }
 
 // ---- On the host
@@ -219,7 +219,7 @@ void flash_backward(Cuda cuda, const AttentionBackward<T>& args) {
   const AttentionShape& s = args.shape;
   check_flash_shape(s);
   auto* const delta = static_cast<float*>(args.workspace);
-  const Band band(s);
+  const Pairs pairs = visible_pairs<int>(s);
   const bool in_packs = rows_in_packs<T>(s, {args.q, args.k, args.v, args.dout, args.dq, args.dk, args.dv});
   const std::int64_t queries = s.batch * s.heads * s.q_length;
   flash_delta_kernel<T><<<blocks_for_elements<1>(cuda, 32 * queries), threads_per_block, 0, cuda.stream>>>(args, delta);
@@ -227,9 +227,9 @@ void flash_backward(Cuda cuda, const AttentionBackward<T>& args) {
   with_padded_width(s.head_width, [&]<int width>() {
     constexpr int rows = Tiling<T, width>::rows;
     launch("flash_dq", flash_dq_kernel<T, width>, grid_of(s.q_length, rows, s.heads, s.batch), dq_threads<T, width>,
-           dq_shared_bytes<T, width>, cuda.stream, args, delta, band, in_packs);
+           dq_shared_bytes<T, width>, cuda.stream, args, delta, pairs, in_packs);
     launch("flash_dkv", flash_dkv_kernel<T, width>, grid_of(s.kv_length, rows, s.kv_heads, s.batch),
-           dkv_threads<T, width>, dkv_shared_bytes<T, width>, cuda.stream, args, delta, band, in_packs);
+           dkv_threads<T, width>, dkv_shared_bytes<T, width>, cuda.stream, args, delta, pairs, in_packs);
   });
 }
 

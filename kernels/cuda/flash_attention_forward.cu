@@ -19,7 +19,7 @@ constexpr int forward_shared_bytes =
 
 template <class T, int width>
 __global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(forward_shared_bytes<T, width>, 4))
-    flash_forward_kernel(AttentionForward<T> args, Band band, bool in_packs) {
+    flash_forward_kernel(AttentionForward<T> args, Pairs pairs, bool in_packs) {
   using Tiles = Tiling<T, width>;
   using Scores = WarpTile<T, Tiles::streamed>;
   using Output = WarpTile<T, width>;
@@ -38,13 +38,13 @@ __global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(
 
   // Under a causal mask the last queries see the most keys: they start first.
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Tiles::rows;
-  const Range keys = band.keys_of({first_query, first_query + Tiles::rows});
+  const Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
   const auto load_keys = [&](int first_key, int buffer) {
     T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     load_rows<Tiles::streamed, width, threads>(k_tile, k, first_key, keys.end);
     load_rows<Tiles::streamed, width, threads>(k_tile + Tiles::streamed * stride, v, first_key, keys.end);
   };
-  load_rows<Tiles::rows, width, threads>(q_tile, q, first_query, band.q_length);
+  load_rows<Tiles::rows, width, threads>(q_tile, q, first_query, pairs.q_length);
   if (keys.begin < keys.end) load_keys(keys.begin, 0);
 
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * warp_rows, warp_query = first_query + warp_row;
@@ -60,16 +60,16 @@ __global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(
     __syncthreads();  // this tile is here, and everyone is done with the tile before
     if (first_key + Tiles::streamed < keys.end) load_keys(first_key + Tiles::streamed, buffer ^ 1);
     const Range of_warp = {warp_query, warp_query + warp_rows}, of_tile = {first_key, first_key + Tiles::streamed};
-    if (!band.any_sees_any(of_warp, of_tile)) continue;
+    if (!pairs.any(of_warp, of_tile)) continue;
     const T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const v_tile = k_tile + Tiles::streamed * stride;
 
     Scores p;
     multiply_add_transposed<width, stride>(p, q_tile + warp_row * stride, k_tile);
     for_each(p, [&](float score, int, int) { return score * scale; });
-    if (!band.all_see_all(of_warp, of_tile)) {
+    if (!pairs.all(of_warp, of_tile)) {
       for_each(p, [&](float score, int i, int j) {
-        return band.sees(warp_query + p.row(i), first_key + p.column(j)) ? score : -infinity;
+        return pairs.sees(warp_query + p.row(i), first_key + p.column(j)) ? score : -infinity;
       });
     }
 #pragma unroll
@@ -103,10 +103,10 @@ __global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(
 #pragma unroll
     for (int j = 0; j < Output::columns_per_lane; ++j) output.value[i][j] *= inverse;
     const int query = warp_query + Output::row(i);
-    if (Output::column(0) == 0 && query < band.q_length)
+    if (Output::column(0) == 0 && query < pairs.q_length)
       lse[query] = total == 0 ? -infinity : fmaf(maximum[i], static_cast<float>(log_of_2), logf(total));
   }
-  store_rows<stride>(output, q_tile + warp_row * stride, out, warp_query, 0, band.q_length);
+  store_rows<stride>(output, q_tile + warp_row * stride, out, warp_query, 0, pairs.q_length);
 }
 
 template <class T>
@@ -121,7 +121,7 @@ void flash_forward(Cuda cuda, const AttentionForward<T>& args) {
   with_padded_width(s.head_width, [&]<int width>() {
     launch("flash_forward", flash_forward_kernel<T, width>,
            grid_of(s.q_length, Tiling<T, width>::rows, s.heads, s.batch), forward_threads<T, width>,
-           forward_shared_bytes<T, width>, cuda.stream, args, Band(s),
+           forward_shared_bytes<T, width>, cuda.stream, args, visible_pairs<int>(s),
            rows_in_packs<T>(s, {args.q, args.k, args.v, args.out}));
   });
 }

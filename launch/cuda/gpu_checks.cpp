@@ -117,6 +117,7 @@ std::string try_plan(std::string& engine) {
                                           .k_stride = 384,
                                           .v_stride = 384,
                                           .out_stride = 128,
+                                          .band = kernels::causal_band(128, 128),
                                           .scale = 0.125};
   try {
     kernels::cuda::check(cudaSetDevice(0), "cudaSetDevice(0)");

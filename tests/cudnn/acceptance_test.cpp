@@ -23,6 +23,8 @@ namespace {
 
 using cudnn_test::describe_gpu;
 using kernels::AttentionShape;
+using kernels::causal_band;
+using kernels::full_band;
 using kernels::cuda::AttentionPass;
 using kernels::cuda::CudnnAttention;
 using kernels::cuda::CudnnAttentionPlan;
@@ -44,6 +46,7 @@ AttentionShape packed(std::int64_t batch, std::int64_t length, std::int64_t head
           .k_stride = row,
           .v_stride = row,
           .out_stride = heads * head_width,
+          .band = causal_band(length, length),
           .scale = 1 / std::sqrt(static_cast<double>(head_width))};
 }
 
@@ -74,7 +77,7 @@ std::vector<NamedShape> shapes_of(const std::string& name) {
     AttentionShape shape = packed(batch, model.context, heads, kv_heads, model.head_width());
     shape.group_size = partition.group_size();
     shape.group_offset = partition.group_offset(rank);
-    shape.window = model.attention.window;
+    shape.band = causal_band(model.context, model.context, model.attention.window);
     result.push_back({name, shape});
   }
   return result;
@@ -141,17 +144,19 @@ class CudnnShapes : public testing::Test {
 };
 
 TEST_F(CudnnShapes, AcceptsWindowsUnequalLengthsAndPartsOfGroups) {
-  std::vector<NamedShape> shapes = {{"window", packed(2, 1000, 4, 2, 64)},
-                                    {"two-sided", packed(2, 1000, 4, 2, 64)},
-                                    {"cross", packed(2, 640, 4, 4, 64)},
-                                    {"parts", packed(2, 512, 5, 3, 64)}};
-  shapes[0].shape.window = 256;
-  shapes[1].shape.window = 256;
-  shapes[1].shape.causal = false;
-  shapes[2].shape.q_length = 100;
-  shapes[2].shape.causal = false;
-  shapes[3].shape.group_size = 3;  // query heads 2 | 3 4 5 | 6 of key/value heads 0 | 1 | 2
-  shapes[3].shape.group_offset = 2;
+  std::vector<NamedShape> shapes = {
+      {"window", packed(2, 1000, 4, 2, 64)},    {"two-sided", packed(2, 1000, 4, 2, 64)},
+      {"one-sided", packed(2, 1000, 4, 2, 64)}, {"last queries", packed(2, 640, 4, 4, 64)},
+      {"cross", packed(2, 640, 4, 4, 64)},      {"parts", packed(2, 512, 5, 3, 64)}};
+  shapes[0].shape.band = causal_band(1000, 1000, 256);
+  shapes[1].shape.band = {-255, 255};
+  shapes[2].shape.band = {-255, kernels::unlimited};
+  shapes[3].shape.q_length = 128;
+  shapes[3].shape.band = causal_band(128, 640);
+  shapes[4].shape.q_length = 100;
+  shapes[4].shape.band = full_band();
+  shapes[5].shape.group_size = 3;  // query heads 2 | 3 4 5 | 6 of key/value heads 0 | 1 | 2
+  shapes[5].shape.group_offset = 2;
   for (const NamedShape& named : shapes) {
     for (const AttentionPass pass : {AttentionPass::forward, AttentionPass::backward}) {
       const char* name = pass == AttentionPass::forward ? "forward" : "backward, deterministic";
@@ -182,7 +187,19 @@ TEST_F(CudnnShapes, RefusesWhatCudnnDoesNotSupport) {
   EXPECT_NE(refusal(AttentionPass::forward, packed(1, 512, 4, 4, 100)).find("16 bytes"), std::string::npos);
   AttentionShape unseen = packed(1, 512, 4, 4, 64);
   unseen.kv_length = 256;
+  unseen.band = causal_band(512, 256);
   EXPECT_NE(refusal(AttentionPass::forward, unseen).find("see no key"), std::string::npos);
+  unseen.band = {1, 0};
+  EXPECT_NE(refusal(AttentionPass::forward, unseen).find("see no key"), std::string::npos);
+  AttentionShape few_keys = unseen;
+  few_keys.band = {-400, 100};
+  EXPECT_NE(refusal(AttentionPass::forward, few_keys).find("as many keys as queries"), std::string::npos);
+  AttentionShape off_diagonal = packed(1, 512, 4, 4, 64);
+  off_diagonal.q_length = 256;
+  for (const kernels::Band band : {kernels::Band{300, kernels::unlimited}, kernels::Band{-kernels::unlimited, 200}}) {
+    off_diagonal.band = band;
+    EXPECT_NE(refusal(AttentionPass::backward, off_diagonal).find("diagonal"), std::string::npos);
+  }
   // The message of cuDNN.
   const std::string wide = refusal(AttentionPass::backward, packed(1, 512, 4, 4, 512));
   std::printf("width 512: %s\n", wide.c_str());

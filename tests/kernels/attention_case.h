@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "kernels/attention.h"
 
@@ -11,8 +12,46 @@ namespace choir::kernels::tests {
 struct AttentionCase {
   const char* name;
   std::int64_t batch, q_length, kv_length, heads, kv_heads, width, group_size, group_offset;
-  bool causal;
-  std::int64_t window;
+  Band band;
+};
+
+/// The definition of a band.
+inline bool sees(const AttentionShape& s, std::int64_t i, std::int64_t j) {
+  return s.band.first <= j - i && j - i <= s.band.last;
+}
+
+/// Bands of every sort, around the edges of the kernels' tiles (16 and 64 rows on a GPU; 48 queries, 96 keys, and 6 or
+/// 8 rows on a CPU). {1, 0} and {unlimited, -unlimited} are empty.
+struct BandCase {
+  const char* name;
+  std::int64_t q_length, kv_length;
+  Band band;
+};
+inline constexpr BandCase band_cases[] = {
+    {"empty: first > last", 70, 70, {1, 0}},
+    {"empty: no end is in the square", 50, 70, {unlimited, -unlimited}},
+    {"empty: the keys are too late", 70, 50, {70, unlimited}},
+    {"empty: just beyond the last key", 17, 100, {100, 200}},
+    {"empty: just before the first key", 100, 17, {-200, -100}},
+    {"the first query sees the last key", 70, 50, {49, 1000}},
+    {"the last query sees the first key", 70, 50, {-1000, -69}},
+    {"earlier keys only", 70, 70, {-unlimited, -1}},
+    {"later keys only", 70, 70, {1, unlimited}},
+    {"the diagonal", 40, 70, {0, 0}},
+    {"a diagonal right of it", 70, 97, {33, 33}},
+    {"a diagonal left of it", 97, 70, {-33, -33}},
+    {"right of the diagonal", 65, 129, {20, 60}},
+    {"right of the diagonal, the last queries see nothing", 130, 70, {15, 31}},
+    {"left of the diagonal, the first queries see nothing", 70, 130, {-50, -17}},
+    {"a band from key to key of the tiles", 64, 128, {16, 63}},
+    {"a ring's block of earlier keys: all are seen", 50, 70, {-unlimited, 90}},
+    {"a ring's block of earlier keys at the far end of a window", 70, 70, {40, 160}},
+    {"a ring's block of later keys: none is seen", 70, 70, {-unlimited, -70}},
+    {"a ring's own block that ends after its queries", 30, 70, {-unlimited, 0}},
+    {"one query, no limit before", 1, 100, {-unlimited, 55}},
+    {"one query, no limit after", 1, 100, {55, unlimited}},
+    {"one key", 100, 1, {-60, -20}},
+    {"the longest ends", 20, 20, {std::numeric_limits<std::int64_t>::min(), std::numeric_limits<std::int64_t>::max()}},
 };
 
 /// k and v are in one fused buffer; between the rows are so many elements that a kernel must not touch.
@@ -29,8 +68,7 @@ inline AttentionShape shape_of(const AttentionCase& c, std::int64_t q_gap, std::
           .k_stride = 2 * c.kv_heads * c.width + kv_gap,
           .v_stride = 2 * c.kv_heads * c.width + kv_gap,
           .out_stride = c.heads * c.width + out_gap,
-          .causal = c.causal,
-          .window = c.window,
+          .band = c.band,
           .scale = 1 / std::sqrt(static_cast<double>(c.width))};
 }
 

@@ -33,27 +33,27 @@ struct Case : tests::AttentionCase {
 };
 
 const Case cases[] = {
-    {"one of everything", 1, 1, 1, 1, 1, 1, 1, 0, true, 0, 1},
-    {"causal", 2, 100, 100, 2, 2, 64, 1, 0, true, 0, 1},
-    {"no mask", 1, 97, 97, 2, 2, 16, 1, 0, false, 0, 2},
-    {"whole blocks", 1, 192, 192, 1, 1, 32, 1, 0, true, 0, 1},
-    {"causal window", 1, 250, 250, 2, 2, 20, 1, 0, true, 37, 2},
-    {"causal window of one", 1, 70, 70, 1, 1, 8, 1, 0, true, 1, 1},
-    {"two-sided window", 1, 230, 230, 1, 1, 8, 1, 0, false, 50, 3},
-    {"window wider than the sequence", 1, 50, 50, 1, 1, 8, 1, 0, true, 1000, 1},
-    {"groups of three", 2, 60, 60, 6, 2, 16, 3, 0, true, 0, 2},
-    {"a rank that starts inside a group", 1, 60, 60, 5, 3, 16, 3, 2, true, 0, 4},
-    {"multi-query", 1, 130, 130, 5, 1, 20, 5, 0, true, 0, 3},
-    {"more keys: a cache before the queries", 1, 5, 120, 3, 3, 80, 1, 0, true, 0, 2},
-    {"one query, long cache", 2, 1, 300, 2, 1, 64, 2, 0, true, 0, 2},
-    {"more queries: the first see nothing", 1, 120, 30, 2, 2, 16, 1, 0, true, 0, 2},
-    {"more queries, window", 1, 200, 70, 2, 2, 16, 1, 0, false, 20, 2},
-    {"cross-attention", 2, 49, 113, 2, 2, 24, 1, 0, false, 0, 1},
-    {"wide heads", 1, 51, 51, 1, 1, 128, 1, 0, true, 0, 1},
-    {"odd width", 1, 33, 33, 3, 3, 7, 1, 0, true, 0, 2},
-    {"more threads than heads", 1, 400, 400, 1, 1, 16, 1, 0, true, 0, 5},
-    {"more threads than blocks", 1, 20, 20, 2, 1, 8, 2, 0, true, 0, 8},
-    {"a key/value head that no query reads", 1, 20, 20, 2, 3, 8, 1, 1, true, 0, 1},
+    {"one of everything", 1, 1, 1, 1, 1, 1, 1, 0, causal_band(1, 1), 1},
+    {"causal", 2, 100, 100, 2, 2, 64, 1, 0, causal_band(100, 100), 1},
+    {"no mask", 1, 97, 97, 2, 2, 16, 1, 0, full_band(), 2},
+    {"whole blocks", 1, 192, 192, 1, 1, 32, 1, 0, causal_band(192, 192), 1},
+    {"causal window", 1, 250, 250, 2, 2, 20, 1, 0, causal_band(250, 250, 37), 2},
+    {"causal window of one", 1, 70, 70, 1, 1, 8, 1, 0, causal_band(70, 70, 1), 1},
+    {"two-sided window", 1, 230, 230, 1, 1, 8, 1, 0, {-49, 49}, 3},
+    {"window wider than the sequence", 1, 50, 50, 1, 1, 8, 1, 0, causal_band(50, 50, 1000), 1},
+    {"groups of three", 2, 60, 60, 6, 2, 16, 3, 0, causal_band(60, 60), 2},
+    {"a rank that starts inside a group", 1, 60, 60, 5, 3, 16, 3, 2, causal_band(60, 60), 4},
+    {"multi-query", 1, 130, 130, 5, 1, 20, 5, 0, causal_band(130, 130), 3},
+    {"more keys: a cache before the queries", 1, 5, 120, 3, 3, 80, 1, 0, causal_band(5, 120), 2},
+    {"one query, long cache", 2, 1, 300, 2, 1, 64, 2, 0, causal_band(1, 300), 2},
+    {"more queries: the first see nothing", 1, 120, 30, 2, 2, 16, 1, 0, causal_band(120, 30), 2},
+    {"more queries, window", 1, 200, 70, 2, 2, 16, 1, 0, {-149, -111}, 2},
+    {"cross-attention", 2, 49, 113, 2, 2, 24, 1, 0, full_band(), 1},
+    {"wide heads", 1, 51, 51, 1, 1, 128, 1, 0, causal_band(51, 51), 1},
+    {"odd width", 1, 33, 33, 3, 3, 7, 1, 0, causal_band(33, 33), 2},
+    {"more threads than heads", 1, 400, 400, 1, 1, 16, 1, 0, causal_band(400, 400), 5},
+    {"more threads than blocks", 1, 20, 20, 2, 1, 8, 2, 0, causal_band(20, 20), 8},
+    {"a key/value head that no query reads", 1, 20, 20, 2, 3, 8, 1, 1, causal_band(20, 20), 1},
 };
 
 template <class T>
@@ -126,13 +126,6 @@ struct Problem {
   }
 };
 
-bool sees(const AttentionShape& s, std::int64_t i, std::int64_t j) {
-  const std::int64_t position = i + s.kv_length - s.q_length;
-  if (s.causal && j > position) return false;
-  if (s.window && j <= position - s.window) return false;
-  return !(s.window && !s.causal && j >= position + s.window);
-}
-
 /// A value and the sum of the absolute values of its terms.
 struct Sum {
   double value = 0, magnitude = 0;
@@ -172,14 +165,14 @@ struct Reference {
     std::vector<double> weight(static_cast<std::size_t>(s.kv_length));
     double maximum = -std::numeric_limits<double>::infinity(), total = 0;
     for (std::int64_t j = 0; j < s.kv_length; ++j) {
-      if (!sees(s, i, j)) continue;
+      if (!tests::sees(s, i, j)) continue;
       const Sum score = dot(p.q, q0, p.k, key(j));
       weight[j] = s.scale * score.value;
       maximum = std::max(maximum, weight[j]);
       largest_score = std::max(largest_score, s.scale * score.magnitude);
     }
     for (std::int64_t j = 0; j < s.kv_length; ++j) {
-      weight[j] = sees(s, i, j) ? std::exp(weight[j] - maximum) : 0;
+      weight[j] = tests::sees(s, i, j) ? std::exp(weight[j] - maximum) : 0;
       total += weight[j];
     }
     const double log_sum = maximum + std::log(total);
@@ -267,8 +260,18 @@ TYPED_TEST(AttentionTest, EqualsTheFormula) {
   });
 }
 
+// What no query sees, and what sees no key, has an error of exactly 0.
+TYPED_TEST(AttentionTest, EqualsTheFormulaUnderEveryBand) {
+  on_each_instruction_set([&] {
+    for (const auto& [name, q_length, kv_length, band] : tests::band_cases) {
+      expect_formula<TypeParam>({name, 1, q_length, kv_length, 2, 1, 12, 2, 0, band, 1});
+      expect_formula<TypeParam>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3});
+    }
+  });
+}
+
 TYPED_TEST(AttentionTest, GivesTheSameBitsTwice) {
-  Problem<TypeParam> first({"", 2, 150, 150, 6, 2, 20, 3, 0, true, 0, 4}), second = first;
+  Problem<TypeParam> first({"", 2, 150, 150, 6, 2, 20, 3, 0, causal_band(150, 150), 4}), second = first;
   for (auto* p : {&first, &second}) {
     p->forward();
     p->backward();
@@ -284,7 +287,7 @@ TYPED_TEST(AttentionTest, GivesTheSameBitsTwice) {
 }
 
 TYPED_TEST(AttentionTest, ForwardAndDqDoNotDependOnThreads) {
-  Problem<TypeParam> one({"", 2, 150, 150, 3, 3, 16, 1, 0, true, 0, 1}), many = one;
+  Problem<TypeParam> one({"", 2, 150, 150, 3, 3, 16, 1, 0, causal_band(150, 150), 1}), many = one;
   many.device.threads = 7;
   for (auto* p : {&one, &many}) {
     p->forward();
@@ -295,7 +298,7 @@ TYPED_TEST(AttentionTest, ForwardAndDqDoNotDependOnThreads) {
 }
 
 TYPED_TEST(AttentionTest, LaterTokensChangeNoBitOfEarlierOnes) {
-  Problem<TypeParam> p({"", 1, 100, 100, 1, 1, 16, 1, 0, true, 0, 1});
+  Problem<TypeParam> p({"", 1, 100, 100, 1, 1, 16, 1, 0, causal_band(100, 100), 1});
   p.forward();
   const auto before = p.out;
   const std::int64_t kept = 61;
@@ -308,7 +311,7 @@ TYPED_TEST(AttentionTest, LaterTokensChangeNoBitOfEarlierOnes) {
 }
 
 TYPED_TEST(AttentionTest, QueriesWithoutKeysGiveZeroAndContributeNoGradient) {
-  Problem<TypeParam> p({"", 1, 90, 30, 1, 1, 8, 1, 0, true, 0, 2});
+  Problem<TypeParam> p({"", 1, 90, 30, 1, 1, 8, 1, 0, causal_band(90, 30), 2});
   p.forward();
   p.backward();
   for (std::int64_t i = 0; i < 60; ++i) {
@@ -321,7 +324,7 @@ TYPED_TEST(AttentionTest, QueriesWithoutKeysGiveZeroAndContributeNoGradient) {
 }
 
 TYPED_TEST(AttentionTest, NotANumberIsNotHidden) {
-  Problem<TypeParam> p({"", 1, 60, 60, 1, 1, 8, 1, 0, true, 0, 1});
+  Problem<TypeParam> p({"", 1, 60, 60, 1, 1, 8, 1, 0, causal_band(60, 60), 1});
   p.k[20 * p.shape.k_stride] = TypeParam(std::numeric_limits<float>::quiet_NaN());
   p.forward();
   EXPECT_TRUE(std::isnan(static_cast<double>(p.out[30 * p.shape.out_stride])));
@@ -329,7 +332,7 @@ TYPED_TEST(AttentionTest, NotANumberIsNotHidden) {
 }
 
 TYPED_TEST(AttentionTest, LargeScoresDoNotOverflow) {
-  Problem<TypeParam> p({"", 1, 50, 50, 1, 1, 8, 1, 0, true, 0, 1});
+  Problem<TypeParam> p({"", 1, 50, 50, 1, 1, 8, 1, 0, causal_band(50, 50), 1});
   for (auto* values : {&p.q, &p.k}) {
     for (TypeParam& value : *values) value = TypeParam(static_cast<Accumulate<TypeParam>>(value) * 100);
   }
@@ -347,7 +350,7 @@ TYPED_TEST(AttentionTest, LargeScoresDoNotOverflow) {
 // its exponential is 2 u x; the power of two (1.5 u), the sum, its inverse and their product add less than 6 u.
 TEST(Attention, ProbabilitiesAreAccurateDownToTheSmallest) {
   on_each_instruction_set([] {
-    Problem<float> p({"", 860, 1, 2, 1, 1, 1, 1, 0, false, 0, 1});
+    Problem<float> p({"", 860, 1, 2, 1, 1, 1, 1, 0, full_band(), 1});
     for (std::int64_t b = 0; b < 860; ++b) {
       p.q[b * p.shape.q_stride] = 1;
       for (std::int64_t j = 0; j < 2; ++j) {
@@ -366,10 +369,12 @@ TEST(Attention, ProbabilitiesAreAccurateDownToTheSmallest) {
 // Five-point differences: with step h the error of the formula is of order h^4, that of rounding is u |loss terms| / h.
 TEST(Attention, GradientEqualsFiniteDifferences) {
   constexpr double h = 1e-3;
-  for (const Case& c :
-       {Case{"causal", 1, 7, 7, 2, 2, 5, 1, 0, true, 0, 1}, Case{"groups, window", 1, 9, 11, 4, 2, 3, 3, 1, true, 4, 1},
-        Case{"no mask", 2, 4, 6, 1, 1, 4, 1, 0, false, 0, 1},
-        Case{"first queries see nothing", 1, 8, 3, 2, 1, 3, 2, 0, true, 0, 1}}) {
+  for (const Case& c : {Case{"causal", 1, 7, 7, 2, 2, 5, 1, 0, causal_band(7, 7), 1},
+                        Case{"groups, window", 1, 9, 11, 4, 2, 3, 3, 1, causal_band(9, 11, 4), 1},
+                        Case{"no mask", 2, 4, 6, 1, 1, 4, 1, 0, full_band(), 1},
+                        Case{"first queries see nothing", 1, 8, 3, 2, 1, 3, 2, 0, causal_band(8, 3), 1},
+                        Case{"right of the diagonal", 1, 6, 9, 2, 1, 3, 2, 0, {2, 4}, 1},
+                        Case{"earlier keys only", 1, 7, 7, 1, 1, 4, 1, 0, {-unlimited, -1}, 2}}) {
     SCOPED_TRACE(c.name);
     Problem<double> p(c);
     p.forward();
@@ -402,19 +407,22 @@ TEST(Attention, GradientEqualsFiniteDifferences) {
 }
 
 TEST(Attention, FlopsCountThePairsThatTheMaskAllows) {
-  for (const Case& c : cases) {
+  const auto expect_count = [](const Case& c) {
     const AttentionShape s = Problem<float>(c).shape;
     double pairs = 0;
     for (std::int64_t i = 0; i < s.q_length; ++i) {
-      for (std::int64_t j = 0; j < s.kv_length; ++j) pairs += sees(s, i, j);
+      for (std::int64_t j = 0; j < s.kv_length; ++j) pairs += tests::sees(s, i, j);
     }
     EXPECT_EQ(attention_flops(s), 4.0 * static_cast<double>(c.batch * c.heads * c.width) * pairs) << c.name;
-  }
+  };
+  for (const Case& c : cases) expect_count(c);
+  for (const auto& [name, q_length, kv_length, band] : tests::band_cases)
+    expect_count({name, 2, q_length, kv_length, 3, 1, 5, 3, 0, band, 1});
 }
 
 TEST(Attention, WorkspaceGrowsLinearlyWithTheSequenceAndTheThreads) {
   const auto bytes = [](std::int64_t length, std::int64_t batch, int threads) {
-    AttentionShape s = Problem<float>({"", 1, 1, 1, 4, 4, 64, 1, 0, true, 0, 1}).shape;
+    AttentionShape s = Problem<float>({"", 1, 1, 1, 4, 4, 64, 1, 0, causal_band(1, 1), 1}).shape;
     s.batch = batch;
     s.q_length = s.kv_length = length;
     return attention_backward_workspace_bytes<float>(Cpu{.threads = threads}, s);
@@ -425,7 +433,7 @@ TEST(Attention, WorkspaceGrowsLinearlyWithTheSequenceAndTheThreads) {
 }
 
 TEST(Attention, HeadsBeyondTheKeyValueHeadsAreAnError) {
-  Problem<float> p({"", 1, 4, 4, 4, 2, 8, 2, 1, true, 0, 1});
+  Problem<float> p({"", 1, 4, 4, 4, 2, 8, 2, 1, causal_band(4, 4), 1});
   try {
     p.forward();
     FAIL() << "query head 3 reads key/value head 2 of 2";

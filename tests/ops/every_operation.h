@@ -69,8 +69,12 @@ struct Operands {
 
   Runtime& runtime;
   const DType type = runtime.compute_type, accumulate = accumulate_type(runtime.compute_type);
-  const ops::AttentionOptions options{
-      .batch = 3, .heads = H, .kv_heads = K, .head_width = E, .group_size = 2, .window = 4};
+  const ops::AttentionOptions options{.batch = 3,
+                                      .heads = H,
+                                      .kv_heads = K,
+                                      .head_width = E,
+                                      .group_size = 2,
+                                      .band = kernels::causal_band(length, length, 4)};
   std::vector<Returned> returned;
 };
 

@@ -28,6 +28,7 @@ constexpr AttentionShape shape{.batch = 1,
                                .k_stride = 384,
                                .v_stride = 384,
                                .out_stride = 128,
+                               .band = kernels::causal_band(128, 128),
                                .scale = 0.125};
 
 struct Chosen {

@@ -26,29 +26,31 @@ namespace {
 using kernels::AttentionBackward;
 using kernels::AttentionForward;
 using kernels::AttentionShape;
+using kernels::causal_band;
+using kernels::full_band;
 using Case = kernels::tests::AttentionCase;
 
 const Case cases[] = {
-    {"one of everything", 1, 1, 1, 1, 1, 1, 1, 0, true, 0},
-    {"causal, two sequences", 2, 70, 70, 2, 2, 32, 1, 0, true, 0},
-    {"no mask", 1, 65, 65, 1, 1, 25, 1, 0, false, 0},
-    {"whole tiles", 1, 64, 128, 1, 1, 64, 1, 0, false, 0},
-    {"causal window", 1, 150, 150, 1, 1, 16, 1, 0, true, 37},
-    {"causal window of one", 1, 17, 17, 1, 1, 8, 1, 0, true, 1},
-    {"two-sided window", 1, 130, 130, 1, 1, 8, 1, 0, false, 20},
-    {"window wider than the sequence", 1, 17, 17, 1, 1, 8, 1, 0, true, 1000},
-    {"groups of three", 1, 17, 17, 6, 2, 16, 3, 0, true, 0},
-    {"a rank that starts inside a group", 2, 17, 17, 5, 3, 16, 3, 2, true, 0},
-    {"key/value heads that no query reads", 1, 17, 17, 2, 4, 8, 1, 1, true, 0},
-    {"more keys: a cache before the queries", 1, 5, 120, 2, 1, 36, 2, 0, true, 0},
-    {"one query, long cache", 1, 1, 200, 1, 1, 16, 1, 0, true, 0},
-    {"more queries: the first see nothing", 1, 100, 30, 1, 1, 16, 1, 0, true, 0},
-    {"more queries, window", 1, 150, 70, 1, 1, 16, 1, 0, false, 20},
-    {"cross-attention", 1, 17, 70, 2, 2, 24, 1, 0, false, 0},
-    {"80 features", 1, 33, 33, 1, 1, 80, 1, 0, true, 0},
-    {"128 features", 1, 40, 40, 1, 1, 128, 1, 0, true, 0},
-    {"200 features", 1, 33, 40, 1, 1, 200, 1, 0, true, 0},
-    {"256 features", 1, 17, 17, 1, 1, 256, 1, 0, false, 0},
+    {"one of everything", 1, 1, 1, 1, 1, 1, 1, 0, causal_band(1, 1)},
+    {"causal, two sequences", 2, 70, 70, 2, 2, 32, 1, 0, causal_band(70, 70)},
+    {"no mask", 1, 65, 65, 1, 1, 25, 1, 0, full_band()},
+    {"whole tiles", 1, 64, 128, 1, 1, 64, 1, 0, full_band()},
+    {"causal window", 1, 150, 150, 1, 1, 16, 1, 0, causal_band(150, 150, 37)},
+    {"causal window of one", 1, 17, 17, 1, 1, 8, 1, 0, causal_band(17, 17, 1)},
+    {"two-sided window", 1, 130, 130, 1, 1, 8, 1, 0, {-19, 19}},
+    {"window wider than the sequence", 1, 17, 17, 1, 1, 8, 1, 0, causal_band(17, 17, 1000)},
+    {"groups of three", 1, 17, 17, 6, 2, 16, 3, 0, causal_band(17, 17)},
+    {"a rank that starts inside a group", 2, 17, 17, 5, 3, 16, 3, 2, causal_band(17, 17)},
+    {"key/value heads that no query reads", 1, 17, 17, 2, 4, 8, 1, 1, causal_band(17, 17)},
+    {"more keys: a cache before the queries", 1, 5, 120, 2, 1, 36, 2, 0, causal_band(5, 120)},
+    {"one query, long cache", 1, 1, 200, 1, 1, 16, 1, 0, causal_band(1, 200)},
+    {"more queries: the first see nothing", 1, 100, 30, 1, 1, 16, 1, 0, causal_band(100, 30)},
+    {"more queries, window", 1, 150, 70, 1, 1, 16, 1, 0, {-99, -61}},
+    {"cross-attention", 1, 17, 70, 2, 2, 24, 1, 0, full_band()},
+    {"80 features", 1, 33, 33, 1, 1, 80, 1, 0, causal_band(33, 33)},
+    {"128 features", 1, 40, 40, 1, 1, 128, 1, 0, causal_band(40, 40)},
+    {"200 features", 1, 33, 40, 1, 1, 200, 1, 0, causal_band(33, 40)},
+    {"256 features", 1, 17, 17, 1, 1, 256, 1, 0, full_band()},
 };
 
 constexpr float untouched = 77;  // between the rows: exact in bf16
@@ -152,13 +154,6 @@ Problem<T> solve_on_gpu(kernels::Cuda cuda, const Problem<T>& p, std::int64_t of
   return result;
 }
 
-bool sees(const AttentionShape& s, std::int64_t query, std::int64_t key) {
-  const std::int64_t position = query + s.kv_length - s.q_length;
-  if (s.causal && key > position) return false;
-  if (s.window && key <= position - s.window) return false;
-  return !(s.window && !s.causal && key >= position + s.window);
-}
-
 /// For each element of the results, the sum of the absolute values of the terms of its formula.
 template <class T>
 struct Magnitudes {
@@ -171,7 +166,7 @@ struct Magnitudes {
       for (std::int64_t h = 0; h < s.heads; ++h)
         for (std::int64_t i = 0; i < s.q_length; ++i)
           for (std::int64_t j = 0; j < s.kv_length; ++j)
-            if (sees(s, i, j)) pair(p, b, h, i, j);
+            if (kernels::tests::sees(s, i, j)) pair(p, b, h, i, j);
   }
 
   void pair(const Problem<T>& p, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
@@ -238,8 +233,18 @@ TEST_P(FlashAttention, AgreesWithTheCpu) {
   }
 }
 
+TEST_P(FlashAttention, AgreesWithTheCpuUnderEveryBand) {
+  for (const auto& [name, q_length, kv_length, band] : kernels::tests::band_cases) {
+    SCOPED_TRACE(name);
+    agrees<float>(cuda(), {name, 1, q_length, kv_length, 2, 1, 8, 2, 0, band}, 0);
+    agrees<bf16>(cuda(), {name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band}, 0);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_P(FlashAttention, AgreesWithTheCpuAtMisalignedAddresses) {
-  for (const Case& c : {Case{"", 2, 17, 70, 3, 2, 16, 2, 1, true, 0}, Case{"", 1, 17, 17, 1, 1, 132, 1, 0, true, 0}}) {
+  for (const Case& c : {Case{"", 2, 17, 70, 3, 2, 16, 2, 1, causal_band(17, 70)},
+                        Case{"", 1, 17, 17, 1, 1, 132, 1, 0, causal_band(17, 17)}}) {
     SCOPED_TRACE(std::to_string(c.width) + " features");
     agrees<float>(cuda(), c, 1);
     agrees<bf16>(cuda(), c, 1);
@@ -248,7 +253,7 @@ TEST_P(FlashAttention, AgreesWithTheCpuAtMisalignedAddresses) {
 }
 
 TEST_P(FlashAttention, GivesTheSameBitsInEveryOrder) {
-  const Case c{"", 1, 17, 70, 3, 2, 24, 2, 1, true, 0};
+  const Case c{"", 1, 17, 70, 3, 2, 24, 2, 1, causal_band(17, 70)};
   const auto same_bits = [&]<class T>() {
     Problem<T> p(c);
     solve(p);
@@ -269,7 +274,7 @@ TEST_P(FlashAttention, GivesTheSameBitsInEveryOrder) {
 }
 
 TEST_P(FlashAttention, LaterTokensChangeNoBitOfEarlierOnes) {
-  Problem<bf16> p({"", 1, 70, 70, 1, 1, 16, 1, 0, true, 0});
+  Problem<bf16> p({"", 1, 70, 70, 1, 1, 16, 1, 0, causal_band(70, 70)});
   solve(p);
   const std::vector<bf16> before = solve_on_gpu(cuda(), p, 0).out;
   const std::int64_t kept = 61;
@@ -284,7 +289,7 @@ TEST_P(FlashAttention, LaterTokensChangeNoBitOfEarlierOnes) {
 }
 
 TEST_P(FlashAttention, NotANumberIsNotHidden) {
-  Problem<float> p({"", 1, 40, 40, 1, 1, 8, 1, 0, true, 0});
+  Problem<float> p({"", 1, 40, 40, 1, 1, 8, 1, 0, causal_band(40, 40)});
   solve(p);
   p.kv[20 * p.shape.k_stride] = std::numeric_limits<float>::quiet_NaN();
   const std::vector<float> out = solve_on_gpu(cuda(), p, 0).out;
@@ -293,7 +298,7 @@ TEST_P(FlashAttention, NotANumberIsNotHidden) {
 }
 
 TEST_P(FlashAttention, LargeScoresDoNotOverflow) {
-  Problem<float> p({"", 1, 40, 40, 1, 1, 8, 1, 0, true, 0});
+  Problem<float> p({"", 1, 40, 40, 1, 1, 8, 1, 0, causal_band(40, 40)});
   for (auto* values : {&p.q, &p.kv})
     for (float& value : *values) value *= 100;
   solve(p);
@@ -320,14 +325,14 @@ TEST(FlashAttentionShapes, ImpossibleOnesAreErrorsThatSayWhy) {
     const std::string refusal = refusal_of(c);
     EXPECT_NE(refusal.find(why), std::string::npos) << refusal;
   };
-  says({"", 1, 4, 4, 4, 2, 8, 2, 1, true, 0},
+  says({"", 1, 4, 4, 4, 2, 8, 2, 1, causal_band(4, 4)},
        "query head 3 reads key/value head 2, but there are 2 (group_size 2, group_offset 1)");
-  says({"", 1, 4, 4, 1, 1, 264, 1, 0, true, 0}, "a head of 264 features is wider than 256");
+  says({"", 1, 4, 4, 1, 1, 264, 1, 0, causal_band(4, 4)}, "a head of 264 features is wider than 256");
 }
 
 TEST(FlashAttentionShapes, TheWorkspaceIsLinearInTheSequence) {
   const auto bytes = [](std::int64_t length) {
-    AttentionShape s = Problem<bf16>({"", 2, 1, 1, 3, 3, 64, 1, 0, true, 0}).shape;
+    AttentionShape s = Problem<bf16>({"", 2, 1, 1, 3, 3, 64, 1, 0, causal_band(1, 1)}).shape;
     s.q_length = s.kv_length = length;
     return kernels::cuda::flash_backward_workspace_bytes<bf16>(s);
   };
