@@ -192,7 +192,7 @@ void Validator::check_schedule() {
 
 // ranks = data * tensor * context * pipeline. Expert parallelism uses the ranks of the others.
 void Validator::check_layout() {
-  if (!are_sound({"parallel.tensor", "parallel.pipeline"})) return;
+  if (!are_sound({"parallel.tensor", "parallel.context", "parallel.pipeline"})) return;
   const ModelConfig& m = config_.model;
   const std::int64_t tensor = config_.parallel.tensor;
   const auto too_many = [&](std::int64_t most, const std::string& size, const std::string& why) {
@@ -256,7 +256,8 @@ void Validator::check_pipeline() {
 
 // batch = data ranks * micro_batch * micro-batches of a step
 void Validator::check_batch() {
-  if (!are_sound({"train.batch", "parallel.micro_batch", "parallel.tensor", "parallel.pipeline"})) return;
+  if (!are_sound({"train.batch", "parallel.micro_batch", "parallel.tensor", "parallel.context", "parallel.pipeline"}))
+    return;
   const std::int64_t batch = config_.train.batch, micro_batch = config_.parallel.micro_batch;
   const std::int64_t copy = config_.parallel.ranks_of_a_copy();
   if (ranks_ % copy != 0) return;  // the number of data ranks is not known

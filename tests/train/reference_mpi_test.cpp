@@ -108,8 +108,7 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
     if (config.model.attention.heads < layout.tensor) layout = as_data_ranks(layout);
     SCOPED_TRACE(layout.name);
     config.train.batch = batch;
-    config.parallel = {
-        .tensor = layout.tensor, .sequence = layout.sequence, .zero = layout.zero, .micro_batch = layout.micro_batch};
+    config.parallel = parallel_of(layout);
     config.train.recompute = layout.recompute ? Recompute::block : Recompute::none;
     const std::int64_t rows = config.train.batch * config.model.context;
     const double bound = rounding_bound(config.model, rows, DType::f32);
@@ -128,10 +127,11 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
     {
       SmallRun run(config);
       load_weights(run.trainer, file);
-      EXPECT_EQ(run.trainer.parameters().parameters().size(), file.parameters());
+      const ParameterStore model = all_parameters(config.model);
+      EXPECT_EQ(model.parameters().size(), file.parameters());
       run.trainer.compute_gradients(1, read);
       Tensors expected;
-      for (const Parameter& p : run.trainer.parameters().parameters()) {
+      for (const Parameter& p : model.parameters()) {
         expected[p.name] = file.dataset<double>("gradients/" + p.name);
         for (double& value : expected[p.name]) value *= share;
       }

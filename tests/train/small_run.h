@@ -128,18 +128,22 @@ inline OptimizerConfig safe_adamw(double rate) {
           .clip = 0.5};
 }
 
+inline ParallelConfig parallel_of(const Layout& layout) {
+  return {.tensor = layout.tensor,
+          .sequence = layout.sequence,
+          .pipeline = layout.pipeline,
+          .schedule = layout.schedule,
+          .zero = layout.zero,
+          .micro_batch = layout.micro_batch};
+}
+
 inline Config small_config(const ModelConfig& model, const OptimizerConfig& optimizer, const Layout& layout) {
   Config config;
   config.model = model;
   config.optimizer = optimizer;
   config.train.batch = batch;
   config.train.recompute = layout.recompute ? Recompute::block : Recompute::none;
-  config.parallel.tensor = layout.tensor;
-  config.parallel.sequence = layout.sequence;
-  config.parallel.zero = layout.zero;
-  config.parallel.micro_batch = layout.micro_batch;
-  config.parallel.pipeline = layout.pipeline;
-  config.parallel.schedule = layout.schedule;
+  config.parallel = parallel_of(layout);
   return config;
 }
 
