@@ -34,7 +34,8 @@ enum class Reduce : std::uint8_t { sum, max };
 struct Message {
   Tensor tensor;
   int peer;
-  int tag = 0;  ///< equal at both ends; with MPI a message is received only if its tag is the one that was expected
+  int tag = 0;         ///< equal at both ends: with MPI a message is received only if its tag is the expected one
+  std::string name{};  ///< equal at both ends, for profilers: NCCL has no tags
 };
 
 /// The ranks of one communicator: world ranks first, first + stride, ...; `rank` is the index of this one among them.

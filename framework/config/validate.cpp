@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
-#include <numeric>
+#include <limits>
 
 #include "framework/config/table.h"
 #include "framework/core/quantity.h"
@@ -20,6 +20,14 @@ bool within(const Limits& limits, double value) {
   if (!std::isfinite(value)) return false;
   if (limits.above_least ? value <= limits.least : value < limits.least) return false;
   return limits.below_most ? value < limits.most : value <= limits.most;
+}
+
+/// Of positive numbers; the largest number if it is beyond that.
+std::int64_t product(std::initializer_list<std::int64_t> factors) {
+  std::int64_t result = 1;
+  for (const std::int64_t factor : factors)
+    if (__builtin_mul_overflow(result, factor, &result)) return std::numeric_limits<std::int64_t>::max();
+  return result;
 }
 
 bool is_one_of(const std::string& value, const std::vector<std::string>& values) {
@@ -108,6 +116,7 @@ class Validator {
   void check_schedule();
   void check_layout();
   void check_pipeline();
+  std::int64_t ranks_of_a_copy() const;
   void check_batch();
 
   Config config_;  // a copy: rows of the table point into what they can write
@@ -190,6 +199,11 @@ void Validator::check_schedule() {
                   stable ? " or the decay" : ""));
 }
 
+std::int64_t Validator::ranks_of_a_copy() const {
+  const ParallelConfig& p = config_.parallel;
+  return product({p.tensor, p.context, p.pipeline});
+}
+
 // ranks = data * tensor * context * pipeline. Expert parallelism uses the ranks of the others.
 void Validator::check_layout() {
   if (!are_sound({"parallel.tensor", "parallel.context", "parallel.pipeline"})) return;
@@ -212,7 +226,7 @@ void Validator::check_layout() {
   if (are_sound({"model.vocabulary"}))
     too_many(std::max<std::int64_t>(1, m.vocabulary / 8), fmt::format("model.vocabulary = {}", m.vocabulary),
              "each tensor rank holds at least 8 tokens of the vocabulary");
-  const std::int64_t copy = config_.parallel.ranks_of_a_copy();
+  const std::int64_t copy = ranks_of_a_copy();
   if (ranks_ > 0 && ranks_ % copy != 0) {
     const bool stages = config_.parallel.pipeline > 1;
     add(fmt::format("{} rank{} cannot be laid out with parallel.tensor = {}{}", ranks_, ranks_ == 1 ? "" : "s", tensor,
@@ -236,8 +250,8 @@ void Validator::check_pipeline() {
         v ? "set parallel.chunks to 2" : "set parallel.chunks to 1, or parallel.schedule to interleaved");
     return;
   }
-  const auto parts = static_cast<std::int64_t>(make_parts(config_.model, false).size());
-  const std::int64_t chunks = p.chunks_of_stage(), pieces = p.pipeline * chunks;
+  const std::int64_t parts = num_parts(config_.model), chunks = p.chunks_of_stage();
+  const std::int64_t pieces = product({p.pipeline, chunks});
   const std::string cut = fmt::format("parallel.pipeline = {}{}", p.pipeline,
                                       chunks > 1 ? fmt::format(" with {} stretches on each stage", chunks) : "");
   if (pieces > parts)
@@ -245,7 +259,8 @@ void Validator::check_pipeline() {
         "each stretch holds at least one part: the embedding, one of the blocks, or the head",
         fmt::format("set parallel.pipeline to {} or less", std::max<std::int64_t>(1, parts / chunks)));
   if (p.stages.empty()) return;
-  const std::int64_t sum = std::accumulate(p.stages.begin(), p.stages.end(), std::int64_t{0});
+  std::int64_t sum = 0;
+  for (const std::int64_t count : p.stages) sum += std::min(count, std::numeric_limits<std::int64_t>::max() - sum);
   if (std::ssize(p.stages) != pieces || sum != parts)
     add(fmt::format("parallel.stages has {} with {} in all, but {} and a model of {} parts need {}",
                     quantity(std::ssize(p.stages), "number"), quantity(sum, "part"), cut, parts,
@@ -259,7 +274,7 @@ void Validator::check_batch() {
   if (!are_sound({"train.batch", "parallel.micro_batch", "parallel.tensor", "parallel.context", "parallel.pipeline"}))
     return;
   const std::int64_t batch = config_.train.batch, micro_batch = config_.parallel.micro_batch;
-  const std::int64_t copy = config_.parallel.ranks_of_a_copy();
+  const std::int64_t copy = ranks_of_a_copy();
   if (ranks_ % copy != 0) return;  // the number of data ranks is not known
   const std::int64_t data = std::max<std::int64_t>(1, ranks_ / copy);
   const std::int64_t step = data * std::max<std::int64_t>(1, micro_batch);

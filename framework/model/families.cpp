@@ -1,6 +1,8 @@
 #include "framework/model/families.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <limits>
 
 #include "framework/model/stage.h"
 #include "kernels/band.h"
@@ -11,6 +13,14 @@ std::vector<PartSpec> make_parts(const ModelConfig& config, bool recompute) {
   switch (config.family) {
     case ModelFamily::decoder:
       return decoder_parts(config, recompute);
+  }
+  std::abort();  // all values are above
+}
+
+std::int64_t num_parts(const ModelConfig& config) {
+  switch (config.family) {
+    case ModelFamily::decoder:
+      return std::min(config.layers, std::numeric_limits<std::int64_t>::max() - 2) + 2;  // embedding and head
   }
   std::abort();  // all values are above
 }

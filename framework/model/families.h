@@ -12,6 +12,9 @@ namespace choir {
 /// forward again.
 std::vector<PartSpec> make_parts(const ModelConfig&, bool recompute);
 
+/// make_parts().size(), without making them: the sizes may be absurd.
+std::int64_t num_parts(const ModelConfig&);
+
 /// All parameters of the model as one rank would hold them, declared and not allocated: the names and shapes that all
 /// ranks agree on.
 ParameterStore all_parameters(const ModelConfig&);

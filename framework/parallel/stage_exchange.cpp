@@ -14,13 +14,20 @@ int StageExchange::tag(const Transfer& t) const {
   return (t.micro_batch * pipeline_.pieces() + t.piece) * 2 + (t.kind == Action::Kind::forward ? 0 : 1);
 }
 
+static const char* name_of(Action::Kind kind) { return kind == Action::Kind::forward ? "forward" : "backward"; }
+
+/// "forward 3 of piece 1": the same at both ends.
+static std::string name_of(const Transfer& t) {
+  return fmt::format("{} {} of piece {}", name_of(t.kind), t.micro_batch, t.piece);
+}
+
 /// "forward 3 to stage 1, backward 2 from stage 1"
 static std::string describe(const StageStep& step) {
   std::string text;
   const auto add = [&](const std::vector<Transfer>& transfers, const char* direction) {
     for (const Transfer& t : transfers)
-      text += fmt::format("{}{} {} {} stage {}", text.empty() ? "" : ", ",
-                          t.kind == Action::Kind::forward ? "forward" : "backward", t.micro_batch, direction, t.peer);
+      text += fmt::format("{}{} {} {} stage {}", text.empty() ? "" : ", ", name_of(t.kind), t.micro_batch, direction,
+                          t.peer);
   };
   add(step.sends, "to");
   add(step.receives, "from");
@@ -35,11 +42,13 @@ void StageExchange::exchange(const StageStep& step, const std::function<Shape(in
   std::vector<Message> sends, receives;
   for (const Transfer& t : step.sends) {
     const auto sent = tensors_.extract(Key{t.kind, t.micro_batch, t.piece});
-    sends.push_back({.tensor = sent.mapped().tensor, .peer = t.peer, .tag = tag(t)});
+    sends.push_back({.tensor = sent.mapped().tensor, .peer = t.peer, .tag = tag(t), .name = name_of(t)});
   }
   for (const Transfer& t : step.receives)
-    receives.push_back(
-        {.tensor = runtime.empty(shape(t.micro_batch), runtime.compute_type), .peer = t.peer, .tag = tag(t)});
+    receives.push_back({.tensor = runtime.empty(shape(t.micro_batch), runtime.compute_type),
+                        .peer = t.peer,
+                        .tag = tag(t),
+                        .name = name_of(t)});
   Event ready, arrived;
   ready.record(runtime.device.compute());
   ready.wait(communicate);

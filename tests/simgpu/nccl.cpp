@@ -328,6 +328,11 @@ ncclResult_t enqueue_collective(const GroupedCall& call, const CollectiveArgumen
   return enqueue(call.stream, name_of(arguments.verb), call.label, std::move(made));
 }
 
+std::string innermost_range() {
+  const std::vector<std::string> ranges = choir::simgpu::open_ranges();
+  return ranges.empty() ? "" : ranges.back();
+}
+
 /// Enqueues everything that was called since the group began: each collective is an operation, all messages on one
 /// stream and communicator are one.
 ncclResult_t end_group() {
@@ -341,15 +346,18 @@ ncclResult_t end_group() {
   ncclResult_t first = ncclSuccess;
   const auto note = [&](ncclResult_t result) { first = first == ncclSuccess ? result : first; };
   for (const GroupedCall& call : calls) {
-    if (const auto* message = std::get_if<MessageArguments>(&call.arguments))
-      messages[{call.communicator, call.stream}].push_back(*message);
-    else if (const auto& collective = std::get<CollectiveArguments>(call.arguments); collective.count > 0)
+    if (const auto* message = std::get_if<MessageArguments>(&call.arguments)) {
+      auto& list = messages[{call.communicator, call.stream}];
+      list.push_back(*message);
+      list.back().label = call.label;
+    } else if (const auto& collective = std::get<CollectiveArguments>(call.arguments); collective.count > 0) {
       note(enqueue_collective(call, collective));  // NCCL discards empty ones: no rank waits for another
+    }
   }
+  const std::string label = innermost_range();
   for (const auto& [where, list] : messages) {
     const auto& endpoint = where.first->endpoint;
-    const std::string& label = calls.front().label;
-    auto made = std::make_shared<Messages>(endpoint, arrives(*endpoint), list, label);
+    auto made = std::make_shared<Messages>(endpoint, arrives(*endpoint), list);
     check_overlap("ncclSend/ncclRecv", made->accesses());
     note(enqueue(where.second, "ncclSend/ncclRecv", label, std::move(made)));
   }
@@ -386,8 +394,7 @@ ncclResult_t call(ncclComm_t communicator, cudaStream_t stream, const Arguments&
     if (caller().group_depth > 0 && caller().group_error == ncclSuccess) caller().group_error = refused;
     return refused;
   }
-  const std::vector<std::string> labels = choir::simgpu::open_ranges();
-  caller().group.push_back({communicator, stream, arguments, labels.empty() ? "" : labels.back()});
+  caller().group.push_back({communicator, stream, arguments, innermost_range()});
   return caller().group_depth > 0 ? ncclSuccess : end_group();
 }
 

@@ -261,11 +261,11 @@ void Collective::collect() {
 }
 
 Messages::Messages(std::shared_ptr<Endpoint> endpoint_of_call, bool arrives,
-                   const std::vector<MessageArguments>& messages, const std::string& label)
+                   const std::vector<MessageArguments>& messages)
     : NcclCall(std::move(endpoint_of_call), arrives) {
   for (const MessageArguments& message : messages) {
     Transfer transfer{.arguments = message,
-                      .signature = signature_of("message", message.count, message.type, -1, -1, label),
+                      .signature = signature_of("message", message.count, message.type, -1, -1, message.label),
                       .bytes = message.count * bytes_of(message.type),
                       .result = results_.size()};
     if (!message.send)

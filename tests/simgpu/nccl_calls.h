@@ -111,14 +111,14 @@ struct MessageArguments {
   std::int64_t count;
   ncclDataType_t type;
   int peer;
+  std::string label{};  ///< the innermost open range: equal at both ends
 };
 
 /// Sends and receives of one ncclGroup. A send ends when its receiver has received all of it: no program can rely on
 /// buffering.
 class Messages : public NcclCall {
  public:
-  Messages(std::shared_ptr<Endpoint> endpoint, bool arrives, const std::vector<MessageArguments>& messages,
-           const std::string& label);
+  Messages(std::shared_ptr<Endpoint> endpoint, bool arrives, const std::vector<MessageArguments>& messages);
   std::vector<Access> accesses() const override;
 
  private:

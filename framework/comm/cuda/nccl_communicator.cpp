@@ -147,7 +147,8 @@ void NcclCommunicator::do_exchange(const std::vector<Message>& sends, const std:
   const auto blocks_of = [](const std::vector<Message>& messages) {
     std::vector<Block> blocks;
     for (const Message& message : messages)
-      blocks.push_back({message.tensor.raw(), count_of(message.tensor), message.tensor.dtype(), message.peer});
+      blocks.push_back(
+          {message.tensor.raw(), count_of(message.tensor), message.tensor.dtype(), message.peer, message.name});
     return blocks;
   };
   transfer(blocks_of(sends), blocks_of(receives));
@@ -160,10 +161,15 @@ void NcclCommunicator::transfer(const std::vector<Block>& sends, const std::vect
   check(ncclGroupStart(), "ncclGroupStart");
   ncclResult_t first = ncclSuccess;  // the first error; the group must be ended in any case
   const auto note = [&](ncclResult_t result) { first = first == ncclSuccess ? result : first; };
-  for (const Block& block : sends)
-    note(ncclSend(block.data, block.count, nccl_type(block.type), block.peer, nccl, stream));
-  for (const Block& block : receives)
-    note(ncclRecv(block.data, block.count, nccl_type(block.type), block.peer, nccl, stream));
+  const auto each_named = [&](const std::vector<Block>& blocks, const auto& call) {
+    for (const Block& block : blocks) {
+      std::optional<cuda::Range> range;
+      if (!block.name.empty()) range.emplace(block.name.c_str());
+      note(call(block.data, block.count, nccl_type(block.type), block.peer, nccl, stream));
+    }
+  };
+  each_named(sends, ncclSend);
+  each_named(receives, ncclRecv);
   const ncclResult_t end = ncclGroupEnd();
   check(first, "ncclSend or ncclRecv");
   check(end, "ncclGroupEnd");

@@ -44,6 +44,7 @@ class NcclCommunicator : public Communicator {
     std::size_t count;
     DType type;
     int peer;
+    std::string name = {};  ///< of the message; empty: the name of the call
   };
 
   void transfer(const std::vector<Block>& sends, const std::vector<Block>& receives);
