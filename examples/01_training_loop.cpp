@@ -13,7 +13,7 @@
 #include "framework/model/stage.h"
 #include "framework/ops/elementwise.h"
 #include "framework/optim/optimizer.h"
-#include "framework/parallel/data.h"
+#include "framework/parallel/shards.h"
 #include "kernels/philox.h"
 
 using namespace choir;
@@ -32,17 +32,14 @@ int main(int argc, char** argv) {
     Runtime runtime{.device = device, .seed = 1};
     Context context{.runtime = runtime, .mesh = mesh, .sequences = 8, .length = 16};
 
-    // The model declares its parameters; the store then lays them out and gives them their start values, which are the
-    // same for any number of ranks.
+    // The model declares its parameters; the shards then give them memory and their start values, which are the same
+    // for any number of ranks.
     const ModelConfig config{.layers = 2, .width = 32, .vocabulary = 23, .context = 16, .attention = {.heads = 4}};
     ParameterStore parameters;
     const TensorShare share{.rank = mesh.tensor->rank(), .size = mesh.tensor->size()};
     const Stage model(make_parts(config, /*recompute=*/false), share, parameters);
-    parameters.allocate(runtime, bucket_alignment(mesh.gradient->size()));
-    parameters.initialize(runtime);
-
-    DataParallel data(parameters, mesh, false);
-    Optimizer optimizer({.rate = 3e-3, .weight_decay = 0}, parameters, data, context);
+    Shards shards(parameters, {.zero = 0}, context);
+    Optimizer optimizer({.rate = 3e-3, .weight_decay = 0}, parameters, shards, context);
     runtime.scalars = runtime.empty({sizeof(kernels::StepScalars)}, DType::u8);
     const Tensor loss_sum = runtime.empty({1}, DType::f64);
 
@@ -57,7 +54,7 @@ int main(int argc, char** argv) {
       }
       const kernels::StepScalars scalars = optimizer.scalars(step, 3e-3);
       ops::upload(runtime, &scalars, runtime.scalars);
-      ops::fill(runtime, parameters.gradient, 0.0f);
+      shards.begin_step(context);
       ops::fill(runtime, loss_sum, 0.0f);
 
       // Forward and backward; `saved` holds everything between the two. The scale makes the gradient that of the mean.
@@ -65,12 +62,9 @@ int main(int argc, char** argv) {
                         .targets = ops::to_device(runtime, targets, DType::i32)};
       Stage::Saved saved;
       model.forward(0, {}, batch, {.sum = loss_sum, .scale = 1.0 / static_cast<double>(tokens), .gradient = true},
-                    saved, context);
-      model.backward(0, {}, saved, context, [&](int group) {
-        sum_shared_gradients(parameters, group, context);
-        data.group_final(group, context);
-      });
-      data.finish(context);
+                    saved, context, shards);
+      model.backward(0, {}, saved, context, shards, /*last=*/true);
+      shards.finish(context);
       optimizer.step(context);
 
       ops::download(runtime, loss_sum, &loss);

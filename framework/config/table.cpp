@@ -154,8 +154,8 @@ std::vector<Field> fields(ParallelConfig& c) {
       {"parallel.expert", &c.expert, "ranks that share the experts", only_one("expert parallelism is not built yet")},
       {"parallel.zero",
        &c.zero,
-       "1: the optimizer state is split over the data ranks",
-       {.least = 0, .most = 1, .why = "ZeRO stages 2 and 3 are not built yet"}},
+       "what the data ranks split: 1 masters and optimizer state, 2 also gradients, 3 also the values of weights",
+       {.least = 0, .most = 3}},
       {"parallel.micro_batch", &c.micro_batch, "sequences per forward on one rank; 0: a data rank's share at once",
        at_least(0)},
   };
@@ -225,8 +225,12 @@ struct ValueText {
 struct TypeText {
   const Limits& limits;
   std::string operator()(const std::int64_t*) const {
-    if (limits.most == limits.least) return fmt::format("{}", limits.least);
-    if (limits.most == limits.least + 1) return fmt::format("{} | {}", limits.least, limits.most);
+    if (limits.most - limits.least < 4) {
+      std::vector<std::int64_t> values;
+      for (double value = limits.least; value <= limits.most; ++value)
+        values.push_back(static_cast<std::int64_t>(value));
+      return fmt::format("{}", fmt::join(values, " | "));
+    }
     return interval_text("integer", limits, largest);
   }
   std::string operator()(const std::uint64_t*) const { return "integer >= 0"; }

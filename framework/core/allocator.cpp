@@ -90,7 +90,7 @@ static Error out_of_memory(std::int64_t bytes, MemoryKind kind, const MemoryUse&
   return Error({.what = fmt::format("no memory is left for {} of {}", megabytes(bytes), name_of(kind)),
                 .why = fmt::format("in use are {}: {}", megabytes(use.total()), holders.empty() ? "nothing" : holders),
                 .fix = activations ? "lower parallel.micro_batch, or set train.recompute=block"
-                                   : "raise parallel.tensor, set parallel.zero=1, or use more ranks; `choir plan` "
+                                   : "raise parallel.tensor or parallel.zero, or use more ranks; `choir plan` "
                                      "shows what a layout needs"});
 }
 

@@ -1,9 +1,10 @@
 // Parameters: named tensors of the model, and the slice of each that this rank holds.
 //
 // A layer asks the store for local buffers [rows, width] (q, k and v in one, so that they are one product) and says
-// which rows of a buffer are which part of which named tensor. The store lays all buffers out in one flat array of
-// masters, one of gradients and, in bf16 runs, one of rounded values, in the order of the forward pass, cut into groups
-// (one per block): a range of the flat array is a data-parallel bucket, an optimizer shard, or a parameter.
+// which rows of a buffer are which part of which named tensor. The store gives all buffers a place in one flat order:
+// group by group (one per block) in the order of the forward pass, and in each group the matrices before the vectors,
+// since the two have values of different types in bf16 runs. A range of the flat order is a message, what one rank
+// updates, or a parameter. The memory is that of Shards (framework/parallel/shards.h).
 #pragma once
 
 #include <cstdint>
@@ -25,14 +26,21 @@ struct Region {
   bool operator==(const Region&) const = default;
 };
 
-/// A local buffer that products and norms read. Filled in by ParameterStore::allocate.
+/// Elements [begin, end) of the flat order.
+struct FlatRange {
+  std::int64_t begin = 0, end = 0;
+  std::int64_t count() const { return end - begin; }
+  bool operator==(const FlatRange&) const = default;
+};
+
+/// A local buffer that products and norms read. Shards gives it its memory.
 struct Weight {
   std::int64_t rows = 0, width = 0;
   bool matrix = true;       ///< matrices and embeddings have a bf16 value in bf16 runs; 1-D weights are always f32
-  Tensor value;             ///< [rows, width], what forward reads
-  Tensor master;            ///< [rows, width] f32 (f64 in tests); the same memory as value if the types are equal
+  int group = 0;            ///< of the store
+  Tensor value;             ///< [rows, width], what forward reads; empty while the group is not acquired (ZeRO stage 3)
   Tensor gradient;          ///< [rows, width] f32 (f64 in tests); backward adds to it
-  std::int64_t offset = 0;  ///< of its first element in the flat arrays
+  std::int64_t offset = 0;  ///< of its first element in the flat order
 };
 
 /// Start values: mean + deviation * normal, keyed by (seed, name, global index).
@@ -59,8 +67,8 @@ struct Parameter {
   Weight* weight = nullptr;
   std::int64_t first_row = 0;  ///< of the held part in the weight's buffer
 
-  std::int64_t offset() const { return weight->offset + first_row * weight->width; }  ///< in the flat arrays
-  Tensor master() const { return weight->master.slice_rows(first_row, first_row + held.rows()); }
+  std::int64_t offset() const { return weight->offset + first_row * weight->width; }  ///< in the flat order
+  Tensor value() const { return weight->value.slice_rows(first_row, first_row + held.rows()); }
   Tensor gradient() const { return weight->gradient.slice_rows(first_row, first_row + held.rows()); }
   std::int64_t global_count() const { return shape[0] * (shape.size() > 1 ? shape[1] : 1); }
 };
@@ -69,38 +77,40 @@ class ParameterStore {
  public:
   /// Opens the next group; buffers added from now on belong to it. Backward finishes groups in reverse order.
   void begin_group();
-  /// A local buffer. The address stays valid; the tensors appear with allocate().
+  /// A local buffer. The address stays valid; its place comes with lay_out(), its memory with Shards.
   Weight* add_weight(std::int64_t rows, std::int64_t width, bool matrix);
   /// `parameter.weight` has been added before; rows not covered by any parameter are padding and stay zero.
   void add(Parameter parameter);
 
-  /// Allocates the flat arrays, gradients included unless `inference`; every group begins and ends at a multiple of
+  /// Gives every buffer its place. In every group the matrices, and the vectors, begin and end at multiples of
   /// `alignment` elements.
-  void allocate(Runtime& runtime, std::int64_t alignment, bool inference = false);
-  /// Writes the start values (on the host) and the rounded values.
-  void initialize(Runtime& runtime);
-  /// Rounds all masters into the bf16 values. Does nothing if master and value are the same memory.
-  void round_values(Runtime& runtime);
+  void lay_out(std::int64_t alignment);
 
   const std::deque<Parameter>& parameters() const { return parameters_; }
+  std::deque<Weight>& weights() { return weights_; }
   /// Null if no parameter has this name.
   Parameter* find(std::string_view name);
-  std::int64_t size() const { return size_; }  ///< elements of the flat arrays, padding included
+  std::int64_t size() const { return size_; }  ///< elements of the flat order, padding included
   std::int64_t owned_count() const;            ///< parameters counted by this rank
   std::int64_t global_count() const;           ///< parameters of the whole model
-  int groups() const { return static_cast<int>(group_begin_.size()); }
-  std::int64_t group_begin(int group) const { return group_begin_[static_cast<std::size_t>(group)]; }
-  int group_of(const Parameter&) const;
-  std::int64_t group_end(int group) const { return group + 1 < groups() ? group_begin(group + 1) : size_; }
-
-  Tensor master, gradient, value;  ///< the flat arrays [size]; value is empty if it would equal master
+  int groups() const { return static_cast<int>(groups_.size()); }
+  FlatRange matrices(int group) const { return groups_[static_cast<std::size_t>(group)].matrices; }
+  FlatRange vectors(int group) const { return groups_[static_cast<std::size_t>(group)].vectors; }
+  std::int64_t group_begin(int group) const { return matrices(group).begin; }
+  std::int64_t group_end(int group) const { return vectors(group).end; }
 
  private:
+  struct Group {
+    FlatRange matrices, vectors;
+  };
   std::deque<Weight> weights_;
-  std::vector<int> weight_group_;
   std::deque<Parameter> parameters_;
-  std::vector<std::int64_t> group_begin_;
+  std::vector<Group> groups_;
   std::int64_t size_ = 0;
 };
+
+/// Writes the start values of elements [begin, end) of the held part of `parameter`, in row-major order, to host
+/// memory. They depend on the seed, the name and the place in the global tensor only.
+void start_values(Runtime&, const Parameter& parameter, std::int64_t begin, std::int64_t end, float* to);
 
 }  // namespace choir

@@ -92,6 +92,7 @@ class EmbeddingPart final : public Part {
     embedding_.backward(dy, static_cast<State&>(saved).embedding, context);
     return {};
   }
+  bool backward_reads_values() const override { return false; }
 
  private:
   Embedding embedding_;
@@ -182,6 +183,7 @@ class HeadPart final : public Part {
     auto& state = static_cast<State&>(saved);
     return norm_.backward(state.dx, {}, state.norm, context);
   }
+  bool forward_adds_gradients() const override { return true; }  // of the head, with the losses
 
  private:
   Norm norm_;

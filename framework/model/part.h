@@ -45,6 +45,10 @@ class Part {
   /// dy [rows held, D] -> dx [rows held, D], empty as y and x are. Weight gradients accumulate.
   virtual Tensor backward(const Tensor& dy, Saved&, Context&) const = 0;
 
+  /// What the two directions use besides: forward reads values of weights, backward adds to their gradients.
+  virtual bool forward_adds_gradients() const { return false; }
+  virtual bool backward_reads_values() const { return true; }
+
   /// The cache that the part needs in generation, for one sequence of at most `positions` tokens.
   virtual KeyValueCache make_cache(std::int64_t /*positions*/, Runtime&) const { return {}; }
 };

@@ -52,54 +52,111 @@ Stage::Stage(const std::vector<PartSpec>& model, const Placement& placement, int
     if (store.groups() == 0) store.begin_group();
     vocabulary_table(*spec->table, share, store, /*owned=*/false);
   }
-  first_group_ = store.groups();
   for (const PartSpec* spec : mine) {
     store.begin_group();
+    const int own = store.groups() - 1;
     parts_.push_back(spec->make(share, store));
+    uses_.push_back({{.group = own, .first_user = false, .last_user = false}});
+    const int table = spec->table ? store.find(spec->table->name)->weight->group : own;
+    if (table != own) uses_.back().push_back({.group = table, .first_user = false, .last_user = false});
+  }
+  std::map<int, std::pair<Use*, Use*>> users;  // of each group, the first and the last
+  for (std::vector<Use>& uses : uses_)
+    for (Use& use : uses) users.try_emplace(use.group, &use, &use).first->second.second = &use;
+  for (const auto& [group, first_and_last] : users) {
+    first_and_last.first->first_user = true;
+    first_and_last.second->last_user = true;
   }
   for (const auto& [name, stages] : shared) tables_.push_back({store.find(name), stages});
   shared_.resize(static_cast<std::size_t>(store.groups()));
-  for (const SharedTable& table : tables_) shared_[static_cast<std::size_t>(store.group_of(*table.parameter))] = true;
+  for (const SharedTable& table : tables_) shared_[static_cast<std::size_t>(table.parameter->weight->group)] = true;
 }
 
-Tensor Stage::forward(int chunk, Tensor x, const Batch& batch, const Loss& loss, Saved& saved, Context& context) const {
+void Stage::acquire(std::size_t part, Context& context, Shards& shards) const {
+  for (const Use& use : uses_[part]) shards.acquire(use.group, context);
+}
+
+void Stage::prefetch(std::size_t part, Context& context, Shards& shards) const {
+  for (const Use& use : uses_[part]) shards.prefetch(use.group, context);
+}
+
+void Stage::release(std::size_t part, Shards& shards) const {
+  for (const Use& use : uses_[part]) shards.release(use.group);
+}
+
+/// Before a micro-batch adds to the gradients of `part`.
+void Stage::open(std::size_t part, Context& context, Shards& shards) const {
+  for (const Use& use : uses_[part])
+    if (use.last_user) shards.open(use.group, context);
+}
+
+/// After it has added all that it adds to them.
+void Stage::close(std::size_t part, Context& context, Shards& shards, bool last) const {
+  for (const Use& use : uses_[part]) {
+    if (!use.first_user) continue;
+    shards.close(use.group, context);
+    if (last && !shares(use.group)) shards.final(use.group, context);
+  }
+}
+
+Tensor Stage::forward(int chunk, Tensor x, const Batch& batch, const Loss& loss, Saved& saved, Context& context,
+                      Shards& shards) const {
   const auto [begin, end] = chunks_[static_cast<std::size_t>(chunk)];
   for (std::size_t i = begin; i < end; ++i) {
+    acquire(i, context, shards);
+    if (i + 1 < end) prefetch(i + 1, context, shards);
+    if (loss.gradient && parts_[i]->forward_adds_gradients()) open(i, context, shards);
     saved.parts.push_back(parts_[i]->make_saved());
     x = parts_[i]->forward(x, batch, loss, *saved.parts.back(), context);
     if (!loss.gradient) saved.parts.pop_back();
+    release(i, shards);
   }
   return x;
 }
 
-Tensor Stage::backward(int chunk, Tensor dy, Saved& saved, Context& context, const GroupDone& done) const {
+/// Part::backward() of the last part in `saved`. Its predecessor in the chunk, which begins at `begin`, comes next.
+Tensor Stage::backward_of(std::size_t part, std::size_t begin, const Tensor& dy, Saved& saved, Context& context,
+                          Shards& shards) const {
+  const bool reads = parts_[part]->backward_reads_values();
+  if (reads) acquire(part, context, shards);
+  if (part > begin && parts_[part - 1]->backward_reads_values()) prefetch(part - 1, context, shards);
+  if (!parts_[part]->forward_adds_gradients()) open(part, context, shards);
+  Tensor dx = parts_[part]->backward(dy, *saved.parts.back(), context);
+  saved.parts.pop_back();
+  if (reads) release(part, shards);
+  return dx;
+}
+
+Tensor Stage::backward(int chunk, Tensor dy, Saved& saved, Context& context, Shards& shards, bool last) const {
   const auto [begin, end] = chunks_[static_cast<std::size_t>(chunk)];
   for (std::size_t i = end; i-- > begin;) {
-    dy = parts_[i]->backward(dy, *saved.parts.back(), context);
-    saved.parts.pop_back();
-    done(first_group_ + static_cast<int>(i));
+    dy = backward_of(i, begin, dy, saved, context, shards);
+    close(i, context, shards, last);
   }
   return dy;
 }
 
-Tensor Stage::backward_without_weights(int chunk, Tensor dy, Saved& saved, Context& context) const {
+Tensor Stage::backward_without_weights(int chunk, Tensor dy, Saved& saved, Context& context, Shards& shards,
+                                       bool last) const {
   const auto [begin, end] = chunks_[static_cast<std::size_t>(chunk)];
   for (std::size_t i = end; i-- > begin;) {
-    context.deferred = &saved.weights.emplace_back(first_group_ + static_cast<int>(i), DeferredWork{}).second;
-    dy = parts_[i]->backward(dy, *saved.parts.back(), context);
-    saved.parts.pop_back();
+    context.deferred = &saved.weights.emplace_back(i, DeferredWork{}).second;
+    dy = backward_of(i, begin, dy, saved, context, shards);
+    if (!context.deferred->empty()) continue;
+    saved.weights.pop_back();
+    close(i, context, shards, last);
   }
   context.deferred = nullptr;
   return dy;
 }
 
-void Stage::weights(Saved& saved, Context& context, const GroupDone& done) const {
+void Stage::weights(Saved& saved, Context& context, Shards& shards, bool last) const {
   for (; !saved.weights.empty(); saved.weights.pop_front()) {
     for (auto& work : saved.weights.front().second) {
       work(context);
       work = {};  // releases its tensors
     }
-    done(saved.weights.front().first);
+    close(saved.weights.front().first, context, shards, last);
   }
 }
 
@@ -109,11 +166,14 @@ std::vector<KeyValueCache> Stage::make_caches(std::int64_t positions, Runtime& r
   return caches;
 }
 
-Tensor Stage::generate(const Tensor& ids, const std::vector<KeyValueCache>& caches, Context& context) const {
+Tensor Stage::generate(const Tensor& ids, const std::vector<KeyValueCache>& caches, Context& context,
+                       Shards& shards) const {
   Tensor x;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     context.cache = &caches[i];
+    acquire(i, context, shards);
     x = parts_[i]->forward(x, {.ids = ids, .targets = {}}, {}, *parts_[i]->make_saved(), context);
+    release(i, shards);
   }
   context.cache = nullptr;
   return x;
@@ -156,7 +216,8 @@ PieceTimes count_costs(const std::vector<PartSpec>& model, const ModelConfig& co
       Context context{.runtime = runtime, .mesh = mesh, .length = config.context};
       ParameterStore store;
       const Stage stage({spec}, {.rank = 0, .size = share.size}, store);
-      store.allocate(runtime, 1);
+      Shards shards(store, {}, context);
+      shards.begin_step(context);
       device.ledger().enabled = true;
       const Tensor x = runtime.empty({context.rows(), config.width}, runtime.compute_type);
       const Tensor tokens = runtime.empty({context.rows()}, DType::i32);
@@ -166,11 +227,11 @@ PieceTimes count_costs(const std::vector<PartSpec>& model, const ModelConfig& co
       const auto counted = [&] {
         return device.ledger().total_flops() - std::exchange(before, device.ledger().total_flops());
       };
-      stage.forward(0, x, {.ids = tokens, .targets = tokens}, loss, saved, context);
+      stage.forward(0, x, {.ids = tokens, .targets = tokens}, loss, saved, context, shards);
       cost->second.forward = counted();
-      stage.backward_without_weights(0, x, saved, context);
+      stage.backward_without_weights(0, x, saved, context, shards, false);
       cost->second.backward = counted();
-      stage.weights(saved, context, [](int) {});
+      stage.weights(saved, context, shards, false);
       cost->second.weights = counted();
     }
     costs.forward.push_back(cost->second.forward);

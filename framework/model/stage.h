@@ -2,13 +2,13 @@
 #pragma once
 
 #include <deque>
-#include <functional>
 #include <memory>
 #include <vector>
 
 #include "framework/model/model_config.h"
 #include "framework/model/part.h"
 #include "framework/parallel/schedule.h"
+#include "framework/parallel/shards.h"
 
 namespace choir {
 
@@ -17,10 +17,8 @@ class Stage {
   /// What backward needs of one chunk and one micro-batch.
   struct Saved {
     std::vector<std::unique_ptr<Part::Saved>> parts;
-    std::deque<std::pair<int, DeferredWork>> weights;  ///< by group: what backward leaves to weights()
+    std::deque<std::pair<std::size_t, DeferredWork>> weights;  ///< by part: what backward leaves to weights()
   };
-  /// Called when a micro-batch has added all that it adds to the gradients of a group.
-  using GroupDone = std::function<void(int group)>;
 
   /// Where each part of a model lies: stretch i of `pieces`, on stage stage_of[i].
   struct Placement {
@@ -35,21 +33,25 @@ class Stage {
   Stage(const std::vector<PartSpec>& model, const TensorShare&, ParameterStore&);
 
   /// Part::forward() through all parts of chunk `chunk`, the stage's stretches in the order of the model. What backward
-  /// needs is in `saved` afterwards if loss.gradient.
-  Tensor forward(int chunk, Tensor x, const Batch&, const Loss&, Saved& saved, Context&) const;
-  /// Part::backward() through them; empties `saved`.
-  Tensor backward(int chunk, Tensor dy, Saved& saved, Context&, const GroupDone& done) const;
+  /// needs is in `saved` afterwards if loss.gradient. Each part's values are acquired while it runs, and those of the
+  /// next part are on their way.
+  Tensor forward(int chunk, Tensor x, const Batch&, const Loss&, Saved& saved, Context&, Shards&) const;
+  /// Part::backward() through them; empties `saved`. `last`: no other micro-batch will add to their gradients, so those
+  /// of groups that no other stage shares are final.
+  Tensor backward(int chunk, Tensor dy, Saved& saved, Context&, Shards&, bool last) const;
   /// The two halves of backward(): the gradients of weights in linear layers, which hold what they need, come later.
-  Tensor backward_without_weights(int chunk, Tensor dy, Saved& saved, Context&) const;
-  void weights(Saved& saved, Context&, const GroupDone& done) const;
+  Tensor backward_without_weights(int chunk, Tensor dy, Saved& saved, Context&, Shards&, bool last) const;
+  void weights(Saved& saved, Context&, Shards&, bool last) const;
 
   /// Caches for one sequence of at most `positions` tokens; for generate().
   std::vector<KeyValueCache> make_caches(std::int64_t positions, Runtime&) const;
   /// Logits [1, V] of the token after ids [n], which stand at context.first_position onward. The whole model.
-  Tensor generate(const Tensor& ids, const std::vector<KeyValueCache>& caches, Context&) const;
+  Tensor generate(const Tensor& ids, const std::vector<KeyValueCache>& caches, Context&, Shards&) const;
 
   /// True if another stage holds a table of this group, so that its gradient is complete only with theirs.
   bool shares(int group) const { return shared_[static_cast<std::size_t>(group)]; }
+  /// shares() of all groups, for ShardOptions::late.
+  const std::vector<bool>& shared_groups() const { return shared_; }
   /// Adds up the gradients of the tables that several stages hold, in the order of the stages. Collective over the
   /// pipeline axis, after the last backward.
   void sum_shared_tables(Context&) const;
@@ -65,11 +67,24 @@ class Stage {
     std::vector<int> stages;  // that hold it, ascending
   };
 
+  /// A group that a part uses: its own, or that of a table. Backward comes to the last of a group's users first.
+  struct Use {
+    int group;
+    bool first_user, last_user;
+  };
+
+  void acquire(std::size_t part, Context&, Shards&) const;
+  void prefetch(std::size_t part, Context&, Shards&) const;
+  void release(std::size_t part, Shards&) const;
+  void open(std::size_t part, Context&, Shards&) const;
+  void close(std::size_t part, Context&, Shards&, bool last) const;
+  Tensor backward_of(std::size_t part, std::size_t begin, const Tensor& dy, Saved& saved, Context&, Shards&) const;
+
   std::vector<std::unique_ptr<Part>> parts_;
+  std::vector<std::vector<Use>> uses_;  // by part
   std::vector<Chunk> chunks_;
   std::vector<SharedTable> tables_;
   std::vector<bool> shared_;  // by group
-  int first_group_ = 0;       // of parts_[0]
 };
 
 /// The floating-point operations of each part for one sequence, counted on device `count`; the same on all ranks.

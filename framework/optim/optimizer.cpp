@@ -9,19 +9,20 @@
 
 namespace choir {
 
-Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& store, DataParallel& data, Context& context)
-    : config_(config), store_(store), data_(data) {
+Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store, Shards& shards, Context& context)
+    : config_(config), shards_(shards) {
   Runtime& runtime = context.runtime;
   const auto weight_decay = static_cast<float>(config.weight_decay);
   std::int64_t state_size = 0;
-  for (const FlatRange& range : data.updated()) {
+  for (const Bucket& bucket : shards.buckets()) {
+    const FlatRange& range = bucket.updated;
     std::vector<kernels::OptimizerSegment> segments;
     for (const ParameterPart& part : parts_in(store, {range}, false))
       segments.push_back(
           {part.flat_begin - range.begin, part.flat().end - range.begin, part.parameter->decays ? weight_decay : 0.0f});
     std::sort(segments.begin(), segments.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
     if (!segments.empty())
-      shards_.push_back({range, state_size, ops::to_device(runtime, segments, DType::u8, MemoryKind::optimizer)});
+      pieces_.push_back({&bucket, state_size, ops::to_device(runtime, segments, DType::u8, MemoryKind::optimizer)});
     state_size += range.count();
   }
   const auto add_state = [&](const char* name) {
@@ -38,8 +39,9 @@ Optimizer::Optimizer(const OptimizerConfig& config, ParameterStore& store, DataP
       break;
   }
   std::vector<kernels::Range> counted;
-  for (const ParameterPart& part : parts_in(store, data.counted(), true)) {
-    counted.push_back({part.flat().begin, part.flat().end});
+  for (const ParameterPart& part : parts_in(store, shards.counted(), true)) {
+    const std::int64_t begin = shards.gradient_offset(part.flat_begin);
+    counted.push_back({begin, begin + part.flat().count()});
     counted_elements_ += part.flat().count();
   }
   counted_ = ops::to_device(runtime, counted, DType::u8, MemoryKind::optimizer);
@@ -57,39 +59,35 @@ kernels::StepScalars Optimizer::scalars(std::int64_t step, double rate) const {
 }
 
 std::int64_t Optimizer::state_offset(std::int64_t flat) const {
-  for (const Shard& shard : shards_)
-    if (shard.flat.begin <= flat && flat < shard.flat.end) return shard.state_begin + flat - shard.flat.begin;
+  for (const auto& [bucket, state_begin, segments] : pieces_)
+    if (bucket->updated.begin <= flat && flat < bucket->updated.end) return state_begin + flat - bucket->updated.begin;
   assert(false && "an element that this rank does not update");
   return -1;
 }
 
 Tensor Optimizer::step(Context& context) {
   Runtime& runtime = context.runtime;
-  ops::squared_norm(runtime, store_.gradient, counted_, counted_elements_, squared_norm_);
+  ops::squared_norm(runtime, shards_.gradients(), counted_, counted_elements_, squared_norm_);
   context.mesh.world->all_reduce(squared_norm_, Reduce::sum, runtime.device.compute(), "gradient norm");
   ops::clip_factor(runtime, squared_norm_, config_.clip);
 
-  for (const Shard& shard : shards_) {
-    const auto flat = [&](const Tensor& array) { return array.slice_columns(shard.flat.begin, shard.flat.end); };
-    const auto state = [&](std::size_t i) {
-      return i < state_.size()
-                 ? state_[i].values.slice_columns(shard.state_begin, shard.state_begin + shard.flat.count())
-                 : Tensor{};
+  for (const auto& [bucket, state_begin, segments] : pieces_) {
+    const auto state = [&, begin = state_begin, count = bucket->updated.count()](std::size_t i) {
+      return i < state_.size() ? state_[i].values.slice_columns(begin, begin + count) : Tensor{};
     };
-    const Tensor value = store_.value ? flat(store_.value) : Tensor{};
+    const Tensor rounded = bucket->value.dtype() == bucket->master.dtype() ? Tensor{} : bucket->value;
     switch (config_.kind) {
       case OptimizerKind::adamw:
-        ops::adamw(runtime, flat(store_.master), flat(store_.gradient), state(0), state(1), value, shard.segments,
-                   config_.betas[0], config_.betas[1], static_cast<float>(config_.epsilon));
+        ops::adamw(runtime, bucket->master, bucket->gradient, state(0), state(1), rounded, segments, config_.betas[0],
+                   config_.betas[1], static_cast<float>(config_.epsilon));
         break;
       case OptimizerKind::sgd:
-        ops::sgd(runtime, flat(store_.master), flat(store_.gradient), state(0), value, shard.segments,
+        ops::sgd(runtime, bucket->master, bucket->gradient, state(0), rounded, segments,
                  static_cast<float>(config_.momentum));
         break;
     }
   }
-  data_.gather_masters(context);
-  if (data_.gathers()) store_.round_values(runtime);  // elsewhere the update has rounded what it wrote
+  shards_.publish(context);
   return squared_norm_;
 }
 

@@ -90,8 +90,7 @@ void sum_shared_gradients(const ParameterStore& store, int group, Context& conte
   Communicator& axis = *context.mesh.tensor;
   Runtime& runtime = context.runtime;
   const auto in_group = [&](const Parameter& p) {
-    return p.tensor_sum != TensorSum::none && p.offset() >= store.group_begin(group) &&
-           p.offset() < store.group_end(group);
+    return p.tensor_sum != TensorSum::none && p.weight->group == group;
   };
   // Whole tensors lie one after another, at the same place on every rank. A replicated part lies at its place in the
   // global tensor, which is also the same on every rank.
@@ -100,7 +99,7 @@ void sum_shared_gradients(const ParameterStore& store, int group, Context& conte
     if (in_group(p)) total += p.global_count();
   if (total == 0 || axis.size() == 1) return;
 
-  const Tensor packed = runtime.empty({total}, store.gradient.dtype(), MemoryKind::workspace);
+  const Tensor packed = runtime.empty({total}, accumulate_type(runtime.compute_type), MemoryKind::workspace);
   ops::fill(runtime, packed, 0.0f);
   const auto for_each_part = [&](auto&& move) {
     std::int64_t begin = 0;

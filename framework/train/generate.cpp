@@ -84,7 +84,7 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
     const Tensor ids = ops::to_device(runtime, unread, DType::i32);
     context.length = ids.count();
     context.first_position = position;
-    const Tensor next = trainer.stage().generate(ids, caches, context);
+    const Tensor next = trainer.stage().generate(ids, caches, context, trainer.shards());
     ops::download(runtime, next.reshape({next.count()}), logits.data());
     position += ids.count();
     const auto word = kernels::philox_word(random_key(config.seed, "generate"), 0, static_cast<std::uint64_t>(i));

@@ -1,5 +1,6 @@
 #include "framework/train/non_finite.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -10,13 +11,17 @@ namespace choir {
 
 /// The index of the first parameter whose gradient on this rank has a NaN or an infinity, or -1.
 static std::int32_t first_bad_gradient(Trainer& trainer) {
-  std::int32_t index = 0;
-  for (const Parameter& p : trainer.parameters().parameters()) {
-    std::vector<float> gradient(static_cast<std::size_t>(p.held.count()));
-    ops::download(trainer.runtime(), p.gradient().reshape({p.held.count()}), gradient.data());
-    for (const float value : gradient)
-      if (!std::isfinite(value)) return index;
-    ++index;
+  const auto& parameters = trainer.parameters().parameters();
+  // In the order of the parameters; every element is updated by some rank, which has its complete gradient.
+  for (const ParameterPart& part : parts_in(trainer.parameters(), trainer.shards().updated(), false)) {
+    const Tensor elements = trainer.shards().at(part.flat(), &Bucket::gradient);
+    std::vector<float> gradient(static_cast<std::size_t>(elements.count()));
+    ops::download(trainer.runtime(), elements, gradient.data());
+    for (const float value : gradient) {
+      if (std::isfinite(value)) continue;
+      const auto is_it = [&](const Parameter& p) { return &p == part.parameter; };
+      return static_cast<std::int32_t>(std::find_if(parameters.begin(), parameters.end(), is_it) - parameters.begin());
+    }
   }
   return -1;
 }

@@ -26,28 +26,36 @@ Piece piece_of(const ParameterPart& part, const std::string& name, float* data) 
 
 enum class Direction { save, load };
 
-/// The first element of a flat array in host memory.
+/// The first element of a tensor, as f32 in host memory.
 float* host_array(Trainer& trainer, const Tensor& array, Snapshot& snapshot) {
   Device& device = trainer.runtime().device;
-  if (device.kind() == DeviceKind::cpu) return array.data<float>();
+  const bool f32 = array.dtype() == DType::f32;
+  if (device.kind() == DeviceKind::cpu && f32) return array.data<float>();
   snapshot.copies.push_back({array, std::vector<float>(static_cast<std::size_t>(array.count()))});
   std::vector<float>& host = snapshot.copies.back().host;
-  // A load overwrites what it reads; elements that do not belong to a parameter stay as they are.
-  device.download(array.raw(), host.data(), array.bytes());
+  // A load overwrites what it reads. Elements that do not belong to a parameter stay as they are; in weights they are
+  // zero.
+  if (f32) device.download(array.raw(), host.data(), array.bytes());
   return host.data();
 }
 
-void add_weights(Trainer& trainer, const std::vector<FlatRange>& ranges, Direction direction, Snapshot& snapshot) {
-  float* master = host_array(trainer, trainer.parameters().master, snapshot);
-  for (const ParameterPart& part : parts_in(trainer.parameters(), ranges, direction == Direction::save))
-    snapshot.pieces.push_back(piece_of(part, part.parameter->name, master + part.flat_begin));
+/// What this rank counts (saved) or updates (loaded).
+void add_weights(Trainer& trainer, Direction direction, Snapshot& snapshot) {
+  const bool save = direction == Direction::save;
+  for (const Bucket& bucket : trainer.shards().buckets()) {
+    float* weights = host_array(trainer, bucket.master ? bucket.master : bucket.value, snapshot);
+    for (const ParameterPart& part : parts_in(trainer.parameters(), {save ? bucket.counted : bucket.updated}, save))
+      snapshot.pieces.push_back(piece_of(part, part.parameter->name, weights + part.flat_begin - bucket.updated.begin));
+  }
 }
 
-void add_state(Trainer& trainer, const std::vector<FlatRange>& ranges, Direction direction, Snapshot& snapshot) {
+void add_state(Trainer& trainer, Direction direction, Snapshot& snapshot) {
   const Optimizer& optimizer = trainer.optimizer();
+  const bool save = direction == Direction::save;
+  const std::vector<FlatRange> ranges = save ? trainer.shards().counted() : trainer.shards().updated();
   for (const Optimizer::StateArray& array : optimizer.state()) {
     float* values = host_array(trainer, array.values, snapshot);
-    for (const ParameterPart& part : parts_in(trainer.parameters(), ranges, direction == Direction::save))
+    for (const ParameterPart& part : parts_in(trainer.parameters(), ranges, save))
       snapshot.pieces.push_back(piece_of(part, "optimizer." + array.name + "." + part.parameter->name,
                                          values + optimizer.state_offset(part.flat_begin)));
   }
@@ -101,20 +109,18 @@ std::vector<Problem> model_problems(const Config& theirs, const Config& ours, co
 }
 
 void finish_loading(Trainer& trainer, const Snapshot& snapshot) {
-  for (const auto& [array, host] : snapshot.copies)
-    trainer.runtime().device.upload(host.data(), array.raw(), array.bytes());
-  trainer.parameters().round_values(trainer.runtime());
+  for (const auto& [array, host] : snapshot.copies) write(trainer.runtime(), host.data(), array);
+  trainer.shards().round(trainer.runtime());
+  Context all = trainer.context();
+  trainer.shards().publish(all);
 }
-
-std::vector<FlatRange> everything(const ParameterStore& store) { return {{0, store.size()}}; }
 
 }  // namespace
 
 Snapshot owned_snapshot(Trainer& trainer) {
-  const auto& counted = trainer.data_parallel().counted();
   Snapshot snapshot;
-  add_weights(trainer, counted, Direction::save, snapshot);
-  add_state(trainer, counted, Direction::save, snapshot);
+  add_weights(trainer, Direction::save, snapshot);
+  add_state(trainer, Direction::save, snapshot);
   return snapshot;
 }
 
@@ -186,7 +192,7 @@ SamplerOptions sampler_options(const Config& config, const TokenFile& file, cons
 void load_weights(Trainer& trainer, const CheckpointReader& reader) {
   throw_if_any(model_problems(config_of(reader), trainer.config(), reader.path()));
   Snapshot snapshot;
-  add_weights(trainer, everything(trainer.parameters()), Direction::load, snapshot);
+  add_weights(trainer, Direction::load, snapshot);
   reader.read(snapshot.pieces);
   finish_loading(trainer, snapshot);
 }
@@ -201,8 +207,8 @@ std::string load_all(Trainer& trainer, const CheckpointReader& reader) {
     if (!found) lacking += (lacking.empty() ? "" : " and ") + array.name;
   }
   Snapshot snapshot;
-  add_weights(trainer, everything(trainer.parameters()), Direction::load, snapshot);
-  if (lacking.empty()) add_state(trainer, trainer.data_parallel().updated(), Direction::load, snapshot);
+  add_weights(trainer, Direction::load, snapshot);
+  if (lacking.empty()) add_state(trainer, Direction::load, snapshot);
   reader.read(snapshot.pieces);
   finish_loading(trainer, snapshot);
   trainer.optimizer().set_state_origin(lacking.empty() ? position_of(reader).optimizer_origin : reader.step());

@@ -17,7 +17,8 @@
 
 namespace choir {
 
-/// Pieces of flat arrays in host memory. On the CPU they point into the arrays themselves, on a GPU into copies.
+/// Pieces of tensors in host memory. On the CPU they point into the tensors themselves if these are f32, else into
+/// copies.
 struct Snapshot {
   struct Copy {
     Tensor device;

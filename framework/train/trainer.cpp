@@ -91,13 +91,14 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
   check_placement(mesh, stage_.parts(), model_.size());
   runtime_.scalars = runtime_.empty({sizeof(kernels::StepScalars)}, DType::u8, MemoryKind::optimizer);
   loss_sum_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
-  store_.allocate(runtime_, bucket_alignment(mesh.gradient->size()), inference);
-  store_.initialize(runtime_);
-  if (inference) return;
-
-  data_parallel_ = std::make_unique<DataParallel>(store_, mesh, config.parallel.zero == 1);
   Context all = context();
-  optimizer_ = std::make_unique<Optimizer>(config.optimizer, store_, *data_parallel_, all);
+  shards_ = std::make_unique<Shards>(
+      store_,
+      ShardOptions{
+          .zero = static_cast<int>(config.parallel.zero), .training = !inference, .late = stage_.shared_groups()},
+      all);
+  if (inference) return;
+  optimizer_ = std::make_unique<Optimizer>(config.optimizer, store_, *shards_, all);
   schedule_ = with_transfers(pipeline_, make_schedules(pipeline_))[static_cast<std::size_t>(mesh.here.pipeline)];
 }
 
@@ -136,10 +137,9 @@ Batch Trainer::read_batch(const Rows& rows, const ReadSample& read, LossSum& cou
   return {ops::to_device(runtime_, ids, DType::i32), ops::to_device(runtime_, targets, DType::i32)};
 }
 
-/// Executes the steps of this stage. `done` is called when the last micro-batch has added all to a group's gradients.
-/// Returns how many targets this rank's losses are of.
+/// Executes the steps of this stage. Returns how many targets this rank's losses are of.
 LossSum Trainer::run(const std::vector<StageStep>& steps, const RowsOf& rows, const Loss& loss, bool training,
-                     const ReadSample& read, const Stage::GroupDone& done) {
+                     const ReadSample& read) {
   const auto context_of = [&](int micro_batch) {
     Context here = context();
     const Rows held = rows(micro_batch);
@@ -167,9 +167,6 @@ LossSum Trainer::run(const std::vector<StageStep>& steps, const RowsOf& rows, co
     const int piece = pipeline_.piece(mesh_.here.pipeline, chunk);
     Context here = context_of(m);
     Stage::Saved& state = saved[{m, chunk}];
-    const Stage::GroupDone done_in_last = [&, micro_batch = m](int group) {
-      if (micro_batch == last) done(group);
-    };
     switch (kind) {
       case Action::Kind::forward: {
         const Tensor x = between.take(kind, m, piece, here);
@@ -177,18 +174,19 @@ LossSum Trainer::run(const std::vector<StageStep>& steps, const RowsOf& rows, co
         LossSum not_counted;
         const Batch batch =
             first_piece || last_piece ? read_batch(rows(m), read, last_piece ? counted : not_counted) : Batch{};
-        between.put(kind, m, piece, stage_.forward(chunk, x, batch, loss, state, here));
+        between.put(kind, m, piece, stage_.forward(chunk, x, batch, loss, state, here, *shards_));
         break;
       }
       case Action::Kind::backward: {
         const Tensor dy = between.take(kind, m, piece, here);
-        const Tensor dx = pipeline_.splits_backward() ? stage_.backward_without_weights(chunk, dy, state, here)
-                                                      : stage_.backward(chunk, dy, state, here, done_in_last);
+        const Tensor dx = pipeline_.splits_backward()
+                              ? stage_.backward_without_weights(chunk, dy, state, here, *shards_, m == last)
+                              : stage_.backward(chunk, dy, state, here, *shards_, m == last);
         between.put(kind, m, piece, dx);
         break;
       }
       case Action::Kind::weights:
-        stage_.weights(state, here, done_in_last);
+        stage_.weights(state, here, *shards_, m == last);
         break;
     }
     if (state.parts.empty() && state.weights.empty()) saved.erase({m, chunk});
@@ -196,18 +194,12 @@ LossSum Trainer::run(const std::vector<StageStep>& steps, const RowsOf& rows, co
   return counted;
 }
 
-/// The sums over the ranks that have other rows of the batch.
-void Trainer::complete_gradients(int group) {
-  Context all = context();
-  sum_shared_gradients(store_, group, all);
-  data_parallel_->group_final(group, all);
-}
-
 Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
   const kernels::StepScalars scalars =
       optimizer_->scalars(step, learning_rate(config_.optimizer, step, config_.train.steps));
   ops::upload(runtime_, &scalars, runtime_.scalars);
-  ops::fill(runtime_, store_.gradient, 0.0f);
+  Context all = context();
+  shards_->begin_step(all);
   ops::fill(runtime_, loss_sum_, 0.0f);
 
   // Training windows are full, so every rank knows the global number of target tokens.
@@ -216,14 +208,11 @@ Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
   const RowsOf rows = [&](int m) {
     return Rows{.first_sample = first + m * micro_batch_, .sequences = micro_batch_, .real = micro_batch_};
   };
-  run(schedule_, rows, {.sum = loss_sum_, .scale = scale, .gradient = true}, true, read, [&](int group) {
-    if (!stage_.shares(group)) complete_gradients(group);
-  });
-  Context all = context();
+  run(schedule_, rows, {.sum = loss_sum_, .scale = scale, .gradient = true}, true, read);
   stage_.sum_shared_tables(all);
   for (int group = 0; group < store_.groups(); ++group)
-    if (stage_.shares(group)) complete_gradients(group);
-  data_parallel_->finish(all);
+    if (stage_.shares(group)) shards_->final(group, all);
+  shards_->finish(all);
   mesh_.gradient->all_reduce(loss_sum_, Reduce::sum, runtime_.device.compute(), "loss");
   mesh_.pipeline->all_reduce(loss_sum_, Reduce::sum, runtime_.device.compute(), "loss");  // the last stage has it
   return loss_sum_;
@@ -273,7 +262,7 @@ std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample&
     };
     const std::int64_t micro_batches =
         std::min<std::int64_t>(pipeline_.stages, (samples - first + at_once - 1) / at_once);
-    const LossSum counted = run(forward_steps(micro_batches), rows, {.sum = loss_sum_}, false, read, {});
+    const LossSum counted = run(forward_steps(micro_batches), rows, {.sum = loss_sum_}, false, read);
     tokens += static_cast<double>(counted.tokens);
     bytes += static_cast<double>(counted.bytes);
     first += micro_batches * at_once;

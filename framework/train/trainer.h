@@ -15,7 +15,7 @@
 #include "framework/model/families.h"
 #include "framework/model/stage.h"
 #include "framework/optim/optimizer.h"
-#include "framework/parallel/data.h"
+#include "framework/parallel/shards.h"
 #include "framework/parallel/stage_exchange.h"
 
 namespace choir {
@@ -46,7 +46,7 @@ MeshShape mesh_shape(const Config&, std::int64_t ranks);
 class Trainer {
  public:
   /// Declares, allocates and initialises this rank's share. `device` and `mesh` outlive the trainer. `inference`: no
-  /// gradients and no optimizer; only evaluate() and generation may be called.
+  /// gradients, no masters beside the values and no optimizer; only evaluate() and generation may be called.
   Trainer(const Config&, Device&, Mesh&, bool inference = false);
 
   /// Step `step` (from 1): gradients of the global batch, then one update. Collective.
@@ -70,7 +70,7 @@ class Trainer {
   Context context() { return {.runtime = runtime_, .mesh = mesh_, .sequence = share_.sequence}; }
   ParameterStore& parameters() { return store_; }
   const Stage& stage() const { return stage_; }
-  const DataParallel& data_parallel() const { return *data_parallel_; }
+  Shards& shards() { return *shards_; }
   Optimizer& optimizer() { return *optimizer_; }
 
   std::int64_t micro_batches() const { return pipeline_.micro_batches; }  ///< a step and data rank
@@ -90,8 +90,7 @@ class Trainer {
   using RowsOf = std::function<Rows(int micro_batch)>;
   Batch read_batch(const Rows&, const ReadSample& read, LossSum& counted);
   LossSum run(const std::vector<StageStep>& steps, const RowsOf& rows, const Loss&, bool training,
-              const ReadSample& read, const Stage::GroupDone& done);
-  void complete_gradients(int group);
+              const ReadSample& read);
   std::vector<StageStep> forward_steps(std::int64_t micro_batches) const;
 
   Config config_;
@@ -104,7 +103,7 @@ class Trainer {
   std::vector<PartSpec> model_;
   Stage::Placement placement_;
   Stage stage_;
-  std::unique_ptr<DataParallel> data_parallel_;
+  std::unique_ptr<Shards> shards_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<StageStep> schedule_;
   Tensor loss_sum_;  // one f64: over this rank's sequences, then over all

@@ -24,16 +24,22 @@ std::size_t global_index(const Parameter& p, std::int64_t i) {
   return static_cast<std::size_t>((p.held.row_begin + i / columns) * width + p.held.column_begin + i % columns);
 }
 
-std::vector<float> on_host(Trainer& trainer, const Tensor& flat) {
-  std::vector<float> values(static_cast<std::size_t>(flat.count()));
-  ops::download(trainer.runtime(), flat, values.data());
+/// The elements of a tensor of f32 or bf16, in f32.
+std::vector<float> on_host(Trainer& trainer, const Tensor& tensor) {
+  std::vector<float> values(static_cast<std::size_t>(tensor.count()));
+  if (tensor.dtype() == DType::f32) {
+    ops::download(trainer.runtime(), tensor, values.data());
+  } else {
+    std::vector<bf16> rounded(values.size());
+    ops::download(trainer.runtime(), tensor, rounded.data());
+    std::copy(rounded.begin(), rounded.end(), values.begin());
+  }
   return values;
 }
 
-/// The whole of every parameter, each element from the rank that counts it. `flat` is the store's array of gradients or
-/// of masters. Collective.
-NamedTensors gather(Trainer& trainer, const Tensor& flat) {
-  const std::vector<float> local = on_host(trainer, flat);
+/// The whole of every parameter, each element from the rank that counts it. `tensor` is Bucket::gradient or
+/// Bucket::master. Collective.
+NamedTensors gather(Trainer& trainer, const Tensor Bucket::*tensor) {
   const ParameterStore model = all_parameters(trainer.config().model);
   std::map<std::string, std::size_t> begin;
   std::size_t size = 0;
@@ -42,10 +48,12 @@ NamedTensors gather(Trainer& trainer, const Tensor& flat) {
     size += static_cast<std::size_t>(p.global_count());
   }
   std::vector<double> all(size);
-  for (const ParameterPart& part : parts_in(trainer.parameters(), trainer.data_parallel().counted(), true))
+  for (const ParameterPart& part : parts_in(trainer.parameters(), trainer.shards().counted(), true)) {
+    const std::vector<float> elements = on_host(trainer, trainer.shards().at(part.flat(), tensor));
     for (std::int64_t i = part.begin; i < part.end; ++i)
       all[begin[part.parameter->name] + global_index(*part.parameter, i)] =
-          static_cast<double>(local[static_cast<std::size_t>(part.flat_begin + i - part.begin)]);
+          static_cast<double>(elements[static_cast<std::size_t>(i - part.begin)]);
+  }
   sum_over_ranks(trainer, all);
   NamedTensors whole;
   for (const Parameter& p : model.parameters()) {
@@ -55,19 +63,31 @@ NamedTensors gather(Trainer& trainer, const Tensor& flat) {
   return whole;
 }
 
-/// One comparison for each parameter: the elements held here and on all other ranks are those of `whole`. Collective.
+/// One comparison for each parameter: the masters and the values that this and all other ranks have are those of
+/// `whole`. Collective.
 std::vector<Comparison> compare_copies(Trainer& trainer, const std::string& what, const NamedTensors& whole) {
-  const std::vector<float> local = on_host(trainer, trainer.parameters().master);
-  std::vector<double> squares;  // in the order of `whole`, which is that of all ranks; a tensor not held here adds zero
-  for (const auto& [name, tensor] : whole) {
-    double square = 0;
-    if (const Parameter* p = trainer.parameters().find(name))
-      for (std::int64_t i = 0; i < p->held.count(); ++i) {
-        const double held = static_cast<double>(local[static_cast<std::size_t>(p->offset() + i)]);
-        square += std::pow(held - tensor[global_index(*p, i)], 2);
-      }
-    squares.push_back(square / static_cast<double>(tensor.size()));
+  std::map<std::string, double> square_of;
+  const auto add = [&](const Parameter& p, std::int64_t begin, const Tensor& held) {
+    const std::vector<double>& expected = whole.at(p.name);
+    const std::vector<float> elements = on_host(trainer, held);
+    for (std::size_t i = 0; i < elements.size(); ++i) {
+      const auto exact = static_cast<float>(expected[global_index(p, begin + static_cast<std::int64_t>(i))]);
+      const float there = held.dtype() == DType::bf16 ? static_cast<float>(bf16(exact)) : exact;
+      square_of[p.name] += std::pow(static_cast<double>(elements[i]) - static_cast<double>(there), 2);
+    }
+  };
+  Shards& shards = trainer.shards();
+  for (const ParameterPart& part : parts_in(trainer.parameters(), shards.updated(), false))
+    add(*part.parameter, part.begin, shards.at(part.flat(), &Bucket::master));
+  Context context = trainer.context();
+  for (int group = 0; group < trainer.parameters().groups(); ++group) {
+    shards.acquire(group, context);
+    for (const Parameter& p : trainer.parameters().parameters())
+      if (p.weight->group == group) add(p, 0, p.value());
+    shards.release(group);
   }
+  std::vector<double> squares;  // in the order of `whole`, which is that of all ranks; a tensor not held here adds zero
+  for (const auto& [name, tensor] : whole) squares.push_back(square_of[name] / static_cast<double>(tensor.size()));
   sum_over_ranks(trainer, squares);
   std::vector<Comparison> comparisons;
   auto square = squares.begin();
@@ -101,14 +121,14 @@ Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string&
   };
   Trainer trainer(config, device, mesh);
   Outcome outcome;
-  outcome.start = gather(trainer, trainer.parameters().master);
+  outcome.start = gather(trainer, &Bucket::master);
   const Tensor loss = trainer.compute_gradients(1, random);
   ops::download(trainer.runtime(), loss, &outcome.loss);
   outcome.loss /= static_cast<double>(config.train.batch * config.model.context);
-  outcome.gradients = gather(trainer, trainer.parameters().gradient);
+  outcome.gradients = gather(trainer, &Bucket::gradient);
   trainer.update();
   for (std::int64_t step = 2; step <= 3; ++step) trainer.step(step, random);
-  outcome.weights = gather(trainer, trainer.parameters().master);
+  outcome.weights = gather(trainer, &Bucket::master);
   outcome.copies = compare_copies(trainer, name + " copies of ", outcome.weights);
   return outcome;
 }

@@ -169,7 +169,7 @@ TEST(DescribeKeys, TypesSayWhatTheyTake) {
   EXPECT_EQ(type("generate.top_p"), "number in (0, 1]");
   EXPECT_EQ(type("optimizer.betas"), "two numbers in [0, 1)");
   EXPECT_EQ(type("parallel.context"), "1");
-  EXPECT_EQ(type("parallel.zero"), "0 | 1");
+  EXPECT_EQ(type("parallel.zero"), "0 | 1 | 2 | 3");
   EXPECT_EQ(type("model.tied"), "true | false");
   EXPECT_EQ(type("train.precision"), "f32 | bf16");
   EXPECT_EQ(type("data.path"), "text");

@@ -76,6 +76,8 @@ TEST(Validate, AcceptsWhatCanRun) {
       {{}, 8, {}},
       {{"parallel.tensor=5", "parallel.sequence=true"}, 10, {}},
       {{"parallel.sequence=true", "parallel.zero=1"}, 1, {}},
+      {{"parallel.zero=2"}, 1, {}},
+      {{"parallel.zero=3"}, 2, {}},
       {{"parallel.pipeline=14"}, 28, {}},
       {{"parallel.pipeline=7", "parallel.schedule=interleaved"}, 7, {}},
       {{"parallel.pipeline=2", "parallel.schedule=v", "parallel.tensor=3"}, 12, {}},
@@ -162,9 +164,8 @@ TEST(Validate, Ranges) {
       {{"parallel.stages=[3, 0]", "parallel.pipeline=2"}, 2, {"parallel.stages = [3, 0] is out of range"}},
       {{"parallel.expert=2"}, 2, {"expert parallelism is not built yet", "set parallel.expert to 1"}},
       {{"parallel.context=0"}, 2, {"parallel.context = 0 is out of range", "set parallel.context to 1"}},
-      {{"parallel.zero=2"},
-       2,
-       {"parallel.zero = 2 is out of range", "ZeRO stages 2 and 3 are not built yet", "1 or less"}},
+      {{"parallel.zero=4"}, 2, {"parallel.zero = 4 is out of range", "3 or less"}},
+      {{"parallel.zero=-1"}, 2, {"parallel.zero = -1 is out of range"}},
       {{"parallel.micro_batch=-1"}, 1, {"parallel.micro_batch = -1 is out of range"}},
   });
 }

@@ -3,8 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace choir::tests {
 namespace {
@@ -14,114 +14,76 @@ constexpr Initial initial = {0.5f, 0.1f};
 
 class Parameters : public ::testing::Test {
  protected:
-  /// The start values of a region of tensor "w" [37, 29], as doubles.
-  std::vector<double> start_values(const Region& held, DType type, std::uint64_t seed = 7,
-                                   const std::string& name = "w") {
-    Runtime runtime{.device = device, .seed = seed, .compute_type = type};
-    ParameterStore store;
-    store.begin_group();
-    Weight* weight = store.add_weight(held.rows() + 3, held.columns(), true);  // rows below it are padding
-    store.add({.name = name,
-               .shape = {rows, columns},
-               .held = held,
-               .owned_end = held.rows(),
-               .initial = initial,
-               .weight = weight});
-    store.allocate(runtime, 16);
-    store.initialize(runtime);
-    const Tensor& master = weight->master;
-    EXPECT_EQ(master.dtype(), accumulate_type(type));
-    std::vector<double> values;
-    for (std::int64_t i = 0; i < master.count(); ++i)
-      values.push_back(master.dtype() == DType::f64 ? master.data<double>()[i]
-                                                    : static_cast<double>(master.data<float>()[i]));
-    for (std::int64_t i = held.count(); i < master.count(); ++i)
-      EXPECT_EQ(values[static_cast<std::size_t>(i)], 0) << "padding";
-    values.resize(static_cast<std::size_t>(held.count()));
+  /// The start values of a region of tensor "w" [37, 29], made `step` elements at a time.
+  std::vector<float> values_of(const Region& held, std::int64_t step = rows * columns, std::uint64_t seed = 7,
+                               const std::string& name = "w") {
+    Runtime runtime{.device = device, .seed = seed};
+    const Parameter parameter{
+        .name = name, .shape = {rows, columns}, .held = held, .owned_end = held.rows(), .initial = initial};
+    std::vector<float> values(static_cast<std::size_t>(held.count()));
+    for (std::int64_t begin = 0; begin < held.count(); begin += step)
+      start_values(runtime, parameter, begin, std::min(held.count(), begin + step), values.data() + begin);
     return values;
   }
   Device device{1};
 };
 
-TEST_F(Parameters, StartValuesAreTheSameInAnySliceAndType) {
-  for (const DType type : {DType::f32, DType::bf16, DType::f64}) {
-    const auto whole = start_values({0, rows, 0, columns}, type);
-    EXPECT_EQ(whole, start_values({0, rows, 0, columns}, DType::f32))
-        << "masters do not depend on the precision of the run";
-    for (const Region held :
-         {Region{5, 18, 0, columns}, Region{0, rows, 3, 11}, Region{36, 37, 28, 29}, Region{4, 9, 7, 28}}) {
-      const auto part = start_values(held, type);
+TEST_F(Parameters, StartValuesAreTheSameInAnySlice) {
+  const auto whole = values_of({0, rows, 0, columns});
+  for (const Region held : {Region{0, rows, 0, columns}, Region{5, 18, 0, columns}, Region{0, rows, 3, 11},
+                            Region{36, 37, 28, 29}, Region{4, 9, 7, 28}})
+    for (const std::int64_t step : {rows * columns, std::int64_t{7}, std::int64_t{1}}) {
+      const auto part = values_of(held, step);
       for (std::int64_t r = 0; r < held.rows(); ++r)
         for (std::int64_t c = 0; c < held.columns(); ++c)
           ASSERT_EQ(part[static_cast<std::size_t>(r * held.columns() + c)],
                     whole[static_cast<std::size_t>((held.row_begin + r) * columns + held.column_begin + c)])
-              << name_of(type) << " " << r << ", " << c;
+              << r << ", " << c << ", " << step << " at a time";
     }
-  }
 }
 
 TEST_F(Parameters, StartValuesDependOnSeedAndNameAndHaveMeanAndDeviation) {
   const Region all{0, rows, 0, columns};
-  const auto values = start_values(all, DType::f32);
-  EXPECT_NE(values, start_values(all, DType::f32, 8));
-  EXPECT_NE(values, start_values(all, DType::f32, 7, "v"));
+  const auto values = values_of(all);
+  EXPECT_NE(values, values_of(all, all.count(), 8));
+  EXPECT_NE(values, values_of(all, all.count(), 7, "v"));
   double sum = 0, square = 0;
-  for (const double value : values) sum += value;
+  for (const float value : values) sum += static_cast<double>(value);
   const auto n = static_cast<double>(values.size());
-  for (const double value : values) square += (value - sum / n) * (value - sum / n);
+  for (const float value : values) square += std::pow(static_cast<double>(value) - sum / n, 2);
   EXPECT_NEAR(sum / n, 0.5, 4 * 0.1 / std::sqrt(n));
   EXPECT_NEAR(std::sqrt(square / n), 0.1, 4 * 0.1 / std::sqrt(2 * n));
 }
 
-TEST_F(Parameters, GroupsAreAlignedAndBuffersStartOnCacheLinesInOrder) {
-  Runtime runtime{.device = device, .compute_type = DType::bf16};
+TEST_F(Parameters, GroupsHaveMatricesThenVectorsAlignedAndBuffersStartOnCacheLines) {
   ParameterStore store;
   store.begin_group();
-  Weight* a = store.add_weight(3, 5, true);
-  Weight* b = store.add_weight(7, 1, false);
+  Weight* a = store.add_weight(7, 1, false);
+  Weight* b = store.add_weight(3, 5, true);
+  Weight* c = store.add_weight(2, 2, true);
   store.begin_group();
-  Weight* c = store.add_weight(100, 10, true);
+  Weight* d = store.add_weight(100, 10, true);
   store.begin_group();
-  Weight* d = store.add_weight(1, 1, false);
-  store.allocate(runtime, 48);
-  EXPECT_EQ(a->offset, 0);
-  EXPECT_EQ(b->offset, 16);
-  EXPECT_EQ(c->offset, 48);
-  EXPECT_EQ(store.group_begin(1), 48);
-  EXPECT_EQ(store.group_end(0), 48);
-  EXPECT_EQ(store.group_begin(2) % 48, 0);
-  EXPECT_EQ(d->offset, store.group_begin(2));
-  EXPECT_EQ(store.size() % 48, 0);
+  Weight* e = store.add_weight(1, 1, false);
+  store.lay_out(48);
+  EXPECT_EQ(b->offset, 0);
+  EXPECT_EQ(c->offset, 16);
+  EXPECT_EQ(store.matrices(0), (FlatRange{0, 48}));
+  EXPECT_EQ(a->offset, 48);
+  EXPECT_EQ(store.vectors(0), (FlatRange{48, 96}));
+  EXPECT_EQ(d->offset, 96);
+  EXPECT_EQ(store.matrices(1), (FlatRange{96, 96 + 1008}));
+  EXPECT_EQ(store.vectors(1), (FlatRange{1104, 1104})) << "none";
+  EXPECT_EQ(store.matrices(2).count(), 0);
+  EXPECT_EQ(e->offset, store.group_begin(2));
+  EXPECT_EQ(store.group_end(0), store.group_begin(1));
   EXPECT_EQ(store.group_end(2), store.size());
-  for (const Weight* weight : {a, b, c, d}) {
-    EXPECT_EQ(weight->master.raw(), store.master.data<float>() + weight->offset);
-    EXPECT_EQ(weight->gradient.raw(), store.gradient.data<float>() + weight->offset);
-    EXPECT_EQ(weight->value.dtype(), weight->matrix ? DType::bf16 : DType::f32) << "vectors stay f32";
-  }
-}
-
-TEST_F(Parameters, RoundedValuesFollowTheMastersAndInF32AreTheMasters) {
-  for (const DType type : {DType::bf16, DType::f32}) {
-    Runtime runtime{.device = device, .compute_type = type};
-    ParameterStore store;
-    store.begin_group();
-    Weight* weight = store.add_weight(4, 4, true);
-    store.add(
-        {.name = "w", .shape = {4, 4}, .held = {0, 4, 0, 4}, .owned_end = 4, .initial = initial, .weight = weight});
-    store.allocate(runtime, 16);
-    store.initialize(runtime);
-    weight->master.data<float>()[5] = 1.2345678f;
-    store.round_values(runtime);
-    if (type == DType::bf16) {
-      EXPECT_EQ(weight->value.data<bf16>()[5].bits, bf16(1.2345678f).bits);
-    } else {
-      EXPECT_EQ(weight->value.raw(), weight->master.raw());
-    }
-  }
+  EXPECT_EQ(store.size(), 1104 + 48);
+  for (const Weight* weight : {a, b, c}) EXPECT_EQ(weight->group, 0);
+  EXPECT_EQ(e->group, 2);
 }
 
 TEST_F(Parameters, CountsAndSlicesOfNamedPartsOfOneBuffer) {
-  Runtime runtime{.device = device};
   ParameterStore store;
   store.begin_group();
   Weight* qkv = store.add_weight(8, 6, true);
@@ -133,13 +95,13 @@ TEST_F(Parameters, CountsAndSlicesOfNamedPartsOfOneBuffer) {
              .owned_end = 4,
              .weight = qkv,
              .first_row = 4});
-  store.allocate(runtime, 16, true);
+  store.lay_out(16);
   EXPECT_EQ(store.owned_count(), 4 * 6 + 3 * 6);
   EXPECT_EQ(store.global_count(), 10 * 6 + 6 * 6);
   EXPECT_EQ(store.parameters()[1].offset(), 24);
-  EXPECT_EQ(store.parameters()[1].master().raw(), qkv->master.data<float>() + 24);
-  EXPECT_EQ(store.parameters()[1].master().shape(), (Shape{4, 6}));
-  EXPECT_FALSE(store.gradient) << "inference has no gradients";
+  qkv->value = Runtime{.device = device}.empty({8, 6}, DType::f32);
+  EXPECT_EQ(store.parameters()[1].value().raw(), qkv->value.data<float>() + 24);
+  EXPECT_EQ(store.parameters()[1].value().shape(), (Shape{4, 6}));
 }
 
 TEST(RandomKey, DiffersWithTheSeedAndWithEveryLetter) {

@@ -10,8 +10,7 @@
 
 #include "framework/model/families.h"
 #include "framework/model/stage.h"
-#include "framework/parallel/data.h"
-#include "framework/parallel/tensor.h"
+#include "framework/parallel/shards.h"
 #include "tests/support/gather.h"
 #include "tests/support/small_models.h"
 
@@ -20,24 +19,25 @@ namespace choir::tests {
 struct DoubleRun {
   /// `device` and `mesh` outlive the run. Collective over the mesh.
   DoubleRun(const ModelConfig& config, Device& device, Mesh& the_mesh, bool split_rows = false, bool recompute = false,
-            bool zero = false)
+            int zero = 0)
       : model(config),
         mesh(the_mesh),
         sequence(split_rows),
         runtime{.device = device, .compute_type = DType::f64},
         stage(make_parts(config, recompute), {mesh.tensor->rank(), mesh.tensor->size(), sequence}, store),
-        data(allocated(), mesh, zero, 500) {}  // many buckets
+        shards(make_shards(zero)) {}
 
   Context context() { return {.runtime = runtime, .mesh = mesh, .sequence = sequence}; }
 
   /// The mean loss of samples [0, batch) of the random text, in micro-batches of `micro_batch` sequences. With
-  /// `gradient`, its gradients are then in store.gradient.
+  /// `gradient`, its gradients are then in the buckets.
   double loss(std::int64_t batch, std::int64_t micro_batch, bool gradient) {
     const std::int64_t length = model.context, here_begin = batch / mesh.shape.data * mesh.here.data;
     const std::int64_t here_end = here_begin + batch / mesh.shape.data;
     const Tensor loss_sum = runtime.empty({1}, DType::f64);
     ops::fill(runtime, loss_sum, 0);
-    if (gradient) ops::fill(runtime, store.gradient, 0);
+    Context all = context();
+    if (gradient) shards.begin_step(all);
     const double scale = 1.0 / static_cast<double>(batch * length);
     for (std::int64_t begin = here_begin; begin < here_end; begin += micro_batch) {
       Context here = context();
@@ -52,17 +52,11 @@ struct DoubleRun {
       }
       const Batch read{ops::to_device(runtime, ids, DType::i32), ops::to_device(runtime, targets, DType::i32)};
       Stage::Saved saved;
-      stage.forward(0, {}, read, {.sum = loss_sum, .scale = scale, .gradient = gradient}, saved, here);
+      stage.forward(0, {}, read, {.sum = loss_sum, .scale = scale, .gradient = gradient}, saved, here, shards);
       if (!gradient) continue;
-      const bool last = begin + micro_batch == here_end;
-      stage.backward(0, {}, saved, here, [&](int group) {
-        if (!last) return;
-        sum_shared_gradients(store, group, here);
-        data.group_final(group, here);
-      });
+      stage.backward(0, {}, saved, here, shards, begin + micro_batch == here_end);
     }
-    Context all = context();
-    data.finish(all);
+    if (gradient) shards.finish(all);
     mesh.gradient->all_reduce(loss_sum, Reduce::sum, runtime.device.compute(), "loss");
     double sum = 0;
     ops::download(runtime, loss_sum, &sum);
@@ -71,7 +65,7 @@ struct DoubleRun {
 
   Tensors gradients() {
     Context all = context();
-    return gather(model, store, store.gradient, data, all);
+    return gather(model, store, shards, &Bucket::gradient, all);
   }
 
   ModelConfig model;
@@ -80,16 +74,15 @@ struct DoubleRun {
   Runtime runtime;
   ParameterStore store;
   Stage stage;
-  DataParallel data;
+  Shards shards;
 
  private:
-  const ParameterStore& allocated() {
+  Shards make_shards(int zero) {
     const kernels::StepScalars third_step{.step = 3};  // dropout's counter
     runtime.scalars = runtime.empty({sizeof third_step}, DType::u8);
     ops::upload(runtime, &third_step, runtime.scalars);
-    store.allocate(runtime, bucket_alignment(mesh.gradient->size()));
-    store.initialize(runtime);
-    return store;
+    Context all = context();
+    return {store, {.zero = zero, .bucket_elements = 500}, all};  // many buckets
   }
 };
 
@@ -111,7 +104,8 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
     const std::vector<std::int32_t> piece(ids.begin() + position, ids.begin() + position + count);
     context.length = count;
     context.first_position = position;
-    const Tensor result = run.stage.generate(ops::to_device(run.runtime, piece, DType::i32), caches, context);
+    const Tensor result =
+        run.stage.generate(ops::to_device(run.runtime, piece, DType::i32), caches, context, run.shards);
     ops::download(run.runtime, result, logits.data());
     double sum = 0;
     for (const double logit : logits) sum += std::exp(logit);

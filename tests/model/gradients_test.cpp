@@ -35,7 +35,7 @@ TEST_P(Gradients, AreFiniteDifferencesOfTheLoss) {
   double worst = 0;
 
   for (const Parameter& p : run.store.parameters()) {
-    double* weight = p.master().data<double>();
+    double* weight = p.value().data<double>();
     const double* gradient = p.gradient().data<double>();
     const auto count = static_cast<std::size_t>(p.held.count());
     const std::vector<double> start(weight, weight + count);

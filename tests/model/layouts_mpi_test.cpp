@@ -12,7 +12,8 @@ namespace {
 struct Split {
   std::string name;
   MeshShape shape;
-  bool sequence = false, recompute = false, zero = false;
+  bool sequence = false, recompute = false;
+  int zero = 0;
   std::int64_t micro_batch = 1;
 };
 
@@ -24,10 +25,16 @@ std::vector<Split> splits() {
       {.name = "tensor, sequence", .shape = {.tensor = ranks}, .sequence = true, .micro_batch = 4},
       {.name = "tensor, sequence, ragged rows", .shape = {.tensor = ranks}, .sequence = true, .recompute = true},
       {.name = "data", .shape = {.data = ranks}},
-      {.name = "data, zero", .shape = {.data = ranks}, .zero = true},
+      {.name = "data, zero 1", .shape = {.data = ranks}, .zero = 1},
+      {.name = "data, zero 2", .shape = {.data = ranks}, .zero = 2},
+      {.name = "data, zero 3, recompute", .shape = {.data = ranks}, .recompute = true, .zero = 3},
   };
   if (ranks == 4)
-    all.push_back({.name = "tensor 2, data 2", .shape = {.tensor = 2, .data = 2}, .sequence = true, .zero = true});
+    for (const int zero : {1, 2, 3})
+      all.push_back({.name = "tensor 2, data 2, zero " + std::to_string(zero),
+                     .shape = {.tensor = 2, .data = 2},
+                     .sequence = true,
+                     .zero = zero});
   return all;
 }
 

@@ -6,6 +6,7 @@
 
 #include "framework/nn/block.h"
 #include "framework/ops/elementwise.h"
+#include "framework/parallel/shards.h"
 
 namespace choir::tests {
 namespace {
@@ -42,7 +43,7 @@ class AdjointOfALayer : public Adjoint, public ::testing::WithParamInterface<Lay
   /// Gives the parameters values that keep activations near 1, then checks the identity by each of them. `residual` is
   /// an input of the layer of its own.
   void expect_adjoint_layer(double steps, bool residual, const Forward& forward, const Backward& backward) {
-    store.allocate(runtime, 16);
+    Shards shards(store, {}, context);
     const Tensor x = random({context.rows(), width}), r = random({context.rows(), width});
     std::vector<Operand> operands{{"x", x}};
     if (residual) operands.push_back({"residual", r});
@@ -50,13 +51,13 @@ class AdjointOfALayer : public Adjoint, public ::testing::WithParamInterface<Lay
       const Tensor start =
           p.shape.size() > 1 ? random(p.shape, 1 / std::sqrt(static_cast<double>(p.shape[1]))) : random(p.shape, 0.3);
       for (std::int64_t i = 0; i < p.held.count(); ++i)
-        p.master().data<double>()[i] = static_cast<double>(p.initial.mean) + start.data<double>()[i];
-      operands.push_back({p.name, p.master()});
+        p.value().data<double>()[i] = static_cast<double>(p.initial.mean) + start.data<double>()[i];
+      operands.push_back({p.name, p.value()});
     }
     expect_adjoint(
         operands, steps * longest, [&] { return forward(x, r); },
         [&](const Tensor& dy) {
-          ops::fill(runtime, store.gradient, 0);
+          ops::fill(runtime, shards.gradients(), 0);
           const Gradients inputs = backward(dy);
           std::vector gradients{inputs.x};
           if (residual) gradients.push_back(inputs.residual);

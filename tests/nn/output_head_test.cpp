@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "framework/ops/elementwise.h"
+#include "framework/parallel/shards.h"
 #include "kernels/philox.h"
 
 namespace choir::tests {
@@ -31,10 +32,10 @@ TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
   ParameterStore store;
   store.begin_group();
   const OutputHead head({"head.weight", vocabulary, width, 0.5f}, TensorShare{}, store);
-  store.allocate(runtime, 16);
-  store.initialize(runtime);
-  ops::fill(runtime, store.gradient, 0);
-  const double* w = store.parameters()[0].master().data<double>();
+  Context context{.runtime = runtime, .mesh = mesh, .sequences = 1, .length = rows};
+  Shards shards(store, {}, context);
+  shards.begin_step(context);
+  const double* w = store.parameters()[0].value().data<double>();
   const double* dw = store.parameters()[0].gradient().data<double>();
 
   std::vector<double> x(static_cast<std::size_t>(rows * width));
@@ -44,7 +45,6 @@ TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
     targets[r] = r % 5 == 3 ? -1 : static_cast<std::int32_t>(r * 7919 % vocabulary);
   const Tensor loss_sum = runtime.empty({1}, DType::f64);
   ops::fill(runtime, loss_sum, 0);
-  Context context{.runtime = runtime, .mesh = mesh, .sequences = 1, .length = rows};
   const Tensor dx = head.loss(ops::to_device(runtime, x, DType::f64).reshape({rows, width}),
                               ops::to_device(runtime, targets, DType::i32), loss_sum, scale, true, context);
 

@@ -27,18 +27,20 @@ class OptimizerSteps : public ::testing::Test {
                .initial = {1, 0.1f},
                .decays = false,
                .weight = bias});
-    store.allocate(runtime, bucket_alignment(1));
-    store.initialize(runtime);
   }
 
   /// Steps both the optimizer and the formula in double, with gradients that change from step to step.
   void expect_steps(const OptimizerConfig& config) {
     Context context{.runtime = runtime, .mesh = mesh};
-    DataParallel data(store, mesh, false);
-    Optimizer optimizer(config, store, data, context);
+    Shards shards(store, {}, context);
+    Optimizer optimizer(config, store, shards, context);
+    const auto master = [&](std::size_t flat) {
+      const auto at = static_cast<std::int64_t>(flat);
+      return *shards.at({at, at + 1}, &Bucket::master).data<float>();
+    };
     const auto size = static_cast<std::size_t>(store.size());
     std::vector<double> weight(size), m(size), v(size), decay(size);
-    for (std::size_t i = 0; i < size; ++i) weight[i] = store.master.data<float>()[i];
+    for (std::size_t i = 0; i < size; ++i) weight[i] = master(i);
     for (std::size_t i = 0; i < 28; ++i) decay[i] = static_cast<float>(config.weight_decay);
     const auto is_parameter = [&](std::size_t i) {
       return i < 28 ||
@@ -49,7 +51,7 @@ class OptimizerSteps : public ::testing::Test {
       double square = 0;
       for (std::size_t i = 0; i < size; ++i) {
         const float g = is_parameter(i) ? static_cast<float>(std::sin(static_cast<double>(i) + 0.3 * step)) : 100.0f;
-        store.gradient.data<float>()[i] = g;  // gradients of padding must not count
+        shards.gradients().data<float>()[i] = g;  // gradients of padding must not count
         if (is_parameter(i)) square += static_cast<double>(g) * g;
       }
       const double rate = 0.01 * step;
@@ -62,10 +64,10 @@ class OptimizerSteps : public ::testing::Test {
       const double norm = std::sqrt(square), clip = config.clip > 0 && norm > config.clip ? config.clip / norm : 1;
       for (std::size_t i = 0; i < size; ++i) {
         if (!is_parameter(i)) {
-          ASSERT_EQ(store.master.data<float>()[i], 0) << "padding " << i;
+          ASSERT_EQ(master(i), 0) << "padding " << i;
           continue;
         }
-        const double g = clip * static_cast<double>(store.gradient.data<float>()[i]);
+        const double g = clip * static_cast<double>(shards.gradients().data<float>()[i]);
         if (config.kind == OptimizerKind::adamw) {
           m[i] = config.betas[0] * m[i] + (1 - config.betas[0]) * g;
           v[i] = config.betas[1] * v[i] + (1 - config.betas[1]) * g * g;
@@ -77,8 +79,7 @@ class OptimizerSteps : public ::testing::Test {
           weight[i] -= rate * (decay[i] * weight[i] + m[i]);
         }
         // A dozen roundings a step of a weight, and of an update that is no larger than rate * (1 + ...) < 1.
-        ASSERT_NEAR(store.master.data<float>()[i], weight[i], 12 * step * 0x1p-24 * (1 + std::abs(weight[i])))
-            << i << ", step " << step;
+        ASSERT_NEAR(master(i), weight[i], 12 * step * 0x1p-24 * (1 + std::abs(weight[i]))) << i << ", step " << step;
       }
     }
     ASSERT_EQ(optimizer.state().size(), config.kind == OptimizerKind::adamw ? 2u : config.momentum > 0 ? 1u : 0u);
@@ -112,7 +113,7 @@ TEST_F(OptimizerSteps, SgdWithMomentumDecayAndClip) {
 TEST(GradientNorm, CostsTwoOperationsAParameterOverAllRanks) {
   constexpr int ranks = 3;
   constexpr std::int64_t parameters = 28;
-  for (const bool zero : {false, true}) {
+  for (const int zero : {0, 1, 2, 3}) {
     Cost cost;
     for (int rank = 0; rank < ranks; ++rank) {
       CallRing ring;
@@ -125,9 +126,8 @@ TEST(GradientNorm, CostsTwoOperationsAParameterOverAllRanks) {
       store.begin_group();
       Weight* matrix = store.add_weight(5, 7, true);  // its last row is padding
       store.add({.name = "w", .shape = {4, 7}, .held = {0, 4, 0, 7}, .owned_end = 4, .initial = {}, .weight = matrix});
-      store.allocate(runtime, bucket_alignment(ranks));
-      DataParallel data(store, mesh, zero);
-      Optimizer optimizer({}, store, data, context);
+      Shards shards(store, {.zero = zero}, context);
+      Optimizer optimizer({}, store, shards, context);
       device.ledger().enabled = true;
       optimizer.step(context);
       for (const Ledger::Operation& operation : device.ledger().operations()) {

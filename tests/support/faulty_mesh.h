@@ -17,7 +17,7 @@
 #include "framework/config/config.h"
 #include "framework/model/families.h"
 #include "framework/model/stage.h"
-#include "framework/parallel/data.h"
+#include "framework/parallel/shards.h"
 
 namespace choir::tests {
 
@@ -94,24 +94,48 @@ inline Mesh make_faulty_mesh(MPI_Comm world, const MeshShape& shape, Device& dev
 }
 
 /// The fault that damages the gradient of parameter `name` after its sum over the data ranks: `damage` gets the rows
-/// held here, [rows, columns] in f32. The model's gradients are one bucket.
+/// held here, [rows, columns] in f32. Every group has one bucket of matrices and one of vectors.
 inline Fault fault_of_gradient(const Config& config, const MeshShape& shape, const std::string& name,
                                const std::function<void(const Tensor& gradient)>& damage) {
-  return {.axis = "data", .verb = "all_reduce", .label = "gradient bucket", .damage = [=](const Tensor& bucket) {
+  struct Place {
+    int bucket = -1, buckets = 0;  // in the order of the calls
+    std::int64_t offset = 0;       // in the bucket
+    Region held;
+  };
+  const auto place_on = [=](int rank) {
+    ParameterStore store;
+    const TensorShare share{
+        .rank = shape.coordinates(rank).tensor, .size = shape.tensor, .sequence = config.parallel.sequence};
+    const Stage stage(make_parts(config.model, /*recompute=*/false), share, store);
+    store.lay_out(bucket_alignment(shape.data));
+    Place place;
+    const Parameter& p = *store.find(name);
+    const std::vector<Bucket> buckets = make_buckets(store, 0, shape.data, 0, default_bucket_elements);
+    for (int group = store.groups() - 1; group >= 0; --group)
+      for (const Bucket& bucket : buckets) {
+        if (bucket.group != group) continue;
+        if (bucket.range.begin <= p.offset() && p.offset() < bucket.range.end) {
+          place.bucket = place.buckets;
+          place.offset = p.offset() - bucket.range.begin;
+        }
+        ++place.buckets;
+      }
+    place.held = p.held;
+    return place;
+  };
+  const Place first = place_on(0);
+  return {.axis = "data",
+          .verb = "all_reduce",
+          .label = "gradient bucket",
+          .occurrence = first.bucket,
+          .of = first.buckets,
+          .damage = [=](const Tensor& bucket) {
             int rank = 0;
             MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-            Device device(CountOnly{}, 1);
-            Runtime runtime{.device = device};
-            ParameterStore store;
-            const TensorShare share{
-                .rank = shape.coordinates(rank).tensor, .size = shape.tensor, .sequence = config.parallel.sequence};
-            const Stage stage(make_parts(config.model, /*recompute=*/false), share, store);
-            store.allocate(runtime, bucket_alignment(shape.data));
-            if (bucket.count() != store.size()) throw Error({.what = "the gradients are several buckets"});
-            for (const Parameter& p : store.parameters())
-              if (p.name == name)
-                damage(bucket.slice_columns(p.offset(), p.offset() + p.held.count())
-                           .reshape({p.held.rows(), p.held.columns()}));
+            const Place here = place_on(rank);
+            if (here.offset + here.held.count() > bucket.count()) throw Error({.what = "a group is several buckets"});
+            damage(bucket.slice_columns(here.offset, here.offset + here.held.count())
+                       .reshape({here.held.rows(), here.held.columns()}));
           }};
 }
 

@@ -13,7 +13,7 @@
 #include "framework/comm/context.h"
 #include "framework/model/families.h"
 #include "framework/ops/elementwise.h"
-#include "framework/parallel/data.h"
+#include "framework/parallel/shards.h"
 #include "framework/train/comparison.h"
 #include "tests/support/device.h"
 
@@ -21,9 +21,13 @@ namespace choir::tests {
 
 using Tensors = NamedTensors;
 
-/// The elements of a flat tensor of f32 or f64. Waits for everything enqueued.
+/// The elements of a tensor of f32, f64 or bf16. Waits for everything enqueued.
 inline std::vector<double> elements(Device& device, const Tensor& flat) {
   if (flat.dtype() == DType::f64) return host_values<double>(device, flat);
+  if (flat.dtype() == DType::bf16) {
+    const std::vector<bf16> values = host_values<bf16>(device, flat);
+    return {values.begin(), values.end()};
+  }
   const std::vector<float> values = host_values<float>(device, flat);
   return {values.begin(), values.end()};
 }
@@ -34,12 +38,11 @@ inline std::int64_t global_index(const Parameter& p, std::int64_t i) {
   return (p.held.row_begin + i / columns) * width + p.held.column_begin + i % columns;
 }
 
-/// All parameters' elements of `flat` (store.gradient or store.master) on every rank, each from the one rank that
+/// All parameters' elements of `tensor` (Bucket::gradient or Bucket::master) on every rank, each from the one rank that
 /// counts it. Fails if an element is counted by no rank or by several. Collective.
-inline Tensors gather(const ModelConfig& config, const ParameterStore& store, const Tensor& flat,
-                      const DataParallel& data, Context& context) {
+inline Tensors gather(const ModelConfig& config, const ParameterStore& store, const Shards& shards,
+                      const Tensor Bucket::*tensor, Context& context) {
   Runtime& runtime = context.runtime;
-  const std::vector<double> local = elements(runtime.device, flat);
   const ParameterStore model = all_parameters(config);
   const auto total = static_cast<std::size_t>(model.global_count());
   std::vector<double> host(2 * total);  // the values, then the number of ranks that count each
@@ -49,12 +52,14 @@ inline Tensors gather(const ModelConfig& config, const ParameterStore& store, co
     begin[p.name] = at;
     at += static_cast<std::size_t>(p.global_count());
   }
-  for (const ParameterPart& part : parts_in(store, data.counted(), true))
+  for (const ParameterPart& part : parts_in(store, shards.counted(), true)) {
+    const std::vector<double> local = elements(runtime.device, shards.at(part.flat(), tensor));
     for (std::int64_t i = part.begin; i < part.end; ++i) {
       const std::size_t to = begin[part.parameter->name] + static_cast<std::size_t>(global_index(*part.parameter, i));
-      host[to] += local[static_cast<std::size_t>(part.flat_begin + i - part.begin)];
+      host[to] += local[static_cast<std::size_t>(i - part.begin)];
       host[total + to] += 1;
     }
+  }
   const Tensor device = ops::to_device(runtime, host, DType::f64);
   context.mesh.world->all_reduce(device, Reduce::sum, runtime.device.compute(), "test: gather");
   ops::download(runtime, device, host.data());
@@ -70,15 +75,38 @@ inline Tensors gather(const ModelConfig& config, const ParameterStore& store, co
   return tensors;
 }
 
-/// Every rank that holds an element, as its owner or as a replica, has the same bits.
-inline void expect_held_equal(Device& device, const ParameterStore& store, const Tensor& flat, const Tensors& whole,
-                              const char* what) {
-  const std::vector<double> local = elements(device, flat);
-  for (const Parameter& p : store.parameters()) {
-    const std::vector<double>& global = whole.at(p.name);
-    for (std::int64_t i = 0; i < p.held.count(); ++i)
-      ASSERT_EQ(local[static_cast<std::size_t>(p.offset() + i)], global[static_cast<std::size_t>(global_index(p, i))])
-          << what << " of " << p.name << " differs between the ranks that hold it, element " << i << " here";
+/// Every rank that updates an element has the same bits of `tensor`, that of the buckets.
+inline void expect_held_equal(Device& device, const ParameterStore& store, const Shards& shards,
+                              const Tensor Bucket::*tensor, const Tensors& whole, const char* what) {
+  for (const ParameterPart& part : parts_in(store, shards.updated(), false)) {
+    const std::vector<double> local = elements(device, shards.at(part.flat(), tensor));
+    const std::vector<double>& global = whole.at(part.parameter->name);
+    for (std::int64_t i = part.begin; i < part.end; ++i)
+      ASSERT_EQ(local[static_cast<std::size_t>(i - part.begin)],
+                global[static_cast<std::size_t>(global_index(*part.parameter, i))])
+          << what << " of " << part.parameter->name << " differs between the ranks that hold it, element " << i
+          << " here";
+  }
+}
+
+/// The values that layers read are the masters, rounded if the type is another, on every rank. Collective.
+inline void expect_values_are_masters(const ParameterStore& store, Shards& shards, const Tensors& masters,
+                                      Context& context) {
+  for (int group = 0; group < store.groups(); ++group) {
+    shards.acquire(group, context);
+    for (const Parameter& p : store.parameters()) {
+      if (p.weight->group != group) continue;
+      const Tensor value = p.value();
+      const std::vector<double> local = elements(context.runtime.device, value.reshape({value.count()}));
+      for (std::int64_t i = 0; i < p.held.count(); ++i) {
+        const double master = masters.at(p.name)[static_cast<std::size_t>(global_index(p, i))];
+        const double expected =
+            value.dtype() == DType::bf16 ? static_cast<float>(bf16(static_cast<float>(master))) : master;
+        ASSERT_EQ(local[static_cast<std::size_t>(i)], expected)
+            << p.name << ": the value is not the rounded master, element " << i;
+      }
+    }
+    shards.release(group);
   }
 }
 

@@ -37,6 +37,17 @@ TEST(Evaluation, DoesNotDependOnTheLayout) {
   EXPECT_NEAR(loss({.name = "tensor", .tensor = world_size()}), all_at_once, 1e-5 * all_at_once);
 }
 
+// Fewer sequences than all ranks need: a rank without one still takes part in gathering the weights.
+TEST(Evaluation, OfFiveSequencesWithSplitWeightsIsThatOfOneRank) {
+  const SmallModel model = models_under_test().front();
+  const double alone = run_alone(model.config, safe_adamw(0.01))->trainer.evaluate(5, read_random(model.config)).loss;
+  for (const int zero : {2, 3}) {
+    SmallRun run(model.config, safe_adamw(0.01),
+                 {.name = "data", .data = world_size(), .zero = zero, .micro_batch = 1});
+    EXPECT_NEAR(run.trainer.evaluate(5, read_random(model.config)).loss, alone, 1e-5 * alone) << zero;
+  }
+}
+
 TEST(OptimizerState, ThatBeginsLateHasBiasCorrectionsOfItsOwn) {
   const SmallModel model = models_under_test().front();
   SmallRun run(model.config, safe_adamw(0.01), {.name = "data", .data = world_size()});

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "framework/train/trainer.h"
+
 namespace choir::tests {
 namespace {
 
@@ -64,6 +66,8 @@ struct Layout {
 const Layout layouts[] = {
     {1, 1, {}},
     {1, 2, {"parallel.zero=1"}},
+    {1, 2, {"parallel.zero=2"}},
+    {1, 2, {"parallel.zero=3", "train.recompute=block"}},
     {2, 1, {"parallel.sequence=true"}},
     {3, 1, {"train.recompute=block"}},
     {4, 2, {"train.precision=bf16", "parallel.zero=1", "parallel.sequence=true"}},
@@ -105,6 +109,56 @@ TEST(Plan, OfAPipelineEqualsTheStepThatRunsEveryMicroBatch) {
 TEST(Plan, OfAThousandMicroBatchesEqualsTheFullCount) {
   expect_full_count(small_config({"parallel.tensor=2", "parallel.micro_batch=1", "train.batch=1000"}), 2,
                     DeviceKind::cpu);
+}
+
+/// A step of a GPT of 24 layers on device `count`.
+RankPlan count_of_stage(int zero, int ranks, int micro_batches, const std::vector<std::string>& more = {}) {
+  std::vector<std::string> words = {
+      "model={layers: 24, width: 1024, vocabulary: 32000, context: 512, attention: {heads: 16}}",
+      "train.precision=bf16",
+      "train.emulate_bf16=true",
+      "parallel.micro_batch=1",
+      "train.batch=" + std::to_string(ranks * micro_batches),
+      "parallel.zero=" + std::to_string(zero)};
+  words.insert(words.end(), more.begin(), more.end());
+  const Config config = read_config("", words);
+  throw_if_any(validate(config, ranks));
+  return count_step(config, mesh_shape(config, ranks), 0, {.kind = DeviceKind::cpu, .gpu = nullptr}, 2);
+}
+
+std::int64_t bytes_of(const RankPlan& plan, MemoryKind kind) { return plan.peak.bytes[static_cast<std::size_t>(kind)]; }
+
+TEST(Zero, Stage3NeedsAQuarterOnFourRanksAndWhatIsSaved) {
+  const RankPlan one = count_of_stage(0, 1, 1), four = count_of_stage(3, 4, 2);
+  double whole = 0;
+  for (const MemoryKind kind : {MemoryKind::parameters, MemoryKind::gradients, MemoryKind::optimizer})
+    whole += static_cast<double>(bytes_of(one, kind));
+  const double least = whole / 4 + static_cast<double>(bytes_of(four, MemoryKind::saved));
+  RecordProperty("peak over the least", std::to_string(static_cast<double>(four.peak.total()) / least));
+  EXPECT_LE(static_cast<double>(four.peak.total()), 1.25 * least);
+}
+
+// In bytes given to the verbs, of P parameters with their padding: gradients are f32, values bf16 but for vectors.
+TEST(Zero, TrafficIsTheLeastOfItsStage) {
+  constexpr int ranks = 4, micro_batches = 3;
+  const auto traffic = [&](int zero, const std::string& verb) {
+    double bytes = 0;
+    for (const Ledger::Traffic& t : count_of_stage(zero, ranks, micro_batches, {"model.tied=false"}).traffic)
+      if (t.axis == "data" && t.verb == verb) bytes += t.bytes;
+    return bytes;
+  };
+  const double loss = 8, gradients = traffic(0, "all_reduce") - loss, values = traffic(1, "all_gather");
+  EXPECT_EQ(traffic(0, "all_gather"), 0);
+  EXPECT_EQ(traffic(0, "reduce_scatter"), 0);
+  EXPECT_NEAR(values, gradients / 2, 0.01 * values);
+  for (const int zero : {1, 2, 3}) EXPECT_EQ(traffic(zero, "all_reduce"), loss);
+  EXPECT_EQ(traffic(1, "reduce_scatter"), gradients);
+  EXPECT_EQ(traffic(2, "all_gather"), values);
+  EXPECT_EQ(traffic(2, "reduce_scatter"), micro_batches * gradients);
+  EXPECT_EQ(traffic(3, "reduce_scatter"), micro_batches * gradients);
+  // Once for forward and once for backward, which does not read the embedding.
+  EXPECT_LT(traffic(3, "all_gather"), 2 * micro_batches * values);
+  EXPECT_GT(traffic(3, "all_gather"), 1.8 * micro_batches * values);
 }
 
 }  // namespace

@@ -58,16 +58,22 @@ class ReferenceFile {
 };
 
 void load_weights(Trainer& trainer, const ReferenceFile& file) {
+  Runtime& runtime = trainer.runtime();
+  Shards& shards = trainer.shards();
   for (const Parameter& p : trainer.parameters().parameters()) {
     const std::vector<float> whole = file.dataset<float>("weights/" + p.name);
     ASSERT_EQ(static_cast<std::int64_t>(whole.size()), p.global_count()) << p.name;
-    std::vector<float> held(static_cast<std::size_t>(p.held.count()));
-    for (std::size_t i = 0; i < held.size(); ++i)
-      held[i] = whole[static_cast<std::size_t>(global_index(p, static_cast<std::int64_t>(i)))];
-    const Tensor master = p.master();
-    trainer.runtime().device.upload(held.data(), master.raw(), master.bytes());
+    for (const ParameterPart& part : parts_in(trainer.parameters(), shards.updated(), false)) {
+      if (part.parameter != &p) continue;
+      std::vector<float> values;
+      for (std::int64_t i = part.begin; i < part.end; ++i)
+        values.push_back(whole[static_cast<std::size_t>(global_index(p, i))]);
+      write(runtime, values.data(), shards.at(part.flat(), &Bucket::master));
+    }
   }
-  trainer.parameters().round_values(trainer.runtime());
+  shards.round(runtime);
+  Context context = trainer.context();
+  shards.publish(context);
 }
 
 std::vector<std::string> reference_files() {

@@ -60,6 +60,7 @@ inline std::vector<Layout> layouts(int ranks) {
                       .zero = 1,
                       .micro_batch = 2,
                       .recompute = true});
+    if (ranks > 1) some.push_back({.name = "data, zero 3, micro-batch 3", .data = ranks, .zero = 3, .micro_batch = 3});
     if (ranks > 1) some.push_back({.name = "pipeline", .micro_batch = 4, .pipeline = ranks});
     return some;
   }
@@ -76,6 +77,9 @@ inline std::vector<Layout> layouts(int ranks) {
       {.name = "data", .data = ranks},
       {.name = "data, micro-batch 1", .data = ranks, .micro_batch = 1},
       {.name = "data, zero 1, recompute", .data = ranks, .zero = 1, .recompute = true},
+      {.name = "data, zero 2, micro-batch 1", .data = ranks, .zero = 2, .micro_batch = 1},
+      {.name = "data, zero 3, micro-batch 1", .data = ranks, .zero = 3, .micro_batch = 1},
+      {.name = "data, zero 3, recompute", .data = ranks, .zero = 3, .recompute = true},
   };
   all.push_back({.name = "pipeline, micro-batch 3", .micro_batch = 3, .pipeline = ranks});
   all.push_back({.name = "pipeline, zero_bubble, micro-batch 2, recompute",
@@ -101,6 +105,20 @@ inline std::vector<Layout> layouts(int ranks) {
                    .micro_batch = 1,
                    .pipeline = 2,
                    .schedule = v_shaped});
+    all.push_back(
+        {.name = "data 2, pipeline 2, zero 3, micro-batch 2", .data = 2, .zero = 3, .micro_batch = 2, .pipeline = 2});
+    all.push_back({.name = "data 2, pipeline 2, zero 2, v, micro-batch 1",
+                   .data = 2,
+                   .zero = 2,
+                   .micro_batch = 1,
+                   .pipeline = 2,
+                   .schedule = v_shaped});
+    all.push_back({.name = "tensor 2, data 2, sequence, zero 3, micro-batch 3",
+                   .tensor = 2,
+                   .data = 2,
+                   .sequence = true,
+                   .zero = 3,
+                   .micro_batch = 3});
     all.push_back({.name = "tensor 2, data 2", .tensor = 2, .data = 2});
     all.push_back({.name = "tensor 2, data 2, sequence, micro-batch 1",
                    .tensor = 2,
@@ -170,8 +188,14 @@ struct SmallRun {
       : SmallRun(small_config(model, optimizer, layout), layout.streams) {}
   ~SmallRun() { device.synchronize(); }
 
-  Tensors gradients() { return gather_flat(trainer.parameters().gradient); }
-  Tensors masters() { return gather_flat(trainer.parameters().master); }
+  Tensors gradients() { return gather_all(&Bucket::gradient); }
+  Tensors masters() { return gather_all(&Bucket::master); }
+  /// Every rank has the same bits of what it updates, and of the values that layers read.
+  void expect_copies_equal(const Tensors& masters) {
+    expect_held_equal(device, trainer.parameters(), trainer.shards(), &Bucket::master, masters, "parameter");
+    Context context = trainer.context();
+    expect_values_are_masters(trainer.parameters(), trainer.shards(), masters, context);
+  }
 
   CallRing ring;
   std::unique_ptr<Device> owned_device;
@@ -185,9 +209,9 @@ struct SmallRun {
     MPI_Comm_size(ranks, &size);
     return make_mesh(ranks, mesh_shape(config, size), device, ring);
   }
-  Tensors gather_flat(const Tensor& flat) {
+  Tensors gather_all(const Tensor Bucket::*tensor) {
     Context context = trainer.context();
-    return gather(trainer.config().model, trainer.parameters(), flat, trainer.data_parallel(), context);
+    return gather(trainer.config().model, trainer.parameters(), trainer.shards(), tensor, context);
   }
 };
 

@@ -1,0 +1,150 @@
+// Data parallelism and ZeRO: ranks with the same weights see other rows of the batch; gradients are summed over them.
+//
+// ZeRO (Rajbhandari et al. 2019, arXiv 1910.02054) splits what these ranks hold. Every range of the flat order has one
+// rank that updates it, with its masters and moments (stage 1), its sum of gradients (stage 2), and its values (stage
+// 3). The other ranks hold a whole group only while they need it: its values while a part runs, its gradients during
+// its backward.
+//
+// There is one path. A group's values are gathered if this rank does not have them, and its gradients are reduced when
+// nobody holds them any longer. The stages differ in what the trainer holds: below 3 all values, always; below 2 all
+// gradients, from the beginning of a step until they are final. At stage 0 a rank updates everything, else its part.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <vector>
+
+#include "framework/comm/context.h"
+#include "framework/core/parameter.h"
+
+namespace choir {
+
+/// The alignment of matrices, vectors and buckets in elements, for `ranks` ranks: equal parts that start on cache
+/// lines.
+constexpr std::int64_t bucket_alignment(std::int64_t ranks) { return 16 * ranks; }
+
+/// Cuts `range` into pieces of about `target` elements, multiples of `alignment`, as the range is. Pure.
+std::vector<FlatRange> cut(const FlatRange& range, std::int64_t target, std::int64_t alignment);
+
+/// Part `rank` of `ranks` equal parts.
+FlatRange part_of(const FlatRange& bucket, int ranks, int rank);
+
+/// Contiguous elements of one parameter that lie in a flat range: elements [begin, end) of its held part in row-major
+/// order, at flat_begin of the flat order.
+struct ParameterPart {
+  const Parameter* parameter;
+  std::int64_t begin, end;
+  std::int64_t flat_begin;
+  FlatRange flat() const { return {flat_begin, flat_begin + end - begin}; }
+};
+
+/// Where the parameters lie in `ranges`. `owned_only`: without the elements that another tensor rank counts.
+std::vector<ParameterPart> parts_in(const ParameterStore&, const std::vector<FlatRange>& ranges, bool owned_only);
+
+/// What one message reduces and another one gathers: a range of one group, of matrices or of vectors.
+struct Bucket {
+  int group = 0;
+  bool matrix = true;
+  FlatRange range;
+  FlatRange updated;  ///< what this rank updates: the range (stage 0) or its equal part
+  FlatRange counted;  ///< its equal part: over all ranks, every element once
+
+  Tensor master;    ///< [updated] f32 (f64 in tests); empty if nothing is trained and the values are bf16
+  Tensor value;     ///< [updated] as layers read it; the same memory as master if the types are equal
+  Tensor gradient;  ///< [updated] f32 (f64 in tests), complete after finish(); empty if nothing is trained
+};
+
+/// The buckets of a store that is laid out, in the flat order; without memory. Pure.
+std::vector<Bucket> make_buckets(const ParameterStore&, int zero, int ranks, int rank, std::int64_t target);
+
+/// Elements of a bucket: 16 MB of f32. Above it Open MPI's all-reduce becomes much slower.
+inline constexpr std::int64_t default_bucket_elements = 4 << 20;
+
+struct ShardOptions {
+  int zero = 0;                 ///< stage, 0 to 3
+  bool training = true;         ///< false: no gradients, and no masters beside the values
+  std::vector<bool> late = {};  ///< by group: its gradients are final only after all backward. Empty: none
+  std::int64_t bucket_elements = default_bucket_elements;
+};
+
+class Shards {
+ public:
+  /// Lays out `store`, allocates what this rank holds, and writes the start values. `store` outlives this.
+  Shards(ParameterStore& store, const ShardOptions&, Context&);
+
+  /// The values of `group` are on their way: gathered on the communication stream, unless they are here.
+  void prefetch(int group, Context&);
+  /// Work enqueued on the compute stream from now on can read the values of `group`, until the release().
+  void acquire(int group, Context&);
+  void release(int group);
+
+  /// Zeroes the sums of gradients.
+  void begin_step(Context&);
+  /// Work enqueued on the compute stream from now on can add to the gradients of `group`, until the close(). The last
+  /// close() of several reduces them: sums over the tensor ranks that share a tensor, then over the ranks of the mesh's
+  /// `gradient`, while the compute stream goes on.
+  void open(int group, Context&);
+  void close(int group, Context&);
+  /// Nothing will be added to the gradients of `group` in this step. Groups come in any order.
+  void final(int group, Context&);
+  /// After the last group: the compute stream waits for every reduction. Buckets have their complete gradients.
+  void finish(Context&);
+
+  /// After masters have changed: rounds them into the values (not needed if the update has done it).
+  void round(Runtime&);
+  /// After values have changed: the other ranks get them, at the latest when they acquire() them.
+  void publish(Context&);
+
+  const std::vector<Bucket>& buckets() const { return buckets_; }
+  /// Bucket::updated and Bucket::counted of all buckets.
+  std::vector<FlatRange> updated() const;
+  std::vector<FlatRange> counted() const;
+  /// The elements `range` of a tensor of the buckets, [n]; the range lies in one Bucket::updated.
+  Tensor at(const FlatRange& range, const Tensor Bucket::*tensor) const;
+  /// All sums of gradients here, [n], and where the element `flat` of some Bucket::updated is in them.
+  const Tensor& gradients() const { return gradients_; }
+  std::int64_t gradient_offset(std::int64_t flat) const;
+
+ private:
+  struct Group {
+    std::vector<Weight*> weights;
+    std::size_t first_bucket = 0, buckets = 0;
+    Tensor matrices, vectors;  // the whole values
+    Tensor gradient;           // the whole gradient
+    int readers = 0, writers = 0;
+    bool until_final = false;  // the step itself is a writer
+    bool whole = false;        // the values are here, or on their way
+    bool arriving = false;     // and the compute stream has not waited for them
+    Event arrived;
+    std::uint64_t call = 0;
+  };
+  struct Reduction {
+    int group;
+    Tensor gradient;
+    Event done;
+    std::uint64_t call;
+  };
+
+  Group& at_group(int group) { return groups_[static_cast<std::size_t>(group)]; }
+  std::span<const Bucket> buckets_of(int group) const;
+  const Bucket& bucket_of(std::int64_t flat) const;
+  void make_values(int group, Runtime&);
+  void bind_gradient(int group, const Tensor& gradient);
+  Tensor values_of(const Bucket&, const FlatRange&) const;
+  void reduce(int group, Context&);
+  void settle(Context&);
+  void write_start_values(Runtime&);
+
+  ParameterStore& store_;
+  int zero_;
+  std::vector<Bucket> buckets_;
+  std::vector<Group> groups_;
+  Tensor gradients_;
+  std::deque<Reduction> reductions_;  // on the communication stream, in order
+};
+
+/// to (f32, f64 or bf16, contiguous) = values of host memory, as many as it has elements.
+void write(Runtime&, const float* values, const Tensor& to);
+
+}  // namespace choir
