@@ -14,6 +14,7 @@ struct Split {
   MeshShape shape;
   bool sequence = false, recompute = false, zero = false;
   std::int64_t micro_batch = 1;
+  ContextKind kind = ContextKind::automatic;
 };
 
 std::vector<Split> splits() {
@@ -26,8 +27,19 @@ std::vector<Split> splits() {
       {.name = "data", .shape = {.data = ranks}},
       {.name = "data, zero", .shape = {.data = ranks}, .zero = true},
   };
-  if (ranks == 4)
+  using enum ContextKind;
+  all.push_back({.name = "context, ring", .shape = {.context = ranks}, .micro_batch = 3, .kind = ring});
+  all.push_back({.name = "context, gather", .shape = {.context = ranks}, .recompute = true, .kind = gather});
+  all.push_back({.name = "context, heads", .shape = {.context = ranks}, .micro_batch = 4, .kind = heads});
+  if (ranks == 4) {
+    for (const ContextKind kind : {ring, gather, heads})
+      all.push_back({.name = std::string("tensor 2, context 2, ") + name_of(kind),
+                     .shape = {.tensor = 2, .context = 2},
+                     .sequence = true,
+                     .micro_batch = 2,
+                     .kind = kind});
     all.push_back({.name = "tensor 2, data 2", .shape = {.tensor = 2, .data = 2}, .sequence = true, .zero = true});
+  }
   return all;
 }
 
@@ -46,7 +58,7 @@ TEST_P(Layouts, GradientsInDoubleAreThoseOfOneRank) {
   for (const Split& split : splits()) {
     SCOPED_TRACE(split.name);
     Mesh mesh = make_mesh(MPI_COMM_WORLD, split.shape, device, ring);
-    DoubleRun run(model, device, mesh, split.sequence, split.recompute, split.zero);
+    DoubleRun run(model, device, mesh, split.sequence, split.recompute, split.zero, split.kind);
     EXPECT_NEAR(run.loss(batch, split.micro_batch, true), loss, bound * loss);
     const double worst = expect_holds(compare("gradient of ", gradients, run.gradients(), bound));
     RecordProperty(split.name + ": error / bound", std::to_string(worst));

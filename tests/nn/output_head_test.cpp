@@ -44,7 +44,7 @@ TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
     targets[r] = r % 5 == 3 ? -1 : static_cast<std::int32_t>(r * 7919 % vocabulary);
   const Tensor loss_sum = runtime.empty({1}, DType::f64);
   ops::fill(runtime, loss_sum, 0);
-  Context context{.runtime = runtime, .mesh = mesh, .sequences = 1, .length = rows};
+  Context context{.runtime = runtime, .mesh = mesh, .rows = whole_rows(1, rows)};
   const Tensor dx = head.loss(ops::to_device(runtime, x, DType::f64).reshape({rows, width}),
                               ops::to_device(runtime, targets, DType::i32), loss_sum, scale, true, context);
 
