@@ -18,10 +18,25 @@ void cast(Cpu, const From* x, To* y, std::int64_t count);
 template <class From, class To>
 void cast(Cuda, const From* x, To* y, std::int64_t count);
 
-/// y[i] = a[i] + b[i]; y may be a or b.
+/// `rows` rows of `width` elements; strides in elements.
+template <class From, class To>
+struct RowPass {
+  const From* x;
+  To* y;
+  std::int64_t rows, width, x_stride, y_stride;
+};
+
+/// y += x
 template <class T>
-void add(Cpu, const T* a, const T* b, T* y, std::int64_t count);
-void add(Cuda, const float* a, const float* b, float* y, std::int64_t count);
+void accumulate(Cpu, const RowPass<T, Accumulate<T>>&);
+template <class T>
+void accumulate(Cuda, const RowPass<T, Accumulate<T>>&);
+
+/// y = T(x)
+template <class T>
+void narrow(Cpu, const RowPass<Accumulate<T>, T>&);
+template <class T>
+void narrow(Cuda, const RowPass<Accumulate<T>, T>&);
 
 /// Copies `rows` rows of `row_bytes` bytes; strides in bytes. The areas do not overlap.
 void copy_rows(Cpu, const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride, std::int64_t rows,

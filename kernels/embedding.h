@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels/rows.h"
 #include "kernels/types.h"
 
 namespace choir::kernels {
@@ -28,21 +29,23 @@ struct EmbeddingBackward {
   std::int64_t rows, width, first_token, num_tokens;
 };
 
-/// y[r] = x[r] + table[(first_row + r) % length + first_position]. y may be x.
+/// y[r] = x[r] + table[map.position(r)]. y may be x.
 template <class T>
 struct PositionForward {
   const T* x;      ///< [rows, width]
   const T* table;  ///< [positions, width]
   T* y;            ///< [rows, width]
-  std::int64_t rows, width, length, first_row = 0, first_position = 0;
+  std::int64_t rows, width;
+  RowMap map;
 };
 
-/// dtable[(first_row + r) % length] += dy[r], rows in ascending order.
+/// dtable[map.position(r)] += dy[r], rows in ascending order.
 template <class T>
 struct PositionBackward {
   const T* dy;            ///< [rows, width]
   Accumulate<T>* dtable;  ///< [positions, width]
-  std::int64_t rows, width, length, first_row = 0;
+  std::int64_t rows, width;
+  RowMap map;
 };
 
 template <class T>

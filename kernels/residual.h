@@ -1,12 +1,13 @@
 // The residual branch: y = x + dropout(delta + bias), one pass over memory.
 //
 // Dropout keeps an element with probability 1 - p and divides it by 1 - p. The decision for an element is
-// philox_word(key, step, (first_row + row) * width + feature) >= p * 2^32: a function of the element's position in the
-// global batch, not of the rank that computes it. `step` is read from StepScalars.
+// philox_word(key, step, rows.global_row(row) * width + feature) >= p * 2^32: a function of the element's position in
+// the global batch, not of the rank that computes it. `step` is read from StepScalars.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/rows.h"
 #include "kernels/step_scalars.h"
 #include "kernels/types.h"
 
@@ -17,7 +18,7 @@ struct Dropout {
   double p = 0;
   std::uint64_t key = 0;  ///< made from (seed, what)
   const StepScalars* scalars = nullptr;
-  std::int64_t first_row = 0;  ///< global row (sample * length + position) of row 0
+  RowMap rows{};  ///< of the tensor
 };
 
 /// p * 2^32 rounded up: an element is dropped if its random word is below this.

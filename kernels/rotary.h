@@ -9,18 +9,19 @@
 
 #include <cstdint>
 
+#include "kernels/rows.h"
 #include "kernels/types.h"
 
 namespace choir::kernels {
 
 template <class T>
 struct Rotary {
-  T* x;                            ///< row r, head h, feature e at x[r * stride + h * head_width + e]
-  const Accumulate<T>* table;      ///< [positions, head_width]: cos in the first half of each row, sin in the second
-  std::int64_t rows, length;       ///< row r is at position first_position + r % length
+  T* x;                        ///< row r, head h, feature e at x[r * stride + h * head_width + e]
+  const Accumulate<T>* table;  ///< [positions, head_width]: cos in the first half of each row, sin in the second
+  std::int64_t rows;
   std::int64_t heads, head_width;  ///< head_width is even
   std::int64_t stride;
-  std::int64_t first_position = 0;
+  RowMap map;  ///< row r stands at map.position(r)
   bool inverse = false;
 };
 

@@ -37,10 +37,12 @@ int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
   if (process.rank() == 0) {
     const ParallelConfig& p = config.parallel;
     const std::string stages = p.pipeline > 1 ? fmt::format(", pipeline {} ({})", p.pipeline, name_of(p.schedule)) : "";
+    const std::string context =
+        p.context > 1 ? fmt::format(", context {} ({})", p.context, name_of(p.context_kind)) : "";
     fmt::print(
-        "{} on {} (tensor {}{}{}, data {}, zero {}; layers {}, heads {}, head width {}, vocabulary {}; {}): {}\n",
+        "{} on {} (tensor {}{}{}{}, data {}, zero {}; layers {}, heads {}, head width {}, vocabulary {}; {}): {}\n",
         quantity(std::ssize(comparisons), "comparison"), quantity(process.ranks(), "rank"), p.tensor,
-        p.sequence ? " with sequence" : "", stages, mesh.shape.data, p.zero, config.model.layers,
+        p.sequence ? " with sequence" : "", context, stages, mesh.shape.data, p.zero, config.model.layers,
         config.model.attention.heads, config.model.head_width(), config.model.vocabulary,
         config.train.precision == Precision::f32 ? "f32" : "f32 and bf16",
         mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");

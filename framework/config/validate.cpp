@@ -115,6 +115,7 @@ class Validator {
   void check_precision();
   void check_schedule();
   void check_layout();
+  void check_context();
   void check_pipeline();
   std::int64_t ranks_of_a_copy() const;
   void check_batch();
@@ -228,14 +229,38 @@ void Validator::check_layout() {
              "each tensor rank holds at least 8 tokens of the vocabulary");
   const std::int64_t copy = ranks_of_a_copy();
   if (ranks_ > 0 && ranks_ % copy != 0) {
-    const bool stages = config_.parallel.pipeline > 1;
-    add(fmt::format("{} rank{} cannot be laid out with parallel.tensor = {}{}", ranks_, ranks_ == 1 ? "" : "s", tensor,
-                    stages ? fmt::format(" and parallel.pipeline = {}", config_.parallel.pipeline) : ""),
+    std::vector<std::string> values{fmt::format("parallel.tensor = {}", tensor)}, keys{"parallel.tensor"};
+    const auto add_axis = [&](const char* key, std::int64_t size) {
+      if (size == 1) return;
+      values.push_back(fmt::format("{} = {}", key, size));
+      keys.push_back(key);
+    };
+    add_axis("parallel.context", config_.parallel.context);
+    add_axis("parallel.pipeline", config_.parallel.pipeline);
+    add(fmt::format("{} rank{} cannot be laid out with {}", ranks_, ranks_ == 1 ? "" : "s", fmt::join(values, " and ")),
         fmt::format("the ranks are data ranks * tensor * context * pipeline, a multiple of {}", copy),
-        fmt::format("start {} ranks, or set parallel.tensor{} to one of {}", nearest_multiples(ranks_, copy),
-                    stages ? " * parallel.pipeline" : "", divisors(ranks_)));
+        fmt::format("start {} ranks, or set {} to one of {}", nearest_multiples(ranks_, copy), fmt::join(keys, " * "),
+                    divisors(ranks_)));
   }
+  check_context();
   check_pipeline();
+}
+
+// Each context rank holds at least one position; if they share the heads, at least one of those.
+void Validator::check_context() {
+  const ParallelConfig& p = config_.parallel;
+  const std::int64_t length = config_.model.context, heads = config_.model.attention.heads;
+  if (are_sound({"model.context"}) && p.context > length)
+    add(fmt::format("parallel.context = {} is too many for model.context = {}", p.context, length),
+        "each context rank holds at least one position of a sequence",
+        fmt::format("set parallel.context to {} or less", length));
+  if (p.context_kind != ContextKind::heads || !are_sound({"model.attention.heads"}) || p.tensor > heads) return;
+  const std::int64_t most = heads / p.tensor;
+  if (p.context > most)
+    add(fmt::format("parallel.context = {} is too many for model.attention.heads = {}{}", p.context, heads,
+                    p.tensor > 1 ? fmt::format(" on parallel.tensor = {}", p.tensor) : ""),
+        "with parallel.context_kind = heads each rank computes at least one query head",
+        fmt::format("set parallel.context to {} or less, or parallel.context_kind to ring", most));
 }
 
 // The model is cut into pipeline * chunks stretches of at least one part.

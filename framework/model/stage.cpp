@@ -213,14 +213,14 @@ PieceTimes count_costs(const std::vector<PartSpec>& model, const ModelConfig& co
       CallRing ring;
       Mesh mesh = make_counting_mesh(0, {.tensor = static_cast<int>(share.size)}, device, ring);
       Runtime runtime{.device = device};
-      Context context{.runtime = runtime, .mesh = mesh, .length = config.context};
+      Context context{.runtime = runtime, .mesh = mesh, .rows = whole_rows(1, config.context)};
       ParameterStore store;
       const Stage stage({spec}, {.rank = 0, .size = share.size}, store);
       Shards shards(store, {}, context);
       shards.begin_step(context);
       device.ledger().enabled = true;
-      const Tensor x = runtime.empty({context.rows(), config.width}, runtime.compute_type);
-      const Tensor tokens = runtime.empty({context.rows()}, DType::i32);
+      const Tensor x = runtime.empty({context.rows.count(), config.width}, runtime.compute_type);
+      const Tensor tokens = runtime.empty({context.rows.count()}, DType::i32);
       const Loss loss{.sum = runtime.empty({1}, DType::f64), .gradient = true};
       Stage::Saved saved;
       double before = 0;

@@ -45,7 +45,7 @@ class Stage {
 
   /// Caches for one sequence of at most `positions` tokens; for generate().
   std::vector<KeyValueCache> make_caches(std::int64_t positions, Runtime&) const;
-  /// Logits [1, V] of the token after ids [n], which stand at context.first_position onward. The whole model.
+  /// Logits [1, V] of the token after ids [n], which stand at the positions of context.rows. The whole model.
   Tensor generate(const Tensor& ids, const std::vector<KeyValueCache>& caches, Context&, Shards&) const;
 
   /// True if another stage holds a table of this group, so that its gradient is complete only with theirs.

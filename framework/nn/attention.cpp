@@ -1,5 +1,6 @@
 #include "framework/nn/attention.h"
 
+#include "framework/ops/attention.h"
 #include "framework/ops/elementwise.h"
 
 namespace choir {
@@ -28,29 +29,36 @@ Attention::Attention(const std::string& name, const AttentionShapeConfig& config
       out_(name + ".out", config.width, config.heads * config.head_width,
            times(partition_.query(share.rank), config.head_width), config.bias, config.out_deviation, share, store) {}
 
-Attention::Parts Attention::split(const Tensor& qkv) const {
-  const std::int64_t q = partition_.query(rank_).count() * config_.head_width;
-  const std::int64_t kv = partition_.key_value(rank_).count() * config_.head_width;
-  return {qkv.slice_columns(0, q), qkv.slice_columns(q, q + kv), qkv.slice_columns(q + kv, q + 2 * kv)};
-}
-
 void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const {
   if (config_.rotary_positions == 0) return;
   Runtime& runtime = context.runtime;
   const Tensor table = ops::rotary_table(runtime, config_.rotary_positions, config_.head_width, config_.rotary_base);
   const std::int64_t heads = partition_.query(rank_).count() + partition_.key_value(rank_).count();
   const Tensor q_and_k = qkv.slice_columns(0, heads * config_.head_width);  // side by side: one call turns both
-  ops::rotary(runtime, q_and_k, table, config_.head_width, context.length, context.first_position, inverse);
+  ops::rotary(runtime, q_and_k, table, config_.head_width, context.rows.map(), inverse);
 }
 
-ops::AttentionOptions Attention::options(const Context& context) const {
-  return {.batch = context.sequences,
-          .heads = partition_.query(rank_).count(),
-          .kv_heads = partition_.key_value(rank_).count(),
-          .head_width = config_.head_width,
-          .group_size = partition_.group_size(),
-          .group_offset = partition_.group_offset(rank_),
-          .band = kernels::causal_band(context.length, context.first_position + context.length, config_.window)};
+AttentionSpec Attention::spec() const {
+  return {.heads = partition_, .tensor_rank = rank_, .head_width = config_.head_width, .window = config_.window};
+}
+
+/// qkv [n, ...] of the next n tokens of one sequence: adds their keys and values to the cache.
+Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache, Context& context) const {
+  Runtime& runtime = context.runtime;
+  const auto [begin, end] = context.rows.runs[0];
+  const std::int64_t heads = partition_.query(rank_).count(), kv_heads = partition_.key_value(rank_).count();
+  const std::int64_t q = heads * config_.head_width, kv = kv_heads * config_.head_width;
+  ops::copy(runtime, qkv.slice_columns(q, q + kv), cache.keys.slice_rows(begin, end));
+  ops::copy(runtime, qkv.slice_columns(q + kv, q + 2 * kv), cache.values.slice_rows(begin, end));
+  Tensor lse;
+  return ops::attention(runtime,
+                        {.heads = heads,
+                         .kv_heads = kv_heads,
+                         .head_width = config_.head_width,
+                         .group_size = partition_.group_size(),
+                         .group_offset = partition_.group_offset(rank_),
+                         .band = kernels::causal_band(end - begin, end, config_.window)},
+                        qkv.slice_columns(0, q), cache.keys.slice_rows(0, end), cache.values.slice_rows(0, end), lse);
 }
 
 ops::Dropout Attention::dropout(const Context& context) const { return row_dropout(context, config_.dropout, name_); }
@@ -58,18 +66,11 @@ ops::Dropout Attention::dropout(const Context& context) const { return row_dropo
 Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
   saved.x = keep(x);
-  saved.qkv = keep(qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context));
-  rotate(saved.qkv, false, context);
-  auto [q, k, v] = split(saved.qkv);
-  if (const KeyValueCache* cache = context.cache) {
-    const std::int64_t begin = context.first_position, end = begin + context.length;
-    ops::copy(runtime, k, cache->keys.slice_rows(begin, end));
-    ops::copy(runtime, v, cache->values.slice_rows(begin, end));
-    k = cache->keys.slice_rows(0, end);
-    v = cache->values.slice_rows(0, end);
-  }
-  saved.out = keep(ops::attention(runtime, options(context), q, k, v, saved.lse));
-  keep(saved.lse);
+  Tensor qkv = qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context);
+  rotate(qkv, false, context);
+  saved.out = keep(context.cache ? attend_to_cache(qkv, *context.cache, context)
+                                 : attend(qkv, spec(), saved.attended, context));
+  qkv = {};  // attended has it, or its heads
   const Tensor y = leave(out_.forward("attention out", saved.out, context), context, name_.c_str());
   return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
 }
@@ -84,10 +85,7 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
     out_.backward_weight("attention out", dsum, out, later);
   });
 
-  const Tensor dqkv = runtime.empty({saved.qkv.rows(), saved.qkv.width()}, saved.qkv.dtype());
-  const auto [q, k, v] = split(saved.qkv);
-  const auto [dq, dk, dv] = split(dqkv);
-  ops::attention_backward(runtime, options(context), q, k, v, saved.out, saved.lse, dout, dq, dk, dv);
+  const Tensor dqkv = attend_backward(dout, spec(), saved.attended, context);
   rotate(dqkv, true, context);
 
   const PendingTensor dx = enter_backward(qkv_.backward_input("attention qkv", dqkv, context), context, name_.c_str());

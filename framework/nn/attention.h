@@ -10,8 +10,8 @@
 #include <string>
 
 #include "framework/nn/linear.h"
-#include "framework/ops/attention.h"
 #include "framework/ops/residual.h"
+#include "framework/parallel/context.h"
 
 namespace choir {
 
@@ -28,10 +28,9 @@ struct AttentionShapeConfig {
 class Attention {
  public:
   struct Saved {
-    Tensor x;    // [rows held, D]: the input
-    Tensor qkv;  // [N, (H + 2 K) E held]: q, k, v side by side, after rotary
-    Tensor out;  // [N, H E held]: before the output product
-    Tensor lse;  // [B, H held, T]
+    Tensor x;           // [rows held, D]: the input
+    Attended attended;  // of q, k, v side by side, after rotary
+    Tensor out;         // [N, H E held]: before the output product
   };
 
   Attention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
@@ -46,12 +45,9 @@ class Attention {
   KeyValueCache make_cache(std::int64_t positions, Runtime&) const;
 
  private:
-  struct Parts {
-    Tensor q, k, v;
-  };
-  Parts split(const Tensor& qkv) const;
   void rotate(const Tensor& qkv, bool inverse, Context&) const;
-  ops::AttentionOptions options(const Context&) const;
+  AttentionSpec spec() const;
+  Tensor attend_to_cache(const Tensor& qkv, const KeyValueCache&, Context&) const;
   ops::Dropout dropout(const Context&) const;
 
   AttentionShapeConfig config_;

@@ -45,9 +45,7 @@ Tensor Embedding::forward(const Tensor& ids, Saved& saved, Context& context) con
   saved.ids = keep(ids);
   const Tensor table = token_->value.slice_rows(0, slice_.count());
   Tensor x = leave(ops::embedding(runtime, ids, table, slice_.begin), context, "embedding");
-  if (position_)
-    x = ops::add_position(runtime, x, position_->value, context.length, row_share(context).begin,
-                          context.first_position);
+  if (position_) x = ops::add_position(runtime, x, position_->value, context.rows.share_map());
   const ops::Dropout dropped = dropout(context);
   return dropped.p > 0 ? ops::residual(runtime, {}, x, {}, dropped) : x;
 }
@@ -55,7 +53,7 @@ Tensor Embedding::forward(const Tensor& ids, Saved& saved, Context& context) con
 void Embedding::backward(const Tensor& dx, const Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
   const Tensor d = ops::residual_backward(runtime, dx, dropout(context));
-  if (position_) ops::add_position_backward(runtime, d, position_->gradient, context.length, row_share(context).begin);
+  if (position_) ops::add_position_backward(runtime, d, position_->gradient, context.rows.share_map());
   ops::embedding_backward(runtime, saved.ids, leave_backward(d, context, "embedding"),
                           token_->gradient.slice_rows(0, slice_.count()), slice_.begin);
 }

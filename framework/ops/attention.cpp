@@ -4,6 +4,7 @@
 
 #include "framework/ops/dispatch.h"
 #include "framework/ops/elementwise.h"
+#include "kernels/attention_merge.h"
 #include "kernels/rotary.h"
 
 namespace choir::ops {
@@ -36,6 +37,14 @@ Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor
                  Tensor& lse) {
   Tensor out = runtime.empty({q.rows(), q.width()}, q.dtype());
   lse = runtime.empty({options.batch, options.heads, q.rows() / options.batch}, accumulate_type(q.dtype()));
+  attention(runtime, options, q, k, v, out, lse);
+  return out;
+}
+
+void attention(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k, const Tensor& v,
+               const Tensor& out, const Tensor& lse) {
+  check(out.rows() == q.rows() && out.width() == q.width() && lse.count() == options.heads * q.rows(),
+        "attention: out like q, lse [B, H, Tq]");
   const auto shape = shape_of(options, q, k, v, out.row_stride());
   with_type(q.dtype(), [&]<class T>() {
     const Tensor scratch = workspace(runtime, runtime.device.with_kernels<T>([&](auto device) {
@@ -52,7 +61,27 @@ Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor
               {.flops = kernels::attention_flops(shape), .bytes = bytes_of({q, k, v, out})},
               [args](auto device) { kernels::attention_forward(device, args); });
   });
-  return out;
+}
+
+void merge_attention(Runtime& runtime, const AttentionOptions& options, const Tensor& part, const Tensor& part_lse,
+                     const Tensor& total, const Tensor& total_lse) {
+  check(part.contiguous() && total.contiguous() && part.count() == total.count() &&
+            part.width() == options.heads * options.head_width && part_lse.count() == options.heads * part.rows() &&
+            total_lse.count() == part_lse.count(),
+        "merge attention: out [B*Tq, H*E] and lse [B, H, Tq], twice");
+  with_type(part.dtype(), [&]<class T>() {
+    const kernels::AttentionMerge<T> args{.batch = options.batch,
+                                          .queries = part.rows() / options.batch,
+                                          .heads = options.heads,
+                                          .head_width = options.head_width,
+                                          .part = part.data<T>(),
+                                          .part_lse = part_lse.data<Accumulate<T>>(),
+                                          .total = total.data<Accumulate<T>>(),
+                                          .total_lse = total_lse.data<Accumulate<T>>()};
+    launch<T>(runtime, "attention merge",
+              {.flops = 3.0 * static_cast<double>(part.count()), .bytes = bytes_of({part, total, total})},
+              [args](auto device) { kernels::attention_merge(device, args); });
+  });
 }
 
 void attention_backward(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k,
@@ -87,19 +116,18 @@ void attention_backward(Runtime& runtime, const AttentionOptions& options, const
   });
 }
 
-void rotary(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t head_width, std::int64_t length,
-            std::int64_t first_position, bool inverse) {
+void rotary(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t head_width,
+            const kernels::RowMap& rows, bool inverse) {
   check(table.width() == head_width && x.width() % head_width == 0, "rotary: x [N, heads * E], table [positions, E]");
-  check(first_position + std::min(length, x.rows()) <= table.rows(), "rotary: positions within the table");
+  check(rows.last_position() < table.rows(), "rotary: positions within the table");
   with_type(x.dtype(), [&]<class T>() {
     const kernels::Rotary<T> args{.x = x.data<T>(),
                                   .table = table.data<Accumulate<T>>(),
                                   .rows = x.rows(),
-                                  .length = length,
                                   .heads = x.width() / head_width,
                                   .head_width = head_width,
                                   .stride = x.row_stride(),
-                                  .first_position = first_position,
+                                  .map = rows,
                                   .inverse = inverse};
     launch<T>(runtime, "rotary",
               {.flops = 3.0 * static_cast<double>(x.count()), .bytes = 2.0 * static_cast<double>(x.bytes())},

@@ -3,6 +3,7 @@
 
 #include "framework/core/runtime.h"
 #include "kernels/attention.h"
+#include "kernels/rows.h"
 
 namespace choir::ops {
 
@@ -13,18 +14,26 @@ struct AttentionOptions {
   kernels::Band band;  ///< the keys that each query sees, by their numbers in these tensors
 };
 
-/// Returns out [B*Tq, H*E]; `lse` becomes [B, H, Tq].
+/// Writes out [B*Tq, H*E] and lse [B, H, Tq].
+void attention(Runtime&, const AttentionOptions&, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+               const Tensor& lse);
+/// The same in new tensors: returns out.
 Tensor attention(Runtime&, const AttentionOptions&, const Tensor& q, const Tensor& k, const Tensor& v, Tensor& lse);
+
+/// Attention over more keys: adds a part, out [B*Tq, H*E] and lse [B, H, Tq], to a total of the same shapes, in f32
+/// (f64 of f64), that begins as zeros and -inf (kernels/attention_merge.h).
+void merge_attention(Runtime&, const AttentionOptions&, const Tensor& part, const Tensor& part_lse, const Tensor& total,
+                     const Tensor& total_lse);
 
 /// Writes dq, dk, dv, shaped and strided like q, k, v.
 void attention_backward(Runtime&, const AttentionOptions&, const Tensor& q, const Tensor& k, const Tensor& v,
                         const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq, const Tensor& dk,
                         const Tensor& dv);
 
-/// Rotates the heads of x [N, heads * E] in place; row r stands at position first_position + r % length.
+/// Rotates the heads of x [N, heads * E] in place, each row by its position.
 /// `table` [positions, E] as kernels/rotary.h makes it. `inverse` is the backward.
-void rotary(Runtime&, const Tensor& x, const Tensor& table, std::int64_t head_width, std::int64_t length,
-            std::int64_t first_position, bool inverse);
+void rotary(Runtime&, const Tensor& x, const Tensor& table, std::int64_t head_width, const kernels::RowMap& rows,
+            bool inverse);
 
 /// The table of kernels/rotary.h for `positions` positions. Made by the first call and kept by the runtime.
 Tensor rotary_table(Runtime&, std::int64_t positions, std::int64_t head_width, double base);

@@ -15,14 +15,25 @@ void fill(Runtime& runtime, const Tensor& x, float value) {
 }
 
 void accumulate(Runtime& runtime, const Tensor& x, const Tensor& sum) {
-  check(x.dtype() == sum.dtype() && x.count() == sum.count() && x.contiguous() && sum.contiguous(),
-        "accumulate: equal shapes, contiguous");
-  check(x.dtype() == DType::f32 || x.dtype() == DType::f64, "accumulate: f32 or f64");
-  const auto add = [&]<class T>(T*) {
+  check(x.rows() == sum.rows() && x.width() == sum.width(), "accumulate: equal shapes");
+  check(sum.dtype() == accumulate_type(x.dtype()), "accumulate: the sum is f32, or f64 of f64");
+  with_type(x.dtype(), [&]<class T>() {
+    const kernels::RowPass<T, Accumulate<T>> args{x.data<T>(),    sum.data<Accumulate<T>>(), x.rows(), x.width(),
+                                                  x.row_stride(), sum.row_stride()};
     launch<T>(runtime, "accumulate", {.flops = static_cast<double>(x.count()), .bytes = bytes_of({x, sum, sum})},
-              [x, sum](auto device) { kernels::add(device, x.data<T>(), sum.data<T>(), sum.data<T>(), sum.count()); });
-  };
-  x.dtype() == DType::f64 ? add(x.data<double>()) : add(x.data<float>());
+              [args](auto device) { kernels::accumulate<T>(device, args); });
+  });
+}
+
+void narrow(Runtime& runtime, const Tensor& sum, const Tensor& x) {
+  check(x.rows() == sum.rows() && x.width() == sum.width(), "narrow: equal shapes");
+  check(sum.dtype() == accumulate_type(x.dtype()), "narrow: the sum is f32, or f64 of f64");
+  with_type(x.dtype(), [&]<class T>() {
+    const kernels::RowPass<Accumulate<T>, T> args{sum.data<Accumulate<T>>(), x.data<T>(),   x.rows(), x.width(),
+                                                  sum.row_stride(),          x.row_stride()};
+    launch<T>(runtime, "narrow", {.bytes = bytes_of({x, sum})},
+              [args](auto device) { kernels::narrow<T>(device, args); });
+  });
 }
 
 void copy(Runtime& runtime, const Tensor& from, const Tensor& to) {

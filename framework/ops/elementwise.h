@@ -8,8 +8,11 @@ namespace choir::ops {
 /// Every element of a contiguous x becomes `value` (f32, bf16, f64).
 void fill(Runtime&, const Tensor& x, float value);
 
-/// sum += x: equal shapes, contiguous, f32 or f64.
+/// sum += x: equal shapes, any row strides. The sum is of the type in which sums of x are computed: f32, or f64.
 void accumulate(Runtime&, const Tensor& x, const Tensor& sum);
+
+/// x = sum, rounded: the way back.
+void narrow(Runtime&, const Tensor& sum, const Tensor& x);
 
 /// to = from: same shape and type, any row strides, not overlapping.
 void copy(Runtime&, const Tensor& from, const Tensor& to);

@@ -40,11 +40,10 @@ void embedding_backward(Runtime& runtime, const Tensor& ids, const Tensor& dy, c
   });
 }
 
-Tensor add_position(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t length, std::int64_t first_row,
-                    std::int64_t first_position) {
+Tensor add_position(Runtime& runtime, const Tensor& x, const Tensor& table, const kernels::RowMap& rows) {
   check(x.contiguous() && table.contiguous() && x.width() == table.width(),
         "positions: x [N, D], table [positions, D]");
-  check(first_position + length <= table.rows(), "positions: within the table");
+  check(rows.last_position() < table.rows(), "positions: within the table");
   Tensor y = runtime.empty({x.rows(), x.width()}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {
     const kernels::PositionForward<T> args{.x = x.data<T>(),
@@ -52,26 +51,22 @@ Tensor add_position(Runtime& runtime, const Tensor& x, const Tensor& table, std:
                                            .y = y.data<T>(),
                                            .rows = x.rows(),
                                            .width = x.width(),
-                                           .length = length,
-                                           .first_row = first_row,
-                                           .first_position = first_position};
+                                           .map = rows};
     launch<T>(runtime, "position forward", {.flops = static_cast<double>(x.count()), .bytes = bytes_of({x, y})},
               [args](auto device) { kernels::position_forward(device, args); });
   });
   return y;
 }
 
-void add_position_backward(Runtime& runtime, const Tensor& dy, const Tensor& dtable, std::int64_t length,
-                           std::int64_t first_row) {
+void add_position_backward(Runtime& runtime, const Tensor& dy, const Tensor& dtable, const kernels::RowMap& rows) {
   check(dy.contiguous() && dtable.contiguous() && dy.width() == dtable.width(), "position backward: dy [N, D]");
-  check(length <= dtable.rows(), "position backward: within the table");
+  check(rows.last_position() < dtable.rows(), "position backward: within the table");
   with_type(dy.dtype(), [&]<class T>() {
     const kernels::PositionBackward<T> args{.dy = dy.data<T>(),
                                             .dtable = dtable.data<Accumulate<T>>(),
                                             .rows = dy.rows(),
                                             .width = dy.width(),
-                                            .length = length,
-                                            .first_row = first_row};
+                                            .map = rows};
     launch<T>(runtime, "position backward", {.flops = static_cast<double>(dy.count()), .bytes = bytes_of({dy})},
               [args](auto device) { kernels::position_backward(device, args); });
   });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "framework/core/runtime.h"
+#include "kernels/rows.h"
 
 namespace choir::ops {
 
@@ -11,11 +12,9 @@ Tensor embedding(Runtime&, const Tensor& ids, const Tensor& table, std::int64_t 
 /// dtable += dy, by token
 void embedding_backward(Runtime&, const Tensor& ids, const Tensor& dy, const Tensor& dtable, std::int64_t first_token);
 
-/// y [N, D] = x + table[(first_row + r) % length + first_position]
-Tensor add_position(Runtime&, const Tensor& x, const Tensor& table, std::int64_t length, std::int64_t first_row,
-                    std::int64_t first_position);
+/// y [N, D] = x + table[position of the row]
+Tensor add_position(Runtime&, const Tensor& x, const Tensor& table, const kernels::RowMap& rows);
 /// dtable += dy, by position
-void add_position_backward(Runtime&, const Tensor& dy, const Tensor& dtable, std::int64_t length,
-                           std::int64_t first_row);
+void add_position_backward(Runtime&, const Tensor& dy, const Tensor& dtable, const kernels::RowMap& rows);
 
 }  // namespace choir::ops

@@ -4,8 +4,8 @@
 
 namespace choir::ops {
 
-Dropout dropout_for(Runtime& runtime, double p, std::string_view what, std::int64_t first_row) {
-  return {.p = p, .key = random_key(runtime.seed, what), .scalars = runtime.step_scalars(), .first_row = first_row};
+Dropout dropout_for(Runtime& runtime, double p, std::string_view what, const kernels::RowMap& rows) {
+  return {.p = p, .key = random_key(runtime.seed, what), .scalars = runtime.step_scalars(), .rows = rows};
 }
 
 Tensor residual(Runtime& runtime, const Tensor& x, const Tensor& delta, const Tensor& bias, const Dropout& dropout) {

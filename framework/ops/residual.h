@@ -8,9 +8,8 @@ namespace choir::ops {
 
 using kernels::Dropout;
 
-/// Dropout with the run's key for `what` and the step's counter; row 0 of the tensor is `first_row` of the global
-/// batch.
-Dropout dropout_for(Runtime&, double p, std::string_view what, std::int64_t first_row);
+/// Dropout with the run's key for `what` and the step's counter, of a tensor with these rows.
+Dropout dropout_for(Runtime&, double p, std::string_view what, const kernels::RowMap& rows);
 
 /// y [N, D] = x + dropout(delta + bias). `x` and `bias` may be empty.
 Tensor residual(Runtime&, const Tensor& x, const Tensor& delta, const Tensor& bias, const Dropout& dropout);

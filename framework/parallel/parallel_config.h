@@ -4,14 +4,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "framework/comm/context_kind.h"
 #include "framework/parallel/schedule.h"
 
 namespace choir {
 
 struct ParallelConfig {
-  std::int64_t tensor = 1;    ///< ranks that share each layer: attention heads, feed-forward columns, vocabulary
-  bool sequence = false;      ///< between layers, the tensor ranks split the rows instead of repeating them
-  std::int64_t context = 1;   ///< ranks that share each sequence (not built yet: must be 1)
+  std::int64_t tensor = 1;   ///< ranks that share each layer: attention heads, feed-forward columns, vocabulary
+  bool sequence = false;     ///< between layers, the tensor ranks split the rows instead of repeating them
+  std::int64_t context = 1;  ///< ranks that share each sequence
+  ContextKind context_kind = ContextKind::automatic;
   std::int64_t pipeline = 1;  ///< ranks that share the layers: stages
   PipelineSchedule schedule = PipelineSchedule::one_forward_one_backward;
   std::int64_t chunks = 0;             ///< stretches of the model on each stage; 0: two if interleaved or v, else one

@@ -11,7 +11,7 @@ namespace {
 /// Runs on the compute stream, whichever stream the sum runs on.
 Tensor pad_rows(const Tensor& x, Context& context) {
   Runtime& runtime = context.runtime;
-  const std::int64_t rows = context.sequence ? row_share(context).block * context.mesh.tensor->size() : x.rows();
+  const std::int64_t rows = context.rows.is_split() ? context.rows.share().block * context.rows.split : x.rows();
   if (x.rows() == rows) return ops::contiguous(runtime, x);
   Tensor padded = runtime.empty({rows, x.width()}, x.dtype());
   ops::copy(runtime, x, padded.slice_rows(0, x.rows()));
@@ -20,25 +20,25 @@ Tensor pad_rows(const Tensor& x, Context& context) {
 }
 
 Tensor gather_rows(const Tensor& x, Context& context, const char* label) {
-  if (!context.sequence) return x;
+  if (!context.rows.is_split()) return x;
   Communicator& axis = *context.mesh.tensor;
   Runtime& runtime = context.runtime;
   Tensor all = runtime.empty({x.rows() * axis.size(), x.width()}, x.dtype());
   axis.all_gather(x, all, runtime.device.compute(), label);
-  return all.slice_rows(0, context.rows());
+  return all.slice_rows(0, context.rows.count());
 }
 
 /// The tensor that gets the sum of partial [N, D]: `partial` itself, or one for the rows held. Its memory is allocated
 /// in the order of the compute stream, whichever stream the sum runs on.
 Tensor place_of_sum(const Tensor& partial, Context& context) {
-  if (!context.sequence) return partial;
-  return context.runtime.empty({row_share(context).block, partial.width()}, partial.dtype());
+  if (!context.rows.is_split()) return partial;
+  return context.runtime.empty({context.rows.share().block, partial.width()}, partial.dtype());
 }
 
 /// sum = the sum over ranks of partial [N, D], padded, on the rows held; enqueued on `stream`.
 void sum_rows(const Tensor& partial, const Tensor& sum, Context& context, Stream& stream, const char* label) {
   Communicator& axis = *context.mesh.tensor;
-  if (context.sequence)
+  if (context.rows.is_split())
     axis.reduce_scatter(partial, sum, Reduce::sum, stream, label);
   else
     axis.all_reduce(sum, Reduce::sum, stream, label);
@@ -46,17 +46,8 @@ void sum_rows(const Tensor& partial, const Tensor& sum, Context& context, Stream
 
 }  // namespace
 
-RowShare row_share(const Context& context) {
-  const std::int64_t rows = context.rows();
-  if (!context.sequence) return {0, rows, rows};
-  const std::int64_t size = context.mesh.tensor->size(), rank = context.mesh.tensor->rank();
-  const std::int64_t block = (rows + size - 1) / size;
-  return {std::min(rank * block, rows), std::min((rank + 1) * block, rows), block};
-}
-
 ops::Dropout row_dropout(const Context& context, double p, std::string_view what) {
-  const std::int64_t first_row = context.first_sample * context.length + row_share(context).begin;
-  return ops::dropout_for(context.runtime, context.training ? p : 0.0, what, first_row);
+  return ops::dropout_for(context.runtime, context.training ? p : 0.0, what, context.rows.share_map());
 }
 
 Tensor enter(const Tensor& x, Context& context, const char* label) { return gather_rows(x, context, label); }

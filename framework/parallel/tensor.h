@@ -9,7 +9,7 @@
 //   leave      all-reduce     | reduce-scatter    identity   | all-gather
 //              whole rows     | split rows (sequence)
 //
-// With `sequence`, between leave and enter a rank holds row_share() of the flattened rows [N]; the last ranks' blocks
+// With `sequence`, between leave and enter a rank holds Rows::share() of the flattened rows [N]; the last ranks' blocks
 // may reach beyond N: those rows are padding, finite, and their gradients are zero.
 #pragma once
 
@@ -30,12 +30,6 @@ struct TensorShare {
   /// biases.
   TensorSum whole_tensor_sum() const { return sequence ? TensorSum::all : TensorSum::none; }
 };
-
-/// The rows that this rank holds between layers: [begin, end) of the N rows, in a block of `block` rows.
-struct RowShare {
-  std::int64_t begin = 0, end = 0, block = 0;
-};
-RowShare row_share(const Context&);
 
 /// Dropout of the rows that this rank holds, by their place in the global batch; none unless `training`.
 ops::Dropout row_dropout(const Context&, double p, std::string_view what);

@@ -59,7 +59,6 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
   Runtime& runtime = trainer.runtime();
   Context context = trainer.context();
   context.training = false;
-  context.sequence = false;
   const std::int64_t room = trainer.config().model.context, vocabulary = trainer.config().model.vocabulary;
   if (vocabulary < tokenizer.vocabulary())
     throw ConfigError(Problem{.what = "model.vocabulary = " + std::to_string(vocabulary) + " is less than the " +
@@ -82,8 +81,7 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
       position = 0;
     }
     const Tensor ids = ops::to_device(runtime, unread, DType::i32);
-    context.length = ids.count();
-    context.first_position = position;
+    context.rows = {.length = position + ids.count(), .runs = {{position, position + ids.count()}, {0, 0}}};
     const Tensor next = trainer.stage().generate(ids, caches, context, trainer.shards());
     ops::download(runtime, next.reshape({next.count()}), logits.data());
     position += ids.count();

@@ -23,7 +23,7 @@ struct CountingRank {
   Trainer trainer;
 };
 
-/// Everything by which the programs of two tensor ranks can differ.
+/// Everything by which the programs of two tensor ranks with the same positions can differ.
 struct Share {
   struct Part {
     std::int64_t rows, columns, owned_begin, owned_end;
@@ -38,10 +38,7 @@ struct Share {
 Share share_of(CountingRank& rank) {
   const ModelConfig& model = rank.trainer.config().model;
   const HeadPartition heads{model.attention.heads, model.kv_heads(), rank.mesh.shape.tensor};
-  Context context = rank.trainer.context();
-  context.sequences = rank.trainer.micro_batch();
-  context.length = model.context;
-  const RowShare rows = row_share(context);
+  const RowShare rows = rank.trainer.rows(0, rank.trainer.micro_batch()).share();
   Share share{.group_offset = heads.group_offset(rank.mesh.here.tensor), .rows_of_batch = rows.end - rows.begin};
   for (const Parameter& p : rank.trainer.parameters().parameters())
     share.parameters.push_back({p.held.rows(), p.held.columns(), p.owned_begin, p.owned_end});
@@ -133,24 +130,27 @@ Plan make_plan(const Config& config, std::int64_t ranks, CountOnly device, int t
             .parameters = all_parameters(config.model).global_count(),
             .model_flops = model_flops(config.model, config.train.batch)};
   for (int stage = 0; stage < plan.shape.pipeline; ++stage) {
-    std::vector<Share> shares;  // of the tensor ranks of this stage
-    const std::size_t first = plan.ranks.size();
-    for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
-      const int rank = plan.shape.rank({.tensor = tensor, .pipeline = stage});
-      CountingRank declared(config, plan.shape, rank, device, threads);
-      if (plan.ranks.empty()) {
-        plan.stages = declared.trainer.describe_stages();
-        plan.bubble = declared.trainer.bubble();
-        plan.micro_batches = declared.trainer.micro_batches();
+    for (int context = 0; context < plan.shape.context; ++context) {
+      std::vector<Share> shares;  // of the tensor ranks of this stage and this context rank
+      const std::size_t first = plan.ranks.size();
+      for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
+        const int rank = plan.shape.rank({.tensor = tensor, .context = context, .pipeline = stage});
+        CountingRank declared(config, plan.shape, rank, device, threads);
+        if (plan.ranks.empty()) {
+          plan.stages = declared.trainer.describe_stages();
+          if (plan.shape.context > 1) plan.context_kind = name_of(declared.trainer.context_kind());
+          plan.bubble = declared.trainer.bubble();
+          plan.micro_batches = declared.trainer.micro_batches();
+        }
+        shares.push_back(share_of(declared));
+        const auto equal =
+            static_cast<std::size_t>(std::find(shares.begin(), shares.end(), shares.back()) - shares.begin());
+        RankPlan here = first + equal < plan.ranks.size()
+                            ? plan.ranks[first + equal]
+                            : plan_rank(config, declared.trainer, plan.shape, rank, device, threads);
+        here.at = plan.shape.coordinates(rank);
+        plan.ranks.push_back(std::move(here));
       }
-      shares.push_back(share_of(declared));
-      const auto equal =
-          static_cast<std::size_t>(std::find(shares.begin(), shares.end(), shares.back()) - shares.begin());
-      RankPlan here = first + equal < plan.ranks.size()
-                          ? plan.ranks[first + equal]
-                          : plan_rank(config, declared.trainer, plan.shape, rank, device, threads);
-      here.at = plan.shape.coordinates(rank);
-      plan.ranks.push_back(std::move(here));
     }
   }
   return plan;
@@ -163,6 +163,8 @@ std::string describe(const Plan& plan, const Config& config) {
   const HeadPartition heads{config.model.attention.heads, config.model.kv_heads(), s.tensor};
   text += heads.describe() + fmt::format("largest share of heads over the mean: {:.3f}\n", heads.imbalance());
 
+  if (!plan.context_kind.empty())
+    text += fmt::format("keys and values of other context ranks: {}\n", plan.context_kind);
   if (!plan.stages.empty())
     text +=
         fmt::format("{}\nbubble of {} with {}: {:.1f} % of the stages' time, by counted operations\n", plan.stages,
@@ -170,8 +172,9 @@ std::string describe(const Plan& plan, const Config& config) {
 
   const RankPlan& worst = plan.worst();
   const std::string stage = s.pipeline > 1 ? fmt::format(", stage {}", worst.at.pipeline) : "";
-  text += fmt::format("\nthe rank with the largest peak: tensor {}{}, {} of the parameters held, {} counted here\n",
-                      worst.at.tensor, stage, worst.held_parameters, worst.owned_parameters);
+  const std::string context = s.context > 1 ? fmt::format(", context {}", worst.at.context) : "";
+  text += fmt::format("\nthe rank with the largest peak: tensor {}{}{}, {} of the parameters held, {} counted here\n",
+                      worst.at.tensor, context, stage, worst.held_parameters, worst.owned_parameters);
   text += "memory at its peak\n";
   for (int kind = 0; kind < num_memory_kinds; ++kind)
     text += fmt::format("  {:<18} {:>12}\n", name_of(static_cast<MemoryKind>(kind)),
@@ -203,6 +206,7 @@ std::string to_json(const Plan& plan) {
     for (const auto& t : r.traffic)
       traffic.push_back({{"axis", t.axis}, {"verb", t.verb}, {"messages", t.messages}, {"bytes", t.bytes}});
     ranks.push_back({{"tensor", r.at.tensor},
+                     {"context", r.at.context},
                      {"stage", r.at.pipeline},
                      {"owned_parameters", r.owned_parameters},
                      {"held_parameters", r.held_parameters},

@@ -29,9 +29,10 @@ struct Plan {
   std::int64_t parameters = 0;     ///< of the whole model
   double model_flops = 0;          ///< of one step, over all ranks
   std::string stages;              ///< Trainer::describe_stages()
+  std::string context_kind;        ///< how attention gets the keys of other context ranks; empty without them
   std::int64_t micro_batches = 0;  ///< of a step, on each data rank
   double bubble = 0;               ///< Trainer::bubble()
-  std::vector<RankPlan> ranks;     ///< by stage and tensor rank: data ranks are alike
+  std::vector<RankPlan> ranks;     ///< by stage, context and tensor rank: data ranks are alike
   const RankPlan& worst() const;   ///< the largest peak
 };
 

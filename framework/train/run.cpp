@@ -163,10 +163,12 @@ void Run::describe(Trainer& trainer) {
   const MeshShape& shape = mesh_.shape;
   const std::string stages =
       shape.pipeline > 1 ? fmt::format(", pipeline {} ({})", shape.pipeline, name_of(config_.parallel.schedule)) : "";
-  say(fmt::format("{} parameters; {}: tensor {}{}, data {}; {} a rank; {} of {}",
-                  all_parameters(config_.model).global_count(), quantity(shape.ranks(), "rank"), shape.tensor, stages,
-                  shape.data, quantity(device_.threads(), "thread"), quantity(trainer.micro_batches(), "micro-batch"),
-                  quantity(trainer.micro_batch(), "sequence")));
+  const std::string context =
+      shape.context > 1 ? fmt::format(", context {} ({})", shape.context, name_of(trainer.context_kind())) : "";
+  say(fmt::format("{} parameters; {}: tensor {}{}{}, data {}; {} a rank; {} of {}",
+                  all_parameters(config_.model).global_count(), quantity(shape.ranks(), "rank"), shape.tensor, context,
+                  stages, shape.data, quantity(device_.threads(), "thread"),
+                  quantity(trainer.micro_batches(), "micro-batch"), quantity(trainer.micro_batch(), "sequence")));
   if (const std::string stages_held = trainer.describe_stages(); !stages_held.empty()) say(stages_held);
   const HeadPartition heads{config_.model.attention.heads, config_.model.kv_heads(), shape.tensor};
   std::string map = heads.describe();

@@ -122,35 +122,56 @@ std::string Trainer::describe_stages() const {
   return text;
 }
 
+Rows Trainer::rows(std::int64_t first_sample, std::int64_t sequences) const {
+  Rows rows = whole_rows(sequences, config_.model.context, first_sample);
+  if (share_.sequence) {
+    rows.split = share_.size;
+    rows.part = share_.rank;
+  }
+  return context_rows(rows, mesh_.shape.context, mesh_.here.context);
+}
+
+ContextKind Trainer::context_kind() const {
+  const ModelConfig& model = config_.model;
+  const AttentionSpec spec{.heads = {model.attention.heads, model.kv_heads(), mesh_.shape.tensor},
+                           .head_width = model.head_width(),
+                           .window = model.attention.window};
+  return choir::context_kind(config_.parallel.context_kind, spec, model.context, mesh_.shape.context,
+                             runtime_.compute_type);
+}
+
 /// Adds to `counted` what the targets are.
-Batch Trainer::read_batch(const Rows& rows, const ReadSample& read, LossSum& counted) {
-  const auto length = static_cast<std::size_t>(config_.model.context);
-  const auto tokens = static_cast<std::size_t>(rows.sequences) * length;
-  std::vector<std::int32_t> ids(tokens), targets(tokens, -1);
+Batch Trainer::read_batch(const MicroBatch& micro_batch, const ReadSample& read, LossSum& counted) {
+  const Rows& rows = micro_batch.rows;
+  const auto tokens = static_cast<std::size_t>(rows.count()), length = static_cast<std::size_t>(rows.length);
+  std::vector<std::int32_t> ids(tokens), targets(tokens, -1), sample_ids(length), sample_targets(length);
   if (!runtime_.device.counts_only())
-    for (std::int64_t s = 0; s < rows.real; ++s) {
-      const std::size_t begin = static_cast<std::size_t>(s) * length;
-      counted.bytes +=
-          read(rows.first_sample + s, std::span(ids).subspan(begin, length), std::span(targets).subspan(begin, length));
+    for (std::int64_t s = 0; s < micro_batch.real; ++s) {
+      const std::int64_t bytes = read(rows.first_sample + s, sample_ids, sample_targets);
+      if (mesh_.here.context == 0) counted.bytes += bytes;  // of the whole sequence, whose positions are split
+      std::int64_t first_row = 0;
+      for (int run = 0; run < 2; first_row += rows.count(run++)) {
+        const auto [begin, end] = rows.runs[run];
+        const std::int64_t row = first_row + s * (end - begin);
+        std::copy(sample_ids.begin() + begin, sample_ids.begin() + end, ids.begin() + row);
+        std::copy(sample_targets.begin() + begin, sample_targets.begin() + end, targets.begin() + row);
+      }
     }
   counted.tokens += std::count_if(targets.begin(), targets.end(), [](std::int32_t token) { return token >= 0; });
   return {ops::to_device(runtime_, ids, DType::i32), ops::to_device(runtime_, targets, DType::i32)};
 }
 
 /// Executes the steps of this stage. Returns how many targets this rank's losses are of.
-LossSum Trainer::run(const std::vector<StageStep>& steps, const RowsOf& rows, const Loss& loss, bool training,
-                     const ReadSample& read) {
+LossSum Trainer::run(const std::vector<StageStep>& steps, const MicroBatchOf& micro_batch_at, const Loss& loss,
+                     bool training, const ReadSample& read) {
   const auto context_of = [&](int micro_batch) {
     Context here = context();
-    const Rows held = rows(micro_batch);
-    here.sequences = held.sequences;
-    here.length = config_.model.context;
-    here.first_sample = held.first_sample;
+    here.rows = micro_batch_at(micro_batch).rows;
     here.training = training;
     return here;
   };
   const auto shape_between_parts = [&](int micro_batch) -> Shape {
-    return {row_share(context_of(micro_batch)).block, config_.model.width};
+    return {micro_batch_at(micro_batch).rows.share().block, config_.model.width};
   };
   int last = 0;
   for (const StageStep& step : steps)
@@ -172,8 +193,9 @@ LossSum Trainer::run(const std::vector<StageStep>& steps, const RowsOf& rows, co
         const Tensor x = between.take(kind, m, piece, here);
         const bool first_piece = piece == 0, last_piece = piece == pipeline_.pieces() - 1;
         LossSum not_counted;
-        const Batch batch =
-            first_piece || last_piece ? read_batch(rows(m), read, last_piece ? counted : not_counted) : Batch{};
+        const Batch batch = first_piece || last_piece
+                                ? read_batch(micro_batch_at(m), read, last_piece ? counted : not_counted)
+                                : Batch{};
         between.put(kind, m, piece, stage_.forward(chunk, x, batch, loss, state, here, *shards_));
         break;
       }
@@ -205,10 +227,10 @@ Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
   // Training windows are full, so every rank knows the global number of target tokens.
   const double scale = 1.0 / static_cast<double>(config_.train.batch * config_.model.context);
   const std::int64_t first = mesh_.here.data * micro_batches() * micro_batch_;
-  const RowsOf rows = [&](int m) {
-    return Rows{.first_sample = first + m * micro_batch_, .sequences = micro_batch_, .real = micro_batch_};
+  const MicroBatchOf micro_batch_at = [&](int m) {
+    return MicroBatch{.rows = rows(first + m * micro_batch_, micro_batch_), .real = micro_batch_};
   };
-  run(schedule_, rows, {.sum = loss_sum_, .scale = scale, .gradient = true}, true, read);
+  run(schedule_, micro_batch_at, {.sum = loss_sum_, .scale = scale, .gradient = true}, true, read);
   stage_.sum_shared_tables(all);
   for (int group = 0; group < store_.groups(); ++group)
     if (stage_.shares(group)) shards_->final(group, all);
@@ -253,16 +275,15 @@ std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample&
   const std::int64_t ranks = mesh_.shape.data, at_once = ranks * micro_batch_;
   bool stopped = false;
   for (std::int64_t first = 0; first < samples && !stopped;) {
-    const auto rows = [&](int m) {
+    const auto micro_batch_at = [&](int m) {
       const std::int64_t begin = std::min(samples, first + m * at_once);
       const Slice share = even_slice(std::min(at_once, samples - begin), ranks, mesh_.here.data);
-      return Rows{.first_sample = begin + share.begin,
-                  .sequences = std::max<std::int64_t>(1, share.count()),
-                  .real = share.count()};
+      return MicroBatch{.rows = rows(begin + share.begin, std::max<std::int64_t>(1, share.count())),
+                        .real = share.count()};
     };
     const std::int64_t micro_batches =
         std::min<std::int64_t>(pipeline_.stages, (samples - first + at_once - 1) / at_once);
-    const LossSum counted = run(forward_steps(micro_batches), rows, {.sum = loss_sum_}, false, read);
+    const LossSum counted = run(forward_steps(micro_batches), micro_batch_at, {.sum = loss_sum_}, false, read);
     tokens += static_cast<double>(counted.tokens);
     bytes += static_cast<double>(counted.bytes);
     first += micro_batches * at_once;

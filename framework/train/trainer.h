@@ -67,7 +67,9 @@ class Trainer {
   const Config& config() const { return config_; }
   Runtime& runtime() { return runtime_; }
   Mesh& mesh() { return mesh_; }
-  Context context() { return {.runtime = runtime_, .mesh = mesh_, .sequence = share_.sequence}; }
+  Context context() { return {.runtime = runtime_, .mesh = mesh_, .kind = config_.parallel.context_kind}; }
+  /// Of `sequences` sequences from `first_sample` on: those that this rank computes.
+  Rows rows(std::int64_t first_sample, std::int64_t sequences) const;
   ParameterStore& parameters() { return store_; }
   const Stage& stage() const { return stage_; }
   Shards& shards() { return *shards_; }
@@ -78,18 +80,21 @@ class Trainer {
   const Pipeline& pipeline() const { return pipeline_; }
   /// A line for each stage, "stage 0: embedding, blocks.0 to blocks.2"; empty without a pipeline.
   std::string describe_stages() const;
+  /// How attention gets the keys and values of other context ranks.
+  ContextKind context_kind() const;
   /// The share of the stages' time in which they wait, if an operation takes the same time everywhere and messages
   /// none.
   double bubble() const;
 
  private:
-  /// The sequences of a micro-batch on this rank. Those from `real` on have no targets.
-  struct Rows {
-    std::int64_t first_sample = 0, sequences = 1, real = 1;
+  /// The rows of a micro-batch on this rank. Sequences from `real` on have no targets.
+  struct MicroBatch {
+    Rows rows;
+    std::int64_t real = 1;
   };
-  using RowsOf = std::function<Rows(int micro_batch)>;
-  Batch read_batch(const Rows&, const ReadSample& read, LossSum& counted);
-  LossSum run(const std::vector<StageStep>& steps, const RowsOf& rows, const Loss&, bool training,
+  using MicroBatchOf = std::function<MicroBatch(int micro_batch)>;
+  Batch read_batch(const MicroBatch&, const ReadSample& read, LossSum& counted);
+  LossSum run(const std::vector<StageStep>& steps, const MicroBatchOf& micro_batch, const Loss&, bool training,
               const ReadSample& read);
   std::vector<StageStep> forward_steps(std::int64_t micro_batches) const;
 

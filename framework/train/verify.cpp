@@ -157,8 +157,8 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   c.model.initial_deviation = 1 / std::sqrt(static_cast<double>(c.model.width));
   c.model.feed_forward.width = 2 * unit + original.model.feed_forward_width() % unit;
   c.model.vocabulary = 3 * unit + original.model.vocabulary % unit;
-  // A query that sees one key has no gradient, so there are at least two.
-  c.model.context = std::clamp<std::int64_t>(c.model.context, 2, 16);
+  // A query that sees one key has no gradient, so there are at least two; and each context rank has some.
+  c.model.context = std::clamp<std::int64_t>(c.model.context, 2, std::max<std::int64_t>(16, 4 * c.parallel.context));
   if (c.model.attention.window > 0) c.model.attention.window = std::clamp<std::int64_t>(c.model.attention.window, 2, 5);
   const MeshShape shape = mesh_shape(c, ranks);
   const std::int64_t micro_batches =

@@ -50,6 +50,28 @@ void cast_part(const CastArguments<From, To>& args, Part elements) {
   }
 }
 
+template <class T>
+void accumulate_part(const RowPass<T, Accumulate<T>>& args, Part elements) {
+  const Tag<T> d;
+  for_each_row(elements, args.width, [&](std::int64_t row, std::int64_t begin, std::int64_t count) HWY_ATTR {
+    const T* x = args.x + row * args.x_stride + begin;
+    Accumulate<T>* y = args.y + row * args.y_stride + begin;
+    for_each_vector(d, count, [&](auto i, auto extent) HWY_ATTR {
+      store(d, hn::Add(load(d, x + i, extent), load(d, y + i, extent)), y + i, extent);
+    });
+  });
+}
+
+template <class T>
+void narrow_part(const RowPass<Accumulate<T>, T>& args, Part elements) {
+  const Tag<T> d;
+  for_each_row(elements, args.width, [&](std::int64_t row, std::int64_t begin, std::int64_t count) HWY_ATTR {
+    const Accumulate<T>* x = args.x + row * args.x_stride + begin;
+    T* y = args.y + row * args.y_stride + begin;
+    for_each_vector(d, count, [&](auto i, auto extent) HWY_ATTR { store(d, load(d, x + i, extent), y + i, extent); });
+  });
+}
+
 cpu::KernelSet<CastArguments<float, float>, CastArguments<float, bf16>, CastArguments<float, double>,
                CastArguments<bf16, float>, CastArguments<bf16, bf16>, CastArguments<bf16, double>,
                CastArguments<double, float>, CastArguments<double, bf16>, CastArguments<double, double>>
@@ -57,6 +79,14 @@ kernels() {
   return {cast_part<float, float>,  cast_part<float, bf16>,  cast_part<float, double>,  //
           cast_part<bf16, float>,   cast_part<bf16, bf16>,   cast_part<bf16, double>,   //
           cast_part<double, float>, cast_part<double, bf16>, cast_part<double, double>};
+}
+
+cpu::KernelSet<RowPass<float, float>, RowPass<bf16, float>, RowPass<double, double>> accumulate_kernels() {
+  return {accumulate_part<float>, accumulate_part<bf16>, accumulate_part<double>};
+}
+
+cpu::KernelSet<RowPass<float, float>, RowPass<float, bf16>, RowPass<double, double>> narrow_kernels() {
+  return {narrow_part<float>, narrow_part<bf16>, narrow_part<double>};
 }
 
 }  // namespace
@@ -67,6 +97,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace choir::kernels {
 HWY_EXPORT(kernels);
+HWY_EXPORT(accumulate_kernels);
+HWY_EXPORT(narrow_kernels);
 
 template <class T>
 void fill(Cpu cpu, T* x, std::int64_t count, float value) {
@@ -81,10 +113,13 @@ void cast(Cpu cpu, const From* x, To* y, std::int64_t count) {
 }
 
 template <class T>
-void add(Cpu cpu, const T* a, const T* b, T* y, std::int64_t count) {
-  cpu::for_each_part(cpu::num_parts(cpu, count, 1), count, 64, [=](cpu::Part elements) {
-    for (std::int64_t i = elements.begin; i < elements.end; ++i) y[i] = a[i] + b[i];
-  });
+void accumulate(Cpu cpu, const RowPass<T, Accumulate<T>>& args) {
+  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(accumulate_kernels)(), args, args.rows * args.width, 1, 64);
+}
+
+template <class T>
+void narrow(Cpu cpu, const RowPass<Accumulate<T>, T>& args) {
+  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(narrow_kernels)(), args, args.rows * args.width, 1, 64);
 }
 
 void copy_rows(Cpu cpu, const void* from, std::int64_t from_stride, void* to, std::int64_t to_stride, std::int64_t rows,
@@ -109,8 +144,12 @@ void copy_rows(Cpu cpu, const void* from, std::int64_t from_stride, void* to, st
 template void fill(Cpu, float*, std::int64_t, float);
 template void fill(Cpu, bf16*, std::int64_t, float);
 template void fill(Cpu, double*, std::int64_t, float);
-template void add(Cpu, const float*, const float*, float*, std::int64_t);
-template void add(Cpu, const double*, const double*, double*, std::int64_t);
+template void accumulate<float>(Cpu, const RowPass<float, float>&);
+template void accumulate<bf16>(Cpu, const RowPass<bf16, float>&);
+template void accumulate<double>(Cpu, const RowPass<double, double>&);
+template void narrow<float>(Cpu, const RowPass<float, float>&);
+template void narrow<bf16>(Cpu, const RowPass<float, bf16>&);
+template void narrow<double>(Cpu, const RowPass<double, double>&);
 template void cast(Cpu, const float*, float*, std::int64_t);
 template void cast(Cpu, const float*, bf16*, std::int64_t);
 template void cast(Cpu, const float*, double*, std::int64_t);

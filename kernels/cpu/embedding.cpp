@@ -53,7 +53,7 @@ void add_position(const PositionForward<T>& args, Part rows) {
   const Tag<T> d;
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
     const T* x = args.x + row * args.width;
-    const T* table = args.table + ((args.first_row + row) % args.length + args.first_position) * args.width;
+    const T* table = args.table + args.map.position(row) * args.width;
     T* y = args.y + row * args.width;
     for_each_vector(d, args.width, [&](auto i, auto extent) HWY_ATTR {
       store(d, hn::Add(load(d, x + i, extent), load(d, table + i, extent)), y + i, extent);
@@ -64,9 +64,9 @@ void add_position(const PositionForward<T>& args, Part rows) {
 template <class T>
 void add_position_backward(const PositionBackward<T>& args, Part positions) {
   for (std::int64_t position = positions.begin; position < positions.end; ++position) {
-    const std::int64_t first = (position - args.first_row % args.length + args.length) % args.length;
-    for (std::int64_t row = first; row < args.rows; row += args.length) {
-      accumulate(args.dtable + position * args.width, args.dy + row * args.width, args.width);
+    const RowMap::RowsOfPosition rows = args.map.rows_of(position, args.rows);
+    for (std::int64_t row = rows.begin; row < rows.end; row += rows.step) {
+      accumulate(args.dtable + rows.position * args.width, args.dy + row * args.width, args.width);
     }
   }
 }
@@ -115,7 +115,8 @@ void position_forward(Cpu cpu, const PositionForward<T>& args) {
 
 template <class T>
 void position_backward(Cpu cpu, const PositionBackward<T>& args) {
-  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, args.length, args.rows * args.width / args.length);
+  const std::int64_t positions = args.map.positions();
+  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, positions, args.rows * args.width / positions);
 }
 
 template void embedding_forward(Cpu, const EmbeddingForward<float>&);

@@ -43,9 +43,10 @@ HWY_INLINE void for_each_piece(Part elements, std::int64_t width, const Dropout&
   DropoutFactors<A> factors;
   for_each_row(elements, width, [&](std::int64_t row, std::int64_t begin, std::int64_t count) HWY_ATTR {
     if (dropout.p == 0) return body(row, begin, count, nullptr);
+    const std::int64_t first_of_row = dropout.rows.global_row(row) * width;
     for (std::int64_t done = 0; done < count; done += factors.capacity) {
       const std::int64_t piece = std::min(count - done, factors.capacity);
-      const std::int64_t first = (dropout.first_row + row) * width + begin + done;
+      const std::int64_t first = first_of_row + begin + done;
       body(row, begin + done, piece, factors.make(dropout, first, piece));
     }
   });

@@ -57,22 +57,42 @@ void cast(Cuda cuda, const From* x, To* y, std::int64_t count) {
   cuda::check_launch("cast");
 }
 
-template <int N>
-__global__ void add_kernel(const float* a, const float* b, float* y, std::int64_t count) {
-  cuda::for_each_pack<N>(count, [=]<int M>(std::int64_t i) {
-    cuda::Pack<M> sum = cuda::load<M>(a + i);
-    const cuda::Pack<M> other = cuda::load<M>(b + i);
+/// y = x, or y += x if `adds`. N divides the width.
+template <bool adds, class From, class To, int N>
+__global__ void rows_kernel(RowPass<From, To> args) {
+  const std::int64_t packs = args.width / N;
+  for (std::int64_t i = cuda::thread_of_grid(); i < args.rows * packs; i += cuda::threads_of_grid()) {
+    const std::int64_t row = i / packs, column = (i - row * packs) * N;
+    cuda::Pack<N> value = cuda::load<N>(args.x + row * args.x_stride + column);
+    To* y = args.y + row * args.y_stride + column;
+    if constexpr (adds) {
+      const cuda::Pack<N> sum = cuda::load<N>(y);
 #pragma unroll
-    for (int j = 0; j < M; ++j) sum.value[j] += other.value[j];
-    cuda::store(sum, y + i);
-  });
+      for (int j = 0; j < N; ++j) value.value[j] += sum.value[j];
+    }
+    cuda::store(value, y);
+  }
 }
 
-void add(Cuda cuda, const float* a, const float* b, float* y, std::int64_t count) {
-  cuda::with_pack_size<float>(0, {a, b, y}, [&]<int N>() {
-    add_kernel<N><<<cuda::blocks_for_elements<N>(cuda, count), cuda::threads_per_block, 0, cuda.stream>>>(a, b, y, count);
+template <bool adds, class From, class To>
+static void pass_over_rows(Cuda cuda, const RowPass<From, To>& args, const char* name) {
+  using Narrow = std::conditional_t<sizeof(From) < sizeof(To), From, To>;
+  const std::int64_t common = args.width | args.x_stride | args.y_stride;  // a power of two divides all or not this
+  cuda::with_pack_size<Narrow>(common, {args.x, args.y}, [&]<int N>() {
+    rows_kernel<adds, From, To, N>
+        <<<cuda::blocks_for_elements<N>(cuda, args.rows * args.width), cuda::threads_per_block, 0, cuda.stream>>>(args);
   });
-  cuda::check_launch("add");
+  cuda::check_launch(name);
+}
+
+template <class T>
+void accumulate(Cuda cuda, const RowPass<T, Accumulate<T>>& args) {
+  pass_over_rows<true>(cuda, args, "accumulate");
+}
+
+template <class T>
+void narrow(Cuda cuda, const RowPass<Accumulate<T>, T>& args) {
+  pass_over_rows<false>(cuda, args, "narrow");
 }
 
 /// Rows of `width` units, strides in units.
@@ -117,6 +137,10 @@ void copy_rows(Cuda cuda, const void* from, std::int64_t from_stride, void* to, 
 template void fill(Cuda, float*, std::int64_t, float);
 template void fill(Cuda, bf16*, std::int64_t, float);
 template void fill(Cuda, double*, std::int64_t, float);
+template void accumulate<float>(Cuda, const RowPass<float, float>&);
+template void accumulate<bf16>(Cuda, const RowPass<bf16, float>&);
+template void narrow<float>(Cuda, const RowPass<float, float>&);
+template void narrow<bf16>(Cuda, const RowPass<float, bf16>&);
 template void cast(Cuda, const float*, float*, std::int64_t);
 template void cast(Cuda, const float*, bf16*, std::int64_t);
 template void cast(Cuda, const bf16*, float*, std::int64_t);

@@ -126,7 +126,7 @@ __global__ void position_forward_kernel(PositionForward<T> args) {
   const std::int64_t packs = args.width / N;
   for (std::int64_t i = cuda::thread_of_grid(); i < args.rows * packs; i += cuda::threads_of_grid()) {
     const std::int64_t row = i / packs, column = i % packs * N;
-    const std::int64_t position = (args.first_row + row) % args.length + args.first_position;
+    const std::int64_t position = args.map.position(row);
     cuda::Pack<N> sum = cuda::load<N>(args.x + row * args.width + column);
     const cuda::Pack<N> other = cuda::load<N>(args.table + position * args.width + column);
 #pragma unroll
@@ -148,14 +148,14 @@ void position_forward(Cuda cuda, const PositionForward<T>& args) {
 template <class T, int N>
 __global__ void position_backward_kernel(PositionBackward<T> args) {
   const std::int64_t packs = args.width / N;
-  for (std::int64_t i = cuda::thread_of_grid(); i < args.length * packs; i += cuda::threads_of_grid()) {
-    const std::int64_t position = i / packs, column = i % packs * N;
-    const std::int64_t first = (position - args.first_row % args.length + args.length) % args.length;
-    if (first >= args.rows) continue;
-    float* sum = args.dtable + position * args.width + column;
+  for (std::int64_t i = cuda::thread_of_grid(); i < args.map.positions() * packs; i += cuda::threads_of_grid()) {
+    const std::int64_t column = i % packs * N;
+    const RowMap::RowsOfPosition rows = args.map.rows_of(i / packs, args.rows);
+    if (rows.begin >= rows.end) continue;
+    float* sum = args.dtable + rows.position * args.width + column;
     cuda::Pack<N> total = cuda::load<N>(sum);
 #pragma unroll 4
-    for (std::int64_t row = first; row < args.rows; row += args.length) {
+    for (std::int64_t row = rows.begin; row < rows.end; row += rows.step) {
       const cuda::Pack<N> term = cuda::load<N>(args.dy + row * args.width + column);
 #pragma unroll
       for (int j = 0; j < N; ++j) total.value[j] += term.value[j];
@@ -167,9 +167,8 @@ __global__ void position_backward_kernel(PositionBackward<T> args) {
 template <class T>
 void position_backward(Cuda cuda, const PositionBackward<T>& args) {
   cuda::with_pack_size<T>(args.width, {args.dy, args.dtable}, [&]<int N>() {
-    position_backward_kernel<T, N>
-        <<<cuda::blocks_for_elements<N>(cuda, args.length * args.width), cuda::threads_per_block, 0, cuda.stream>>>(
-            args);
+    position_backward_kernel<T, N><<<cuda::blocks_for_elements<N>(cuda, args.map.positions() * args.width),
+                                     cuda::threads_per_block, 0, cuda.stream>>>(args);
   });
   cuda::check_launch("position_backward");
 }

@@ -310,7 +310,8 @@ void matmul(Cuda device, const Matmul<In, Out>& args) {
                      plan.result, args.c, plan.result, &plan.algorithm, args.workspace,
                      static_cast<std::size_t>(cuda::product_workspace_bytes), device.stream),
       "cublasLtMatmul", &shape);
-  if (args.epilogue == Epilogue::bias_gradient) add(device, args.bias_gradient, bias_sums, args.bias_gradient, args.m);
+  if (args.epilogue == Epilogue::bias_gradient)
+    accumulate<float>(device, {bias_sums, args.bias_gradient, 1, args.m, args.m, args.m});
 }
 
 template std::int64_t matmul_workspace_bytes<float, float>(Cuda, const Matmul<float, float>&);

@@ -8,9 +8,12 @@ namespace choir::kernels {
 
 /// What a kernel needs to know of a Dropout.
 struct DropoutRule {
-  std::uint32_t threshold = 0;           ///< keep an element if its random word is not below
-  float scale = 1;                       ///< 1 / (1 - p)
-  std::uint64_t key = 0, first = 0;      ///< of the global tensor: the element that is element 0 here
+  std::uint32_t threshold = 0;  ///< keep an element if its random word is not below
+  float scale = 1;              ///< 1 / (1 - p)
+  std::uint64_t key = 0;
+  std::int64_t first = 0;  ///< of the global tensor: the element that is element 0 here
+  RowMap rows{};
+  std::int64_t width_if_apart = 0;       ///< if elements that follow one another here do not in the global tensor
   const StepScalars* scalars = nullptr;  ///< null: keep everything
 
   DropoutRule(const Dropout& dropout, std::int64_t width) {
@@ -18,15 +21,25 @@ struct DropoutRule {
     threshold = drop_below(dropout.p);
     scale = static_cast<float>(1 / (1 - dropout.p));
     key = dropout.key;
-    first = static_cast<std::uint64_t>(dropout.first_row * width);
+    first = dropout.rows.global_row(0) * width;
+    rows = dropout.rows;
+    if (!rows.in_order()) width_if_apart = width;
     scalars = dropout.scalars;
   }
 };
 
-/// Multiplies elements [i, i + N) by 0 or 1 / (1 - p). If N > 1, both rule.first and i are multiples of 4.
+/// The place of element i in the global tensor.
+__device__ inline std::uint64_t global_element(const DropoutRule& rule, std::int64_t i) {
+  if (rule.width_if_apart == 0) return static_cast<std::uint64_t>(rule.first + i);
+  const std::int64_t row = i / rule.width_if_apart, column = i - row * rule.width_if_apart;
+  return static_cast<std::uint64_t>(rule.rows.global_row(row) * rule.width_if_apart + column);
+}
+
+/// Multiplies elements [i, i + N) by 0 or 1 / (1 - p). They are of one row. If N > 1, i and the width are multiples
+/// of 4.
 template <int N>
 __device__ void drop(const DropoutRule& rule, std::uint64_t step, std::int64_t i, cuda::Pack<N>& values) {
-  const std::uint64_t index = rule.first + static_cast<std::uint64_t>(i);
+  const std::uint64_t index = global_element(rule, i);
   if constexpr (N == 1) {
     const PhiloxBlock words = philox(rule.key, index / 4, step);
     const std::uint32_t low = index % 2 == 0 ? words[0] : words[1], high = index % 2 == 0 ? words[2] : words[3];

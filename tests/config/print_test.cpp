@@ -168,7 +168,8 @@ TEST(DescribeKeys, TypesSayWhatTheyTake) {
   EXPECT_EQ(type("model.dropout"), "number in [0, 1)");
   EXPECT_EQ(type("generate.top_p"), "number in (0, 1]");
   EXPECT_EQ(type("optimizer.betas"), "two numbers in [0, 1)");
-  EXPECT_EQ(type("parallel.context"), "1");
+  EXPECT_EQ(type("parallel.context"), "integer >= 1");
+  EXPECT_EQ(type("parallel.expert"), "1");
   EXPECT_EQ(type("parallel.zero"), "0 | 1 | 2 | 3");
   EXPECT_EQ(type("model.tied"), "true | false");
   EXPECT_EQ(type("train.precision"), "f32 | bf16");

@@ -65,17 +65,32 @@ TEST(Cast, RoundsToBf16LikeTheScalarTypeForEveryKindOfBits) {
   });
 }
 
-TEST(Add, IsTheSumInPlaceToo) {
-  for (const int threads : {1, 3}) {
-    std::vector<double> a(100000), b(a.size()), y(a.size());
-    for (std::size_t i = 0; i < a.size(); ++i) {
-      a[i] = static_cast<double>(i) / 3;
-      b[i] = 1 / (1 + a[i]);
-    }
-    add(Cpu{.threads = threads}, a.data(), b.data(), y.data(), static_cast<std::int64_t>(a.size()));
-    for (std::size_t i = 0; i < a.size(); ++i) ASSERT_EQ(y[i], a[i] + b[i]);
-    add(Cpu{.threads = threads}, a.data(), b.data(), b.data(), static_cast<std::int64_t>(a.size()));
-    ASSERT_EQ(b, y);
+template <class T>
+class RowsTest : public ::testing::Test {};
+TYPED_TEST_SUITE(RowsTest, ElementTypes);
+
+TYPED_TEST(RowsTest, AreAccumulatedAndNarrowedBetweenAnyStrides) {
+  using T = TypeParam;
+  using A = Accumulate<T>;
+  for (const std::int64_t width : {1, 7, 40, 3000}) {
+    const std::int64_t rows = 13, wide = width + 5;
+    const std::vector<T> x = random_values<T>(rows * wide, 1);
+    const std::vector<A> start = random_values<A>(rows * wide, 2);
+    std::vector<A> sum = start;
+    std::vector<T> narrowed(rows * wide, T(3)), expected = narrowed;
+    for (std::int64_t row = 0; row < rows; ++row)
+      for (std::int64_t i = 0; i < width; ++i) {
+        sum[row * wide + i] += static_cast<A>(x[row * width + i]);
+        expected[row * wide + i] = T(start[row * width + i]);
+      }
+    on_every_target([&](Cpu cpu) {
+      std::vector<A> y = start;
+      accumulate<T>(cpu, {x.data(), y.data(), rows, width, width, wide});
+      ASSERT_EQ(y, sum);
+      std::vector<T> z = narrowed;
+      narrow<T>(cpu, {start.data(), z.data(), rows, width, width, wide});
+      for (std::size_t i = 0; i < z.size(); ++i) ASSERT_EQ(double(z[i]), double(expected[i])) << i;
+    });
   }
 }
 

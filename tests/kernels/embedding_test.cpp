@@ -18,7 +18,7 @@ class EmbeddingTest : public ::testing::Test {
   void prepare(const Case& c) {
     ids.resize(c.rows);
     for (std::int64_t row = 0; row < c.rows; ++row) ids[row] = static_cast<std::int32_t>((row * 7 + row / 3) % 13);
-    table = random_values<T>((c.num_tokens + c.length) * c.width, 1);
+    table = random_values<T>((c.num_tokens + c.length + 5) * c.width, 1);
     x = random_values<T>(c.rows * c.width, 2);
   }
 
@@ -69,35 +69,32 @@ TYPED_TEST(EmbeddingTest, PositionsAreAddedByTheirPlaceInTheSequence) {
   using A = Accumulate<T>;
   for (const Case& c : cases) {
     this->prepare(c);
-    const std::int64_t first_position = 1;
+    // Two runs with a gap before, between and behind them.
+    const RowMap map{.sequences = (c.first_row + c.rows) / (c.length + 2) + 1,
+                     .length = c.length + 5,
+                     .runs = {{1, c.length + 1}, {c.length + 2, c.length + 4}},
+                     .first_row = c.first_row};
     std::vector<Result> expected;
-    std::vector<A> expected_gradient(c.length * c.width, A(1));
+    std::vector<A> expected_gradient(map.length * c.width, A(1));
     for (std::int64_t i = 0; i < c.rows * c.width; ++i) {
-      const std::int64_t position = (c.first_row + i / c.width) % c.length, column = i % c.width;
+      const std::int64_t position = map.position(i / c.width), column = i % c.width;
       Result sum;
       sum.add(this->x[i]);
-      sum.add(this->table[(position + first_position) * c.width + column]);
+      sum.add(this->table[position * c.width + column]);
       expected.push_back(sum);
       expected_gradient[position * c.width + column] += static_cast<A>(this->x[i]);
     }
     on_every_target([&](Cpu cpu) {
       std::vector<T> y = this->x;
-      position_forward(cpu, PositionForward<T>{.x = y.data(),
-                                               .table = this->table.data(),
-                                               .y = y.data(),
-                                               .rows = c.rows,
-                                               .width = c.width,
-                                               .length = c.length,
-                                               .first_row = c.first_row,
-                                               .first_position = first_position});
+      position_forward(
+          cpu,
+          PositionForward<T>{
+              .x = y.data(), .table = this->table.data(), .y = y.data(), .rows = c.rows, .width = c.width, .map = map});
       expect_close(y.data(), expected, 1, "y");
       std::vector<A> dtable(expected_gradient.size(), A(1));
-      position_backward(cpu, PositionBackward<T>{.dy = this->x.data(),
-                                                 .dtable = dtable.data(),
-                                                 .rows = c.rows,
-                                                 .width = c.width,
-                                                 .length = c.length,
-                                                 .first_row = c.first_row});
+      position_backward(
+          cpu, PositionBackward<T>{
+                   .dy = this->x.data(), .dtable = dtable.data(), .rows = c.rows, .width = c.width, .map = map});
       ASSERT_EQ(dtable, expected_gradient);
     });
   }

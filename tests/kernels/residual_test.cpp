@@ -11,19 +11,31 @@ struct Case {
   std::int64_t rows, width;
   bool x, bias;
   double p;
-  std::int64_t first_row;
+  RowMap rows_of_batch;
 };
+constexpr RowMap from(std::int64_t first_row) { return {.first_row = first_row}; }
 const Case cases[] = {
-    {1, 1, true, true, 0, 0},       {5, 3, true, false, 0.5, 0},         {1, 17, false, true, 0.1, 3},
-    {4, 64, true, true, 0, 0},      {3, 100, true, true, 0.9, 7},        {2, 1000, false, false, 0.25, 1},
-    {70, 1000, true, true, 0.1, 5}, {9, 2500, true, true, 0.1, 1 << 30},
+    {1, 1, true, true, 0, {}},
+    {5, 3, true, false, 0.5, {}},
+    {1, 17, false, true, 0.1, from(3)},
+    {4, 64, true, true, 0, {}},
+    {3, 100, true, true, 0.9, from(7)},
+    {2, 1000, false, false, 0.25, from(1)},
+    {70, 1000, true, true, 0.1, from(5)},
+    {9, 2500, true, true, 0.1, from(1 << 30)},
+    {21,
+     9,
+     true,
+     true,
+     0.5,
+     {.first_sample = 6, .sequences = 3, .length = 20, .runs = {{2, 5}, {13, 18}}, .first_row = 2}},
 };
 
 constexpr std::uint64_t key = 0x123456789abcdef, step = 77;
 
 double factor(const Case& c, std::int64_t i) {
   if (c.p == 0) return 1;
-  const auto index = static_cast<std::uint64_t>(c.first_row * c.width + i);
+  const auto index = static_cast<std::uint64_t>(c.rows_of_batch.global_row(i / c.width) * c.width + i % c.width);
   return philox_word(key, step, index) >= c.p * 4294967296.0 ? 1 / (1 - c.p) : 0;
 }
 
@@ -36,7 +48,7 @@ TYPED_TEST(Residual, ForwardAndBackwardAreTheirFormulaWithOneMask) {
   using A = Accumulate<T>;
   const StepScalars scalars{.step = step};
   for (const Case& c : cases) {
-    const Dropout dropout{.p = c.p, .key = key, .scalars = c.p == 0 ? nullptr : &scalars, .first_row = c.first_row};
+    const Dropout dropout{.p = c.p, .key = key, .scalars = c.p == 0 ? nullptr : &scalars, .rows = c.rows_of_batch};
     const std::vector<T> x = random_values<T>(c.rows * c.width, 1), delta = random_values<T>(c.rows * c.width, 2);
     const std::vector<A> bias = random_values<A>(c.width, 3);
     std::vector<Result> y, ddelta;

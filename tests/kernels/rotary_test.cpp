@@ -21,6 +21,7 @@ TYPED_TEST(RotaryTest, IsARotationAndItsInverse) {
   using A = Accumulate<T>;
   for (const Case& c : cases) {
     const std::int64_t stride = c.heads * c.head_width + c.padding, half = c.head_width / 2;
+    const RowMap map{.sequences = c.rows, .runs = {{c.first_position, c.first_position + c.length}, {0, 0}}};
     std::vector<A> table((c.first_position + c.length) * c.head_width);
     rotary_table(table.data(), c.first_position + c.length, c.head_width, 10000.0);
     const std::vector<T> x = random_values<T>(c.rows * stride, 1);
@@ -46,11 +47,10 @@ TYPED_TEST(RotaryTest, IsARotationAndItsInverse) {
         rotary(cpu, Rotary<T>{.x = y.data(),
                               .table = table.data(),
                               .rows = c.rows,
-                              .length = c.length,
                               .heads = c.heads,
                               .head_width = c.head_width,
                               .stride = stride,
-                              .first_position = c.first_position,
+                              .map = map,
                               .inverse = inverse});
         expect_close(y.data(), expected, 4, inverse ? "inverse" : "rotation");
       });

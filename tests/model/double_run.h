@@ -19,15 +19,16 @@ namespace choir::tests {
 struct DoubleRun {
   /// `device` and `mesh` outlive the run. Collective over the mesh.
   DoubleRun(const ModelConfig& config, Device& device, Mesh& the_mesh, bool split_rows = false, bool recompute = false,
-            int zero = 0)
+            int zero = 0, ContextKind context_kind = ContextKind::automatic)
       : model(config),
         mesh(the_mesh),
         sequence(split_rows),
+        kind(context_kind),
         runtime{.device = device, .compute_type = DType::f64},
         stage(make_parts(config, recompute), {mesh.tensor->rank(), mesh.tensor->size(), sequence}, store),
         shards(make_shards(zero)) {}
 
-  Context context() { return {.runtime = runtime, .mesh = mesh, .sequence = sequence}; }
+  Context context() { return {.runtime = runtime, .mesh = mesh, .kind = kind}; }
 
   /// The mean loss of samples [0, batch) of the random text, in micro-batches of `micro_batch` sequences. With
   /// `gradient`, its gradients are then in the buckets.
@@ -41,14 +42,18 @@ struct DoubleRun {
     const double scale = 1.0 / static_cast<double>(batch * length);
     for (std::int64_t begin = here_begin; begin < here_end; begin += micro_batch) {
       Context here = context();
-      here.sequences = micro_batch;
-      here.length = length;
-      here.first_sample = begin;
-      std::vector<std::int32_t> ids(static_cast<std::size_t>(here.rows())), targets(ids.size());
-      for (std::int64_t s = 0; s < micro_batch; ++s) {
-        const auto at = static_cast<std::size_t>(s * length), count = static_cast<std::size_t>(length);
-        random_sample(model.vocabulary, begin + s, std::span(ids).subspan(at, count),
-                      std::span(targets).subspan(at, count));
+      here.rows = context_rows(whole_rows(micro_batch, length, begin), mesh.shape.context, mesh.here.context);
+      if (sequence) {
+        here.rows.split = mesh.tensor->size();
+        here.rows.part = mesh.tensor->rank();
+      }
+      std::vector<std::int32_t> ids(static_cast<std::size_t>(here.rows.count())), targets(ids.size());
+      std::vector<std::int32_t> sample_ids(static_cast<std::size_t>(length)), sample_targets(sample_ids.size());
+      for (std::size_t row = 0; row < ids.size(); ++row) {
+        const auto [s, position] = here.rows.map().place(static_cast<std::int64_t>(row));
+        random_sample(model.vocabulary, begin + s, sample_ids, sample_targets);
+        ids[row] = sample_ids[static_cast<std::size_t>(position)];
+        targets[row] = sample_targets[static_cast<std::size_t>(position)];
       }
       const Batch read{ops::to_device(runtime, ids, DType::i32), ops::to_device(runtime, targets, DType::i32)};
       Stage::Saved saved;
@@ -71,6 +76,7 @@ struct DoubleRun {
   ModelConfig model;
   Mesh& mesh;
   bool sequence;
+  ContextKind kind;
   Runtime runtime;
   ParameterStore store;
   Stage stage;
@@ -94,7 +100,6 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
   random_sample(vocabulary, index, ids, targets);
   Context context = run.context();
   context.training = false;
-  context.sequence = false;
   const auto caches = run.stage.make_caches(length, run.runtime);
   double loss = 0;
   std::vector<double> logits(static_cast<std::size_t>(vocabulary));
@@ -102,8 +107,7 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
     const std::int64_t count = std::min(pieces.front(), length - position);
     if (pieces.size() > 1) pieces.erase(pieces.begin());
     const std::vector<std::int32_t> piece(ids.begin() + position, ids.begin() + position + count);
-    context.length = count;
-    context.first_position = position;
+    context.rows = {.length = position + count, .runs = {{position, position + count}, {0, 0}}};
     const Tensor result =
         run.stage.generate(ops::to_device(run.runtime, piece, DType::i32), caches, context, run.shards);
     ops::download(run.runtime, result, logits.data());

@@ -15,6 +15,7 @@ struct Split {
   bool sequence = false, recompute = false;
   int zero = 0;
   std::int64_t micro_batch = 1;
+  ContextKind kind = ContextKind::automatic;
 };
 
 std::vector<Split> splits() {
@@ -35,6 +36,17 @@ std::vector<Split> splits() {
                      .shape = {.tensor = 2, .data = 2},
                      .sequence = true,
                      .zero = zero});
+  using enum ContextKind;
+  all.push_back({.name = "context, ring", .shape = {.context = ranks}, .micro_batch = 3, .kind = ring});
+  all.push_back({.name = "context, gather", .shape = {.context = ranks}, .recompute = true, .kind = gather});
+  all.push_back({.name = "context, heads", .shape = {.context = ranks}, .micro_batch = 4, .kind = heads});
+  if (ranks == 4)
+    for (const ContextKind kind : {ring, gather, heads})
+      all.push_back({.name = std::string("tensor 2, context 2, ") + name_of(kind),
+                     .shape = {.tensor = 2, .context = 2},
+                     .sequence = true,
+                     .micro_batch = 2,
+                     .kind = kind});
   return all;
 }
 
@@ -53,7 +65,7 @@ TEST_P(Layouts, GradientsInDoubleAreThoseOfOneRank) {
   for (const Split& split : splits()) {
     SCOPED_TRACE(split.name);
     Mesh mesh = make_mesh(MPI_COMM_WORLD, split.shape, device, ring);
-    DoubleRun run(model, device, mesh, split.sequence, split.recompute, split.zero);
+    DoubleRun run(model, device, mesh, split.sequence, split.recompute, split.zero, split.kind);
     EXPECT_NEAR(run.loss(batch, split.micro_batch, true), loss, bound * loss);
     const double worst = expect_holds(compare("gradient of ", gradients, run.gradients(), bound));
     RecordProperty(split.name + ": error / bound", std::to_string(worst));

@@ -44,7 +44,7 @@ class AdjointOfALayer : public Adjoint, public ::testing::WithParamInterface<Lay
   /// an input of the layer of its own.
   void expect_adjoint_layer(double steps, bool residual, const Forward& forward, const Backward& backward) {
     Shards shards(store, {}, context);
-    const Tensor x = random({context.rows(), width}), r = random({context.rows(), width});
+    const Tensor x = random({context.rows.count(), width}), r = random({context.rows.count(), width});
     std::vector<Operand> operands{{"x", x}};
     if (residual) operands.push_back({"residual", r});
     for (const Parameter& p : store.parameters()) {
@@ -68,7 +68,7 @@ class AdjointOfALayer : public Adjoint, public ::testing::WithParamInterface<Lay
 
   CallRing ring;
   Mesh mesh;  // of one rank: no verb of it moves anything
-  Context context{.runtime = runtime, .mesh = mesh, .sequences = sequences, .length = length, .first_sample = 5};
+  Context context{.runtime = runtime, .mesh = mesh, .rows = whole_rows(sequences, length, 5)};
   ParameterStore store;
 };
 

@@ -32,7 +32,7 @@ TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
   ParameterStore store;
   store.begin_group();
   const OutputHead head({"head.weight", vocabulary, width, 0.5f}, TensorShare{}, store);
-  Context context{.runtime = runtime, .mesh = mesh, .sequences = 1, .length = rows};
+  Context context{.runtime = runtime, .mesh = mesh, .rows = whole_rows(1, rows)};
   Shards shards(store, {}, context);
   shards.begin_step(context);
   const double* w = store.parameters()[0].value().data<double>();

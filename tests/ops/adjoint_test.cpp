@@ -190,7 +190,8 @@ void AdjointOfAnOperation::rotary() {
   const Tensor x = random({13 * length, heads * head_width + 4}).slice_columns(4, 4 + heads * head_width);
   const auto rotated = [&](const Tensor& from, bool inverse) {
     const Tensor to = copy_of(from);
-    ops::rotary(runtime, to, table, head_width, length, first_position, inverse);
+    ops::rotary(runtime, to, table, head_width,
+                {.sequences = 13, .runs = {{first_position, first_position + length}, {0, 0}}}, inverse);
     return to;
   };
   expect_adjoint(
@@ -206,7 +207,7 @@ void AdjointOfAnOperation::residual() {
   for (const double p : {0.0, 0.3}) {
     SCOPED_TRACE(p);
     const Tensor x = random({rows, width}), delta = random({rows, width}), bias = random({width});
-    const ops::Dropout dropout = ops::dropout_for(runtime, p, "test", 1000);
+    const ops::Dropout dropout = ops::dropout_for(runtime, p, "test", {.first_row = 1000});
     expect_adjoint(
         {{"x", x}, {"delta", delta}, {"bias", bias}}, 3,
         [&] { return ops::residual(runtime, x, delta, bias, dropout); },
@@ -234,13 +235,14 @@ void AdjointOfAnOperation::embedding() {
 }
 
 void AdjointOfAnOperation::position() {
-  constexpr std::int64_t length = 43, first_row = 17;
+  constexpr std::int64_t length = 43;
+  const kernels::RowMap map{.sequences = rows, .length = length, .runs = {{3, 20}, {31, length}}, .first_row = 17};
   const Tensor x = random({rows, width}), table = random({length + 2, width});
   expect_adjoint(
-      {{"x", x}, {"table", table}}, 1, [&] { return ops::add_position(runtime, x, table, length, first_row, 0); },
+      {{"x", x}, {"table", table}}, 1, [&] { return ops::add_position(runtime, x, table, map); },
       [&](const Tensor& dy) {
         const Tensor dtable = zeros({length + 2, width});
-        ops::add_position_backward(runtime, dy, dtable, length, first_row);
+        ops::add_position_backward(runtime, dy, dtable, map);
         return std::vector{dy, dtable};
       });
 }

@@ -106,6 +106,13 @@ inline std::vector<Operation> every_operation() {
          o.expect("accumulate", sum, {o.n}, DType::f32);
        },
        moves},
+      {"narrow",
+       [](Operands& o) {
+         const Tensor x = o.x();
+         ops::narrow(o.runtime, o.filled({o.N, o.D}, o.accumulate), x);
+         o.expect("narrow", x, {o.N, o.D}, o.type);
+       },
+       moves},
       {"copy",
        [](Operands& o) {
          ops::copy(o.runtime, o.x(), o.runtime.empty({o.N, o.D}, o.type));
@@ -246,10 +253,19 @@ inline std::vector<Operation> every_operation() {
                                  o.k(dqkv), o.v(dqkv));
          o.expect("attention_backward", dqkv, qkv.shape(), o.type);
        }},
+      {"merge_attention",
+       [](Operands& o) {
+         const Tensor total = o.filled({o.N, o.H * o.E}, o.accumulate), lse = o.filled({o.N * o.H}, o.accumulate);
+         ops::merge_attention(o.runtime, o.options, o.filled({o.N, o.H * o.E}, o.type), lse, total,
+                              o.filled({o.N * o.H}, o.accumulate));
+         o.expect("merge_attention", total, {o.N, o.H * o.E}, o.accumulate);
+       },
+       "backward is that of attention, by the merged log-sum-exp: tests/parallel/context_mpi_test.cpp"},
       {"rotary",
        [](Operands& o) {
          const Tensor qkv = o.qkv(), table = o.filled({o.positions, o.E}, o.accumulate);
-         ops::rotary(o.runtime, o.q(qkv), table, o.E, o.length, 2, false);
+         ops::rotary(o.runtime, o.q(qkv), table, o.E,
+                     kernels::RowMap{.sequences = o.N, .runs = {{2, 2 + o.length}, {0, 0}}}, false);
          o.expect("rotary", qkv, qkv.shape(), o.type);
        }},
       {"rotary_table",
@@ -273,18 +289,20 @@ inline std::vector<Operation> every_operation() {
       {"add_position",
        [](Operands& o) {
          o.expect("add_position",
-                  ops::add_position(o.runtime, o.x(), o.filled({o.positions, o.D}, o.type), o.length, 2, 1), {o.N, o.D},
-                  o.type);
+                  ops::add_position(o.runtime, o.x(), o.filled({o.positions, o.D}, o.type),
+                                    {.sequences = o.N, .runs = {{1, 1 + o.length}, {0, 0}}, .first_row = 2}),
+                  {o.N, o.D}, o.type);
        }},
       {"add_position_backward",
        [](Operands& o) {
          const Tensor dtable = o.filled({o.positions, o.D}, o.accumulate);
-         ops::add_position_backward(o.runtime, o.x(), dtable, o.length, 2);
+         ops::add_position_backward(o.runtime, o.x(), dtable,
+                                    {.sequences = o.N, .runs = {{0, o.length}, {0, 0}}, .first_row = 2});
          o.expect("add_position_backward", dtable, {o.positions, o.D}, o.accumulate);
        }},
 
       // Residual branches
-      {"dropout_for", [](Operands& o) { ops::dropout_for(o.runtime, 0.25, "test", 0); }, "it makes a key",
+      {"dropout_for", [](Operands& o) { ops::dropout_for(o.runtime, 0.25, "test", {}); }, "it makes a key",
        "it has no tensors"},
       {"residual",
        [](Operands& o) {

@@ -51,8 +51,10 @@ void RefusedOperands::of_elementwise_operations() {
   expect_refused("no kernels for elements of type i32", [&] { ops::fill(runtime, tensor({4}, DType::i32), 0); });
   expect_refused("no kernels for elements of type u8", [&] { ops::fill(runtime, tensor({4}, DType::u8), 0); });
   expect_refused("accumulate: equal shapes", [&] { ops::accumulate(runtime, tensor({6}), tensor({5})); });
-  expect_refused("accumulate: f32 or f64",
+  expect_refused("accumulate: the sum is f32",
                  [&] { ops::accumulate(runtime, tensor({6}, DType::bf16), tensor({6}, DType::bf16)); });
+  expect_refused("narrow: equal shapes", [&] { ops::narrow(runtime, tensor({6}), tensor({5})); });
+  expect_refused("narrow: the sum is f32", [&] { ops::narrow(runtime, tensor({6}, DType::f64), tensor({6})); });
   expect_refused("copy: equal shapes", [&] { ops::copy(runtime, tensor({2, 3}), tensor({2, 4})); });
   expect_refused("copy: equal shapes", [&] { ops::copy(runtime, tensor({2, 3}), tensor({3, 3})); });
   expect_refused("copy: equal shapes", [&] { ops::copy(runtime, tensor({2, 3}), tensor({2, 3}, DType::bf16)); });
@@ -172,6 +174,13 @@ void RefusedOperands::of_attention() {
   expect_refused("attention: every query head has its key/value head", [&] { forward(late, q, k, v); });
 
   lse = tensor({2, 4, 5});
+  const std::string merge = "merge attention: out [B*Tq, H*E] and lse [B, H, Tq], twice";
+  expect_refused(merge, [&] { ops::merge_attention(runtime, options, strided(10, 32), lse, q, lse); });
+  expect_refused(merge, [&] { ops::merge_attention(runtime, options, q, lse, tensor({8, 32}), lse); });
+  expect_refused(merge, [&] { ops::merge_attention(runtime, options, q, tensor({2, 4, 4}), q, lse); });
+  expect_refused("attention: out like q, lse [B, H, Tq]", [&] {
+    ops::attention(runtime, options, q, k, v, tensor({8, 32}), lse);
+  });
   const std::string strides = "attention backward: gradients are shaped and strided like their tensors";
   const auto backward = [&](const Tensor& dout, const Tensor& dq, const Tensor& dk, const Tensor& dv) {
     ops::attention_backward(runtime, options, q, k, v, q, lse, dout, dq, dk, dv);
@@ -195,11 +204,15 @@ void RefusedOperands::of_attention() {
 void RefusedOperands::of_rotary_positions() {
   const Tensor table = tensor({6, 8});
   const std::string shapes = "rotary: x [N, heads * E], table [positions, E]";
-  expect_refused(shapes, [&] { ops::rotary(runtime, tensor({5, 16}), table, 4, 5, 0, false); });
-  expect_refused(shapes, [&] { ops::rotary(runtime, tensor({5, 12}), table, 8, 5, 0, false); });
+  expect_refused(shapes, [&] { ops::rotary(runtime, tensor({5, 16}), table, 4, {.runs = {{0, 5}, {0, 0}}}, false); });
+  expect_refused(shapes, [&] { ops::rotary(runtime, tensor({5, 12}), table, 8, {.runs = {{0, 5}, {0, 0}}}, false); });
   const std::string positions = "rotary: positions within the table";
-  expect_refused(positions, [&] { ops::rotary(runtime, tensor({7, 16}), table, 8, 7, 0, false); });
-  expect_refused(positions, [&] { ops::rotary(runtime, tensor({5, 16}), table, 8, 5, 2, false); });
+  expect_refused(positions, [&] {
+    ops::rotary(runtime, tensor({7, 16}), table, 8, {.runs = {{0, 7}, {0, 0}}}, false);
+  });
+  expect_refused(positions, [&] {
+    ops::rotary(runtime, tensor({5, 16}), table, 8, {.runs = {{2, 7}, {0, 0}}}, false);
+  });
 }
 
 void RefusedOperands::of_embeddings() {
@@ -218,16 +231,26 @@ void RefusedOperands::of_embeddings() {
 void RefusedOperands::of_positions() {
   const Tensor table = tensor({7, 3}), x = tensor({10, 3});
   const std::string shapes = "positions: x [N, D], table [positions, D]";
-  expect_refused(shapes, [&] { ops::add_position(runtime, tensor({10, 4}), table, 5, 0, 0); });
-  expect_refused(shapes, [&] { ops::add_position(runtime, strided(10, 3), table, 5, 0, 0); });
-  expect_refused(shapes, [&] { ops::add_position(runtime, x, strided(7, 3), 5, 0, 0); });
-  expect_refused("positions: within the table", [&] { ops::add_position(runtime, x, table, 8, 0, 0); });
-  expect_refused("positions: within the table", [&] { ops::add_position(runtime, x, table, 5, 0, 3); });
+  expect_refused(shapes, [&] { ops::add_position(runtime, tensor({10, 4}), table, {.runs = {{0, 5}, {0, 0}}}); });
+  expect_refused(shapes, [&] { ops::add_position(runtime, strided(10, 3), table, {.runs = {{0, 5}, {0, 0}}}); });
+  expect_refused(shapes, [&] { ops::add_position(runtime, x, strided(7, 3), {.runs = {{0, 5}, {0, 0}}}); });
+  expect_refused("positions: within the table", [&] {
+    ops::add_position(runtime, x, table, {.runs = {{0, 8}, {0, 0}}});
+  });
+  expect_refused("positions: within the table", [&] {
+    ops::add_position(runtime, x, table, {.runs = {{3, 8}, {0, 0}}});
+  });
   const std::string backward = "position backward: dy [N, D]";
-  expect_refused(backward, [&] { ops::add_position_backward(runtime, tensor({10, 4}), table, 5, 0); });
-  expect_refused(backward, [&] { ops::add_position_backward(runtime, strided(10, 3), table, 5, 0); });
-  expect_refused(backward, [&] { ops::add_position_backward(runtime, x, strided(7, 3), 5, 0); });
-  expect_refused("position backward: within the table", [&] { ops::add_position_backward(runtime, x, table, 8, 0); });
+  expect_refused(backward, [&] {
+    ops::add_position_backward(runtime, tensor({10, 4}), table, {.runs = {{0, 5}, {0, 0}}});
+  });
+  expect_refused(backward, [&] {
+    ops::add_position_backward(runtime, strided(10, 3), table, {.runs = {{0, 5}, {0, 0}}});
+  });
+  expect_refused(backward, [&] { ops::add_position_backward(runtime, x, strided(7, 3), {.runs = {{0, 5}, {0, 0}}}); });
+  expect_refused("position backward: within the table", [&] {
+    ops::add_position_backward(runtime, x, table, {.runs = {{0, 8}, {0, 0}}});
+  });
 }
 
 void RefusedOperands::of_residual_branches() {
@@ -303,6 +326,7 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
   const std::map<std::string, void (RefusedOperands::*)()> rules = {
       {"fill", &RefusedOperands::of_elementwise_operations},
       {"accumulate", &RefusedOperands::of_elementwise_operations},
+      {"narrow", &RefusedOperands::of_elementwise_operations},
       {"copy", &RefusedOperands::of_elementwise_operations},
       {"upload", &RefusedOperands::of_elementwise_operations},
       {"download", &RefusedOperands::of_elementwise_operations},
@@ -318,6 +342,7 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"activation_backward", &RefusedOperands::of_an_activation},
       {"attention", &RefusedOperands::of_attention},
       {"attention_backward", &RefusedOperands::of_attention},
+      {"merge_attention", &RefusedOperands::of_attention},
       {"rotary", &RefusedOperands::of_rotary_positions},
       {"embedding", &RefusedOperands::of_embeddings},
       {"embedding_backward", &RefusedOperands::of_embeddings},

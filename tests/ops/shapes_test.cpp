@@ -53,9 +53,9 @@ TEST(RotaryTable, IsMadeOnceByARuntime) {
 TEST(Shapes, DropoutHasAKeyForEachUse) {
   Device device(1);
   Runtime runtime{.device = device};
-  EXPECT_EQ(ops::dropout_for(runtime, 0.25, "test", 7).p, 0.25);
-  EXPECT_EQ(ops::dropout_for(runtime, 0.25, "test", 7).first_row, 7);
-  EXPECT_NE(ops::dropout_for(runtime, 0.25, "test", 7).key, ops::dropout_for(runtime, 0.25, "other", 7).key);
+  EXPECT_EQ(ops::dropout_for(runtime, 0.25, "test", {}).p, 0.25);
+  EXPECT_EQ(ops::dropout_for(runtime, 0.25, "test", {.first_row = 7}).rows.first_row, 7);
+  EXPECT_NE(ops::dropout_for(runtime, 0.25, "test", {}).key, ops::dropout_for(runtime, 0.25, "other", {}).key);
 }
 
 }  // namespace

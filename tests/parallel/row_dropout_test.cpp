@@ -11,9 +11,11 @@ TEST(RowDropout, KnowsTheFirstRowAndIsForTrainingOnly) {
   CallRing ring;
   Mesh mesh = make_counting_mesh(1, {.tensor = 2}, device, ring);
   Runtime runtime{.device = device};
-  Context context{.runtime = runtime, .mesh = mesh, .sequence = true, .sequences = 3, .length = 5, .first_sample = 7};
+  Context context{.runtime = runtime, .mesh = mesh, .rows = whole_rows(3, 5, 7)};
+  context.rows.split = 2;
+  context.rows.part = 1;
   EXPECT_EQ(row_dropout(context, 0.25, "test").p, 0.25);
-  EXPECT_EQ(row_dropout(context, 0.25, "test").first_row, 7 * 5 + 8) << "15 rows on 2 ranks: 8 and 7";
+  EXPECT_EQ(row_dropout(context, 0.25, "test").rows.global_row(0), 7 * 5 + 8) << "15 rows on 2 ranks: 8 and 7";
   context.training = false;
   EXPECT_EQ(row_dropout(context, 0.25, "test").p, 0);
 }

@@ -65,18 +65,26 @@ TEST_P(ElementwiseCuda, CastRoundsTiesToEvenAndKeepsNan) {
   for (const bf16 value : device_nan.host()) EXPECT_TRUE(std::isnan(value));
 }
 
-TEST_P(ElementwiseCuda, AddIsTheSumInPlaceToo) {
-  for (const std::int64_t count : counts)
-    for (const std::int64_t offset : {0, 1}) {
-      const std::vector<float> a = random_values<float>(count, 1), b = random_values<float>(count, 2);
-      std::vector<float> y(a);
-      for (std::size_t i = 0; i < y.size(); ++i) y[i] += b[i];
-      const DeviceArray<float> device_a(a, offset), device_b(b, offset), device_y(count, offset);
-      kernels::add(cuda(), device_a.data(), device_b.data(), device_y.data(), count);
-      expect_equal(device_y.host(), y, "add");
-      kernels::add(cuda(), device_a.data(), device_b.data(), device_b.data(), count);
-      expect_equal(device_b.host(), y, "add in place");
-    }
+template <class T>
+void rows_agree(kernels::Cuda cuda, std::int64_t width, std::int64_t gap, std::int64_t offset) {
+  const std::int64_t rows = 11, wide = width + gap;
+  const std::vector<T> x = random_values<T>(rows * width, 1);
+  std::vector<float> sum = random_values<float>(rows * wide, 2);
+  std::vector<T> narrowed = random_values<T>(rows * wide, 3);
+  const DeviceArray<T> device_x(x, offset), device_narrowed(narrowed, offset);
+  const DeviceArray<float> device_sum(sum, offset);
+  kernels::narrow<T>(cuda, {device_sum.data(), device_narrowed.data(), rows, width, width, wide});
+  kernels::narrow<T>(Cpu{}, {sum.data(), narrowed.data(), rows, width, width, wide});
+  expect_equal(device_narrowed.host(), narrowed, "narrow");
+  kernels::accumulate<T>(cuda, {device_x.data(), device_sum.data(), rows, width, width, wide});
+  kernels::accumulate<T>(Cpu{}, {x.data(), sum.data(), rows, width, width, wide});
+  expect_equal(device_sum.host(), sum, "accumulate");
+}
+
+TEST_P(ElementwiseCuda, RowsAreAccumulatedAndNarrowedLikeOnTheCpu) {
+  for (const std::int64_t width : {1, 24, 70})
+    for (const std::int64_t gap : {0, 3, 8})
+      for_types_and_offsets([&]<class T>(std::int64_t offset) { rows_agree<T>(cuda(), width, gap, offset); });
 }
 
 TEST_P(ElementwiseCuda, CopyRowsAgreesWithTheCpu) {

@@ -51,22 +51,22 @@ TEST_P(EmbeddingCuda, TokensAgreeWithTheCpu) {
 
 template <class T>
 void positions_agree(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
-  const std::int64_t first_position = 2;
-  const std::vector<T> table = random_values<T>((c.length + first_position) * c.width, 1);
+  const kernels::RowMap map{.sequences = (c.first_row + c.rows) / (c.length + 2) + 1,
+                            .length = c.length + 5,
+                            .runs = {{1, c.length + 1}, {c.length + 2, c.length + 4}},
+                            .first_row = c.first_row};
+  const std::vector<T> table = random_values<T>(map.length * c.width, 1);
   const std::vector<T> x = random_values<T>(c.rows * c.width, 2);
   std::vector<T> y(x.size());
-  std::vector<float> dtable = random_values<float>(c.length * c.width, 3);
+  std::vector<float> dtable = random_values<float>(map.length * c.width, 3);
   const DeviceArray<T> device_table(table, offset), device_x(x, offset), device_y(x, offset);
   const DeviceArray<float> device_dtable(dtable, offset);
-  position_forward(Cpu{}, kernels::PositionForward<T>{x.data(), table.data(), y.data(), c.rows, c.width, c.length,
-                                                      c.first_row, first_position});
+  position_forward(Cpu{}, kernels::PositionForward<T>{x.data(), table.data(), y.data(), c.rows, c.width, map});
   position_forward(cuda, kernels::PositionForward<T>{device_y.data(), device_table.data(), device_y.data(), c.rows,
-                                                     c.width, c.length, c.first_row, first_position});  // in place
+                                                     c.width, map});  // in place
   expect_equal(device_y.host(), y, "y");
-  position_backward(Cpu{},
-                    kernels::PositionBackward<T>{x.data(), dtable.data(), c.rows, c.width, c.length, c.first_row});
-  position_backward(cuda, kernels::PositionBackward<T>{device_x.data(), device_dtable.data(), c.rows, c.width, c.length,
-                                                       c.first_row});
+  position_backward(Cpu{}, kernels::PositionBackward<T>{x.data(), dtable.data(), c.rows, c.width, map});
+  position_backward(cuda, kernels::PositionBackward<T>{device_x.data(), device_dtable.data(), c.rows, c.width, map});
   expect_equal(device_dtable.host(), dtable, "dtable");
 }
 

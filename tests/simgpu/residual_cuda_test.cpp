@@ -9,13 +9,17 @@ struct Case {
   std::int64_t rows, width;
   bool x, bias;
   double p;
-  std::int64_t first_row;
+  kernels::RowMap rows_of_batch;
 };
+constexpr kernels::RowMap from(std::int64_t first_row) { return {.first_row = first_row}; }
+constexpr kernels::RowMap two_runs{
+    .first_sample = 6, .sequences = 3, .length = 20, .runs = {{2, 5}, {13, 18}}, .first_row = 2};
 const Case cases[] = {
-    {1, 1, true, true, 0, 0},      {5, 3, true, false, 0.5, 1},
-    {1, 17, false, true, 0.1, 3},  {4, 64, true, true, 0, 0},
-    {3, 100, true, true, 0.9, 7},  {2, 1000, false, false, 0.25, 1},
-    {30, 200, true, true, 0.1, 5}, {7, 104, true, true, 0.1, std::int64_t{1} << 34},
+    {1, 1, true, true, 0, {}},           {5, 3, true, false, 0.5, from(1)},
+    {1, 17, false, true, 0.1, from(3)},  {4, 64, true, true, 0, {}},
+    {3, 100, true, true, 0.9, from(7)},  {2, 1000, false, false, 0.25, from(1)},
+    {30, 200, true, true, 0.1, from(5)}, {7, 104, true, true, 0.1, from(std::int64_t{1} << 34)},
+    {21, 9, true, true, 0.5, two_runs},  {21, 24, true, true, 0.5, two_runs},
 };
 
 struct ResidualCuda : CudaTest {};
@@ -28,16 +32,15 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   const std::vector<T> x = random_values<T>(count, 1), delta = random_values<T>(count, 2);
   const std::vector<float> bias = random_values<float>(c.width, 3);
   std::vector<T> y(x.size()), ddelta(x.size());
-  kernels::ResidualForward<T> forward{.x = c.x ? x.data() : nullptr,
-                                      .delta = delta.data(),
-                                      .bias = c.bias ? bias.data() : nullptr,
-                                      .y = y.data(),
-                                      .rows = c.rows,
-                                      .width = c.width,
-                                      .dropout = {.p = c.p,
-                                                  .key = 0x123456789abcdef,
-                                                  .scalars = c.p == 0 ? nullptr : scalars.data(),
-                                                  .first_row = c.first_row}};
+  kernels::ResidualForward<T> forward{
+      .x = c.x ? x.data() : nullptr,
+      .delta = delta.data(),
+      .bias = c.bias ? bias.data() : nullptr,
+      .y = y.data(),
+      .rows = c.rows,
+      .width = c.width,
+      .dropout = {
+          .p = c.p, .key = 0x123456789abcdef, .scalars = c.p == 0 ? nullptr : scalars.data(), .rows = c.rows_of_batch}};
   kernels::ResidualBackward<T> backward{
       .dy = delta.data(), .ddelta = ddelta.data(), .rows = c.rows, .width = c.width, .dropout = forward.dropout};
   residual_forward(Cpu{}, forward);

@@ -29,15 +29,15 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
     const std::int64_t partner = feature < half ? i + half : i - half;
     magnitude.push_back(rotated ? std::abs(x[i]) + std::abs(x[partner]) : 0);
   }
-  kernels::Rotary<T> args{.x = x.data(),
-                          .table = table.data(),
-                          .rows = c.rows,
-                          .length = c.length,
-                          .heads = c.heads,
-                          .head_width = c.head_width,
-                          .stride = c.stride,
-                          .first_position = c.first_position,
-                          .inverse = c.inverse};
+  kernels::Rotary<T> args{
+      .x = x.data(),
+      .table = table.data(),
+      .rows = c.rows,
+      .heads = c.heads,
+      .head_width = c.head_width,
+      .stride = c.stride,
+      .map = {.sequences = c.rows, .runs = {{c.first_position, c.first_position + c.length}, {0, 0}}},
+      .inverse = c.inverse};
   rotary(Cpu{}, args);
   args.x = device_x.data();
   args.table = device_table.data();

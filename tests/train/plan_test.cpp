@@ -35,7 +35,7 @@ void expect_full_count(const Config& config, int ranks, DeviceKind kind) {
   throw_if_any(validate(config, ranks));
   const CountOnly device{.kind = kind, .gpu = nullptr};
   const Plan plan = make_plan(config, ranks, device, 2);
-  ASSERT_EQ(std::ssize(plan.ranks), plan.shape.tensor * plan.shape.pipeline);
+  ASSERT_EQ(std::ssize(plan.ranks), plan.shape.tensor * plan.shape.context * plan.shape.pipeline);
   for (const RankPlan& planned : plan.ranks) {
     SCOPED_TRACE("tensor rank " + std::to_string(planned.at.tensor) + ", stage " + std::to_string(planned.at.pipeline));
     expect_equal(planned, count_step(config, plan.shape, plan.shape.rank(planned.at), device, 2));

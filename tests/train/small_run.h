@@ -37,6 +37,8 @@ struct Layout {
   StreamMode streams = StreamMode::immediate;
   int pipeline = 1;
   PipelineSchedule schedule = PipelineSchedule::one_forward_one_backward;
+  int context = 1;
+  ContextKind context_kind = ContextKind::automatic;
 };
 
 /// The models of small_models.h; on the simulated GPU those three that together have every layer and option.
@@ -62,6 +64,7 @@ inline std::vector<Layout> layouts(int ranks) {
                       .recompute = true});
     if (ranks > 1) some.push_back({.name = "data, zero 3, micro-batch 3", .data = ranks, .zero = 3, .micro_batch = 3});
     if (ranks > 1) some.push_back({.name = "pipeline", .micro_batch = 4, .pipeline = ranks});
+    if (ranks > 1) some.push_back({.name = "context", .micro_batch = 6, .context = ranks});
     return some;
   }
   using enum PipelineSchedule;
@@ -91,7 +94,36 @@ inline std::vector<Layout> layouts(int ranks) {
     all.push_back({.name = "interleaved, micro-batch 2", .micro_batch = 2, .pipeline = ranks, .schedule = interleaved});
     all.push_back({.name = "v, micro-batch 1", .micro_batch = 1, .pipeline = ranks, .schedule = v_shaped});
   }
+  if (ranks > 1) {
+    all.push_back({.name = "context, ring, micro-batch 2",
+                   .micro_batch = 2,
+                   .context = ranks,
+                   .context_kind = ContextKind::ring});
+    all.push_back({.name = "context, gather, recompute",
+                   .recompute = true,
+                   .context = ranks,
+                   .context_kind = ContextKind::gather});
+    all.push_back({.name = "context, heads", .context = ranks, .context_kind = ContextKind::heads});
+  }
   if (ranks == 4) {
+    all.push_back({.name = "tensor 2, context 2, ring, sequence, micro-batch 3",
+                   .tensor = 2,
+                   .sequence = true,
+                   .micro_batch = 3,
+                   .context = 2,
+                   .context_kind = ContextKind::ring});
+    all.push_back({.name = "tensor 2, context 2, heads, sequence",
+                   .tensor = 2,
+                   .sequence = true,
+                   .context = 2,
+                   .context_kind = ContextKind::heads});
+    all.push_back({.name = "context 2, data 2, gather, zero 1, micro-batch 1",
+                   .data = 2,
+                   .zero = 1,
+                   .micro_batch = 1,
+                   .context = 2,
+                   .context_kind = ContextKind::gather});
+    all.push_back({.name = "context 2, pipeline 2, micro-batch 2", .micro_batch = 2, .pipeline = 2, .context = 2});
     all.push_back({.name = "tensor 2, pipeline 2, interleaved, sequence, micro-batch 3",
                    .tensor = 2,
                    .sequence = true,
@@ -149,6 +181,8 @@ inline OptimizerConfig safe_adamw(double rate) {
 inline ParallelConfig parallel_of(const Layout& layout) {
   return {.tensor = layout.tensor,
           .sequence = layout.sequence,
+          .context = layout.context,
+          .context_kind = layout.context_kind,
           .pipeline = layout.pipeline,
           .schedule = layout.schedule,
           .zero = layout.zero,

@@ -1,0 +1,61 @@
+// Context parallelism: the ranks of the context axis split the positions of each sequence. Only attention reads keys
+// and values of positions that another rank holds; all else is computed on the rows held.
+//
+// Balance. The positions are cut into 2 c slices. Rank i of c holds slices i and 2c - 1 - i, so that under a causal
+// mask all ranks have equal work.
+//
+//   gather   all-gather of keys and values; backward sums their gradients by a reduce-scatter
+//   ring     in step s, rank i computes with the keys and values of rank i - s, and gets those of the next step
+//            meanwhile. Parts are merged by their log-sum-exps; backward is exact with the merged one. A gradient of
+//            keys and values goes home in the step after it was computed. A step in which no query of any rank sees a
+//            key is left out (windows). Liu et al. 2023, arXiv 2310.01889
+//   heads    all-to-all: between two exchanges a rank has all positions of a share of the heads. Jacobs et al. 2023,
+//            arXiv 2309.14509
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "framework/comm/context.h"
+#include "framework/parallel/head_partition.h"
+
+namespace choir {
+
+/// The rows of rank `rank` of a context axis of `ranks` ranks, of rows with all positions. length >= ranks.
+Rows context_rows(Rows whole, std::int64_t ranks, std::int64_t rank);
+
+/// What attention needs besides its input [N, (H + 2 K) E held]: q, k, v side by side.
+struct AttentionSpec {
+  HeadPartition heads{};  ///< over the tensor axis
+  std::int64_t tensor_rank = 0;
+  std::int64_t head_width = 1;
+  std::int64_t window = 0;  ///< 0: all earlier tokens
+};
+
+/// What backward reads. `heads` has here other heads and positions than the input.
+struct Attended {
+  Tensor qkv;  // [N, (H + 2 K) E held]
+  Tensor out;  // [N, H E held]
+  Tensor lse;  // [H held * N]: [B, H held, positions] of each run
+};
+
+/// qkv [N, (H + 2 K) E held] -> out [N, H E held]. With one context rank that is ops::attention(). Collective over the
+/// context axis.
+Tensor attend(const Tensor& qkv, const AttentionSpec&, Attended& saved, Context&);
+/// dout [N, H E held] -> dqkv [N, (H + 2 K) E held]
+Tensor attend_backward(const Tensor& dout, const AttentionSpec&, const Attended&, Context&);
+
+/// The offsets s of the ring's steps, ascending from 0: rank i sees keys of rank i - s, for some i.
+std::vector<std::int64_t> ring_steps(const AttentionSpec&, std::int64_t length, std::int64_t ranks);
+
+/// The bytes that a rank sends for forward and backward of one layer and one sequence of `length`, in the mean over the
+/// context axis. `heads` is infinite if there are fewer heads than ranks.
+struct ContextBytes {
+  double ring, heads, gather;
+};
+ContextBytes context_bytes(const AttentionSpec&, std::int64_t length, std::int64_t ranks, DType type);
+
+/// `asked`; if automatic, the one with the fewest bytes: ring if it is as good as any. The same on all ranks.
+ContextKind context_kind(ContextKind asked, const AttentionSpec&, std::int64_t length, std::int64_t ranks, DType type);
+
+}  // namespace choir
