@@ -196,10 +196,8 @@ TEST_F(CudnnShapes, RefusesWhatCudnnDoesNotSupport) {
   EXPECT_NE(refusal(AttentionPass::forward, few_keys).find("as many keys as queries"), std::string::npos);
   AttentionShape off_diagonal = packed(1, 512, 4, 4, 64);
   off_diagonal.q_length = 256;
-  for (const kernels::Band band : {kernels::Band{300, kernels::unlimited}, kernels::Band{-kernels::unlimited, 200}}) {
-    off_diagonal.band = band;
-    EXPECT_NE(refusal(AttentionPass::backward, off_diagonal).find("diagonal"), std::string::npos);
-  }
+  off_diagonal.band = {-kernels::unlimited, 200};
+  EXPECT_NE(refusal(AttentionPass::backward, off_diagonal).find("diagonal"), std::string::npos);
   // The message of cuDNN.
   const std::string wide = refusal(AttentionPass::backward, packed(1, 512, 4, 4, 512));
   std::printf("width 512: %s\n", wide.c_str());
