@@ -30,7 +30,7 @@ int main(int argc, char** argv) {
     CallRing ring;
     Mesh mesh = make_mesh(MPI_COMM_WORLD, {.tensor = ranks}, device, ring);
     Runtime runtime{.device = device, .seed = 1};
-    Context context{.runtime = runtime, .mesh = mesh, .sequences = 8, .length = 16};
+    Context context{.runtime = runtime, .mesh = mesh, .rows = whole_rows(8, 16)};
 
     // The model declares its parameters; the store then lays them out and gives them their start values, which are the
     // same for any number of ranks.
@@ -46,7 +46,7 @@ int main(int argc, char** argv) {
     runtime.scalars = runtime.empty({sizeof(kernels::StepScalars)}, DType::u8);
     const Tensor loss_sum = runtime.empty({1}, DType::f64);
 
-    const auto tokens = static_cast<std::size_t>(context.rows());
+    const auto tokens = static_cast<std::size_t>(context.rows.count());
     std::vector<std::int32_t> ids(tokens), targets(tokens);
     for (std::int64_t step = 1; step <= 300; ++step) {
       for (std::size_t i = 0; i < tokens; ++i) {
