@@ -183,6 +183,9 @@ TEST(Resume, TheErrorForAMissingStepListsTheExistingOnes) {
   EXPECT_EQ(refused.code, 2) << refused.output;
   EXPECT_TRUE(contains(refused, "has no checkpoint of step 7\n  fix: it has those of steps 10, 5")) << refused.output;
   EXPECT_EQ(train_alone(shop, "run", "--resume=soon").code, 2);
+  const Finished empty = train_alone(shop, "run", "--resume=");
+  EXPECT_EQ(empty.code, 2) << empty.output;
+  EXPECT_TRUE(contains(empty, "choir: --resume= has no value\n")) << empty.output;
 }
 
 TEST(Resume, ChangedValuesAreReportedWithOldAndNewValue) {
