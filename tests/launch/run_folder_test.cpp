@@ -195,7 +195,7 @@ TEST(Resume, ChangedValuesAreReportedWithOldAndNewValue) {
       shop, "run", "--resume train.steps=20 train.batch=8 model.dropout=0 optimizer.kind=sgd optimizer.momentum=0.9");
   ASSERT_EQ(resumed.code, 0) << resumed.output;
   for (const char* words : {"train.steps = 20, was 10\n", "train.batch = 8, was 4\n", "model.dropout = 0, was 0.1\n",
-                            "optimizer.kind = sgd, was adamw\n", "the learning rate jumps: 0.0003 in step 10, 0.00",
+                            "optimizer.kind = sgd, was adamw\n", "the learning rate changes: 0.0003 in step 10, 0.00",
                             "the checkpoint has no momentum of optimizer.kind = sgd: it starts at zero\n"})
     EXPECT_TRUE(contains(resumed, words)) << words << "\n" << resumed.output;
   const Finished shown = shop.choir("checkpoint show " + shop.path("run"));
@@ -216,7 +216,17 @@ TEST(Resume, MoreStepsWithAConstantRateReportNoChangeOfTheRate) {
   const Finished resumed = train_alone(shop, "run", "--resume train.steps=12 optimizer.schedule=constant");
   ASSERT_EQ(resumed.code, 0) << resumed.output;
   EXPECT_TRUE(contains(resumed, "train.steps = 12, was 10")) << resumed.output;
-  EXPECT_FALSE(contains(resumed, "the learning rate jumps")) << resumed.output;
+  EXPECT_FALSE(contains(resumed, "the learning rate changes")) << resumed.output;
+}
+
+TEST(Resume, AChangedRateInTheMiddleIsReportedBesideTheUnchangedOne) {
+  const Workshop shop;
+  ASSERT_EQ(train_alone(shop, "run", "optimizer.schedule=linear optimizer.final_rate=0").code, 0);
+  const Finished resumed = train_alone(
+      shop, "run", "--resume=5 optimizer.schedule=linear optimizer.final_rate=0 optimizer.rate=4e-3 train.steps=10");
+  ASSERT_EQ(resumed.code, 0) << resumed.output;
+  // Warmup to step 2, then a fall over 8 steps: half of the rate is left in step 6.
+  EXPECT_TRUE(contains(resumed, " in step 5, 0.002 in step 6 (0.0015 without these changes)\n")) << resumed.output;
 }
 
 TEST(Resume, ModelTokensHeldOutShareAndSeedMayNotDiffer) {
