@@ -238,6 +238,11 @@ TEST(Resume, ModelTokensHeldOutShareAndSeedMayNotDiffer) {
     EXPECT_TRUE(contains(refused, key.substr(0, key.find('='))) && contains(refused, "but the run was started with"))
         << refused.output;
   }
+  const std::string other = "data.path=" + shop.path("other.h5");
+  ASSERT_EQ(shop.choir("prepare " + shop.path("tiny.yaml") + " " + shop.path("text-[0-3]") + " " + other).code, 0);
+  const Finished refused = train_alone(shop, "run", "--resume train.steps=12 " + other);
+  EXPECT_EQ(refused.code, 2) << refused.output;
+  EXPECT_TRUE(contains(refused, "other.h5 holds other tokens than the run was started with")) << refused.output;
 }
 
 TEST(Resume, AfterANonFiniteLossTheAdviceWorks) {
