@@ -259,6 +259,28 @@ TEST(Resume, AfterANonFiniteLossTheAdviceWorks) {
   EXPECT_EQ(resumed.code, 0) << resumed.output;
 }
 
+TEST(Resume, AfterANonFiniteLossInTheFirstStepTheAdviceIsNotALowerRateAlone) {
+  const Workshop shop;
+  const std::string sgd = "optimizer.kind=sgd optimizer.clip=0 optimizer.warmup=0 checkpoint.every=1 ";
+  ASSERT_EQ(train_alone(shop, "run", sgd + "train.steps=1 optimizer.schedule=constant").code, 0);
+  // The update of step 2 is much too large: the checkpoint of step 2 gives no finite loss.
+  const std::string much = "train.steps=9 optimizer.rate=1e30 --resume";
+  const Finished diverged = train_alone(shop, "run", sgd + much);
+  EXPECT_EQ(diverged.code, 1) << diverged.output;
+  EXPECT_TRUE(contains(diverged, "step 3: the loss is nan, the gradient norm nan")) << diverged.output;
+  EXPECT_TRUE(contains(diverged, "go on from the checkpoint of step 2 with --resume and a lower")) << diverged.output;
+  const std::string lower = "train.steps=9 optimizer.rate=1e-4 --resume";
+  const Finished again = train_alone(shop, "run", sgd + lower);
+  EXPECT_EQ(again.code, 1) << again.output;
+  EXPECT_TRUE(contains(again, "the weights of the checkpoint of step 2 lead to it")) << again.output;
+  EXPECT_TRUE(contains(again, "go on from an earlier checkpoint with --resume=STEP")) << again.output;
+  fs::remove_all(checkpoint(shop, "run", 1));
+  EXPECT_TRUE(contains(train_alone(shop, "run", sgd + lower), "start a new run in another train.folder"));
+  const Finished earlier = train_alone(shop, "fresh", "model.initial_deviation=1e38 optimizer.clip=0");
+  EXPECT_EQ(earlier.code, 1) << earlier.output;
+  EXPECT_TRUE(contains(earlier, "set a smaller model.initial_deviation")) << earlier.output;
+}
+
 TEST(Resume, AnEvaluationThatAStopHasPreventedIsDoneAfterResume) {
   const Workshop shop;
   const std::string stop = fault("pwrite", "/metrics.jsonl", "FAULT_SIGNAL=" + std::to_string(SIGUSR1) + " FAULT_AT=");
