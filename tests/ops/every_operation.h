@@ -307,7 +307,7 @@ inline std::vector<Operation> every_operation() {
       {"residual",
        [](Operands& o) {
          for (const double p : {0.0, 0.25}) {
-           const ops::Dropout dropout = ops::dropout_for(o.runtime, p, "test", 0);
+           const ops::Dropout dropout = ops::dropout_for(o.runtime, p, "test", {});
            o.expect("residual", ops::residual(o.runtime, o.x(), o.x(), o.filled({o.D}, o.accumulate), dropout),
                     {o.N, o.D}, o.type);
          }
@@ -315,7 +315,7 @@ inline std::vector<Operation> every_operation() {
       {"residual_backward",
        [](Operands& o) {
          for (const double p : {0.0, 0.25}) {
-           const ops::Dropout dropout = ops::dropout_for(o.runtime, p, "test", 0);
+           const ops::Dropout dropout = ops::dropout_for(o.runtime, p, "test", {});
            o.expect("residual_backward", ops::residual_backward(o.runtime, o.x(), dropout), {o.N, o.D}, o.type);
          }
        }},

@@ -18,7 +18,7 @@ Config config_of(const std::string& model, const std::vector<std::string>& words
 
 RankPlan count(const Config& config, int rank, int of = ranks) {
   throw_if_any(validate(config, of));
-  return count_step(config, mesh_shape(config, of), rank, {.kind = DeviceKind::cpu, .gpu = nullptr}, 2);
+  return count_step(config, mesh_shape(config, of), rank, {.kind = DeviceKind::cpu, .gpu = nullptr}, 1);
 }
 
 /// Bytes on the context axis by verb. A collective's are those of its larger tensor.
@@ -74,6 +74,8 @@ double bytes_of_activations(const RankPlan& plan) {
   return bytes;
 }
 
+// What is more than a quarter: `gather` has the keys and values of all positions in the layer at hand, and `heads`
+// saves the output of attention twice, as all positions of some heads and as some positions of all heads.
 TEST(ContextMemory, OfALongSequenceIsAShare) {
   const std::string model =
       "{layers: 12, width: 1024, vocabulary: 32000, context: 131072, attention: {heads: 16, kv_heads: 4, position: "
