@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <iterator>
+#include <map>
 
 #include "framework/optim/schedule.h"
 
@@ -39,13 +41,16 @@ float* host_array(Trainer& trainer, const Tensor& array, Snapshot& snapshot) {
   return host.data();
 }
 
-/// What this rank counts (saved) or updates (loaded).
+/// What this rank counts (saved) or updates (loaded), in the order of the parameters.
 void add_weights(Trainer& trainer, Direction direction, Snapshot& snapshot) {
+  const Shards& shards = trainer.shards();
   const bool save = direction == Direction::save;
-  for (const Bucket& bucket : trainer.shards().buckets()) {
-    float* weights = host_array(trainer, bucket.master ? bucket.master : bucket.value, snapshot);
-    for (const ParameterPart& part : parts_in(trainer.parameters(), {save ? bucket.counted : bucket.updated}, save))
-      snapshot.pieces.push_back(piece_of(part, part.parameter->name, weights + part.flat_begin - bucket.updated.begin));
+  std::map<std::int64_t, float*> host;  // by the first element of Bucket::updated
+  for (const Bucket& bucket : shards.buckets())
+    host[bucket.updated.begin] = host_array(trainer, bucket.master ? bucket.master : bucket.value, snapshot);
+  for (const ParameterPart& part : parts_in(trainer.parameters(), save ? shards.counted() : shards.updated(), save)) {
+    const auto& [begin, weights] = *std::prev(host.upper_bound(part.flat_begin));
+    snapshot.pieces.push_back(piece_of(part, part.parameter->name, weights + (part.flat_begin - begin)));
   }
 }
 

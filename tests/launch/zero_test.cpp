@@ -44,13 +44,12 @@ TEST(Zero, CheckpointsDoNotDependOnIt) {
   // A checkpoint of stage 3 goes on with one rank, and the other way round.
   const Finished without = shop.train(1, "four", "--resume parallel.zero=0 parallel.micro_batch=0");
   ASSERT_EQ(without.code, 0) << without.output;
-  const Finished with = shop.train(3, "one", "--resume parallel.zero=3 train.batch=3");
+  const Finished with = shop.train(2, "one", "--resume parallel.zero=3 parallel.micro_batch=1");
   ASSERT_EQ(with.code, 0) << with.output;
+  ASSERT_EQ(shop.metric("one", "loss").size(), 10u);
+  expect_near(shop.metric("four", "loss"), shop.metric("one", "loss"), relative);
   const Finished text = shop.choir("generate " + shop.path("one"));
   EXPECT_EQ(text.code, 0) << text.output;
-
-  ASSERT_EQ(shop.train(1, "whole").code, 0);
-  expect_near(shop.metric("four", "loss"), shop.metric("whole", "loss"), relative);
 }
 
 TEST(Zero, ResumeInTheSameLayoutIsExact) {

@@ -132,11 +132,6 @@ inline std::vector<Layout> layouts(int ranks) {
                    .schedule = interleaved});
     all.push_back(
         {.name = "data 2, pipeline 2, zero 1, micro-batch 2", .data = 2, .zero = 1, .micro_batch = 2, .pipeline = 2});
-    all.push_back({.name = "data 2, pipeline 2, v, micro-batch 1",
-                   .data = 2,
-                   .micro_batch = 1,
-                   .pipeline = 2,
-                   .schedule = v_shaped});
     all.push_back(
         {.name = "data 2, pipeline 2, zero 3, micro-batch 2", .data = 2, .zero = 3, .micro_batch = 2, .pipeline = 2});
     all.push_back({.name = "data 2, pipeline 2, zero 2, v, micro-batch 1",
@@ -157,8 +152,6 @@ inline std::vector<Layout> layouts(int ranks) {
                    .data = 2,
                    .sequence = true,
                    .micro_batch = 1});
-    all.push_back(
-        {.name = "tensor 2, data 2, zero 1, micro-batch 3", .tensor = 2, .data = 2, .zero = 1, .micro_batch = 3});
     all.push_back({.name = "tensor 2, data 2, sequence, zero 1", .tensor = 2, .data = 2, .sequence = true, .zero = 1});
   }
   return all;
