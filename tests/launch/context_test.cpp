@@ -39,7 +39,7 @@ TEST(ContextParallelism, GivesTheLossesOfOneRank) {
 
 TEST(ContextParallelism, SaysHowKeysAndValuesMove) {
   const Workshop shop;
-  const Finished run = shop.train(2, "run", "parallel.context=2 parallel.context_kind=gather train.steps=1");
+  const Finished run = shop.train(2, "run", "parallel.context=2 parallel.context_kind=gather train.steps=2");
   EXPECT_TRUE(contains(run, "tensor 1, context 2 (gather), data 1")) << run.output;
   const Finished plan =
       shop.choir("plan " + shop.path("tiny.yaml") + " --ranks 2 parallel.context=2 parallel.context_kind=ring");
