@@ -111,10 +111,10 @@ TEST(Plan, OfAThousandMicroBatchesEqualsTheFullCount) {
                     DeviceKind::cpu);
 }
 
-/// A step of a GPT of 24 layers on device `count`.
+/// A step of a GPT of 36 layers on device `count`.
 RankPlan count_of_stage(int zero, int ranks, int micro_batches, const std::vector<std::string>& more = {}) {
   std::vector<std::string> words = {
-      "model={layers: 24, width: 1024, vocabulary: 32000, context: 512, attention: {heads: 16}}",
+      "model={layers: 36, width: 1280, vocabulary: 32000, context: 512, attention: {heads: 20}}",
       "train.precision=bf16",
       "train.emulate_bf16=true",
       "parallel.micro_batch=1",
