@@ -43,9 +43,9 @@ Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor
 
 void attention(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k, const Tensor& v,
                const Tensor& out, const Tensor& lse) {
+  const auto shape = shape_of(options, q, k, v, out.row_stride());
   check(out.rows() == q.rows() && out.width() == q.width() && lse.count() == options.heads * q.rows(),
         "attention: out like q, lse [B, H, Tq]");
-  const auto shape = shape_of(options, q, k, v, out.row_stride());
   with_type(q.dtype(), [&]<class T>() {
     const Tensor scratch = workspace(runtime, runtime.device.with_kernels<T>([&](auto device) {
       return kernels::attention_forward_workspace_bytes<T>(device, shape);
