@@ -29,7 +29,7 @@ struct RowMap {
   constexpr Place place(std::int64_t row) const {
     const std::int64_t n = first_row + row, in_first = sequences * runs[0].count();
     const bool second = n >= in_first && !runs[1].empty();
-    const Run& run = runs[second ? 1 : 0];
+    const Run run = second ? runs[1] : runs[0];  // a GPU indexes in memory, not in registers
     const std::int64_t of_run = second ? n - in_first : n, sequence = of_run / run.count();
     return {sequence, run.begin + (of_run - sequence * run.count())};
   }
@@ -53,7 +53,7 @@ struct RowMap {
   constexpr RowsOfPosition rows_of(std::int64_t index, std::int64_t rows) const {
     const std::int64_t in_first = runs[0].count();
     const bool second = index >= in_first;
-    const Run& run = runs[second ? 1 : 0];
+    const Run run = second ? runs[1] : runs[0];
     const std::int64_t step = run.count(), offset = second ? index - in_first : index;
     const std::int64_t first = (second ? sequences * in_first : 0) - first_row;  // of the run, in the tensor
     const std::int64_t missed = first + offset < 0 ? (step - 1 - first - offset) / step : 0;
