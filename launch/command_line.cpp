@@ -54,10 +54,15 @@ std::string unmarked(std::string text) {
   return text;
 }
 
-/// The words of the command line after the program's name, in reverse order, as CLI11 takes them.
+/// The words of the command line after the program's name, in reverse order, as CLI11 takes them. Throws ConfigError
+/// for an option with nothing after its "=".
 std::vector<std::string> marked_words(int argc, char** argv) {
   std::vector<std::string> words(argv + 1, argv + argc);
   const auto dashes = std::find(words.begin(), words.end(), "--");
+  for (auto word = words.begin(); word != dashes; ++word)
+    if (word->starts_with("--") && word->ends_with('='))  // CLI11 would take "--resume=" for "--resume"
+      throw ConfigError(
+          Problem{.what = *word + " has no value", .fix = "write a value after the =, or leave out the ="});
   for (auto word = dashes; word != words.end(); ++word)
     if (word->starts_with('-')) *word = mark + *word;
   if (dashes != words.end()) words.erase(dashes);

@@ -203,8 +203,8 @@ PrepareResult prepare(const PrepareOptions& options, const std::function<void(co
     }
     const auto [same, is_new] = path_of.try_emplace({offset, digest.value()}, input.path);
     if (!is_new) {
-      notes.add(input.path, {"the text of another file",
-                             "has the same text as " + same->second + ": it may be both trained on and held out"});
+      const std::string what = same->second == input.path ? "is named twice" : "has the same text as " + same->second;
+      notes.add(input.path, {"the text of another file", what + ": it may be both trained on and held out"});
     }
   }
   state.stage = "writing";

@@ -63,18 +63,26 @@ bool is_utf32(std::string_view head, Order order) {
   return true;
 }
 
-// The ASCII characters of text in UTF-16; 0 if it cannot be that.
+bool is_ascii_with_nul(std::string_view head) {
+  return std::all_of(head.begin(), head.end(), [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return byte == 0 || (byte < 0x80 && !is_control(byte));
+  });
+}
+
+// The ASCII characters of text in UTF-16; 0 if it cannot be that. In ASCII text with some NUL bytes, most pairs of
+// bytes are characters beyond ASCII.
 std::int64_t ascii_in_utf16(std::string_view head, Order order) {
-  std::int64_t ascii = 0;
+  std::int64_t ascii = 0, others = 0;
   bool low_follows = false;
   for (std::size_t at = 0; at + 2 <= head.size(); at += 2) {
     const std::uint32_t unit = unit_at(head, at, 2, order);
     const bool is_low = unit >= 0xDC00 && unit < 0xE000;
     if (is_control(unit) || is_low != low_follows) return 0;
     low_follows = is_surrogate(unit) && !is_low;
-    ascii += unit < 0x80;
+    ++(unit < 0x80 ? ascii : others);
   }
-  return ascii;
+  return others > ascii && is_ascii_with_nul(head) ? 0 : ascii;
 }
 
 // Of text with NUL bytes, which UTF-8 and encodings of single bytes do not have; "" if it is not text.

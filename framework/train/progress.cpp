@@ -14,6 +14,9 @@ namespace {
 constexpr char clear_live_line[] = "\r\033[J";
 // A line drawn for an earlier width must not wrap either.
 constexpr char wrap_off[] = "\033[?7l", wrap_on[] = "\033[?7h";
+// From a place in the live line to its first column, with a line end as the last character: up and down again. On the
+// first row of the screen, up (reverse index) moves the rows down instead.
+constexpr char to_first_column[] = "\r\033M\n";
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -68,7 +71,7 @@ void Progress::step(const StepReport& report) {
   if (columns_) {
     // One column stays free: after a character in the last one, the place of the cursor depends on the terminal.
     const auto width = static_cast<std::size_t>(std::max(1, columns_() - 1));
-    text = clear_live_line + (wrap_off + format(report, width)) + wrap_on + (last ? "\n" : "\r");
+    text = clear_live_line + (wrap_off + format(report, width)) + wrap_on + (last ? "\n" : to_first_column);
   }
   unfinished_ = columns_ && !last;
   std::fputs(text.c_str(), out_);

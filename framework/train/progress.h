@@ -3,7 +3,7 @@
 // The live line never wraps. It is drawn with the fields that fit the terminal's width at that moment, and the cursor
 // then returns to its first column: when the terminal becomes narrower, most terminals wrap the line again and keep the
 // cursor at its first character, others cut it off. In both cases clearing from the cursor to the end of the screen
-// removes all of it.
+// removes all of it. All that is written ends with a line end: mpirun of Open MPI 5 holds back the rest of a line.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,7 @@ class Progress {
   std::FILE* out_;
   bool shown_;
   std::function<int()> columns_;
-  bool unfinished_ = false;  // the live line is on the terminal, without a line end
+  bool unfinished_ = false;  // the live line is on the terminal, and the cursor in it
   double last_ = 0;          // when a step was last shown, in seconds
 };
 

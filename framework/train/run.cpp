@@ -4,12 +4,14 @@
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "framework/checkpoint/publish.h"
 #include "framework/checkpoint/writer.h"
 #include "framework/comm/watchdog.h"
 #include "framework/core/quantity.h"
@@ -73,6 +75,10 @@ class Run {
   void save(Trainer& trainer);
   void tell(const std::optional<SaveOutcome>& outcome);
   RunEnd agreed_stop();
+  struct Reason {
+    std::string why, fix;
+  };
+  Reason reason_of_divergence() const;
   RunEnd diverged(Trainer& trainer, const StepResult& result);
 
   const Config& config_;
@@ -265,19 +271,35 @@ RunEnd Run::agreed_stop() {
   return static_cast<RunEnd>(ranks().largest(static_cast<std::int32_t>(options_.stop_requested()), "stop"));
 }
 
+/// Why the loss or the gradients of this step are not finite, and what helps. The first step shows the weights with
+/// which this process began; no learning rate of it has changed them.
+Run::Reason Run::reason_of_divergence() const {
+  const std::string lower = "a lower optimizer.rate or a longer optimizer.warmup";
+  const std::int64_t begin = start_.step();
+  if (position_.step > begin + 1)
+    return {.why = "the run has diverged, or a number overflowed",
+            .fix = last_saved_ > 0
+                       ? fmt::format("go on from the checkpoint of step {} with --resume and {}; if it diverges "
+                                     "again, from an earlier one with --resume=STEP",
+                                     last_saved_, lower)
+                       : "no checkpoint has been saved: start again with " + lower};
+  if (!start_.resumes)
+    return {.why = "a number overflowed; the learning rate is not the cause, since no step has changed the weights",
+            .fix = "set a smaller model.initial_deviation, train.precision=f32, or with train.from other weights"};
+  const std::vector<std::int64_t> steps = list_steps(options_.folder.checkpoints());
+  const bool has_earlier = std::any_of(steps.begin(), steps.end(), [&](std::int64_t step) { return step < begin; });
+  return {.why = fmt::format("the weights of the checkpoint of step {} lead to it: the run had diverged before", begin),
+          .fix = has_earlier ? "go on from an earlier checkpoint with --resume=STEP and " + lower
+                             : "there is no earlier checkpoint: start a new run in another train.folder with " + lower};
+}
+
 RunEnd Run::diverged(Trainer& trainer, const StepResult& result) {
   tell(writer_->finish());
-  const std::string rate = "optimizer.rate or a longer optimizer.warmup";
-  const std::string fix = last_saved_ > 0
-                              ? fmt::format(
-                                    "go on from the checkpoint of step {} with --resume and a lower {}; if it diverges "
-                                    "again, from an earlier one with --resume=STEP",
-                                    last_saved_, rate)
-                              : "no checkpoint has been saved: start again with a lower " + rate;
-  say(
-      fmt::format("step {}: the loss is {}, the gradient norm {}; {}\n"
-                  "  why: the run has diverged, or a number overflowed\n  fix: {}",
-                  position_.step, result.loss, result.gradient_norm, describe_non_finite(trainer), fix));
+  const auto number = [](double value) { return std::isnan(value) ? "nan" : fmt::format("{}", value); };  // not -nan
+  const Reason reason = reason_of_divergence();
+  say(fmt::format("step {}: the loss is {}, the gradient norm {}; {}\n  why: {}\n  fix: {}", position_.step,
+                  number(result.loss), number(result.gradient_norm), describe_non_finite(trainer), reason.why,
+                  reason.fix));
   return RunEnd::failed;
 }
 

@@ -215,10 +215,10 @@ std::vector<Problem> check_resume(const Config& then, const Config& now) {
     const bool fixed = begins_with_any(d.key, {"model.", "data.held_out", "train.seed"}) && d.key != "model.dropout" &&
                        d.key != "model.initial_deviation";
     if (fixed)
-      problems.push_back(
-          {.what = d.key + " = " + d.right + ", but the run was started with " + d.left,
-           .why = "a resumed run keeps its model, its tokens, data.held_out and train.seed",
-           .fix = "set " + d.key + "=" + d.left + ", or start a new run from its weights with train.from"});
+      problems.push_back({.what = d.key + " = " + d.right + ", but the run was started with " + d.left,
+                          .why = "a resumed run keeps its model, its tokens, data.held_out and train.seed",
+                          .fix = "set " + d.key + "=" + d.left + ", or start a new run in another train.folder" +
+                                 (d.key.starts_with("model.") ? "" : "; train.from takes the weights of this one")});
   }
   return problems;
 }
@@ -228,10 +228,14 @@ std::vector<std::string> describe_changes(const Config& then, const Config& now,
   for (const Difference& d : differences(then, now))
     if (begins_with_any(d.key, {"optimizer.", "train.batch", "train.steps", "train.precision", "model.dropout"}))
       lines.push_back(d.key + " = " + d.right + ", was " + d.left);
-  const double old_rate = learning_rate(then.optimizer, step, then.train.steps);
-  if (step < now.train.steps && learning_rate(now.optimizer, step, now.train.steps) != old_rate)
-    lines.push_back(fmt::format("the learning rate jumps: {:.3g} in step {}, {:.3g} in step {}", old_rate, step,
-                                learning_rate(now.optimizer, step + 1, now.train.steps), step + 1));
+  const double last_rate = learning_rate(then.optimizer, step, then.train.steps);
+  if (step < now.train.steps && learning_rate(now.optimizer, step, now.train.steps) != last_rate) {
+    const double rate = learning_rate(now.optimizer, step + 1, now.train.steps);
+    const double before = learning_rate(then.optimizer, step + 1, then.train.steps);
+    const std::string unchanged = step < then.train.steps ? fmt::format(" ({:.3g} without these changes)", before) : "";
+    lines.push_back(fmt::format("the learning rate changes: {:.3g} in step {}, {:.3g} in step {}{}", last_rate, step,
+                                rate, step + 1, unchanged));
+  }
   return lines;
 }
 

@@ -61,8 +61,9 @@ std::string load_all(Trainer&, const CheckpointReader&);
 
 /// Why `now` cannot continue a run that was configured as `then`: another model, other data or another seed.
 std::vector<Problem> check_resume(const Config& then, const Config& now);
-/// What else differs and changes the numbers, one line each: "optimizer.rate = 1e-4, was 6e-4". After step `step` of
-/// `then` it also says by how much the learning rate jumps, if it does.
+/// What else differs and changes the numbers, one line each: "optimizer.rate = 1e-4, was 6e-4". If the learning rates
+/// after step `step` are other ones, the last line has the rate of that step, of the next one, and what this would have
+/// been.
 std::vector<std::string> describe_changes(const Config& then, const Config& now, std::int64_t step);
 
 }  // namespace choir

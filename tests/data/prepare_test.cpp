@@ -175,7 +175,7 @@ TEST_F(PrepareTest, TheSameTextTwiceIsNoted) {
   ASSERT_EQ(result.notes.size(), 3u);
   EXPECT_EQ(result.notes[0], (folder_ / "copy") + ": has the same text as " + (folder_ / "a") +
                                  ": it may be both trained on and held out");
-  expect_says(result.notes[1], (folder_ / "b") + ": has the same text as " + (folder_ / "b"));
+  expect_says(result.notes[1], (folder_ / "b") + ": is named twice");
   expect_says(result.notes[2], (folder_ / "link") + ": has the same text as " + (folder_ / "a"));
 }
 

@@ -34,6 +34,8 @@ TEST(BinaryKind, CompressedDataAndDocumentsAreNamed) {
       {"choir token file, format 1\n"s, "a token file, prepared already"},
       {"name"s + std::string(253, '\0') + "ustar", "a tar archive"},
       {"a\0b\0\0\0"s, "binary data: it has NUL bytes"},
+      {"abc\0def\0\nhello"s, "binary data: it has NUL bytes"},
+      {"a line\0another line\n"s, "binary data: it has NUL bytes"},
       {"\1\0\0\0\2\0\0\0"s, "binary data: it has NUL bytes"}};
   for (const auto& [head, name] : cases) EXPECT_EQ(binary_kind(head).name, name);
   EXPECT_EQ(binary_kind("\x1F\x8B\x08").fix, "gzip -dc FILE");

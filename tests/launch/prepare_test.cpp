@@ -79,7 +79,7 @@ TEST_F(PrepareCommand, PeculiaritiesOfATextAreNoted) {
   for (const std::string& note :
        {lines + ": looks like JSON lines", lines + ": 2 of 2 lines end in CRLF",
         latin + ": bytes that are not UTF-8: 1, the first at byte 3", marked + ": begins with a byte-order mark",
-        latin + ": has the same text as " + latin + ": it may be both trained on and held out"})
+        latin + ": is named twice: it may be both trained on and held out"})
     EXPECT_TRUE(contains(prepared, note)) << note << "\n" << prepared.output;
 }
 

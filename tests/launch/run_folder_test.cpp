@@ -183,6 +183,9 @@ TEST(Resume, TheErrorForAMissingStepListsTheExistingOnes) {
   EXPECT_EQ(refused.code, 2) << refused.output;
   EXPECT_TRUE(contains(refused, "has no checkpoint of step 7\n  fix: it has those of steps 10, 5")) << refused.output;
   EXPECT_EQ(train_alone(shop, "run", "--resume=soon").code, 2);
+  const Finished empty = train_alone(shop, "run", "--resume=");
+  EXPECT_EQ(empty.code, 2) << empty.output;
+  EXPECT_TRUE(contains(empty, "choir: --resume= has no value\n")) << empty.output;
 }
 
 TEST(Resume, ChangedValuesAreReportedWithOldAndNewValue) {
@@ -192,7 +195,7 @@ TEST(Resume, ChangedValuesAreReportedWithOldAndNewValue) {
       shop, "run", "--resume train.steps=20 train.batch=8 model.dropout=0 optimizer.kind=sgd optimizer.momentum=0.9");
   ASSERT_EQ(resumed.code, 0) << resumed.output;
   for (const char* words : {"train.steps = 20, was 10\n", "train.batch = 8, was 4\n", "model.dropout = 0, was 0.1\n",
-                            "optimizer.kind = sgd, was adamw\n", "the learning rate jumps: 0.0003 in step 10, 0.00",
+                            "optimizer.kind = sgd, was adamw\n", "the learning rate changes: 0.0003 in step 10, 0.00",
                             "the checkpoint has no momentum of optimizer.kind = sgd: it starts at zero\n"})
     EXPECT_TRUE(contains(resumed, words)) << words << "\n" << resumed.output;
   const Finished shown = shop.choir("checkpoint show " + shop.path("run"));
@@ -213,7 +216,17 @@ TEST(Resume, MoreStepsWithAConstantRateReportNoChangeOfTheRate) {
   const Finished resumed = train_alone(shop, "run", "--resume train.steps=12 optimizer.schedule=constant");
   ASSERT_EQ(resumed.code, 0) << resumed.output;
   EXPECT_TRUE(contains(resumed, "train.steps = 12, was 10")) << resumed.output;
-  EXPECT_FALSE(contains(resumed, "the learning rate jumps")) << resumed.output;
+  EXPECT_FALSE(contains(resumed, "the learning rate changes")) << resumed.output;
+}
+
+TEST(Resume, AChangedRateInTheMiddleIsReportedBesideTheUnchangedOne) {
+  const Workshop shop;
+  ASSERT_EQ(train_alone(shop, "run", "optimizer.schedule=linear optimizer.final_rate=0").code, 0);
+  const Finished resumed = train_alone(
+      shop, "run", "--resume=5 optimizer.schedule=linear optimizer.final_rate=0 optimizer.rate=4e-3 train.steps=10");
+  ASSERT_EQ(resumed.code, 0) << resumed.output;
+  // Warmup to step 2, then a fall over 8 steps: half of the rate is left in step 6.
+  EXPECT_TRUE(contains(resumed, " in step 5, 0.002 in step 6 (0.0015 without these changes)\n")) << resumed.output;
 }
 
 TEST(Resume, ModelTokensHeldOutShareAndSeedMayNotDiffer) {
@@ -225,6 +238,11 @@ TEST(Resume, ModelTokensHeldOutShareAndSeedMayNotDiffer) {
     EXPECT_TRUE(contains(refused, key.substr(0, key.find('='))) && contains(refused, "but the run was started with"))
         << refused.output;
   }
+  const std::string other = "data.path=" + shop.path("other.h5");
+  ASSERT_EQ(shop.choir("prepare " + shop.path("tiny.yaml") + " " + shop.path("text-[0-3]") + " " + other).code, 0);
+  const Finished refused = train_alone(shop, "run", "--resume train.steps=12 " + other);
+  EXPECT_EQ(refused.code, 2) << refused.output;
+  EXPECT_TRUE(contains(refused, "other.h5 holds other tokens than the run was started with")) << refused.output;
 }
 
 TEST(Resume, AfterANonFiniteLossTheAdviceWorks) {
@@ -239,6 +257,28 @@ TEST(Resume, AfterANonFiniteLossTheAdviceWorks) {
             checkpoint(shop, "run", 5) + ": whole, every byte\n");
   const Finished resumed = train_alone(shop, "run", "--resume optimizer.kind=sgd optimizer.rate=1e-4 optimizer.clip=0");
   EXPECT_EQ(resumed.code, 0) << resumed.output;
+}
+
+TEST(Resume, AfterANonFiniteLossInTheFirstStepTheAdviceIsNotALowerRateAlone) {
+  const Workshop shop;
+  const std::string sgd = "optimizer.kind=sgd optimizer.clip=0 optimizer.warmup=0 checkpoint.every=1 ";
+  ASSERT_EQ(train_alone(shop, "run", sgd + "train.steps=1 optimizer.schedule=constant").code, 0);
+  // The update of step 2 is much too large: the checkpoint of step 2 gives no finite loss.
+  const std::string much = "train.steps=9 optimizer.rate=1e30 --resume";
+  const Finished diverged = train_alone(shop, "run", sgd + much);
+  EXPECT_EQ(diverged.code, 1) << diverged.output;
+  EXPECT_TRUE(contains(diverged, "step 3: the loss is nan, the gradient norm nan")) << diverged.output;
+  EXPECT_TRUE(contains(diverged, "go on from the checkpoint of step 2 with --resume and a lower")) << diverged.output;
+  const std::string lower = "train.steps=9 optimizer.rate=1e-4 --resume";
+  const Finished again = train_alone(shop, "run", sgd + lower);
+  EXPECT_EQ(again.code, 1) << again.output;
+  EXPECT_TRUE(contains(again, "the weights of the checkpoint of step 2 lead to it")) << again.output;
+  EXPECT_TRUE(contains(again, "go on from an earlier checkpoint with --resume=STEP")) << again.output;
+  fs::remove_all(checkpoint(shop, "run", 1));
+  EXPECT_TRUE(contains(train_alone(shop, "run", sgd + lower), "start a new run in another train.folder"));
+  const Finished earlier = train_alone(shop, "fresh", "model.initial_deviation=1e38 optimizer.clip=0");
+  EXPECT_EQ(earlier.code, 1) << earlier.output;
+  EXPECT_TRUE(contains(earlier, "set a smaller model.initial_deviation")) << earlier.output;
 }
 
 TEST(Resume, AnEvaluationThatAStopHasPreventedIsDoneAfterResume) {

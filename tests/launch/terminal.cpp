@@ -82,6 +82,16 @@ void Terminal::line_feed() {
   if (++row_ == rows_.size()) rows_.push_back(blank());
 }
 
+void Terminal::reverse_index() {
+  pending_ = false;
+  if (row_ > top()) {
+    --row_;
+    return;
+  }
+  rows_.insert(rows_.begin() + static_cast<std::ptrdiff_t>(row_), blank());
+  if (rows_.size() > row_ + static_cast<std::size_t>(height_)) rows_.pop_back();
+}
+
 void Terminal::control(char command) {
   const std::string arguments = sequence_.size() > 2 ? sequence_.substr(2, sequence_.size() - 3) : "";
   if (command == 'J' && arguments.empty()) {
@@ -96,6 +106,8 @@ void Terminal::control(char command) {
   } else if ((command == 'l' || command == 'h') && arguments == "?7") {
     wrap_ = command == 'h';
     pending_ = false;
+  } else if (sequence_ == "\033M") {
+    reverse_index();
   } else {
     unknown_ += "ESC" + sequence_.substr(1) + " ";
   }

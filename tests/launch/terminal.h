@@ -28,7 +28,6 @@ class Terminal {
   void resize(int columns);
 
   int columns() const { return columns_; }
-  int cursor_column() const { return column_; }
   /// The rows that are visible, from the top, without the spaces at their ends.
   std::vector<std::string> screen() const;
   /// All lines, those that have scrolled out included: rows that were wrapped are joined.
@@ -46,6 +45,7 @@ class Terminal {
   std::size_t top() const;
   void put(char character);
   void line_feed();
+  void reverse_index();
   void control(char command);
   void rewrap(int columns);
 
