@@ -50,7 +50,7 @@ class Stage {
 
   /// True if another stage holds a table of this group, so that its gradient is complete only with theirs.
   bool shares(int group) const { return shared_[static_cast<std::size_t>(group)]; }
-  /// Adds up the gradients of the tables that several stages hold, in the order of the stages. Collective over the
+  /// Adds up the gradients of the tables that several stages hold, in the order of the model. Collective over the
   /// pipeline axis, after the last backward.
   void sum_shared_tables(Context&) const;
 
@@ -62,7 +62,7 @@ class Stage {
   };
   struct SharedTable {
     const Parameter* parameter;
-    std::vector<int> stages;  // that hold it, ascending
+    std::vector<int> stages;  // that hold it, in the order of the model
   };
 
   std::vector<std::unique_ptr<Part>> parts_;
