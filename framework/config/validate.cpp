@@ -22,14 +22,6 @@ bool within(const Limits& limits, double value) {
   return limits.below_most ? value < limits.most : value <= limits.most;
 }
 
-/// Of positive numbers; the largest number if it is beyond that.
-std::int64_t product(std::initializer_list<std::int64_t> factors) {
-  std::int64_t result = 1;
-  for (const std::int64_t factor : factors)
-    if (__builtin_mul_overflow(result, factor, &result)) return std::numeric_limits<std::int64_t>::max();
-  return result;
-}
-
 bool is_one_of(const std::string& value, const std::vector<std::string>& values) {
   return std::find(values.begin(), values.end(), value) != values.end();
 }
@@ -117,7 +109,6 @@ class Validator {
   void check_layout();
   void check_context();
   void check_pipeline();
-  std::int64_t ranks_of_a_copy() const;
   void check_batch();
 
   Config config_;  // a copy: rows of the table point into what they can write
@@ -200,11 +191,6 @@ void Validator::check_schedule() {
                   stable ? " or the decay" : ""));
 }
 
-std::int64_t Validator::ranks_of_a_copy() const {
-  const ParallelConfig& p = config_.parallel;
-  return product({p.tensor, p.context, p.pipeline});
-}
-
 // ranks = data * tensor * context * pipeline. Expert parallelism uses the ranks of the others.
 void Validator::check_layout() {
   if (!are_sound({"parallel.tensor", "parallel.context", "parallel.pipeline"})) return;
@@ -227,7 +213,7 @@ void Validator::check_layout() {
   if (are_sound({"model.vocabulary"}))
     too_many(std::max<std::int64_t>(1, m.vocabulary / 8), fmt::format("model.vocabulary = {}", m.vocabulary),
              "each tensor rank holds at least 8 tokens of the vocabulary");
-  const std::int64_t copy = ranks_of_a_copy();
+  const std::int64_t copy = config_.parallel.ranks_of_a_copy();
   if (ranks_ > 0 && ranks_ % copy != 0) {
     std::vector<std::string> values{fmt::format("parallel.tensor = {}", tensor)}, keys{"parallel.tensor"};
     const auto add_axis = [&](const char* key, std::int64_t size) {
@@ -275,8 +261,7 @@ void Validator::check_pipeline() {
         v ? "set parallel.chunks to 2" : "set parallel.chunks to 1, or parallel.schedule to interleaved");
     return;
   }
-  const std::int64_t parts = num_parts(config_.model), chunks = p.chunks_of_stage();
-  const std::int64_t pieces = product({p.pipeline, chunks});
+  const std::int64_t parts = num_parts(config_.model), chunks = p.chunks_of_stage(), pieces = p.pieces();
   const std::string cut = fmt::format("parallel.pipeline = {}{}", p.pipeline,
                                       chunks > 1 ? fmt::format(" with {} stretches on each stage", chunks) : "");
   if (pieces > parts)
@@ -299,7 +284,7 @@ void Validator::check_batch() {
   if (!are_sound({"train.batch", "parallel.micro_batch", "parallel.tensor", "parallel.context", "parallel.pipeline"}))
     return;
   const std::int64_t batch = config_.train.batch, micro_batch = config_.parallel.micro_batch;
-  const std::int64_t copy = ranks_of_a_copy();
+  const std::int64_t copy = config_.parallel.ranks_of_a_copy();
   if (ranks_ % copy != 0) return;  // the number of data ranks is not known
   const std::int64_t data = std::max<std::int64_t>(1, ranks_ / copy);
   const std::int64_t step = data * std::max<std::int64_t>(1, micro_batch);

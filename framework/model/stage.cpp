@@ -9,19 +9,17 @@
 namespace choir {
 namespace {
 
-/// The stages with a part that reads `table`, ascending; the first entry of `owner` is that of the first such part.
+/// The stages with a part that reads the table `name`, each once, in the order of the model: the first owns the table.
 std::vector<int> holders(const std::vector<PartSpec>& model, const Stage::Placement& placement,
-                         const VocabularyTable& table, int& owner) {
+                         const std::string& name) {
   std::vector<int> stages;
-  for (std::size_t piece = placement.pieces.size(); piece-- > 0;)
+  for (std::size_t piece = 0; piece < placement.pieces.size(); ++piece)
     for (std::int64_t i = placement.pieces[piece].begin; i < placement.pieces[piece].end; ++i) {
-      const auto& read = model[static_cast<std::size_t>(i)].table;
-      if (!read || read->name != table.name) continue;
-      owner = placement.stage_of[piece];
-      stages.push_back(owner);
+      const auto& table = model[static_cast<std::size_t>(i)].table;
+      const int stage = placement.stage_of[piece];
+      const bool is_new = std::find(stages.begin(), stages.end(), stage) == stages.end();
+      if (table && table->name == name && is_new) stages.push_back(stage);
     }
-  std::sort(stages.begin(), stages.end());
-  stages.erase(std::unique(stages.begin(), stages.end()), stages.end());
   return stages;
 }
 
@@ -44,11 +42,10 @@ Stage::Stage(const std::vector<PartSpec>& model, const Placement& placement, int
   std::map<std::string, std::vector<int>> shared;
   for (const PartSpec* spec : mine) {
     if (!spec->table) continue;
-    int owner = 0;
-    const std::vector<int> stages = holders(model, placement, *spec->table, owner);
+    const std::vector<int> stages = holders(model, placement, spec->table->name);
     if (stages.size() < 2) continue;
     shared[spec->table->name] = stages;
-    if (owner == stage) continue;
+    if (stages.front() == stage) continue;
     if (store.groups() == 0) store.begin_group();
     vocabulary_table(*spec->table, share, store, /*owned=*/false);
   }
@@ -201,10 +198,10 @@ void Stage::sum_shared_tables(Context& context) const {
 }
 
 PieceTimes count_costs(const std::vector<PartSpec>& model, const ModelConfig& config, const TensorShare& share) {
-  struct Cost {
+  struct PartCost {
     double forward = 0, backward = 0, weights = 0;
   };
-  std::map<std::string, Cost> cost_of_kind;
+  std::map<std::string, PartCost> cost_of_kind;
   PieceTimes costs;
   for (const PartSpec& spec : model) {
     const auto [cost, is_new] = cost_of_kind.try_emplace(spec.kind);

@@ -52,7 +52,7 @@ class Stage {
   bool shares(int group) const { return shared_[static_cast<std::size_t>(group)]; }
   /// shares() of all groups, for ShardOptions::late.
   const std::vector<bool>& shared_groups() const { return shared_; }
-  /// Adds up the gradients of the tables that several stages hold, in the order of the stages. Collective over the
+  /// Adds up the gradients of the tables that several stages hold, in the order of the model. Collective over the
   /// pipeline axis, after the last backward.
   void sum_shared_tables(Context&) const;
 
@@ -64,7 +64,7 @@ class Stage {
   };
   struct SharedTable {
     const Parameter* parameter;
-    std::vector<int> stages;  // that hold it, ascending
+    std::vector<int> stages;  // that hold it, in the order of the model
   };
 
   /// A group that a part uses: its own, or that of a table. Backward comes to the last of a group's users first.

@@ -5,7 +5,6 @@
 #include <string>
 
 #include "framework/core/error.h"
-#include "framework/ops/elementwise.h"
 
 namespace choir {
 

@@ -5,7 +5,8 @@
 // wait for those that have to be there.
 #pragma once
 
-#include <deque>
+#include <cstdint>
+#include <functional>
 #include <map>
 
 #include "framework/comm/context.h"

@@ -40,7 +40,7 @@ Pipeline pipeline_of(const Config& config, const Mesh& mesh, std::int64_t micro_
           .micro_batches = static_cast<int>(config.train.batch / mesh.shape.data / micro_batch)};
 }
 
-/// The stretches that parallel.stages names, or those with the least largest cost; on the stages of the pipeline.
+/// The stretches that parallel.stages names, or those of cut_by_time(); on the stages of the pipeline.
 Stage::Placement place(const std::vector<PartSpec>& model, const Pipeline& pipeline, const Config& config,
                        const TensorShare& share) {
   Stage::Placement placement;

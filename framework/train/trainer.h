@@ -59,8 +59,8 @@ class Trainer {
   Tensor update();
 
   /// The losses of samples [0, samples) of `read`, split over the data ranks; negative targets do not count. `stop`, if
-  /// any, is called between micro-batches and returns the same on every rank; if it returns true, evaluate() returns
-  /// nothing. Collective.
+  /// any, is called after each micro-batch, with a pipeline after each group of as many as there are stages, and
+  /// returns the same on every rank; if it returns true, evaluate() returns nothing. Collective.
   std::optional<LossSum> evaluate(std::int64_t samples, const ReadSample& read, const std::function<bool()>& stop);
   LossSum evaluate(std::int64_t samples, const ReadSample& read) { return *evaluate(samples, read, {}); }
 

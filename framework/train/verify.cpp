@@ -149,9 +149,8 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   c.data = {};  // random tokens
   const std::int64_t tensor = c.parallel.tensor, unit = 8 * tensor;
   // A part for each stretch: two of them are the embedding and the head.
-  const std::int64_t stretches = c.parallel.pipeline * c.parallel.chunks_of_stage();
   c.parallel.stages = {};
-  c.model.layers = std::min(c.model.layers, std::max<std::int64_t>(2, stretches - 2));
+  c.model.layers = std::min(c.model.layers, std::max<std::int64_t>(2, c.parallel.pieces() - 2));
   c.model.attention.head_width = 8;
   c.model.width = 8 * std::min<std::int64_t>(c.model.attention.heads, 8);
   c.model.initial_deviation = 1 / std::sqrt(static_cast<double>(c.model.width));

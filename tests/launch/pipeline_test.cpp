@@ -113,6 +113,18 @@ TEST(Pipeline, AStoppedStageIsNamedByTheCallsOfTheOthers) {
   wait_for(child);
 }
 
+// The stages hold different parameters, and different numbers of them.
+TEST(Pipeline, TheFirstBadGradientIsNamedOverAllStages) {
+  const Workshop shop;
+  const Finished diverged =
+      shop.train(3, "run",
+                 "parallel.pipeline=3 parallel.stages=[1,1,2] optimizer.kind=sgd optimizer.rate=1e30 "
+                 "optimizer.clip=0 optimizer.warmup=0");
+  EXPECT_EQ(diverged.code, 1) << diverged.output;
+  EXPECT_TRUE(contains(diverged, "the first bad gradient is that of embedding.token.weight, on rank 0"))
+      << diverged.output;
+}
+
 TEST(Pipeline, MoreStagesThanPartsAreRefused) {
   const Workshop shop;
   const Finished refused = shop.train(5, "run", "parallel.pipeline=5");
