@@ -31,8 +31,9 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
   MpiProcess& process = line.start_mpi();
   read_config("", arguments.words);  // mistakes in the words are reported before a checkpoint is read
   const CheckpointReader reader(find_checkpoint({"CHECKPOINT", arguments.checkpoint}, process));
-  std::vector<std::string> words = {"parallel.tensor=1", "parallel.micro_batch=0", "train.evaluate_sequences=0",
-                                    "train.batch=" + std::to_string(8 * process.ranks())};
+  std::vector<std::string> words = default_words("parallel");  // the checkpoint was written in any layout
+  words.push_back("train.evaluate_sequences=0");
+  words.push_back("train.batch=" + std::to_string(8 * process.ranks()));
   words.insert(words.end(), arguments.words.begin(), arguments.words.end());
   const Config config = config_of(reader, words);
   throw_if_any(validate(config, process.ranks()));

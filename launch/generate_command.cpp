@@ -20,8 +20,8 @@ int generate_text(CommandLine& line, const Arguments& arguments) {
                               .fix = "call it without mpirun"});
   read_config("", arguments.words);  // mistakes in the words are reported before a checkpoint is read
   const CheckpointReader reader(find_checkpoint({"CHECKPOINT", arguments.checkpoint}, process));
-  std::vector<std::string> words = {"parallel.tensor=1", "parallel.sequence=false", "parallel.micro_batch=0",
-                                    "parallel.zero=0", "train.batch=1"};
+  std::vector<std::string> words = default_words("parallel");  // the checkpoint was written in any layout
+  words.push_back("train.batch=1");
   words.insert(words.end(), arguments.words.begin(), arguments.words.end());
   const Config config = config_of(reader, words);
   throw_if_any(validate(config, process.ranks()));

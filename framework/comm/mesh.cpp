@@ -51,8 +51,27 @@ Group MeshShape::gradient_group(int rank) const {
           .rank = index};
 }
 
+Group MeshShape::shard_group(int rank) const {
+  const Group all = gradient_group(rank);
+  const int size = shard > 0 ? shard : all.size, index = all.rank % size;
+  return {.axis = "shard", .first = rank - index * all.stride, .stride = all.stride, .size = size, .rank = index};
+}
+
+Group MeshShape::replica_group(int rank) const {
+  const Group all = gradient_group(rank);
+  const int size = shard > 0 ? shard : all.size;
+  return {.axis = "replica",
+          .first = all.first + all.rank % size * all.stride,
+          .stride = all.stride * size,
+          .size = all.size / size,
+          .rank = all.rank / size};
+}
+
 std::vector<Communicator*> Mesh::communicators() const {
-  return {world.get(), tensor.get(), context.get(), gradient.get(), pipeline.get()};
+  std::vector<Communicator*> all = {world.get(),    tensor.get(),  context.get(),
+                                    gradient.get(), replica.get(), pipeline.get()};
+  if (shard != gradient) all.push_back(shard.get());
+  return all;
 }
 
 Mesh make_axes(int rank, const MeshShape& shape, const MakeCommunicator& make) {
@@ -61,6 +80,9 @@ Mesh make_axes(int rank, const MeshShape& shape, const MakeCommunicator& make) {
   mesh.tensor = make(shape.group(Axis::tensor, rank));
   mesh.context = make(shape.group(Axis::context, rank));
   mesh.gradient = make(shape.gradient_group(rank));
+  const Group shard = shape.shard_group(rank);
+  mesh.shard = shard.size == mesh.gradient->size() ? mesh.gradient : make(shard);
+  mesh.replica = make(shape.replica_group(rank));
   mesh.pipeline = make(shape.group(Axis::pipeline, rank));
   return mesh;
 }

@@ -25,6 +25,7 @@ inline constexpr auto names<Axis> = std::array{"tensor", "context", "data", "pip
 
 struct MeshShape {
   int tensor = 1, context = 1, data = 1, pipeline = 1;
+  int shard = 0;  ///< ranks of a gradient group that split masters, gradients and values (ZeRO); 0: all of them
 
   struct Coordinates {
     int tensor = 0, context = 0, data = 0, pipeline = 0;
@@ -39,6 +40,10 @@ struct MeshShape {
   /// The ranks that hold the same weights and have other rows of the batch: the context and the data axis together. Its
   /// name is "data".
   Group gradient_group(int rank) const;
+  /// A gradient group is replicas of `shard` consecutive ranks each, which together hold what ZeRO splits. The ranks of
+  /// one replica, and those that hold the same part as `rank`, one of each replica.
+  Group shard_group(int rank) const;
+  Group replica_group(int rank) const;
   bool operator==(const MeshShape&) const = default;
 };
 
@@ -47,7 +52,9 @@ struct Mesh {
   MeshShape::Coordinates here;
   std::unique_ptr<Communicator> world;  ///< all ranks
   std::unique_ptr<Communicator> tensor, context, pipeline;
-  std::unique_ptr<Communicator> gradient;  ///< MeshShape::gradient_group()
+  std::shared_ptr<Communicator> gradient;  ///< MeshShape::gradient_group()
+  std::shared_ptr<Communicator> shard;     ///< MeshShape::shard_group(): `gradient` itself if that has the same ranks
+  std::unique_ptr<Communicator> replica;   ///< MeshShape::replica_group()
   std::unique_ptr<Device> host_device;     ///< the CPU, if the mesh is of GPUs
   std::unique_ptr<Communicator> host;      ///< all ranks, on host memory: for messages about files and signals
 

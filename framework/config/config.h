@@ -103,6 +103,9 @@ std::vector<Problem> validate(const Config&, std::int64_t ranks);
 /// The complete configuration as YAML. parse_config(print(c), "") == c.
 std::string print(const Config&);
 
+/// Words ("parallel.tensor=1", ...) that set every key of `section` to its default.
+std::vector<std::string> default_words(const std::string& section);
+
 /// Every key with its type, default and one line of documentation, for --help and the README.
 std::string describe_keys();
 std::string markdown_keys();  ///< the same as a Markdown table

@@ -53,6 +53,14 @@ std::vector<Difference> differences(const Config& left, const Config& right) {
   return result;
 }
 
+std::vector<std::string> default_words(const std::string& section) {
+  Config defaults;
+  std::vector<std::string> words;
+  for (const Field& field : table(defaults))
+    if (field.key.starts_with(section + ".")) words.push_back(field.key + "=" + value_text(field.slot));
+  return words;
+}
+
 std::string describe_keys() {
   Config defaults;
   const std::vector<Field> rows = table(defaults);

@@ -157,6 +157,8 @@ std::vector<Field> fields(ParallelConfig& c) {
        &c.zero,
        "what the data ranks split: 1 masters and optimizer state, 2 also gradients, 3 also the values of weights",
        {.least = 0, .most = 3}},
+      {"parallel.shard", &c.shard,
+       "how many of the context * data ranks split one copy of what parallel.zero splits; 0: all of them", at_least(0)},
       {"parallel.micro_batch", &c.micro_batch, "sequences per forward on one rank; 0: a data rank's share at once",
        at_least(0)},
   };

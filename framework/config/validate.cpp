@@ -107,6 +107,7 @@ class Validator {
   void check_precision();
   void check_schedule();
   void check_layout();
+  void check_shard();
   void check_context();
   void check_pipeline();
   void check_batch();
@@ -228,8 +229,25 @@ void Validator::check_layout() {
         fmt::format("start {} ranks, or set {} to one of {}", nearest_multiples(ranks_, copy), fmt::join(keys, " * "),
                     divisors(ranks_)));
   }
+  check_shard();
   check_context();
   check_pipeline();
+}
+
+// The context * data ranks are replicas of parallel.shard ranks each.
+void Validator::check_shard() {
+  const ParallelConfig& p = config_.parallel;
+  const std::int64_t copy = saturating_product({p.tensor, p.pipeline}), whole = p.ranks_of_a_copy();
+  if (p.shard == 0 || !are_sound({"parallel.shard", "parallel.zero"})) return;
+  if (p.zero == 0)
+    add(fmt::format("parallel.shard = {} without parallel.zero", p.shard),
+        "with parallel.zero = 0 every rank holds everything: nothing is split",
+        "set parallel.zero to 1, 2 or 3, or parallel.shard to 0");
+  if (ranks_ <= 0 || ranks_ % whole != 0 || (ranks_ / copy) % p.shard == 0) return;
+  add(fmt::format("parallel.shard = {} does not divide {} context * data rank{}", p.shard, ranks_ / copy,
+                  ranks_ / copy == 1 ? "" : "s"),
+      "these ranks are groups of parallel.shard ranks, each with one copy",
+      fmt::format("set parallel.shard to one of {}, or to 0 for all of them", divisors(ranks_ / copy)));
 }
 
 // Each context rank holds at least one position; if they share the heads, at least one of those.

@@ -37,18 +37,20 @@ std::vector<ParameterPart> parts_in(const ParameterStore& store, const std::vect
   return parts;
 }
 
-std::vector<Bucket> make_buckets(const ParameterStore& store, int zero, int ranks, int rank, std::int64_t target) {
+std::vector<Bucket> make_buckets(const ParameterStore& store, int zero, const ShardPlace& place, std::int64_t target) {
   std::vector<Bucket> buckets;
   for (int group = 0; group < store.groups(); ++group)
     for (const bool matrix : {true, false})
       for (const FlatRange& range :
-           cut(matrix ? store.matrices(group) : store.vectors(group), target, bucket_alignment(ranks))) {
-        const FlatRange part = part_of(range, ranks, rank);
+           cut(matrix ? store.matrices(group) : store.vectors(group), target, bucket_alignment(place.ranks))) {
+        const FlatRange updated = zero == 0 ? range : part_of(range, place.shard, place.index % place.shard);
+        const FlatRange counted = zero == 0 ? part_of(range, place.ranks, place.index)
+                                            : part_of(updated, place.ranks / place.shard, place.index / place.shard);
         buckets.push_back({.group = group,
                            .matrix = matrix,
                            .range = range,
-                           .updated = zero == 0 ? range : part,
-                           .counted = part,
+                           .updated = updated,
+                           .counted = counted,
                            .master = {},
                            .value = {},
                            .gradient = {}});
@@ -64,9 +66,10 @@ static Tensor view(const Weight& weight, const Tensor& flat, std::int64_t begin)
 Shards::Shards(ParameterStore& store, const ShardOptions& options, Context& context)
     : store_(store), zero_(options.zero) {
   Runtime& runtime = context.runtime;
-  const Communicator& axis = *context.mesh.gradient;
-  store.lay_out(bucket_alignment(axis.size()));
-  buckets_ = make_buckets(store, zero_, axis.size(), axis.rank(), options.bucket_elements);
+  const Mesh& mesh = context.mesh;
+  const ShardPlace place{.ranks = mesh.gradient->size(), .index = mesh.gradient->rank(), .shard = mesh.shard->size()};
+  store.lay_out(bucket_alignment(place.ranks));
+  buckets_ = make_buckets(store, zero_, place, options.bucket_elements);
   groups_.resize(static_cast<std::size_t>(store.groups()));
   for (Weight& weight : store.weights()) at_group(weight.group).weights.push_back(&weight);
   for (const Bucket& bucket : buckets_) ++at_group(bucket.group).buckets;
@@ -164,7 +167,7 @@ void Shards::prefetch(int group, Context& context) {
   g.whole = true;
   g.arriving = true;
   Device& device = context.runtime.device;
-  Communicator& axis = *context.mesh.gradient;
+  Communicator& axis = *context.mesh.shard;
   if (zero_ == 3) make_values(group, context.runtime);
   Event ready;
   ready.record(device.compute());
@@ -182,7 +185,7 @@ void Shards::acquire(int group, Context& context) {
   if (!g.arriving) return;
   g.arriving = false;
   g.arrived.wait(context.runtime.device.compute());
-  context.mesh.gradient->waited_for(g.call);
+  context.mesh.shard->waited_for(g.call);
 }
 
 void Shards::release(int group) {
@@ -222,7 +225,7 @@ void Shards::final(int group, Context& context) {
 
 void Shards::reduce(int group, Context& context) {
   Device& device = context.runtime.device;
-  Communicator& axis = *context.mesh.gradient;
+  Communicator &shard = *context.mesh.shard, &replica = *context.mesh.replica;
   const Tensor whole = at_group(group).gradient;
   const auto slice = [&](const FlatRange& range) {
     return whole.slice_columns(range.begin - store_.group_begin(group), range.end - store_.group_begin(group));
@@ -230,14 +233,16 @@ void Shards::reduce(int group, Context& context) {
   Event ready, done;
   ready.record(device.compute());
   ready.wait(device.communicate());
-  for (const Bucket& bucket : buckets_of(group))
+  for (const Bucket& bucket : buckets_of(group)) {
     if (zero_ == 0)
-      axis.all_reduce(slice(bucket.range), Reduce::sum, device.communicate(), "gradient bucket");
+      shard.all_reduce(slice(bucket.range), Reduce::sum, device.communicate(), "gradient bucket");
     else
-      axis.reduce_scatter(slice(bucket.range), slice(bucket.updated), Reduce::sum, device.communicate(),
-                          "gradient bucket");
+      shard.reduce_scatter(slice(bucket.range), slice(bucket.updated), Reduce::sum, device.communicate(),
+                           "gradient bucket");
+    replica.all_reduce(slice(bucket.updated), Reduce::sum, device.communicate(), "gradient bucket");
+  }
   done.record(device.communicate());
-  reductions_.push_back({group, whole, done, axis.last_call()});
+  reductions_.push_back({group, whole, done, shard.last_call(), replica.last_call()});
   if (zero_ < 2) return;
   bind_gradient(group, {});
   while (reductions_.size() > 1) settle(context);  // two whole gradients at most
@@ -248,7 +253,8 @@ void Shards::settle(Context& context) {
   const Reduction reduction = std::move(reductions_.front());
   reductions_.pop_front();
   reduction.done.wait(context.runtime.device.compute());
-  context.mesh.gradient->waited_for(reduction.call);
+  context.mesh.shard->waited_for(reduction.call);
+  context.mesh.replica->waited_for(reduction.call_of_replicas);
   if (zero_ < 2) return;
   const std::int64_t begin = store_.group_begin(reduction.group);
   for (const Bucket& bucket : buckets_of(reduction.group))

@@ -8,6 +8,9 @@
 // There is one path. A group's values are gathered if this rank does not have them, and its gradients are reduced when
 // nobody holds them any longer. The stages differ in what the trainer holds: below 3 all values, always; below 2 all
 // gradients, from the beginning of a step until they are final. At stage 0 a rank updates everything, else its part.
+//
+// The ranks may be several replicas (HSDP: Zhao et al. 2023, arXiv 2304.11277): those of one replica split what the
+// stage says; the sums of the parts are then added up over the replicas, which update them alike.
 #pragma once
 
 #include <cstdint>
@@ -47,16 +50,22 @@ struct Bucket {
   int group = 0;
   bool matrix = true;
   FlatRange range;
-  FlatRange updated;  ///< what this rank updates: the range (stage 0) or its equal part
-  FlatRange counted;  ///< its equal part: over all ranks, every element once
+  FlatRange updated;  ///< what this rank updates: the range (stage 0) or its equal part of it in its replica
+  FlatRange counted;  ///< its equal part of `updated`: over all ranks, every element once
 
   Tensor master;    ///< [updated] f32 (f64 in tests); empty if nothing is trained and the values are bf16
   Tensor value;     ///< [updated] as layers read it; the same memory as master if the types are equal
   Tensor gradient;  ///< [updated] f32 (f64 in tests), complete after finish(); empty if nothing is trained
 };
 
+/// The ranks that have the same weights, and rank `index` of them: consecutive ranks are one replica.
+struct ShardPlace {
+  int ranks = 1, index = 0;
+  int shard = 1;  ///< ranks of a replica
+};
+
 /// The buckets of a store that is laid out, in the flat order; without memory. Pure.
-std::vector<Bucket> make_buckets(const ParameterStore&, int zero, int ranks, int rank, std::int64_t target);
+std::vector<Bucket> make_buckets(const ParameterStore&, int zero, const ShardPlace&, std::int64_t target);
 
 /// Elements of a bucket: 16 MB of f32. Above it Open MPI's all-reduce becomes much slower.
 inline constexpr std::int64_t default_bucket_elements = 4 << 20;
@@ -83,7 +92,7 @@ class Shards {
   void begin_step(Context&);
   /// Work enqueued on the compute stream from now on can add to the gradients of `group`, until the close(). The last
   /// close() of several reduces them: sums over the tensor ranks that share a tensor, then over the ranks of the mesh's
-  /// `gradient`, while the compute stream goes on.
+  /// `shard` and `replica`, while the compute stream goes on.
   void open(int group, Context&);
   void close(int group, Context&);
   /// Nothing will be added to the gradients of `group` in this step. Groups come in any order.
@@ -123,7 +132,7 @@ class Shards {
     int group;
     Tensor gradient;
     Event done;
-    std::uint64_t call;
+    std::uint64_t call, call_of_replicas;
   };
 
   Group& at_group(int group) { return groups_[static_cast<std::size_t>(group)]; }

@@ -75,7 +75,8 @@ MeshShape mesh_shape(const Config& config, std::int64_t ranks) {
   return {.tensor = static_cast<int>(p.tensor),
           .context = static_cast<int>(p.context),
           .data = static_cast<int>(ranks / p.ranks_of_a_copy()),
-          .pipeline = static_cast<int>(p.pipeline)};
+          .pipeline = static_cast<int>(p.pipeline),
+          .shard = static_cast<int>(p.shard)};
 }
 
 Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inference)

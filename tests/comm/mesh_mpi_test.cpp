@@ -35,6 +35,8 @@ TEST(Mesh, EveryAxisConnectsItsGroupInRankOrder) {
     check(*ranks.mesh.tensor, shape.group(Axis::tensor, world_rank).members());
     check(*ranks.mesh.context, shape.group(Axis::context, world_rank).members());
     check(*ranks.mesh.gradient, shape.gradient_group(world_rank).members());
+    check(*ranks.mesh.shard, shape.shard_group(world_rank).members());
+    check(*ranks.mesh.replica, shape.replica_group(world_rank).members());
     check(*ranks.mesh.pipeline, shape.group(Axis::pipeline, world_rank).members());
     std::vector<int> everyone;
     for (int r = 0; r < world_size(); ++r) everyone.push_back(r);

@@ -80,5 +80,21 @@ TEST(MeshShape, GradientsAreSummedOverContextAndData) {
   }
 }
 
+TEST(MeshShape, ReplicasAndTheirShardsCoverTheGradientGroup) {
+  for (const int shard : {0, 1, 2, 3, 6}) {
+    const MeshShape shape{.tensor = 2, .context = 3, .data = 2, .pipeline = 2, .shard = shard};
+    for (int rank = 0; rank < shape.ranks(); ++rank) {
+      const Group mine = shape.shard_group(rank), replicas = shape.replica_group(rank);
+      EXPECT_EQ(mine.size, shard > 0 ? shard : 6);
+      EXPECT_EQ(mine.members()[static_cast<std::size_t>(mine.rank)], rank);
+      EXPECT_EQ(replicas.members()[static_cast<std::size_t>(replicas.rank)], rank);
+      std::vector<int> all;
+      for (const int peer : replicas.members())
+        for (const int member : shape.shard_group(peer).members()) all.push_back(member);
+      EXPECT_EQ(all, shape.gradient_group(rank).members());
+    }
+  }
+}
+
 }  // namespace
 }  // namespace choir::tests

@@ -78,6 +78,7 @@ TEST(Validate, AcceptsWhatCanRun) {
       {{"parallel.sequence=true", "parallel.zero=1"}, 1, {}},
       {{"parallel.zero=2"}, 1, {}},
       {{"parallel.zero=3"}, 2, {}},
+      {{"parallel.zero=3", "parallel.shard=2"}, 4, {}},
       {{"parallel.pipeline=14"}, 28, {}},
       {{"parallel.context=3", "parallel.tensor=2"}, 12, {}},
       {{"parallel.context=7", "model.context=7"}, 7, {}},
@@ -176,6 +177,10 @@ TEST(Validate, Ranges) {
        {"6 ranks cannot be laid out with parallel.tensor = 2 and parallel.context = 2", "a multiple of 4",
         "start 4 or 8 ranks, or set parallel.tensor * parallel.context to one of 1, 2, 3, 6"}},
       {{"parallel.zero=4"}, 2, {"parallel.zero = 4 is out of range", "3 or less"}},
+      {{"parallel.shard=2"}, 2, {"parallel.shard = 2 without parallel.zero", "set parallel.zero to 1, 2 or 3"}},
+      {{"parallel.zero=1", "parallel.shard=4"},
+       6,
+       {"parallel.shard = 4 does not divide 6 context * data ranks", "one of 1, 2, 3 or 6"}},
       {{"parallel.zero=-1"}, 2, {"parallel.zero = -1 is out of range"}},
       {{"parallel.micro_batch=-1"}, 1, {"parallel.micro_batch = -1 is out of range"}},
   });

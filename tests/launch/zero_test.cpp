@@ -19,6 +19,7 @@ const Layout layouts[] = {
     {4, "parallel.zero=3 parallel.micro_batch=1"},
     {4, "parallel.zero=3 parallel.tensor=2 parallel.sequence=true train.streams=threaded"},
     {4, "parallel.zero=3 parallel.pipeline=2 parallel.micro_batch=1 parallel.schedule=v"},
+    {4, "parallel.zero=3 parallel.shard=2 parallel.micro_batch=1"},
 };
 
 const std::string held_out = "train.evaluate_sequences=5 ";
@@ -40,7 +41,10 @@ TEST(Zero, CheckpointsDoNotDependOnIt) {
   const Workshop shop;
   ASSERT_EQ(shop.train(1, "one", "train.steps=5").code, 0);
   ASSERT_EQ(shop.train(4, "four", "train.steps=5 parallel.zero=3 parallel.micro_batch=1").code, 0);
-  ASSERT_EQ(shop.choir("checkpoint verify " + shop.path("four")).code, 0);
+  for (const char* verb : {"checkpoint verify ", "generate ", "evaluate "}) {
+    const Finished finished = shop.choir(verb + shop.path("four"));
+    ASSERT_EQ(finished.code, 0) << finished.output;
+  }
   // A checkpoint of stage 3 goes on with one rank, and the other way round.
   const Finished without = shop.train(1, "four", "--resume parallel.zero=0 parallel.micro_batch=0");
   ASSERT_EQ(without.code, 0) << without.output;
@@ -48,8 +52,6 @@ TEST(Zero, CheckpointsDoNotDependOnIt) {
   ASSERT_EQ(with.code, 0) << with.output;
   ASSERT_EQ(shop.metric("one", "loss").size(), 10u);
   expect_near(shop.metric("four", "loss"), shop.metric("one", "loss"), relative);
-  const Finished text = shop.choir("generate " + shop.path("one"));
-  EXPECT_EQ(text.code, 0) << text.output;
 }
 
 TEST(Zero, ResumeInTheSameLayoutIsExact) {
@@ -73,6 +75,11 @@ TEST(Zero, VerifyProvesItAndThePlanShowsIt) {
   EXPECT_EQ(plan.code, 0) << plan.output;
   EXPECT_TRUE(contains(plan, "data       reduce_scatter")) << plan.output;
   EXPECT_TRUE(contains(plan, "data       all_gather")) << plan.output;
+  const Finished replicas =
+      shop.choir("plan " + shop.path("tiny.yaml") + " --ranks 4 parallel.zero=3 parallel.shard=2");
+  EXPECT_EQ(replicas.code, 0) << replicas.output;
+  EXPECT_TRUE(contains(replicas, "shard      reduce_scatter")) << replicas.output;
+  EXPECT_TRUE(contains(replicas, "replica    all_reduce")) << replicas.output;
 }
 
 }  // namespace

@@ -18,18 +18,18 @@ float gradient_of(int rank, std::int64_t i, int step, int micro_batch) {
 float master_of(std::int64_t i, int step) { return static_cast<float>((i + 13 * step) % 251); }
 
 struct ShardRun {
-  ShardRun(int zero, std::int64_t bucket_elements, StreamMode streams, DType type)
+  ShardRun(int zero, int shard, std::int64_t bucket_elements, StreamMode streams, DType type)
       : device(1, streams),
-        mesh(make_mesh(MPI_COMM_WORLD, shape(), device, ring)),
+        mesh(make_mesh(MPI_COMM_WORLD, shape(shard), device, ring)),
         runtime{.device = device, .compute_type = type},
         context{.runtime = runtime, .mesh = mesh},
         shards(declare(), {.zero = zero, .late = {true}, .bucket_elements = bucket_elements}, context) {}
 
-  static MeshShape shape() {
+  static MeshShape shape(int shard) {
     int ranks = 0;
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
     const int tensor = ranks == 4 ? 2 : 1;
-    return {.tensor = tensor, .data = ranks / tensor};
+    return {.tensor = tensor, .data = ranks / tensor, .shard = shard};
   }
   ParameterStore& declare() {
     for (const std::int64_t rows : {3, 50, 1, 40}) {
@@ -85,8 +85,8 @@ void expect_values(ShardRun& run, int step) {
   }
 }
 
-void expect_two_steps(int zero, std::int64_t bucket_elements, StreamMode streams, DType type) {
-  ShardRun run(zero, bucket_elements, streams, type);
+void expect_two_steps(int zero, int shard, std::int64_t bucket_elements, StreamMode streams, DType type) {
+  ShardRun run(zero, shard, bucket_elements, streams, type);
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   const std::vector<int> peers = run.mesh.shape.gradient_group(rank).members();
@@ -123,19 +123,19 @@ void expect_two_steps(int zero, std::int64_t bucket_elements, StreamMode streams
 }
 
 TEST(Shards, SumEveryGradientOnceAndGatherWhatOtherRanksUpdated) {
-  for (const int zero : {0, 1, 2, 3})
+  for (const auto& [zero, shard] : {std::pair{0, 0}, {1, 0}, {2, 0}, {3, 0}, {0, 1}, {1, 1}, {3, 1}})
     for (const std::int64_t bucket_elements : {1, 200, 1 << 20})
       for (const StreamMode streams : {StreamMode::immediate, StreamMode::threaded})
         for (const DType type : {DType::f32, DType::bf16}) {
-          SCOPED_TRACE("zero " + std::to_string(zero) + ", buckets of " + std::to_string(bucket_elements) + ", " +
-                       name_of(type));
-          expect_two_steps(zero, bucket_elements, streams, type);
+          SCOPED_TRACE("zero " + std::to_string(zero) + ", shard " + std::to_string(shard) + ", buckets of " +
+                       std::to_string(bucket_elements) + ", " + name_of(type));
+          expect_two_steps(zero, shard, bucket_elements, streams, type);
           if (testing::Test::HasFailure()) return;
         }
 }
 
 TEST(Shards, HoldValuesUntilTheLastReaderReleasesThem) {
-  ShardRun run(3, 200, StreamMode::immediate, DType::f32);
+  ShardRun run(3, 0, 200, StreamMode::immediate, DType::f32);
   Weight& weight = run.store.weights().front();
   EXPECT_FALSE(weight.value);
   run.shards.acquire(0, run.context);
@@ -147,7 +147,7 @@ TEST(Shards, HoldValuesUntilTheLastReaderReleasesThem) {
 }
 
 TEST(Shards, ReduceOnceWhenTheLastWriterCloses) {
-  ShardRun run(3, 1 << 20, StreamMode::immediate, DType::f32);
+  ShardRun run(3, 0, 1 << 20, StreamMode::immediate, DType::f32);
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   run.device.ledger().enabled = true;

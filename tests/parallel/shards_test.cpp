@@ -29,7 +29,8 @@ TEST(Buckets, PartsAreEqualAlignedAndDisjoint) {
   }
 }
 
-// Every element is in one bucket, of its group and its kind; counted by one rank; updated by every rank or by one.
+// Every element is in one bucket, of its group and its kind; counted by one rank; updated by every rank or by one of
+// each replica.
 TEST(Buckets, CoverEverythingOnceForAnyGroupsRanksAndStages) {
   std::mt19937 random(3);
   for (int round = 0; round < 500; ++round) {
@@ -39,7 +40,7 @@ TEST(Buckets, CoverEverythingOnceForAnyGroupsRanksAndStages) {
       for (std::uint32_t weight = 0; weight <= random() % 4; ++weight)
         store.add_weight(1 + random() % 40, 1 + random() % 30, random() % 2 == 0);
     }
-    const int ranks = 1 + static_cast<int>(random() % 5);
+    const int shard = 1 + static_cast<int>(random() % 3), ranks = shard * (1 + static_cast<int>(random() % 3));
     store.lay_out(bucket_alignment(ranks));
     const std::int64_t target = 1 + random() % 4000;
     for (const int zero : {0, 1, 2, 3}) {
@@ -47,7 +48,7 @@ TEST(Buckets, CoverEverythingOnceForAnyGroupsRanksAndStages) {
       std::vector<int> counted(size), updated(size);
       for (int rank = 0; rank < ranks; ++rank) {
         std::int64_t next = 0;
-        for (const Bucket& bucket : make_buckets(store, zero, ranks, rank, target)) {
+        for (const Bucket& bucket : make_buckets(store, zero, {ranks, rank, shard}, target)) {
           ASSERT_EQ(bucket.range.begin, next);
           next = bucket.range.end;
           const FlatRange of_kind = bucket.matrix ? store.matrices(bucket.group) : store.vectors(bucket.group);
@@ -64,7 +65,7 @@ TEST(Buckets, CoverEverythingOnceForAnyGroupsRanksAndStages) {
         ASSERT_EQ(next, store.size());
       }
       ASSERT_EQ(counted, std::vector<int>(size, 1));
-      ASSERT_EQ(updated, std::vector<int>(size, zero == 0 ? ranks : 1));
+      ASSERT_EQ(updated, std::vector<int>(size, zero == 0 ? ranks : ranks / shard));
     }
   }
 }

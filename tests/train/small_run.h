@@ -39,6 +39,7 @@ struct Layout {
   PipelineSchedule schedule = PipelineSchedule::one_forward_one_backward;
   int context = 1;
   ContextKind context_kind = ContextKind::automatic;
+  int shard = 0;
 };
 
 /// The models of small_models.h; on the simulated GPU those three that together have every layer and option.
@@ -140,6 +141,13 @@ inline std::vector<Layout> layouts(int ranks) {
                    .micro_batch = 1,
                    .pipeline = 2,
                    .schedule = v_shaped});
+    all.push_back({.name = "data, zero 3, shard 2, micro-batch 1", .data = 4, .zero = 3, .micro_batch = 1, .shard = 2});
+    all.push_back({.name = "context 2, data 2, zero 2, shard 2, micro-batch 3",
+                   .data = 2,
+                   .zero = 2,
+                   .micro_batch = 3,
+                   .context = 2,
+                   .shard = 2});
     all.push_back({.name = "tensor 2, data 2, sequence, zero 3, micro-batch 3",
                    .tensor = 2,
                    .data = 2,
@@ -179,6 +187,7 @@ inline ParallelConfig parallel_of(const Layout& layout) {
           .pipeline = layout.pipeline,
           .schedule = layout.schedule,
           .zero = layout.zero,
+          .shard = layout.shard,
           .micro_batch = layout.micro_batch};
 }
 
