@@ -12,9 +12,13 @@ std::vector<MeshShape> shapes_of(int ranks) {
   for (int tensor = 1; tensor <= ranks; ++tensor)
     for (int context = 1; tensor * context <= ranks; ++context)
       for (int data = 1; tensor * context * data <= ranks; ++data)
-        if (ranks % (tensor * context * data) == 0)
-          shapes.push_back(
-              {.tensor = tensor, .context = context, .data = data, .pipeline = ranks / (tensor * context * data)});
+        for (int shard = 1; shard <= context * data; ++shard)
+          if (ranks % (tensor * context * data) == 0 && context * data % shard == 0)
+            shapes.push_back({.tensor = tensor,
+                              .context = context,
+                              .data = data,
+                              .pipeline = ranks / (tensor * context * data),
+                              .shard = shard});
   return shapes;
 }
 
