@@ -1,9 +1,5 @@
 // Pipeline parallelism through the program: training, checkpoints in other layouts, verify, plan and what is refused.
 #include <gtest/gtest.h>
-#include <signal.h>
-
-#include <chrono>
-#include <thread>
 
 #include "tests/launch/runs.h"
 
@@ -88,30 +84,6 @@ TEST(Pipeline, VerifyProvesItAndThePlanShowsIt) {
   EXPECT_TRUE(contains(plan, "stage 0: embedding")) << plan.output;
   EXPECT_TRUE(contains(plan, "pipeline   exchange")) << plan.output;
   EXPECT_TRUE(contains(plan, "bubble")) << plan.output;
-}
-
-// Ranks 0 and 1 are the tensor ranks of stage 0, ranks 2 and 3 those of stage 1. Whoever waits for rank 3, on the
-// tensor or on the pipeline axis, the calls name it alone.
-TEST(Pipeline, AStoppedStageIsNamedByTheCallsOfTheOthers) {
-  const Workshop shop;
-  const std::string layout = "parallel.tensor=2 parallel.pipeline=2 parallel.micro_batch=1 train.steps=100000";
-  const pid_t child = start(shop.train_command(4, "run", layout), shop.path("log"));
-  ASSERT_TRUE(reach(shop, "run", 20)) << read(shop.path("log"));
-  const pid_t stopped = process_of_rank(child, 3);
-  ASSERT_NE(stopped, 0) << read(shop.path("log"));
-  std::string first_line;
-  for (int tries = 0; tries < 100 && !first_line.starts_with("rank 3 is "); ++tries) {
-    kill(stopped, SIGCONT);
-    std::this_thread::sleep_for(std::chrono::milliseconds(20 + tries));
-    kill(stopped, SIGSTOP);
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the others come to where they wait
-    const std::string calls = shop.choir("calls " + shop.path("run")).output;
-    first_line = calls.substr(0, calls.find('\n'));
-  }
-  EXPECT_TRUE(first_line.starts_with("rank 3 is ")) << first_line;
-  kill(-child, SIGKILL);
-  kill(stopped, SIGKILL);
-  wait_for(child);
 }
 
 // The stages hold different parameters, and different numbers of them.

@@ -1,6 +1,6 @@
 // Small models that together use every option of a decoder, and the text they are trained on.
 //
-// Sizes are deliberately awkward: 5 and 6 heads on 2, 3 and 4 ranks, key/value groups that ranks share, vocabularies
+// Sizes are deliberately awkward: 5, 6 and 7 heads on 2, 3 and 4 ranks, key/value groups that ranks share, vocabularies
 // and feed-forward widths that no number of ranks divides, 5 and 7 tokens in a sequence. Initial weights are large, so
 // that no softmax is near uniform and no gradient near zero. A new case is one more entry.
 #pragma once
@@ -76,7 +76,7 @@ inline std::vector<SmallModel> small_models() {
   models.push_back({"dropout", dropout});
 
   ModelConfig one_kv_head = base(21, 37, 7);
-  one_kv_head.attention.heads = 4;
+  one_kv_head.attention.heads = 7;
   one_kv_head.attention.kv_heads = 1;
   one_kv_head.attention.head_width = 7;
   one_kv_head.attention.position = Position::none;

@@ -42,19 +42,95 @@ struct Layout {
   int shard = 0;
 };
 
-/// The models of small_models.h; on the simulated GPU those three that together have every layer and option.
+/// The models of small_models.h; on the simulated GPU and on many ranks, three that together have every layer and
+/// option.
 inline std::vector<SmallModel> models_under_test() {
-  if (!device_is_simulated()) return small_models();
+  std::vector<const char*> names;
+  if (device_is_simulated())
+    names = {"gpt", "window_8_of_2", "dropout"};
+  else if (world_size() > 4)
+    names = {"five_heads", "window_8_of_2", "one_kv_head"};
+  else
+    return small_models();
   std::vector<SmallModel> some;
-  for (const char* name : {"gpt", "window_8_of_2", "dropout"}) some.push_back({name, small_model(name)});
+  for (const char* name : names) some.push_back({name, small_model(name)});
   return some;
 }
 
 inline const Layout one_rank = {.name = "one rank"};
 inline constexpr std::int64_t batch = 12;  // sequences: 1, 2, 3 and 4 data ranks get 3 or more each
 
+/// Products of axes that need more than four ranks. They run on few models.
+inline std::vector<Layout> large_layouts(int ranks) {
+  using enum PipelineSchedule;
+  if (ranks == 6)
+    return {
+        {.name = "tensor 3, context 2, ring, sequence, micro-batch 6",
+         .tensor = 3,
+         .sequence = true,
+         .micro_batch = 6,
+         .context = 2,
+         .context_kind = ContextKind::ring},
+        {.name = "tensor 3, data 2, zero 3, micro-batch 3", .tensor = 3, .data = 2, .zero = 3, .micro_batch = 3},
+        {.name = "context 2, pipeline 3, gather, micro-batch 4",
+         .micro_batch = 4,
+         .pipeline = 3,
+         .context = 2,
+         .context_kind = ContextKind::gather},
+        {.name = "tensor 2, data 3, zero 2, sequence", .tensor = 2, .data = 3, .sequence = true, .zero = 2},
+    };
+  if (ranks == 8)
+    return {
+        {.name = "tensor 2, context 2, pipeline 2, micro-batch 4",
+         .tensor = 2,
+         .micro_batch = 4,
+         .pipeline = 2,
+         .context = 2},
+        {.name = "tensor 2, context 2, pipeline 2, zero_bubble, sequence, heads, zero 1, micro-batch 6",
+         .tensor = 2,
+         .sequence = true,
+         .zero = 1,
+         .micro_batch = 6,
+         .pipeline = 2,
+         .schedule = zero_bubble,
+         .context = 2,
+         .context_kind = ContextKind::heads},
+        {.name = "tensor 2, data 2, pipeline 2, zero 3, micro-batch 3, recompute",
+         .tensor = 2,
+         .data = 2,
+         .zero = 3,
+         .micro_batch = 3,
+         .recompute = true,
+         .pipeline = 2},
+        {.name = "data 4, pipeline 2, v, zero 3, shard 2, micro-batch 1",
+         .data = 4,
+         .zero = 3,
+         .micro_batch = 1,
+         .pipeline = 2,
+         .schedule = v_shaped,
+         .shard = 2},
+        {.name = "tensor 2, context 4, ring", .tensor = 2, .context = 4, .context_kind = ContextKind::ring},
+        {.name = "tensor 2, context 2, data 2, gather, zero 3, shard 2",
+         .tensor = 2,
+         .data = 2,
+         .zero = 3,
+         .context = 2,
+         .context_kind = ContextKind::gather,
+         .shard = 2},
+        {.name = "context 2, data 2, pipeline 2, interleaved, zero 2, micro-batch 2",
+         .data = 2,
+         .zero = 2,
+         .micro_batch = 2,
+         .pipeline = 2,
+         .schedule = interleaved,
+         .context = 2},
+    };
+  return {};
+}
+
 /// The layouts that fit `ranks` ranks.
 inline std::vector<Layout> layouts(int ranks) {
+  if (ranks > 4) return large_layouts(ranks);
   if (device_is_simulated()) {
     std::vector<Layout> some = {{.name = "tensor, sequence", .tensor = ranks, .sequence = true}};
     if (ranks > 1)

@@ -144,6 +144,10 @@ INSTANTIATE_TEST_SUITE_P(Layouts, VerifyWithoutACollective,
                                            Layout{.name = "tensor_sequence", .tensor = 2, .sequence = true},
                                            Layout{.name = "data", .data = 2},
                                            Layout{.name = "data_zero", .data = 2, .zero = 1},
+                                           Layout{.name = "data_zero_3", .data = 2, .zero = 3},
+                                           Layout{.name = "ring", .context = 2, .context_kind = ContextKind::ring},
+                                           Layout{.name = "heads", .context = 2, .context_kind = ContextKind::heads},
+                                           Layout{.name = "gather", .context = 2, .context_kind = ContextKind::gather},
                                            Layout{.name = "pipeline", .micro_batch = 2, .pipeline = 2}),
                          [](const auto& instance) { return instance.param.name; });
 
