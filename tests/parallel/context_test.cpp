@@ -24,7 +24,8 @@ TEST(ContextRows, EveryPositionIsHeldOnceAndTheCausalWorkIsEven) {
             ++held[static_cast<std::size_t>(position)];
         least = std::min(least, rows.positions());
         most = std::max(most, rows.positions());
-        if (length % (2 * ranks) == 0) EXPECT_EQ(pairs, length * (length + 1) / 2 / ranks);
+        if (length % (2 * ranks) != 0) continue;
+        EXPECT_EQ(pairs, length * (length + 1) / 2 / ranks);
       }
       EXPECT_LE(most - least, 1) << ranks << " ranks, " << length << " positions";
       EXPECT_EQ(held, std::vector<int>(static_cast<std::size_t>(length), 1));

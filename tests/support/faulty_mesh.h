@@ -110,7 +110,7 @@ inline Fault fault_of_gradient(const Config& config, const MeshShape& shape, con
     store.lay_out(bucket_alignment(shape.data));
     Place place;
     const Parameter& p = *store.find(name);
-    const std::vector<Bucket> buckets = make_buckets(store, 0, shape.data, 0, default_bucket_elements);
+    const std::vector<Bucket> buckets = make_buckets(store, 0, {shape.data, 0, shape.data}, default_bucket_elements);
     for (int group = store.groups() - 1; group >= 0; --group)
       for (const Bucket& bucket : buckets) {
         if (bucket.group != group) continue;
