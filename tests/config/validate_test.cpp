@@ -178,9 +178,9 @@ TEST(Validate, Ranges) {
         "start 4 or 8 ranks, or set parallel.tensor * parallel.context to one of 1, 2, 3, 6"}},
       {{"parallel.zero=4"}, 2, {"parallel.zero = 4 is out of range", "3 or less"}},
       {{"parallel.shard=2"}, 2, {"parallel.shard = 2 without parallel.zero", "set parallel.zero to 1, 2 or 3"}},
-      {{"parallel.zero=1", "parallel.shard=4"},
+      {{"parallel.zero=1", "parallel.shard=4", "train.batch=6"},
        6,
-       {"parallel.shard = 4 does not divide 6 context * data ranks", "one of 1, 2, 3 or 6"}},
+       {"parallel.shard = 4 does not divide 6 context * data ranks", "one of 1, 2, 3, 6"}},
       {{"parallel.zero=-1"}, 2, {"parallel.zero = -1 is out of range"}},
       {{"parallel.micro_batch=-1"}, 1, {"parallel.micro_batch = -1 is out of range"}},
   });
