@@ -42,6 +42,7 @@ struct AdamW {
   float* first_moment;
   float* second_moment;
   bf16* value = nullptr;             ///< rounded copy of weight for a bf16 run, or null
+  std::int64_t count;                ///< elements of the buffers
   const OptimizerSegment* segments;  ///< in ascending order, disjoint, relative to the pointers above
   std::int64_t num_segments;
   const StepScalars* scalars;
@@ -54,6 +55,7 @@ struct Sgd {
   const float* gradient;
   float* momentum_buffer = nullptr;  ///< null if momentum == 0
   bf16* value = nullptr;
+  std::int64_t count;
   const OptimizerSegment* segments;
   std::int64_t num_segments;
   const StepScalars* scalars;

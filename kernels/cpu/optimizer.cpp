@@ -85,21 +85,11 @@ HWY_AFTER_NAMESPACE();
 namespace choir::kernels {
 HWY_EXPORT(kernels);
 
-namespace {
-
-std::int64_t end_of_segments(const OptimizerSegment* segments, std::int64_t count) {
-  return count == 0 ? 0 : segments[count - 1].end;
-}
-
-}  // namespace
-
 void adamw(Cpu cpu, const AdamW& args) {
-  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, end_of_segments(args.segments, args.num_segments), 1, 64);
+  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, args.count, 1, 64);
 }
 
-void sgd(Cpu cpu, const Sgd& args) {
-  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, end_of_segments(args.segments, args.num_segments), 1, 64);
-}
+void sgd(Cpu cpu, const Sgd& args) { cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, args.count, 1, 64); }
 
 }  // namespace choir::kernels
 #endif

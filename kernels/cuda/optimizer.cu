@@ -1,5 +1,7 @@
 // The optimizer updates on the GPU, one kernel for all parameters. The blocks divide the buffer, not the segments: a
 // model has hundreds of segments of a few elements and a few of millions. The host does not read the segments.
+#include <algorithm>
+
 #include "kernels/cuda/failure.h"
 #include "kernels/cuda/vector.cuh"
 #include "kernels/optimizer.h"
@@ -112,21 +114,23 @@ __global__ void __launch_bounds__(cuda::threads_per_block) sgd_kernel(Sgd args) 
   });
 }
 
-/// As many blocks as run at once: the number of tiles is known only on the device.
-static int optimizer_blocks(Cuda cuda) { return cuda.multiprocessors * 4; }
+/// A block for each tile, but no more than run at once.
+static int optimizer_blocks(Cuda cuda, std::int64_t count) {
+  return static_cast<int>(std::min<std::int64_t>((count + tile_size - 1) / tile_size, cuda.multiprocessors * 4));
+}
 
 void adamw(Cuda cuda, const AdamW& args) {
   if (args.num_segments == 0) return;
   cuda::with_pack_size<float>(
       0, {args.weight, args.gradient, args.first_moment, args.second_moment, args.value},
-      [&]<int N>() { adamw_kernel<N><<<optimizer_blocks(cuda), cuda::threads_per_block, 0, cuda.stream>>>(args); });
+      [&]<int N>() { adamw_kernel<N><<<optimizer_blocks(cuda, args.count), cuda::threads_per_block, 0, cuda.stream>>>(args); });
   cuda::check_launch("adamw");
 }
 
 void sgd(Cuda cuda, const Sgd& args) {
   if (args.num_segments == 0) return;
   cuda::with_pack_size<float>(0, {args.weight, args.gradient, args.momentum_buffer, args.value}, [&]<int N>() {
-    sgd_kernel<N><<<optimizer_blocks(cuda), cuda::threads_per_block, 0, cuda.stream>>>(args);
+    sgd_kernel<N><<<optimizer_blocks(cuda, args.count), cuda::threads_per_block, 0, cuda.stream>>>(args);
   });
   cuda::check_launch("sgd");
 }
