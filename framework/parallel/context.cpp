@@ -39,6 +39,31 @@ std::vector<std::int64_t> ring_steps(const AttentionSpec& spec, std::int64_t len
   return steps;
 }
 
+ContextWork context_work(const AttentionSpec& spec, ContextKind kind, std::int64_t length, std::int64_t ranks,
+                         std::int64_t rank) {
+  const kernels::Band band = kernels::causal_band(length, length, spec.window);
+  const Rows here = context_rows(whole_rows(1, length), ranks, rank);
+  ContextWork work{.positions = {here.runs[0].count(), here.runs[1].count()}};
+  for (const std::int64_t s : ring_steps(spec, length, ranks)) {
+    const Rows there = context_rows(whole_rows(1, length), ranks, (rank - s + ranks) % ranks);
+    ContextWork::Step step;
+    for (const kernels::Run& q : here.runs)
+      for (const kernels::Run& k : there.runs) {
+        if (!sees(q, k, band)) continue;
+        ++step.blocks;
+        step.pairs +=
+            kernels::VisiblePairs<std::int64_t>(band_between(band, q.begin, k.begin), q.count(), k.count()).count();
+      }
+    work.steps.push_back(step);
+  }
+  if (kind != ContextKind::heads) return work;
+  const HeadRange share = share_of_heads(spec, spec.tensor_rank, ranks, rank);
+  work.heads = share.query.count();
+  work.kv_heads = share.key_value.count();
+  work.group_offset = share.query.begin % spec.heads.group_size();
+  return work;
+}
+
 ContextBytes context_bytes(const AttentionSpec& spec, std::int64_t length, std::int64_t ranks, DType type) {
   // Of tensor rank 0, which has the most heads: so all tensor ranks choose alike.
   const HeadRange held = heads_of(spec, 0);

@@ -48,6 +48,20 @@ Tensor attend_backward(const Tensor& dout, const AttentionSpec&, const Attended&
 /// The offsets s of the ring's steps, ascending from 0: rank i sees keys of rank i - s, for some i.
 std::vector<std::int64_t> ring_steps(const AttentionSpec&, std::int64_t length, std::int64_t ranks);
 
+/// What attention does on rank `rank` of the context axis, for one sequence: two ranks for which this is equal execute
+/// operations of the same number, size and cost.
+struct ContextWork {
+  struct Step {                          ///< of the ring; together they are also the work of a gather
+    std::int64_t blocks = 0, pairs = 0;  ///< pairs of runs that see each other, and of a query and a key in them
+    bool operator==(const Step&) const = default;
+  };
+  std::int64_t positions[2] = {};  ///< of each run
+  std::vector<Step> steps;
+  std::int64_t heads = 0, kv_heads = 0, group_offset = 0;  ///< of the share of the heads, if the kind is `heads`
+  bool operator==(const ContextWork&) const = default;
+};
+ContextWork context_work(const AttentionSpec&, ContextKind, std::int64_t length, std::int64_t ranks, std::int64_t rank);
+
 /// The bytes that a rank sends for forward and backward of one layer and one sequence of `length`, in the mean over the
 /// context axis. `heads` is infinite if there are fewer heads than ranks.
 struct ContextBytes {

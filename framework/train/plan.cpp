@@ -23,7 +23,7 @@ struct CountingRank {
   Trainer trainer;
 };
 
-/// Everything by which the programs of two tensor ranks with the same positions can differ.
+/// Everything by which the programs of two ranks of a stage can differ.
 struct Share {
   struct Part {
     std::int64_t rows, columns, owned_begin, owned_end;
@@ -32,6 +32,7 @@ struct Share {
   std::vector<Part> parameters;    // held
   std::int64_t group_offset = 0;   // of the first query head in the group of its key/value head
   std::int64_t rows_of_batch = 0;  // of a micro-batch, held between layers
+  ContextWork context_work;
   bool operator==(const Share&) const = default;
 };
 
@@ -39,7 +40,10 @@ Share share_of(CountingRank& rank) {
   const ModelConfig& model = rank.trainer.config().model;
   const HeadPartition heads{model.attention.heads, model.kv_heads(), rank.mesh.shape.tensor};
   const RowShare rows = rank.trainer.rows(0, rank.trainer.micro_batch()).share();
-  Share share{.group_offset = heads.group_offset(rank.mesh.here.tensor), .rows_of_batch = rows.end - rows.begin};
+  Share share{.group_offset = heads.group_offset(rank.mesh.here.tensor),
+              .rows_of_batch = rows.end - rows.begin,
+              .context_work = context_work(rank.trainer.attention_spec(), rank.trainer.context_kind(), model.context,
+                                           rank.mesh.shape.context, rank.mesh.here.context)};
   for (const Parameter& p : rank.trainer.parameters().parameters())
     share.parameters.push_back({p.held.rows(), p.held.columns(), p.owned_begin, p.owned_end});
   return share;
@@ -130,9 +134,9 @@ Plan make_plan(const Config& config, std::int64_t ranks, CountOnly device, int t
             .parameters = all_parameters(config.model).global_count(),
             .model_flops = model_flops(config.model, config.train.batch)};
   for (int stage = 0; stage < plan.shape.pipeline; ++stage) {
+    std::vector<Share> shares;  // of the ranks of this stage
+    const std::size_t first = plan.ranks.size();
     for (int context = 0; context < plan.shape.context; ++context) {
-      std::vector<Share> shares;  // of the tensor ranks of this stage and this context rank
-      const std::size_t first = plan.ranks.size();
       for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
         const int rank = plan.shape.rank({.tensor = tensor, .context = context, .pipeline = stage});
         CountingRank declared(config, plan.shape, rank, device, threads);

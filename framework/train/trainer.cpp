@@ -132,13 +132,17 @@ Rows Trainer::rows(std::int64_t first_sample, std::int64_t sequences) const {
   return context_rows(rows, mesh_.shape.context, mesh_.here.context);
 }
 
-ContextKind Trainer::context_kind() const {
+AttentionSpec Trainer::attention_spec() const {
   const ModelConfig& model = config_.model;
-  const AttentionSpec spec{.heads = {model.attention.heads, model.kv_heads(), mesh_.shape.tensor},
-                           .head_width = model.head_width(),
-                           .window = model.attention.window};
-  return choir::context_kind(config_.parallel.context_kind, spec, model.context, mesh_.shape.context,
-                             runtime_.compute_type);
+  return {.heads = {model.attention.heads, model.kv_heads(), mesh_.shape.tensor},
+          .tensor_rank = share_.rank,
+          .head_width = model.head_width(),
+          .window = model.attention.window};
+}
+
+ContextKind Trainer::context_kind() const {
+  return choir::context_kind(config_.parallel.context_kind, attention_spec(), config_.model.context,
+                             mesh_.shape.context, runtime_.compute_type);
 }
 
 /// Adds to `counted` what the targets are.

@@ -80,6 +80,8 @@ class Trainer {
   const Pipeline& pipeline() const { return pipeline_; }
   /// A line for each stage, "stage 0: embedding, blocks.0 to blocks.2"; empty without a pipeline.
   std::string describe_stages() const;
+  /// Of every layer.
+  AttentionSpec attention_spec() const;
   /// How attention gets the keys and values of other context ranks.
   ContextKind context_kind() const;
   /// The share of the stages' time in which they wait, if an operation takes the same time everywhere and messages
