@@ -112,6 +112,10 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
     Config config = parse_config(file.text("config") + file.text("sgd"), GetParam());
     // A rank without a head is refused: if there are more tensor ranks than heads, they split the data instead.
     if (config.model.attention.heads < layout.tensor) layout = as_data_ranks(layout);
+    // So is a context rank without a head, if they share the heads.
+    const bool shares_heads = layout.context_kind == ContextKind::heads;
+    if (shares_heads && config.model.attention.heads < layout.tensor * layout.context)
+      layout.context_kind = ContextKind::ring;
     SCOPED_TRACE(layout.name);
     config.train.batch = batch;
     config.parallel = parallel_of(layout);
