@@ -1,5 +1,5 @@
 // The communicator of device `count`: moves nothing. The public verbs count the messages and allocate the workspace
-// that MPI would need, so that a memory plan includes it.
+// that MPI would need for tensors of a CPU, so that a memory plan includes it.
 #pragma once
 
 #include "framework/comm/communicator.h"
@@ -9,11 +9,12 @@ namespace choir {
 
 class CountingCommunicator : public Communicator {
  public:
-  using Communicator::Communicator;
+  CountingCommunicator(Group group, Device& device, CallRing& ring)
+      : Communicator(std::move(group), device, ring), is_mpi_(device.kind() == DeviceKind::cpu) {}
 
  protected:
   std::int64_t reduction_workspace_bytes(std::int64_t count, DType type) const override {
-    return choir::reduction_workspace_bytes(count, size(), type);
+    return is_mpi_ ? choir::reduction_workspace_bytes(count, size(), type) : 0;  // NCCL has its own
   }
   void do_all_reduce(const Tensor&, Reduce, const Tensor&) override {}
   void do_all_gather(const Tensor&, const Tensor&) override {}
@@ -22,6 +23,9 @@ class CountingCommunicator : public Communicator {
   void do_broadcast(const Tensor&, int) override {}
   void do_exchange(const std::vector<Message>&, const std::vector<Message>&) override {}
   void do_barrier() override {}
+
+ private:
+  bool is_mpi_;
 };
 
 }  // namespace choir

@@ -57,13 +57,12 @@ Stage::Placement place(const std::vector<PartSpec>& model, const Pipeline& pipel
 /// What was built is what was asked for: the stages together have all parts of the model. Collective.
 void check_placement(const Mesh& mesh, std::int64_t held, std::size_t asked) {
   Device& device = mesh.pipeline->device();
-  if (device.counts_only()) return;
   Runtime runtime{.device = device};
   double parts = static_cast<double>(held);
   const Tensor sum = ops::to_device(runtime, std::vector<double>{parts}, DType::f64);
   mesh.pipeline->all_reduce(sum, Reduce::sum, device.compute(), "parts of the model");
   ops::download(runtime, sum, &parts);
-  if (parts != static_cast<double>(asked))
+  if (!device.counts_only() && parts != static_cast<double>(asked))
     throw Error({.what = fmt::format("the pipeline stages hold {} parts, but the model has {}", parts, asked),
                  .why = "this is a mistake in the program"});
 }
