@@ -145,6 +145,7 @@ std::unique_ptr<ncclComm> make_communicator(const std::string& id, const std::st
   endpoint->device = device;
   endpoint->blocking = blocking;
   endpoint->arena = std::make_unique<Arena>(id, ranks);
+  choir::simgpu::register_endpoint(endpoint);
   auto communicator = std::make_unique<ncclComm>();
   communicator->endpoint = std::move(endpoint);
   return communicator;

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <string>
 
+#include "tests/simgpu/nccl_order.h"
+
 namespace choir::simgpu {
 
 /// What the ranks compare of a call.
@@ -34,10 +36,12 @@ class Arena {
     std::int32_t color, key;  ///< of the last split
     char bus[32];             ///< of the GPU, once `has_bus`; in communicators that were not split from another one
     std::atomic<bool> has_bus;
+    LaunchLog collectives;  ///< launched by this rank
   };
   struct alignas(64) Channel {
     std::atomic<std::int64_t> posted, taken;
-    CallSignature signature;  ///< of the message whose first piece was posted last
+    CallSignature signature;    ///< of the message whose first piece was posted last
+    LaunchLog sends, receives;  ///< launched by its two ranks
   };
 
   /// Opens or creates the memory called `name` and adds this rank. Throws std::runtime_error if that fails.

@@ -124,11 +124,12 @@ void Endpoint::report(const std::string& what) {
 }
 
 NcclCall::NcclCall(std::shared_ptr<Endpoint> endpoint, bool arrives)
-    : endpoint_(std::move(endpoint)), number_(endpoint_->calls++), arrives_(arrives) {}
+    : endpoint_(std::move(endpoint)), ticket_(endpoint_->device), number_(endpoint_->calls++), arrives_(arrives) {}
 
 bool NcclCall::ready() {
   if (endpoint_->finished != number_) return false;
   if (endpoint_->aborted) return true;
+  if (!ticket_.is_first()) return false;
   if (!arrives_ && endpoint_->late_error != ncclSuccess && host_waits())
     endpoint_->error = endpoint_->late_error.load();
   if (!ended_) ended_ = arrives_ && advance();  // polled again if the simulator ran another stream first
@@ -139,6 +140,7 @@ void NcclCall::run() {
   for (const Part& part : results_)
     if (!part.bytes.empty()) std::memcpy(part.to, part.bytes.data(), part.bytes.size());
   ++endpoint_->finished;
+  ticket_.end();
 }
 
 Collective::Collective(std::shared_ptr<Endpoint> endpoint_of_call, bool arrives, const CollectiveArguments& arguments,
@@ -153,6 +155,12 @@ Collective::Collective(std::shared_ptr<Endpoint> endpoint_of_call, bool arrives,
     if (access.write)
       results_.push_back({arguments.out, std::vector<std::byte>(static_cast<std::size_t>(access.bytes),
                                                                 static_cast<std::byte>(nan_byte))});
+  LaunchLog& own = arena().member(endpoint().rank).collectives;
+  write_launch(endpoint(), own, number_);
+  for (int other = 0; other < endpoint().ranks; ++other)
+    if (other != endpoint().rank)
+      compare_launch(endpoint(), own, arena().member(other).collectives, other, number_,
+                     "collective #" + std::to_string(number_));
 }
 
 std::vector<Access> Collective::accesses() const {
@@ -272,7 +280,23 @@ Messages::Messages(std::shared_ptr<Endpoint> endpoint_of_call, bool arrives,
       results_.push_back({message.data, std::vector<std::byte>(static_cast<std::size_t>(transfer.bytes),
                                                                static_cast<std::byte>(nan_byte))});
     transfers_.push_back(transfer);
+    note_launch(message);
   }
+}
+
+/// Messages to and from a rank are counted apart: the other end calls them in another order.
+void Messages::note_launch(const MessageArguments& message) {
+  const int rank = endpoint().rank, peer = message.peer;
+  std::vector<std::int64_t>& counts = message.send ? endpoint().sends : endpoint().receives;
+  counts.resize(static_cast<std::size_t>(endpoint().ranks));
+  const std::int64_t number = ++counts[static_cast<std::size_t>(peer)];
+  Arena::Channel& channel = message.send ? arena().channel(rank, peer) : arena().channel(peer, rank);
+  LaunchLog& own = message.send ? channel.sends : channel.receives;
+  write_launch(endpoint(), own, number);
+  if (peer != rank)
+    compare_launch(
+        endpoint(), own, message.send ? channel.receives : channel.sends, peer, number,
+        "message #" + std::to_string(number) + (message.send ? " to rank " : " from rank ") + std::to_string(peer));
 }
 
 std::vector<Access> Messages::accesses() const {

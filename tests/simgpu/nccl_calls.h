@@ -31,6 +31,7 @@ struct Endpoint {
 
   // Used by the thread that makes the calls,
   std::atomic<std::int64_t> calls = 0, collectives = 0, splits = 0;
+  std::vector<std::int64_t> sends, receives;  ///< by the other rank
   // and by the simulator's thread.
   std::atomic<std::int64_t> finished = 0;
   std::int64_t pieces = 0;  ///< of collectives, exchanged so far: the same number on all ranks
@@ -66,6 +67,7 @@ class NcclCall {
 
  private:
   std::shared_ptr<Endpoint> endpoint_;
+  LaunchTicket ticket_;
   std::int64_t number_;
   bool arrives_, ended_ = false;
 };
@@ -130,6 +132,7 @@ class Messages : public NcclCall {
     bool begun = false, fits = true, done = false;
   };
   bool advance() override;
+  void note_launch(const MessageArguments& message);
   void send(Transfer& transfer);
   void receive(Transfer& transfer);
   bool peer_is_gone(const Transfer& transfer) const;

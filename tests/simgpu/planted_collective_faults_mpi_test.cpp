@@ -59,6 +59,32 @@ TEST_F(PlantedCollectiveFaults, AnotherOrderOnOneRank) {
                   "rank " + others() + " called ncclAllReduce of 4 f32, sum, 'blocks.0'"});
 }
 
+// The calls hang here. On a GPU they may run at once, and nothing is noticed until a larger job hangs.
+TEST_F(PlantedCollectiveFaults, AnotherOrderOfTwoCommunicatorsOnOneRank) {
+  ranks.reset();
+  configure({.seed = static_cast<unsigned>(rank) + 1u, .hang_seconds = 2});
+  ranks = std::make_unique<GpuRanks>();
+  const Tensor x = ranks->tensor(std::vector<float>(4, 1.f)), y = ranks->tensor(std::vector<float>(4, 1.f));
+  const auto call = [&](bool first) {
+    Communicator& axis = first ? *ranks->mesh.tensor : *ranks->mesh.world;
+    axis.all_reduce(first ? x : y, Reduce::sum, ranks->device.compute(), first ? "first" : "second");
+  };
+  call(rank != 0);
+  call(rank == 0);
+  EXPECT_THROW(ranks->device.synchronize(), std::exception);
+  int found = 0, all = 0;
+  for (const Finding& finding : take_findings()) {
+    if (finding.kind != "launch order") continue;
+    ++found;
+    EXPECT_NE(finding.text.find("before it rank " + std::to_string(rank) + " has launched"), std::string::npos)
+        << finding.text;
+  }
+  MPI_Allreduce(&found, &all, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+  EXPECT_GT(all, 0) << "no rank has found it";
+  ranks.reset();
+  take_findings();  // of what has hung
+}
+
 TEST_F(PlantedCollectiveFaults, AnotherOperationOnOneRank) {
   const Tensor x = ranks->tensor(std::vector<float>(4, 1.f));
   comm.all_reduce(x, rank == 0 ? Reduce::max : Reduce::sum, stream, "loss");
