@@ -12,10 +12,9 @@ Rows context_rows(Rows whole, std::int64_t ranks, std::int64_t rank) {
   const Slice tail = even_slice(whole.length, 2 * ranks, 2 * ranks - 1 - rank);
   whole.runs[0] = {head.begin, head.end};
   whole.runs[1] = {tail.begin, tail.end};
-  if (head.end == tail.begin || tail.count() == 0) {
-    whole.runs[0].end += tail.count();
-    whole.runs[1] = {0, 0};
-  }
+  const bool is_all = head.begin == 0 && head.end == tail.begin && tail.end == whole.length;
+  if (is_all) whole.runs[0].end = tail.end;
+  if (is_all || tail.count() == 0) whole.runs[1] = {0, 0};
   return whole;
 }
 

@@ -8,6 +8,8 @@
 
 #include "framework/core/quantity.h"
 #include "framework/train/trainer.h"
+#include "kernels/optimizer.h"
+#include "kernels/reduce.h"
 
 namespace choir {
 namespace {
@@ -26,26 +28,41 @@ struct CountingRank {
 /// Everything by which the programs of two ranks of a stage can differ.
 struct Share {
   struct Part {
-    std::int64_t rows, columns, owned_begin, owned_end;
+    std::int64_t rows, columns, owned_rows;
     bool operator==(const Part&) const = default;
   };
   std::vector<Part> parameters;    // held
   std::int64_t group_offset = 0;   // of the first query head in the group of its key/value head
   std::int64_t rows_of_batch = 0;  // of a micro-batch, held between layers
   ContextWork context_work;
+  std::vector<std::int64_t> table_bytes;  // of the optimizer's tables: segments of each bucket, counted ranges
   bool operator==(const Share&) const = default;
 };
 
-Share share_of(CountingRank& rank) {
-  const ModelConfig& model = rank.trainer.config().model;
-  const HeadPartition heads{model.attention.heads, model.kv_heads(), rank.mesh.shape.tensor};
-  const RowShare rows = rank.trainer.rows(0, rank.trainer.micro_batch()).share();
-  Share share{.group_offset = heads.group_offset(rank.mesh.here.tensor),
-              .rows_of_batch = rows.end - rows.begin,
-              .context_work = context_work(rank.trainer.attention_spec(), rank.trainer.context_kind(), model.context,
-                                           rank.mesh.shape.context, rank.mesh.here.context)};
-  for (const Parameter& p : rank.trainer.parameters().parameters())
-    share.parameters.push_back({p.held.rows(), p.held.columns(), p.owned_begin, p.owned_end});
+/// The share of the rank at `at`, which holds the same parameters as `trainer`: of the same stage and tensor rank.
+Share share_of(Trainer& trainer, const MeshShape& shape, const MeshShape::Coordinates& at) {
+  const Config& config = trainer.config();
+  const AttentionSpec attention = trainer.attention_spec();
+  const RowShare rows = rows_at(config, shape, at, 0, trainer.micro_batch()).share();
+  Share share{
+      .group_offset = attention.heads.group_offset(at.tensor),
+      .rows_of_batch = rows.end - rows.begin,
+      .context_work = context_work(attention, trainer.context_kind(), config.model.context, shape.context, at.context)};
+  for (const Parameter& p : trainer.parameters().parameters())
+    share.parameters.push_back({p.held.rows(), p.held.columns(), p.owned_end - p.owned_begin});
+
+  const Group gradient = shape.gradient_group(shape.rank(at)), shard = shape.shard_group(shape.rank(at));
+  std::vector<FlatRange> counted;
+  const auto add_table = [&](std::size_t entry, const std::vector<FlatRange>& ranges, bool owned_only) {
+    const std::size_t entries = parts_in(trainer.parameters(), ranges, owned_only).size();
+    share.table_bytes.push_back(entries == 0 ? 0 : Allocator::rounded(static_cast<std::int64_t>(entries * entry)));
+  };
+  for (const Bucket& bucket : make_buckets(trainer.parameters(), static_cast<int>(config.parallel.zero),
+                                           {gradient.size, gradient.rank, shard.size}, default_bucket_elements)) {
+    add_table(sizeof(kernels::OptimizerSegment), {bucket.updated}, false);
+    counted.push_back(bucket.counted);
+  }
+  add_table(sizeof(kernels::Range), counted, true);
   return share;
 }
 
@@ -134,28 +151,32 @@ Plan make_plan(const Config& config, std::int64_t ranks, CountOnly device, int t
             .parameters = all_parameters(config.model).global_count(),
             .model_flops = model_flops(config.model, config.train.batch)};
   for (int stage = 0; stage < plan.shape.pipeline; ++stage) {
+    std::vector<std::unique_ptr<CountingRank>> declared;  // by tensor rank
+    for (int tensor = 0; tensor < plan.shape.tensor; ++tensor)
+      declared.push_back(std::make_unique<CountingRank>(
+          config, plan.shape, plan.shape.rank({.tensor = tensor, .pipeline = stage}), device, threads));
+    if (stage == 0) {
+      const Trainer& first = declared.front()->trainer;
+      plan.stages = first.describe_stages();
+      if (plan.shape.context > 1) plan.context_kind = name_of(first.context_kind());
+      plan.bubble = first.bubble();
+      plan.micro_batches = first.micro_batches();
+    }
     std::vector<Share> shares;  // of the ranks of this stage
-    const std::size_t first = plan.ranks.size();
-    for (int context = 0; context < plan.shape.context; ++context) {
+    const std::size_t first_plan = plan.ranks.size();
+    for (int context = 0; context < plan.shape.context; ++context)
       for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
-        const int rank = plan.shape.rank({.tensor = tensor, .context = context, .pipeline = stage});
-        CountingRank declared(config, plan.shape, rank, device, threads);
-        if (plan.ranks.empty()) {
-          plan.stages = declared.trainer.describe_stages();
-          if (plan.shape.context > 1) plan.context_kind = name_of(declared.trainer.context_kind());
-          plan.bubble = declared.trainer.bubble();
-          plan.micro_batches = declared.trainer.micro_batches();
-        }
-        shares.push_back(share_of(declared));
+        Trainer& trainer = declared[static_cast<std::size_t>(tensor)]->trainer;
+        const MeshShape::Coordinates at{.tensor = tensor, .context = context, .pipeline = stage};
+        shares.push_back(share_of(trainer, plan.shape, at));
         const auto equal =
             static_cast<std::size_t>(std::find(shares.begin(), shares.end(), shares.back()) - shares.begin());
-        RankPlan here = first + equal < plan.ranks.size()
-                            ? plan.ranks[first + equal]
-                            : plan_rank(config, declared.trainer, plan.shape, rank, device, threads);
-        here.at = plan.shape.coordinates(rank);
+        RankPlan here = first_plan + equal < plan.ranks.size()
+                            ? plan.ranks[first_plan + equal]
+                            : plan_rank(config, trainer, plan.shape, plan.shape.rank(at), device, threads);
+        here.at = at;
         plan.ranks.push_back(std::move(here));
       }
-    }
   }
   return plan;
 }

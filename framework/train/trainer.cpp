@@ -78,6 +78,16 @@ MeshShape mesh_shape(const Config& config, std::int64_t ranks) {
           .shard = static_cast<int>(p.shard)};
 }
 
+Rows rows_at(const Config& config, const MeshShape& shape, const MeshShape::Coordinates& at, std::int64_t first_sample,
+             std::int64_t sequences) {
+  Rows rows = whole_rows(sequences, config.model.context, first_sample);
+  if (config.parallel.sequence) {
+    rows.split = shape.tensor;
+    rows.part = at.tensor;
+  }
+  return context_rows(rows, shape.context, at.context);
+}
+
 Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inference)
     : config_(config),
       mesh_(mesh),
@@ -120,15 +130,6 @@ std::string Trainer::describe_stages() const {
     }
   }
   return text;
-}
-
-Rows Trainer::rows(std::int64_t first_sample, std::int64_t sequences) const {
-  Rows rows = whole_rows(sequences, config_.model.context, first_sample);
-  if (share_.sequence) {
-    rows.split = share_.size;
-    rows.part = share_.rank;
-  }
-  return context_rows(rows, mesh_.shape.context, mesh_.here.context);
 }
 
 AttentionSpec Trainer::attention_spec() const {

@@ -43,6 +43,10 @@ struct LossSum {
 /// The mesh that the configuration asks for; the data axis gets the remaining ranks. Call validate() first.
 MeshShape mesh_shape(const Config&, std::int64_t ranks);
 
+/// Of `sequences` sequences from `first_sample` on: the rows that the rank at `at` computes.
+Rows rows_at(const Config&, const MeshShape& shape, const MeshShape::Coordinates& at, std::int64_t first_sample,
+             std::int64_t sequences);
+
 class Trainer {
  public:
   /// Declares, allocates and initialises this rank's share. `device` and `mesh` outlive the trainer. `inference`: no
@@ -68,8 +72,10 @@ class Trainer {
   Runtime& runtime() { return runtime_; }
   Mesh& mesh() { return mesh_; }
   Context context() { return {.runtime = runtime_, .mesh = mesh_, .kind = config_.parallel.context_kind}; }
-  /// Of `sequences` sequences from `first_sample` on: those that this rank computes.
-  Rows rows(std::int64_t first_sample, std::int64_t sequences) const;
+  /// rows_at() this rank.
+  Rows rows(std::int64_t first_sample, std::int64_t sequences) const {
+    return rows_at(config_, mesh_.shape, mesh_.here, first_sample, sequences);
+  }
   ParameterStore& parameters() { return store_; }
   const Stage& stage() const { return stage_; }
   Shards& shards() { return *shards_; }
