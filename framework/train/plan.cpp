@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cassert>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "framework/core/quantity.h"
 #include "framework/train/trainer.h"
@@ -133,12 +134,15 @@ Plan make_plan(const Config& config, std::int64_t ranks, CountOnly device, int t
   Plan plan{.shape = mesh_shape(config, ranks),
             .parameters = all_parameters(config.model).global_count(),
             .model_flops = model_flops(config.model, config.train.batch)};
+  // Data ranks are alike, except for the experts that they hold.
+  const int data_positions = plan.shape.expert / std::gcd(plan.shape.expert, plan.shape.context);
   for (int stage = 0; stage < plan.shape.pipeline; ++stage) {
     std::vector<Share> shares;  // of the ranks of this stage
     const std::size_t first = plan.ranks.size();
     for (int context = 0; context < plan.shape.context; ++context) {
-      for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
-        const int rank = plan.shape.rank({.tensor = tensor, .context = context, .pipeline = stage});
+      for (int position = 0; position < data_positions * plan.shape.tensor; ++position) {
+        const int tensor = position % plan.shape.tensor, data = position / plan.shape.tensor;
+        const int rank = plan.shape.rank({.tensor = tensor, .context = context, .data = data, .pipeline = stage});
         CountingRank declared(config, plan.shape, rank, device, threads);
         if (plan.ranks.empty()) {
           plan.stages = declared.trainer.describe_stages();
@@ -164,6 +168,7 @@ std::string describe(const Plan& plan, const Config& config) {
   const MeshShape& s = plan.shape;
   std::string text = fmt::format("{} parameters on {}: tensor {}, context {}, data {}, pipeline {}\n", plan.parameters,
                                  quantity(s.ranks(), "rank"), s.tensor, s.context, s.data, s.pipeline);
+  if (s.expert > 1) text += fmt::format("expert {}: these ranks of context and data share the experts\n", s.expert);
   const HeadPartition heads{config.model.attention.heads, config.model.kv_heads(), s.tensor};
   text += heads.describe() + fmt::format("largest share of heads over the mean: {:.3f}\n", heads.imbalance());
 
