@@ -44,7 +44,9 @@ struct Matmul {
   Out* before = nullptr;  ///< [m, n], rows before_stride apart: gelu writes it, gelu_gradient reads it
   std::int64_t before_stride = 0;
   Accumulate<In>* bias_gradient = nullptr;  ///< [m]
-  void* workspace = nullptr;                ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
+  std::int64_t batch = 1;                   ///< equal products, without bias and epilogue: those of several experts
+  std::int64_t a_batch_stride = 0, b_batch_stride = 0, c_batch_stride = 0;  ///< elements from one to the next
+  void* workspace = nullptr;  ///< matmul_workspace_bytes() of the same arguments, 64-byte aligned
 };
 
 /// The workspace in bytes. Does not read the pointers in `args`, so that device `count` can call it without memory.

@@ -32,6 +32,7 @@ int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
       std::printf("MISMATCH %s: differs by %.3g of its root mean square, tolerance %.3g\n", c.what.c_str(),
                   c.difference, c.tolerance);
     }
+    if (!c.note.empty()) fmt::print("{}: {}\n", c.what, c.note);
     if (!worst || !(c.difference * worst->tolerance <= worst->difference * c.tolerance)) worst = &c;
   }
   if (process.rank() == 0) {
@@ -40,11 +41,11 @@ int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
     const std::string context =
         p.context > 1 ? fmt::format(", context {} ({})", p.context, name_of(p.context_kind)) : "";
     fmt::print(
-        "{} on {} (tensor {}{}{}{}, data {}, zero {}; layers {}, heads {}, head width {}, vocabulary {}; {}): {}\n",
+        "{} on {} (tensor {}{}{}{}{}, data {}, zero {}; layers {}, heads {}, head width {}, vocabulary {}; {}): {}\n",
         quantity(std::ssize(comparisons), "comparison"), quantity(process.ranks(), "rank"), p.tensor,
-        p.sequence ? " with sequence" : "", context, stages, mesh.shape.data, p.zero, config.model.layers,
-        config.model.attention.heads, config.model.head_width(), config.model.vocabulary,
-        config.train.precision == Precision::f32 ? "f32" : "f32 and bf16",
+        p.sequence ? " with sequence" : "", context, stages, p.expert > 1 ? fmt::format(", expert {}", p.expert) : "",
+        mesh.shape.data, p.zero, config.model.layers, config.model.attention.heads, config.model.head_width(),
+        config.model.vocabulary, config.train.precision == Precision::f32 ? "f32" : "f32 and bf16",
         mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
     std::printf("the worst: %s, differs by %.3g of its root mean square, tolerance %.3g\n", worst->what.c_str(),
                 worst->difference, worst->tolerance);

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <string>
 #include <vector>
 
 #include "framework/comm/context_kind.h"
@@ -15,6 +17,19 @@ namespace choir {
 /// The keys and values of the tokens already seen, of one layer, for generation.
 struct KeyValueCache {
   Tensor keys, values;  ///< [positions, key/value heads held * E]
+  Tensor choices;       ///< [experts] i32: how many of these tokens chose each expert; empty without experts
+};
+
+/// The experts that the tokens of a step choose: written by a run, and used instead of its own choices by another one.
+struct ChoiceRecord {
+  bool replays = false;
+  std::int64_t first_row = 0;  ///< of this step, in the tensors below
+  /// By layer: the choices [rows, chosen] of all rows of the global batch; -1: not known.
+  std::map<std::string, std::vector<std::int32_t>> choices{};
+  /// Of a replay: the number of rows that would have chosen otherwise, and the largest difference of two scores that
+  /// changed places, relative to the largest score of the row.
+  std::int64_t differing = 0;
+  double widest = 0;
 };
 
 /// Weight gradients of a micro-batch that the schedule computes later than its activation gradients.
@@ -28,6 +43,9 @@ struct Context {
   DeferredWork* deferred = nullptr;      ///< where linear layers leave their weight gradients; null: computed at once
   const KeyValueCache* cache = nullptr;  ///< of the layer at hand, in generation
   bool training = true;                  ///< false: no dropout
+  double loss_scale = 0;                 ///< gradients are those of loss_scale * the losses; 0: no gradient is wanted
+  Tensor expert_sums{};                  ///< [3] f64: kernels::ExpertSums adds to it; empty: nothing is counted
+  ChoiceRecord* choices = nullptr;       ///< null: choices are neither written nor replayed
 };
 
 }  // namespace choir

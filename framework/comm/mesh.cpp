@@ -67,10 +67,26 @@ Group MeshShape::replica_group(int rank) const {
           .rank = all.rank / size};
 }
 
+Group MeshShape::expert_group(int rank) const {
+  const Group all = gradient_group(rank);
+  const int index = all.rank % expert;
+  return {.axis = "expert", .first = rank - index * all.stride, .stride = all.stride, .size = expert, .rank = index};
+}
+
+Group MeshShape::expert_shard_group(int rank) const {
+  const Group whole = shard_group(rank);
+  return {.axis = whole.axis,
+          .first = whole.first + whole.rank % expert * whole.stride,
+          .stride = whole.stride * expert,
+          .size = whole.size / expert,
+          .rank = whole.rank / expert};
+}
+
 std::vector<Communicator*> Mesh::communicators() const {
-  std::vector<Communicator*> all = {world.get(),    tensor.get(),  context.get(),
-                                    gradient.get(), replica.get(), pipeline.get()};
+  std::vector<Communicator*> all = {world.get(),   tensor.get(),   context.get(), gradient.get(),
+                                    replica.get(), pipeline.get(), expert.get()};
   if (shard != gradient) all.push_back(shard.get());
+  if (expert_shard != shard) all.push_back(expert_shard.get());
   return all;
 }
 
@@ -84,6 +100,8 @@ Mesh make_axes(int rank, const MeshShape& shape, const MakeCommunicator& make) {
   mesh.shard = shard.size == mesh.gradient->size() ? mesh.gradient : make(shard);
   mesh.replica = make(shape.replica_group(rank));
   mesh.pipeline = make(shape.group(Axis::pipeline, rank));
+  mesh.expert = make(shape.expert_group(rank));
+  mesh.expert_shard = shape.expert == 1 ? mesh.shard : make(shape.expert_shard_group(rank));
   return mesh;
 }
 

@@ -3,6 +3,8 @@
 // Rank order, written once: tensor fastest (inside a node), then context, then data, pipeline slowest:
 //
 //   rank = ((pipeline_index * data + data_index) * context + context_index) * tensor + tensor_index
+//
+// The expert axis is not one more factor: it cuts the gradient group into consecutive ranks that share the experts.
 #pragma once
 
 #include <mpi.h>
@@ -25,7 +27,8 @@ inline constexpr auto names<Axis> = std::array{"tensor", "context", "data", "pip
 
 struct MeshShape {
   int tensor = 1, context = 1, data = 1, pipeline = 1;
-  int shard = 0;  ///< ranks of a gradient group that split masters, gradients and values (ZeRO); 0: all of them
+  int shard = 0;   ///< ranks of a gradient group that split masters, gradients and values (ZeRO); 0: all of them
+  int expert = 1;  ///< ranks of a gradient group that share the experts; divides it, and a shard
 
   struct Coordinates {
     int tensor = 0, context = 0, data = 0, pipeline = 0;
@@ -44,6 +47,10 @@ struct MeshShape {
   /// one replica, and those that hold the same part as `rank`, one of each replica.
   Group shard_group(int rank) const;
   Group replica_group(int rank) const;
+  /// The ranks of the gradient group that together hold all experts: `expert` consecutive ones.
+  Group expert_group(int rank) const;
+  /// The ranks of the shard group that hold the same experts.
+  Group expert_shard_group(int rank) const;
   bool operator==(const MeshShape&) const = default;
 };
 
@@ -55,8 +62,10 @@ struct Mesh {
   std::shared_ptr<Communicator> gradient;  ///< MeshShape::gradient_group()
   std::shared_ptr<Communicator> shard;     ///< MeshShape::shard_group(): `gradient` itself if that has the same ranks
   std::unique_ptr<Communicator> replica;   ///< MeshShape::replica_group()
-  std::unique_ptr<Device> host_device;     ///< the CPU, if the mesh is of GPUs
-  std::unique_ptr<Communicator> host;      ///< all ranks, on host memory: for messages about files and signals
+  std::unique_ptr<Communicator> expert;    ///< MeshShape::expert_group()
+  std::shared_ptr<Communicator> expert_shard;  ///< MeshShape::expert_shard_group(): `shard` itself without expert ranks
+  std::unique_ptr<Device> host_device;         ///< the CPU, if the mesh is of GPUs
+  std::unique_ptr<Communicator> host;          ///< all ranks, on host memory: for messages about files and signals
 
   /// All but `host`: those that a watchdog checks for problems.
   std::vector<Communicator*> communicators() const;

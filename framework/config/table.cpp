@@ -9,6 +9,8 @@
 #include <iterator>
 #include <string_view>
 
+#include "kernels/experts.h"
+
 namespace choir {
 namespace {
 
@@ -22,7 +24,6 @@ Limits below_one() { return {.least = 0, .most = 1, .below_most = true}; }
 Limits planned(std::vector<std::string> names, std::string why) {
   return {.planned = std::move(names), .why = std::move(why)};
 }
-Limits only_one(std::string why) { return {.least = 1, .most = 1, .why = std::move(why)}; }
 
 std::vector<Field> fields(AttentionConfig& c) {
   return {
@@ -42,6 +43,26 @@ std::vector<Field> fields(FeedForwardConfig& c) {
   return {
       {"model.feed_forward.kind", &c.kind, "activation; gelu is the tanh form, swiglu has a gate"},
       {"model.feed_forward.width", &c.width, "hidden width; 0: 4 * model.width", at_least(0)},
+  };
+}
+
+std::vector<Field> fields(ExpertsConfig& c) {
+  return {
+      {"model.experts.count", &c.count,
+       "experts of a block, in place of its feed-forward layer, each of model.feed_forward.width; 0: none",
+       at_least(0)},
+      {"model.experts.chosen", &c.chosen, "experts that a token chooses, by the scores of a router",
+       at_least(1, kernels::most_chosen_experts)},
+      {"model.experts.capacity", &c.capacity,
+       "an expert takes the first capacity * chosen * model.context / count tokens of a sequence; 0: all",
+       not_negative()},
+      {"model.experts.shared", &c.shared, "experts that every token uses besides those chosen", at_least(0)},
+      {"model.experts.score", &c.score, "the weights of the chosen experts, divided by their sum"},
+      {"model.experts.balance", &c.balance, "what makes the router use all experts; loss: a loss beside that of tokens",
+       planned({"bias"}, "the balance by biases is not built yet")},
+      {"model.experts.balance_weight", &c.balance_weight, "weight of the balance loss", not_negative()},
+      {"model.experts.every", &c.every, "n: every n-th block has experts; the others a feed-forward layer",
+       at_least(1)},
   };
 }
 
@@ -152,7 +173,8 @@ std::vector<Field> fields(ParallelConfig& c) {
        at_least(0)},
       {"parallel.stages", &c.stages,
        "parts (embedding, blocks, head) in each stretch, in the model's order; []: cut by cost", at_least(1)},
-      {"parallel.expert", &c.expert, "ranks that share the experts", only_one("expert parallelism is not built yet")},
+      {"parallel.expert", &c.expert,
+       "ranks that share the experts, among those that have other sequences or other positions", at_least(1)},
       {"parallel.zero",
        &c.zero,
        "what the data ranks split: 1 masters and optimizer state, 2 also gradients, 3 also the values of weights",
@@ -259,6 +281,7 @@ std::vector<Field> table(Config& config) {
   add(fields(config.model));
   add(fields(config.model.attention));
   add(fields(config.model.feed_forward));
+  add(fields(config.model.experts));
   add(fields(config.model.norm));
   add(fields(config.data));
   add(fields(config.data.tokenizer));

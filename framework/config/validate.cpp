@@ -109,6 +109,7 @@ class Validator {
   void check_layout();
   void check_shard();
   void check_context();
+  void check_experts();
   void check_pipeline();
   void check_batch();
 
@@ -192,7 +193,7 @@ void Validator::check_schedule() {
                   stable ? " or the decay" : ""));
 }
 
-// ranks = data * tensor * context * pipeline. Expert parallelism uses the ranks of the others.
+// ranks = data * tensor * context * pipeline. Expert parallelism uses the ranks of context and data.
 void Validator::check_layout() {
   if (!are_sound({"parallel.tensor", "parallel.context", "parallel.pipeline"})) return;
   const ModelConfig& m = config_.model;
@@ -231,6 +232,7 @@ void Validator::check_layout() {
   }
   check_shard();
   check_context();
+  check_experts();
   check_pipeline();
 }
 
@@ -265,6 +267,46 @@ void Validator::check_context() {
                     p.tensor > 1 ? fmt::format(" on parallel.tensor = {}", p.tensor) : ""),
         "with parallel.context_kind = heads each rank computes at least one query head",
         fmt::format("set parallel.context to {} or less, or parallel.context_kind to ring", most));
+}
+
+// The expert ranks cut context * data. Each holds at least one expert.
+void Validator::check_experts() {
+  const ExpertsConfig& e = config_.model.experts;
+  const std::int64_t expert = config_.parallel.expert;
+  if (!are_sound({"model.experts.count", "model.experts.chosen", "model.experts.every", "parallel.expert"})) return;
+  if (e.count == 0) {
+    if (expert > 1)
+      add(fmt::format("parallel.expert = {}, but the model has no experts", expert),
+          "the ranks of this axis share the experts", "set parallel.expert to 1, or give model.experts.count");
+    return;
+  }
+  if (e.chosen > e.count)
+    add(fmt::format("model.experts.chosen = {} is more than model.experts.count = {}", e.chosen, e.count),
+        "a token chooses different experts", fmt::format("set model.experts.chosen to {} or less", e.count));
+  if (are_sound({"model.layers"}) && e.every > config_.model.layers)
+    add(fmt::format("model.experts.every = {} is more than model.layers = {}", e.every, config_.model.layers),
+        "no block would have experts", fmt::format("set model.experts.every to {} or less", config_.model.layers));
+  const std::int64_t shard = config_.parallel.shard;
+  if (are_sound({"parallel.shard"}) && shard % expert != 0)
+    add(fmt::format("parallel.expert = {} does not divide parallel.shard = {}", expert, shard),
+        "the ranks of a shard hold one copy of every expert",
+        fmt::format("set parallel.expert to one of {}, or parallel.shard to {}", divisors(shard),
+                    nearest_multiples(shard, expert)));
+  const std::int64_t others = saturating_product({config_.parallel.tensor, config_.parallel.pipeline});
+  const std::int64_t ranks = ranks_ > 0 && ranks_ % config_.parallel.ranks_of_a_copy() == 0 ? ranks_ / others : 0;
+  if (expert > e.count || (ranks > 0 && ranks % expert != 0)) {
+    std::vector<std::int64_t> fitting;
+    for (std::int64_t size = 1; size <= std::min(e.count, ranks); ++size)
+      if (ranks % size == 0) fitting.push_back(size);
+    const bool too_many = expert > e.count;
+    add(too_many ? fmt::format("parallel.expert = {} is too many for model.experts.count = {}", expert, e.count)
+                 : fmt::format("parallel.expert = {} does not divide the {} that have other sequences or positions",
+                               expert, quantity(ranks, "rank")),
+        too_many ? "each expert rank holds at least one expert"
+                 : "the ranks that share the experts are context * data, cut into equal groups",
+        fitting.empty() ? fmt::format("set parallel.expert to {} or less", e.count)
+                        : fmt::format("set parallel.expert to one of {}", fmt::join(fitting, ", ")));
+  }
 }
 
 // The model is cut into pipeline * chunks stretches of at least one part.

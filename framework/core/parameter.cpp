@@ -7,7 +7,7 @@
 
 namespace choir {
 
-void ParameterStore::begin_group() { groups_.emplace_back(); }
+void ParameterStore::begin_group(Replicas replicas) { groups_.push_back({.replicas = replicas}); }
 
 Weight* ParameterStore::add_weight(std::int64_t rows, std::int64_t width, bool matrix) {
   assert(!groups_.empty());
@@ -38,7 +38,9 @@ void ParameterStore::lay_out(std::int64_t alignment) {
   size_ = 0;
   for (int group = 0; group < groups(); ++group) {
     const FlatRange matrices = place(group, true), vectors = place(group, false);
-    groups_[static_cast<std::size_t>(group)] = {matrices, vectors};
+    Group& here = groups_[static_cast<std::size_t>(group)];
+    here.matrices = matrices;
+    here.vectors = vectors;
   }
 }
 

@@ -55,6 +55,12 @@ enum class TensorSum : std::uint8_t {
   replicas,  ///< over the ranks that hold a copy of the same rows: replicated key/value heads
 };
 
+/// Which ranks hold the same weights of a group, so that its gradients are summed over them.
+enum class Replicas : std::uint8_t {
+  gradient,  ///< all ranks that have other rows of the batch
+  expert,    ///< those of them that hold the same experts
+};
+
 struct Parameter {
   std::string name;              ///< "blocks.3.attention.q.weight", unchanged by any layout
   Shape shape;                   ///< global
@@ -76,7 +82,7 @@ struct Parameter {
 class ParameterStore {
  public:
   /// Opens the next group; buffers added from now on belong to it. Backward finishes groups in reverse order.
-  void begin_group();
+  void begin_group(Replicas replicas = Replicas::gradient);
   /// A local buffer. The address stays valid; its place comes with lay_out(), its memory with Shards.
   Weight* add_weight(std::int64_t rows, std::int64_t width, bool matrix);
   /// `parameter.weight` has been added before; rows not covered by any parameter are padding and stay zero.
@@ -96,12 +102,14 @@ class ParameterStore {
   int groups() const { return static_cast<int>(groups_.size()); }
   FlatRange matrices(int group) const { return groups_[static_cast<std::size_t>(group)].matrices; }
   FlatRange vectors(int group) const { return groups_[static_cast<std::size_t>(group)].vectors; }
+  Replicas replicas(int group) const { return groups_[static_cast<std::size_t>(group)].replicas; }
   std::int64_t group_begin(int group) const { return matrices(group).begin; }
   std::int64_t group_end(int group) const { return vectors(group).end; }
 
  private:
   struct Group {
     FlatRange matrices, vectors;
+    Replicas replicas = Replicas::gradient;
   };
   std::deque<Weight> weights_;
   std::deque<Parameter> parameters_;

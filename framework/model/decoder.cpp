@@ -39,12 +39,36 @@ TablePositions table_positions(const ModelConfig& c) {
   std::abort();  // all values are above
 }
 
-BlockShape block_shape(const ModelConfig& c) {
+ExpertsShape experts_shape(const ModelConfig& c, const FeedForwardShape& expert) {
+  const ExpertsConfig& e = c.experts;
+  const auto tokens = static_cast<double>(e.chosen * c.context), count = static_cast<double>(e.count);
+  const double capacity = std::ceil(e.capacity * tokens / count * (1 - 1e-12));  // 1.25 * 8 / 5 is 2, not 3
+  const bool balances = e.balance == ExpertBalance::loss;
+  return {.count = e.count,
+          .chosen = e.chosen,
+          .capacity = e.capacity == 0 || capacity > static_cast<double>(c.context)
+                          ? c.context
+                          : std::max<std::int64_t>(1, static_cast<std::int64_t>(capacity)),
+          .shared = e.shared,
+          .score = e.score == ExpertScoreKind::softmax ? ops::ExpertScore::softmax : ops::ExpertScore::sigmoid,
+          // experts * sum over e of (share of the choices of a sequence) * (mean score), as one sum over tokens
+          .balance_factor = balances ? e.balance_weight * count / tokens : 0,
+          .expert = expert};
+}
+
+BlockShape block_shape(const ModelConfig& c, bool has_experts) {
   const auto deviation = static_cast<float>(c.initial_deviation);
   // The outputs of the 2 L residual branches are added, so each starts smaller: the sum does not grow with depth
   // (GPT-2).
   const auto out_deviation = static_cast<float>(c.initial_deviation / std::sqrt(2.0 * static_cast<double>(c.layers)));
   const bool rms = c.norm.kind == NormKind::rms_norm;
+  const FeedForwardShape feed_forward{.width = c.width,
+                                      .hidden = c.feed_forward_width(),
+                                      .activation = activation_of(c.feed_forward.kind),
+                                      .bias = c.bias,
+                                      .dropout = c.dropout,
+                                      .deviation = deviation,
+                                      .down_deviation = out_deviation};
   return {.attention = {.width = c.width,
                         .heads = c.attention.heads,
                         .kv_heads = c.kv_heads(),
@@ -56,13 +80,8 @@ BlockShape block_shape(const ModelConfig& c) {
                         .dropout = c.dropout,
                         .deviation = deviation,
                         .out_deviation = out_deviation},
-          .feed_forward = {.width = c.width,
-                           .hidden = c.feed_forward_width(),
-                           .activation = activation_of(c.feed_forward.kind),
-                           .bias = c.bias,
-                           .dropout = c.dropout,
-                           .deviation = deviation,
-                           .down_deviation = out_deviation},
+          .feed_forward = feed_forward,
+          .experts = has_experts ? experts_shape(c, feed_forward) : ExpertsShape{},
           .rms_norm = rms,
           .norm_bias = c.bias,
           .norm_epsilon = c.norm.epsilon};
@@ -139,7 +158,9 @@ class Recomputed final : public Part {
   Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
     Tensor& x = static_cast<State&>(saved).x;
     const std::unique_ptr<Saved> again = part_->make_saved();
-    part_->forward(x, {}, {.sum = {}, .gradient = true}, *again, context);
+    Context repeated = context;
+    repeated.expert_sums = {};  // what forward has counted
+    part_->forward(x, {}, {.sum = {}, .gradient = true}, *again, repeated);
     x = {};
     return part_->backward(dy, *again, context);
   }
@@ -193,21 +214,24 @@ class HeadPart final : public Part {
 }  // namespace
 
 std::vector<PartSpec> decoder_parts(const ModelConfig& config, bool recompute) {
-  const BlockShape shape = block_shape(config);
+  const BlockShape plain = block_shape(config, false), with_experts = block_shape(config, config.experts.count > 0);
   std::vector<PartSpec> parts;
   parts.push_back({"embedding", "embedding", token_table(config), [=](const TensorShare& share, ParameterStore& store) {
                      return std::make_unique<EmbeddingPart>(config, share, store);
                    }});
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "blocks." + std::to_string(i);
-    parts.push_back({name, "block", {}, [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
-                       auto block = std::make_unique<BlockPart>(name, shape, share, store);
-                       if (!recompute) return block;
-                       return std::make_unique<Recomputed>(std::move(block));
-                     }});
+    const bool has_experts = config.has_experts(i);
+    const BlockShape& shape = has_experts ? with_experts : plain;
+    const auto make = [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
+      auto block = std::make_unique<BlockPart>(name, shape, share, store);
+      if (!recompute) return block;
+      return std::make_unique<Recomputed>(std::move(block));
+    };
+    parts.push_back({name, has_experts ? "block with experts" : "block", {}, make});
   }
   parts.push_back({"head", "head", HeadPart::head_table(config), [=](const TensorShare& share, ParameterStore& store) {
-                     return std::make_unique<HeadPart>(config, shape, share, store);
+                     return std::make_unique<HeadPart>(config, plain, share, store);
                    }});
   return parts;
 }

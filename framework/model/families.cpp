@@ -34,9 +34,11 @@ ParameterStore all_parameters(const ModelConfig& config) {
 double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const auto d = [](std::int64_t x) { return static_cast<double>(x); };
   const double gates = c.feed_forward.kind == FeedForwardKind::swiglu ? 3 : 2;
-  const double block = d(c.width) * d(c.head_width()) * (2 * d(c.attention.heads) + 2 * d(c.kv_heads())) +
-                       gates * d(c.width) * d(c.feed_forward_width());
-  const double parameters = d(c.layers) * block + d(c.vocabulary) * d(c.width);
+  const double feed_forward = gates * d(c.width) * d(c.feed_forward_width());
+  const double block = d(c.width) * d(c.head_width()) * (2 * d(c.attention.heads) + 2 * d(c.kv_heads())) + feed_forward;
+  const double with_experts = d(c.experts.chosen + c.experts.shared - 1) * feed_forward + d(c.experts.count * c.width);
+  const double parameters =
+      d(c.layers) * block + d(c.blocks_with_experts()) * with_experts + d(c.vocabulary) * d(c.width);
   const kernels::Band band = kernels::causal_band(c.context, c.context, c.attention.window);
   const double pairs = d(kernels::VisiblePairs<std::int64_t>(band, c.context, c.context).count());
   const double attention = 3 * 4 * pairs * d(c.attention.heads) * d(c.head_width()) * d(c.layers);

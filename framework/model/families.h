@@ -22,8 +22,8 @@ ParameterStore all_parameters(const ModelConfig&);
 std::vector<PartSpec> decoder_parts(const ModelConfig&, bool recompute);  // GPT, Llama: decoder.cpp
 
 /// Floating-point operations of one training step on `sequences` sequences: 6 a parameter in a matrix product and
-/// token, plus attention, of which the causal half counts. The model's own work: recomputation and padding do not
-/// count.
+/// token, of the experts those that a token chooses and those shared, plus attention, of which the causal half counts.
+/// The model's own work: recomputation and padding do not count.
 double model_flops(const ModelConfig&, std::int64_t sequences);
 
 }  // namespace choir

@@ -43,6 +43,29 @@ struct FeedForwardConfig {
   bool operator==(const FeedForwardConfig&) const = default;
 };
 
+/// The scores of experts: softmax over those chosen, or sigmoids divided by their sum.
+enum class ExpertScoreKind { softmax, sigmoid };
+template <>
+inline constexpr auto names<ExpertScoreKind> = std::array{"softmax", "sigmoid"};
+
+/// What makes the router use all experts.
+enum class ExpertBalance { loss, none };
+template <>
+inline constexpr auto names<ExpertBalance> = std::array{"loss", "none"};
+
+struct ExpertsConfig {
+  std::int64_t count = 0;   ///< 0: no block has experts
+  std::int64_t chosen = 2;  ///< by each token
+  double capacity = 1.25;   ///< of an expert and sequence, times chosen * context / count tokens; 0: no limit
+  std::int64_t shared = 0;  ///< experts that every token uses besides
+  ExpertScoreKind score = ExpertScoreKind::softmax;
+  ExpertBalance balance = ExpertBalance::loss;
+  double balance_weight = 0.01;  ///< of the balance loss
+  std::int64_t every = 1;        ///< n: blocks n - 1, 2 n - 1, ... have experts
+
+  bool operator==(const ExpertsConfig&) const = default;
+};
+
 struct NormConfig {
   NormKind kind = NormKind::layer_norm;
   double epsilon = 1e-5;
@@ -62,11 +85,15 @@ struct ModelConfig {
   double initial_deviation = 0.02;  ///< of weights; residual outputs get it / sqrt(2 * layers)
   AttentionConfig attention;
   FeedForwardConfig feed_forward;
+  ExpertsConfig experts;
   NormConfig norm;
 
   std::int64_t kv_heads() const { return attention.kv_heads > 0 ? attention.kv_heads : attention.heads; }
   std::int64_t head_width() const { return attention.head_width > 0 ? attention.head_width : width / attention.heads; }
   std::int64_t feed_forward_width() const { return feed_forward.width > 0 ? feed_forward.width : 4 * width; }
+
+  bool has_experts(std::int64_t block) const { return experts.count > 0 && (block + 1) % experts.every == 0; }
+  std::int64_t blocks_with_experts() const { return experts.count > 0 ? layers / experts.every : 0; }
 
   bool operator==(const ModelConfig&) const = default;
 };

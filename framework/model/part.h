@@ -1,4 +1,5 @@
-// A model is a list of parts: an embedding, blocks, a head. A part is one group of parameters. A pipeline stage is a
+// A model is a list of parts: an embedding, blocks, a head. A part is one group of parameters, and one more for its
+// experts. A pipeline stage is a
 // stretch of the list. Layers are plain structs; only the few kinds of parts are virtual.
 #pragma once
 

@@ -53,9 +53,11 @@ Stage::Stage(const std::vector<PartSpec>& model, const Placement& placement, int
     store.begin_group();
     const int own = store.groups() - 1;
     parts_.push_back(spec->make(share, store));
-    uses_.push_back({{.group = own, .first_user = false, .last_user = false}});
+    std::vector<Use>& uses = uses_.emplace_back();
+    for (int group = own; group < store.groups(); ++group)
+      uses.push_back({.group = group, .first_user = false, .last_user = false});
     const int table = spec->table ? store.find(spec->table->name)->weight->group : own;
-    if (table != own) uses_.back().push_back({.group = table, .first_user = false, .last_user = false});
+    if (table != own) uses.push_back({.group = table, .first_user = false, .last_user = false});
   }
   std::map<int, std::pair<Use*, Use*>> users;  // of each group, the first and the last
   for (std::vector<Use>& uses : uses_)

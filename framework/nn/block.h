@@ -1,12 +1,14 @@
 // One transformer block, norms first (Xiong et al. 2020, arXiv 2002.04745):
 //
 //   h = x + attention(norm(x))
-//   y = h + feed_forward(norm(h))
+//   y = h + feed_forward(norm(h)), or a layer of experts in its place
 #pragma once
 
 #include <string>
+#include <variant>
 
 #include "framework/nn/attention.h"
+#include "framework/nn/experts.h"
 #include "framework/nn/feed_forward.h"
 #include "framework/nn/norm.h"
 
@@ -15,6 +17,7 @@ namespace choir {
 struct BlockShape {
   AttentionShapeConfig attention;
   FeedForwardShape feed_forward;
+  ExpertsShape experts;  ///< count 0: the block has a feed-forward layer
   bool rms_norm = false, norm_bias = true;
   double norm_epsilon = 1e-5;
 };
@@ -25,7 +28,7 @@ class Block {
   struct Saved {
     Norm::Saved attention_norm, feed_forward_norm;
     Attention::Saved attention;
-    FeedForward::Saved feed_forward;
+    std::variant<FeedForward::Saved, Experts::Saved> feed_forward;
   };
 
   Block(const std::string& name, const BlockShape&, const TensorShare&, ParameterStore&);
@@ -33,15 +36,13 @@ class Block {
   /// x [rows held, D] -> y [rows held, D]
   Tensor forward(const Tensor& x, Saved&, Context&) const;
   Tensor backward(const Tensor& dy, const Saved&, Context&) const;
-  KeyValueCache make_cache(std::int64_t positions, Runtime& runtime) const {
-    return attention_.make_cache(positions, runtime);
-  }
+  KeyValueCache make_cache(std::int64_t positions, Runtime& runtime) const;
 
  private:
   Norm attention_norm_;
   Attention attention_;
   Norm feed_forward_norm_;
-  FeedForward feed_forward_;
+  std::variant<FeedForward, Experts> feed_forward_;
 };
 
 }  // namespace choir

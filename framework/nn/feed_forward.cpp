@@ -5,12 +5,8 @@ namespace {
 
 constexpr std::int64_t column_unit = 8;  // so that every rank's slice fills whole vectors
 
-Slice columns_held(const FeedForwardShape& s, const TensorShare& share) {
-  return even_slice_in_units(s.hidden, column_unit, share.size, share.rank);
-}
-
 std::vector<ColumnPart> up_parts(const std::string& name, const FeedForwardShape& s, const TensorShare& share) {
-  const Slice held = columns_held(s, share);
+  const Slice held = feed_forward_columns(s.hidden, share);
   const ColumnPart up{name + ".up", s.hidden, held, held, false};
   if (kernels::inputs_per_output(s.activation) == 1) return {up};
   return {{name + ".gate", s.hidden, held, held, false}, up};
@@ -18,13 +14,17 @@ std::vector<ColumnPart> up_parts(const std::string& name, const FeedForwardShape
 
 }  // namespace
 
+Slice feed_forward_columns(std::int64_t hidden, const TensorShare& share) {
+  return even_slice_in_units(hidden, column_unit, share.size, share.rank);
+}
+
 FeedForward::FeedForward(const std::string& name, const FeedForwardShape& shape, const TensorShare& share,
                          ParameterStore& store)
     : shape_(shape),
       name_(name),
       up_(up_parts(name, shape, share), shape.width, shape.bias, shape.deviation, store),
-      down_(name + ".down", shape.width, shape.hidden, columns_held(shape, share), shape.bias, shape.down_deviation,
-            share, store) {}
+      down_(name + ".down", shape.width, shape.hidden, feed_forward_columns(shape.hidden, share), shape.bias,
+            shape.down_deviation, share, store) {}
 
 ops::Dropout FeedForward::dropout(const Context& context) const { return row_dropout(context, shape_.dropout, name_); }
 

@@ -20,6 +20,9 @@ struct FeedForwardShape {
   float deviation = 0.02f, down_deviation = 0.02f;
 };
 
+/// The hidden columns that a tensor rank holds: of a feed-forward layer, and of each expert.
+Slice feed_forward_columns(std::int64_t hidden, const TensorShare&);
+
 class FeedForward {
  public:
   struct Saved {

@@ -15,17 +15,23 @@ struct Product {
   Tensor a, b, c, bias = {}, before = {}, bias_gradient = {};
   bool transpose_a = false, transpose_b = false, accumulate = false;
   Epilogue epilogue = Epilogue::none;
+  std::int64_t groups = 1;  // equal parts of the rows of a, b and c: one product each
 };
 
 template <class In, class Out>
 kernels::Matmul<In, Out> arguments_of(const Product& p) {
+  const std::int64_t groups = p.groups;
+  const auto rows = [&](const Tensor& x) { return x.rows() / groups; };
+  const auto batch_stride = [&](const Tensor& x) { return groups == 1 ? 0 : rows(x) * x.row_stride(); };
+  for (const Tensor* operand : {&p.a, &p.b, &p.c})
+    check(operand->rows() % groups == 0, "a grouped product: groups divides the rows of each operand");
   const kernels::Matmul<In, Out> args{.a = p.a.data<In>(),
                                       .b = p.b.data<In>(),
                                       .c = p.c.data<Out>(),
                                       .bias = data_or_null<Accumulate<In>>(p.bias),
-                                      .m = p.c.rows(),
+                                      .m = rows(p.c),
                                       .n = p.c.width(),
-                                      .k = p.transpose_a ? p.a.rows() : p.a.width(),
+                                      .k = p.transpose_a ? rows(p.a) : p.a.width(),
                                       .a_stride = p.a.row_stride(),
                                       .b_stride = p.b.row_stride(),
                                       .c_stride = p.c.row_stride(),
@@ -35,10 +41,14 @@ kernels::Matmul<In, Out> arguments_of(const Product& p) {
                                       .epilogue = p.epilogue,
                                       .before = data_or_null<Out>(p.before),
                                       .before_stride = p.before ? p.before.row_stride() : 0,
-                                      .bias_gradient = data_or_null<Accumulate<In>>(p.bias_gradient)};
-  check((p.transpose_a ? p.a.width() : p.a.rows()) == args.m, "rows of a and c");
-  check((p.transpose_b ? p.b.rows() : p.b.width()) == args.n, "columns of b and c");
-  check((p.transpose_b ? p.b.width() : p.b.rows()) == args.k, "the dim summed over, of a and b");
+                                      .bias_gradient = data_or_null<Accumulate<In>>(p.bias_gradient),
+                                      .batch = groups,
+                                      .a_batch_stride = batch_stride(p.a),
+                                      .b_batch_stride = batch_stride(p.b),
+                                      .c_batch_stride = batch_stride(p.c)};
+  check((p.transpose_a ? p.a.width() : rows(p.a)) == args.m, "rows of a and c");
+  check((p.transpose_b ? rows(p.b) : p.b.width()) == args.n, "columns of b and c");
+  check((p.transpose_b ? p.b.width() : rows(p.b)) == args.k, "the dim summed over, of a and b");
   check(!p.bias || p.bias.count() == args.n, "columns of c and elements of the bias");
   check(!p.before || (p.before.rows() == args.m && p.before.width() == args.n && p.before.dtype() == p.c.dtype()),
         "c and its values before the activation");
@@ -85,15 +95,17 @@ void run(Runtime& runtime, const char* name, const Product& p) {
       return kernels::matmul_workspace_bytes(device, args);
     }));
     args.workspace = scratch.raw();
-    runtime.device.ledger().add_product({.m = args.m,
-                                         .n = args.n,
-                                         .k = args.k,
-                                         .transpose_a = args.transpose_a,
-                                         .transpose_b = args.transpose_b,
-                                         .accumulate = args.accumulate,
-                                         .bf16_in = sizeof(In) == 2,
-                                         .bf16_out = sizeof(Out) == 2});
-    const double flops = 2.0 * static_cast<double>(args.m) * static_cast<double>(args.n) * static_cast<double>(args.k);
+    for (std::int64_t group = 0; group < p.groups; ++group)
+      runtime.device.ledger().add_product({.m = args.m,
+                                           .n = args.n,
+                                           .k = args.k,
+                                           .transpose_a = args.transpose_a,
+                                           .transpose_b = args.transpose_b,
+                                           .accumulate = args.accumulate,
+                                           .bf16_in = sizeof(In) == 2,
+                                           .bf16_out = sizeof(Out) == 2});
+    const double flops = 2.0 * static_cast<double>(args.batch) * static_cast<double>(args.m) *
+                         static_cast<double>(args.n) * static_cast<double>(args.k);
     launch<In>(
         runtime, name,
         {.flops = flops + epilogue_flops(p), .bytes = bytes_of({p.a, p.b, p.bias, p.c, p.before, p.bias_gradient})},
@@ -165,6 +177,24 @@ void linear_weight_gradient(Runtime& runtime, const char* name, const Tensor& dy
   if (dbias && fuses(runtime, fused)) return run(runtime, name, fused);
   run(runtime, name, product);
   if (dbias) bias_gradient(runtime, dy, dbias);
+}
+
+Tensor grouped_linear(Runtime& runtime, const char* name, const Tensor& x, const Tensor& weight, std::int64_t groups) {
+  Tensor y = runtime.empty({x.rows(), weight.rows() / groups}, x.dtype());
+  run(runtime, name, {.a = x, .b = weight, .c = y, .transpose_b = true, .groups = groups});
+  return y;
+}
+
+Tensor grouped_linear_input_gradient(Runtime& runtime, const char* name, const Tensor& dy, const Tensor& weight,
+                                     std::int64_t groups) {
+  Tensor dx = runtime.empty({dy.rows(), weight.width()}, weight.dtype());
+  run(runtime, name, {.a = dy, .b = weight, .c = dx, .groups = groups});
+  return dx;
+}
+
+void grouped_linear_weight_gradient(Runtime& runtime, const char* name, const Tensor& dy, const Tensor& x,
+                                    const Tensor& dweight, std::int64_t groups) {
+  run(runtime, name, {.a = dy, .b = x, .c = dweight, .transpose_a = true, .accumulate = true, .groups = groups});
 }
 
 void bias_gradient(Runtime& runtime, const Tensor& dy, const Tensor& dbias) {

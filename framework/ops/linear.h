@@ -32,6 +32,18 @@ Tensor linear_input_gradient_activation(Runtime&, const char* name, Activation k
 void linear_weight_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& x, const Tensor& dweight,
                             const Tensor& dbias = {});
 
+/// The products of several layers of one size in one call: the rows of every operand are those of the layers, one after
+/// another. Without biases; `groups` layers, at least one.
+///
+/// y [groups * n, out] = x [groups * n, in] weight [groups * out, in]^T
+Tensor grouped_linear(Runtime&, const char* name, const Tensor& x, const Tensor& weight, std::int64_t groups);
+/// dx [groups * n, in] = dy [groups * n, out] weight [groups * out, in]
+Tensor grouped_linear_input_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& weight,
+                                     std::int64_t groups);
+/// dweight [groups * out, in] += dy [groups * n, out]^T x [groups * n, in]
+void grouped_linear_weight_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& x,
+                                    const Tensor& dweight, std::int64_t groups);
+
 /// dbias [out] += column sums of dy [N, out]
 void bias_gradient(Runtime&, const Tensor& dy, const Tensor& dbias);
 

@@ -18,6 +18,13 @@ Rows context_rows(Rows whole, std::int64_t ranks, std::int64_t rank) {
   return whole;
 }
 
+std::int64_t most_positions(const Rows& held, std::int64_t ranks) {
+  std::int64_t most = held.positions();
+  for (std::int64_t rank = 0; ranks > 1 && rank < ranks; ++rank)
+    most = std::max(most, context_rows(whole_rows(1, held.length), ranks, rank).positions());
+  return most;
+}
+
 std::vector<std::int64_t> ring_steps(const AttentionSpec& spec, std::int64_t length, std::int64_t ranks) {
   const kernels::Band band = kernels::causal_band(length, length, spec.window);
   const auto sees_any = [&](std::int64_t here, std::int64_t there) {

@@ -24,6 +24,9 @@ namespace choir {
 /// The rows of rank `rank` of a context axis of `ranks` ranks, of rows with all positions. length >= ranks.
 Rows context_rows(Rows whole, std::int64_t ranks, std::int64_t rank);
 
+/// The most positions of a sequence that one of the ranks of the context axis holds, if `held` are those of this one.
+std::int64_t most_positions(const Rows& held, std::int64_t ranks);
+
 /// What attention needs besides its input [N, (H + 2 K) E held]: q, k, v side by side.
 struct AttentionSpec {
   HeadPartition heads{};  ///< over the tensor axis

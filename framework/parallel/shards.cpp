@@ -37,12 +37,13 @@ std::vector<ParameterPart> parts_in(const ParameterStore& store, const std::vect
   return parts;
 }
 
-std::vector<Bucket> make_buckets(const ParameterStore& store, int zero, const ShardPlace& place, std::int64_t target) {
+std::vector<Bucket> make_buckets(const ParameterStore& store, int zero, const ShardPlace& all, std::int64_t target) {
   std::vector<Bucket> buckets;
-  for (int group = 0; group < store.groups(); ++group)
+  for (int group = 0; group < store.groups(); ++group) {
+    const ShardPlace place = store.replicas(group) == Replicas::expert ? all.of_experts() : all;
     for (const bool matrix : {true, false})
       for (const FlatRange& range :
-           cut(matrix ? store.matrices(group) : store.vectors(group), target, bucket_alignment(place.ranks))) {
+           cut(matrix ? store.matrices(group) : store.vectors(group), target, bucket_alignment(all.ranks))) {
         const FlatRange updated = zero == 0 ? range : part_of(range, place.shard, place.index % place.shard);
         const FlatRange counted = zero == 0 ? part_of(range, place.ranks, place.index)
                                             : part_of(updated, place.ranks / place.shard, place.index / place.shard);
@@ -55,6 +56,7 @@ std::vector<Bucket> make_buckets(const ParameterStore& store, int zero, const Sh
                            .value = {},
                            .gradient = {}});
       }
+  }
   return buckets;
 }
 
@@ -67,7 +69,10 @@ Shards::Shards(ParameterStore& store, const ShardOptions& options, Context& cont
     : store_(store), zero_(options.zero) {
   Runtime& runtime = context.runtime;
   const Mesh& mesh = context.mesh;
-  const ShardPlace place{.ranks = mesh.gradient->size(), .index = mesh.gradient->rank(), .shard = mesh.shard->size()};
+  const ShardPlace place{.ranks = mesh.gradient->size(),
+                         .index = mesh.gradient->rank(),
+                         .shard = mesh.shard->size(),
+                         .expert = mesh.expert->size()};
   store.lay_out(bucket_alignment(place.ranks));
   buckets_ = make_buckets(store, zero_, place, options.bucket_elements);
   groups_.resize(static_cast<std::size_t>(store.groups()));
@@ -154,6 +159,11 @@ void Shards::bind_gradient(int group, const Tensor& gradient) {
     weight->gradient = gradient ? view(*weight, gradient, store_.group_begin(group)) : Tensor{};
 }
 
+/// The ranks of a replica that hold the same weights of the group.
+Communicator& Shards::shard_of(int group, Context& context) const {
+  return store_.replicas(group) == Replicas::expert ? *context.mesh.expert_shard : *context.mesh.shard;
+}
+
 /// `range` of the whole values of the bucket's group.
 Tensor Shards::values_of(const Bucket& bucket, const FlatRange& range) const {
   const Group& g = groups_[static_cast<std::size_t>(bucket.group)];
@@ -167,7 +177,7 @@ void Shards::prefetch(int group, Context& context) {
   g.whole = true;
   g.arriving = true;
   Device& device = context.runtime.device;
-  Communicator& axis = *context.mesh.shard;
+  Communicator& axis = shard_of(group, context);
   if (zero_ == 3) make_values(group, context.runtime);
   Event ready;
   ready.record(device.compute());
@@ -185,7 +195,7 @@ void Shards::acquire(int group, Context& context) {
   if (!g.arriving) return;
   g.arriving = false;
   g.arrived.wait(context.runtime.device.compute());
-  context.mesh.shard->waited_for(g.call);
+  shard_of(group, context).waited_for(g.call);
 }
 
 void Shards::release(int group) {
@@ -225,7 +235,7 @@ void Shards::final(int group, Context& context) {
 
 void Shards::reduce(int group, Context& context) {
   Device& device = context.runtime.device;
-  Communicator &shard = *context.mesh.shard, &replica = *context.mesh.replica;
+  Communicator &shard = shard_of(group, context), &replica = *context.mesh.replica;
   const Tensor whole = at_group(group).gradient;
   const auto slice = [&](const FlatRange& range) {
     return whole.slice_columns(range.begin - store_.group_begin(group), range.end - store_.group_begin(group));
@@ -253,7 +263,7 @@ void Shards::settle(Context& context) {
   const Reduction reduction = std::move(reductions_.front());
   reductions_.pop_front();
   reduction.done.wait(context.runtime.device.compute());
-  context.mesh.shard->waited_for(reduction.call);
+  shard_of(reduction.group, context).waited_for(reduction.call);
   context.mesh.replica->waited_for(reduction.call_of_replicas);
   if (zero_ < 2) return;
   const std::int64_t begin = store_.group_begin(reduction.group);

@@ -61,7 +61,10 @@ struct Bucket {
 /// The ranks that have the same weights, and rank `index` of them: consecutive ranks are one replica.
 struct ShardPlace {
   int ranks = 1, index = 0;
-  int shard = 1;  ///< ranks of a replica
+  int shard = 1;   ///< ranks of a replica
+  int expert = 1;  ///< of these, so many consecutive ones have different experts
+  /// The same of the ranks with the experts of this one.
+  ShardPlace of_experts() const { return {.ranks = ranks / expert, .index = index / expert, .shard = shard / expert}; }
 };
 
 /// The buckets of a store that is laid out, in the flat order; without memory. Pure.
@@ -91,8 +94,8 @@ class Shards {
   /// Zeroes the sums of gradients.
   void begin_step(Context&);
   /// Work enqueued on the compute stream from now on can add to the gradients of `group`, until the close(). The last
-  /// close() of several reduces them: sums over the tensor ranks that share a tensor, then over the ranks of the mesh's
-  /// `shard` and `replica`, while the compute stream goes on.
+  /// close() of several reduces them: sums over the tensor ranks that share a tensor, then over the ranks that hold the
+  /// same weights, while the compute stream goes on.
   void open(int group, Context&);
   void close(int group, Context&);
   /// Nothing will be added to the gradients of `group` in this step. Groups come in any order.
@@ -140,6 +143,7 @@ class Shards {
   const Bucket& bucket_of(std::int64_t flat) const;
   void make_values(int group, Runtime&);
   void bind_gradient(int group, const Tensor& gradient);
+  Communicator& shard_of(int group, Context&) const;
   Tensor values_of(const Bucket&, const FlatRange&) const;
   void reduce(int group, Context&);
   void settle(Context&);

@@ -26,6 +26,7 @@ namespace choir {
 struct TensorShare {
   std::int64_t rank = 0, size = 1;
   bool sequence = false;
+  std::int64_t expert_rank = 0, expert_ranks = 1;  ///< of the ranks that share the experts
   /// For tensors that every rank holds whole and that are applied only to the rows held: norms, positions, row-split
   /// biases.
   TensorSum whole_tensor_sum() const { return sequence ? TensorSum::all : TensorSum::none; }

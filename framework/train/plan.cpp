@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cassert>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "framework/core/quantity.h"
 #include "framework/train/trainer.h"
@@ -39,7 +40,8 @@ struct Share {
   bool operator==(const Share&) const = default;
 };
 
-/// The share of the rank at `at`, which holds the same parameters as `trainer`: of the same stage and tensor rank.
+/// The share of the rank at `at`, which holds the same parameters as `trainer`: of the same stage, tensor rank and
+/// expert rank.
 Share share_of(Trainer& trainer, const MeshShape& shape, const MeshShape::Coordinates& at) {
   const Config& config = trainer.config();
   const AttentionSpec attention = trainer.attention_spec();
@@ -57,8 +59,9 @@ Share share_of(Trainer& trainer, const MeshShape& shape, const MeshShape::Coordi
     const std::size_t entries = parts_in(trainer.parameters(), ranges, owned_only).size();
     share.table_bytes.push_back(entries == 0 ? 0 : Allocator::rounded(static_cast<std::int64_t>(entries * entry)));
   };
-  for (const Bucket& bucket : make_buckets(trainer.parameters(), static_cast<int>(config.parallel.zero),
-                                           {gradient.size, gradient.rank, shard.size}, default_bucket_elements)) {
+  for (const Bucket& bucket :
+       make_buckets(trainer.parameters(), static_cast<int>(config.parallel.zero),
+                    {gradient.size, gradient.rank, shard.size, shape.expert}, default_bucket_elements)) {
     add_table(sizeof(kernels::OptimizerSegment), {bucket.updated}, false);
     counted.push_back(bucket.counted);
   }
@@ -150,33 +153,44 @@ Plan make_plan(const Config& config, std::int64_t ranks, CountOnly device, int t
   Plan plan{.shape = mesh_shape(config, ranks),
             .parameters = all_parameters(config.model).global_count(),
             .model_flops = model_flops(config.model, config.train.batch)};
-  for (int stage = 0; stage < plan.shape.pipeline; ++stage) {
-    std::vector<std::unique_ptr<CountingRank>> declared;  // by tensor rank
-    for (int tensor = 0; tensor < plan.shape.tensor; ++tensor)
-      declared.push_back(std::make_unique<CountingRank>(
-          config, plan.shape, plan.shape.rank({.tensor = tensor, .pipeline = stage}), device, threads));
+  const MeshShape& shape = plan.shape;
+  // Data ranks are alike, except for the experts that they hold.
+  const int data_positions = shape.expert / std::gcd(shape.expert, shape.context);
+  for (int stage = 0; stage < shape.pipeline; ++stage) {
+    // Parameters depend on the stage, the tensor rank and the expert rank only.
+    std::vector<std::unique_ptr<CountingRank>> declared;  // [expert rank][tensor rank]
+    for (int expert = 0; expert < shape.expert; ++expert)
+      for (int tensor = 0; tensor < shape.tensor; ++tensor)
+        declared.push_back(std::make_unique<CountingRank>(config, shape,
+                                                          shape.rank({.tensor = tensor,
+                                                                      .context = expert % shape.context,
+                                                                      .data = expert / shape.context,
+                                                                      .pipeline = stage}),
+                                                          device, threads));
     if (stage == 0) {
       const Trainer& first = declared.front()->trainer;
       plan.stages = first.describe_stages();
-      if (plan.shape.context > 1) plan.context_kind = name_of(first.context_kind());
+      if (shape.context > 1) plan.context_kind = name_of(first.context_kind());
       plan.bubble = first.bubble();
       plan.micro_batches = first.micro_batches();
     }
     std::vector<Share> shares;  // of the ranks of this stage
     const std::size_t first_plan = plan.ranks.size();
-    for (int context = 0; context < plan.shape.context; ++context)
-      for (int tensor = 0; tensor < plan.shape.tensor; ++tensor) {
-        Trainer& trainer = declared[static_cast<std::size_t>(tensor)]->trainer;
-        const MeshShape::Coordinates at{.tensor = tensor, .context = context, .pipeline = stage};
-        shares.push_back(share_of(trainer, plan.shape, at));
-        const auto equal =
-            static_cast<std::size_t>(std::find(shares.begin(), shares.end(), shares.back()) - shares.begin());
-        RankPlan here = first_plan + equal < plan.ranks.size()
-                            ? plan.ranks[first_plan + equal]
-                            : plan_rank(config, trainer, plan.shape, plan.shape.rank(at), device, threads);
-        here.at = at;
-        plan.ranks.push_back(std::move(here));
-      }
+    for (int context = 0; context < shape.context; ++context)
+      for (int data = 0; data < data_positions; ++data)
+        for (int tensor = 0; tensor < shape.tensor; ++tensor) {
+          const MeshShape::Coordinates at{.tensor = tensor, .context = context, .data = data, .pipeline = stage};
+          const int expert = shape.expert_group(shape.rank(at)).rank;
+          Trainer& trainer = declared[static_cast<std::size_t>(expert * shape.tensor + tensor)]->trainer;
+          shares.push_back(share_of(trainer, shape, at));
+          const auto equal =
+              static_cast<std::size_t>(std::find(shares.begin(), shares.end(), shares.back()) - shares.begin());
+          RankPlan here = first_plan + equal < plan.ranks.size()
+                              ? plan.ranks[first_plan + equal]
+                              : plan_rank(config, trainer, shape, shape.rank(at), device, threads);
+          here.at = at;
+          plan.ranks.push_back(std::move(here));
+        }
   }
   return plan;
 }
@@ -185,6 +199,7 @@ std::string describe(const Plan& plan, const Config& config) {
   const MeshShape& s = plan.shape;
   std::string text = fmt::format("{} parameters on {}: tensor {}, context {}, data {}, pipeline {}\n", plan.parameters,
                                  quantity(s.ranks(), "rank"), s.tensor, s.context, s.data, s.pipeline);
+  if (s.expert > 1) text += fmt::format("expert {}: these ranks of context and data share the experts\n", s.expert);
   const HeadPartition heads{config.model.attention.heads, config.model.kv_heads(), s.tensor};
   text += heads.describe() + fmt::format("largest share of heads over the mean: {:.3f}\n", heads.imbalance());
 

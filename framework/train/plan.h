@@ -32,7 +32,7 @@ struct Plan {
   std::string context_kind;        ///< how attention gets the keys of other context ranks; empty without them
   std::int64_t micro_batches = 0;  ///< of a step, on each data rank
   double bubble = 0;               ///< Trainer::bubble()
-  std::vector<RankPlan> ranks;     ///< by stage, context and tensor rank: data ranks are alike
+  std::vector<RankPlan> ranks;     ///< by stage, context, expert and tensor rank: else data ranks are alike
   const RankPlan& worst() const;   ///< the largest peak
 };
 

@@ -22,6 +22,12 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 
 }  // namespace
 
+static std::string dropped_text(double dropped) {
+  if (dropped < 0) return "";
+  return fmt::format("{:.1f} % dropped{}", 100 * dropped,
+                     dropped > many_dropped ? fmt::format(" (more than {:.0f} %)", 100 * many_dropped) : "");
+}
+
 std::string format_duration(double seconds) {
   const auto total = static_cast<std::int64_t>(seconds + 0.5);
   if (total >= 3600) return fmt::format("{}:{:02}:{:02}", total / 3600, total / 60 % 60, total % 60);
@@ -34,14 +40,15 @@ std::string format(const StepReport& r, std::size_t width) {
     std::string text;
   };
   std::vector<Part> parts = {
-      {8, fmt::format("step {}/{}", r.step, r.steps)},
-      {7, fmt::format("loss {:.4f}", r.loss)},
+      {9, fmt::format("step {}/{}", r.step, r.steps)},
+      {8, fmt::format("loss {:.4f}", r.loss)},
       {3, fmt::format("rate {:.2e}", r.rate)},
       {4, fmt::format("norm {:.3f}", r.gradient_norm)},
-      {5, fmt::format("{:.0f} tok/s", r.tokens_per_second)},
+      {5, dropped_text(r.dropped)},
+      {6, fmt::format("{:.0f} tok/s", r.tokens_per_second)},
       {2, r.share_of_peak > 0 && r.share_of_peak <= 1 ? fmt::format("{:.0f} % of peak", 100 * r.share_of_peak) : ""},
       {1, fmt::format("{:.2f} GB", static_cast<double>(r.memory_bytes) / 1e9)},
-      {6, fmt::format("{} left", format_duration(r.seconds_left))},
+      {7, fmt::format("{} left", format_duration(r.seconds_left))},
   };
   std::erase_if(parts, [](const Part& part) { return part.text.empty(); });
   const auto line = [&] {

@@ -16,6 +16,7 @@ namespace choir {
 struct StepReport {
   std::int64_t step = 0, steps = 0;
   double loss = 0, rate = 0, gradient_norm = 0;
+  double dropped = -1;  ///< share of the choices of experts for which the expert had no room; negative: no experts
   double tokens_per_second = 0;
   double share_of_peak = 0;       ///< of this machine's matrix-product rate; 0: not known; above 1: not shown
   std::int64_t memory_bytes = 0;  ///< the allocator's peak on this rank
@@ -23,9 +24,11 @@ struct StepReport {
 };
 
 /// "step 120/600  loss 4.1230  rate 1.90e-03  norm 0.810  12345 tok/s  71 % of peak  0.60 GB  1:05 left", at most
-/// `width` characters of it: fields are dropped in the order memory, share of peak, rate, norm, tokens per second, time
-/// left, loss. If the step counter does not fit, its end is cut off.
+/// `width` characters of it: fields are dropped in the order memory, share of peak, rate, norm, choices of experts
+/// dropped (after the norm), tokens per second, time left, loss. If the step counter does not fit, its end is cut off.
 std::string format(const StepReport&, std::size_t width);
+/// More choices of experts dropped than this are a sign of a router out of balance: reports say so.
+inline constexpr double many_dropped = 0.1;
 /// "1:05", "2:03:04"
 std::string format_duration(double seconds);
 

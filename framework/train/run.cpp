@@ -171,9 +171,10 @@ void Run::describe(Trainer& trainer) {
       shape.pipeline > 1 ? fmt::format(", pipeline {} ({})", shape.pipeline, name_of(config_.parallel.schedule)) : "";
   const std::string context =
       shape.context > 1 ? fmt::format(", context {} ({})", shape.context, name_of(trainer.context_kind())) : "";
-  say(fmt::format("{} parameters; {}: tensor {}{}{}, data {}; {} a rank; {} of {}",
+  const std::string expert = shape.expert > 1 ? fmt::format(", expert {}", shape.expert) : "";
+  say(fmt::format("{} parameters; {}: tensor {}{}{}{}, data {}; {} a rank; {} of {}",
                   all_parameters(config_.model).global_count(), quantity(shape.ranks(), "rank"), shape.tensor, context,
-                  stages, shape.data, quantity(device_.threads(), "thread"),
+                  stages, expert, shape.data, quantity(device_.threads(), "thread"),
                   quantity(trainer.micro_batches(), "micro-batch"), quantity(trainer.micro_batch(), "sequence")));
   if (const std::string stages_held = trainer.describe_stages(); !stages_held.empty()) say(stages_held);
   const HeadPartition heads{config_.model.attention.heads, config_.model.kv_heads(), shape.tensor};
@@ -188,6 +189,7 @@ void Run::describe(Trainer& trainer) {
 
 void Run::report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done) {
   const std::int64_t step = position_.step;
+  const bool has_experts = config_.model.blocks_with_experts() > 0;
   const double tokens = static_cast<double>(config_.train.batch * config_.model.context);
   const double flops = model_flops(config_.model, config_.train.batch);
   const double share = peak_flops_per_second_ > 0 ? flops / seconds / peak_flops_per_second_ : 0;
@@ -202,20 +204,29 @@ void Run::report(const StepResult& result, double seconds, double run_seconds, s
                   .loss = result.loss,
                   .rate = result.rate,
                   .gradient_norm = result.gradient_norm,
+                  .dropped = has_experts ? result.dropped : -1,
                   .tokens_per_second = tokens / seconds,
                   .share_of_peak = share,
                   .memory_bytes = device_.allocator().at_peak().total(),
                   .seconds_left =
                       run_seconds / static_cast<double>(steps_done) * static_cast<double>(config_.train.steps - step)});
-  if (step % config_.train.log_every == 0 || step == config_.train.steps)
-    metric({{"step", step},
-            {"time", utc_now()},
-            {"loss", result.loss},
-            {"rate", result.rate},
-            {"gradient_norm", result.gradient_norm},
-            {"tokens_per_second", tokens / seconds},
-            {"seconds", seconds},
-            {"tokens", static_cast<double>(position_.samples * config_.model.context)}});
+  if (step % config_.train.log_every != 0 && step != config_.train.steps) return;
+  nlohmann::ordered_json line = {{"step", step},
+                                 {"time", utc_now()},
+                                 {"loss", result.loss},
+                                 {"rate", result.rate},
+                                 {"gradient_norm", result.gradient_norm},
+                                 {"tokens_per_second", tokens / seconds},
+                                 {"seconds", seconds},
+                                 {"tokens", static_cast<double>(position_.samples * config_.model.context)}};
+  if (has_experts) {
+    line["dropped"] = result.dropped;
+    line["balance_loss"] = result.balance_loss;
+    if (result.dropped > many_dropped)
+      line["warning"] = fmt::format("{:.1f} % of the choices of experts are dropped, more than {:.0f} %",
+                                    100 * result.dropped, 100 * many_dropped);
+  }
+  metric(line);
 }
 
 /// True if the step just done ends with an evaluation on held-out text.

@@ -102,11 +102,16 @@ bool begins_with_any(const std::string& key, const std::vector<std::string>& pre
   return std::any_of(prefixes.begin(), prefixes.end(), [&](const std::string& p) { return key.starts_with(p); });
 }
 
+/// Keys of the model that say how it is trained, and which experts have room for a token, but not what its weights are.
+bool may_change(const std::string& key) {
+  return begins_with_any(
+      key, {"model.dropout", "model.initial_deviation", "model.experts.capacity", "model.experts.balance"});
+}
+
 std::vector<Problem> model_problems(const Config& theirs, const Config& ours, const std::string& owner) {
   std::vector<Problem> problems;
-  // The weights do not depend on dropout and start values.
   for (const Difference& d : differences(theirs, ours))
-    if (begins_with_any(d.key, {"model."}) && d.key != "model.dropout" && d.key != "model.initial_deviation")
+    if (begins_with_any(d.key, {"model."}) && !may_change(d.key))
       problems.push_back({.what = d.key + " = " + d.right + ", but " + d.left + " in " + owner,
                           .why = "the checkpoint is of another model",
                           .fix = "set " + d.key + "=" + d.left + ", or name another checkpoint"});
@@ -223,8 +228,7 @@ std::string load_all(Trainer& trainer, const CheckpointReader& reader) {
 std::vector<Problem> check_resume(const Config& then, const Config& now) {
   std::vector<Problem> problems;
   for (const Difference& d : differences(then, now)) {
-    const bool fixed = begins_with_any(d.key, {"model.", "data.held_out", "train.seed"}) && d.key != "model.dropout" &&
-                       d.key != "model.initial_deviation";
+    const bool fixed = begins_with_any(d.key, {"model.", "data.held_out", "train.seed"}) && !may_change(d.key);
     if (fixed)
       problems.push_back({.what = d.key + " = " + d.right + ", but the run was started with " + d.left,
                           .why = "a resumed run keeps its model, its tokens, data.held_out and train.seed",
@@ -237,7 +241,8 @@ std::vector<Problem> check_resume(const Config& then, const Config& now) {
 std::vector<std::string> describe_changes(const Config& then, const Config& now, std::int64_t step) {
   std::vector<std::string> lines;
   for (const Difference& d : differences(then, now))
-    if (begins_with_any(d.key, {"optimizer.", "train.batch", "train.steps", "train.precision", "model.dropout"}))
+    if (begins_with_any(
+            d.key, {"optimizer.", "train.batch", "train.steps", "train.precision", "model.dropout", "model.experts."}))
       lines.push_back(d.key + " = " + d.right + ", was " + d.left);
   const double last_rate = learning_rate(then.optimizer, step, then.train.steps);
   if (step < now.train.steps && learning_rate(now.optimizer, step, now.train.steps) != last_rate) {

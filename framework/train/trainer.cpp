@@ -26,7 +26,11 @@ DType compute_type(Precision precision) {
 }
 
 TensorShare tensor_share(const Config& config, const Mesh& mesh) {
-  return {.rank = mesh.tensor->rank(), .size = mesh.tensor->size(), .sequence = config.parallel.sequence};
+  return {.rank = mesh.tensor->rank(),
+          .size = mesh.tensor->size(),
+          .sequence = config.parallel.sequence,
+          .expert_rank = mesh.expert->rank(),
+          .expert_ranks = mesh.expert->size()};
 }
 
 std::int64_t sequences_of_micro_batch(const Config& config, const Mesh& mesh) {
@@ -75,7 +79,8 @@ MeshShape mesh_shape(const Config& config, std::int64_t ranks) {
           .context = static_cast<int>(p.context),
           .data = static_cast<int>(ranks / p.ranks_of_a_copy()),
           .pipeline = static_cast<int>(p.pipeline),
-          .shard = static_cast<int>(p.shard)};
+          .shard = static_cast<int>(p.shard),
+          .expert = static_cast<int>(p.expert)};
 }
 
 Rows rows_at(const Config& config, const MeshShape& shape, const MeshShape::Coordinates& at, std::int64_t first_sample,
@@ -101,6 +106,7 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
   check_placement(mesh, stage_.parts(), model_.size());
   runtime_.scalars = runtime_.empty({sizeof(kernels::StepScalars)}, DType::u8, MemoryKind::optimizer);
   loss_sum_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
+  if (config.model.blocks_with_experts() > 0) expert_sums_ = runtime_.empty({3}, DType::f64, MemoryKind::optimizer);
   Context all = context();
   shards_ = std::make_unique<Shards>(
       store_,
@@ -173,6 +179,8 @@ LossSum Trainer::run(const std::vector<StageStep>& steps, const MicroBatchOf& mi
     Context here = context();
     here.rows = micro_batch_at(micro_batch).rows;
     here.training = training;
+    here.loss_scale = loss.gradient ? loss.scale : 0;
+    if (loss.gradient) here.expert_sums = expert_sums_;
     return here;
   };
   const auto shape_between_parts = [&](int micro_batch) -> Shape {
@@ -228,6 +236,7 @@ Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
   Context all = context();
   shards_->begin_step(all);
   ops::fill(runtime_, loss_sum_, 0.0f);
+  if (expert_sums_) ops::fill(runtime_, expert_sums_, 0.0f);
 
   // Training windows are full, so every rank knows the global number of target tokens.
   const double scale = 1.0 / static_cast<double>(config_.train.batch * config_.model.context);
@@ -242,6 +251,10 @@ Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
   shards_->finish(all);
   mesh_.gradient->all_reduce(loss_sum_, Reduce::sum, runtime_.device.compute(), "loss");
   mesh_.pipeline->all_reduce(loss_sum_, Reduce::sum, runtime_.device.compute(), "loss");  // the last stage has it
+  if (expert_sums_) {
+    mesh_.gradient->all_reduce(expert_sums_, Reduce::sum, runtime_.device.compute(), "choices of experts");
+    mesh_.pipeline->all_reduce(expert_sums_, Reduce::sum, runtime_.device.compute(), "choices of experts");
+  }
   return loss_sum_;
 }
 
@@ -256,9 +269,17 @@ StepResult Trainer::step(std::int64_t step, const ReadSample& read) {
   double loss_sum = 0, norm = 0;
   ops::download(runtime_, loss, &loss_sum);
   ops::download(runtime_, squared_norm, &norm);
-  return {.loss = loss_sum / static_cast<double>(config_.train.batch * config_.model.context),
-          .gradient_norm = std::sqrt(norm),
-          .rate = learning_rate(config_.optimizer, step, config_.train.steps)};
+  const auto tokens = static_cast<double>(config_.train.batch * config_.model.context);
+  StepResult result{.loss = loss_sum / tokens,
+                    .gradient_norm = std::sqrt(norm),
+                    .rate = learning_rate(config_.optimizer, step, config_.train.steps)};
+  if (expert_sums_) {
+    double sums[3] = {};
+    ops::download(runtime_, expert_sums_, sums);
+    result.dropped = sums[0] > 0 ? sums[1] / sums[0] : 0;
+    result.balance_loss = sums[2] / tokens;
+  }
+  return result;
 }
 
 /// The forward actions of the schedule for `micro_batches` micro-batches.
@@ -275,16 +296,16 @@ std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample&
                                          const std::function<bool()>& stop) {
   ops::fill(runtime_, loss_sum_, 0.0f);
   double tokens = 0, bytes = 0;
-  // As many micro-batches at a time as there are stages, as full as possible. All ranks run equally many: one that has
-  // no sequence left runs one without targets.
+  // As many micro-batches at a time as there are stages, as full as possible. All ranks run equally many of
+  // the same size, since expert ranks exchange their rows: sequences that a rank lacks have no targets.
   const std::int64_t ranks = mesh_.shape.data, at_once = ranks * micro_batch_;
   bool stopped = false;
   for (std::int64_t first = 0; first < samples && !stopped;) {
     const auto micro_batch_at = [&](int m) {
       const std::int64_t begin = std::min(samples, first + m * at_once);
-      const Slice share = even_slice(std::min(at_once, samples - begin), ranks, mesh_.here.data);
-      return MicroBatch{.rows = rows(begin + share.begin, std::max<std::int64_t>(1, share.count())),
-                        .real = share.count()};
+      const std::int64_t left = std::min(at_once, samples - begin), most = even_slice(left, ranks, 0).count();
+      const Slice share = even_slice(left, ranks, mesh_.here.data);
+      return MicroBatch{.rows = rows(begin + share.begin, std::max<std::int64_t>(1, most)), .real = share.count()};
     };
     const std::int64_t micro_batches =
         std::min<std::int64_t>(pipeline_.stages, (samples - first + at_once - 1) / at_once);

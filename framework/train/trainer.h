@@ -29,6 +29,8 @@ struct StepResult {
   double loss = 0;           ///< mean over the target tokens of the global batch
   double gradient_norm = 0;  ///< over all parameters, before clipping
   double rate = 0;           ///< learning rate
+  double dropped = 0;        ///< share of the choices of experts for which the expert had no room
+  double balance_loss = 0;   ///< of experts, with its weight; not in `loss`
 };
 
 /// Sums over target tokens, over all ranks.
@@ -71,7 +73,11 @@ class Trainer {
   const Config& config() const { return config_; }
   Runtime& runtime() { return runtime_; }
   Mesh& mesh() { return mesh_; }
-  Context context() { return {.runtime = runtime_, .mesh = mesh_, .kind = config_.parallel.context_kind}; }
+  Context context() {
+    return {.runtime = runtime_, .mesh = mesh_, .kind = config_.parallel.context_kind, .choices = choices_};
+  }
+  /// From now on steps write the choices of experts to `record`, or replay them; null: neither.
+  void set_choices(ChoiceRecord* record) { choices_ = record; }
   /// rows_at() this rank.
   Rows rows(std::int64_t first_sample, std::int64_t sequences) const {
     return rows_at(config_, mesh_.shape, mesh_.here, first_sample, sequences);
@@ -119,7 +125,9 @@ class Trainer {
   std::unique_ptr<Shards> shards_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<StageStep> schedule_;
-  Tensor loss_sum_;  // one f64: over this rank's sequences, then over all
+  ChoiceRecord* choices_ = nullptr;
+  Tensor expert_sums_;  // Context::expert_sums, of a step; empty without experts
+  Tensor loss_sum_;     // one f64: over this rank's sequences, then over all
 };
 
 }  // namespace choir

@@ -105,8 +105,43 @@ struct Outcome {
   std::vector<Comparison> copies;  ///< the weights as each rank holds them
 };
 
+constexpr std::int64_t compared_steps = 3;
+
+/// The record of rank 0, on every rank. Collective.
+void share_choices(const Config& config, Device& device, Mesh& mesh, ChoiceRecord& record) {
+  Runtime runtime{.device = device};
+  const std::int64_t count = compared_steps * config.train.batch * config.model.context * config.model.experts.chosen;
+  for (std::int64_t i = 0; i < config.model.layers; ++i) {
+    if (!config.model.has_experts(i)) continue;
+    std::vector<std::int32_t>& choices = record.choices["blocks." + std::to_string(i) + ".feed_forward"];
+    choices.resize(static_cast<std::size_t>(count), -1);
+    const Tensor shared = ops::to_device(runtime, choices, DType::i32);
+    mesh.world->broadcast(shared, 0, device.compute(), "verify");
+    ops::download(runtime, shared, choices.data());
+  }
+}
+
+/// Where a choice of this layout is not that of one rank, the scores are equal up to rounding. Collective.
+Comparison compare_choices(const std::string& what, const ChoiceRecord& record, Device& device, Mesh& mesh,
+                           double bound) {
+  Runtime runtime{.device = device};
+  double differing = static_cast<double>(record.differing), widest = record.widest;
+  const Tensor sum = ops::to_device(runtime, std::vector<double>{differing}, DType::f64);
+  const Tensor largest_gap = ops::to_device(runtime, std::vector<double>{widest}, DType::f64);
+  mesh.gradient->all_reduce(sum, Reduce::sum, device.compute(), "verify");  // tensor ranks choose alike
+  mesh.pipeline->all_reduce(sum, Reduce::sum, device.compute(), "verify");
+  mesh.world->all_reduce(largest_gap, Reduce::max, device.compute(), "verify");
+  ops::download(runtime, sum, &differing);
+  ops::download(runtime, largest_gap, &widest);
+  return {.what = what,
+          .difference = widest,
+          .tolerance = bound,
+          .note = std::to_string(static_cast<std::int64_t>(differing)) +
+                  " near ties: rows whose choice of experts is not that of one rank"};
+}
+
 /// One gradient, and three steps from the same start. Collective over `mesh`.
-Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string& name) {
+Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string& name, ChoiceRecord& choices) {
   const ReadSample random = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
     const auto vocabulary = static_cast<std::uint64_t>(config.model.vocabulary);
     const auto token = [&](std::size_t i) {
@@ -120,6 +155,11 @@ Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string&
     return std::int64_t{0};
   };
   Trainer trainer(config, device, mesh);
+  const auto of_step = [&](std::int64_t step) {
+    choices.first_row = (step - 1) * config.train.batch * config.model.context;
+    if (config.model.experts.count > 0) trainer.set_choices(&choices);
+  };
+  of_step(1);
   Outcome outcome;
   outcome.start = gather(trainer, &Bucket::master);
   const Tensor loss = trainer.compute_gradients(1, random);
@@ -127,7 +167,10 @@ Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string&
   outcome.loss /= static_cast<double>(config.train.batch * config.model.context);
   outcome.gradients = gather(trainer, &Bucket::gradient);
   trainer.update();
-  for (std::int64_t step = 2; step <= 3; ++step) trainer.step(step, random);
+  for (std::int64_t step = 2; step <= compared_steps; ++step) {
+    of_step(step);
+    trainer.step(step, random);
+  }
   outcome.weights = gather(trainer, &Bucket::master);
   outcome.copies = compare_copies(trainer, name + " copies of ", outcome.weights);
   return outcome;
@@ -158,6 +201,9 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   c.model.vocabulary = 3 * unit + original.model.vocabulary % unit;
   // A query that sees one key has no gradient, so there are at least two; and each context rank has some.
   c.model.context = std::clamp<std::int64_t>(c.model.context, 2, std::max<std::int64_t>(16, 4 * c.parallel.context));
+  ExpertsConfig& experts = c.model.experts;
+  experts.count = std::min(experts.count, std::max<std::int64_t>({8, experts.chosen, c.parallel.expert}));
+  experts.every = std::min(experts.every, c.model.layers);
   if (c.model.attention.window > 0) c.model.attention.window = std::clamp<std::int64_t>(c.model.attention.window, 2, 5);
   const MeshShape shape = mesh_shape(c, ranks);
   const std::int64_t micro_batches =
@@ -194,8 +240,16 @@ std::vector<Comparison> verify_layout(const Config& config, Device& device, Mesh
       Config one = c;
       one.parallel = {.micro_batch = c.train.batch};
       const std::string name = precision + " " + name_of(kind);
-      const Outcome reference = compares ? run(one, device, alone, name) : Outcome{};
-      const Outcome asked = run(c, device, mesh, name);
+      ChoiceRecord choices;
+      const Outcome reference = compares ? run(one, device, alone, name, choices) : Outcome{};
+      share_choices(c, device, mesh, choices);
+      choices.replays = true;
+      const Outcome asked = run(c, device, mesh, name, choices);
+      if (c.model.experts.count > 0) {
+        // Of the difference of two scores, each off by as much.
+        const Comparison of_choices = compare_choices(name + " choices of experts", choices, device, mesh, 2 * bound);
+        if (compares) add({of_choices});
+      }
       if (kind == OptimizerKind::sgd) largest_gradient = of_rank_0(largest(reference.gradients), device, mesh);
       if (!compares) continue;
       if (kind == OptimizerKind::sgd) {

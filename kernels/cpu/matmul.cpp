@@ -320,6 +320,17 @@ template <class In, class Out>
 void matmul(Cpu device, const Matmul<In, Out>& args) {
   if (!matmul_fuses(device, args)) throw std::runtime_error("matmul: the product on the CPU has no epilogues");
   if (args.m == 0 || args.n == 0) return;
+  if (args.batch != 1) {  // one primitive serves all: their shapes are equal
+    Matmul<In, Out> one = args;
+    one.batch = 1;
+    for (std::int64_t i = 0; i < args.batch; ++i) {
+      one.a = args.a + i * args.a_batch_stride;
+      one.b = args.b + i * args.b_batch_stride;
+      one.c = args.c + i * args.c_batch_stride;
+      matmul(device, one);
+    }
+    return;
+  }
   if (cpu::is_plain(args)) return cpu::plain_product(device, args);
   if constexpr (std::is_same_v<In, bf16>) {
     if (!cpu::has_native_bf16()) return cpu::widened_product(device, args);

@@ -36,6 +36,7 @@ constexpr std::uint32_t epilogue_alignment = 16;
 /// Everything that a plan depends on.
 struct MatmulShape {
   std::int64_t m, n, k, a_stride, b_stride, c_stride, before_stride;
+  std::int64_t batch, a_batch_stride, b_batch_stride, c_batch_stride;
   std::uint32_t a_alignment, b_alignment, c_alignment;
   bool bf16_in, bf16_out, transpose_a, transpose_b, bias, accumulate;
   Epilogue epilogue;
@@ -48,7 +49,8 @@ struct MatmulShapeHash {
     std::uint64_t hash = s.bf16_in | s.bf16_out << 1 | s.transpose_a << 2 | s.transpose_b << 3 | s.bias << 4 |
                          s.accumulate << 5 | s.a_alignment << 6 | s.b_alignment << 12 | s.c_alignment << 18 |
                          static_cast<std::uint64_t>(s.epilogue) << 32;
-    for (const std::int64_t size : {s.m, s.n, s.k, s.a_stride, s.b_stride, s.c_stride, s.before_stride}) {
+    for (const std::int64_t size : {s.m, s.n, s.k, s.a_stride, s.b_stride, s.c_stride, s.before_stride, s.batch,
+                                    s.a_batch_stride, s.b_batch_stride, s.c_batch_stride}) {
       hash = (hash ^ static_cast<std::uint64_t>(size)) * 0x9e3779b97f4a7c15u;
       hash ^= hash >> 32;
     }
@@ -71,6 +73,7 @@ std::string text_of(const MatmulShape& s) {
          operand(s.transpose_b ? "transposed b" : "b", s.k, s.n, s.b_stride, s.bf16_in) + ", " +
          operand("c", s.m, s.n, s.c_stride, s.bf16_out) + (s.bias ? ", bias" : "") +
          (s.accumulate ? ", accumulate" : "") + text_of(s.epilogue) +
+         (s.batch != 1 ? ", " + std::to_string(s.batch) + " at once" : "") +
          (s.before_stride > 0 ? ", before stride " + std::to_string(s.before_stride) : "");
 }
 
@@ -113,12 +116,19 @@ struct Plan {
 
 /// Row-major [rows, columns] as cuBLASLt sees it: column-major [columns, rows].
 void describe(Layout& layout, bool is_bf16, std::int64_t rows, std::int64_t columns, std::int64_t stride,
-              const MatmulShape& shape) {
+              std::int64_t batch_stride, const MatmulShape& shape) {
   // A matrix of one row has no next row; cuBLASLt still requires a stride that is not too short.
   check_library(cublasLtMatrixLayoutCreate(layout.address(), is_bf16 ? CUDA_R_16BF : CUDA_R_32F,
                                            static_cast<std::uint64_t>(columns), static_cast<std::uint64_t>(rows),
                                            std::max(stride, columns)),
                 "cublasLtMatrixLayoutCreate", &shape);
+  if (shape.batch == 1) return;
+  const auto set = [&](cublasLtMatrixLayoutAttribute_t attribute, const auto& value) {
+    check_library(cublasLtMatrixLayoutSetAttribute(layout, attribute, &value, sizeof value),
+                  "cublasLtMatrixLayoutSetAttribute", &shape);
+  };
+  set(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, static_cast<std::int32_t>(shape.batch));
+  set(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, batch_stride);
 }
 
 template <class Value>
@@ -157,9 +167,11 @@ std::unique_ptr<Plan> make_plan(cublasLtHandle_t handle, const MatmulShape& s) {
     set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, stand_in, s);
     set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s.before_stride, s);
   }
-  describe(plan->left, s.bf16_in, s.transpose_b ? s.n : s.k, s.transpose_b ? s.k : s.n, s.b_stride, s);
-  describe(plan->right, s.bf16_in, s.transpose_a ? s.k : s.m, s.transpose_a ? s.m : s.k, s.a_stride, s);
-  describe(plan->result, s.bf16_out, s.m, s.n, s.c_stride, s);
+  describe(plan->left, s.bf16_in, s.transpose_b ? s.n : s.k, s.transpose_b ? s.k : s.n, s.b_stride, s.b_batch_stride,
+           s);
+  describe(plan->right, s.bf16_in, s.transpose_a ? s.k : s.m, s.transpose_a ? s.m : s.k, s.a_stride, s.a_batch_stride,
+           s);
+  describe(plan->result, s.bf16_out, s.m, s.n, s.c_stride, s.c_batch_stride, s);
 
   Preference preference;
   check_library(cublasLtMatmulPreferenceCreate(preference.address()), "cublasLtMatmulPreferenceCreate", &s);
@@ -208,8 +220,10 @@ constexpr bool rounds_bias = std::is_same_v<Out, bf16>;
 
 template <class In, class Out>
 MatmulShape shape_of(const Matmul<In, Out>& args) {
-  const auto alignment = [&](const void* address) {
-    return args.epilogue == Epilogue::none ? alignment_of(address) : epilogue_alignment;
+  const auto alignment = [&]<class T>(const T* address, std::int64_t batch_stride) {
+    if (args.epilogue != Epilogue::none) return epilogue_alignment;
+    return args.batch == 1 ? alignment_of(address)
+                           : std::min(alignment_of(address), alignment_of(address + batch_stride));
   };
   return {.m = args.m,
           .n = args.n,
@@ -218,9 +232,13 @@ MatmulShape shape_of(const Matmul<In, Out>& args) {
           .b_stride = args.b_stride,
           .c_stride = args.c_stride,
           .before_stride = args.before_stride,
-          .a_alignment = alignment(args.a),
-          .b_alignment = alignment(args.b),
-          .c_alignment = alignment(args.c),
+          .batch = args.batch,
+          .a_batch_stride = args.a_batch_stride,
+          .b_batch_stride = args.b_batch_stride,
+          .c_batch_stride = args.c_batch_stride,
+          .a_alignment = alignment(args.a, args.a_batch_stride),
+          .b_alignment = alignment(args.b, args.b_batch_stride),
+          .c_alignment = alignment(args.c, args.c_batch_stride),
           .bf16_in = std::is_same_v<In, bf16>,
           .bf16_out = std::is_same_v<Out, bf16>,
           .transpose_a = args.transpose_a,
@@ -238,6 +256,7 @@ Plan& find_plan(MatmulPlans::State& plans, const MatmulShape& shape) {
 
 /// What the documentation requires of an epilogue, and the contract of kernels/matmul.h.
 bool within_rules(const MatmulShape& s) {
+  if (s.batch != 1 && (s.epilogue != Epilogue::none || s.bias)) return false;
   switch (s.epilogue) {
     case Epilogue::none:
       return s.before_stride == 0;
@@ -275,7 +294,7 @@ bool matmul_fuses(Cuda device, const Matmul<In, Out>& args) {
 
 template <class In, class Out>
 void matmul(Cuda device, const Matmul<In, Out>& args) {
-  if (args.m == 0 || args.n == 0) return;
+  if (args.m == 0 || args.n == 0 || args.batch == 0) return;
   const cuda::MatmulShape shape = cuda::shape_of(args);
   if (!cuda::within_rules(shape))
     throw cuda::Failure("cublasLtMatmul for " + cuda::text_of(shape),

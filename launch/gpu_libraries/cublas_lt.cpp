@@ -34,6 +34,10 @@ CUBLASLT_FUNCTION(cublasLtMatrixLayoutCreate,
                   (cublasLtMatrixLayout_t * layout, cudaDataType type, uint64_t rows, uint64_t columns, int64_t stride),
                   layout, type, rows, columns, stride)
 CUBLASLT_FUNCTION(cublasLtMatrixLayoutDestroy, (cublasLtMatrixLayout_t layout), layout)
+CUBLASLT_FUNCTION(cublasLtMatrixLayoutSetAttribute,
+                  (cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t attribute, const void* value,
+                   size_t bytes),
+                  layout, attribute, value, bytes)
 
 CUBLASLT_FUNCTION(cublasLtMatmulPreferenceCreate, (cublasLtMatmulPreference_t * preference), preference)
 CUBLASLT_FUNCTION(cublasLtMatmulPreferenceDestroy, (cublasLtMatmulPreference_t preference), preference)

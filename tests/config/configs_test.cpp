@@ -46,7 +46,8 @@ std::vector<Command> commands(const fs::path& file) {
 }
 
 TEST(Configs, TheNamedOnesAreThere) {
-  for (const char* name : {"quickstart", "gpt2-124m", "gpt2-xl", "llama3-8b", "bench-small", "bench-gpt2"})
+  for (const char* name : {"quickstart", "gpt2-124m", "gpt2-xl", "llama3-8b", "experts-small", "mixtral-8x7b",
+                           "bench-small", "bench-gpt2"})
     EXPECT_TRUE(fs::exists(root / "configs" / (std::string(name) + ".yaml"))) << name;
 }
 

@@ -25,23 +25,28 @@ struct DoubleRun {
         sequence(split_rows),
         kind(context_kind),
         runtime{.device = device, .compute_type = DType::f64},
-        stage(make_parts(config, recompute), {mesh.tensor->rank(), mesh.tensor->size(), sequence}, store),
+        stage(make_parts(config, recompute),
+              {mesh.tensor->rank(), mesh.tensor->size(), sequence, mesh.expert->rank(), mesh.expert->size()}, store),
         shards(make_shards(zero)) {}
 
-  Context context() { return {.runtime = runtime, .mesh = mesh, .kind = kind}; }
+  Context context() { return {.runtime = runtime, .mesh = mesh, .kind = kind, .choices = &choices}; }
 
-  /// The mean loss of samples [0, batch) of the random text, in micro-batches of `micro_batch` sequences. With
-  /// `gradient`, its gradients are then in the buckets.
+  /// The mean loss, with the balance loss of experts, of samples [0, batch) of the random text, in micro-batches of
+  /// `micro_batch` sequences. With `gradient`, its gradients are then in the buckets.
   double loss(std::int64_t batch, std::int64_t micro_batch, bool gradient) {
     const std::int64_t length = model.context, here_begin = batch / mesh.shape.data * mesh.here.data;
     const std::int64_t here_end = here_begin + batch / mesh.shape.data;
     const Tensor loss_sum = runtime.empty({1}, DType::f64);
     ops::fill(runtime, loss_sum, 0);
+    const Tensor expert_sums = runtime.empty({3}, DType::f64);
+    ops::fill(runtime, expert_sums, 0);
     Context all = context();
     if (gradient) shards.begin_step(all);
     const double scale = 1.0 / static_cast<double>(batch * length);
     for (std::int64_t begin = here_begin; begin < here_end; begin += micro_batch) {
       Context here = context();
+      here.loss_scale = gradient ? scale : 0;
+      here.expert_sums = expert_sums;
       here.rows = context_rows(whole_rows(micro_batch, length, begin), mesh.shape.context, mesh.here.context);
       if (sequence) {
         here.rows.split = mesh.tensor->size();
@@ -63,9 +68,12 @@ struct DoubleRun {
     }
     if (gradient) shards.finish(all);
     mesh.gradient->all_reduce(loss_sum, Reduce::sum, runtime.device.compute(), "loss");
-    double sum = 0;
+    mesh.gradient->all_reduce(expert_sums, Reduce::sum, runtime.device.compute(), "choices");
+    double sum = 0, of_experts[3] = {};
     ops::download(runtime, loss_sum, &sum);
-    return sum * scale;
+    ops::download(runtime, expert_sums, of_experts);
+    dropped = of_experts[1];
+    return (sum + of_experts[2]) * scale;
   }
 
   Tensors gradients() {
@@ -81,6 +89,8 @@ struct DoubleRun {
   ParameterStore store;
   Stage stage;
   Shards shards;
+  ChoiceRecord choices;  // written by each loss(), or replayed
+  double dropped = 0;    // choices without a slot, of the last loss()
 
  private:
   Shards make_shards(int zero) {

@@ -23,6 +23,8 @@ class AdjointOfAnOperation : public Adjoint, public ::testing::WithParamInterfac
   void residual();
   void embedding();
   void position();
+  void grouped_linear();
+  void experts();
   void cross_entropy();
 
   Tensor copy_of(const Tensor& x) {
@@ -247,6 +249,61 @@ void AdjointOfAnOperation::position() {
       });
 }
 
+void AdjointOfAnOperation::grouped_linear() {
+  constexpr std::int64_t groups = 3, outputs = 77, inputs = 131;
+  const Tensor x = random({groups * 133, inputs}), weight = random({groups * outputs, inputs});
+  expect_adjoint(
+      {{"x", x}, {"weight", weight}}, inputs, [&] { return ops::grouped_linear(runtime, "test", x, weight, groups); },
+      [&](const Tensor& dy) {
+        const Tensor dweight = zeros({groups * outputs, inputs});
+        ops::grouped_linear_weight_gradient(runtime, "test", dy, x, dweight, groups);
+        return std::vector{ops::grouped_linear_input_gradient(runtime, "test", dy, weight, groups), dweight};
+      });
+}
+
+// y = the weighted sum over the slots that a row has, and the balance loss, with choices that do not change. The sums
+// over experts, over choices, and of a row.
+void AdjointOfAnOperation::experts() {
+  constexpr std::int64_t count = 37, chosen = 3, sequences = 7, length = 53;
+  const kernels::RowMap map = kernels::whole_sequences(sequences, length);
+  const ops::SlotRule rule{.capacity = 5, .per_sequence = 5, .places = {count, 2}};
+  for (const auto score : {ops::ExpertScore::softmax, ops::ExpertScore::sigmoid}) {
+    SCOPED_TRACE(static_cast<int>(score));
+    const Tensor logits = random({sequences * length, count}), x = random({sequences * length, width});
+    const Tensor given = ops::route(runtime, logits, {}, {}, chosen, score).choices;
+    const Tensor counts = ops::count_choices(runtime, given, count, map);
+    const ops::Slots slots = ops::assign_slots(runtime, given, counts, {}, rule, map);
+    ops::Routed routed;
+    Tensor in_slots;
+    expect_adjoint(
+        {{"logits", logits}, {"x", x}}, 2 * count + chosen,
+        [&] {
+          routed = ops::route(runtime, logits, {}, given, chosen, score);
+          in_slots = ops::gather_slots(runtime, x, {}, slots);
+          return ops::combine_slots(runtime, in_slots, routed.weights, slots);
+        },
+        [&](const Tensor& dy) {
+          const Tensor dweights = ops::combine_weight_gradient(runtime, dy, in_slots, slots);
+          const Tensor din_slots = ops::gather_slots(runtime, dy, routed.weights, slots);
+          return std::vector{ops::route_gradient(runtime, logits, routed, dweights, score, {}, map),
+                             ops::combine_slots(runtime, din_slots, {}, slots)};
+        });
+    constexpr double factor = 0.3;
+    expect_adjoint(
+        {{"logits of the balance loss", logits}}, 2 * count + sequences * length,
+        [&] {
+          const Tensor sums = zeros({3});
+          ops::add_expert_sums(runtime, logits, slots, score, {counts, factor}, sums, map);
+          return sums.slice_columns(2, 3);
+        },
+        [&](const Tensor& dloss) {
+          const double scale = factor * *dloss.data<double>();
+          return std::vector{ops::route_gradient(runtime, logits, routed, zeros({sequences * length, chosen}), score,
+                                                 {counts, scale}, map)};
+        });
+  }
+}
+
 // The loss of a vocabulary in two slices, reduced here by hand: y is one number. A sum of exponentials, then a sum of
 // rows.
 void AdjointOfAnOperation::cross_entropy() {
@@ -310,6 +367,15 @@ TEST_P(AdjointOfAnOperation, IsItsBackward) {
       {"embedding_backward", &AdjointOfAnOperation::embedding},
       {"add_position", &AdjointOfAnOperation::position},
       {"add_position_backward", &AdjointOfAnOperation::position},
+      {"grouped_linear", &AdjointOfAnOperation::grouped_linear},
+      {"grouped_linear_input_gradient", &AdjointOfAnOperation::grouped_linear},
+      {"grouped_linear_weight_gradient", &AdjointOfAnOperation::grouped_linear},
+      {"route", &AdjointOfAnOperation::experts},
+      {"gather_slots", &AdjointOfAnOperation::experts},
+      {"combine_slots", &AdjointOfAnOperation::experts},
+      {"combine_weight_gradient", &AdjointOfAnOperation::experts},
+      {"route_gradient", &AdjointOfAnOperation::experts},
+      {"add_expert_sums", &AdjointOfAnOperation::experts},
       {"cross_entropy_max", &AdjointOfAnOperation::cross_entropy},
       {"cross_entropy_sum", &AdjointOfAnOperation::cross_entropy},
       {"cross_entropy_gradient", &AdjointOfAnOperation::cross_entropy},

@@ -15,6 +15,7 @@
 #include "framework/ops/cross_entropy.h"
 #include "framework/ops/elementwise.h"
 #include "framework/ops/embedding.h"
+#include "framework/ops/experts.h"
 #include "framework/ops/linear.h"
 #include "framework/ops/norm.h"
 #include "framework/ops/optimizer.h"
@@ -66,6 +67,18 @@ struct Operands {
   // The optimizers' are f32 whatever the run.
   Tensor flat(DType of = DType::f32) { return filled({n}, of); }
   Tensor segments() { return of_host(std::vector<kernels::OptimizerSegment>{{0, 20, 0.1f}, {20, n, 0}}, DType::u8); }
+
+  // Three sequences of five tokens that choose two of four experts, and their slots.
+  static constexpr std::int64_t experts = 4, chosen = 2;
+  static kernels::RowMap sequences() { return kernels::whole_sequences(3, length); }
+  Tensor logits() { return filled({N, experts}, accumulate); }
+  ops::Routed routed() { return ops::route(runtime, logits(), {}, {}, chosen, ops::ExpertScore::softmax); }
+  static ops::SlotRule slot_rule() { return {.capacity = 4, .per_sequence = 4, .places = {experts, 1}}; }
+  ops::Slots slots(const ops::Routed& r) {
+    return ops::assign_slots(runtime, r.choices, ops::count_choices(runtime, r.choices, experts, sequences()), {},
+                             slot_rule(), sequences());
+  }
+  static constexpr std::int64_t num_slots = experts * 3 * 4;
 
   Runtime& runtime;
   const DType type = runtime.compute_type, accumulate = accumulate_type(runtime.compute_type);
@@ -188,6 +201,25 @@ inline std::vector<Operation> every_operation() {
          ops::linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight, o.bias());
          o.expect("linear_weight_gradient", dweight, {o.out, o.D}, o.accumulate);
        }},
+      {"grouped_linear",
+       [](Operands& o) {
+         o.expect("grouped_linear",
+                  ops::grouped_linear(o.runtime, "product", o.x(), o.filled({3 * o.out, o.D}, o.type), 3), {o.N, o.out},
+                  o.type);
+       }},
+      {"grouped_linear_input_gradient",
+       [](Operands& o) {
+         o.expect(
+             "grouped_linear_input_gradient",
+             ops::grouped_linear_input_gradient(o.runtime, "product", o.dy(), o.filled({3 * o.out, o.D}, o.type), 3),
+             {o.N, o.D}, o.type);
+       }},
+      {"grouped_linear_weight_gradient",
+       [](Operands& o) {
+         const Tensor dweight = o.filled({3 * o.out, o.D}, o.accumulate);
+         ops::grouped_linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight, 3);
+         o.expect("grouped_linear_weight_gradient", dweight, {3 * o.out, o.D}, o.accumulate);
+       }},
       {"bias_gradient",
        [](Operands& o) {
          const Tensor dbias = o.bias();
@@ -299,6 +331,71 @@ inline std::vector<Operation> every_operation() {
          ops::add_position_backward(o.runtime, o.x(), dtable,
                                     {.sequences = o.N, .runs = {{0, o.length}, {0, 0}}, .first_row = 2});
          o.expect("add_position_backward", dtable, {o.positions, o.D}, o.accumulate);
+       }},
+
+      // Experts
+      {"route",
+       [](Operands& o) {
+         for (const auto score : {ops::ExpertScore::softmax, ops::ExpertScore::sigmoid})
+           for (const Tensor& bias : {Tensor{}, o.filled({o.experts}, o.accumulate)}) {
+             const ops::Routed routed = ops::route(o.runtime, o.logits(), bias, {}, o.chosen, score);
+             o.expect("choices", routed.choices, {o.N, o.chosen}, DType::i32);
+             o.expect("weights", routed.weights, {o.N, o.chosen}, o.accumulate);
+           }
+       }},
+      {"count_choices",
+       [](Operands& o) {
+         o.expect("count_choices", ops::count_choices(o.runtime, o.routed().choices, o.experts, o.sequences()),
+                  {3, 2, o.experts}, DType::i32);
+       },
+       moves},
+      {"assign_slots",
+       [](Operands& o) {
+         const ops::Slots slots = o.slots(o.routed());
+         o.expect("slots", slots.of_rows, {o.N, o.chosen}, DType::i32);
+         o.expect("rows of slots", slots.rows_of_slots, {o.num_slots}, DType::i32);
+       },
+       moves},
+      {"gather_slots",
+       [](Operands& o) {
+         const ops::Routed routed = o.routed();
+         for (const Tensor& weights : {Tensor{}, routed.weights})
+           o.expect("gather_slots", ops::gather_slots(o.runtime, o.x(), weights, o.slots(routed)), {o.num_slots, o.D},
+                    o.type);
+       }},
+      {"combine_slots",
+       [](Operands& o) {
+         const ops::Routed routed = o.routed();
+         for (const Tensor& weights : {Tensor{}, routed.weights})
+           o.expect("combine_slots",
+                    ops::combine_slots(o.runtime, o.filled({o.num_slots, o.D}, o.type), weights, o.slots(routed)),
+                    {o.N, o.D}, o.type);
+       }},
+      {"combine_weight_gradient",
+       [](Operands& o) {
+         o.expect(
+             "combine_weight_gradient",
+             ops::combine_weight_gradient(o.runtime, o.x(), o.filled({o.num_slots, o.D}, o.type), o.slots(o.routed())),
+             {o.N, o.chosen}, o.accumulate);
+       }},
+      {"route_gradient",
+       [](Operands& o) {
+         const ops::Routed routed = o.routed();
+         const Tensor counts = ops::count_choices(o.runtime, routed.choices, o.experts, o.sequences());
+         for (const ops::BalanceLoss& balance : {ops::BalanceLoss{}, ops::BalanceLoss{counts, 0.1}})
+           o.expect("route_gradient",
+                    ops::route_gradient(o.runtime, o.logits(), routed, o.filled({o.N, o.chosen}, o.accumulate),
+                                        ops::ExpertScore::softmax, balance, o.sequences()),
+                    {o.N, o.experts}, o.accumulate);
+       }},
+      {"add_expert_sums",
+       [](Operands& o) {
+         const ops::Routed routed = o.routed();
+         const Tensor counts = ops::count_choices(o.runtime, routed.choices, o.experts, o.sequences());
+         const Tensor sums = o.filled({3}, DType::f64, 0);
+         ops::add_expert_sums(o.runtime, o.logits(), o.slots(routed), ops::ExpertScore::sigmoid, {counts, 0.1}, sums,
+                              o.sequences());
+         o.expect("add_expert_sums", sums, {3}, DType::f64);
        }},
 
       // Residual branches

@@ -24,6 +24,8 @@ class RefusedOperands : public ::testing::TestWithParam<Operation> {
   void of_rotary_positions();
   void of_embeddings();
   void of_positions();
+  void of_grouped_linear_layers();
+  void of_experts();
   void of_residual_branches();
   void of_cross_entropy();
   void of_optimizers();
@@ -253,6 +255,69 @@ void RefusedOperands::of_positions() {
   });
 }
 
+void RefusedOperands::of_grouped_linear_layers() {
+  const Tensor x = tensor({6, 3}), weight = tensor({8, 3}), dy = tensor({6, 4});
+  const std::string rows = "groups divides the rows of each operand";
+  expect_refused(rows, [&] { ops::grouped_linear(runtime, "test", tensor({5, 3}), weight, 2); });
+  expect_refused(rows, [&] { ops::grouped_linear(runtime, "test", x, tensor({7, 3}), 2); });
+  expect_refused(rows, [&] { ops::grouped_linear_input_gradient(runtime, "test", tensor({5, 4}), weight, 2); });
+  expect_refused("the dim summed over, of a and b", [&] {
+    ops::grouped_linear_input_gradient(runtime, "test", tensor({6, 3}), weight, 2);
+  });
+  expect_refused("rows of a and c", [&] {
+    ops::grouped_linear_weight_gradient(runtime, "test", dy, x, tensor({10, 3}), 2);
+  });
+}
+
+void RefusedOperands::of_experts() {
+  using enum ops::ExpertScore;
+  const kernels::RowMap map = kernels::whole_sequences(2, 3);
+  const Tensor logits = tensor({6, 4});
+  const std::string chosen = "route: a row chooses 1 to 32 of the experts";
+  expect_refused(chosen, [&] { ops::route(runtime, logits, {}, {}, 5, softmax); });
+  expect_refused(chosen, [&] { ops::route(runtime, logits, {}, {}, 0, softmax); });
+  expect_refused("route: bias [experts]", [&] { ops::route(runtime, logits, tensor({3}), {}, 2, softmax); });
+  expect_refused("route: given choices [N, k]", [&] { ops::route(runtime, logits, {}, tensor({6, 2}), 2, softmax); });
+  expect_refused("experts: scores are f32, or f64", [&] {
+    ops::route(runtime, tensor({6, 4}, DType::bf16), {}, {}, 2, softmax);
+  });
+  ops::fill(runtime, logits, 1);
+  const ops::Routed routed = ops::route(runtime, logits, {}, {}, 2, softmax);
+  expect_refused("count choices: choices [N, k]", [&] {
+    ops::count_choices(runtime, tensor({5, 2}, DType::i32), 4, map);
+  });
+  const Tensor counts = ops::count_choices(runtime, routed.choices, 4, map);
+  const ops::SlotRule rule{.capacity = 2, .per_sequence = 2, .places = {4, 1}};
+  const auto assign = [&](const Tensor& of, const Tensor& cached, const ops::SlotRule& by) {
+    return ops::assign_slots(runtime, routed.choices, of, cached, by, map);
+  };
+  expect_refused("assign slots: counts", [&] { assign(tensor({2, 2, 3}, DType::i32), {}, rule); });
+  expect_refused("assign slots: cached counts", [&] { assign(counts, tensor({4}, DType::i32), rule); });
+  expect_refused("assign slots: a slot for each row kept", [&] {
+    assign(counts, {}, {.capacity = 3, .per_sequence = 2, .places = {4, 1}});
+  });
+  const ops::Slots slots = assign(counts, {}, rule);
+  expect_refused("gather slots: x [N, D]", [&] { ops::gather_slots(runtime, tensor({5, 3}), {}, slots); });
+  expect_refused("slots: weights [N, k]", [&] { ops::gather_slots(runtime, tensor({6, 3}), tensor({6}), slots); });
+  expect_refused("combine slots: x [slots, D]", [&] { ops::combine_slots(runtime, tensor({6, 3}), {}, slots); });
+  const Tensor x = tensor({slots.rows_of_slots.count(), 3});
+  expect_refused("slots: weights [N, k]", [&] { ops::combine_slots(runtime, x, tensor({6}), slots); });
+  expect_refused("combine weight gradient: dy [N, D]", [&] {
+    ops::combine_weight_gradient(runtime, tensor({5, 3}), x, slots);
+  });
+  expect_refused("combine weight gradient: x [slots, D]", [&] {
+    ops::combine_weight_gradient(runtime, tensor({6, 4}), x, slots);
+  });
+  expect_refused("route gradient: dweights [N, k]", [&] {
+    ops::route_gradient(runtime, logits, routed, tensor({6, 3}), softmax, {}, map);
+  });
+  expect_refused("balance loss: counts", [&] {
+    ops::route_gradient(runtime, logits, routed, tensor({6, 2}), softmax, {tensor({7}, DType::i32), 1}, map);
+  });
+  expect_refused("expert sums: three f64",
+                 [&] { ops::add_expert_sums(runtime, logits, slots, softmax, {}, tensor({3}), map); });
+}
+
 void RefusedOperands::of_residual_branches() {
   const Tensor x = tensor({5, 3});
   const ops::Dropout dropout{.p = 0.1};
@@ -348,6 +413,17 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"embedding_backward", &RefusedOperands::of_embeddings},
       {"add_position", &RefusedOperands::of_positions},
       {"add_position_backward", &RefusedOperands::of_positions},
+      {"grouped_linear", &RefusedOperands::of_grouped_linear_layers},
+      {"grouped_linear_input_gradient", &RefusedOperands::of_grouped_linear_layers},
+      {"grouped_linear_weight_gradient", &RefusedOperands::of_grouped_linear_layers},
+      {"route", &RefusedOperands::of_experts},
+      {"count_choices", &RefusedOperands::of_experts},
+      {"assign_slots", &RefusedOperands::of_experts},
+      {"gather_slots", &RefusedOperands::of_experts},
+      {"combine_slots", &RefusedOperands::of_experts},
+      {"combine_weight_gradient", &RefusedOperands::of_experts},
+      {"route_gradient", &RefusedOperands::of_experts},
+      {"add_expert_sums", &RefusedOperands::of_experts},
       {"residual", &RefusedOperands::of_residual_branches},
       {"residual_backward", &RefusedOperands::of_residual_branches},
       {"cross_entropy_max", &RefusedOperands::of_cross_entropy},

@@ -100,6 +100,44 @@ class MatmulCuda : public CudaTest {
       }
   }
 
+  /// Several products at once give what they give one by one.
+  template <class In, class Out>
+  void check_batch(const Form& f, std::int64_t batch) {
+    const std::int64_t a_size = f.m * f.k, b_size = f.n * f.k, c_size = f.m * f.n;
+    const DeviceArray<In> a(random_values<In>(batch * a_size, 1), f.offset);
+    const DeviceArray<In> b(random_values<In>(batch * b_size, 2), f.offset);
+    const auto c = random_values<Out>(batch * c_size, 3);
+    const DeviceArray<Out> together(c, f.offset), one_by_one(c, f.offset);
+    Matmul<In, Out> args{.a = a.data(),
+                         .b = b.data(),
+                         .c = together.data(),
+                         .m = f.m,
+                         .n = f.n,
+                         .k = f.k,
+                         .a_stride = f.transpose_a ? f.m : f.k,
+                         .b_stride = f.transpose_b ? f.k : f.n,
+                         .c_stride = f.n,
+                         .transpose_a = f.transpose_a,
+                         .transpose_b = f.transpose_b,
+                         .accumulate = f.accumulate,
+                         .batch = batch,
+                         .a_batch_stride = a_size,
+                         .b_batch_stride = b_size,
+                         .c_batch_stride = c_size,
+                         .workspace = workspace->data()};
+    kernels::matmul(device(), args);
+    for (std::int64_t i = 0; i < batch; ++i) {
+      args.batch = 1;
+      args.a_batch_stride = args.b_batch_stride = args.c_batch_stride = 0;
+      args.a = a.data() + i * a_size;
+      args.b = b.data() + i * b_size;
+      args.c = one_by_one.data() + i * c_size;
+      kernels::matmul(device(), args);
+    }
+    const std::vector<Out> all = together.host(), each = one_by_one.host();
+    for (std::size_t i = 0; i < all.size(); ++i) ASSERT_EQ(static_cast<float>(all[i]), static_cast<float>(each[i]));
+  }
+
   /// Rows of `before` are as long as the rules require, and 8 longer with padding.
   template <class In, class Out>
   void check_epilogue(const Form& f, Epilogue epilogue) {
@@ -249,6 +287,25 @@ class MatmulCuda : public CudaTest {
   std::unique_ptr<kernels::cuda::MatmulPlans> plans;
   std::unique_ptr<DeviceArray<std::uint8_t>> workspace;
 };
+
+TEST_P(MatmulCuda, BatchesAreTheProductsOneByOne) {
+  for (const bool transpose_a : {false, true})
+    for (const bool transpose_b : {false, true})
+      for (const std::int64_t offset : {0, 1}) {
+        const Form form{.m = 5,
+                        .n = 7,
+                        .k = 9,
+                        .transpose_a = transpose_a,
+                        .transpose_b = transpose_b,
+                        .bias = false,
+                        .accumulate = transpose_a,
+                        .padding = 0,
+                        .offset = offset};
+        check_batch<float, float>(form, 3);
+        check_batch<bf16, bf16>(form, 3);
+        check_batch<bf16, float>(form, 4);
+      }
+}
 
 TEST_P(MatmulCuda, F32) { check_all<float, float>(); }
 TEST_P(MatmulCuda, Bf16) { check_all<bf16, bf16>(); }

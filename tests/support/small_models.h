@@ -85,6 +85,28 @@ inline std::vector<SmallModel> small_models() {
   one_kv_head.tied = false;
   one_kv_head.dropout = 0.1;
   models.push_back({"one_kv_head", one_kv_head});
+
+  ModelConfig experts = base(16, 40, 7);  // some tokens find no room
+  experts.attention.heads = 4;
+  experts.feed_forward.width = 33;
+  experts.experts = {.count = 5, .chosen = 2, .capacity = 1.1, .balance_weight = 0.1};
+  models.push_back({"experts", experts});
+
+  ModelConfig shared = base(24, 61, 7);
+  shared.attention.heads = 6;
+  shared.attention.kv_heads = 2;
+  shared.attention.position = Position::rotary;
+  shared.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
+  shared.experts = {.count = 6,
+                    .chosen = 3,
+                    .capacity = 0,
+                    .shared = 1,
+                    .score = ExpertScoreKind::sigmoid,
+                    .balance_weight = 0.1,
+                    .every = 2};
+  shared.norm.kind = NormKind::rms_norm;
+  shared.dropout = 0.1;
+  models.push_back({"shared_experts", shared});
   return models;
 }
 

@@ -48,6 +48,20 @@ TEST(Evaluation, OfFiveSequencesWithSplitWeightsIsThatOfOneRank) {
   }
 }
 
+// Expert ranks exchange rows also if one of them has fewer sequences.
+TEST(Evaluation, OfFiveSequencesWithSplitExpertsIsThatOfOneRank) {
+  const ModelConfig model = small_model("experts");
+  const double alone = run_alone(model, safe_adamw(0.01))->trainer.evaluate(5, read_random(model)).loss;
+  for (int expert = 1; expert <= world_size(); ++expert) {
+    if (world_size() % expert != 0) continue;
+    for (const std::int64_t micro_batch : {1, 0}) {
+      SmallRun run(model, safe_adamw(0.01),
+                   {.name = "data", .data = world_size(), .micro_batch = micro_batch, .expert = expert});
+      EXPECT_NEAR(run.trainer.evaluate(5, read_random(model)).loss, alone, 1e-5 * alone) << expert;
+    }
+  }
+}
+
 TEST(OptimizerState, ThatBeginsLateHasBiasCorrectionsOfItsOwn) {
   const SmallModel model = models_under_test().front();
   SmallRun run(model.config, safe_adamw(0.01), {.name = "data", .data = world_size()});

@@ -27,38 +27,41 @@ TEST_P(Parity, GradientsAndSgdAndAdamwStepsAreThoseOfOneRank) {
   const auto alone = run_alone(model, sgd);
   const Tensors start = alone->masters();
   double losses[3], norms[3];
-  alone->trainer.compute_gradients(1, read_random(model));
+  alone->compute_gradients();
   const Tensors gradients = alone->gradients();
-  for (std::int64_t s = 0; s < 3; ++s) losses[s] = alone->trainer.step(s + 1, read_random(model, s)).loss;
+  for (std::int64_t s = 0; s < 3; ++s) losses[s] = alone->step(s).loss;
   const Tensors after_sgd = alone->masters();
   OptimizerConfig adamw = safe_adamw(0.02);
   adamw.epsilon = largest(gradients);  // compare_updates() says why
   const auto alone_adamw = run_alone(model, adamw);
-  for (std::int64_t s = 0; s < 3; ++s) norms[s] = alone_adamw->trainer.step(s + 1, read_random(model, s)).gradient_norm;
+  for (std::int64_t s = 0; s < 3; ++s) norms[s] = alone_adamw->step(s).gradient_norm;
   const Tensors after_adamw = alone_adamw->masters();
 
-  for (const Layout& layout : layouts(world_size())) {
+  for (const Layout& layout : layouts(world_size(), model)) {
     SCOPED_TRACE(GetParam().name + ", " + layout.name);
     double worst_gradient = 0, worst_sgd = 0, worst_adamw = 0;
     {
       SmallRun run(model, sgd, layout);
-      run.trainer.compute_gradients(1, read_random(model));
+      run.replay(*alone);
+      run.compute_gradients();
       const Tensors actual = run.gradients();
       worst_gradient = expect_holds(compare("gradient of ", gradients, actual, bound));
       expect_held_equal(run.device, run.trainer.parameters(), run.trainer.shards(), &Bucket::gradient, actual,
                         "gradient");
       for (std::int64_t s = 0; s < 3; ++s) {
-        const double loss = run.trainer.step(s + 1, read_random(model, s)).loss;
+        const double loss = run.step(s).loss;
         EXPECT_NEAR(loss, losses[s], losses[s] * bound) << "step " << s + 1;
       }
       const Tensors masters = run.masters();
       worst_sgd = expect_holds(compare_updates("SGD update of ", start, after_sgd, masters, bound));
       run.expect_copies_equal(masters);
+      run.expect_choices_within(8 * bound);
     }
     {
       SmallRun run(model, adamw, layout);
+      run.replay(*alone_adamw);
       for (std::int64_t s = 0; s < 3; ++s) {
-        const double norm = run.trainer.step(s + 1, read_random(model, s)).gradient_norm;
+        const double norm = run.step(s).gradient_norm;
         EXPECT_NEAR(norm, norms[s], norms[s] * bound) << "gradient norm of step " << s + 1;
       }
       const Tensors masters = run.masters();
@@ -72,33 +75,39 @@ TEST_P(Parity, GradientsAndSgdAndAdamwStepsAreThoseOfOneRank) {
 }
 
 TEST_P(Parity, EveryElementIsCountedByOneRankOfACopy) {
-  for (const Layout& layout : layouts(world_size())) {
-    SmallRun run(GetParam().config, plain_sgd(0.1), layout);
+  const ModelConfig model = GetParam().config;
+  for (const Layout& layout : layouts(world_size(), model)) {
+    SmallRun run(model, plain_sgd(0.1), layout);
     const ParameterStore& store = run.trainer.parameters();
-    std::vector<std::int32_t> owned = {static_cast<std::int32_t>(store.owned_count())};
+    std::vector<std::int32_t> owned = {0};  // of all expert ranks, which hold the same of all but the experts
+    for (const Parameter& p : store.parameters())
+      if (store.replicas(p.weight->group) == Replicas::expert || run.mesh.expert->rank() == 0)
+        owned[0] += static_cast<std::int32_t>((p.owned_end - p.owned_begin) * p.held.columns());
     const Tensor sum = ops::to_device(run.trainer.runtime(), owned, DType::i32);
     run.mesh.tensor->all_reduce(sum, Reduce::sum, run.device.compute(), "test");
     run.mesh.pipeline->all_reduce(sum, Reduce::sum, run.device.compute(), "test");
+    run.mesh.expert->all_reduce(sum, Reduce::sum, run.device.compute(), "test");
     ops::download(run.trainer.runtime(), sum, owned.data());
-    EXPECT_EQ(owned[0], all_parameters(GetParam().config).global_count()) << layout.name;
+    EXPECT_EQ(owned[0], all_parameters(model).global_count()) << layout.name;
     run.masters();  // fails if an element is counted twice or never
   }
 }
 
 TEST_P(Parity, StartValuesAreTheSameBitsInEveryLayout) {
-  const Tensors alone = run_alone(GetParam().config, plain_sgd(0.1))->masters();
-  for (const Layout& layout : layouts(world_size()))
-    EXPECT_EQ(SmallRun(GetParam().config, plain_sgd(0.1), layout).masters(), alone) << layout.name;
+  const ModelConfig model = GetParam().config;
+  const Tensors alone = run_alone(model, plain_sgd(0.1))->masters();
+  for (const Layout& layout : layouts(world_size(), model))
+    EXPECT_EQ(SmallRun(model, plain_sgd(0.1), layout).masters(), alone) << layout.name;
 }
 
 TEST_P(Parity, TheSameLayoutGivesTheSameBitsWithImmediateAndThreadedStreams) {
   const ModelConfig model = GetParam().config;
   const auto three_steps = [&](const Layout& layout) {
     SmallRun run(model, safe_adamw(0.01), layout);
-    for (std::int64_t s = 0; s < 3; ++s) run.trainer.step(s + 1, read_random(model, s));
+    for (std::int64_t s = 0; s < 3; ++s) run.step(s);
     return std::make_pair(run.gradients(), run.masters());
   };
-  for (Layout layout : layouts(world_size())) {
+  for (Layout layout : layouts(world_size(), model)) {
     const auto first = three_steps(layout);
     EXPECT_EQ(three_steps(layout), first) << layout.name << ": twice";
     if (device_is_simulated()) continue;  // a GPU has its own streams
@@ -109,11 +118,11 @@ TEST_P(Parity, TheSameLayoutGivesTheSameBitsWithImmediateAndThreadedStreams) {
 
 TEST_P(Parity, RecomputedBlocksGiveTheSameBits) {
   const ModelConfig model = GetParam().config;
-  for (Layout layout : layouts(world_size())) {
+  for (Layout layout : layouts(world_size(), model)) {
     const auto gradients = [&](bool recompute) {
       layout.recompute = recompute;
       SmallRun run(model, plain_sgd(0.1), layout);
-      run.trainer.compute_gradients(1, read_random(model));
+      run.compute_gradients();
       return run.gradients();
     };
     EXPECT_EQ(gradients(true), gradients(false)) << layout.name;
@@ -131,7 +140,7 @@ TEST_P(Parity, EvaluationCountsEveryTargetOnce) {
   const LossSum alone = run_alone(model, plain_sgd(0.1))->trainer.evaluate(samples, read);
   EXPECT_EQ(alone.tokens, samples * model.context - 1);
   EXPECT_EQ(alone.bytes, samples * model.context + samples * (samples - 1) / 2);
-  for (const Layout& layout : layouts(world_size())) {
+  for (const Layout& layout : layouts(world_size(), model)) {
     SmallRun run(model, plain_sgd(0.1), layout);
     const LossSum sum = run.trainer.evaluate(samples, read);
     EXPECT_EQ(sum.tokens, alone.tokens) << layout.name;
@@ -146,18 +155,20 @@ TEST_P(Parity, Bf16GradientsAreThoseOfOneRankAndValuesAreRoundedMasters) {
   const double bound = rounding_bound(model, batch * model.context, DType::bf16);
   EXPECT_LT(bound, 0.25) << "a gradient of zeros differs by 1";
   const auto alone = run_alone(model, plain_sgd(0.1), Precision::bf16);
-  alone->trainer.compute_gradients(1, read_random(model));
+  alone->compute_gradients();
   const Tensors gradients = alone->gradients();
-  for (const Layout& layout : layouts(world_size())) {
+  for (const Layout& layout : layouts(world_size(), model)) {
     SCOPED_TRACE(layout.name);
     Config config = small_config(model, plain_sgd(0.1), layout);
     config.train.precision = Precision::bf16;
     SmallRun run(config);
-    run.trainer.compute_gradients(1, read_random(model));
+    run.replay(*alone);
+    run.compute_gradients();
     const double worst = expect_holds(compare("bf16 gradient of ", gradients, run.gradients(), bound));
     record(layout, "bf16 gradient", worst);
+    run.expect_choices_within(4 * bound);
 
-    for (std::int64_t s = 0; s < 2; ++s) run.trainer.step(s + 1, read_random(model, s));
+    for (std::int64_t s = 0; s < 2; ++s) run.step(s);
     run.expect_copies_equal(run.masters());
   }
 }
@@ -177,7 +188,7 @@ TEST(LossCurve, TwentyStepsAreThoseOfOneRank) {
     };
     const std::vector<double> alone = curve(run_alone(model, safe_adamw(0.005))->trainer);
     EXPECT_LT(alone.back(), 0.9 * alone.front()) << "the model does not learn";
-    for (const Layout& layout : layouts(world_size())) {
+    for (const Layout& layout : layouts(world_size(), model)) {
       if (layout.micro_batch == 1) continue;  // many messages, and nothing that three steps have not shown
       SmallRun run(model, safe_adamw(0.005), layout);
       const std::vector<double> losses = curve(run.trainer);

@@ -26,7 +26,7 @@ Counted count_second_step(Trainer& trainer, Device& device, const ModelConfig& m
 
 TEST(Plan, CountsTheMemoryAndTheMessagesOfTheRealStep) {
   for (const SmallModel& model : models_under_test())
-    for (const Layout& layout : layouts(world_size())) {
+    for (const Layout& layout : layouts(world_size(), model.config)) {
       SCOPED_TRACE(model.name + ", " + layout.name);
       SmallRun run(model.config, safe_adamw(0.01), layout);
       const Counted real = count_second_step(run.trainer, run.device, model.config);

@@ -41,6 +41,7 @@ struct Layout {
   int context = 1;
   ContextKind context_kind = ContextKind::automatic;
   int shard = 0;
+  int expert = 1;  // for models with experts
 };
 
 /// The models of small_models.h; on the simulated GPU and on many ranks, three that together have every layer and
@@ -242,6 +243,40 @@ inline std::vector<Layout> layouts(int ranks) {
   return all;
 }
 
+/// Those for `model`: with experts, also the layouts of the expert axis.
+inline std::vector<Layout> layouts(int ranks, const ModelConfig& model) {
+  std::vector<Layout> all = layouts(ranks);
+  if (model.experts.count == 0 || ranks == 1) return all;
+  all.push_back({.name = "expert", .data = ranks, .micro_batch = 1, .expert = ranks});
+  if (device_is_simulated()) return all;
+  all.push_back({.name = "expert, zero 3, recompute", .data = ranks, .zero = 3, .recompute = true, .expert = ranks});
+  all.push_back({.name = "expert and context", .micro_batch = 2, .context = ranks, .expert = ranks});
+  if (ranks != 4) return all;
+  all.push_back({.name = "tensor 2, expert 2, sequence, zero 1",
+                 .tensor = 2,
+                 .data = 2,
+                 .sequence = true,
+                 .zero = 1,
+                 .expert = 2});
+  all.push_back({.name = "data 4, expert 2, zero 3", .data = 4, .zero = 3, .expert = 2});
+  all.push_back(
+      {.name = "data 4, expert 2, zero 2, micro-batch 1", .data = 4, .zero = 2, .micro_batch = 1, .expert = 2});
+  all.push_back({.name = "data 4, expert 2, zero 3, shard 2, micro-batch 1",
+                 .data = 4,
+                 .zero = 3,
+                 .micro_batch = 1,
+                 .shard = 2,
+                 .expert = 2});
+  all.push_back({.name = "context 2, data 2, expert 4", .data = 2, .context = 2, .expert = 4});
+  all.push_back({.name = "data 2, expert 2, pipeline 2, zero_bubble, micro-batch 2",
+                 .data = 2,
+                 .micro_batch = 2,
+                 .pipeline = 2,
+                 .schedule = PipelineSchedule::zero_bubble,
+                 .expert = 2});
+  return all;
+}
+
 inline OptimizerConfig plain_sgd(double rate) {
   return {.kind = OptimizerKind::sgd, .rate = rate, .schedule = Schedule::constant, .weight_decay = 0, .clip = 0};
 }
@@ -263,6 +298,7 @@ inline ParallelConfig parallel_of(const Layout& layout) {
           .context_kind = layout.context_kind,
           .pipeline = layout.pipeline,
           .schedule = layout.schedule,
+          .expert = layout.expert,
           .zero = layout.zero,
           .shard = layout.shard,
           .micro_batch = layout.micro_batch};
@@ -305,6 +341,29 @@ struct SmallRun {
       : SmallRun(small_config(model, optimizer, layout), layout.streams) {}
   ~SmallRun() { device.synchronize(); }
 
+  /// Step `index`, from 0, of the endless random text.
+  StepResult step(std::int64_t index) {
+    of_step(index);
+    return trainer.step(index + 1, read_random(trainer.config().model, index));
+  }
+  /// Leaves the gradients of step `index`.
+  void compute_gradients(std::int64_t index = 0) {
+    of_step(index);
+    trainer.compute_gradients(index + 1, read_random(trainer.config().model, index));
+  }
+  /// From now on tokens choose the experts that they chose in the same steps of `other`: between layouts a choice may
+  /// differ if two scores are equal up to rounding.
+  void replay(const SmallRun& other) {
+    choices = other.choices;
+    choices.replays = true;
+  }
+  /// Only scores within `bound` of each other have changed places.
+  void expect_choices_within(double bound) const {
+    if (choices.replays) {
+      EXPECT_LE(choices.widest, bound) << choices.differing << " rows chose otherwise";
+    }
+  }
+
   Tensors gradients() { return gather_all(&Bucket::gradient); }
   Tensors masters() { return gather_all(&Bucket::master); }
   /// Every rank has the same bits of what it updates, and of the values that layers read.
@@ -319,8 +378,13 @@ struct SmallRun {
   Device& device;
   Mesh mesh;
   Trainer trainer;
+  ChoiceRecord choices;
 
  private:
+  void of_step(std::int64_t index) {
+    choices.first_row = index * batch * trainer.config().model.context;
+    trainer.set_choices(trainer.config().model.experts.count > 0 ? &choices : nullptr);
+  }
   static Mesh mesh_of(MPI_Comm ranks, const Config& config, Device& device, CallRing& ring) {
     int size = 0;
     MPI_Comm_size(ranks, &size);

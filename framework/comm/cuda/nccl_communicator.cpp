@@ -183,7 +183,7 @@ namespace {
 
 /// NCCL keeps the pointer.
 const char* lasting_name(const std::string& axis) {
-  for (const char* name : {"tensor", "context", "data", "shard", "replica", "pipeline"})
+  for (const char* name : {"tensor", "context", "data", "shard", "replica", "expert", "pipeline"})
     if (axis == name) return name;
   return "world";
 }

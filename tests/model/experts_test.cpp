@@ -1,0 +1,77 @@
+// Layers of experts: what a token chooses, and what is dropped, never depends on later tokens.
+#include <gtest/gtest.h>
+
+#include "tests/model/double_run.h"
+
+namespace choir::tests {
+namespace {
+
+struct ExpertsInAModel : ::testing::Test {
+  ExpertsInAModel() : device(1), mesh(make_counting_mesh(0, {}, device, ring)) {}
+
+  /// The loss of the first `counted` tokens of a sequence in which the tokens from `changed` on are others.
+  double loss_of_first(DoubleRun& run, std::int64_t counted, std::int64_t changed) {
+    const std::int64_t length = run.model.context;
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(length)), targets(ids.size());
+    random_sample(run.model.vocabulary, 3, ids, targets);
+    for (std::int64_t t = 0; t < length; ++t) {
+      const auto at = static_cast<std::size_t>(t);
+      if (t >= changed) ids[at] = static_cast<std::int32_t>((ids[at] + 1) % run.model.vocabulary);
+      if (t >= counted) targets[at] = -1;
+    }
+    Context here = run.context();
+    here.rows = whole_rows(1, length);
+    const Tensor sum = run.runtime.empty({1}, DType::f64);
+    ops::fill(run.runtime, sum, 0);
+    Stage::Saved saved;
+    run.stage.forward(0, {},
+                      {ops::to_device(run.runtime, ids, DType::i32), ops::to_device(run.runtime, targets, DType::i32)},
+                      {.sum = sum}, saved, here, run.shards);
+    double loss = 0;
+    ops::download(run.runtime, sum, &loss);
+    return loss;
+  }
+
+  CallRing ring;
+  Device device;
+  Mesh mesh;  // of one rank: no verb of it moves anything
+};
+
+TEST_F(ExpertsInAModel, ALaterTokenChangesNothingBefore) {
+  ModelConfig model = small_model("experts");
+  model.context = 16;
+  model.experts.capacity = 0.7;
+  DoubleRun run(model, device, mesh);
+  run.loss(1, 1, false);
+  ASSERT_GT(run.dropped, 0) << "no token is dropped: the test shows nothing";
+  for (std::int64_t t = 1; t < model.context; ++t) {
+    EXPECT_EQ(loss_of_first(run, t, t), loss_of_first(run, t, model.context)) << "token " << t;
+    EXPECT_NE(loss_of_first(run, t + 1, t), loss_of_first(run, t + 1, model.context)) << "token " << t;
+  }
+}
+
+TEST_F(ExpertsInAModel, WithoutALimitNothingIsDropped) {
+  ModelConfig model = small_model("experts");
+  DoubleRun limited(model, device, mesh);
+  limited.loss(4, 4, false);
+  EXPECT_GT(limited.dropped, 0);
+  model.experts.capacity = 0;
+  DoubleRun run(model, device, mesh);
+  run.loss(4, 4, false);
+  EXPECT_EQ(run.dropped, 0);
+}
+
+TEST_F(ExpertsInAModel, GenerationDropsWhatTrainingDrops) {
+  ModelConfig model = small_model("experts");
+  model.context = 16;
+  model.experts.capacity = 0.7;
+  model.experts.balance = ExpertBalance::none;
+  DoubleRun run(model, device, mesh);
+  const double trained = run.loss(1, 1, false) * static_cast<double>(model.context);
+  ASSERT_GT(run.dropped, 0) << "no token is dropped: the test shows nothing";
+  EXPECT_NEAR(generated_loss(run, 0, {1}), trained, 1e-12 * trained);
+  EXPECT_NEAR(generated_loss(run, 0, {1}), trained, 1e-12 * trained) << "once more with other caches";
+}
+
+}  // namespace
+}  // namespace choir::tests
