@@ -44,14 +44,14 @@ struct Layout {
   int expert = 1;  // for models with experts
 };
 
-/// The models of small_models.h; on the simulated GPU and on many ranks, three that together have every layer and
+/// The models of small_models.h; on the simulated GPU and on many ranks, four that together have every layer and
 /// option.
 inline std::vector<SmallModel> models_under_test() {
   std::vector<const char*> names;
   if (device_is_simulated())
-    names = {"gpt", "window_8_of_2", "dropout"};
+    names = {"gpt", "window_8_of_2", "dropout", "experts"};
   else if (world_size() > 4)
-    names = {"five_heads", "window_8_of_2", "one_kv_head"};
+    names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts"};
   else
     return small_models();
   std::vector<SmallModel> some;
@@ -247,10 +247,27 @@ inline std::vector<Layout> layouts(int ranks) {
 inline std::vector<Layout> layouts(int ranks, const ModelConfig& model) {
   std::vector<Layout> all = layouts(ranks);
   if (model.experts.count == 0 || ranks == 1) return all;
-  all.push_back({.name = "expert", .data = ranks, .micro_batch = 1, .expert = ranks});
-  if (device_is_simulated()) return all;
-  all.push_back({.name = "expert, zero 3, recompute", .data = ranks, .zero = 3, .recompute = true, .expert = ranks});
-  all.push_back({.name = "expert and context", .micro_batch = 2, .context = ranks, .expert = ranks});
+  if (ranks <= 4) {
+    all.push_back({.name = "expert", .data = ranks, .micro_batch = 1, .expert = ranks});
+    if (device_is_simulated()) return all;
+    all.push_back({.name = "expert, zero 3, recompute", .data = ranks, .zero = 3, .recompute = true, .expert = ranks});
+    all.push_back({.name = "expert and context", .micro_batch = 2, .context = ranks, .expert = ranks});
+  }
+  if (ranks == 8) {
+    all.push_back({.name = "tensor 2, data 4, expert 2, zero 3, micro-batch 1",
+                   .tensor = 2,
+                   .data = 4,
+                   .zero = 3,
+                   .micro_batch = 1,
+                   .expert = 2});
+    all.push_back({.name = "tensor 2, data 2, expert 2, pipeline 2, sequence, micro-batch 2",
+                   .tensor = 2,
+                   .data = 2,
+                   .sequence = true,
+                   .micro_batch = 2,
+                   .pipeline = 2,
+                   .expert = 2});
+  }
   if (ranks != 4) return all;
   all.push_back({.name = "tensor 2, expert 2, sequence, zero 1",
                  .tensor = 2,
