@@ -31,12 +31,11 @@ Tensor Block::forward(const Tensor& x, Saved& saved, Context& context) const {
 }
 
 Tensor Block::backward(const Tensor& dy, const Saved& saved, Context& context) const {
-  const Tensor dnormed = std::visit(
-      [&]<class Layer>(const Layer& layer) {
-        return layer.backward(dy, std::get<typename Layer::Saved>(saved.feed_forward), context);
-      },
-      feed_forward_);
-  const Tensor dh = feed_forward_norm_.backward(dnormed, dy, saved.feed_forward_norm, context);
+  const auto feed_forward_backward = [&]<class Layer>(const Layer& layer) {
+    return layer.backward(dy, std::get<typename Layer::Saved>(saved.feed_forward), context);
+  };
+  const Tensor dh = feed_forward_norm_.backward(std::visit(feed_forward_backward, feed_forward_), dy,
+                                                saved.feed_forward_norm, context);
   return attention_norm_.backward(attention_.backward(dh, saved.attention, context), dh, saved.attention_norm, context);
 }
 

@@ -1,13 +1,15 @@
 // Context parallelism by heads: between two exchanges a rank has all positions of a share of the heads. Jacobs et al.
 // 2023, arXiv 2309.14509
 
+#include <utility>
+
 #include "framework/parallel/context_axis.h"
 
 namespace choir {
 namespace {
 
-/// Tensors for all ranks and from all ranks. The one for this rank stays: the same handle.
-std::vector<Tensor> exchange_with_all(const ContextAxis& axis, const std::vector<Tensor>& outgoing,
+/// Tensors for all ranks, which are released, and from all ranks. The one for this rank stays: the same handle.
+std::vector<Tensor> exchange_with_all(const ContextAxis& axis, std::vector<Tensor> outgoing,
                                       const std::function<Shape(std::int64_t)>& shape) {
   std::vector<Tensor> incoming;
   std::vector<Message> sends, receives;
@@ -53,13 +55,16 @@ Tensor to_heads(const ContextAxis& axis, const Tensor& x, const ColumnsOf& colum
     for_each_slice(x, outgoing.back(), columns,
                    [&](const Tensor& from, const Tensor& to) { ops::copy(runtime, from, to); });
   }
-  const std::vector<Tensor> incoming = exchange_with_all(axis, outgoing, [&](std::int64_t r) {
+  std::vector<Tensor> incoming = exchange_with_all(axis, std::move(outgoing), [&](std::int64_t r) {
     return Shape{axis.rows_of(r).count(), width};
   });
   const Tensor whole = runtime.empty({axis.rows.sequences * axis.rows.length, width}, x.dtype());
-  for (std::int64_t r = 0; r < axis.ranks; ++r)
-    for_each_run(incoming[static_cast<std::size_t>(r)], axis.rows_of(r), whole,
+  for (std::int64_t r = 0; r < axis.ranks; ++r) {
+    Tensor& part = incoming[static_cast<std::size_t>(r)];
+    for_each_run(part, axis.rows_of(r), whole,
                  [&](const Tensor& from, const Tensor& to) { ops::copy(runtime, from, to); });
+    part = {};
+  }
   return whole;
 }
 
@@ -73,7 +78,7 @@ std::vector<Tensor> to_positions(const ContextAxis& axis, const Tensor& whole, c
     for_each_run(outgoing.back(), rows, whole,
                  [&](const Tensor& to, const Tensor& from) { ops::copy(runtime, from, to); });
   }
-  return exchange_with_all(axis, outgoing, [&](std::int64_t r) {
+  return exchange_with_all(axis, std::move(outgoing), [&](std::int64_t r) {
     return Shape{axis.rows.count(), width_of(columns_of(r))};
   });
 }
