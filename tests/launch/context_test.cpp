@@ -1,17 +1,12 @@
 // Context parallelism through the program: training, checkpoints in other layouts, verify, plan and what is refused.
 #include <gtest/gtest.h>
 
-#include "tests/launch/runs.h"
+#include "tests/launch/layouts.h"
 
 namespace choir::tests {
 namespace {
 
-struct Layout {
-  int ranks;
-  std::string words;
-};
-
-const Layout layouts[] = {
+const std::vector<LaunchLayout> layouts = {
     {2, "parallel.context=2 parallel.context_kind=ring parallel.micro_batch=2"},
     {4, "parallel.context=4 parallel.context_kind=ring"},
     {2, "parallel.context=2 parallel.context_kind=gather train.recompute=block"},
@@ -22,19 +17,7 @@ const Layout layouts[] = {
 };
 
 TEST(ContextParallelism, GivesTheLossesOfOneRank) {
-  const Workshop shop;
-  ASSERT_EQ(shop.train(1, "one").code, 0);
-  const std::vector<double> losses = shop.metric("one", "loss"), bits = shop.metric("one", "bits_per_byte");
-  const std::vector<double> norms = shop.metric("one", "gradient_norm");
-  for (const auto& [ranks, words] : layouts) {
-    SCOPED_TRACE(words);
-    const Finished run = shop.train(ranks, "many", words);
-    ASSERT_EQ(run.code, 0) << run.output;
-    expect_near(shop.metric("many", "loss"), losses, relative);
-    expect_near(shop.metric("many", "gradient_norm"), norms, relative);
-    expect_near(shop.metric("many", "bits_per_byte"), bits, relative);
-    shell("rm -r " + shop.path("many"));
-  }
+  expect_metrics_of_one_rank(layouts, {{"loss"}, {"gradient_norm"}, {"bits_per_byte"}});
 }
 
 TEST(ContextParallelism, SaysHowKeysAndValuesMove) {
@@ -49,30 +32,11 @@ TEST(ContextParallelism, SaysHowKeysAndValuesMove) {
 }
 
 TEST(ContextParallelism, CheckpointsDoNotDependOnIt) {
-  const Workshop shop;
-  ASSERT_EQ(shop.train(1, "one", "train.steps=5").code, 0);
-  ASSERT_EQ(shop.train(2, "two", "parallel.context=2 train.steps=5").code, 0);
-  for (const char* verb : {"checkpoint verify ", "generate ", "evaluate "}) {
-    const Finished finished = shop.choir(verb + shop.path("two"));
-    ASSERT_EQ(finished.code, 0) << finished.output;
-  }
-  const Finished without = shop.train(1, "two", "--resume");
-  ASSERT_EQ(without.code, 0) << without.output;
-  const Finished with = shop.train(4, "one", "--resume parallel.context=2 parallel.tensor=2");
-  ASSERT_EQ(with.code, 0) << with.output;
-  ASSERT_EQ(shop.metric("one", "loss").size(), 10u);
-  expect_near(shop.metric("two", "loss"), shop.metric("one", "loss"), relative);
+  expect_checkpoints_to_cross({2, "parallel.context=2"}, "", {4, "parallel.context=2 parallel.tensor=2"});
 }
 
 TEST(ContextParallelism, ResumeInTheSameLayoutIsExact) {
-  const Workshop shop;
-  const std::string layout = "parallel.context=2 parallel.context_kind=ring ";
-  ASSERT_EQ(shop.train(2, "whole", layout).code, 0);
-  ASSERT_EQ(shop.train(2, "two", layout + "train.steps=10 checkpoint.every=5").code, 0);
-  shell("rm -r " + shop.path("two") + "/checkpoints/step-00000010");
-  const Finished resumed = shop.train(2, "two", layout + "--resume=5");
-  ASSERT_EQ(resumed.code, 0) << resumed.output;
-  EXPECT_EQ(shop.metric("two", "loss"), shop.metric("whole", "loss"));
+  expect_exact_resume({2, "parallel.context=2 parallel.context_kind=ring"});
 }
 
 TEST(ContextParallelism, VerifyProvesEachKind) {

@@ -1,19 +1,14 @@
 // Models with experts through the program: training in layouts, checkpoints, verify, plan, text and what is refused.
 #include <gtest/gtest.h>
 
-#include "tests/launch/runs.h"
+#include "tests/launch/layouts.h"
 
 namespace choir::tests {
 namespace {
 
 const std::string model = "model.experts.count=4 model.experts.chosen=2 model.experts.capacity=1.25 ";
 
-struct Layout {
-  int ranks;
-  std::string words;
-};
-
-const Layout layouts[] = {
+const std::vector<LaunchLayout> layouts = {
     {2, "parallel.expert=2"},
     {4, "parallel.expert=4 parallel.micro_batch=1"},
     {4, "parallel.expert=2 parallel.zero=3 parallel.micro_batch=1"},
@@ -24,38 +19,19 @@ const Layout layouts[] = {
 };
 
 TEST(Experts, GiveTheLossesOfOneRankInEveryLayout) {
+  expect_metrics_of_one_rank(layouts, {{"loss"}, {"bits_per_byte"}, {"dropped"}, {"balance_loss", 10 * relative}},
+                             model);
+}
+
+TEST(Experts, TheLiveLineSaysWhatIsDropped) {
   const Workshop shop;
-  const Finished alone = shop.train(1, "one", model);
-  ASSERT_EQ(alone.code, 0) << alone.output;
-  const std::vector<double> losses = shop.metric("one", "loss"), bits = shop.metric("one", "bits_per_byte");
-  const std::vector<double> dropped = shop.metric("one", "dropped"), balance = shop.metric("one", "balance_loss");
-  ASSERT_EQ(dropped.size(), losses.size());
-  EXPECT_TRUE(contains(alone, "% dropped")) << alone.output;
-  for (const auto& [ranks, words] : layouts) {
-    SCOPED_TRACE(words);
-    const Finished run = shop.train(ranks, "many", model + words);
-    ASSERT_EQ(run.code, 0) << run.output;
-    expect_near(shop.metric("many", "loss"), losses, relative);
-    expect_near(shop.metric("many", "bits_per_byte"), bits, relative);
-    expect_near(shop.metric("many", "balance_loss"), balance, 10 * relative);
-    shell("rm -r " + shop.path("many"));
-  }
+  const Finished run = shop.train(1, "run", model + "train.steps=2");
+  EXPECT_TRUE(contains(run, "% dropped")) << run.output;
 }
 
 TEST(Experts, CheckpointsDoNotDependOnTheLayout) {
-  const Workshop shop;
-  ASSERT_EQ(shop.train(1, "one", model + "train.steps=5").code, 0);
-  ASSERT_EQ(shop.train(4, "four", model + "parallel.expert=4 parallel.zero=1 train.steps=5").code, 0);
-  ASSERT_EQ(shop.choir("checkpoint verify " + shop.path("four")).code, 0);
-  const Finished text = shop.choir("generate " + shop.path("four"));
-  EXPECT_EQ(text.code, 0) << text.output;
-  const Finished evaluated = shop.choir("evaluate " + shop.path("four"));
-  EXPECT_EQ(evaluated.code, 0) << evaluated.output;
-  const Finished without = shop.train(1, "four", model + "--resume");
-  ASSERT_EQ(without.code, 0) << without.output;
-  const Finished with = shop.train(4, "one", model + "--resume parallel.expert=2 parallel.tensor=2");
-  ASSERT_EQ(with.code, 0) << with.output;
-  expect_near(shop.metric("four", "loss"), shop.metric("one", "loss"), relative);
+  expect_checkpoints_to_cross({4, "parallel.expert=4 parallel.zero=1"}, "", {4, "parallel.expert=2 parallel.tensor=2"},
+                              model);
 }
 
 TEST(Experts, VerifyProvesALayoutAndCountsNearTies) {

@@ -1,18 +1,13 @@
 // Pipeline parallelism through the program: training, checkpoints in other layouts, verify, plan and what is refused.
 #include <gtest/gtest.h>
 
-#include "tests/launch/runs.h"
+#include "tests/launch/layouts.h"
 
 namespace choir::tests {
 namespace {
 
-struct Layout {
-  int ranks;
-  std::string words;
-};
-
 // The tiny model has four parts. Its batch is 4 sequences.
-const Layout layouts[] = {
+const std::vector<LaunchLayout> layouts = {
     {2, "parallel.pipeline=2 parallel.micro_batch=1"},
     {3, "parallel.pipeline=3 parallel.micro_batch=2 parallel.schedule=zero_bubble"},
     {2, "parallel.pipeline=2 parallel.micro_batch=1 parallel.schedule=interleaved train.recompute=block"},
@@ -21,19 +16,7 @@ const Layout layouts[] = {
 };
 
 TEST(Pipeline, AnyPipelineGivesTheLossesOfOneRank) {
-  const Workshop shop;
-  ASSERT_EQ(shop.train(1, "one").code, 0);
-  const std::vector<double> losses = shop.metric("one", "loss"), bits = shop.metric("one", "bits_per_byte");
-  const std::vector<double> norms = shop.metric("one", "gradient_norm");
-  for (const auto& [ranks, words] : layouts) {
-    SCOPED_TRACE(words);
-    const Finished run = shop.train(ranks, "many", words);
-    ASSERT_EQ(run.code, 0) << run.output;
-    expect_near(shop.metric("many", "loss"), losses, relative);
-    expect_near(shop.metric("many", "gradient_norm"), norms, relative);
-    expect_near(shop.metric("many", "bits_per_byte"), bits, relative);
-    shell("rm -r " + shop.path("many"));
-  }
+  expect_metrics_of_one_rank(layouts, {{"loss"}, {"gradient_norm"}, {"bits_per_byte"}});
 }
 
 TEST(Pipeline, SaysWhatEachStageHolds) {
@@ -44,33 +27,11 @@ TEST(Pipeline, SaysWhatEachStageHolds) {
 }
 
 TEST(Pipeline, CheckpointsDoNotDependOnIt) {
-  const Workshop shop;
-  ASSERT_EQ(shop.train(1, "one", "train.steps=5").code, 0);
-  const std::string v = "parallel.pipeline=2 parallel.schedule=v parallel.micro_batch=1 ";
-  ASSERT_EQ(shop.train(2, "two", v + "train.steps=5").code, 0);
-  for (const char* verb : {"checkpoint verify ", "generate ", "evaluate "}) {
-    const Finished finished = shop.choir(verb + shop.path("two"));
-    ASSERT_EQ(finished.code, 0) << finished.output;
-  }
-  // A checkpoint of a pipeline goes on without one, and the other way round.
-  const Finished without = shop.train(1, "two", "--resume");
-  ASSERT_EQ(without.code, 0) << without.output;
-  const Finished with = shop.train(3, "one", "--resume parallel.pipeline=3");
-  ASSERT_EQ(with.code, 0) << with.output;
-  ASSERT_EQ(shop.metric("one", "loss").size(), 10u);
-  expect_near(shop.metric("two", "loss"), shop.metric("one", "loss"), relative);
+  expect_checkpoints_to_cross({2, "parallel.pipeline=2 parallel.schedule=v parallel.micro_batch=1"}, "",
+                              {3, "parallel.pipeline=3"});
 }
 
-TEST(Pipeline, ResumeInTheSameLayoutIsExact) {
-  const Workshop shop;
-  const std::string layout = "parallel.pipeline=2 parallel.micro_batch=2 ";
-  ASSERT_EQ(shop.train(2, "whole", layout).code, 0);
-  ASSERT_EQ(shop.train(2, "two", layout + "train.steps=10 checkpoint.every=5").code, 0);
-  shell("rm -r " + shop.path("two") + "/checkpoints/step-00000010");
-  const Finished resumed = shop.train(2, "two", layout + "--resume=5");
-  ASSERT_EQ(resumed.code, 0) << resumed.output;
-  EXPECT_EQ(shop.metric("two", "loss"), shop.metric("whole", "loss"));
-}
+TEST(Pipeline, ResumeInTheSameLayoutIsExact) { expect_exact_resume({2, "parallel.pipeline=2 parallel.micro_batch=2"}); }
 
 TEST(Pipeline, VerifyProvesItAndThePlanShowsIt) {
   const Workshop shop;
