@@ -26,7 +26,11 @@ State& state() {
 
 std::uint64_t hash_of(const Endpoint& endpoint) { return std::hash<std::string>()(endpoint.id); }
 
-LaunchRecord& record_of(LaunchLog& log, std::int64_t number) { return log.records[number % LaunchLog::window]; }
+/// Of a LaunchLog, const or not.
+template <class Log>
+auto& record_of(Log& log, std::int64_t number) {
+  return log.records[number % LaunchLog::window];
+}
 
 /// The other communicators of the GPU.
 std::vector<std::shared_ptr<Endpoint>> others_of(const Endpoint& endpoint) {
@@ -58,8 +62,8 @@ void write_launch(const Endpoint& endpoint, LaunchLog& log, std::int64_t number)
 
 void compare_launch(const Endpoint& endpoint, const LaunchLog& own, const LaunchLog& others, int other,
                     std::int64_t number, const std::string& call) {
-  const LaunchRecord& mine = record_of(const_cast<LaunchLog&>(own), number);
-  const LaunchRecord& theirs = record_of(const_cast<LaunchLog&>(others), number);
+  const LaunchRecord& mine = record_of(own, number);
+  const LaunchRecord& theirs = record_of(others, number);
   if (theirs.number != number) return;
   for (const auto& communicator : others_of(endpoint)) {
     const auto count_in = [&](const LaunchRecord& record) -> std::int64_t {
