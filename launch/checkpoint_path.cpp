@@ -17,7 +17,7 @@ std::string find_checkpoint(const CheckpointName& name, const MpiProcess& proces
   CallRing ring;
   Device device(1);
   const Mesh mesh = make_mesh(MPI_COMM_WORLD, {.data = process.ranks()}, device, ring);
-  return locate_checkpoint(name, *mesh.host, device.communicate(), [&](const std::string& text) {
+  return locate_checkpoint(name, *mesh.host, [&](const std::string& text) {
     if (process.rank() == 0) say(text);
   });
 }
@@ -26,7 +26,7 @@ std::string find_checkpoint(const CheckpointName& name) {
   CallRing ring;
   Device device(1);
   CountingCommunicator alone(Group{.axis = "host"}, device, ring);  // one rank needs no messages
-  return locate_checkpoint(name, alone, device.communicate(), say);
+  return locate_checkpoint(name, alone, say);
 }
 
 LoadedModel load_model(const CheckpointReader& reader, const Config& config, const MpiProcess& process) {

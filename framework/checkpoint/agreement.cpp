@@ -23,8 +23,8 @@ Tensor Agreement::bytes(std::int64_t count) {
 std::int32_t Agreement::largest(std::int32_t value, const char* label) {
   const Tensor tensor(memory_, {1}, DType::i32, MemoryKind::temporary);
   *tensor.data<std::int32_t>() = value;
-  world_.all_reduce(tensor, Reduce::max, communicate_, label);
-  communicate_.synchronize();
+  world_.all_reduce(tensor, Reduce::max, world_.stream(), label);
+  world_.stream().synchronize();
   return *tensor.data<std::int32_t>();
 }
 
@@ -32,8 +32,8 @@ std::string Agreement::broadcast(const std::string& text, int root, const char* 
   const std::int32_t length = largest(rank() == root ? length_of(text) : 0, label);
   const Tensor tensor = bytes(length);
   if (rank() == root) std::copy(text.begin(), text.end(), tensor.data<char>());
-  world_.broadcast(tensor, root, communicate_, label);
-  communicate_.synchronize();
+  world_.broadcast(tensor, root, world_.stream(), label);
+  world_.stream().synchronize();
   return {tensor.data<char>(), static_cast<std::size_t>(length)};
 }
 
@@ -46,8 +46,8 @@ std::vector<std::string> Agreement::gather(const std::string& text, const char* 
   const Tensor lengths(memory_, {size()}, DType::i32, MemoryKind::temporary);
   const Tensor mine = lengths.slice_columns(rank(), rank() + 1);
   *mine.data<std::int32_t>() = length_of(text);
-  world_.all_gather(mine, lengths, communicate_, label);
-  communicate_.synchronize();
+  world_.all_gather(mine, lengths, world_.stream(), label);
+  world_.stream().synchronize();
 
   const Tensor letter = bytes(length_of(text));
   std::copy(text.begin(), text.end(), letter.data<char>());
@@ -55,8 +55,8 @@ std::vector<std::string> Agreement::gather(const std::string& text, const char* 
   for (int peer = 1; rank() == 0 && peer < size(); ++peer)
     receives.push_back({bytes(lengths.data<std::int32_t>()[peer]), peer});
   if (rank() != 0) sends.push_back({letter, 0});
-  world_.exchange(sends, receives, communicate_, label);
-  communicate_.synchronize();
+  world_.exchange(sends, receives, world_.stream(), label);
+  world_.stream().synchronize();
   if (rank() != 0) return {};
   std::vector<std::string> texts{text};
   for (const Message& message : receives)
@@ -88,8 +88,8 @@ void Agreement::on_rank_0(const std::function<void()>& work, const char* label) 
 }
 
 void Agreement::barrier(const char* label) {
-  world_.barrier(communicate_, label);
-  communicate_.synchronize();
+  world_.barrier(world_.stream(), label);
+  world_.stream().synchronize();
 }
 
 }  // namespace choir

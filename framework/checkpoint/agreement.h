@@ -11,8 +11,8 @@ namespace choir {
 
 class Agreement {
  public:
-  /// `communicate` is the stream that calls MPI. Messages are in host memory.
-  Agreement(Communicator& world, Stream& communicate) : world_(world), communicate_(communicate) {}
+  /// Messages are in host memory.
+  explicit Agreement(Communicator& world) : world_(world) {}
 
   int rank() const { return world_.rank(); }
   int size() const { return world_.size(); }
@@ -34,7 +34,6 @@ class Agreement {
   Tensor bytes(std::int64_t count);
 
   Communicator& world_;
-  Stream& communicate_;
   Allocator memory_{host_memory()};
 };
 

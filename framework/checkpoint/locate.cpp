@@ -45,10 +45,10 @@ std::string checkpoints_folder(const std::string& path) {
   return fs::is_directory(inside, error) ? inside : path;
 }
 
-std::string locate_checkpoint(const CheckpointName& name, Communicator& world, Stream& communicate,
+std::string locate_checkpoint(const CheckpointName& name, Communicator& world,
                               const std::function<void(const std::string&)>& say) {
   const std::string what = name.key + " = " + name.path;
-  Agreement agreement(world, communicate);
+  Agreement agreement(world);
   std::string problem;
   const auto mine = static_cast<std::int32_t>(kind_of(name.path, problem));
   const auto kind = static_cast<Kind>(agreement.largest(mine, "checkpoint.locate"));
@@ -59,14 +59,14 @@ std::string locate_checkpoint(const CheckpointName& name, Communicator& world, S
   if (kind == Kind::file) throw ConfigError(Problem{.what = what + ": this is not a folder", .fix = what_there_is});
   if (kind == Kind::checkpoint) {
     Condition condition = Condition::whole;
-    const std::string damage = verify_together(name.path, world, communicate, &condition);
+    const std::string damage = verify_together(name.path, world, &condition);
     if (condition == Condition::whole) return name.path;
     if (condition == Condition::unreadable) throw SharedError({.what = what + " cannot be read", .why = damage});
     throw ConfigError(Problem{.what = what + " is not a whole checkpoint: " + damage,
                               .fix = "name another one, or the run folder for its newest whole one"});
   }
   std::vector<CheckpointInfo> rejected;
-  const auto found = find_latest(checkpoints_folder(name.path), world, communicate, rejected);
+  const auto found = find_latest(checkpoints_folder(name.path), world, rejected);
   if (found) {
     for (const CheckpointInfo& info : rejected) say(fmt::format("passing over {}: {}", info.path, info.problem));
     return found->path;

@@ -28,7 +28,7 @@ std::string checkpoints_folder(const std::string& path);
 /// The folder of the checkpoint that `name` names. Collective; the same result on every rank. `say` gets a line for
 /// each checkpoint that is passed over, damaged or unreadable. If no whole one is left, throws ConfigError, or
 /// SharedError if one of them cannot be read.
-std::string locate_checkpoint(const CheckpointName& name, Communicator& world, Stream& communicate,
+std::string locate_checkpoint(const CheckpointName& name, Communicator& world,
                               const std::function<void(const std::string&)>& say);
 
 }  // namespace choir

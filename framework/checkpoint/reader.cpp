@@ -139,21 +139,21 @@ std::vector<std::string> verify_checkpoint(const std::string& path, int index, i
   return problems;
 }
 
-std::string verify_together(const std::string& path, Communicator& world, Stream& communicate, Condition* condition) {
+std::string verify_together(const std::string& path, Communicator& world, Condition* condition) {
   Condition mine = Condition::whole;
   const std::vector<std::string> problems = verify_checkpoint(path, world.rank(), world.size(), &mine);
   std::string text;
   for (std::size_t i = 0; i < std::min<std::size_t>(problems.size(), 3); ++i) text += (i > 0 ? "; " : "") + problems[i];
   if (problems.size() > 3) text += fmt::format("; and {} more", problems.size() - 3);
-  Agreement ranks(world, communicate);
+  Agreement ranks(world);
   const auto worst = static_cast<Condition>(ranks.largest(static_cast<std::int32_t>(mine), "checkpoint.verify"));
   if (condition) *condition = worst;
   return ranks.first(mine == worst ? text : "", "checkpoint.verify");
 }
 
-std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicator& world, Stream& communicate,
+std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicator& world,
                                           std::vector<CheckpointInfo>& rejected) {
-  Agreement ranks(world, communicate);
+  Agreement ranks(world);
   std::vector<std::int64_t> steps;  // rank 0 lists them, so that all ranks verify the same checkpoints
   ranks.on_rank_0([&] { steps = list_steps(folder); }, "checkpoint.find");
   rejected.clear();
@@ -161,7 +161,7 @@ std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicato
   for (const std::int64_t step : steps) {
     const std::string path = ranks.broadcast(folder + "/" + step_name(step), 0, "checkpoint.find");
     CheckpointInfo info{step_of(fs::path(path).filename().string()), path, "", Condition::whole};
-    info.problem = verify_together(info.path, world, communicate, &info.condition);
+    info.problem = verify_together(info.path, world, &info.condition);
     if (info.condition == Condition::whole) return info;
     rejected.push_back(info);
   }

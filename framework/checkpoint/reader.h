@@ -39,12 +39,11 @@ std::vector<std::string> verify_checkpoint(const std::string& path, int index = 
                                            Condition* condition = nullptr);
 
 /// The same, collectively: every rank reads its share, and every rank gets the first few problems of all, or "".
-std::string verify_together(const std::string& path, Communicator& world, Stream& communicate,
-                            Condition* condition = nullptr);
+std::string verify_together(const std::string& path, Communicator& world, Condition* condition = nullptr);
 
 /// Collective. The newest whole checkpoint of `folder`, verified by all ranks together, or nothing; `rejected` are
 /// those that are newer and why. The same result on every rank. Throws SharedError if the folder cannot be listed.
-std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicator& world, Stream& communicate,
+std::optional<CheckpointInfo> find_latest(const std::string& folder, Communicator& world,
                                           std::vector<CheckpointInfo>& rejected);
 
 class CheckpointReader {

@@ -27,9 +27,9 @@ void check_piece(const Piece& piece) {
 
 }  // namespace
 
-CheckpointWriter::CheckpointWriter(std::string folder, const CheckpointConfig& config, Communicator& world,
-                                   Stream& communicate, Stream& io, std::function<void(std::int64_t step)> published)
-    : folder_(std::move(folder)), published_(std::move(published)), ranks_(world, communicate), io_(io) {
+CheckpointWriter::CheckpointWriter(std::string folder, const CheckpointConfig& config, Communicator& world, Stream& io,
+                                   std::function<void(std::int64_t step)> published)
+    : folder_(std::move(folder)), published_(std::move(published)), ranks_(world), io_(io) {
   const auto open_folder = [&] {  // no rank writes before rank 0 has called sweep()
     std::error_code error;
     fs::create_directories(folder_, error);

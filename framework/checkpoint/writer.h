@@ -3,8 +3,9 @@
 //   main thread   save(): copy and digest | train ... poll() | train ... poll()
 //   io thread             rank-N.h5, fsync ─────────┘   └─ rank 0: checkpoint.h5, manifest.json, verify, rename, prune
 //
-// All HDF5 calls are on `io`, all MPI calls on `communicate`; polls are agreements of all ranks. A failure on one rank,
-// such as a full disk, fails the save on all: the folder being written is removed and the checkpoint before it stays.
+// All HDF5 calls are on `io`, all MPI calls on the stream of `world`; polls are agreements of all ranks. A failure on
+// one rank, such as a full disk, fails the save on all: the folder being written is removed and the checkpoint before
+// it stays.
 #pragma once
 
 #include <atomic>
@@ -37,8 +38,8 @@ class CheckpointWriter {
   /// checkpoints stay. `published`, if any, is called on the io thread of rank 0 after each publication. The world, and
   /// the streams of MPI and of HDF5 calls, outlive the writer. On an immediate `io` save() itself writes, and copies
   /// nothing. Throws SharedError if the folder cannot be used.
-  CheckpointWriter(std::string folder, const CheckpointConfig& config, Communicator& world, Stream& communicate,
-                   Stream& io, std::function<void(std::int64_t step)> published = {});
+  CheckpointWriter(std::string folder, const CheckpointConfig& config, Communicator& world, Stream& io,
+                   std::function<void(std::int64_t step)> published = {});
   /// Waits for the io thread. A save that was not finished is not published.
   ~CheckpointWriter();
   CheckpointWriter(const CheckpointWriter&) = delete;

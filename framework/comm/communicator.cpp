@@ -101,10 +101,10 @@ void Communicator::run(const Call& call, Stream& stream, std::function<void()> w
   if (!device_.counts_only()) enqueue(call, stream, work);
   if (device_.kind() != DeviceKind::cuda) return;
   // A GPU's memory is reused in the order of the compute stream, which now waits for all calls so far, or for none.
-  if (&stream == &device_.communicate())
-    held_.push_back({calls_, std::move(work)});
-  else
+  if (&stream == &device_.compute())
     held_.clear();
+  else
+    held_.push_back({calls_, std::move(work)});
 }
 
 void Communicator::waited_for(std::uint64_t call) {
@@ -113,25 +113,24 @@ void Communicator::waited_for(std::uint64_t call) {
 
 // stream:        ... before | record            wait | after ...
 //                                  \            /
-// communicate:                      wait | work | record
+// stream_:                          wait | work | record
 void Communicator::enqueue(const Call& call, Stream& stream, const std::function<void()>& work) {
-  Stream& communicate = device_.communicate();
-  const bool elsewhere = &stream != &communicate;
+  const bool elsewhere = &stream != &stream_;
   if (elsewhere) {
     Event before;
     before.record(stream);
-    before.wait(communicate);
+    before.wait(stream_);
   }
   Event after;
-  if (communicate.cuda() != nullptr) {
+  if (stream_.cuda() != nullptr) {
     pending_.note_ends();
     const cuda::Range range(call.label);
     const std::uint64_t sequence = begin(call, work);
-    after.record(communicate);
+    after.record(stream_);
     pending_.add(sequence, [after] { return after.done(); });
   } else {
-    communicate.enqueue([this, call, work] { ring_.end(begin(call, work)); });
-    if (elsewhere) after.record(communicate);
+    stream_.enqueue([this, call, work] { ring_.end(begin(call, work)); });
+    if (elsewhere) after.record(stream_);
   }
   if (elsewhere) after.wait(stream);
 }

@@ -6,13 +6,14 @@
 //
 // Order. Work given to a verb runs after everything enqueued on `stream` before, and before everything enqueued on it
 // later. Verbs return when the work is enqueued; immediate CPU streams have then also run it. Every rank of the axis
-// makes the same calls in the same order. The work itself runs on device().communicate(), so that one thread per rank
-// makes every call of the library. Tensors are held until it has run or, on a GPU, until another stream waits for it,
-// so that memory comes back at the same place in every step. The communicator outlives the work.
+// makes the same calls in the same order. The work itself runs on stream(): on the CPU that of all communicators, so
+// that one thread per rank makes every call of MPI; on a GPU each has one of its own. Tensors are held until it has run
+// or, on a GPU, until another stream waits for it, so that memory comes back at the same place in every step. The
+// communicator outlives the work.
 //
 // Errors. Tensors are contiguous, of equal types, and obey the size relation; anything else throws Error with axis,
 // label and sizes before anything is sent. A failure of the library throws Error from the verb or, if streams are
-// threaded, from the next synchronize() of device().communicate().
+// threaded, from the next synchronize() of stream().
 #pragma once
 
 #include <cstdint>
@@ -48,9 +49,9 @@ struct Group {
 
 class Communicator {
  public:
-  /// `device` and `ring` outlive the communicator.
-  Communicator(Group group, Device& device, CallRing& ring)
-      : group_(std::move(group)), device_(device), ring_(ring), pending_(ring) {}
+  /// `device`, its `stream` for the work, and `ring` outlive the communicator.
+  Communicator(Group group, Device& device, Stream& stream, CallRing& ring)
+      : group_(std::move(group)), device_(device), stream_(stream), ring_(ring), pending_(ring) {}
   virtual ~Communicator() = default;
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
@@ -59,6 +60,7 @@ class Communicator {
   int rank() const { return group_.rank; }
   int size() const { return group_.size; }
   Device& device() { return device_; }
+  Stream& stream() { return stream_; }
 
   /// Every rank ends with the reduction of all ranks' `tensor`, with the same bits everywhere. In place; contiguous.
   /// MPI adds in rank order: f32, f64 and i32 in their own type, bf16 in f32, rounded once; u8 has max only. The
@@ -85,8 +87,8 @@ class Communicator {
   void exchange(const std::vector<Message>& sends, const std::vector<Message>& receives, Stream& stream,
                 const char* label);
 
-  /// The number of the last call. With waited_for(), releases the tensors of calls on device().communicate() earlier
-  /// than the next call on another stream would: the compute stream waits for call `call`.
+  /// The number of the last call. With waited_for(), releases the tensors of calls that the compute stream did not wait
+  /// for earlier than the next call on the compute stream would: it waits for call `call` now.
   std::uint64_t last_call() const { return calls_; }
   void waited_for(std::uint64_t call);
 
@@ -131,6 +133,7 @@ class Communicator {
 
   Group group_;
   Device& device_;
+  Stream& stream_;
   CallRing& ring_;
   PendingCalls pending_;  // on a GPU
   struct Held {

@@ -10,7 +10,7 @@ namespace choir {
 class CountingCommunicator : public Communicator {
  public:
   CountingCommunicator(Group group, Device& device, CallRing& ring)
-      : Communicator(std::move(group), device, ring), is_mpi_(device.kind() == DeviceKind::cpu) {}
+      : Communicator(std::move(group), device, device.communicate(), ring), is_mpi_(device.kind() == DeviceKind::cpu) {}
 
  protected:
   std::int64_t reduction_workspace_bytes(std::int64_t count, DType type) const override {

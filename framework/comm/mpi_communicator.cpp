@@ -40,13 +40,13 @@ std::string words_of(int code) {
   } while (false)
 
 MpiCommunicator::MpiCommunicator(MPI_Comm comm, Group group, Device& device, CallRing& ring)
-    : Communicator(std::move(group), device, ring), comm_(comm) {
+    : Communicator(std::move(group), device, device.communicate(), ring), comm_(comm) {
   MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
 }
 
 MpiCommunicator::~MpiCommunicator() {
   try {
-    device().communicate().synchronize();
+    stream().synchronize();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "while closing the communicator of %s: %s\n", axis().c_str(), error.what());
   }

@@ -58,7 +58,7 @@ class Gpu {
   const GpuFacts& facts() const;
   kernels::Cuda kernels() const;  ///< of the compute stream
   CUstream_st* compute() const;
-  CUstream_st* communicate() const;  ///< of high priority
+  CUstream_st* add_communication_stream();  ///< of high priority; the Gpu owns it
 
   /// Device memory = host memory, after everything enqueued on the compute stream and before everything enqueued
   /// later. Through two pinned buffers on a stream of its own; the host memory may change when this returns.

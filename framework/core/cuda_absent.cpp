@@ -27,7 +27,7 @@ Gpu::~Gpu() = default;
 const GpuFacts& Gpu::facts() const { absent(); }
 kernels::Cuda Gpu::kernels() const { absent(); }
 CUstream_st* Gpu::compute() const { absent(); }
-CUstream_st* Gpu::communicate() const { absent(); }
+CUstream_st* Gpu::add_communication_stream() { absent(); }
 void Gpu::upload(const void*, void*, std::int64_t) { absent(); }
 void Gpu::download(const void*, void*, std::int64_t) { absent(); }
 std::unique_ptr<MemorySource> Gpu::memory() const { absent(); }

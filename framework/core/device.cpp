@@ -7,11 +7,8 @@
 namespace choir {
 
 Device::Device(int threads, StreamMode streams)
-    : kind_(DeviceKind::cpu),
-      threads_(threads),
-      allocator_(host_memory()),
-      compute_(streams, threads),
-      communicate_(streams) {
+    : kind_(DeviceKind::cpu), threads_(threads), allocator_(host_memory()), compute_(streams, threads) {
+  communicate_.emplace_back(streams);
   settle_team(threads);
 }
 
@@ -20,8 +17,8 @@ Device::Device(const GpuOptions& gpu, int threads)
       threads_(threads),
       gpu_(std::make_unique<cuda::Gpu>(gpu)),
       allocator_(gpu_->memory()),
-      compute_(gpu_->compute()),
-      communicate_(gpu_->communicate()) {
+      compute_(gpu_->compute()) {
+  add_communication_stream();
   settle_team(threads);
 }
 
@@ -31,10 +28,13 @@ Device::Device(CountOnly what, int threads)
       threads_(threads),
       planned_for_(what.gpu),
       allocator_(counted_memory()),
-      compute_(StreamMode::immediate),
-      communicate_(StreamMode::immediate) {}
+      compute_(StreamMode::immediate) {
+  communicate_.emplace_back(StreamMode::immediate);
+}
 
 Device::~Device() = default;
+
+Stream& Device::add_communication_stream() { return communicate_.emplace_back(gpu_->add_communication_stream()); }
 
 // On device `count` the tag only answers questions about workspaces.
 kernels::Cuda Device::cuda() const {
@@ -62,7 +62,7 @@ void Device::download(const void* address, void* host, std::int64_t bytes) {
 
 void Device::synchronize() {
   compute_.synchronize();
-  communicate_.synchronize();
+  for (Stream& stream : communicate_) stream.synchronize();
 }
 
 }  // namespace choir

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <type_traits>
 
@@ -47,8 +48,11 @@ class Device {
   int threads() const { return threads_; }
 
   Allocator& allocator() { return allocator_; }
-  Stream& compute() { return compute_; }          ///< all arithmetic
-  Stream& communicate() { return communicate_; }  ///< all collectives; on the CPU the only stream that calls MPI
+  Stream& compute() { return compute_; }  ///< all arithmetic
+  /// The stream of communicators that have none of their own. On the CPU the only stream that calls MPI.
+  Stream& communicate() { return communicate_.front(); }
+  /// One more stream for the calls of a communicator. On a GPU, where they then do not wait for those of others.
+  Stream& add_communication_stream();
   Ledger& ledger() { return ledger_; }
 
   /// kernel(tag) with the tag that selects this device's kernels, those for elements of type T.
@@ -75,7 +79,7 @@ class Device {
   /// Memory of the host = memory of the device, after everything enqueued on compute(). Waits. Zeros on `count`.
   void download(const void* address, void* host, std::int64_t bytes);
 
-  /// Returns when both streams are idle.
+  /// Returns when all streams are idle.
   void synchronize();
 
  private:
@@ -87,7 +91,8 @@ class Device {
   std::unique_ptr<cuda::Gpu> gpu_;       // before the allocator and the streams, which use it to the last
   Allocator allocator_;
   Ledger ledger_;
-  Stream compute_, communicate_;
+  Stream compute_;
+  std::deque<Stream> communicate_;
 };
 
 /// What counts as `device` would allocate.

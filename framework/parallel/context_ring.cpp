@@ -23,12 +23,12 @@ PendingExchange start_exchange(const ContextAxis& axis, const std::vector<Messag
                                const std::vector<Message>& receives) {
   PendingExchange pending;
   if (sends.empty() && receives.empty()) return pending;
-  Device& device = axis.runtime.device;
+  Stream& communicate = axis.communicator.stream();
   Event ready;
-  ready.record(device.compute());
-  ready.wait(device.communicate());
-  axis.communicator.exchange(sends, receives, device.communicate(), "ring");
-  pending.done.record(device.communicate());
+  ready.record(axis.runtime.device.compute());
+  ready.wait(communicate);
+  axis.communicator.exchange(sends, receives, communicate, "ring");
+  pending.done.record(communicate);
   pending.call = axis.communicator.last_call();
   return pending;
 }

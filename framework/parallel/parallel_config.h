@@ -29,9 +29,9 @@ struct ParallelConfig {
   std::int64_t chunks = 0;             ///< stretches of the model on each stage; 0: two if interleaved or v, else one
   std::vector<std::int64_t> stages{};  ///< parts in each stretch; empty: cut by cost
   std::int64_t expert = 1;             ///< ranks that share the experts; divides context * data
-  std::int64_t zero = 0;               ///< the data ranks split 1: masters and moments, 2: also gradients, 3: also values
-  std::int64_t shard = 0;              ///< of the ranks that zero splits over, how many hold one copy; 0: all
-  std::int64_t micro_batch = 0;        ///< sequences per forward on one rank; 0: all of a data rank's share at once
+  std::int64_t zero = 0;         ///< the data ranks split 1: masters and moments, 2: also gradients, 3: also values
+  std::int64_t shard = 0;        ///< of the ranks that zero splits over, how many hold one copy; 0: all
+  std::int64_t micro_batch = 0;  ///< sequences per forward on one rank; 0: all of a data rank's share at once
 
   std::int64_t ranks_of_a_copy() const {  ///< that together hold the model once
     return saturating_product({tensor, context, pipeline});

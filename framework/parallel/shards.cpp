@@ -1,6 +1,5 @@
 #include "framework/parallel/shards.h"
 
-#include <algorithm>
 #include <cassert>
 
 #include "framework/ops/elementwise.h"
@@ -8,57 +7,6 @@
 #include "kernels/elementwise.h"
 
 namespace choir {
-
-std::vector<FlatRange> cut(const FlatRange& range, std::int64_t target, std::int64_t alignment) {
-  std::vector<FlatRange> pieces;
-  const std::int64_t step = std::max(alignment, target / alignment * alignment);
-  for (std::int64_t begin = range.begin; begin < range.end; begin += step)
-    pieces.push_back({begin, std::min(range.end, begin + step)});
-  return pieces;
-}
-
-FlatRange part_of(const FlatRange& bucket, int ranks, int rank) {
-  const std::int64_t part = bucket.count() / ranks;
-  return {bucket.begin + rank * part, bucket.begin + (rank + 1) * part};
-}
-
-std::vector<ParameterPart> parts_in(const ParameterStore& store, const std::vector<FlatRange>& ranges,
-                                    bool owned_only) {
-  std::vector<ParameterPart> parts;
-  for (const Parameter& p : store.parameters()) {
-    const std::int64_t columns = p.held.columns();
-    const std::int64_t first = p.offset() + (owned_only ? p.owned_begin : 0) * columns;
-    const std::int64_t last = p.offset() + (owned_only ? p.owned_end : p.held.rows()) * columns;
-    for (const FlatRange& range : ranges) {
-      const std::int64_t begin = std::max(first, range.begin), end = std::min(last, range.end);
-      if (begin < end) parts.push_back({&p, begin - p.offset(), end - p.offset(), begin});
-    }
-  }
-  return parts;
-}
-
-std::vector<Bucket> make_buckets(const ParameterStore& store, int zero, const ShardPlace& all, std::int64_t target) {
-  std::vector<Bucket> buckets;
-  for (int group = 0; group < store.groups(); ++group) {
-    const ShardPlace place = store.replicas(group) == Replicas::expert ? all.of_experts() : all;
-    for (const bool matrix : {true, false})
-      for (const FlatRange& range :
-           cut(matrix ? store.matrices(group) : store.vectors(group), target, bucket_alignment(all.ranks))) {
-        const FlatRange updated = zero == 0 ? range : part_of(range, place.shard, place.index % place.shard);
-        const FlatRange counted = zero == 0 ? part_of(range, place.ranks, place.index)
-                                            : part_of(updated, place.ranks / place.shard, place.index / place.shard);
-        buckets.push_back({.group = group,
-                           .matrix = matrix,
-                           .range = range,
-                           .updated = updated,
-                           .counted = counted,
-                           .master = {},
-                           .value = {},
-                           .gradient = {}});
-      }
-  }
-  return buckets;
-}
 
 static Tensor view(const Weight& weight, const Tensor& flat, std::int64_t begin) {
   return flat.slice_columns(weight.offset - begin, weight.offset - begin + weight.rows * weight.width)
@@ -176,15 +124,14 @@ void Shards::prefetch(int group, Context& context) {
   if (g.whole) return;
   g.whole = true;
   g.arriving = true;
-  Device& device = context.runtime.device;
   Communicator& axis = shard_of(group, context);
   if (zero_ == 3) make_values(group, context.runtime);
   Event ready;
-  ready.record(device.compute());
-  ready.wait(device.communicate());
+  ready.record(context.runtime.device.compute());
+  ready.wait(axis.stream());
   for (const Bucket& bucket : buckets_of(group))
-    axis.all_gather(bucket.value, values_of(bucket, bucket.range), device.communicate(), "weights");
-  g.arrived.record(device.communicate());
+    axis.all_gather(bucket.value, values_of(bucket, bucket.range), axis.stream(), "weights");
+  g.arrived.record(axis.stream());
   g.call = axis.last_call();
 }
 
@@ -234,24 +181,23 @@ void Shards::final(int group, Context& context) {
 }
 
 void Shards::reduce(int group, Context& context) {
-  Device& device = context.runtime.device;
   Communicator &shard = shard_of(group, context), &replica = *context.mesh.replica;
+  Stream& communicate = shard.stream();
   const Tensor whole = at_group(group).gradient;
   const auto slice = [&](const FlatRange& range) {
     return whole.slice_columns(range.begin - store_.group_begin(group), range.end - store_.group_begin(group));
   };
   Event ready, done;
-  ready.record(device.compute());
-  ready.wait(device.communicate());
+  ready.record(context.runtime.device.compute());
+  ready.wait(communicate);
   for (const Bucket& bucket : buckets_of(group)) {
     if (zero_ == 0)
-      shard.all_reduce(slice(bucket.range), Reduce::sum, device.communicate(), "gradient bucket");
+      shard.all_reduce(slice(bucket.range), Reduce::sum, communicate, "gradient bucket");
     else
-      shard.reduce_scatter(slice(bucket.range), slice(bucket.updated), Reduce::sum, device.communicate(),
-                           "gradient bucket");
-    replica.all_reduce(slice(bucket.updated), Reduce::sum, device.communicate(), "gradient bucket");
+      shard.reduce_scatter(slice(bucket.range), slice(bucket.updated), Reduce::sum, communicate, "gradient bucket");
+    replica.all_reduce(slice(bucket.updated), Reduce::sum, communicate, "gradient bucket");
   }
-  done.record(device.communicate());
+  done.record(communicate);
   reductions_.push_back({group, whole, done, shard.last_call(), replica.last_call()});
   if (zero_ < 2) return;
   bind_gradient(group, {});

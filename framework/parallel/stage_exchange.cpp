@@ -37,7 +37,7 @@ void StageExchange::exchange(const StageStep& step, const std::function<Shape(in
   if (step.sends.empty() && step.receives.empty()) return;
   Runtime& runtime = context.runtime;
   Communicator& axis = *context.mesh.pipeline;
-  Stream& communicate = runtime.device.communicate();
+  Stream& communicate = axis.stream();
   std::vector<Message> sends, receives;
   for (const Transfer& t : step.sends) {
     const auto sent = tensors_.extract(Key{t.kind, t.micro_batch, t.piece});

@@ -58,14 +58,14 @@ const Tensor& PendingTensor::wait(Runtime& runtime) const {
 }
 
 PendingTensor enter_backward(const Tensor& dx, Context& context, const char* label) {
-  Device& device = context.runtime.device;
   const Tensor partial = pad_rows(dx, context);                                 // before `ready`: the sum reads it,
   PendingTensor pending{.tensor = place_of_sum(partial, context), .done = {}};  // and writes this
+  Stream& communicate = context.mesh.tensor->stream();
   Event ready;
-  ready.record(device.compute());
-  ready.wait(device.communicate());
-  sum_rows(partial, pending.tensor, context, device.communicate(), label);
-  pending.done.record(device.communicate());
+  ready.record(context.runtime.device.compute());
+  ready.wait(communicate);
+  sum_rows(partial, pending.tensor, context, communicate, label);
+  pending.done.record(communicate);
   return pending;
 }
 
@@ -80,9 +80,7 @@ Tensor leave_backward(const Tensor& dy, Context& context, const char* label) { r
 void sum_shared_gradients(const ParameterStore& store, int group, Context& context) {
   Communicator& axis = *context.mesh.tensor;
   Runtime& runtime = context.runtime;
-  const auto in_group = [&](const Parameter& p) {
-    return p.tensor_sum != TensorSum::none && p.weight->group == group;
-  };
+  const auto in_group = [&](const Parameter& p) { return p.tensor_sum != TensorSum::none && p.weight->group == group; };
   // Whole tensors lie one after another, at the same place on every rank. A replicated part lies at its place in the
   // global tensor, which is also the same on every rank.
   std::int64_t total = 0;

@@ -30,7 +30,7 @@ static std::int32_t first_bad_gradient(Trainer& trainer, const std::deque<Parame
 
 std::string describe_non_finite(Trainer& trainer) {
   Communicator& host = *trainer.mesh().host;
-  Agreement ranks(host, host.device().communicate());
+  Agreement ranks(host);
   const ParameterStore whole = all_parameters(trainer.config().model);
   const std::deque<Parameter>& model = whole.parameters();
   const auto count = static_cast<std::int32_t>(model.size());

@@ -55,7 +55,7 @@ class Run {
 
  private:
   bool is_first() const { return mesh_.world->rank() == 0; }
-  Agreement ranks() { return {*mesh_.host, mesh_.host->device().communicate()}; }
+  Agreement ranks() { return Agreement(*mesh_.host); }
   void say(const std::string& text) {
     if (text.empty()) return;
     progress_.say(text);
@@ -143,8 +143,7 @@ void Run::enter_folder() {
     record.published = step;
     publish_record(folder, record);
   };
-  writer_.emplace(options_.folder.checkpoints(), config_.checkpoint, *mesh_.host, mesh_.host->device().communicate(),
-                  io_, published);
+  writer_.emplace(options_.folder.checkpoints(), config_.checkpoint, *mesh_.host, io_, published);
 }
 
 /// The tensors of the checkpoint that the run starts from, if any, and its position.

@@ -76,6 +76,19 @@ std::string describe_holder(int descriptor) {
   }
 }
 
+struct flock whole_file_for_writing() {
+  struct flock request {};
+  request.l_type = F_WRLCK;
+  request.l_whence = SEEK_SET;
+  return request;
+}
+
+ConfigError in_use(const RunFolder& folder, int descriptor) {
+  return ConfigError(Problem{.what = "train.folder = " + folder.path + " is in use: " + describe_holder(descriptor),
+                             .why = "two runs in one folder would mix their checkpoints and metrics",
+                             .fix = "wait for that run, stop it, or set train.folder to another folder"});
+}
+
 }  // namespace
 
 std::string utc_now() {
@@ -165,23 +178,29 @@ bool has_evaluation(const RunFolder& folder, std::int64_t step) {
   });
 }
 
+void check_not_in_use(const RunFolder& folder) {
+  const int descriptor = open(folder.lock().c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return;
+  struct flock request = whole_file_for_writing();
+  const bool held = fcntl(descriptor, F_OFD_GETLK, &request) == 0 && request.l_type != F_UNLCK;
+  const ConfigError error = in_use(folder, descriptor);
+  close(descriptor);
+  if (held) throw error;
+}
+
 RunLock::RunLock(const RunFolder& folder) : folder_(folder) {
   create_folder();
-  struct flock request {};
-  request.l_type = F_WRLCK;
-  request.l_whence = SEEK_SET;
+  struct flock request = whole_file_for_writing();
   do {
     if (descriptor_ >= 0) close(descriptor_);
     descriptor_ = open(folder.lock().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (descriptor_ < 0) refuse(errno);
     if (fcntl(descriptor_, F_OFD_SETLK, &request) == 0) continue;
     if (errno == EAGAIN || errno == EACCES) {
-      const std::string holder = describe_holder(descriptor_);
+      const ConfigError error = in_use(folder, descriptor_);
       created_.clear();  // the other process uses them
       release();
-      throw ConfigError(Problem{.what = "train.folder = " + folder.path + " is in use: " + holder,
-                                .why = "two runs in one folder would mix their checkpoints and metrics",
-                                .fix = "wait for that run, stop it, or set train.folder to another folder"});
+      throw error;
     }
     note_ = fmt::format("{}: this file system has no locks ({}), so a second run in the folder is not noticed",
                         folder.path, std::strerror(errno));

@@ -55,6 +55,9 @@ void cut_metrics(const RunFolder&, std::int64_t step);
 /// True if metrics.jsonl has a line with the held-out loss of `step`.
 bool has_evaluation(const RunFolder&, std::int64_t step);
 
+/// Throws ConfigError if another process holds the lock of the folder. Changes nothing.
+void check_not_in_use(const RunFolder&);
+
 /// Holds the run folder for this process, from construction to destruction, by an open-file-description lock of
 /// run.lock (fcntl(2), F_OFD_SETLK): it ends with the process, however that ends, and no other thread can lose it by
 /// closing the file. run.lock names host, process and start time of the holder.

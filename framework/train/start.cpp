@@ -65,10 +65,9 @@ void check_nothing_is_lost(const RunFolder& folder, const std::optional<Checkpoi
 /// The checkpoint to resume from, verified by all ranks, or nothing; `rejected` are newer ones that are not whole.
 std::optional<CheckpointInfo> find_checkpoint_to_resume(const RunFolder& folder, const Resume& resume, Mesh& mesh,
                                                         std::vector<CheckpointInfo>& rejected) {
-  Stream& communicate = mesh.host->device().communicate();
-  if (!resume.step) return find_latest(folder.checkpoints(), *mesh.host, communicate, rejected);
+  if (!resume.step) return find_latest(folder.checkpoints(), *mesh.host, rejected);
   CheckpointInfo info{*resume.step, folder.checkpoints() + "/" + step_name(*resume.step), "", Condition::whole};
-  info.problem = verify_together(info.path, *mesh.host, communicate, &info.condition);
+  info.problem = verify_together(info.path, *mesh.host, &info.condition);
   if (info.condition == Condition::whole) return info;
   throw SharedError({.what = fmt::format("--resume={}: {} cannot be used", *resume.step, info.path),
                      .why = info.problem,
@@ -86,7 +85,6 @@ void check_tokens(const Config& config, const TokenFile& file, const CheckpointR
 CheckpointReader open_weights(const Config& config, const TokenFile& file, Mesh& mesh,
                               std::vector<std::string>& notes) {
   CheckpointReader reader(locate_checkpoint({"train.from", config.train.from}, *mesh.host,
-                                            mesh.host->device().communicate(),
                                             [&](const std::string& text) { notes.push_back(text); }));
   throw_if_any(check_tokenizer(file, tokenizer_of(reader).digest(), reader.path()));
   return reader;
@@ -96,10 +94,11 @@ CheckpointReader open_weights(const Config& config, const TokenFile& file, Mesh&
 
 Start find_start(const Config& config, const RunFolder& folder, const Resume& resume, const TokenFile& file, Mesh& mesh,
                  std::optional<RunLock>& lock) {
-  Agreement ranks(*mesh.host, mesh.host->device().communicate());
+  Agreement ranks(*mesh.host);
   Start start;
   Look look;
   const auto take = [&] {
+    check_not_in_use(folder);                         // --resume, which the next line may name, would not help
     check_folder(folder, look_into(folder), resume);  // before the lock, which writes to the folder
     lock.emplace(folder);
     look = look_into(folder);

@@ -58,6 +58,14 @@ Stage::Placement place(const std::vector<PartSpec>& model, const Pipeline& pipel
   return placement;
 }
 
+/// The sum over the ranks with other rows of the batch, and over the stages: those that do not compute `x` have zeros.
+/// Collective.
+void sum_over_rows_and_stages(const Tensor& x, Mesh& mesh, const char* label) {
+  Stream& stream = mesh.gradient->device().compute();
+  mesh.gradient->all_reduce(x, Reduce::sum, stream, label);
+  mesh.pipeline->all_reduce(x, Reduce::sum, stream, label);
+}
+
 /// What was built is what was asked for: the stages together have all parts of the model. Collective.
 void check_placement(const Mesh& mesh, std::int64_t held, std::size_t asked) {
   Device& device = mesh.pipeline->device();
@@ -249,12 +257,8 @@ Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
   for (int group = 0; group < store_.groups(); ++group)
     if (stage_.shares(group)) shards_->final(group, all);
   shards_->finish(all);
-  mesh_.gradient->all_reduce(loss_sum_, Reduce::sum, runtime_.device.compute(), "loss");
-  mesh_.pipeline->all_reduce(loss_sum_, Reduce::sum, runtime_.device.compute(), "loss");  // the last stage has it
-  if (expert_sums_) {
-    mesh_.gradient->all_reduce(expert_sums_, Reduce::sum, runtime_.device.compute(), "choices of experts");
-    mesh_.pipeline->all_reduce(expert_sums_, Reduce::sum, runtime_.device.compute(), "choices of experts");
-  }
+  sum_over_rows_and_stages(loss_sum_, mesh_, "loss");
+  if (expert_sums_) sum_over_rows_and_stages(expert_sums_, mesh_, "choices of experts");
   return loss_sum_;
 }
 
@@ -319,8 +323,7 @@ std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample&
   double host[3] = {0, tokens, bytes};
   ops::download(runtime_, loss_sum_, host);
   const Tensor sums = ops::to_device(runtime_, std::vector<double>(host, host + 3), DType::f64);
-  mesh_.gradient->all_reduce(sums, Reduce::sum, runtime_.device.compute(), "evaluation");
-  mesh_.pipeline->all_reduce(sums, Reduce::sum, runtime_.device.compute(), "evaluation");  // the last stage has them
+  sum_over_rows_and_stages(sums, mesh_, "evaluation");
   ops::download(runtime_, sums, host);
   return LossSum{
       .loss = host[0], .tokens = static_cast<std::int64_t>(host[1]), .bytes = static_cast<std::int64_t>(host[2])};

@@ -58,7 +58,7 @@ double seconds_of(const Verb& verb, const Tensors& tensors, Device& device, Mesh
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     Runtime runtime{.device = host.device()};
     const Tensor slowest = ops::to_device(runtime, std::vector<double>{seconds}, DType::f64);
-    host.all_reduce(slowest, Reduce::max, host.device().communicate(), "bench: slowest");
+    host.all_reduce(slowest, Reduce::max, host.stream(), "bench: slowest");
     host.device().synchronize();
     return slowest.data<double>()[0] / static_cast<double>(calls);
   };

@@ -39,9 +39,7 @@ struct Job {
   int rank() const { return mesh.world->rank(); }
   int size() const { return mesh.world->size(); }
   void barrier() { MPI_Barrier(MPI_COMM_WORLD); }
-  CheckpointWriter writer(std::int64_t keep = 0) {
-    return {folder, {.keep = keep}, *mesh.world, device.communicate(), io};
-  }
+  CheckpointWriter writer(std::int64_t keep = 0) { return {folder, {.keep = keep}, *mesh.world, io}; }
   SaveOutcome save(CheckpointWriter& writer, std::int64_t step, Cut how) {
     std::vector<Shard> shards = cut(how, rank(), size(), step);
     EXPECT_FALSE(writer.save(step, pieces_of(shards), {{"step", std::to_string(step)}}));
@@ -51,7 +49,7 @@ struct Job {
     return outcome;
   }
   std::optional<CheckpointInfo> latest(std::vector<CheckpointInfo>& rejected) {
-    return find_latest(folder, *mesh.world, device.communicate(), rejected);
+    return find_latest(folder, *mesh.world, rejected);
   }
   std::int64_t wrong_after_loading(const std::string& path, std::int64_t step, Cut how) {
     std::vector<Shard> shards = cut(how, rank(), size(), -1);
@@ -75,7 +73,7 @@ TEST(Checkpoint, RanksSaveInOneLayoutAndLoadInAnother) {
       const SaveOutcome outcome = job.save(writer, ++step, written);
       ASSERT_TRUE(outcome.saved) << outcome.text;
       EXPECT_EQ(outcome.path, job.folder + "/" + step_name(step));
-      EXPECT_EQ(verify_together(outcome.path, *job.mesh.world, job.device.communicate()), "");
+      EXPECT_EQ(verify_together(outcome.path, *job.mesh.world), "");
       for (const Cut read : all_cuts) EXPECT_EQ(job.wrong_after_loading(outcome.path, step, read), 0);
       EXPECT_EQ(wrong_after_reading(outcome.path, step, Cut::columns, 5), 0) << "by another number of ranks";
     }

@@ -26,7 +26,7 @@ struct OneRank {
   Stream io;
 
   std::unique_ptr<CheckpointWriter> writer(const std::string& folder, std::int64_t keep = 0) {
-    return std::make_unique<CheckpointWriter>(folder, CheckpointConfig{.keep = keep}, world, device.communicate(), io);
+    return std::make_unique<CheckpointWriter>(folder, CheckpointConfig{.keep = keep}, world, io);
   }
 };
 

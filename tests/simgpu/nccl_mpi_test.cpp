@@ -199,8 +199,8 @@ TEST_F(FloatNcclCollectives, MemoryIsHeldUntilAnotherStreamWaits) {
     const Tensor x = tensor(1000);
     address = x.raw();
     ready.record(stream);
-    ready.wait(ranks->device.communicate());
-    comm.all_reduce(x, Reduce::sum, ranks->device.communicate(), "overlapped");
+    ready.wait(comm.stream());
+    comm.all_reduce(x, Reduce::sum, comm.stream(), "overlapped");
   }
   EXPECT_NE(tensor(1000).raw(), address);
   comm.barrier(stream, "waits for all before");

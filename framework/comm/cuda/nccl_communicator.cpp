@@ -50,17 +50,19 @@ std::string words_of(ncclResult_t result, const char* call, int gpu, ncclComm_t 
 }  // namespace
 
 NcclCommunicator::NcclCommunicator(ncclComm_t comm, Group group, Device& device, CallRing& ring)
-    : Communicator(std::move(group), device, ring), comm_(comm) {
+    : Communicator(std::move(group), device, comm == nullptr ? device.communicate() : device.add_communication_stream(),
+                   ring),
+      comm_(comm) {
   kernels::cuda::check(cudaGetDevice(&gpu_), "cudaGetDevice");
   if (comm == nullptr) return;
   kernels::cuda::check(cudaMalloc(&token_, sizeof(float)), "cudaMalloc (4 bytes for barriers)");
-  kernels::cuda::check(cudaMemsetAsync(token_, 0, sizeof(float), device.communicate().cuda()), "cudaMemsetAsync");
+  kernels::cuda::check(cudaMemsetAsync(token_, 0, sizeof(float), stream().cuda()), "cudaMemsetAsync");
 }
 
 NcclCommunicator::~NcclCommunicator() {
   if (std::uncaught_exceptions() > 0 || !problem().empty()) abort();
   try {
-    device().communicate().synchronize();
+    stream().synchronize();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "while closing the communicator of %s: %s\n", axis().c_str(), error.what());
     abort();
@@ -108,24 +110,24 @@ std::int64_t NcclCommunicator::reduction_workspace_bytes(std::int64_t, DType) co
 
 void NcclCommunicator::do_all_reduce(const Tensor& tensor, Reduce op, const Tensor&) {
   check(ncclAllReduce(tensor.raw(), tensor.raw(), count_of(tensor), nccl_type(tensor.dtype()), nccl_reduction(op),
-                      comm(), device().communicate().cuda()),
+                      comm(), stream().cuda()),
         "ncclAllReduce");
 }
 
 void NcclCommunicator::do_all_gather(const Tensor& in, const Tensor& out) {
-  check(ncclAllGather(in.raw(), out.raw(), count_of(in), nccl_type(in.dtype()), comm(), device().communicate().cuda()),
+  check(ncclAllGather(in.raw(), out.raw(), count_of(in), nccl_type(in.dtype()), comm(), stream().cuda()),
         "ncclAllGather");
 }
 
 void NcclCommunicator::do_reduce_scatter(const Tensor& in, const Tensor& out, Reduce op, const Tensor&) {
   check(ncclReduceScatter(in.raw(), out.raw(), count_of(out), nccl_type(out.dtype()), nccl_reduction(op), comm(),
-                          device().communicate().cuda()),
+                          stream().cuda()),
         "ncclReduceScatter");
 }
 
 void NcclCommunicator::do_broadcast(const Tensor& tensor, int root) {
   check(ncclBroadcast(tensor.raw(), tensor.raw(), count_of(tensor), nccl_type(tensor.dtype()), root, comm(),
-                      device().communicate().cuda()),
+                      stream().cuda()),
         "ncclBroadcast");
 }
 
@@ -157,7 +159,7 @@ void NcclCommunicator::do_exchange(const std::vector<Message>& sends, const std:
 /// One group: NCCL runs all messages at once, so that no order of them can deadlock.
 void NcclCommunicator::transfer(const std::vector<Block>& sends, const std::vector<Block>& receives) {
   const ncclComm_t nccl = comm();
-  const cudaStream_t stream = device().communicate().cuda();
+  const cudaStream_t cuda_stream = stream().cuda();
   check(ncclGroupStart(), "ncclGroupStart");
   ncclResult_t first = ncclSuccess;  // the first error; the group must be ended in any case
   const auto note = [&](ncclResult_t result) { first = first == ncclSuccess ? result : first; };
@@ -165,7 +167,7 @@ void NcclCommunicator::transfer(const std::vector<Block>& sends, const std::vect
     for (const Block& block : blocks) {
       std::optional<cuda::Range> range;
       if (!block.name.empty()) range.emplace(block.name.c_str());
-      note(call(block.data, block.count, nccl_type(block.type), block.peer, nccl, stream));
+      note(call(block.data, block.count, nccl_type(block.type), block.peer, nccl, cuda_stream));
     }
   };
   each_named(sends, ncclSend);
@@ -176,7 +178,7 @@ void NcclCommunicator::transfer(const std::vector<Block>& sends, const std::vect
 }
 
 void NcclCommunicator::do_barrier() {
-  check(ncclAllReduce(token_, token_, 1, ncclFloat32, ncclSum, comm(), device().communicate().cuda()), "ncclAllReduce");
+  check(ncclAllReduce(token_, token_, 1, ncclFloat32, ncclSum, comm(), stream().cuda()), "ncclAllReduce");
 }
 
 namespace {

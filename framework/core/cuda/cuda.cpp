@@ -112,19 +112,20 @@ struct Gpu::State {
   explicit State(const GpuOptions& options)
       : facts(gpu_facts(options.index)),
         compute(make_stream(false)),
-        communicate(make_stream(true)),
         copy(make_stream(false)),
         staging{PinnedBuffer(staging_bytes), PinnedBuffer(staging_bytes)},
         attention(options.attention, options.deterministic_attention, options.say) {}
   ~State() {
-    for (const cudaStream_t stream : {compute, communicate, copy}) {
+    communicate.insert(communicate.end(), {compute, copy});
+    for (const cudaStream_t stream : communicate) {
       cudaStreamSynchronize(stream);
       cudaStreamDestroy(stream);
     }
   }
 
   GpuFacts facts;
-  cudaStream_t compute, communicate, copy;
+  cudaStream_t compute, copy;
+  std::vector<cudaStream_t> communicate;
   std::array<PinnedBuffer, 2> staging;
   std::array<std::shared_ptr<CUevent_st>, 2> copied;  // the last copy out of each buffer
   std::size_t next = 0;
@@ -152,7 +153,7 @@ kernels::Cuda Gpu::kernels() const {
 
 const GpuFacts& Gpu::facts() const { return state_->facts; }
 CUstream_st* Gpu::compute() const { return state_->compute; }
-CUstream_st* Gpu::communicate() const { return state_->communicate; }
+CUstream_st* Gpu::add_communication_stream() { return state_->communicate.emplace_back(make_stream(true)); }
 std::unique_ptr<MemorySource> Gpu::memory() const { return std::make_unique<StreamOrderedMemory>(state_->compute); }
 
 // compute:  ... before | record                        wait | after ...
