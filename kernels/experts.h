@@ -3,6 +3,8 @@
 //   route            each row chooses the `chosen` experts with the highest scores (ties: the lower index); its weights
 //                    are the scores of the chosen, normalised: softmax over them, or sigmoid divided by their sum
 //   count_choices    how many rows of a sequence choose an expert
+//   add_imbalance    by how much an expert is chosen more often than the mean, as a gradient of its bias (Wang et al.
+//                    2024, arXiv 2408.15664)
 //   assign_slots     an expert computes at most `capacity` rows of each sequence, the first ones by position
 //   gather_slots     rows -> slots; slots that nobody has are zero
 //   combine_slots    slots -> rows, the weighted sum over the chosen experts
@@ -99,6 +101,14 @@ struct CountChoices {
   RowMap map;
 };
 
+/// gradient[e] += experts * (choices of e) - all choices: exact below 2^24 in f32.
+template <class A>
+struct AddImbalance {
+  const std::int32_t* counts;  ///< [sequences, 2, experts]: count_choices()
+  A* gradient;                 ///< [experts]
+  std::int64_t sequences, experts, choices;
+};
+
 /// A row gets a slot of expert e if fewer than `capacity` earlier rows of its sequence chose e: those of earlier runs,
 /// of any context rank, by `counts`; those of the run by their positions; in generation those before, in `cached`.
 struct AssignSlots {
@@ -161,6 +171,10 @@ template <class A>
 void add_expert_sums(Cuda, const ExpertSums<A>&);
 void count_choices(Cpu, const CountChoices&);
 void count_choices(Cuda, const CountChoices&);
+template <class A>
+void add_imbalance(Cpu, const AddImbalance<A>&);
+template <class A>
+void add_imbalance(Cuda, const AddImbalance<A>&);
 void assign_slots(Cpu, const AssignSlots&);
 void assign_slots(Cuda, const AssignSlots&);
 template <class T>

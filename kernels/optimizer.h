@@ -7,6 +7,8 @@
 //   SGD:
 //     m = momentum m + g
 //     w = w - rate * (weight_decay * w + m)
+//   Sign step, of parameters that have one:
+//     w = w - step * sign(gradient)
 //
 // rate, clip_factor, c1 and c2 come from StepScalars in device memory.
 #pragma once
@@ -62,9 +64,18 @@ struct Sgd {
   float momentum;
 };
 
+struct SignStep {
+  float* weight;
+  const float* gradient;
+  std::int64_t count;
+  float step;
+};
+
 void adamw(Cpu, const AdamW&);
 void adamw(Cuda, const AdamW&);
 void sgd(Cpu, const Sgd&);
 void sgd(Cuda, const Sgd&);
+void sign_step(Cpu, const SignStep&);
+void sign_step(Cuda, const SignStep&);
 
 }  // namespace choir::kernels

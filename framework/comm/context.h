@@ -26,8 +26,8 @@ struct ChoiceRecord {
   std::int64_t first_row = 0;  ///< of this step, in the tensors below
   /// By layer: the choices [rows, chosen] of all rows of the global batch; -1: not known.
   std::map<std::string, std::vector<std::int32_t>> choices{};
-  /// Of a replay: the number of rows that would have chosen otherwise, and the largest difference of two scores that
-  /// changed places, relative to the largest score of the row.
+  /// Of a replay: the number of rows that would have chosen otherwise, and the largest difference of two keys that
+  /// changed places (what a row chooses by: kernels::Route), relative to the largest key of the row.
   std::int64_t differing = 0;
   double widest = 0;
 };

@@ -58,9 +58,16 @@ std::vector<Field> fields(ExpertsConfig& c) {
        not_negative()},
       {"model.experts.shared", &c.shared, "experts that every token uses besides those chosen", at_least(0)},
       {"model.experts.score", &c.score, "the weights of the chosen experts, divided by their sum"},
-      {"model.experts.balance", &c.balance, "what makes the router use all experts; loss: a loss beside that of tokens",
-       planned({"bias"}, "the balance by biases is not built yet")},
-      {"model.experts.balance_weight", &c.balance_weight, "weight of the balance loss", not_negative()},
+      {"model.experts.balance", &c.balance,
+       "what makes the router use all experts; loss: a loss beside that of tokens; bias: a term of each expert that "
+       "only "
+       "choices see"},
+      {"model.experts.balance_weight", &c.balance_weight, "loss: its weight", not_negative()},
+      {"model.experts.bias_step", &c.bias_step,
+       "bias: after each step, the term of an expert with fewer tokens than the mean rises by this, and that of one "
+       "with "
+       "more falls",
+       not_negative()},
       {"model.experts.every", &c.every, "n: every n-th block has experts; the others a feed-forward layer",
        at_least(1)},
   };

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -70,6 +71,8 @@ struct Parameter {
   TensorSum tensor_sum = TensorSum::none;
   Initial initial;
   bool decays = true;  ///< gets weight decay
+  /// Given: a step moves it by so much against the sign of its gradient, which is not part of the gradient norm.
+  std::optional<float> sign_step{};
   Weight* weight = nullptr;
   std::int64_t first_row = 0;  ///< of the held part in the weight's buffer
 

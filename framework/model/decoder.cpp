@@ -53,6 +53,8 @@ ExpertsShape experts_shape(const ModelConfig& c, const FeedForwardShape& expert)
           .score = e.score == ExpertScoreKind::softmax ? ops::ExpertScore::softmax : ops::ExpertScore::sigmoid,
           // experts * sum over e of (share of the choices of a sequence) * (mean score), as one sum over tokens
           .balance_factor = balances ? e.balance_weight * count / tokens : 0,
+          .biased = e.balance == ExpertBalance::bias,
+          .bias_step = static_cast<float>(e.bias_step),
           .expert = expert};
 }
 

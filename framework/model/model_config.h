@@ -49,9 +49,9 @@ template <>
 inline constexpr auto names<ExpertScoreKind> = std::array{"softmax", "sigmoid"};
 
 /// What makes the router use all experts.
-enum class ExpertBalance { loss, none };
+enum class ExpertBalance { loss, bias, none };
 template <>
-inline constexpr auto names<ExpertBalance> = std::array{"loss", "none"};
+inline constexpr auto names<ExpertBalance> = std::array{"loss", "bias", "none"};
 
 struct ExpertsConfig {
   std::int64_t count = 0;   ///< 0: no block has experts
@@ -61,6 +61,7 @@ struct ExpertsConfig {
   ExpertScoreKind score = ExpertScoreKind::softmax;
   ExpertBalance balance = ExpertBalance::loss;
   double balance_weight = 0.01;  ///< of the balance loss
+  double bias_step = 0.001;      ///< by which a step of training moves the bias of each expert
   std::int64_t every = 1;        ///< n: blocks n - 1, 2 n - 1, ... have experts
 
   bool operator==(const ExpertsConfig&) const = default;

@@ -22,32 +22,51 @@ std::vector<double> on_host(const Tensor& x, Runtime& runtime) {
   return values;
 }
 
-/// How far apart, at most, the logits are of two experts of which one choice has one and the other choice the other.
-double gap(const double* logits, const std::int32_t* a, const std::int32_t* b, std::int64_t chosen) {
+/// What a row chooses by: kernels::Route.
+std::vector<double> keys_of(const double* logits, std::size_t experts, const std::vector<double>& bias,
+                            ops::ExpertScore score) {
+  std::vector<double> keys(logits, logits + experts);
+  if (bias.empty()) return keys;
+  const double largest = *std::max_element(keys.begin(), keys.end());
+  double sum = 0;
+  for (double& key : keys) {
+    key = score == ops::ExpertScore::softmax ? std::exp(key - largest) : 1 / (1 + std::exp(-key));
+    sum += key;
+  }
+  for (std::size_t e = 0; e < experts; ++e)
+    keys[e] = (score == ops::ExpertScore::softmax ? keys[e] / sum : keys[e]) + bias[e];
+  return keys;
+}
+
+/// How far apart, at most, the keys are of two experts of which one choice has one and the other choice the other.
+double gap(const std::vector<double>& keys, const std::int32_t* a, const std::int32_t* b, std::int64_t chosen) {
   const auto in = [&](const std::int32_t* choices, std::int32_t e) {
     return std::find(choices, choices + chosen, e) != choices + chosen;
   };
   double widest = 0;
   for (std::int64_t i = 0; i < chosen; ++i)
     for (std::int64_t j = 0; j < chosen; ++j)
-      if (!in(b, a[i]) && !in(a, b[j])) widest = std::max(widest, std::abs(logits[a[i]] - logits[b[j]]));
+      if (!in(b, a[i]) && !in(a, b[j]))
+        widest =
+            std::max(widest, std::abs(keys[static_cast<std::size_t>(a[i])] - keys[static_cast<std::size_t>(b[j])]));
   return widest;
 }
 
 }  // namespace
 
-Tensor replay_choices(const std::string& layer, const Tensor& own, const Tensor& logits, Context& context) {
+Tensor replay_choices(const std::string& layer, const OwnChoices& own, Context& context) {
   Runtime& runtime = context.runtime;
   ChoiceRecord& record = *context.choices;
   const kernels::RowMap map = context.rows.map();
-  const std::int64_t rows = own.rows(), chosen = own.width(), experts = logits.width();
-  std::vector<std::int32_t> choices(static_cast<std::size_t>(own.count()));
-  ops::download(runtime, own, choices.data());
+  const std::int64_t rows = own.choices.rows(), chosen = own.choices.width(), experts = own.logits.width();
+  std::vector<std::int32_t> choices(static_cast<std::size_t>(own.choices.count()));
+  ops::download(runtime, own.choices, choices.data());
   std::vector<std::int32_t>& recorded = record.choices[layer];
   const auto place = [&](std::int64_t row) {
     return static_cast<std::size_t>((record.first_row + map.global_row(row)) * chosen);
   };
-  const std::vector<double> scores = record.replays ? on_host(logits, runtime) : std::vector<double>{};
+  const std::vector<double> logits = record.replays ? on_host(own.logits, runtime) : std::vector<double>{};
+  const std::vector<double> bias = record.replays && own.bias ? on_host(own.bias, runtime) : std::vector<double>{};
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::size_t begin = place(row), end = begin + static_cast<std::size_t>(chosen);
     std::int32_t* mine = choices.data() + row * chosen;
@@ -58,12 +77,13 @@ Tensor replay_choices(const std::string& layer, const Tensor& own, const Tensor&
     }
     if (recorded.size() < end || recorded[begin] < 0) continue;
     const std::int32_t* theirs = recorded.data() + begin;
-    const double* of_row = scores.data() + row * experts;
     if (!std::is_permutation(mine, mine + chosen, theirs)) {
+      const std::vector<double> keys =
+          keys_of(logits.data() + row * experts, static_cast<std::size_t>(experts), bias, own.score);
       double largest = 0;
-      for (std::int64_t e = 0; e < experts; ++e) largest = std::max(largest, std::abs(of_row[e]));
+      for (const double key : keys) largest = std::max(largest, std::abs(key));
       ++record.differing;
-      record.widest = std::max(record.widest, gap(of_row, mine, theirs, chosen) / largest);
+      record.widest = std::max(record.widest, gap(keys, mine, theirs, chosen) / largest);
     }
     std::copy_n(theirs, chosen, mine);
   }

@@ -5,12 +5,20 @@
 #include <string>
 
 #include "framework/comm/context.h"
+#include "framework/ops/experts.h"
 
 namespace choir {
 
-/// The choices [N, k] i32 that rows with `logits` [N, experts] are to make in `layer`, if `context.choices` replays;
-/// `own` are those that they would make. If it does not replay: writes `own` to it, and returns an empty tensor. Waits
-/// for the device.
-Tensor replay_choices(const std::string& layer, const Tensor& own, const Tensor& logits, Context& context);
+/// What a layer of experts chooses, and by what: see kernels::Route.
+struct OwnChoices {
+  Tensor choices;  ///< [N, k] i32
+  Tensor logits;   ///< [N, experts]
+  Tensor bias;     ///< [experts], or empty
+  ops::ExpertScore score;
+};
+
+/// The choices [N, k] i32 that the rows are to make in `layer`, if `context.choices` replays. If it does not: writes
+/// those of the layer to it, and returns an empty tensor. Waits for the device.
+Tensor replay_choices(const std::string& layer, const OwnChoices& own, Context& context);
 
 }  // namespace choir

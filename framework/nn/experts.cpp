@@ -30,6 +30,16 @@ Experts::Experts(const std::string& name, const ExpertsShape& shape, const Tenso
              .tensor_sum = TensorSum::all,  // of the hidden columns of each rank
              .initial = {0, s.deviation},
              .weight = router_});
+  if (shape.biased) {
+    bias_ = store.add_weight(shape.count, 1, false);
+    store.add({.name = name + ".router.bias",
+               .shape = {shape.count},
+               .held = {0, shape.count, 0, 1},
+               .owned_end = share.rank == 0 ? shape.count : 0,
+               .decays = false,
+               .sign_step = shape.bias_step,
+               .weight = bias_});
+  }
   if (shape.shared > 0) shared_.emplace(name + ".shared", shared_shape(shape), share, store);
 
   store.begin_group(Replicas::expert);
@@ -68,13 +78,15 @@ ops::BalanceLoss Experts::balance(const Tensor& counts, double scale) const {
   return {.counts = counts, .factor = shape_.balance_factor * scale};
 }
 
+Tensor Experts::bias() const { return bias_ ? bias_->value.reshape({shape_.count}) : Tensor{}; }
+
 ops::Routed Experts::route(const Tensor& logits, Context& context) const {
   const auto with = [&](const Tensor& given) {
-    return ops::route(context.runtime, logits, {}, given, shape_.chosen, shape_.score);
+    return ops::route(context.runtime, logits, bias(), given, shape_.chosen, shape_.score);
   };
   ops::Routed routed = with({});
   if (!context.choices) return routed;
-  const Tensor given = replay_choices(name_, routed.choices, logits, context);
+  const Tensor given = replay_choices(name_, {routed.choices, logits, bias(), shape_.score}, context);
   return given ? with(given) : routed;
 }
 
@@ -149,6 +161,14 @@ Tensor Experts::backward(const Tensor& dy, const Saved& saved, Context& context)
   compute_weight_gradient(context, [this, dlogits, x = saved.x](Context& later) {
     ops::linear_weight_gradient(later.runtime, "router", dlogits, enter(x, later, name_.c_str()), router_->gradient);
   });
+  if (bias_ && context.loss_scale > 0) {
+    const Communicator& axis = *context.mesh.context;
+    const Tensor counts = saved.counts.reshape({axis.size(), saved.counts.count() / axis.size()});
+    compute_weight_gradient(context, [this, own = counts.slice_rows(axis.rank(), axis.rank() + 1),
+                                      choices = saved.routed.choices.count()](Context& later) {
+      ops::add_imbalance(later.runtime, own, choices, bias_->gradient.reshape({shape_.count}));
+    });
+  }
   if (!shared_) return dx.wait(runtime);
   const Tensor of_shared = shared_->backward(dy, saved.shared, context);
   return ops::residual(runtime, of_shared, dx.wait(runtime), {}, {});

@@ -3,7 +3,8 @@
 //
 //   y = residual + dropout(sum over the chosen experts e of w_e(x) expert_e(x)) (+ the shared experts' output)
 //
-// A token chooses experts by the scores of a router. An expert takes the first `capacity` tokens of a sequence that
+// A token chooses experts by the scores of a router, to which a bias may be added that rises for experts with few
+// tokens (Wang et al. 2024, arXiv 2408.15664). An expert takes the first `capacity` tokens of a sequence that
 // chose it, by position: a token never changes what earlier ones get, and what is dropped does not depend on the
 // layout. All tensor ranks choose alike, and each has a share of every expert's hidden columns; expert ranks share the
 // experts.
@@ -25,6 +26,8 @@ struct ExpertsShape {
   std::int64_t shared = 0;    ///< experts that are always on: one feed-forward layer of so many times the width
   ops::ExpertScore score = ops::ExpertScore::softmax;
   double balance_factor = 0;     ///< BalanceLoss::factor; 0: no balance loss
+  bool biased = false;           ///< choices are by score + bias
+  float bias_step = 0;           ///< Parameter::sign_step of the biases
   FeedForwardShape expert = {};  ///< the shape of one; `bias` is for the shared ones only
 };
 
@@ -56,6 +59,7 @@ class Experts {
  private:
   ops::Dropout dropout(const Context&) const;
   ops::BalanceLoss balance(const Tensor& counts, double scale) const;
+  Tensor bias() const;
   ops::Routed route(const Tensor& logits, Context&) const;
   ops::SlotRule slot_rule(const Context&) const;
 
@@ -63,7 +67,7 @@ class Experts {
   std::string name_;
   kernels::ExpertPlaces places_;
   std::int64_t held_ = 0;  // experts
-  Weight* router_ = nullptr;
+  Weight *router_ = nullptr, *bias_ = nullptr;
   std::optional<FeedForward> shared_;
   Weight *up_ = nullptr, *down_ = nullptr;
 };

@@ -63,6 +63,20 @@ Tensor count_choices(Runtime& runtime, const Tensor& choices, std::int64_t exper
   return counts;
 }
 
+void add_imbalance(Runtime& runtime, const Tensor& counts, std::int64_t choices, const Tensor& gradient) {
+  const std::int64_t experts = gradient.count();
+  check(is_index(counts) && counts.count() % (2 * experts) == 0, "imbalance: counts [sequences, 2, experts]");
+  with_score_type(gradient.dtype(), [&]<class A>() {
+    const kernels::AddImbalance<A> args{.counts = counts.data<std::int32_t>(),
+                                        .gradient = gradient.data<A>(),
+                                        .sequences = counts.count() / (2 * experts),
+                                        .experts = experts,
+                                        .choices = choices};
+    launch<A>(runtime, "imbalance", {.bytes = bytes_of({counts, gradient, gradient})},
+              [args](auto device) { kernels::add_imbalance(device, args); });
+  });
+}
+
 Slots assign_slots(Runtime& runtime, const Tensor& choices, const Tensor& counts, const Tensor& cached,
                    const SlotRule& rule, const kernels::RowMap& map) {
   check(is_index(choices) && choices.rows() == map.sequences * map.positions(), "assign slots: choices [N, k]");

@@ -20,6 +20,10 @@ Routed route(Runtime&, const Tensor& logits, const Tensor& bias, const Tensor& g
 /// [sequences, 2 runs, experts] i32
 Tensor count_choices(Runtime&, const Tensor& choices, std::int64_t experts, const kernels::RowMap&);
 
+/// gradient [experts] f32 (f64 in tests) += experts * (choices of each) - `choices`. counts [sequences, 2, experts] of
+/// `choices` choices in all.
+void add_imbalance(Runtime&, const Tensor& counts, std::int64_t choices, const Tensor& gradient);
+
 struct Slots {
   Tensor of_rows;        ///< [N, k] i32
   Tensor rows_of_slots;  ///< [places * sequences * per_sequence] i32

@@ -51,6 +51,14 @@ void sgd(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const T
                 [args](auto device) { kernels::sgd(device, args); });
 }
 
+void sign_step(Runtime& runtime, const Tensor& weight, const Tensor& gradient, float step) {
+  check(weight.count() == gradient.count(), "sign step: weight and gradient [n]");
+  const kernels::SignStep args{weight.data<float>(), gradient.data<float>(), weight.count(), step};
+  const auto n = static_cast<double>(weight.count());
+  launch<float>(runtime, "sign step", {.flops = 2 * n, .bytes = 12 * n},
+                [args](auto device) { kernels::sign_step(device, args); });
+}
+
 void squared_norm(Runtime& runtime, const Tensor& x, const Tensor& ranges, std::int64_t count, const Tensor& sum) {
   const std::int64_t num_ranges = count_of(ranges, sizeof(kernels::Range));
   const Tensor scratch = workspace(runtime, runtime.device.with_kernels<float>([&](auto device) {

@@ -19,6 +19,9 @@ void adamw(Runtime&, const Tensor& weight, const Tensor& gradient, const Tensor&
 void sgd(Runtime&, const Tensor& weight, const Tensor& gradient, const Tensor& momentum_buffer, const Tensor& value,
          const Tensor& segments, float momentum);
 
+/// weight [n] -= step * sign(gradient [n])
+void sign_step(Runtime&, const Tensor& weight, const Tensor& gradient, float step);
+
 /// sum (one f64) = the sum of squares of the ranges of x. `ranges` holds kernels::Range in device memory, of `count`
 /// elements in all.
 void squared_norm(Runtime&, const Tensor& x, const Tensor& ranges, std::int64_t count, const Tensor& sum);

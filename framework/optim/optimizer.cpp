@@ -16,12 +16,19 @@ Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store,
   std::int64_t state_size = 0;
   for (const Bucket& bucket : shards.buckets()) {
     const FlatRange& range = bucket.updated;
+    const std::vector<ParameterPart> parts = parts_in(store, {range}, false);
     std::vector<kernels::OptimizerSegment> segments;
-    for (const ParameterPart& part : parts_in(store, {range}, false))
-      segments.push_back(
-          {part.flat_begin - range.begin, part.flat().end - range.begin, part.parameter->decays ? weight_decay : 0.0f});
+    for (const ParameterPart& part : parts) {
+      const Parameter& parameter = *part.parameter;
+      const FlatRange flat = part.flat();
+      if (parameter.sign_step)
+        sign_parts_.push_back(
+            {shards.at(flat, &Bucket::master), shards.at(flat, &Bucket::gradient), *parameter.sign_step});
+      else
+        segments.push_back({flat.begin - range.begin, flat.end - range.begin, parameter.decays ? weight_decay : 0.0f});
+    }
     std::sort(segments.begin(), segments.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
-    if (!segments.empty())
+    if (!parts.empty())
       pieces_.push_back({&bucket, state_size, ops::to_device(runtime, segments, DType::u8, MemoryKind::optimizer)});
     state_size += range.count();
   }
@@ -40,6 +47,7 @@ Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store,
   }
   std::vector<kernels::Range> counted;
   for (const ParameterPart& part : parts_in(store, shards.counted(), true)) {
+    if (part.parameter->sign_step) continue;
     const std::int64_t begin = shards.gradient_offset(part.flat_begin);
     counted.push_back({begin, begin + part.flat().count()});
     counted_elements_ += part.flat().count();
@@ -87,6 +95,7 @@ Tensor Optimizer::step(Context& context) {
         break;
     }
   }
+  for (const SignPart& part : sign_parts_) ops::sign_step(runtime, part.master, part.gradient, part.step);
   shards_.publish(context);
   return squared_norm_;
 }

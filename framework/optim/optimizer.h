@@ -29,6 +29,7 @@ class Optimizer {
   kernels::StepScalars scalars(std::int64_t step, double rate) const;
 
   /// Updates all parameters from complete gradients: norm over all ranks, clip, update; then publishes them.
+  /// Parameters with a Parameter::sign_step are not part of the norm and have a state of zeros.
   /// Returns the gradient norm before clipping as one f64 on the device: its square.
   Tensor step(Context&);
 
@@ -37,6 +38,12 @@ class Optimizer {
   std::int64_t state_offset(std::int64_t flat) const;
 
  private:
+  /// A part of Bucket::updated that gets sign steps.
+  struct SignPart {
+    Tensor master, gradient;
+    float step;
+  };
+
   /// One kernel call: a bucket, and its segments (kernels::OptimizerSegment) relative to Bucket::updated.
   struct Piece {
     const Bucket* bucket;
@@ -47,6 +54,7 @@ class Optimizer {
   OptimizerConfig config_;
   Shards& shards_;
   std::vector<Piece> pieces_;
+  std::vector<SignPart> sign_parts_;
   std::vector<StateArray> state_;
   Tensor counted_;  // kernels::Range: what this rank adds to the gradient norm
   std::int64_t counted_elements_ = 0;

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "framework/core/dtype.h"
+#include "framework/core/parameter.h"
 #include "framework/model/model_config.h"
 
 namespace choir {
@@ -111,7 +112,7 @@ inline NamedTensors updates(const NamedTensors& before, const NamedTensors& afte
 /// Compares the changes of the weights in three steps from `start`.
 ///
 /// A step of SGD is linear in the gradient. One of AdamW is linear for gradients far below epsilon, and an error grows
-/// by at most 2 if epsilon is not smaller than the largest gradient (largest()). Later gradients come from weights that
+/// by at most 2 if epsilon is not smaller than the largest_gradient(). Later gradients come from weights that
 /// differ by less than the steps do. f32 weights are rounded once a step.
 inline std::vector<Comparison> compare_updates(const std::string& what, const NamedTensors& start,
                                                const NamedTensors& expected, const NamedTensors& actual, double bound) {
@@ -119,11 +120,12 @@ inline std::vector<Comparison> compare_updates(const std::string& what, const Na
                  3 * unit_roundoff(DType::f32));
 }
 
-/// The largest element of all tensors.
-inline double largest(const NamedTensors& tensors) {
+/// The largest element of the gradients that SGD and AdamW step by: not of those with a Parameter::sign_step.
+inline double largest_gradient(const NamedTensors& gradients, const ParameterStore& model) {
   double result = 0;
-  for (const auto& [name, values] : tensors)
-    for (const double value : values) result = std::max(result, std::abs(value));
+  for (const Parameter& p : model.parameters())
+    if (!p.sign_step)
+      for (const double value : gradients.at(p.name)) result = std::max(result, std::abs(value));
   return result;
 }
 

@@ -37,6 +37,7 @@ struct Share {
   std::int64_t rows_of_batch = 0;  // of a micro-batch, held between layers
   ContextWork context_work;
   std::vector<std::int64_t> table_bytes;  // of the optimizer's tables: segments of each bucket, counted ranges
+  std::int64_t sign_steps = 0;            // kernel calls of the optimizer for these
   bool operator==(const Share&) const = default;
 };
 
@@ -54,18 +55,30 @@ Share share_of(Trainer& trainer, const MeshShape& shape, const MeshShape::Coordi
     share.parameters.push_back({p.held.rows(), p.held.columns(), p.owned_end - p.owned_begin});
 
   const Group gradient = shape.gradient_group(shape.rank(at)), shard = shape.shard_group(shape.rank(at));
-  std::vector<FlatRange> counted;
-  const auto add_table = [&](std::size_t entry, const std::vector<FlatRange>& ranges, bool owned_only) {
-    const std::size_t entries = parts_in(trainer.parameters(), ranges, owned_only).size();
-    share.table_bytes.push_back(entries == 0 ? 0 : Allocator::rounded(static_cast<std::int64_t>(entries * entry)));
-  };
+  std::vector<FlatRange> updated, counted;
   for (const Bucket& bucket :
        make_buckets(trainer.parameters(), static_cast<int>(config.parallel.zero),
                     {gradient.size, gradient.rank, shard.size, shape.expert}, default_bucket_elements)) {
-    add_table(sizeof(kernels::OptimizerSegment), {bucket.updated}, false);
+    updated.push_back(bucket.updated);
     counted.push_back(bucket.counted);
   }
-  add_table(sizeof(kernels::Range), counted, true);
+  std::vector<std::int64_t> segments(updated.size());
+  for (const ParameterPart& part : parts_in(trainer.parameters(), updated, false)) {
+    const auto after = std::upper_bound(updated.begin(), updated.end(), part.flat_begin,
+                                        [](std::int64_t flat, const FlatRange& range) { return flat < range.begin; });
+    if (part.parameter->sign_step)
+      ++share.sign_steps;
+    else
+      ++segments[static_cast<std::size_t>(after - updated.begin()) - 1];
+  }
+  const std::vector<ParameterPart> squared = parts_in(trainer.parameters(), counted, true);
+  const auto add_table = [&](std::int64_t entries, std::size_t size) {
+    share.table_bytes.push_back(entries == 0 ? 0 : Allocator::rounded(entries * static_cast<std::int64_t>(size)));
+  };
+  for (const std::int64_t count : segments) add_table(count, sizeof(kernels::OptimizerSegment));
+  add_table(std::count_if(squared.begin(), squared.end(),
+                          [](const ParameterPart& part) { return !part.parameter->sign_step; }),
+            sizeof(kernels::Range));
   return share;
 }
 

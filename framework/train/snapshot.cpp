@@ -103,15 +103,16 @@ bool begins_with_any(const std::string& key, const std::vector<std::string>& pre
 }
 
 /// Keys of the model that say how it is trained, and which experts have room for a token, but not what its weights are.
-bool may_change(const std::string& key) {
-  return begins_with_any(
-      key, {"model.dropout", "model.initial_deviation", "model.experts.capacity", "model.experts.balance"});
+bool may_change(const Difference& d) {
+  if (d.key == "model.experts.balance") return d.left != "bias" && d.right != "bias";  // biases are weights
+  return begins_with_any(d.key, {"model.dropout", "model.initial_deviation", "model.experts.capacity",
+                                 "model.experts.balance_weight", "model.experts.bias_step"});
 }
 
 std::vector<Problem> model_problems(const Config& theirs, const Config& ours, const std::string& owner) {
   std::vector<Problem> problems;
   for (const Difference& d : differences(theirs, ours))
-    if (begins_with_any(d.key, {"model."}) && !may_change(d.key))
+    if (begins_with_any(d.key, {"model."}) && !may_change(d))
       problems.push_back({.what = d.key + " = " + d.right + ", but " + d.left + " in " + owner,
                           .why = "the checkpoint is of another model",
                           .fix = "set " + d.key + "=" + d.left + ", or name another checkpoint"});
@@ -228,7 +229,7 @@ std::string load_all(Trainer& trainer, const CheckpointReader& reader) {
 std::vector<Problem> check_resume(const Config& then, const Config& now) {
   std::vector<Problem> problems;
   for (const Difference& d : differences(then, now)) {
-    const bool fixed = begins_with_any(d.key, {"model.", "data.held_out", "train.seed"}) && !may_change(d.key);
+    const bool fixed = begins_with_any(d.key, {"model.", "data.held_out", "train.seed"}) && !may_change(d);
     if (fixed)
       problems.push_back({.what = d.key + " = " + d.right + ", but the run was started with " + d.left,
                           .why = "a resumed run keeps its model, its tokens, data.held_out and train.seed",

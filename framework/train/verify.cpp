@@ -229,14 +229,14 @@ std::vector<Comparison> verify_layout(const Config& config, Device& device, Mesh
     const std::string precision = name_of(used);
     const double bound = rounding_bound(config.model, config.train.batch * config.model.context,
                                         used == Precision::bf16 ? DType::bf16 : DType::f32);
-    double largest_gradient = 0;
+    double scale = 0;  // of the gradients
     for (const OptimizerKind kind : {OptimizerKind::sgd, OptimizerKind::adamw}) {
       Config c = config;
       c.train.precision = used;
       c.optimizer.kind = kind;
       c.optimizer.rate = 0.01;
       c.optimizer.momentum = kind == OptimizerKind::sgd ? 0.9 : 0.0;
-      if (kind == OptimizerKind::adamw) c.optimizer.epsilon = largest_gradient;  // compare_updates() says why
+      if (kind == OptimizerKind::adamw) c.optimizer.epsilon = scale;  // compare_updates() says why
       Config one = c;
       one.parallel = {.micro_batch = c.train.batch};
       const std::string name = precision + " " + name_of(kind);
@@ -250,7 +250,10 @@ std::vector<Comparison> verify_layout(const Config& config, Device& device, Mesh
         const Comparison of_choices = compare_choices(name + " choices of experts", choices, device, mesh, 2 * bound);
         if (compares) add({of_choices});
       }
-      if (kind == OptimizerKind::sgd) largest_gradient = of_rank_0(largest(reference.gradients), device, mesh);
+      if (kind == OptimizerKind::sgd) {
+        const double here = compares ? largest_gradient(reference.gradients, all_parameters(config.model)) : 0;
+        scale = of_rank_0(here, device, mesh);
+      }
       if (!compares) continue;
       if (kind == OptimizerKind::sgd) {
         add({{.what = precision + " loss",

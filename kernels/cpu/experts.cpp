@@ -268,6 +268,15 @@ void count_choices(Cpu cpu, const CountChoices& args) {
        [&](Part part) { count_part(args, part); });
 }
 
+template <class A>
+void add_imbalance(Cpu, const AddImbalance<A>& args) {
+  for (std::int64_t e = 0; e < args.experts; ++e) {
+    std::int64_t count = 0;
+    for (std::int64_t i = 0; i < args.sequences * 2; ++i) count += args.counts[i * args.experts + e];
+    args.gradient[e] += static_cast<A>(args.experts * count - args.choices);
+  }
+}
+
 void assign_slots(Cpu cpu, const AssignSlots& args) {
   over(cpu, args.places.count() * args.map.sequences, args.map.positions() * args.chosen,
        [&](Part part) { assign_part(args, part); });
@@ -294,6 +303,8 @@ template void route_backward(Cpu, const RouteBackward<float>&);
 template void route_backward(Cpu, const RouteBackward<double>&);
 template void add_expert_sums(Cpu, const ExpertSums<float>&);
 template void add_expert_sums(Cpu, const ExpertSums<double>&);
+template void add_imbalance(Cpu, const AddImbalance<float>&);
+template void add_imbalance(Cpu, const AddImbalance<double>&);
 template void gather_slots(Cpu, const GatherSlots<float>&);
 template void gather_slots(Cpu, const GatherSlots<bf16>&);
 template void gather_slots(Cpu, const GatherSlots<double>&);

@@ -91,5 +91,11 @@ void adamw(Cpu cpu, const AdamW& args) {
 
 void sgd(Cpu cpu, const Sgd& args) { cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, args.count, 1, 64); }
 
+// A few elements of a model: one thread.
+void sign_step(Cpu, const SignStep& args) {
+  for (std::int64_t i = 0; i < args.count; ++i)
+    args.weight[i] -= args.step * static_cast<float>((args.gradient[i] > 0) - (args.gradient[i] < 0));
+}
+
 }  // namespace choir::kernels
 #endif

@@ -298,6 +298,15 @@ __global__ void combine_weight_gradient_kernel(CombineWeightGradient<T> args) {
   }
 }
 
+/// A thread for each expert.
+__global__ void add_imbalance_kernel(AddImbalance<float> args) {
+  for (std::int64_t e = cuda::thread_of_grid(); e < args.experts; e += cuda::threads_of_grid()) {
+    std::int64_t count = 0;
+    for (std::int64_t i = 0; i < args.sequences * 2; ++i) count += args.counts[i * args.experts + e];
+    args.gradient[e] += static_cast<float>(args.experts * count - args.choices);
+  }
+}
+
 int blocks_for_rows(std::int64_t rows) { return static_cast<int>(std::clamp<std::int64_t>(rows, 1, 0x7fffffff)); }
 
 }  // namespace
@@ -328,6 +337,12 @@ void count_choices(Cuda cuda, const CountChoices& args) {
   const std::int64_t warps = args.map.sequences * args.experts;
   count_choices_kernel<<<blocks_for_warps(cuda, warps), cuda::threads_per_block, 0, cuda.stream>>>(args);
   cuda::check_launch("count_choices");
+}
+
+template <>
+void add_imbalance(Cuda cuda, const AddImbalance<float>& args) {
+  add_imbalance_kernel<<<cuda::blocks_for(cuda, args.experts), cuda::threads_per_block, 0, cuda.stream>>>(args);
+  cuda::check_launch("add_imbalance");
 }
 
 void assign_slots(Cuda cuda, const AssignSlots& args) {

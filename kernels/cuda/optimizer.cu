@@ -114,6 +114,13 @@ __global__ void __launch_bounds__(cuda::threads_per_block) sgd_kernel(Sgd args) 
   });
 }
 
+__global__ void sign_step_kernel(SignStep args) {
+  for (std::int64_t i = cuda::thread_of_grid(); i < args.count; i += cuda::threads_of_grid()) {
+    const float g = args.gradient[i];
+    args.weight[i] -= args.step * static_cast<float>((g > 0) - (g < 0));
+  }
+}
+
 /// A block for each tile, but no more than run at once.
 static int optimizer_blocks(Cuda cuda, std::int64_t count) {
   return static_cast<int>(std::min<std::int64_t>((count + tile_size - 1) / tile_size, cuda.multiprocessors * 4));
@@ -122,8 +129,9 @@ static int optimizer_blocks(Cuda cuda, std::int64_t count) {
 void adamw(Cuda cuda, const AdamW& args) {
   if (args.num_segments == 0) return;
   cuda::with_pack_size<float>(
-      0, {args.weight, args.gradient, args.first_moment, args.second_moment, args.value},
-      [&]<int N>() { adamw_kernel<N><<<optimizer_blocks(cuda, args.count), cuda::threads_per_block, 0, cuda.stream>>>(args); });
+      0, {args.weight, args.gradient, args.first_moment, args.second_moment, args.value}, [&]<int N>() {
+        adamw_kernel<N><<<optimizer_blocks(cuda, args.count), cuda::threads_per_block, 0, cuda.stream>>>(args);
+      });
   cuda::check_launch("adamw");
 }
 
@@ -133,6 +141,11 @@ void sgd(Cuda cuda, const Sgd& args) {
     sgd_kernel<N><<<optimizer_blocks(cuda, args.count), cuda::threads_per_block, 0, cuda.stream>>>(args);
   });
   cuda::check_launch("sgd");
+}
+
+void sign_step(Cuda cuda, const SignStep& args) {
+  sign_step_kernel<<<cuda::blocks_for(cuda, args.count), cuda::threads_per_block, 0, cuda.stream>>>(args);
+  cuda::check_launch("sign_step");
 }
 
 }  // namespace choir::kernels

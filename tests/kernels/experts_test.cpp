@@ -158,6 +158,21 @@ TEST(AssignSlots, GoOnWithTheCountsOfTheCache) {
   EXPECT_EQ(cached, (std::vector<std::int32_t>{3, 4, 1}));
 }
 
+TEST(AddImbalance, IsZeroInTheMeanAndExact) {
+  constexpr std::int64_t experts = 5, sequences = 3;
+  std::vector<std::int32_t> counts(sequences * 2 * experts);
+  std::int64_t choices = 0;
+  for (std::size_t i = 0; i < counts.size(); ++i) choices += counts[i] = static_cast<std::int32_t>(i * i % 11);
+  std::vector<float> gradient(experts, 3);
+  add_imbalance(Cpu{}, AddImbalance<float>{counts.data(), gradient.data(), sequences, experts, choices});
+  for (std::size_t e = 0; e < gradient.size(); ++e) {
+    std::int64_t of_expert = 0;
+    for (std::size_t i = e; i < counts.size(); i += experts) of_expert += counts[i];
+    EXPECT_EQ(gradient[e], static_cast<float>(3 + experts * of_expert - choices));
+  }
+  EXPECT_EQ(std::accumulate(gradient.begin(), gradient.end(), 0.0f), 3 * experts);
+}
+
 TEST(ExpertPlaces, HoldEveryExpertOnce) {
   for (std::int64_t experts = 1; experts < 12; ++experts)
     for (std::int64_t ranks = 1; ranks <= experts; ++ranks) {

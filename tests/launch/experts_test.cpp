@@ -1,6 +1,8 @@
 // Models with experts through the program: training in layouts, checkpoints, verify, plan, text and what is refused.
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "tests/launch/layouts.h"
 
 namespace choir::tests {
@@ -23,6 +25,36 @@ TEST(Experts, GiveTheLossesOfOneRankInEveryLayout) {
                              model);
 }
 
+const std::string biased = model + "model.experts.balance=bias model.experts.bias_step=0.05 ";
+
+TEST(Experts, WithBiasesGiveTheLossesOfOneRank) {
+  expect_metrics_of_one_rank({layouts[2], layouts[3], layouts[4], layouts[6]},
+                             {{"loss"}, {"bits_per_byte"}, {"dropped"}}, biased);
+}
+
+TEST(Experts, BiasesLetFewerTokensDrop) {
+  const Workshop shop;
+  const auto dropped_at_the_end = [&](const std::string& folder, const std::string& balance) {
+    const Finished run = shop.train(
+        1, folder, model + "model.experts.balance=" + balance + " model.experts.bias_step=0.01 train.steps=60");
+    EXPECT_EQ(run.code, 0) << run.output;
+    const std::vector<double> dropped = shop.metric(folder, "dropped");
+    return std::accumulate(dropped.end() - 20, dropped.end(), 0.0) / 20;
+  };
+  EXPECT_LT(dropped_at_the_end("bias", "bias"), 0.5 * dropped_at_the_end("none", "none"));
+}
+
+TEST(Experts, BiasesAreWeightsOfTheModel) {
+  const Workshop shop;
+  const Finished run = shop.train(1, "run", biased + "train.steps=2");
+  ASSERT_EQ(run.code, 0) << run.output;
+  const Finished other = shop.train(1, "run", model + "train.steps=4 --resume");
+  EXPECT_EQ(other.code, 2) << other.output;
+  EXPECT_TRUE(contains(other, "model.experts.balance = loss, but the run was started with bias")) << other.output;
+  const Finished more = shop.train(1, "run", biased + "model.experts.bias_step=0.01 train.steps=4 --resume");
+  EXPECT_EQ(more.code, 0) << more.output;
+}
+
 TEST(Experts, TheLiveLineSaysWhatIsDropped) {
   const Workshop shop;
   const Finished run = shop.train(1, "run", model + "train.steps=2");
@@ -31,7 +63,7 @@ TEST(Experts, TheLiveLineSaysWhatIsDropped) {
 
 TEST(Experts, CheckpointsDoNotDependOnTheLayout) {
   expect_checkpoints_to_cross({4, "parallel.expert=4 parallel.zero=1"}, "", {4, "parallel.expert=2 parallel.tensor=2"},
-                              model);
+                              biased);
 }
 
 TEST(Experts, VerifyProvesALayoutAndCountsNearTies) {

@@ -50,6 +50,37 @@ TEST_F(ExpertsInAModel, ALaterTokenChangesNothingBefore) {
   }
 }
 
+TEST_F(ExpertsInAModel, TheGradientOfABiasIsTheChoicesAboveTheMean) {
+  DoubleRun run(small_model("biased_experts"), device, mesh);
+  const std::int64_t experts = run.model.experts.count;
+  for (const std::int64_t micro_batch : {4, 1}) {
+    run.loss(4, micro_batch, true);
+    for (const auto& [layer, choices] : run.choices.choices) {
+      std::vector<double> expected(static_cast<std::size_t>(experts), -static_cast<double>(choices.size()));
+      for (const std::int32_t e : choices) expected[static_cast<std::size_t>(e)] += static_cast<double>(experts);
+      const Parameter& bias = *run.store.find(layer + ".router.bias");
+      const double* gradient = bias.gradient().data<double>();
+      EXPECT_EQ(std::vector<double>(gradient, gradient + experts), expected) << layer;
+      EXPECT_NE(expected, std::vector<double>(expected.size())) << layer << " is in balance: the test shows nothing";
+    }
+  }
+}
+
+TEST_F(ExpertsInAModel, ABiasMakesTokensChooseAnotherExpert) {
+  DoubleRun run(small_model("biased_experts"), device, mesh);
+  run.loss(2, 2, true);
+  const ChoiceRecord before = run.choices;
+  for (const auto& [layer, choices] : before.choices)
+    run.store.find(layer + ".router.bias")->value().data<double>()[3] = 1;
+  run.loss(2, 2, true);
+  for (const auto& [layer, choices] : run.choices.choices) {
+    const auto chosen = std::count(choices.begin(), choices.end(), 3),
+               rows = std::ssize(choices) / run.model.experts.chosen;
+    EXPECT_EQ(chosen, rows) << layer;
+    EXPECT_LT(std::count(before.choices.at(layer).begin(), before.choices.at(layer).end(), 3), rows) << layer;
+  }
+}
+
 TEST_F(ExpertsInAModel, WithoutALimitNothingIsDropped) {
   ModelConfig model = small_model("experts");
   DoubleRun limited(model, device, mesh);

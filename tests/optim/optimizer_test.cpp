@@ -1,5 +1,5 @@
 // The optimizer on a small store: the formulas of kernels/optimizer.h in double, decay only where a parameter decays,
-// clipping by the global norm, padding left alone.
+// clipping by the global norm, padding left alone; sign steps apart from all that.
 #include "framework/optim/optimizer.h"
 
 #include <gtest/gtest.h>
@@ -27,6 +27,8 @@ class OptimizerSteps : public ::testing::Test {
                .initial = {1, 0.1f},
                .decays = false,
                .weight = bias});
+    router = store.add_weight(5, 1, false);
+    store.add({.name = "r", .shape = {5}, .held = {0, 5, 0, 1}, .owned_end = 5, .sign_step = 0.25f, .weight = router});
   }
 
   /// Steps both the optimizer and the formula in double, with gradients that change from step to step.
@@ -47,10 +49,16 @@ class OptimizerSteps : public ::testing::Test {
              (static_cast<std::int64_t>(i) >= bias->offset && static_cast<std::int64_t>(i) < bias->offset + 7);
     };
 
+    const auto is_router = [&](std::size_t i) {
+      const auto at = static_cast<std::int64_t>(i);
+      return router->offset <= at && at < router->offset + 5;
+    };
+
     for (int step = 1; step <= 5; ++step) {
       double square = 0;
       for (std::size_t i = 0; i < size; ++i) {
-        const float g = is_parameter(i) ? static_cast<float>(std::sin(static_cast<double>(i) + 0.3 * step)) : 100.0f;
+        const auto sine = static_cast<float>(std::sin(static_cast<double>(i) + 0.3 * step));
+        const float g = is_parameter(i) ? sine : is_router(i) ? std::round(sine) * 50 : 100.0f;
         shards.gradients().data<float>()[i] = g;  // gradients of padding must not count
         if (is_parameter(i)) square += static_cast<double>(g) * g;
       }
@@ -63,6 +71,12 @@ class OptimizerSteps : public ::testing::Test {
 
       const double norm = std::sqrt(square), clip = config.clip > 0 && norm > config.clip ? config.clip / norm : 1;
       for (std::size_t i = 0; i < size; ++i) {
+        if (is_router(i)) {
+          const float g = shards.gradients().data<float>()[i];
+          weight[i] -= 0.25 * ((g > 0) - (g < 0));
+          ASSERT_EQ(master(i), weight[i]) << "sign step " << i;
+          continue;
+        }
         if (!is_parameter(i)) {
           ASSERT_EQ(master(i), 0) << "padding " << i;
           continue;
@@ -96,6 +110,7 @@ class OptimizerSteps : public ::testing::Test {
   ParameterStore store;
   Weight* matrix = nullptr;
   Weight* bias = nullptr;
+  Weight* router = nullptr;
 };
 
 TEST_F(OptimizerSteps, Adamw) { expect_steps({.kind = OptimizerKind::adamw, .weight_decay = 0.1, .clip = 0}); }

@@ -50,6 +50,13 @@ void routing_agrees(kernels::Cuda cuda, const Case& c, ExpertScore score, bool w
   count_choices(Cpu{}, kernels::CountChoices{choices.data(), counts.data(), c.experts, c.chosen, map});
   count_choices(cuda, kernels::CountChoices{device_choices.data(), device_counts.data(), c.experts, c.chosen, map});
   expect_equal(device_counts.host(), counts, "counts");
+  std::vector<float> imbalance(c.experts, 1);
+  const DeviceArray<float> device_imbalance(imbalance);
+  add_imbalance(Cpu{},
+                kernels::AddImbalance<float>{counts.data(), imbalance.data(), c.sequences, c.experts, choices_count});
+  add_imbalance(cuda, kernels::AddImbalance<float>{device_counts.data(), device_imbalance.data(), c.sequences,
+                                                   c.experts, choices_count});
+  expect_equal(device_imbalance.host(), imbalance, "imbalance");
 
   const kernels::ExpertPlaces places{c.experts, 3};
   const std::int64_t per_sequence = std::min(c.capacity, map.positions());

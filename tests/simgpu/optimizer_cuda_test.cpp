@@ -141,6 +141,18 @@ TEST_P(OptimizerCuda, SgdAgreesWithTheCpu) {
   }
 }
 
+TEST_P(OptimizerCuda, SignStepAgreesWithTheCpu) {
+  for (const std::int64_t count : {1, 7, 1000}) {
+    std::vector<float> weight = random_values<float>(count, 1), gradient = random_values<float>(count, 2);
+    gradient[0] = 0;
+    const DeviceArray<float> device_weight(weight, 1), device_gradient(gradient, 1);
+    sign_step(Cpu{}, kernels::SignStep{weight.data(), gradient.data(), count, 0.3f});
+    sign_step(cuda(), kernels::SignStep{device_weight.data(), device_gradient.data(), count, 0.3f});
+    cudaStreamSynchronize(cuda().stream);
+    expect_equal(device_weight.host(), weight, "weight");
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Generations, OptimizerCuda, generations);
 
 }  // namespace

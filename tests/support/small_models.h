@@ -107,6 +107,13 @@ inline std::vector<SmallModel> small_models() {
   shared.norm.kind = NormKind::rms_norm;
   shared.dropout = 0.1;
   models.push_back({"shared_experts", shared});
+
+  ModelConfig biased = shared;
+  biased.experts.capacity = 1.2;
+  biased.experts.balance = ExpertBalance::bias;
+  biased.experts.bias_step = 0.05;
+  biased.experts.every = 1;
+  models.push_back({"biased_experts", biased});
   return models;
 }
 
