@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <set>
 #include <thread>
 
 #include "framework/comm/cuda/nccl_communicator.h"
@@ -205,6 +206,17 @@ TEST_F(FloatNcclCollectives, MemoryIsHeldUntilAnotherStreamWaits) {
   EXPECT_NE(tensor(1000).raw(), address);
   comm.barrier(stream, "waits for all before");
   EXPECT_EQ(tensor(1000).raw(), address);
+}
+
+// A sum that a layer waits for does not wait for the gradients of another axis.
+TEST_F(FloatNcclCollectives, CommunicatorsOfSeveralRanksHaveStreamsOfTheirOwn) {
+  const int tensor_ranks = size % 2 == 0 ? 2 : 1;
+  GpuRanks grid({.tensor = tensor_ranks, .data = size / tensor_ranks});
+  std::set<CUstream_st*> streams = {grid.device.compute().cuda()};
+  for (Communicator* communicator : grid.mesh.communicators())
+    if (communicator->size() > 1) {
+      EXPECT_TRUE(streams.insert(communicator->stream().cuda()).second) << communicator->axis();
+    }
 }
 
 TEST_F(FloatNcclCollectives, CallsEndInTheRingWhenTheGpuHasEndedThem) {
