@@ -15,6 +15,7 @@
 #include "framework/train/product_rate.h"
 #include "kernels/elementwise.h"
 #include "kernels/philox.h"
+#include "kernels/register_rate.h"
 
 namespace choir {
 namespace {
@@ -68,18 +69,40 @@ double copy_rate(Runtime& runtime) {
   return 2.0 * static_cast<double>(bytes) / *std::min_element(times.begin(), times.end());
 }
 
-double sum_over_ranks(Trainer& trainer, double value) {
-  const Tensor sum = ops::to_device(trainer.runtime(), std::vector<double>{value}, DType::f64);
-  trainer.mesh().world->all_reduce(sum, Reduce::sum, trainer.runtime().device.compute(), "bench");
-  ops::download(trainer.runtime(), sum, &value);
+double over_ranks(Trainer& trainer, double value, Reduce op) {
+  const Tensor all = ops::to_device(trainer.runtime(), std::vector<double>{value}, DType::f64);
+  trainer.mesh().world->all_reduce(all, op, trainer.runtime().device.compute(), "bench");
+  ops::download(trainer.runtime(), all, &value);
   return value;
+}
+
+/// The limit of this rank's processor now, in some milliseconds; of a GPU always its peak.
+double limit_rate(const Config& config, Device& device) {
+  if (device.kind() == DeviceKind::cuda)
+    return config.train.precision == Precision::bf16 ? device.gpu_facts().bf16_flops_per_second
+                                                     : device.gpu_facts().f32_flops_per_second;
+  const auto begin = Clock::now();
+  const double operations = kernels::multiply_in_registers(device.cpu(), 1'000'000);
+  return operations / seconds_since(begin);
+}
+
+struct Timing {
+  double seconds, limit;  // the lower of the limits before and after
+};
+
+/// The steps for which the processor was not slower than 0.9 of the best limit.
+std::vector<double> undisturbed(const std::vector<Timing>& timings, double best) {
+  std::vector<double> seconds;
+  for (const Timing& timing : timings)
+    if (timing.limit >= 0.9 * best) seconds.push_back(timing.seconds);
+  return seconds;
 }
 
 }  // namespace
 
 TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::int64_t warm_up, std::int64_t steps,
                        bool profile) {
-  TrainBench bench{.steps = steps, .resident_before_bytes = peak_resident()};
+  TrainBench bench{.resident_before_bytes = peak_resident()};
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(config.model.context + 1));
   const ReadSample random = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
     for (std::size_t i = 0; i < tokens.size(); ++i)
@@ -94,13 +117,29 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
   std::int64_t step = 0;
   while (step < warm_up) trainer.step(++step, random);
   const std::int64_t faults = page_faults();
-  std::vector<double> times;
-  for (std::int64_t i = 0; i < steps; ++i) {
+  std::vector<Timing> timings;
+  double best = 0;
+  // All ranks repeat the same steps: the slowest one counts.
+  const auto limit_now = [&] {
+    const double limit = -over_ranks(trainer, -limit_rate(config, device), Reduce::max);
+    best = std::max(best, limit);
+    return limit;
+  };
+  double before = limit_now();
+  const std::int64_t most = 3 * steps;
+  while (std::ssize(undisturbed(timings, best)) < steps && std::ssize(timings) < most) {
     const auto begin = Clock::now();
     bench.loss = trainer.step(++step, random).loss;
-    times.push_back(seconds_since(begin));
+    const double seconds = seconds_since(begin), after = limit_now();
+    timings.push_back({seconds, std::min(before, after)});
+    before = after;
   }
-  bench.page_faults_per_step = static_cast<double>(page_faults() - faults) / static_cast<double>(steps);
+  std::vector<double> times = undisturbed(timings, best);
+  if (times.empty())  // each is beside a slow one
+    for (const Timing& timing : timings) times.push_back(timing.seconds);
+  bench.steps = std::ssize(times);
+  bench.thrown_away = std::ssize(timings) - bench.steps;
+  bench.page_faults_per_step = static_cast<double>(page_faults() - faults) / static_cast<double>(timings.size());
   bench.peak_resident_bytes = peak_resident();
   bench.allocator_peak_bytes = device.allocator().at_peak().total();
   bench.step_seconds = median(times);
@@ -120,7 +159,10 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
     o.cost.flops /= static_cast<double>(profiled);
     o.cost.bytes /= static_cast<double>(profiled);
   }
-  bench.gemm_flops_per_second = sum_over_ranks(trainer, product_rate(trainer.runtime(), ledger.products(), 0.15));
+  bench.limit_flops_per_second = best * mesh.shape.ranks();
+  bench.share_of_limit = bench.model_flops_per_second / bench.limit_flops_per_second;
+  bench.gemm_flops_per_second =
+      over_ranks(trainer, product_rate(trainer.runtime(), ledger.products(), 0.15), Reduce::sum);
   bench.share_of_gemm = bench.model_flops_per_second / bench.gemm_flops_per_second;
   bench.copy_bytes_per_second = copy_rate(trainer.runtime());
 
@@ -134,10 +176,13 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
 std::string describe(const TrainBench& b) {
   const auto gb = [](std::int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
   std::string text;
-  text += fmt::format("step {:.1f} ms (median of {}), {:.0f} tokens/s, loss {:.4f}\n", b.step_seconds * 1e3, b.steps,
+  text += fmt::format("step {:.1f} ms (median of {}{}), {:.0f} tokens/s, loss {:.4f}\n", b.step_seconds * 1e3, b.steps,
+                      b.thrown_away > 0 ? fmt::format("; {} thrown away: the processor was slow", b.thrown_away) : "",
                       b.tokens_per_second, b.loss);
   text += fmt::format("model {:.2f} GFLOP/s, matrix products alone {:.2f} GFLOP/s at the same shapes: share {:.3f}\n",
                       b.model_flops_per_second / 1e9, b.gemm_flops_per_second / 1e9, b.share_of_gemm);
+  text += fmt::format("the limit of the processors, without memory, is {:.2f} GFLOP/s: share {:.3f}\n",
+                      b.limit_flops_per_second / 1e9, b.share_of_limit);
   text += fmt::format(
       "memory: resident at most {:.3f} GB ({:.3f} GB before the model); parameters + gradients + optimizer + saved "
       "{:.3f} GB: ratio {:.3f}\n",
@@ -175,6 +220,10 @@ std::string to_json(const TrainBench& b) {
                                  {"model_flops_per_second", b.model_flops_per_second},
                                  {"gemm_flops_per_second", b.gemm_flops_per_second},
                                  {"share_of_gemm", b.share_of_gemm},
+                                 {"limit_flops_per_second", b.limit_flops_per_second},
+                                 {"share_of_limit", b.share_of_limit},
+                                 {"steps", b.steps},
+                                 {"thrown_away", b.thrown_away},
                                  {"peak_resident_bytes", b.peak_resident_bytes},
                                  {"planned_bytes", b.planned_bytes},
                                  {"needed_bytes", b.needed_bytes},

@@ -306,6 +306,9 @@ TEST(Verbs, PlanCountsWhatARunUses) {
       return std::stod(bench.output.substr(bench.output.find("\"" + key + "\":") + key.size() + 3));
     };
     EXPECT_NEAR(value("planned_bytes"), value("allocator_peak_bytes"), 0.02 * value("allocator_peak_bytes")) << layout;
+    EXPECT_NEAR(value("share_of_limit") * value("limit_flops_per_second"), value("model_flops_per_second"),
+                1e-6 * value("model_flops_per_second"));
+    EXPECT_EQ(value("steps"), 1);
   }
 }
 

@@ -1,0 +1,84 @@
+// Twelve chains of multiply-adds: more than two units with a latency of four or five cycles need, and no more than AVX2
+// has registers for.
+#include "kernels/register_rate.h"
+
+#include <vector>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/register_rate.cpp"
+#include "hwy/foreach_target.h"
+#include "kernels/cpu/simd.h"
+
+// The arguments of a kernel as one struct. This part is the same for all targets.
+#ifndef CHOIR_KERNELS_CPU_REGISTER_RATE_ARGUMENTS
+#define CHOIR_KERNELS_CPU_REGISTER_RATE_ARGUMENTS
+namespace choir::kernels {
+namespace {
+
+struct RegisterRate {
+  std::int64_t rounds;
+  float* sums;         // [parts]: makes the results needed
+  double* operations;  // [parts]
+};
+
+}  // namespace
+}  // namespace choir::kernels
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace choir::kernels {
+namespace HWY_NAMESPACE {
+namespace {
+
+void multiply(const RegisterRate& args, Part thread) {
+  const hn::ScalableTag<float> d;
+  constexpr int chains = 12;
+  const auto factor = hn::Set(d, 0.75f), term = hn::Set(d, 0.25f);  // x = 0.75 x + 0.25 goes to 1
+  auto a = hn::Iota(d, 0.f), b = hn::Iota(d, 1.f), c = hn::Iota(d, 2.f), e = hn::Iota(d, 3.f);
+  auto f = hn::Iota(d, 4.f), g = hn::Iota(d, 5.f), h = hn::Iota(d, 6.f), i = hn::Iota(d, 7.f);
+  auto j = hn::Iota(d, 8.f), k = hn::Iota(d, 9.f), l = hn::Iota(d, 10.f), m = hn::Iota(d, 11.f);
+  for (std::int64_t round = 0; round < args.rounds; ++round) {
+    a = hn::MulAdd(a, factor, term);
+    b = hn::MulAdd(b, factor, term);
+    c = hn::MulAdd(c, factor, term);
+    e = hn::MulAdd(e, factor, term);
+    f = hn::MulAdd(f, factor, term);
+    g = hn::MulAdd(g, factor, term);
+    h = hn::MulAdd(h, factor, term);
+    i = hn::MulAdd(i, factor, term);
+    j = hn::MulAdd(j, factor, term);
+    k = hn::MulAdd(k, factor, term);
+    l = hn::MulAdd(l, factor, term);
+    m = hn::MulAdd(m, factor, term);
+  }
+  const auto first = hn::Add(hn::Add(hn::Add(a, b), hn::Add(c, e)), hn::Add(f, g));
+  const auto last = hn::Add(hn::Add(hn::Add(h, i), hn::Add(j, k)), hn::Add(l, m));
+  args.sums[thread.index] = hn::GetLane(hn::SumOfLanes(d, hn::Add(first, last)));
+  args.operations[thread.index] = 2.0 * chains * static_cast<double>(lanes(d) * args.rounds);
+}
+
+cpu::KernelSet<RegisterRate> kernels() { return {multiply}; }
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace choir::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace choir::kernels {
+HWY_EXPORT(kernels);
+
+double multiply_in_registers(Cpu cpu, std::int64_t rounds) {
+  const auto threads = static_cast<std::size_t>(cpu.threads);
+  std::vector<float> sums(threads);
+  std::vector<double> operations(threads);
+  const RegisterRate args{rounds, sums.data(), operations.data()};
+  const auto kernel = std::get<0>(HWY_DYNAMIC_DISPATCH(kernels)());
+  cpu::for_each_part(cpu.threads, cpu.threads, 1, [&](cpu::Part thread) { kernel(args, thread); });
+  double sum = 0;
+  for (const double of_thread : operations) sum += of_thread;
+  return sum;
+}
+
+}  // namespace choir::kernels
+#endif
