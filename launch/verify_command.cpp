@@ -36,17 +36,12 @@ int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
     if (!worst || !(c.difference * worst->tolerance <= worst->difference * c.tolerance)) worst = &c;
   }
   if (process.rank() == 0) {
-    const ParallelConfig& p = config.parallel;
-    const std::string stages = p.pipeline > 1 ? fmt::format(", pipeline {} ({})", p.pipeline, name_of(p.schedule)) : "";
-    const std::string context =
-        p.context > 1 ? fmt::format(", context {} ({})", p.context, name_of(p.context_kind)) : "";
-    fmt::print(
-        "{} on {} (tensor {}{}{}{}{}, data {}, zero {}; layers {}, heads {}, head width {}, vocabulary {}; {}): {}\n",
-        quantity(std::ssize(comparisons), "comparison"), quantity(process.ranks(), "rank"), p.tensor,
-        p.sequence ? " with sequence" : "", context, stages, p.expert > 1 ? fmt::format(", expert {}", p.expert) : "",
-        mesh.shape.data, p.zero, config.model.layers, config.model.attention.heads, config.model.head_width(),
-        config.model.vocabulary, config.train.precision == Precision::f32 ? "f32" : "f32 and bf16",
-        mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
+    fmt::print("{} on {} ({}; layers {}, heads {}, head width {}, vocabulary {}; {}): {}\n",
+               quantity(std::ssize(comparisons), "comparison"), quantity(process.ranks(), "rank"),
+               describe_layout(config.parallel, mesh.shape, config.parallel.context_kind), config.model.layers,
+               config.model.attention.heads, config.model.head_width(), config.model.vocabulary,
+               config.train.precision == Precision::f32 ? "f32" : "f32 and bf16",
+               mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
     std::printf("the worst: %s, differs by %.3g of its root mean square, tolerance %.3g\n", worst->what.c_str(),
                 worst->difference, worst->tolerance);
   }

@@ -166,15 +166,10 @@ void Run::load(Trainer& trainer) {
 
 void Run::describe(Trainer& trainer) {
   const MeshShape& shape = mesh_.shape;
-  const std::string stages =
-      shape.pipeline > 1 ? fmt::format(", pipeline {} ({})", shape.pipeline, name_of(config_.parallel.schedule)) : "";
-  const std::string context =
-      shape.context > 1 ? fmt::format(", context {} ({})", shape.context, name_of(trainer.context_kind())) : "";
-  const std::string expert = shape.expert > 1 ? fmt::format(", expert {}", shape.expert) : "";
-  say(fmt::format("{} parameters; {}: tensor {}{}{}{}, data {}; {} a rank; {} of {}",
-                  all_parameters(config_.model).global_count(), quantity(shape.ranks(), "rank"), shape.tensor, context,
-                  stages, expert, shape.data, quantity(device_.threads(), "thread"),
-                  quantity(trainer.micro_batches(), "micro-batch"), quantity(trainer.micro_batch(), "sequence")));
+  say(fmt::format("{} parameters; {}: {}; {} a rank; {} of {}", all_parameters(config_.model).global_count(),
+                  quantity(shape.ranks(), "rank"), describe_layout(config_.parallel, shape, trainer.context_kind()),
+                  quantity(device_.threads(), "thread"), quantity(trainer.micro_batches(), "micro-batch"),
+                  quantity(trainer.micro_batch(), "sequence")));
   if (const std::string stages_held = trainer.describe_stages(); !stages_held.empty()) say(stages_held);
   const HeadPartition heads{config_.model.attention.heads, config_.model.kv_heads(), shape.tensor};
   std::string map = heads.describe();

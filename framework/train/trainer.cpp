@@ -81,6 +81,17 @@ void check_placement(const Mesh& mesh, std::int64_t held, std::size_t asked) {
 
 }  // namespace
 
+std::string describe_layout(const ParallelConfig& p, const MeshShape& shape, ContextKind context_kind) {
+  std::string text = fmt::format("tensor {}{}", shape.tensor, p.sequence ? " with sequence" : "");
+  if (shape.context > 1) text += fmt::format(", context {} ({})", shape.context, name_of(context_kind));
+  if (shape.pipeline > 1) text += fmt::format(", pipeline {} ({})", shape.pipeline, name_of(p.schedule));
+  if (shape.expert > 1) text += fmt::format(", expert {}", shape.expert);
+  text += fmt::format(", data {}", shape.data);
+  if (p.zero > 0) text += fmt::format(", zero {}", p.zero);
+  if (shape.shard > 0) text += fmt::format(", shard {}", shape.shard);
+  return text;
+}
+
 MeshShape mesh_shape(const Config& config, std::int64_t ranks) {
   const ParallelConfig& p = config.parallel;
   return {.tensor = static_cast<int>(p.tensor),

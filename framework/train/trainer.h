@@ -44,6 +44,9 @@ struct LossSum {
 
 /// The mesh that the configuration asks for; the data axis gets the remaining ranks. Call validate() first.
 MeshShape mesh_shape(const Config&, std::int64_t ranks);
+/// "tensor 2 with sequence, context 2 (ring), pipeline 2 (1f1b), data 2, zero 3": without the axes of one rank, but for
+/// tensor and data.
+std::string describe_layout(const ParallelConfig&, const MeshShape&, ContextKind);
 
 /// Of `sequences` sequences from `first_sample` on: the rows that the rank at `at` computes.
 Rows rows_at(const Config&, const MeshShape& shape, const MeshShape::Coordinates& at, std::int64_t first_sample,

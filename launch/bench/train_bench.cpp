@@ -90,19 +90,14 @@ struct Timing {
   double seconds, limit;  // the lower of the limits before and after
 };
 
-/// The steps for which the processor was not slower than 0.9 of the best limit.
-std::vector<double> undisturbed(const std::vector<Timing>& timings, double best) {
-  std::vector<double> seconds;
-  for (const Timing& timing : timings)
-    if (timing.limit >= 0.9 * best) seconds.push_back(timing.seconds);
-  return seconds;
-}
+/// True if the processor was at least 0.9 as fast as it can be.
+bool undisturbed(const Timing& timing, double best) { return timing.limit >= 0.9 * best; }
 
 }  // namespace
 
 TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::int64_t warm_up, std::int64_t steps,
                        bool profile) {
-  TrainBench bench{.resident_before_bytes = peak_resident()};
+  TrainBench bench{.steps = steps, .resident_before_bytes = peak_resident()};
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(config.model.context + 1));
   const ReadSample random = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
     for (std::size_t i = 0; i < tokens.size(); ++i)
@@ -127,18 +122,20 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
   };
   double before = limit_now();
   const std::int64_t most = 3 * steps;
-  while (std::ssize(undisturbed(timings, best)) < steps && std::ssize(timings) < most) {
+  const auto found = [&] {
+    return std::count_if(timings.begin(), timings.end(), [&](const Timing& t) { return undisturbed(t, best); });
+  };
+  while (std::ssize(timings) < most && found() < steps) {
     const auto begin = Clock::now();
     bench.loss = trainer.step(++step, random).loss;
     const double seconds = seconds_since(begin), after = limit_now();
     timings.push_back({seconds, std::min(before, after)});
     before = after;
   }
-  std::vector<double> times = undisturbed(timings, best);
-  if (times.empty())  // each is beside a slow one
-    for (const Timing& timing : timings) times.push_back(timing.seconds);
-  bench.steps = std::ssize(times);
-  bench.thrown_away = std::ssize(timings) - bench.steps;
+  bench.thrown_away = std::ssize(timings) - steps;
+  std::sort(timings.begin(), timings.end(), [](const Timing& x, const Timing& y) { return x.limit > y.limit; });
+  std::vector<double> times;
+  for (std::int64_t i = 0; i < steps; ++i) times.push_back(timings[static_cast<std::size_t>(i)].seconds);
   bench.page_faults_per_step = static_cast<double>(page_faults() - faults) / static_cast<double>(timings.size());
   bench.peak_resident_bytes = peak_resident();
   bench.allocator_peak_bytes = device.allocator().at_peak().total();

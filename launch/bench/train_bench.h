@@ -2,8 +2,9 @@
 //
 // All is measured in the same run. The rate of the matrix products alone is that of the model's own shapes, weighted by
 // the floating-point operations that the step spends in each. The limit is that of the processor: f32 multiply-adds
-// between registers, before and after each step. A step between slow ones is thrown away, since something else used the
-// processor or its clock was lower. Of a GPU the limit is its peak. A share is model FLOP/s over such a rate.
+// between registers, before and after each step. Steps beside a slow one are repeated, at most three times as many, and
+// those beside the fastest ones count: something else used the processor, or its clock was lower. Of a GPU the limit is
+// its peak. A share is model FLOP/s over such a rate.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,7 @@ struct TrainBench {
   double share_of_gemm = 0;
   double limit_flops_per_second = 0;  ///< of the processors, or GPUs, of all ranks
   double share_of_limit = 0;
-  std::int64_t thrown_away = 0;            ///< steps during which the processor was slow, besides `steps`
+  std::int64_t thrown_away = 0;            ///< steps besides these, during which the processor was slower
   std::int64_t peak_resident_bytes = 0;    ///< of this process, as the system counts it
   std::int64_t resident_before_bytes = 0;  ///< of it, before the trainer: the program and its libraries
   std::int64_t planned_bytes = 0;          ///< the plan's peak for this rank
