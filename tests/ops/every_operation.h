@@ -349,6 +349,15 @@ inline std::vector<Operation> every_operation() {
                   {3, 2, o.experts}, DType::i32);
        },
        moves},
+      {"add_imbalance",
+       [](Operands& o) {
+         const ops::Routed routed = o.routed();
+         const Tensor gradient = o.filled({o.experts}, o.accumulate);
+         ops::add_imbalance(o.runtime, ops::count_choices(o.runtime, routed.choices, o.experts, o.sequences()),
+                            routed.choices.count(), gradient);
+         o.expect("add_imbalance", gradient, {o.experts}, o.accumulate);
+       },
+       moves},
       {"assign_slots",
        [](Operands& o) {
          const ops::Slots slots = o.slots(o.routed());
@@ -470,6 +479,13 @@ inline std::vector<Operation> every_operation() {
              ops::sgd(o.runtime, master, o.flat(), momentum > 0 ? o.flat() : Tensor{}, rounded, o.segments(), momentum);
              o.expect("sgd", master, {o.n}, DType::f32);
            }
+       },
+       updates},
+      {"sign_step",
+       [](Operands& o) {
+         const Tensor master = o.flat();
+         ops::sign_step(o.runtime, master, o.flat(), 0.1f);
+         o.expect("sign_step", master, {o.n}, DType::f32);
        },
        updates},
   };

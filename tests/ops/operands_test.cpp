@@ -287,6 +287,7 @@ void RefusedOperands::of_experts() {
     ops::count_choices(runtime, tensor({5, 2}, DType::i32), 4, map);
   });
   const Tensor counts = ops::count_choices(runtime, routed.choices, 4, map);
+  expect_refused("imbalance: counts", [&] { ops::add_imbalance(runtime, counts, 12, tensor({5})); });
   const ops::SlotRule rule{.capacity = 2, .per_sequence = 2, .places = {4, 1}};
   const auto assign = [&](const Tensor& of, const Tensor& cached, const ops::SlotRule& by) {
     return ops::assign_slots(runtime, routed.choices, of, cached, by, map);
@@ -385,6 +386,7 @@ void RefusedOperands::of_optimizers() {
   expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, other, {}, {}, segments, 0); });
   expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, w, other, {}, segments, 0.9f); });
   expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, w, {}, tensor({5}, DType::bf16), segments, 0); });
+  expect_refused("sign step: weight and gradient [n]", [&] { ops::sign_step(runtime, w, other, 0.1f); });
 }
 
 TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
@@ -418,6 +420,7 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"grouped_linear_weight_gradient", &RefusedOperands::of_grouped_linear_layers},
       {"route", &RefusedOperands::of_experts},
       {"count_choices", &RefusedOperands::of_experts},
+      {"add_imbalance", &RefusedOperands::of_experts},
       {"assign_slots", &RefusedOperands::of_experts},
       {"gather_slots", &RefusedOperands::of_experts},
       {"combine_slots", &RefusedOperands::of_experts},
@@ -431,6 +434,7 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"cross_entropy_gradient", &RefusedOperands::of_cross_entropy},
       {"adamw", &RefusedOperands::of_optimizers},
       {"sgd", &RefusedOperands::of_optimizers},
+      {"sign_step", &RefusedOperands::of_optimizers},
   };
   const auto found = rules.find(GetParam().name);
   if (found == rules.end()) {
