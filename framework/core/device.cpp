@@ -6,9 +6,10 @@
 
 namespace choir {
 
-Device::Device(int threads, StreamMode streams)
+Device::Device(int threads, StreamMode streams, bool tiles)
     : kind_(DeviceKind::cpu),
       threads_(threads),
+      tiles_(tiles),
       allocator_(host_memory()),
       compute_(streams, threads),
       communicate_(streams) {
@@ -29,6 +30,7 @@ Device::Device(CountOnly what, int threads)
     : kind_(what.kind),
       counts_only_(true),
       threads_(threads),
+      tiles_(what.tiles),
       planned_for_(what.gpu),
       allocator_(counted_memory()),
       compute_(StreamMode::immediate),
