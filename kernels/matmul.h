@@ -4,7 +4,8 @@
 //   input gradient   dx [N, in]   = dy [N, out] w               a = dy, b = w
 //   weight gradient  dw [out, in] += dy^T x                     a = dy, transpose_a, b = x, accumulate
 //
-// CPU: oneDNN, its primitives cached by shape in MatmulPlans; f64 (tests only) and vectors with gaps are a plain loop.
+// CPU: oneDNN, its primitives cached by shape in MatmulPlans; products of bf16 on tiles instead, if Cpu::tiles
+// (kernels/cpu/tile_matmul.h); f64 (tests only) and vectors with gaps are a plain loop.
 // CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32. Only cuBLASLt computes
 // epilogues: matmul_fuses() says which, and the CPU runs the kernels of activation.h and reduce.h instead.
 #pragma once
@@ -89,6 +90,10 @@ class MatmulPlans {
 /// True if oneDNN multiplies bf16 matrices with bf16 instructions on this processor. If not, matmul() on bf16 computes
 /// the same values through f32 copies, slowly: for tests, and for runs that set train.emulate_bf16.
 bool has_native_bf16();
+
+/// True if this processor has tiles with bf16 products (Intel AMX) and AVX-512 with conversions to bf16, and the
+/// operating system lets this process use them. The first call asks the operating system.
+bool has_tiles();
 
 }  // namespace cpu
 

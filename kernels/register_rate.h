@@ -7,8 +7,8 @@
 
 namespace choir::kernels {
 
-/// Runs `rounds` of independent f32 multiply-adds on every thread at once, in the widest vectors that the kernels use.
-/// Returns their floating-point operations: two for each multiply-add.
+/// Runs `rounds` of independent multiply-adds on every thread at once: of f32 in the widest vectors that the kernels
+/// use, or of bf16 on tiles, if Cpu::tiles. Returns their floating-point operations: two for each multiply-add.
 double multiply_in_registers(Cpu, std::int64_t rounds);
 
 }  // namespace choir::kernels

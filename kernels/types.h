@@ -45,6 +45,7 @@ class MatmulPlans;
 struct Cpu {
   int threads = 1;                    ///< OpenMP threads that a kernel may use
   cpu::MatmulPlans* plans = nullptr;  ///< cached oneDNN primitives, by shape
+  bool tiles = false;                 ///< kernels of bf16 run on tiles if there are such; requires cpu::has_tiles()
 };
 
 /// True if the build found the CUDA toolkit: the overloads for Cuda exist, for f32 and bf16, not for f64.

@@ -27,11 +27,12 @@ void print_values(Config config, const std::vector<std::string>& keys) {
   }
 }
 
-/// The machine that trains may have bf16 instructions even if this one does not. So what is missing only on this
-/// machine is a note, not an error.
+/// The machine that trains may have bf16 instructions, or tiles, even if this one does not. So what is missing only on
+/// this machine is a note, not an error.
 void check(const Config& config) {
   Config elsewhere = config;
   elsewhere.train.emulate_bf16 = true;
+  elsewhere.train.cpu_kernels = CpuKernels::automatic;
   throw_if_any(validate(elsewhere, 0));
   for (const Problem& problem : validate(config, 0))
     std::fprintf(stderr, "choir: on this machine, train would refuse: %s\n", describe(problem).c_str());

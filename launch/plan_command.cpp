@@ -20,18 +20,22 @@ struct Arguments {
 
 }  // namespace
 
-int print_plan(Config config, std::int64_t ranks, int processors, bool json) {
+int print_plan(Config config, std::int64_t ranks, int processors, bool tiles_available, bool json) {
   const DeviceKind kind = config.train.device == TrainDevice::cuda ? DeviceKind::cuda : DeviceKind::cpu;
-  const bool emulated =
-      kind == DeviceKind::cpu && config.train.precision == Precision::bf16 && !kernels::cpu::has_native_bf16();
-  if (emulated) config.train.emulate_bf16 = true;  // planning needs no bf16 instructions
+  const bool bf16_on_cpu = kind == DeviceKind::cpu && config.train.precision == Precision::bf16;
+  const bool tiles = uses_tiles(config, tiles_available);
+  const bool emulated = bf16_on_cpu && !tiles && !kernels::cpu::has_native_bf16();
+  if (bf16_on_cpu) {  // planning needs no bf16 instructions
+    config.train.emulate_bf16 = true;
+    config.train.cpu_kernels = CpuKernels::automatic;
+  }
   throw_if_any(validate(config, ranks));
   const int threads = threads_per_rank(config, processors).threads;
   std::string no_gpu;
   std::unique_ptr<Device> gpu;
   if (kind == DeviceKind::cuda && cuda::visible_gpus(no_gpu) > 0)
     gpu = std::make_unique<Device>(gpu_options(config), threads);
-  const Plan plan = make_plan(config, ranks, {.kind = kind, .gpu = gpu.get()}, threads);
+  const Plan plan = make_plan(config, ranks, {.kind = kind, .gpu = gpu.get(), .tiles = tiles}, threads);
   if (json) {
     std::fputs(to_json(plan).c_str(), stdout);
     return 0;
@@ -45,9 +49,10 @@ int print_plan(Config config, std::int64_t ranks, int processors, bool json) {
         "there is a GPU (%s)\n",
         no_gpu.c_str());
   else
-    std::printf(
-        "\nplanned for CPU ranks with %s each%s\n", quantity(threads, "thread").c_str(),
-        emulated ? "; workspaces are those of emulated bf16, since this processor has no bf16 instructions" : "");
+    std::printf("\nplanned for CPU ranks with %s each%s\n", quantity(threads, "thread").c_str(),
+                tiles      ? "; matrix products of bf16 run on tiles (train.cpu_kernels)"
+                : emulated ? "; workspaces are those of emulated bf16, since this processor has no bf16 instructions"
+                           : "");
   return 0;
 }
 
@@ -64,7 +69,7 @@ void add_plan_command(CommandLine& line) {
       config.train.device = value_named<TrainDevice>(arguments->device).value();
       const auto processors = static_cast<std::int64_t>(usable_processors().count());  // shared by all ranks
       const int of_rank = static_cast<int>(std::max<std::int64_t>(1, processors / arguments->ranks));
-      return print_plan(config, arguments->ranks, of_rank, arguments->json);
+      return print_plan(config, arguments->ranks, of_rank, kernels::cpu::has_tiles(), arguments->json);
     };
   });
 }

@@ -9,6 +9,7 @@
 
 #include "framework/core/error.h"
 #include "framework/core/quantity.h"
+#include "kernels/matmul.h"
 #include "launch/distinct_gpus.h"
 
 namespace choir {
@@ -34,6 +35,8 @@ MpiProcess::MpiProcess(int* argc, char*** argv) {
   processors_.resize(static_cast<std::size_t>(local_ranks_));
   MPI_Allgather(&own, sizeof(own), MPI_BYTE, processors_.data(), sizeof(own), MPI_BYTE, local);
   MPI_Comm_free(&local);
+  const bool own_tiles = kernels::cpu::has_tiles();
+  MPI_Allreduce(&own_tiles, &all_have_tiles_, 1, MPI_CXX_BOOL, MPI_LAND, MPI_COMM_WORLD);
 }
 
 MpiProcess::~MpiProcess() { MPI_Finalize(); }
@@ -92,6 +95,12 @@ Config with_device(Config config) {
   return config;
 }
 
+bool uses_tiles(const Config& config, bool available) {
+  const bool bf16_on_cpu = config.train.precision == Precision::bf16 && config.train.device != TrainDevice::cuda;
+  const CpuKernels choice = config.train.cpu_kernels;
+  return bf16_on_cpu && (choice == CpuKernels::tiles || (choice == CpuKernels::automatic && available));
+}
+
 /// Which visible GPU this rank drives. A launcher can show each rank all GPUs of the machine, or only its own.
 static int choose_gpu(const MpiProcess& process) {
   std::string reason;
@@ -136,7 +145,12 @@ std::unique_ptr<Device> make_device(const Config& config, const MpiProcess& proc
                  "OMP_PROC_BIND, OMP_PLACES and GOMP_CPU_AFFINITY, or give each rank its own (mpirun --map-by "
                  "slot:PE=N)\n");
   if (config.train.device == TrainDevice::cuda) return make_gpu_device(config, process, threads);
-  return std::make_unique<Device>(threads, config.train.streams);
+  const bool tiles = uses_tiles(config, process.all_have_tiles());
+  if (tiles && !process.all_have_tiles())  // validate() has refused only where they are missing
+    throw ConfigError(Problem{.what = "train.cpu_kernels = tiles, but the processors of some ranks have no tiles",
+                              .why = "all ranks compute with the same kernels",
+                              .fix = "set train.cpu_kernels to auto or onednn, or start on hosts that have tiles"});
+  return std::make_unique<Device>(threads, config.train.streams, tiles);
 }
 
 }  // namespace choir

@@ -30,11 +30,14 @@ class MpiProcess {
   int local_rank() const { return local_rank_; }    ///< among those
   /// This rank's share of the processors of this machine, by what each local rank may use (launch/threads.h).
   int processors() const { return processors_of_rank(processors_, local_rank_); }
+  /// True if the processors of all ranks have tiles (kernels/matmul.h).
+  bool all_have_tiles() const { return all_have_tiles_; }
   /// True if other ranks of this machine may use the same processors.
   bool shares_processors() const;
 
  private:
   int rank_ = 0, ranks_ = 1, local_ranks_ = 1, local_rank_ = 0;
+  bool all_have_tiles_ = false;
   std::vector<ProcessorSet> processors_;  // by local rank
 };
 
@@ -50,6 +53,9 @@ Config with_device(Config config);
 
 /// The options of GPU 0 by the configuration; its `say` prints on stderr why something is slower.
 GpuOptions gpu_options(const Config&);
+
+/// Whether kernels of bf16 run on tiles, by train.cpu_kernels. `available`: on the processors of all ranks.
+bool uses_tiles(const Config&, bool available);
 
 /// The device that train.device asks for, and on rank 0 a line about it on stderr. A GPU rank drives the GPU of its
 /// number on the machine; throws ConfigError if there are too few, or two ranks drive the same one. The device has

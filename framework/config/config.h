@@ -31,6 +31,11 @@ enum class TrainDevice { automatic, cpu, cuda };
 template <>
 inline constexpr auto names<TrainDevice> = std::array{"auto", "cpu", "cuda"};
 
+/// What multiplies matrices of bf16 on the CPU. automatic: tiles if every rank's processor has them, else oneDNN.
+enum class CpuKernels { automatic, tiles, onednn };
+template <>
+inline constexpr auto names<CpuKernels> = std::array{"auto", "tiles", "onednn"};
+
 /// What is computed again in backward instead of being saved.
 enum class Recompute { none, block };
 template <>
@@ -51,6 +56,7 @@ struct TrainConfig {
   bool emulate_bf16 = false;  ///< let bf16 run, slowly, on a processor without bf16 instructions
   std::uint64_t seed = 1;
   TrainDevice device = TrainDevice::automatic;
+  CpuKernels cpu_kernels = CpuKernels::automatic;
   StreamMode streams = StreamMode::immediate;  ///< threaded: a worker thread per CPU stream
   std::int64_t threads = 0;                    ///< per rank; 0: OMP_NUM_THREADS, else the processors of the rank
   Recompute recompute = Recompute::none;

@@ -88,6 +88,7 @@ class Validator {
     check_heads();
     check_tokenizer();
     check_precision();
+    check_cpu_kernels();
     check_schedule();
     check_layout();
     check_batch();
@@ -105,6 +106,7 @@ class Validator {
   void check_heads();
   void check_tokenizer();
   void check_precision();
+  void check_cpu_kernels();
   void check_schedule();
   void check_layout();
   void check_shard();
@@ -170,6 +172,15 @@ void Validator::check_precision() {
         "bf16 matrix products need the instruction set avx512_bf16; without it they go through f32 copies, slower than "
         "f32",
         "set train.precision to f32, or train.emulate_bf16 to true (the same values, slowly)");
+}
+
+void Validator::check_cpu_kernels() {
+  const TrainConfig& t = config_.train;
+  if (t.cpu_kernels == CpuKernels::tiles && t.precision == Precision::bf16 && t.device != TrainDevice::cuda &&
+      !kernels::cpu::has_tiles())
+    add("train.cpu_kernels = tiles, but this processor has no tiles, or the system does not let this process use them",
+        "the kernels need the instruction sets amx_tile, amx_bf16 and avx512_bf16, and Linux 5.16 or newer",
+        "set train.cpu_kernels to auto or onednn");
 }
 
 void Validator::check_schedule() {

@@ -6,8 +6,8 @@
 
 namespace choir {
 
-Device::Device(int threads, StreamMode streams)
-    : kind_(DeviceKind::cpu), threads_(threads), allocator_(host_memory()), compute_(streams, threads) {
+Device::Device(int threads, StreamMode streams, bool tiles)
+    : kind_(DeviceKind::cpu), threads_(threads), tiles_(tiles), allocator_(host_memory()), compute_(streams, threads) {
   communicate_.emplace_back(streams);
   settle_team(threads);
 }
@@ -26,6 +26,7 @@ Device::Device(CountOnly what, int threads)
     : kind_(what.kind),
       counts_only_(true),
       threads_(threads),
+      tiles_(what.tiles),
       planned_for_(what.gpu),
       allocator_(counted_memory()),
       compute_(StreamMode::immediate) {

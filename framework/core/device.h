@@ -28,13 +28,15 @@ struct CountOnly {
   /// A GPU that is at hand answers for its libraries' workspaces, and outlives the device. Null: an H100 is assumed,
   /// and Choir's own attention kernels, since cuDNN's answers depend on the GPU.
   const Device* gpu = nullptr;
+  bool tiles = false;  ///< as in Device(threads, streams, tiles)
 };
 
 class Device {
  public:
   /// The CPU, with so many OpenMP threads. Settles the teams of the calling thread and of the streams' workers; throws
-  /// ConfigError if OpenMP gives fewer threads (framework/core/team.h).
-  explicit Device(int threads, StreamMode streams = StreamMode::immediate);
+  /// ConfigError if OpenMP gives fewer threads (framework/core/team.h). `tiles`: kernels of bf16 run on tiles if there
+  /// are such (kernels/types.h).
+  explicit Device(int threads, StreamMode streams = StreamMode::immediate, bool tiles = false);
   /// A GPU. The host's own work (start values, sampling) runs on so many OpenMP threads of the calling thread, whose
   /// teams are settled as for the CPU.
   Device(const GpuOptions& gpu, int threads);
@@ -46,6 +48,7 @@ class Device {
   DeviceKind kind() const { return kind_; }
   bool counts_only() const { return counts_only_; }
   int threads() const { return threads_; }
+  bool tiles() const { return tiles_; }
 
   Allocator& allocator() { return allocator_; }
   Stream& compute() { return compute_; }  ///< all arithmetic
@@ -69,7 +72,7 @@ class Device {
                                 .fix = "install the toolkit (nvcc, cuBLASLt, NCCL) and build again"});
     return kernel(cpu());
   }
-  kernels::Cpu cpu() { return {.threads = threads_, .plans = &plans_}; }  ///< for work of the host
+  kernels::Cpu cpu() { return {.threads = threads_, .plans = &plans_, .tiles = tiles_}; }  ///< for work of the host
   kernels::Cuda cuda() const;
   const GpuFacts& gpu_facts() const { return gpu_->facts(); }  ///< of a real GPU only
 
@@ -86,6 +89,7 @@ class Device {
   DeviceKind kind_;
   bool counts_only_ = false;
   int threads_;
+  bool tiles_ = false;
   kernels::cpu::MatmulPlans plans_;
   const Device* planned_for_ = nullptr;  // CountOnly::gpu
   std::unique_ptr<cuda::Gpu> gpu_;       // before the allocator and the streams, which use it to the last
@@ -97,7 +101,7 @@ class Device {
 
 /// What counts as `device` would allocate.
 inline CountOnly count_like(const Device& device) {
-  return {.kind = device.kind(), .gpu = device.kind() == DeviceKind::cuda ? &device : nullptr};
+  return {.kind = device.kind(), .gpu = device.kind() == DeviceKind::cuda ? &device : nullptr, .tiles = device.tiles()};
 }
 
 }  // namespace choir

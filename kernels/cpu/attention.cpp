@@ -20,6 +20,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/register_tile.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/tile_attention.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace choir::kernels {
@@ -499,6 +500,13 @@ void add_shared_groups(Cpu device, const AttentionBackward<T>& args) {
   }
 }
 
+/// True if attention runs on tiles. These divide the work by key/value heads only, so that with many threads and few
+/// such heads the kernels here, which divide it by queries too, are preferred.
+template <class T>
+bool runs_on_tiles(Cpu device, const AttentionShape& s) {
+  return std::is_same_v<T, bf16> && device.tiles && 2 * s.batch * s.kv_heads >= device.threads;
+}
+
 /// dk = dv = 0 for the key/value heads that no query reads.
 template <class T>
 void clear_unread_heads(const AttentionBackward<T>& args) {
@@ -519,23 +527,31 @@ void clear_unread_heads(const AttentionBackward<T>& args) {
 
 template <class T>
 std::int64_t attention_forward_workspace_bytes(Cpu device, const AttentionShape& shape) {
+  if (runs_on_tiles<T>(device, shape)) return cpu::tile_attention_forward_workspace_bytes(device, shape);
   return device.threads * cpu::ForwardMemory<Accumulate<T>>(shape, nullptr).bytes;
 }
 
 template <class T>
 std::int64_t attention_backward_workspace_bytes(Cpu device, const AttentionShape& shape) {
+  if (runs_on_tiles<T>(device, shape)) return cpu::tile_attention_backward_workspace_bytes(device, shape);
   return device.threads * cpu::BackwardMemory<Accumulate<T>>(shape, nullptr).bytes;
 }
 
 template <class T>
 void attention_forward(Cpu device, const AttentionForward<T>& args) {
   check(args.shape);
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (runs_on_tiles<T>(device, args.shape)) return cpu::tile_attention_forward(device, args);
+  }
   run_parts(device, args);
 }
 
 template <class T>
 void attention_backward(Cpu device, const AttentionBackward<T>& args) {
   check(args.shape);
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (runs_on_tiles<T>(device, args.shape)) return cpu::tile_attention_backward(device, args);
+  }
   run_parts(device, args);
   add_shared_groups(device, args);
   clear_unread_heads(args);

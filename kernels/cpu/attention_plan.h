@@ -6,10 +6,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/cpu/carver.h"
 #include "kernels/cpu/parallel.h"
 
 namespace choir::kernels::cpu {
@@ -75,23 +75,6 @@ inline Part part_of_units(const AttentionShape& s, int threads, int index) {
 
 inline constexpr std::int64_t padded_stride(std::int64_t width) { return (num_blocks(width, 16) | 1) * 16; }
 inline constexpr std::int64_t score_stride = padded_stride(key_block);
-
-class Carver {
- public:
-  explicit Carver(void* start) : start_(static_cast<std::byte*>(start)) {}
-
-  template <class A>
-  A* take(std::int64_t elements) {
-    std::byte* here = start_ ? start_ + bytes_ : nullptr;
-    bytes_ += (elements * static_cast<std::int64_t>(sizeof(A)) + 63) / 64 * 64;
-    return reinterpret_cast<A*>(here);
-  }
-  std::int64_t bytes() const { return bytes_; }
-
- private:
-  std::byte* start_;
-  std::int64_t bytes_ = 0;
-};
 
 template <class A>
 struct ForwardMemory {

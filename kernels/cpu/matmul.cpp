@@ -1,4 +1,5 @@
-// Matrix products through oneDNN 2.6 or 3.x, and the plain loop that is their oracle in f64.
+// Matrix products through oneDNN 2.6 or 3.x, the plain loop that is their oracle in f64, and the choice between these
+// and products on tiles.
 //
 // One oneDNN primitive per shape lives in MatmulPlans with its memory objects and argument list, so that a call only
 // sets pointers and executes. oneDNN reads transposed and strided operands at full speed (measured on AVX2 and AVX-512:
@@ -26,6 +27,7 @@
 #include <vector>
 
 #include "kernels/cpu/team.h"
+#include "kernels/cpu/tile_matmul.h"
 
 namespace choir::kernels {
 namespace cpu {
@@ -302,6 +304,7 @@ std::int64_t matmul_workspace_bytes(Cpu device, const Matmul<In, Out>& args) {
   } else {
     if (args.m == 0 || args.n == 0 || cpu::is_plain(args)) return 0;
     if constexpr (std::is_same_v<In, bf16>) {
+      if (device.tiles) return cpu::tile_matmul_workspace_bytes(device, args);
       if (!cpu::has_native_bf16()) {
         const cpu::WidenedProduct<Out> widened(args);
         return widened.copies_bytes + matmul_workspace_bytes(device, widened.product);
@@ -333,6 +336,7 @@ void matmul(Cpu device, const Matmul<In, Out>& args) {
   }
   if (cpu::is_plain(args)) return cpu::plain_product(device, args);
   if constexpr (std::is_same_v<In, bf16>) {
+    if (device.tiles) return cpu::tile_matmul(device, args);
     if (!cpu::has_native_bf16()) return cpu::widened_product(device, args);
   }
   if constexpr (!std::is_same_v<In, double>) cpu::library_product(device, args);

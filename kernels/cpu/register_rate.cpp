@@ -8,6 +8,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/register_rate.cpp"
 #include "hwy/foreach_target.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/tile.h"
 
 // The arguments of a kernel as one struct. This part is the same for all targets.
 #ifndef CHOIR_KERNELS_CPU_REGISTER_RATE_ARGUMENTS
@@ -57,6 +58,33 @@ void multiply(const RegisterRate& args, Part thread) {
   args.operations[thread.index] = 2.0 * chains * static_cast<double>(lanes(d) * args.rounds);
 }
 
+#if HWY_TARGET == HWY_AVX3
+/// Four products of tiles a round.
+void multiply_on_tiles(const RegisterRate& args, Part thread) {
+  using Unit = TileInstructions;
+  alignas(64) float tile[256] = {};
+  Unit::configure();
+  Unit::zero<0>();
+  Unit::zero<1>();
+  Unit::zero<2>();
+  Unit::zero<3>();
+  Unit::load<4>(tile, 64);
+  Unit::load<5>(tile, 64);
+  Unit::load<6>(tile, 64);
+  Unit::load<7>(tile, 64);
+  for (std::int64_t round = 0; round < args.rounds; ++round) {
+    Unit::dot<0, 4, 6>();
+    Unit::dot<1, 4, 7>();
+    Unit::dot<2, 5, 6>();
+    Unit::dot<3, 5, 7>();
+  }
+  Unit::store<0>(tile, 64);
+  Unit::release();
+  args.sums[thread.index] = tile[0];
+  args.operations[thread.index] = 2.0 * 4 * 16 * 16 * 32 * static_cast<double>(args.rounds);
+}
+#endif
+
 cpu::KernelSet<RegisterRate> kernels() { return {multiply}; }
 
 }  // namespace
@@ -73,7 +101,10 @@ double multiply_in_registers(Cpu cpu, std::int64_t rounds) {
   std::vector<float> sums(threads);
   std::vector<double> operations(threads);
   const RegisterRate args{rounds, sums.data(), operations.data()};
-  const auto kernel = std::get<0>(HWY_DYNAMIC_DISPATCH(kernels)());
+  auto kernel = std::get<0>(HWY_DYNAMIC_DISPATCH(kernels)());
+#if HWY_TARGETS & HWY_AVX3
+  if (cpu.tiles) kernel = N_AVX3::multiply_on_tiles;
+#endif
   cpu::for_each_part(cpu.threads, cpu.threads, 1, [&](cpu::Part thread) { kernel(args, thread); });
   double sum = 0;
   for (const double of_thread : operations) sum += of_thread;

@@ -97,7 +97,7 @@ bool undisturbed(const Timing& timing, double best) { return timing.limit >= 0.9
 
 TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::int64_t warm_up, std::int64_t steps,
                        bool profile) {
-  TrainBench bench{.steps = steps, .resident_before_bytes = peak_resident()};
+  TrainBench bench{.steps = steps, .resident_before_bytes = peak_resident(), .tiles = device.tiles()};
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(config.model.context + 1));
   const ReadSample random = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
     for (std::size_t i = 0; i < tokens.size(); ++i)
@@ -207,8 +207,9 @@ std::string describe_profile(const TrainBench& b) {
                         o.seconds * 1e3, 100 * o.seconds / total, o.cost.flops / o.seconds / 1e9,
                         o.cost.bytes / o.seconds / 1e9, least * 1e3);
   }
-  text += fmt::format("{:<22} {:>6} {:>9.2f}; the step without timing {:.2f} ms; copy {:.1f} GB/s\n", "total", "",
-                      total * 1e3, b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9);
+  text +=
+      fmt::format("{:<22} {:>6} {:>9.2f}; the step without timing {:.2f} ms; copy {:.1f} GB/s{}\n", "total", "",
+                  total * 1e3, b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9, b.tiles ? "; bf16 on tiles" : "");
   return text;
 }
 

@@ -2,9 +2,9 @@
 //
 // All is measured in the same run. The rate of the matrix products alone is that of the model's own shapes, weighted by
 // the floating-point operations that the step spends in each. The limit is that of the processor: f32 multiply-adds
-// between registers, before and after each step. Steps beside a slow one are repeated, at most three times as many, and
-// those beside the fastest ones count: something else used the processor, or its clock was lower. Of a GPU the limit is
-// its peak. A share is model FLOP/s over such a rate.
+// between registers, or bf16 products on tiles, before and after each step. Steps beside a slow one are repeated, at
+// most three times as many, and those beside the fastest ones count: something else used the processor, or its clock
+// was lower. Of a GPU the limit is its peak. A share is model FLOP/s over such a rate.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +35,7 @@ struct TrainBench {
   double first_step_seconds = 0;           ///< from the launch of the process to the start of the first step
   double loss = 0;
   std::vector<Ledger::Operation> operations;  ///< of one step, on this rank; if profiled
+  bool tiles = false;                         ///< kernels of bf16 ran on tiles (train.cpu_kernels)
   double copy_bytes_per_second = 0;           ///< read and written by a large copy, for the least possible time
 };
 

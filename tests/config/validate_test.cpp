@@ -257,6 +257,20 @@ TEST(Validate, Precision) {
   }
 }
 
+TEST(Validate, CpuKernels) {
+  const std::vector<std::string> bf16 = {"train.precision=bf16", "train.emulate_bf16=true", "train.device=cpu",
+                                         "train.cpu_kernels=tiles"};
+  if (kernels::cpu::has_tiles()) {
+    check({{bf16, 1, {}}});
+  } else {
+    check({{bf16,
+            1,
+            {"train.cpu_kernels = tiles, but this processor has no tiles", "amx_tile, amx_bf16",
+             "set train.cpu_kernels to auto or onednn"}}});
+  }
+  check({{{"train.cpu_kernels=tiles"}, 1, {}}, {{"train.precision=bf16", "train.emulate_bf16=true"}, 1, {}}});
+}
+
 TEST(Validate, Schedule) {
   check({
       {{"train.steps=10", "optimizer.warmup=11"},

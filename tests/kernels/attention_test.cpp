@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "tests/kernels/attention_case.h"
+#include "tests/kernels/tile_units.h"
 
 namespace choir::kernels {
 namespace {
@@ -71,6 +72,7 @@ struct Problem {
   std::int64_t q_offset, k_offset, v_offset;
   std::vector<T> q, k, v, out, dout, dq, dk, dv;
   std::vector<Accumulate<T>> lse;
+  const tests::TileKernels* tiles = nullptr;  // the kernels to use instead of those that attention.h chooses
 
   explicit Problem(const Case& c) : shape(tests::shape_of(c, 3, 5, 1)), device{.threads = c.threads} {
     std::mt19937 random(static_cast<unsigned>(c.q_length * 1000 + c.width));
@@ -93,36 +95,58 @@ struct Problem {
   }
 
   void forward() {
-    const auto workspace = not_numbers(attention_forward_workspace_bytes<T>(device, shape));
-    attention_forward(device, AttentionForward<T>{.shape = shape,
-                                                  .q = q.data(),
-                                                  .k = k.data(),
-                                                  .v = v.data(),
-                                                  .out = out.data(),
-                                                  .lse = lse.data(),
-                                                  .workspace = workspace.get()});
+    const std::int64_t bytes = tiles ? cpu::tile_attention_forward_workspace_bytes(device, shape)
+                                     : attention_forward_workspace_bytes<T>(device, shape);
+    const auto workspace = not_numbers(bytes);
+    const auto run = [&](const AttentionForward<T>& args) {
+      if constexpr (std::is_same_v<T, bf16>) {
+        if (tiles) return tiles->attention_forward(device, args);
+      }
+      attention_forward(device, args);
+    };
+    run(AttentionForward<T>{.shape = shape,
+                            .q = q.data(),
+                            .k = k.data(),
+                            .v = v.data(),
+                            .out = out.data(),
+                            .lse = lse.data(),
+                            .workspace = workspace.get()});
+    expect_untouched(workspace, bytes);
   }
 
   void backward() {
-    const auto workspace = not_numbers(attention_backward_workspace_bytes<T>(device, shape));
-    attention_backward(device, AttentionBackward<T>{.shape = shape,
-                                                    .q = q.data(),
-                                                    .k = k.data(),
-                                                    .v = v.data(),
-                                                    .out = out.data(),
-                                                    .dout = dout.data(),
-                                                    .lse = lse.data(),
-                                                    .dq = dq.data(),
-                                                    .dk = dk.data(),
-                                                    .dv = dv.data(),
-                                                    .workspace = workspace.get()});
+    const std::int64_t bytes = tiles ? cpu::tile_attention_backward_workspace_bytes(device, shape)
+                                     : attention_backward_workspace_bytes<T>(device, shape);
+    const auto workspace = not_numbers(bytes);
+    const auto run = [&](const AttentionBackward<T>& args) {
+      if constexpr (std::is_same_v<T, bf16>) {
+        if (tiles) return tiles->attention_backward(device, args);
+      }
+      attention_backward(device, args);
+    };
+    run(AttentionBackward<T>{.shape = shape,
+                             .q = q.data(),
+                             .k = k.data(),
+                             .v = v.data(),
+                             .out = out.data(),
+                             .dout = dout.data(),
+                             .lse = lse.data(),
+                             .dq = dq.data(),
+                             .dk = dk.data(),
+                             .dv = dv.data(),
+                             .workspace = workspace.get()});
+    expect_untouched(workspace, bytes);
   }
 
-  /// A workspace full of NaN, so that a read of uninitialised memory shows.
+  /// A workspace full of NaN, so that a read of uninitialised memory shows, and 64 bytes more.
   static std::shared_ptr<void> not_numbers(std::int64_t bytes) {
-    void* memory = std::aligned_alloc(64, static_cast<std::size_t>((bytes + 63) / 64 * 64));
-    std::memset(memory, 0xff, static_cast<std::size_t>(bytes));
+    void* memory = std::aligned_alloc(64, static_cast<std::size_t>((bytes + 63) / 64 * 64 + 64));
+    std::memset(memory, 0xff, static_cast<std::size_t>(bytes + 64));
     return {memory, std::free};
+  }
+  static void expect_untouched(const std::shared_ptr<void>& workspace, std::int64_t bytes) {
+    for (int i = 0; i < 64; ++i)
+      ASSERT_EQ(static_cast<unsigned char*>(workspace.get())[bytes + i], 0xff) << "the workspace is too small";
   }
 };
 
@@ -214,10 +238,12 @@ void expect_near(const char* name, const std::vector<T>& values, const std::vect
   }
 }
 
+/// On tiles, probabilities and their gradients are rounded to bf16 before they are summed: at most u of the magnitude.
 template <class T>
-void expect_formula(const Case& c) {
+void expect_formula(const Case& c, const tests::TileKernels* tiles = nullptr) {
   SCOPED_TRACE(c.name);
   Problem<T> p(c);
+  p.tiles = tiles;
   p.forward();
   p.backward();
   const Reference<T> r(p);
@@ -227,12 +253,13 @@ void expect_formula(const Case& c) {
     return 4 * unit_roundoff<Accumulate<T>> * std::sqrt(static_cast<double>(terms + s.head_width)) *
            (1 + r.largest_score);
   };
+  const double of_operand = tiles ? unit_roundoff<bf16> : 0;
   const std::int64_t q_width = s.heads * s.head_width, kv_width = s.kv_heads * s.head_width;
-  expect_near("out", p.out, r.out, s.out_stride, q_width, relative(s.kv_length), rounding);
+  expect_near("out", p.out, r.out, s.out_stride, q_width, relative(s.kv_length) + of_operand, rounding);
   expect_near("lse", p.lse, r.lse, 1, 1, relative(s.kv_length), 0);
-  expect_near("dq", p.dq, r.dq, s.q_stride, q_width, relative(s.kv_length), rounding);
-  expect_near("dk", p.dk, r.dk, s.k_stride, kv_width, relative(s.q_length * s.group_size), rounding);
-  expect_near("dv", p.dv, r.dv, s.v_stride, kv_width, relative(s.q_length * s.group_size), rounding);
+  expect_near("dq", p.dq, r.dq, s.q_stride, q_width, relative(s.kv_length) + of_operand, rounding);
+  expect_near("dk", p.dk, r.dk, s.k_stride, kv_width, relative(s.q_length * s.group_size) + of_operand, rounding);
+  expect_near("dv", p.dv, r.dv, s.v_stride, kv_width, relative(s.q_length * s.group_size) + of_operand, rounding);
 }
 
 /// Runs `body` once on each instruction set of this processor.
@@ -344,6 +371,89 @@ TYPED_TEST(AttentionTest, LargeScoresDoNotOverflow) {
       EXPECT_TRUE(std::isfinite(static_cast<double>(p.dq[i * p.shape.q_stride + e])));
     }
   }
+}
+
+// ---- The kernels for tiles
+
+TEST(TileAttention, EqualsTheFormula) {
+  tests::on_every_tile_unit([](const tests::TileKernels& kernels) {
+    for (const Case& c : cases) expect_formula<bf16>(c, &kernels);
+    for (const std::int64_t width : {16, 32, 33, 80, 96, 128, 256})
+      expect_formula<bf16>({"a width", 1, 70, 70, 2, 1, width, 2, 0, causal_band(70, 70), 2}, &kernels);
+    expect_formula<bf16>({"several spans of keys", 1, 600, 600, 2, 1, 24, 2, 0, causal_band(600, 600), 1}, &kernels);
+    expect_formula<bf16>({"several spans, window", 1, 600, 700, 1, 1, 64, 1, 0, causal_band(600, 700, 300), 1},
+                         &kernels);
+    expect_formula<bf16>({"several spans, no mask", 1, 40, 530, 1, 1, 32, 1, 0, full_band(), 1}, &kernels);
+  });
+}
+
+TEST(TileAttention, EqualsTheFormulaUnderEveryBand) {
+  tests::on_every_tile_unit([](const tests::TileKernels& kernels) {
+    for (const auto& [name, q_length, kv_length, band] : tests::band_cases) {
+      expect_formula<bf16>({name, 1, q_length, kv_length, 2, 1, 12, 2, 0, band, 1}, &kernels);
+      expect_formula<bf16>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3}, &kernels);
+    }
+  });
+}
+
+TEST(TileAttention, BitsDoNotDependOnThreads) {
+  tests::on_every_tile_unit([](const tests::TileKernels& kernels) {
+    Problem<bf16> one({"", 2, 150, 150, 6, 3, 20, 2, 0, causal_band(150, 150), 1}), many = one;
+    many.device.threads = 5;
+    for (auto* p : {&one, &many}) {
+      p->tiles = &kernels;
+      p->forward();
+      p->backward();
+    }
+    const auto expect_equal = [](const auto& a, const auto& b) {
+      EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])), 0);
+    };
+    expect_equal(one.out, many.out);
+    expect_equal(one.lse, many.lse);
+    expect_equal(one.dq, many.dq);
+    expect_equal(one.dk, many.dk);
+    expect_equal(one.dv, many.dv);
+  });
+}
+
+TEST(TileAttention, LaterTokensChangeNoBitOfEarlierOnes) {
+  tests::on_every_tile_unit([](const tests::TileKernels& kernels) {
+    Problem<bf16> p({"", 1, 100, 100, 1, 1, 16, 1, 0, causal_band(100, 100), 1});
+    p.tiles = &kernels;
+    p.forward();
+    const auto before = p.out;
+    const std::int64_t kept = 61;
+    for (auto* values : {&p.k, &p.v}) {
+      for (std::size_t n = kept * p.shape.k_stride; n < values->size(); ++n) (*values)[n] = bf16(1e4f);
+    }
+    p.forward();
+    EXPECT_EQ(std::memcmp(before.data(), p.out.data(), kept * p.shape.out_stride * sizeof(bf16)), 0);
+    EXPECT_NE(std::memcmp(before.data(), p.out.data(), p.out.size() * sizeof(bf16)), 0);
+  });
+}
+
+TEST(TileAttention, NotANumberIsNotHiddenAndLargeScoresDoNotOverflow) {
+  tests::on_every_tile_unit([](const tests::TileKernels& kernels) {
+    Problem<bf16> p({"", 1, 60, 60, 1, 1, 8, 1, 0, causal_band(60, 60), 1});
+    p.tiles = &kernels;
+    const Problem<bf16> before = p;
+    p.k[20 * p.shape.k_stride] = bf16(std::numeric_limits<float>::quiet_NaN());
+    p.forward();
+    EXPECT_TRUE(std::isnan(static_cast<float>(p.out[30 * p.shape.out_stride])));
+    EXPECT_FALSE(std::isnan(static_cast<float>(p.out[5 * p.shape.out_stride])));
+    p = before;
+    for (auto* values : {&p.q, &p.k}) {
+      for (bf16& value : *values) value = bf16(static_cast<float>(value) * 100);
+    }
+    p.forward();
+    p.backward();
+    for (std::int64_t i = 0; i < 60; ++i) {
+      for (std::int64_t e = 0; e < 8; ++e) {
+        EXPECT_LT(std::abs(static_cast<float>(p.out[i * p.shape.out_stride + e])), 5);
+        EXPECT_TRUE(std::isfinite(static_cast<float>(p.dq[i * p.shape.q_stride + e])));
+      }
+    }
+  });
 }
 
 // One query q = 1, keys 0 and -x, values 0 and 1: out = 1 / (1 + exp(x)). The score has two roundings, so the error of

@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "kernels/matmul.h"
+
 namespace choir::kernels::tests {
 namespace {
 
@@ -14,6 +16,9 @@ TEST(RegisterRate, CountsTheMultiplyAddsOfAllThreads) {
   EXPECT_GE(one, 2.0 * 12 * 1000);
   EXPECT_EQ(multiply_in_registers(Cpu{.threads = 1}, 3000), 3 * one);
   EXPECT_EQ(multiply_in_registers(Cpu{.threads = 2}, 1000), 2 * one);
+  if (cpu::has_tiles()) {
+    EXPECT_EQ(multiply_in_registers(Cpu{.threads = 2, .tiles = true}, 1000), 2 * 2.0 * 4 * 16 * 16 * 32 * 1000);
+  }
 }
 
 }  // namespace

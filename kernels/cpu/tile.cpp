@@ -1,0 +1,42 @@
+#include "hwy/highway.h"
+#include "kernels/matmul.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace choir::kernels::cpu {
+
+#if defined(__x86_64__) && defined(__linux__)
+
+/// Linux saves the tiles of a process, and lets it use them, only after this request:
+/// Documentation/arch/x86/xstate.rst.
+static bool request_tiles() {
+  constexpr long arch_req_xcomp_perm = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) == 0;
+}
+
+static bool find_tiles() {
+  if ((HWY_TARGETS & HWY_AVX3) == 0) return false;  // the kernels are not in this program
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & amx_bf16) == 0 || (edx & amx_tile) == 0) return false;
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bf16") && request_tiles();
+}
+
+#else
+
+static bool find_tiles() { return false; }
+
+#endif
+
+bool has_tiles() {
+  static const bool found = find_tiles();
+  return found;
+}
+
+}  // namespace choir::kernels::cpu

@@ -1,0 +1,341 @@
+// Attention in bf16 on tiles, for any unit (tile.h): the same formulas and masks as attention.cpp. Scores, sums and
+// statistics are f32; probabilities and their gradients are rounded to bf16, as operands of the next product.
+//
+//   forward    of 32 queries, over spans of keys     s = q k^T,  p = 2^(s c - max),  out = (out 2^(old max - max)) + p v
+//   backward   of 32 keys, over all their queries    s^T = k q^T,  dp^T = v dout^T,  p^T = 2^(s^T c - lse),
+//                                                    ds^T = p^T (dp^T - delta),  dv += p^T dout,  dk += ds^T q
+//              of 32 queries, over spans of keys     dq += ds k
+//
+// c = scale log2(e). Backward computes scores transposed, so that p^T and ds^T are left operands as they are stored and
+// lse and delta are vectors; ds is their transpose, packed while it is in the first cache.
+#if defined(CHOIR_KERNELS_CPU_TILE_ATTENTION_KERNEL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef CHOIR_KERNELS_CPU_TILE_ATTENTION_KERNEL_H
+#undef CHOIR_KERNELS_CPU_TILE_ATTENTION_KERNEL_H
+#else
+#define CHOIR_KERNELS_CPU_TILE_ATTENTION_KERNEL_H
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "kernels/cpu/attention_plan.h"
+#include "kernels/cpu/tile_attention.h"
+#include "kernels/cpu/tile_block.h"
+#include "kernels/cpu/tile_pack.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace choir::kernels {
+namespace HWY_NAMESPACE {
+
+using cpu::AttentionGroup, cpu::AttentionPanels, cpu::panels_of_span;
+using PanelRange = IndexRange<std::int64_t>;
+using i32x16 = std::int32_t __attribute__((vector_size(64)));
+
+HWY_INLINE f32x16 splat(float value) { return f32x16{} + value; }
+
+/// 2^x for x <= 127; 0 below -126; NaN stays NaN. The polynomial of power_of_two() in attention.cpp.
+HWY_INLINE f32x16 exp2(f32x16 x) {
+  const f32x16 shifter = splat(12583039.0f);  // 1.5 * 2^23 + 127: leaves n + 127 in the lowest bits
+  const f32x16 shifted = x + shifter, r = x - (shifted - shifter), r2 = r * r;
+  const auto power = reinterpret_cast<f32x16>(reinterpret_cast<i32x16>(shifted) << 23);
+  const f32x16 p56 = 1.5461445e-4f * r + 1.3400428e-3f, p34 = 9.6180569e-3f * r + 5.5503272e-2f;
+  const f32x16 p12 = 2.4022651e-1f * r + 6.9314718e-1f, p = ((p56 * r2 + p34) * r2 + p12) * r + 1.0f;
+  return x < splat(-126.0f) ? f32x16{} : p * power;
+}
+
+/// `value` in the lanes that are indices of [begin, end), `other` elsewhere. Lane 0 is index 0.
+HWY_INLINE f32x16 within(std::int64_t begin, std::int64_t end, f32x16 value, float other) {
+  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const auto limit = [](std::int64_t index) HWY_ATTR {
+    return i32x16{} + static_cast<std::int32_t>(std::clamp<std::int64_t>(index, 0, 16));
+  };
+  return (lane >= limit(begin)) & (lane < limit(end)) ? value : splat(other);
+}
+
+struct Larger {
+  static HWY_INLINE f32x16 of(f32x16 a, f32x16 b) { return a > b ? a : b; }
+};
+struct Sum {
+  static HWY_INLINE f32x16 of(f32x16 a, f32x16 b) { return a + b; }
+};
+/// All lanes combined, in pairs.
+template <class Operation>
+HWY_INLINE float combine(f32x16 v) {
+  v = Operation::of(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  v = Operation::of(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  v = Operation::of(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  v = Operation::of(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+  return v[0];
+}
+
+/// The panels that hold these indices.
+HWY_INLINE PanelRange panels_of(cpu::Range indices) {
+  if (indices.empty()) return {0, 0};
+  return {indices.begin / panel, cpu::num_panels(indices.end)};
+}
+
+/// to [rows, width] = factor[row] * sums, rounded; `sums` has a block for each panel of columns, or is null: zeros.
+template <class Unit, class Factor>
+HWY_INLINE void store_rows(const float* sums, std::int64_t rows, std::int64_t width, const Factor& factor, bf16* to,
+                           std::int64_t stride) {
+  for (std::int64_t e = 0; e < width; e += panel) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      u16x32 bits{};
+      if (sums) {
+        const float* row = sums + e * panel + sums_of_row(r);
+        bits = Unit::round(factor(r) * load_vector<f32x16>(row), factor(r) * load_vector<f32x16>(row + 256));
+      }
+      if (width - e >= panel)
+        store_vector(to + r * stride + e, bits);
+      else
+        std::memcpy(static_cast<void*>(to + r * stride + e), &bits, static_cast<std::size_t>(width - e) * sizeof(bf16));
+    }
+  }
+}
+
+HWY_INLINE void nothing() {}
+
+// ---- Forward
+
+/// Scores of 32 queries against the keys of panels `span` -> probabilities up to a factor: updates row_max and row_sum,
+/// and returns the factors of earlier sums in `rescale`.
+template <class Unit>
+HWY_INLINE void tile_softmax(const cpu::Pairs& pairs, std::int64_t first_query, std::int64_t rows, PanelRange span,
+                             float factor, const cpu::TileForwardMemory& memory, float* rescale) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  for (std::int64_t r = 0; r < panel; ++r) {
+    const std::int64_t query = first_query + std::min(r, rows - 1);  // rows beyond the last are as that
+    const cpu::Range seen = pairs.keys_of(query);
+    f32x16 largest = splat(-infinity);
+    for (std::int64_t j = span.begin; j < span.end; ++j) {
+      float* row = memory.scores + (j - span.begin) * cpu::step_elements + sums_of_row(r);
+      f32x16 low = load_vector<f32x16>(row) * factor, high = load_vector<f32x16>(row + 256) * factor;
+      const std::int64_t begin = seen.begin - j * panel, end = seen.end - j * panel;
+      if (begin > 0 || end < panel) {
+        low = within(begin, end, low, -infinity);
+        high = within(begin - 16, end - 16, high, -infinity);
+      }
+      store_vector(row, low);
+      store_vector(row + 256, high);
+      largest = Larger::of(largest, Larger::of(low, high));
+    }
+    const float before = memory.row_max[r], now = std::max(before, combine<Larger>(largest));
+    const float base = now == -infinity ? 0 : now;
+    f32x16 sum{};
+    for (std::int64_t j = span.begin; j < span.end; ++j) {
+      const float* row = memory.scores + (j - span.begin) * cpu::step_elements + sums_of_row(r);
+      const f32x16 low = exp2(load_vector<f32x16>(row) - base), high = exp2(load_vector<f32x16>(row + 256) - base);
+      sum += low + high;
+      store_vector(memory.probabilities + (j - span.begin) * cpu::step_elements + r * panel, Unit::round(low, high));
+    }
+    rescale[r] = exp2(splat(before - base))[0];
+    memory.row_max[r] = now;
+    memory.row_sum[r] = memory.row_sum[r] * rescale[r] + combine<Sum>(sum);
+  }
+}
+
+/// out and lse of 32 queries of one head.
+template <class Unit>
+HWY_INLINE void tile_forward_queries(const AttentionForward<bf16>& args, const AttentionGroup& group, std::int64_t head,
+                                     std::int64_t first_query, const cpu::TileForwardMemory& memory) {
+  const AttentionShape& s = args.shape;
+  const AttentionPanels panels(s);
+  const cpu::Pairs pairs = visible_pairs(s);
+  const std::int64_t rows = std::min(panel, s.q_length - first_query);
+  const std::int64_t token = group.batch * s.q_length + first_query;
+  pack<PackRows>(args.q + token * s.q_stride + head * s.head_width, s.q_stride, rows, s.head_width, memory.query);
+  std::fill_n(memory.row_max, panel, -std::numeric_limits<float>::infinity());
+  std::fill_n(memory.row_sum, panel, 0.0f);
+
+  const PanelRange keys = panels_of(pairs.keys_of(cpu::Range{first_query, first_query + rows}));
+  for (std::int64_t begin = keys.begin; begin < keys.end; begin += panels_of_span) {
+    const PanelRange span{begin, std::min(begin + panels_of_span, keys.end)};
+    for (std::int64_t j = span.begin; j < span.end; ++j)
+      tile_block<Unit>(memory.query, memory.keys + j * panels.width * cpu::step_elements, panels.width, nullptr,
+                       memory.scores + (j - span.begin) * cpu::step_elements, nothing);
+    float rescale[panel];
+    tile_softmax<Unit>(pairs, first_query, rows, span, static_cast<float>(s.scale * cpu::log2_of_e), memory, rescale);
+    for (std::int64_t e = 0; e < panels.width; ++e) {
+      float* out = memory.out + e * cpu::step_elements;
+      const bool first = begin == keys.begin;
+      for (std::int64_t r = 0; r < panel && !first; ++r) {
+        float* row = out + sums_of_row(r);
+        store_vector(row, load_vector<f32x16>(row) * rescale[r]);
+        store_vector(row + 256, load_vector<f32x16>(row + 256) * rescale[r]);
+      }
+      tile_block<Unit>(memory.probabilities, memory.values + (e * panels.keys + span.begin) * cpu::step_elements,
+                       span.end - span.begin, first ? nullptr : out, out, nothing);
+    }
+  }
+  store_rows<Unit>(
+      keys.empty() ? nullptr : memory.out, rows, s.head_width,
+      [&](std::int64_t r) HWY_ATTR { return memory.row_sum[r] == 0 ? 0.0f : 1 / memory.row_sum[r]; },
+      args.out + token * s.out_stride + head * s.head_width, s.out_stride);
+  float* lse = args.lse + (group.batch * s.heads + head) * s.q_length + first_query;
+  for (std::int64_t r = 0; r < rows; ++r)
+    lse[r] = memory.row_max[r] * static_cast<float>(cpu::log_of_2) + std::log(memory.row_sum[r]);
+}
+
+template <class Unit>
+HWY_INLINE void tile_forward_part(const AttentionForward<bf16>& args, cpu::Part groups, void* workspace) {
+  const AttentionShape& s = args.shape;
+  const cpu::TileForwardMemory memory(s, workspace);
+  Unit::configure();
+  for (std::int64_t g = groups.begin; g < groups.end; ++g) {
+    const AttentionGroup group(s, g);
+    const bf16* k = args.k + group.batch * s.kv_length * s.k_stride + group.kv_head * s.head_width;
+    const bf16* v = args.v + group.batch * s.kv_length * s.v_stride + group.kv_head * s.head_width;
+    pack<PackColumnsTransposed>(k, s.k_stride, s.kv_length, s.head_width, memory.keys);
+    pack<PackColumns>(v, s.v_stride, s.head_width, s.kv_length, memory.values);
+    for (std::int64_t head = group.first_head; head < group.end_head; ++head) {
+      for (std::int64_t i = 0; i < s.q_length; i += panel) tile_forward_queries<Unit>(args, group, head, i, memory);
+    }
+  }
+  Unit::release();
+}
+
+// ---- Backward
+
+/// The scores s^T and dp^T of key panel j and query panel i -> p^T and ds^T as left operands, and ds in its place.
+template <class Unit>
+HWY_INLINE void tile_softmax_gradient(const cpu::Pairs& pairs, std::int64_t j, std::int64_t i, float factor,
+                                      const cpu::TileBackwardMemory& memory) {
+  const bool all = pairs.all(cpu::Range{i * panel, (i + 1) * panel}, cpu::Range{j * panel, (j + 1) * panel});
+  bf16* p = memory.probabilities_transposed + i * cpu::step_elements;
+  bf16* ds = memory.dscores_transposed + i * cpu::step_elements;
+  const float *lse = memory.lse + i * panel, *delta = memory.delta + i * panel;
+  const f32x16 lse_low = load_vector<f32x16>(lse), lse_high = load_vector<f32x16>(lse + 16);
+  const f32x16 delta_low = load_vector<f32x16>(delta), delta_high = load_vector<f32x16>(delta + 16);
+  for (std::int64_t r = 0; r < panel; ++r) {
+    const float *s_row = memory.scores + sums_of_row(r), *dp_row = memory.dprobabilities + sums_of_row(r);
+    f32x16 low = exp2(load_vector<f32x16>(s_row) * factor - lse_low);
+    f32x16 high = exp2(load_vector<f32x16>(s_row + 256) * factor - lse_high);
+    if (!all) {
+      const std::int64_t key = j * panel + r;
+      const cpu::Range seen = key < pairs.kv_length ? pairs.queries_of(key) : cpu::Range{0, 0};
+      low = within(seen.begin - i * panel, seen.end - i * panel, low, 0);
+      high = within(seen.begin - i * panel - 16, seen.end - i * panel - 16, high, 0);
+    }
+    store_vector(p + r * panel, Unit::round(low, high));
+    store_vector(ds + r * panel, Unit::round(low * (load_vector<f32x16>(dp_row) - delta_low),
+                                             high * (load_vector<f32x16>(dp_row + 256) - delta_high)));
+  }
+  PackRowsTransposed::step(ds, panel, memory.dscores + (i * panels_of_span + j % panels_of_span) * cpu::step_elements);
+}
+
+/// dk and dv of key panel j from one head, and its ds. `first`: of the first head, so sums begin at 0.
+template <class Unit>
+HWY_INLINE void tile_backward_keys(const AttentionBackward<bf16>& args, const AttentionGroup& group, std::int64_t j,
+                                   bool first, const cpu::TileBackwardMemory& memory) {
+  const AttentionShape& s = args.shape;
+  const AttentionPanels panels(s);
+  const cpu::Pairs pairs = visible_pairs(s);
+  const std::int64_t lines = std::min(panel, s.kv_length - j * panel), token = group.batch * s.kv_length + j * panel;
+  const PanelRange queries = panels_of(pairs.queries_of(cpu::Range{j * panel, j * panel + lines}));
+  if (queries.empty()) return;
+  const std::int64_t feature = group.kv_head * s.head_width, of_panel = panels.width * cpu::step_elements;
+  pack<PackRows>(args.k + token * s.k_stride + feature, s.k_stride, lines, s.head_width, memory.key_rows);
+  pack<PackRows>(args.v + token * s.v_stride + feature, s.v_stride, lines, s.head_width, memory.value_rows);
+  for (std::int64_t i = queries.begin; i < queries.end; ++i) {
+    tile_block<Unit>(memory.key_rows, memory.queries + i * of_panel, panels.width, nullptr, memory.scores, nothing);
+    tile_block<Unit>(memory.value_rows, memory.douts + i * of_panel, panels.width, nullptr, memory.dprobabilities,
+                     nothing);
+    tile_softmax_gradient<Unit>(pairs, j, i, static_cast<float>(s.scale * cpu::log2_of_e), memory);
+  }
+  const auto add = [&](const bf16* left, const bf16* right, float* sums) HWY_ATTR {
+    for (std::int64_t e = 0; e < panels.width; ++e) {
+      float* block = sums + j * of_panel + e * cpu::step_elements;
+      tile_block<Unit>(left + queries.begin * cpu::step_elements,
+                       right + (e * panels.queries + queries.begin) * cpu::step_elements, queries.end - queries.begin,
+                       first ? nullptr : block, block, nothing);
+    }
+  };
+  add(memory.probabilities_transposed, memory.douts_of_dv, memory.dvalues);
+  add(memory.dscores_transposed, memory.queries_of_dk, memory.dkeys);
+}
+
+/// What backward needs of the queries of one head, packed; lse and delta = sum over the row of out dout.
+HWY_INLINE void tile_pack_head(const AttentionBackward<bf16>& args, const AttentionGroup& group, std::int64_t head,
+                               const cpu::TileBackwardMemory& memory) {
+  const AttentionShape& s = args.shape;
+  const std::int64_t token = group.batch * s.q_length, feature = head * s.head_width;
+  const bf16* q = args.q + token * s.q_stride + feature;
+  const bf16* out = args.out + token * s.out_stride + feature;
+  const bf16* dout = args.dout + token * s.out_stride + feature;
+  pack<PackColumnsTransposed>(q, s.q_stride, s.q_length, s.head_width, memory.queries);
+  pack<PackColumnsTransposed>(dout, s.out_stride, s.q_length, s.head_width, memory.douts);
+  pack<PackColumns>(q, s.q_stride, s.head_width, s.q_length, memory.queries_of_dk);
+  pack<PackColumns>(dout, s.out_stride, s.head_width, s.q_length, memory.douts_of_dv);
+  const float* lse = args.lse + (group.batch * s.heads + head) * s.q_length;
+  for (std::int64_t i = 0; i < cpu::num_panels(s.q_length) * panel; ++i) {
+    memory.lse[i] = i < s.q_length ? lse[i] * static_cast<float>(cpu::log2_of_e) : 0;
+    f32x16 sum{};
+    float delta = 0;
+    std::int64_t e = 0;
+    for (; i < s.q_length && e + 16 <= s.head_width; e += 16)
+      sum += widen(out + i * s.out_stride + e) * widen(dout + i * s.out_stride + e);
+    for (; i < s.q_length && e < s.head_width; ++e) delta += out[i * s.out_stride + e] * dout[i * s.out_stride + e];
+    memory.delta[i] = delta + combine<Sum>(sum);
+  }
+}
+
+template <class Unit>
+HWY_INLINE void tile_backward_part(const AttentionBackward<bf16>& args, cpu::Part groups, void* workspace) {
+  const AttentionShape& s = args.shape;
+  const AttentionPanels panels(s);
+  const cpu::Pairs pairs = visible_pairs(s);
+  const cpu::TileBackwardMemory memory(s, workspace);
+  const std::int64_t of_panel = panels.width * cpu::step_elements;
+  const auto scaled = [&](std::int64_t) HWY_ATTR { return static_cast<float>(s.scale); };
+  const auto as_it_is = [](std::int64_t) HWY_ATTR { return 1.0f; };
+  Unit::configure();
+  for (std::int64_t g = groups.begin; g < groups.end; ++g) {
+    const AttentionGroup group(s, g);
+    const std::int64_t token = group.batch * s.kv_length, feature = group.kv_head * s.head_width;
+    pack<PackColumns>(args.k + token * s.k_stride + feature, s.k_stride, s.head_width, s.kv_length, memory.keys);
+    for (std::int64_t head = group.first_head; head < group.end_head; ++head) {
+      tile_pack_head(args, group, head, memory);
+      for (std::int64_t begin = 0; begin < panels.keys; begin += panels_of_span) {
+        const PanelRange span{begin, std::min(begin + panels_of_span, panels.keys)};
+        for (std::int64_t j = span.begin; j < span.end; ++j)
+          tile_backward_keys<Unit>(args, group, j, head == group.first_head, memory);
+        for (std::int64_t i = 0; i < panels.queries; ++i) {
+          const PanelRange all_keys = panels_of(pairs.keys_of(cpu::Range{i * panel, (i + 1) * panel}));
+          const PanelRange keys = intersect(all_keys, span);
+          if (keys.empty()) continue;
+          for (std::int64_t e = 0; e < panels.width; ++e) {
+            float* dq = memory.dqueries + i * of_panel + e * cpu::step_elements;
+            tile_block<Unit>(memory.dscores + (i * panels_of_span + keys.begin - span.begin) * cpu::step_elements,
+                             memory.keys + (e * panels.keys + keys.begin) * cpu::step_elements, keys.end - keys.begin,
+                             all_keys.begin == keys.begin ? nullptr : dq, dq, nothing);
+          }
+        }
+      }
+      for (std::int64_t i = 0; i < panels.queries; ++i) {
+        const bool seeing = !pairs.keys_of(cpu::Range{i * panel, (i + 1) * panel}).empty();
+        const std::int64_t row = group.batch * s.q_length + i * panel;
+        store_rows<Unit>(seeing ? memory.dqueries + i * of_panel : nullptr, std::min(panel, s.q_length - i * panel),
+                         s.head_width, scaled, args.dq + row * s.q_stride + head * s.head_width, s.q_stride);
+      }
+    }
+    for (std::int64_t j = 0; j < panels.keys; ++j) {
+      const std::int64_t lines = std::min(panel, s.kv_length - j * panel), row = token + j * panel;
+      const bool seen =
+          group.first_head < group.end_head && !pairs.queries_of(cpu::Range{j * panel, j * panel + lines}).empty();
+      store_rows<Unit>(seen ? memory.dkeys + j * of_panel : nullptr, lines, s.head_width, scaled,
+                       args.dk + row * s.k_stride + feature, s.k_stride);
+      store_rows<Unit>(seen ? memory.dvalues + j * of_panel : nullptr, lines, s.head_width, as_it_is,
+                       args.dv + row * s.v_stride + feature, s.v_stride);
+    }
+  }
+  Unit::release();
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace choir::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target guard

@@ -1,0 +1,138 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "tests/kernels/tile_double.cpp"
+#include "tests/kernels/tile_double.h"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "hwy/foreach_target.h"  // must come before highway.h
+#include "kernels/cpu/tile.h"
+#include "kernels/cpu/tile_attention_kernel.h"
+#include "kernels/cpu/tile_matmul_kernel.h"
+#include "kernels/cpu/tile_pack.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace choir::kernels {
+namespace HWY_NAMESPACE {
+namespace {
+
+struct TileDouble {
+  struct Tiles {
+    bool configured;
+    alignas(64) unsigned char bytes[8][16][64];
+  };
+  static Tiles& tiles() {
+    thread_local Tiles of_this_thread{};  // as in the processor
+    return of_this_thread;
+  }
+  static unsigned char (*use(int tile))[64] {
+    if (!tiles().configured) ADD_FAILURE() << "tile " << tile << " is used, but the tiles are not configured";
+    return tiles().bytes[tile];
+  }
+
+  static void configure() {
+    tiles().configured = true;
+    std::memset(tiles().bytes, 0xff, sizeof(tiles().bytes));  // NaN
+  }
+  static void release() { tiles().configured = false; }
+  template <int tile>
+  static void zero() {
+    std::memset(use(tile), 0, 1024);
+  }
+  template <int tile>
+  static void load(const void* from, std::int64_t stride) {
+    const auto rows = use(tile);
+    for (int row = 0; row < 16; ++row) std::memcpy(rows[row], static_cast<const char*>(from) + row * stride, 64);
+  }
+  template <int tile>
+  static void store(void* to, std::int64_t stride) {
+    const auto rows = use(tile);
+    for (int row = 0; row < 16; ++row) std::memcpy(static_cast<char*>(to) + row * stride, rows[row], 64);
+  }
+  template <int c, int a, int b>
+  static void dot() {
+    static_assert(c != a && c != b && a != b, "the instruction would be undefined");
+    const auto left = use(a), right = use(b), sums = use(c);
+    for (int m = 0; m < 16; ++m) {
+      float even[16] = {}, odd[16] = {}, sum[16];
+      for (int pair = 0; pair < 16; ++pair) {
+        std::uint32_t word, row[16];
+        std::memcpy(&word, left[m] + 4 * pair, 4);
+        std::memcpy(row, right[pair], 64);
+        const float left_even = std::bit_cast<float>(word << 16), left_odd = std::bit_cast<float>(word & 0xffff0000u);
+        for (int n = 0; n < 16; ++n) {
+          even[n] += left_even * std::bit_cast<float>(row[n] << 16);
+          odd[n] += left_odd * std::bit_cast<float>(row[n] & 0xffff0000u);
+        }
+      }
+      std::memcpy(sum, sums[m], 64);
+      for (int n = 0; n < 16; ++n) sum[n] += even[n] + odd[n];
+      std::memcpy(sums[m], sum, 64);
+    }
+  }
+
+  static HWY_INLINE u16x32 round(f32x16 low, f32x16 high) {
+    u16x32 bits{};
+    for (int i = 0; i < 16; ++i) {
+      bits[i] = bf16(low[i]).bits;
+      bits[16 + i] = bf16(high[i]).bits;
+    }
+    return bits;
+  }
+  static HWY_INLINE void stream(void* to, u16x32 value) {
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(to) % 64, 0u) << "the instruction would fault";
+    std::memcpy(to, &value, 64);
+  }
+  static void fence() {}
+};
+
+template <class Out>
+void multiply_part(const Matmul<bf16, Out>& args, const TileMatmulPlan& plan, int index, void* workspace) {
+  tile_matmul_part<TileDouble>(args, plan, index, workspace);
+}
+template <class Out>
+void multiply(Cpu cpu, const Matmul<bf16, Out>& args) {
+  cpu::tile_matmul<Out>(cpu, args, multiply_part<Out>);
+}
+void forward_groups(const AttentionForward<bf16>& args, cpu::Part groups, void* workspace) {
+  tile_forward_part<TileDouble>(args, groups, workspace);
+}
+void backward_groups(const AttentionBackward<bf16>& args, cpu::Part groups, void* workspace) {
+  tile_backward_part<TileDouble>(args, groups, workspace);
+}
+void forward(Cpu cpu, const AttentionForward<bf16>& args) {
+  cpu::run_tile_attention<cpu::TileForwardMemory>(cpu, args, forward_groups);
+}
+void backward(Cpu cpu, const AttentionBackward<bf16>& args) {
+  cpu::run_tile_attention<cpu::TileBackwardMemory>(cpu, args, backward_groups);
+}
+tests::TileKernels kernels() { return {"double", multiply<bf16>, multiply<float>, forward, backward}; }
+
+template <class Packer>
+void pack_with(const bf16* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, bf16* to) {
+  pack<Packer>(from, stride, lines, depth, to);
+}
+tests::TilePackers packers() {
+  return {pack_with<PackRows>, pack_with<PackRowsTransposed>, pack_with<PackColumns>, pack_with<PackColumnsTransposed>};
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace choir::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace choir::kernels {
+namespace {
+HWY_EXPORT(kernels);
+HWY_EXPORT(packers);
+}  // namespace
+
+tests::TileKernels tests::kernels_on_double() { return HWY_DYNAMIC_DISPATCH(kernels)(); }
+tests::TilePackers tests::tile_packers() { return HWY_DYNAMIC_DISPATCH(packers)(); }
+
+}  // namespace choir::kernels
+#endif

@@ -1,0 +1,45 @@
+// train.cpu_kernels through the program: what is refused, and what a plan names.
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "kernels/matmul.h"
+#include "tests/launch/runs.h"
+
+namespace choir::tests {
+namespace {
+
+const std::string bf16 = " train.precision=bf16 train.emulate_bf16=true train.threads=1";
+
+TEST(CpuKernels, TilesAreRefusedOnAProcessorWithoutThem) {
+  if (kernels::cpu::has_tiles()) GTEST_SKIP() << "this processor has tiles";
+  const Workshop shop;
+  const Finished refused = shop.train(2, "run", bf16 + " train.cpu_kernels=tiles train.steps=1");
+  EXPECT_EQ(refused.code, 2) << refused.output;
+  EXPECT_TRUE(contains(refused, "train.cpu_kernels = tiles, but this processor has no tiles")) << refused.output;
+  EXPECT_TRUE(contains(refused, "set train.cpu_kernels to auto or onednn")) << refused.output;
+}
+
+TEST(CpuKernels, EveryOtherChoiceTrains) {
+  const Workshop shop;
+  for (const std::string choice : {"auto", "onednn"}) {
+    const Finished trained = shop.train(2, choice, bf16 + " train.cpu_kernels=" + choice + " train.steps=2");
+    EXPECT_EQ(trained.code, 0) << trained.output;
+  }
+}
+
+// Planning needs no tiles. Products in f32 never run on them.
+TEST(CpuKernels, APlanNamesTheChoice) {
+  const Workshop shop;
+  const auto plan = [&](const std::string& keys) {
+    return shop.choir("plan " + shop.path("tiny.yaml") + " --ranks 1" + keys);
+  };
+  const std::string named = "matrix products of bf16 run on tiles";
+  EXPECT_TRUE(contains(plan(bf16 + " train.cpu_kernels=tiles"), named));
+  EXPECT_EQ(contains(plan(bf16), named), kernels::cpu::has_tiles());
+  EXPECT_FALSE(contains(plan(bf16 + " train.cpu_kernels=onednn"), named));
+  EXPECT_FALSE(contains(plan(" train.threads=1 train.cpu_kernels=tiles"), named));
+}
+
+}  // namespace
+}  // namespace choir::tests
