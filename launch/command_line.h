@@ -49,9 +49,8 @@ void add_calls_command(CommandLine&);
 void add_bench_command(CommandLine&);
 void add_doctor_command(CommandLine&);
 
-/// `choir plan`, and `choir train --dry-run`. A rank that is planned for has `processors` processors,
-/// and `tiles` is whether these have tiles (kernels/matmul.h).
-int print_plan(Config config, std::int64_t ranks, int processors, bool tiles, bool json);
+/// `choir plan`, and `choir train --dry-run`. A rank that is planned for has `processors` processors.
+int print_plan(Config config, std::int64_t ranks, int processors, bool json);
 
 /// Writes `text` to stdout at once. Throws Error if it cannot be written.
 void write_now(const std::string& text);

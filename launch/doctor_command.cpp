@@ -51,11 +51,10 @@ Check processor_check() {
   const bool bf16 = kernels::cpu::has_native_bf16();
   return {.state = bf16 ? State::good : State::limited,
           .name = "processor",
-          .text = fmt::format("{}, {}, {}, {} bf16 instructions, {}", processor_name(),
-                              quantity(std::thread::hardware_concurrency(), "thread"), hwy::TargetName(best),
-                              bf16 ? "with" : "no",
-                              kernels::cpu::has_tiles() ? "tiles: bf16 matrix products run on Choir's own kernels"
-                                                        : "no tiles (AMX): bf16 matrix products run on oneDNN"),
+          .text = fmt::format(
+              "{}, {}, {}, {} bf16 instructions, {}", processor_name(),
+              quantity(std::thread::hardware_concurrency(), "thread"), hwy::TargetName(best), bf16 ? "with" : "no",
+              kernels::cpu::has_tiles() ? "tiles (train.cpu_kernels=tiles uses them)" : "no tiles (AMX)"),
           .fix = bf16 ? ""
                       : "f32 runs at full speed; train.precision=bf16 on this CPU needs train.emulate_bf16=true "
                         "(the same values, slowly)"};

@@ -20,10 +20,10 @@ struct Arguments {
 
 }  // namespace
 
-int print_plan(Config config, std::int64_t ranks, int processors, bool tiles_available, bool json) {
+int print_plan(Config config, std::int64_t ranks, int processors, bool json) {
   const DeviceKind kind = config.train.device == TrainDevice::cuda ? DeviceKind::cuda : DeviceKind::cpu;
   const bool bf16_on_cpu = kind == DeviceKind::cpu && config.train.precision == Precision::bf16;
-  const bool tiles = uses_tiles(config, tiles_available);
+  const bool tiles = uses_tiles(config);
   const bool emulated = bf16_on_cpu && !tiles && !kernels::cpu::has_native_bf16();
   if (bf16_on_cpu) {  // planning needs no bf16 instructions
     config.train.emulate_bf16 = true;
@@ -69,7 +69,7 @@ void add_plan_command(CommandLine& line) {
       config.train.device = value_named<TrainDevice>(arguments->device).value();
       const auto processors = static_cast<std::int64_t>(usable_processors().count());  // shared by all ranks
       const int of_rank = static_cast<int>(std::max<std::int64_t>(1, processors / arguments->ranks));
-      return print_plan(config, arguments->ranks, of_rank, kernels::cpu::has_tiles(), arguments->json);
+      return print_plan(config, arguments->ranks, of_rank, arguments->json);
     };
   });
 }

@@ -54,8 +54,8 @@ Config with_device(Config config);
 /// The options of GPU 0 by the configuration; its `say` prints on stderr why something is slower.
 GpuOptions gpu_options(const Config&);
 
-/// Whether kernels of bf16 run on tiles, by train.cpu_kernels. `available`: on the processors of all ranks.
-bool uses_tiles(const Config&, bool available);
+/// Whether kernels of bf16 run on tiles, by train.cpu_kernels.
+bool uses_tiles(const Config&);
 
 /// The device that train.device asks for, and on rank 0 a line about it on stderr. A GPU rank drives the GPU of its
 /// number on the machine; throws ConfigError if there are too few, or two ranks drive the same one. The device has

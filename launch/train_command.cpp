@@ -34,9 +34,7 @@ int train(CommandLine& line, const Arguments& arguments) {
   const Config config = arguments.config.read();
   throw_if_any(check_launcher(process));
   if (arguments.dry_run)
-    return process.rank() == 0
-               ? print_plan(config, process.ranks(), process.processors(), process.all_have_tiles(), false)
-               : 0;
+    return process.rank() == 0 ? print_plan(config, process.ranks(), process.processors(), false) : 0;
   throw_if_any(validate(config, process.ranks()));
   line.output_is_the_result = false;  // the run folder is
   install_signal_handlers();
