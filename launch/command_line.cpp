@@ -12,6 +12,8 @@
 #include <filesystem>
 #include <thread>
 
+#include "launch/signals.h"
+
 namespace choir {
 namespace {
 
@@ -180,6 +182,7 @@ int run_command_line(int argc, char** argv) {
                          add_calls_command, add_bench_command, add_doctor_command})
     add(line);
   unmark_arguments(line.app);
+  ignore_file_size_signal();
   try {
     try {
       line.app.parse(marked_words(argc, argv));

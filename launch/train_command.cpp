@@ -30,6 +30,7 @@ Resume parse_resume(const std::string& text) {
 }
 
 int train(CommandLine& line, const Arguments& arguments) {
+  if (!arguments.dry_run) catch_stop_signals();
   MpiProcess& process = line.start_mpi();
   const Config config = arguments.config.read();
   throw_if_any(check_launcher(process));
@@ -37,11 +38,10 @@ int train(CommandLine& line, const Arguments& arguments) {
     return process.rank() == 0 ? print_plan(config, process.ranks(), process.processors(), false) : 0;
   throw_if_any(validate(config, process.ranks()));
   line.output_is_the_result = false;  // the run folder is
-  install_signal_handlers();
   const RunOptions options{.folder = {config.train.folder},
                            .resume = parse_resume(arguments.resume),
                            .columns = watched_columns(),
-                           .stop_requested = requested_end};
+                           .stop_request = stop_request};
   CallRing ring;
   const auto device = make_device(config, process);
   Mesh mesh = make_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);

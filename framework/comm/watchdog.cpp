@@ -27,19 +27,25 @@ void write_to_stderr(const std::string& text) {
 }  // namespace
 
 Watchdog::Watchdog(const CallRing& ring, std::string logs_folder, double seconds,
-                   std::vector<Communicator*> communicators)
+                   std::vector<Communicator*> communicators, std::function<std::string()> overdue)
     : ring_(ring),
       logs_folder_(std::move(logs_folder)),
       seconds_(seconds),
       communicators_(std::move(communicators)),
+      overdue_(std::move(overdue)),
       last_step_(now()) {}
 
 Watchdog::~Watchdog() { stop(); }
 
 void Watchdog::start() {
+  last_step_ = now();
+  limited_ = true;
+  start_without_limit();
+}
+
+void Watchdog::start_without_limit() {
   if (thread_.joinable()) return;
   stop_ = false;
-  last_step_ = now();
   thread_ = std::thread([this] { watch(); });
 }
 
@@ -50,6 +56,7 @@ void Watchdog::stop() {
   }
   wake_.notify_all();
   if (thread_.joinable()) thread_.join();
+  limited_ = false;
 }
 
 void Watchdog::begin_step() {
@@ -63,7 +70,8 @@ void Watchdog::end_step() {
 }
 
 bool Watchdog::hangs() const {
-  return (ring_.in_call() || in_step_) && now() - std::max<double>(ring_.last_activity(), last_step_) > seconds_;
+  return limited_ && (ring_.in_call() || in_step_) &&
+         now() - std::max<double>(ring_.last_activity(), last_step_) > seconds_;
 }
 
 void Watchdog::watch() {
@@ -80,7 +88,7 @@ void Watchdog::watch() {
 std::string Watchdog::problem() const {
   for (Communicator* communicator : communicators_)
     if (std::string words = communicator->problem(); !words.empty()) return words;
-  return {};
+  return overdue_ ? overdue_() : std::string();
 }
 
 void Watchdog::report_and_exit(const std::string& why) const {
@@ -88,7 +96,8 @@ void Watchdog::report_and_exit(const std::string& why) const {
   // lock until it ends. On a file system without locks each rank reports it.
   const int folder = open(logs_folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   const bool another_speaks = folder >= 0 && flock(folder, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-  if (!another_speaks) write_to_stderr(fmt::format("{}\n{}ending the job\n", why, describe_call_rings(logs_folder_)));
+  const std::string calls = limited_ ? describe_call_rings(logs_folder_) : "";  // else those of an earlier job
+  if (!another_speaks) write_to_stderr(fmt::format("{}\n{}ending the job\n", why, calls));
   std::this_thread::sleep_for(std::chrono::seconds(2));  // mpirun passes the text on; it ends the job when we exit
   // After the report, so that it finds the calls as they are: an abort ends them. A library that has failed may not
   // return from its abort.

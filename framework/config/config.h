@@ -60,9 +60,10 @@ struct TrainConfig {
   StreamMode streams = StreamMode::immediate;  ///< threaded: a worker thread per CPU stream
   std::int64_t threads = 0;                    ///< per rank; 0: OMP_NUM_THREADS, else the processors of the rank
   Recompute recompute = Recompute::none;
-  double timeout = 600;                  ///< seconds without a finished collective before a rank counts as hung
-  std::string from;                      ///< start from the weights of this checkpoint, with a fresh optimizer
-  std::int64_t evaluate_every = 0;       ///< steps between evaluations on held-out text; 0: only at the end
+  double timeout = 600;             ///< seconds without a finished collective before a rank counts as hung
+  double grace = 100;               ///< seconds a stop by a signal may take, with its save; below launch/slurm's 120
+  std::string from;                 ///< start from the weights of this checkpoint, with a fresh optimizer
+  std::int64_t evaluate_every = 0;  ///< steps between evaluations on held-out text; 0: only at the end
   std::int64_t evaluate_sequences = 64;  ///< held-out sequences per evaluation; 0: all
   std::int64_t log_every = 1;            ///< steps between lines of metrics.jsonl
   TrainAttentionConfig attention;

@@ -141,6 +141,8 @@ std::vector<Field> fields(TrainConfig& c) {
        at_least(0, 65536)},
       {"train.recompute", &c.recompute, "block: run a block's forward again in its backward instead of saving it"},
       {"train.timeout", &c.timeout, "seconds without a finished collective before a rank counts as hung", positive()},
+      {"train.grace", &c.grace, "seconds that a stop by a signal may take, with its save; then the run ends without it",
+       positive()},
       {"train.from", &c.from, "start from the weights of this checkpoint, with a fresh optimizer"},
       {"train.evaluate_every", &c.evaluate_every, "steps between evaluations on held-out text; 0: only at the end",
        at_least(0)},

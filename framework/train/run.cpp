@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -44,7 +45,8 @@ class Run {
         file_(config.data.path),
         progress_(stdout, mesh.world->rank() == 0, options.columns),
         io_(StreamMode::threaded),
-        watchdog_(ring, options.folder.logs(), config.train.timeout, mesh.communicators()) {
+        watchdog_(ring, options.folder.logs(), config.train.timeout, mesh.communicators(),
+                  [this] { return overdue(); }) {
     throw_if_any(check_fits(file_, config.model, config.data.tokenizer));
   }
   ~Run() { spdlog::drop("rank"); }
@@ -75,6 +77,12 @@ class Run {
   void save(Trainer& trainer);
   void tell(const std::optional<SaveOutcome>& outcome);
   RunEnd agreed_stop();
+  /// Says from now on that this rank does `activity` ("saving step") of the current step.
+  void begin(const char* activity) {
+    active_step_ = position_.step;
+    activity_ = activity;
+  }
+  std::string overdue() const;
   struct Reason {
     std::string why, fix;
   };
@@ -96,9 +104,11 @@ class Run {
   std::vector<std::string> said_early_;
   Stream io_;  // the process's one HDF5 thread
   std::optional<CheckpointWriter> writer_;
+  std::atomic<const char*> activity_ = "starting the run";  // for the thread of the watchdog
+  std::atomic<std::int64_t> active_step_ = -1;              // -1: before the first step
   Watchdog watchdog_;
-  std::optional<MetricsFile> metrics_;  // of rank 0
-  std::int64_t last_saved_ = -1;
+  std::optional<MetricsFile> metrics_;   // of rank 0
+  std::int64_t last_saved_ = 0;          // the seed gives step 0
   double product_flops_per_second_ = 0;  // the fastest matrix product measured on this rank
   double peak_flops_per_second_ = 0;     // the sum of these over all ranks
   bool told_of_peak_ = false;
@@ -233,6 +243,7 @@ bool Run::evaluation_is_due() const {
 RunEnd Run::evaluate(Trainer& trainer) {
   const HeldOut text = held_out(*sampler_, config_.train.evaluate_sequences);
   if (text.all == 0) return RunEnd::done;
+  begin("evaluating after step");
   RunEnd end = RunEnd::done;
   const std::optional<LossSum> sum =
       trainer.evaluate(text.samples, text.read, [&] { return (end = agreed_stop()) != RunEnd::done; });
@@ -269,13 +280,27 @@ void Run::tell(const std::optional<SaveOutcome>& outcome) {
 }
 
 void Run::save(Trainer& trainer) {
+  begin("saving step");
   device_.synchronize();
   tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, file_)));
 }
 
 /// The most urgent end that a signal to any rank asks for; the same on every rank.
 RunEnd Run::agreed_stop() {
-  return static_cast<RunEnd>(ranks().largest(static_cast<std::int32_t>(options_.stop_requested()), "stop"));
+  return static_cast<RunEnd>(ranks().largest(static_cast<std::int32_t>(options_.stop_request().end), "stop"));
+}
+
+/// Why the process must end now, if a signal asked it to stop longer than train.grace ago; else empty. Called by the
+/// thread of the watchdog.
+std::string Run::overdue() const {
+  const StopRequest request = options_.stop_request();
+  if (request.end == RunEnd::done || request.seconds <= config_.train.grace) return {};
+  return fmt::format(
+      "a signal asked the run to stop {:g} s ago, and it has not ended (train.grace)\n"
+      "  why: rank {} is {}{}\n"
+      "  fix: the last checkpoint is whole, and --resume continues from it; a larger train.grace gives more time",
+      config_.train.grace, mesh_.world->rank(), activity_.load(),
+      active_step_ < 0 ? "" : fmt::format(" {}", active_step_.load()));
 }
 
 /// Why the loss or the gradients of this step are not finite, and what helps. The first step shows the weights with
@@ -311,9 +336,15 @@ RunEnd Run::diverged(Trainer& trainer, const StepResult& result) {
 }
 
 RunEnd Run::train() {
+  watchdog_.start_without_limit();
   start_ = find_start(config_, options_.folder, options_.resume, file_, mesh_, lock_);
   sampler_.emplace(file_, sampler_options(config_, file_, start_.resumes ? &*start_.checkpoint : nullptr));
   if (is_first()) std::fputs(print(config_).c_str(), stdout);
+  // A signal that came while MPI started: nothing has been changed.
+  if (const RunEnd end = agreed_stop(); end != RunEnd::done) {
+    say("stopped before the first step as asked; the run folder is as it was");
+    return end;
+  }
   Trainer trainer(config_, device_, mesh_);
   load(trainer);
   enter_folder();
@@ -321,7 +352,8 @@ RunEnd Run::train() {
   for (const std::string& note : start_.notes) say(note);
 
   watchdog_.start();
-  RunEnd end = evaluate_what_was_missed(trainer);
+  RunEnd end = agreed_stop();
+  if (end == RunEnd::done) end = evaluate_what_was_missed(trainer);
   if (position_.step >= config_.train.steps) say(fmt::format("all {} steps are done already", config_.train.steps));
   const auto start_time = Clock::now();
   const std::int64_t first = position_.step;
@@ -329,6 +361,7 @@ RunEnd Run::train() {
     const std::int64_t first_sample = position_.samples;
     ++position_.step;
     position_.held_out_loss.reset();
+    begin("computing step");
     watchdog_.begin_step();
     const auto step_time = Clock::now();
     const StepResult result = trainer.step(
@@ -352,7 +385,8 @@ RunEnd Run::train() {
   watchdog_.stop();
   const bool saved = last_saved_ >= position_.step;
   if (end != RunEnd::done)
-    say(fmt::format("stopped after step {} as asked{}", position_.step,
+    say(fmt::format("stopped {} {} as asked{}", position_.step > 0 ? "after step" : "before step",
+                    std::max<std::int64_t>(1, position_.step),
                     saved ? "; --resume continues the run" : ", but not saved"));
   if (metrics_) say(metrics_->retry());
   const std::int32_t lost = metrics_ && metrics_->missing() > 0 ? 1 : 0;

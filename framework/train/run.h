@@ -20,14 +20,20 @@ enum class RunEnd : int {
   interrupted = 130,  ///< saved after SIGINT
 };
 
+/// What the signals that this rank has received so far ask for.
+struct StopRequest {
+  RunEnd end = RunEnd::done;  ///< done: nothing
+  double seconds = 0;         ///< since the first of them
+};
+
 struct RunOptions {
   RunFolder folder;
   Resume resume;
   /// Returns the width of the terminal on which a person watches one live line; empty: no such terminal.
   std::function<int()> columns;
-  /// Returns the end that a signal received so far asks for, or RunEnd::done. Called on every rank once a step, and
-  /// once a micro-batch of an evaluation.
-  std::function<RunEnd()> stop_requested;
+  /// Called on every rank before the first step, once a step, and once a micro-batch of an evaluation; and from another
+  /// thread at any time.
+  std::function<StopRequest()> stop_request;
 };
 
 /// Collective over the mesh. `ring` is this rank's, and is moved to the run folder when the run begins. Throws

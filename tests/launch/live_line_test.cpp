@@ -260,7 +260,7 @@ TEST(LiveLine, UnderLaunchTrainFitsTheTerminalOfTheUserAndNotThatOfMpirun) {
   EXPECT_EQ(count(lines, "stopped after step"), 1u) << joined(lines);
   // A message on stderr is not drawn over the live line.
   EXPECT_EQ(std::count(lines.begin(), lines.end(),
-                       "launch/train: SIGINT: saving after this step, then ending; a second signal ends at once"),
+                       "launch/train: SIGINT: saving after this step, then ending; a second Ctrl-C ends at once"),
             1)
       << joined(lines);
 }
