@@ -339,9 +339,11 @@ TEST(Resume, ARunIsEvaluatedFromAnyFolder) {
 
 TEST(RunFolder, ARefusedSecondStartChangesNothingOfTheRunningOne) {
   const Workshop shop;
+  ASSERT_EQ(shop.train(2, "run", "parallel.tensor=2 train.steps=2").code, 0);  // it has published a checkpoint
   const pid_t child =
-      start(shop.train_command(2, "run", "parallel.tensor=2 train.steps=100000 checkpoint.every=2"), shop.path("log"));
-  ASSERT_TRUE(reach(shop, "run", 3)) << read(shop.path("log"));
+      start(shop.train_command(2, "run", "parallel.tensor=2 train.steps=100000 checkpoint.every=0 --resume"),
+            shop.path("log"));
+  ASSERT_TRUE(reach(shop, "run", 5)) << read(shop.path("log"));
   kill(-child, SIGSTOP);
   for (const pid_t rank : {process_of_rank(child, 0), process_of_rank(child, 1)}) kill(rank, SIGSTOP);
   fs::create_directory(shop.path("run") + "/checkpoints/step-00000999.tmp");  // an unfinished save
