@@ -1,14 +1,17 @@
-// Preloaded into a program (LD_PRELOAD), makes pread or pwrite fail for some files, or sends a signal at one call.
+// Preloaded into a program (LD_PRELOAD), makes pread or pwrite fail or wait for some files, or sends a signal at a
+// call.
 //
-//   FAULT_CALL    pread | pwrite
+//   FAULT_CALL    pread | pwrite | MPI_Init_thread
 //   FAULT_PATH    calls on files whose path contains this
 //   FAULT_ERRNO   the call fails with this error number, ...
 //   FAULT_WHILE   ... if this is set, only as long as this file exists
+//   FAULT_HOLD    or: the call waits as long as this file exists; a file with .held after its name shows that one waits
 //   FAULT_SIGNAL  or: the process sends itself this signal, and the call continues
 //   FAULT_AT      only at the call of this number, from 1
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +38,13 @@ static int fails(const char *call, int descriptor) {
   static long calls = 0;
   const long number = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST), at = number_of("FAULT_AT");
   if (at != 0 && number != at) return 0;
+  const char *hold = getenv("FAULT_HOLD");
+  if (hold != NULL && access(hold, F_OK) == 0) {
+    snprintf(path, sizeof path, "%s.held", hold);
+    close(open(path, O_WRONLY | O_CREAT, 0600));
+    while (access(hold, F_OK) == 0) usleep(10000);
+  }
+  if (hold != NULL) return 0;
   if (number_of("FAULT_SIGNAL") != 0) raise((int)number_of("FAULT_SIGNAL"));
   errno = (int)number_of("FAULT_ERRNO");
   return errno != 0;
@@ -56,4 +66,11 @@ ssize_t pread64(int descriptor, void *bytes, size_t count, off_t offset) {
 
 ssize_t pwrite64(int descriptor, const void *bytes, size_t count, off_t offset) {
   return pwrite(descriptor, bytes, count, offset);
+}
+
+int MPI_Init_thread(int *argc, char ***argv, int required, int *provided) {
+  int (*original)(int *, char ***, int, int *) = dlsym(RTLD_NEXT, "MPI_Init_thread");
+  const char *wanted = getenv("FAULT_CALL");
+  if (wanted != NULL && strcmp(wanted, "MPI_Init_thread") == 0) raise((int)number_of("FAULT_SIGNAL"));
+  return original(argc, argv, required, provided);
 }
