@@ -165,6 +165,20 @@ TEST(Resume, AJobKilledBeforeItsFirstCheckpointBeginsAgainAndKeepsItsMetrics) {
   EXPECT_EQ(shop.metric("run", "loss").size(), 10u);
 }
 
+TEST(Resume, TheRecordKeepsItsIdAndWhatWasPublished) {
+  const Workshop shop;
+  ASSERT_EQ(train_alone(shop, "run", "").code, 0);
+  const auto record = [&] { return nlohmann::json::parse(read(shop.path("run") + "/run.json")); };
+  const std::string id = record()["id"];
+  const pid_t child =
+      start(shop.train_command_alone("run", "--resume train.steps=100000 checkpoint.every=0"), shop.path("log"));
+  ASSERT_TRUE(reach(shop, "run", 12)) << read(shop.path("log"));
+  kill(child, SIGKILL);
+  wait_for(child);
+  EXPECT_EQ(record()["id"], id);
+  EXPECT_EQ(record()["published"], 10);
+}
+
 TEST(Resume, ARunWithoutARecordContinuesIfACheckpointIsWhole) {
   const Workshop shop;
   ASSERT_EQ(train_alone(shop, "run", "").code, 0);
