@@ -79,9 +79,10 @@ std::vector<pid_t> children(pid_t parent, const std::string& name) {
   return found;
 }
 
-/// The mpirun that launch/train in process `launcher` has started, and its ranks.
+/// The mpirun that launch/train in process `launcher` has started, and its ranks. Open MPI 5's becomes prterun.
 std::vector<pid_t> job_of(pid_t launcher) {
   std::vector<pid_t> job = children(launcher, "mpirun");
+  if (job.empty()) job = children(launcher, "prterun");
   if (job.empty()) return job;
   for (const pid_t rank : children(job.front(), "choir")) job.push_back(rank);
   return job;
