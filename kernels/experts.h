@@ -56,6 +56,10 @@ struct Route {
   ExpertScore score;
 };
 
+/// The keys [experts] of one row, for the CPU.
+template <class A>
+void route_keys(const A* logits, const A* bias, std::int64_t experts, ExpertScore, A* keys);
+
 /// The expected share of each choice for the balance of experts (Shazeer et al. 2017, arXiv 1701.06538; Fedus et al.
 /// 2021, arXiv 2101.03961), of each sequence for itself. p [experts] are the scores of a row divided by their sum, c
 /// [experts] how often its sequence chose each expert. The balance loss is factor * sum over rows of sum over e c_e

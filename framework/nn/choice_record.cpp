@@ -22,22 +22,6 @@ std::vector<double> on_host(const Tensor& x, Runtime& runtime) {
   return values;
 }
 
-/// What a row chooses by: kernels::Route.
-std::vector<double> keys_of(const double* logits, std::size_t experts, const std::vector<double>& bias,
-                            ops::ExpertScore score) {
-  std::vector<double> keys(logits, logits + experts);
-  if (bias.empty()) return keys;
-  const double largest = *std::max_element(keys.begin(), keys.end());
-  double sum = 0;
-  for (double& key : keys) {
-    key = score == ops::ExpertScore::softmax ? std::exp(key - largest) : 1 / (1 + std::exp(-key));
-    sum += key;
-  }
-  for (std::size_t e = 0; e < experts; ++e)
-    keys[e] = (score == ops::ExpertScore::softmax ? keys[e] / sum : keys[e]) + bias[e];
-  return keys;
-}
-
 /// How far apart, at most, the keys are of two experts of which one choice has one and the other choice the other.
 double gap(const std::vector<double>& keys, const std::int32_t* a, const std::int32_t* b, std::int64_t chosen) {
   const auto in = [&](const std::int32_t* choices, std::int32_t e) {
@@ -78,8 +62,9 @@ Tensor replay_choices(const std::string& layer, const OwnChoices& own, Context& 
     if (recorded.size() < end || recorded[begin] < 0) continue;
     const std::int32_t* theirs = recorded.data() + begin;
     if (!std::is_permutation(mine, mine + chosen, theirs)) {
-      const std::vector<double> keys =
-          keys_of(logits.data() + row * experts, static_cast<std::size_t>(experts), bias, own.score);
+      std::vector<double> keys(static_cast<std::size_t>(experts));
+      kernels::route_keys(logits.data() + row * experts, bias.empty() ? nullptr : bias.data(), experts, own.score,
+                          keys.data());
       double largest = 0;
       for (const double key : keys) largest = std::max(largest, std::abs(key));
       ++record.differing;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "kernels/cpu/parallel.h"
 
@@ -35,15 +36,12 @@ struct Scores {
 
 template <class A>
 void route_rows(const Route<A>& args, Part rows) {
+  std::vector<A> keys(static_cast<std::size_t>(args.experts));
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
     const A* logits = args.logits + row * args.experts;
     std::int32_t* choices = args.choices + row * args.chosen;
     A* weights = args.weights + row * args.chosen;
-    const Scores<A> scores(logits, args.experts, args.score);
-    const auto key = [&](std::int64_t e) {
-      if (args.bias == nullptr) return logits[e];
-      return (args.score == ExpertScore::softmax ? scores.share(e) : scores.score_of(e)) + args.bias[e];
-    };
+    if (args.given == nullptr) route_keys(logits, args.bias, args.experts, args.score, keys.data());
     A before = 0;
     for (std::int64_t j = 0; j < args.chosen; ++j) {
       if (args.given != nullptr) {
@@ -53,7 +51,7 @@ void route_rows(const Route<A>& args, Part rows) {
       std::int64_t best = -1;
       A best_key = 0;
       for (std::int64_t e = 0; e < args.experts; ++e) {
-        const A of_e = key(e);
+        const A of_e = keys[static_cast<std::size_t>(e)];
         const bool later = j == 0 || of_e < before || (of_e == before && e > choices[j - 1]);
         if (!later || !(best < 0 || of_e > best_key) || std::isnan(of_e)) continue;
         best = e;
@@ -241,6 +239,17 @@ void over(Cpu cpu, std::int64_t items, std::int64_t elements, const Body& body) 
 }  // namespace
 
 template <class A>
+void route_keys(const A* logits, const A* bias, std::int64_t experts, ExpertScore score, A* keys) {
+  if (bias == nullptr) {
+    std::copy_n(logits, experts, keys);
+    return;
+  }
+  const Scores<A> scores(logits, experts, score);
+  for (std::int64_t e = 0; e < experts; ++e)
+    keys[e] = (score == ExpertScore::softmax ? scores.share(e) : scores.score_of(e)) + bias[e];
+}
+
+template <class A>
 void route(Cpu cpu, const Route<A>& args) {
   over(cpu, args.rows, args.experts * (args.chosen + 8), [&](Part part) { route_rows(args, part); });
 }
@@ -297,6 +306,8 @@ void combine_weight_gradient(Cpu cpu, const CombineWeightGradient<T>& args) {
   over(cpu, args.rows * args.chosen, args.width, [&](Part part) { weight_gradient_part(args, part); });
 }
 
+template void route_keys(const float*, const float*, std::int64_t, ExpertScore, float*);
+template void route_keys(const double*, const double*, std::int64_t, ExpertScore, double*);
 template void route(Cpu, const Route<float>&);
 template void route(Cpu, const Route<double>&);
 template void route_backward(Cpu, const RouteBackward<float>&);

@@ -68,21 +68,32 @@ void expect_close(const T* actual, const std::vector<Result>& expected, double r
   }
 }
 
-/// Runs body(threads) on every instruction set that was compiled and that this processor has, with 1 and 3 threads.
+/// Runs body() with each instruction set that was compiled and that this processor has.
 template <class Body>
-void on_every_target(const Body& body) {
+void on_every_instruction_set(const Body& body) {
   for (const std::int64_t target : hwy::SupportedAndGeneratedTargets()) {
     hwy::SetSupportedTargetsForTest(target);
     hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-    for (const int threads : {1, 3}) {
-      SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", threads " + std::to_string(threads));
-      body(Cpu{.threads = threads});
-      if (::testing::Test::HasFatalFailure()) break;
+    {
+      SCOPED_TRACE(hwy::TargetName(target));
+      body();
     }
     hwy::SetSupportedTargetsForTest(0);
     hwy::GetChosenTarget().Update(hwy::SupportedTargets());
     if (::testing::Test::HasFatalFailure()) return;
   }
+}
+
+/// Runs body(cpu) with each of them, with 1 and 3 threads.
+template <class Body>
+void on_every_target(const Body& body) {
+  on_every_instruction_set([&] {
+    for (const int threads : {1, 3}) {
+      SCOPED_TRACE("threads " + std::to_string(threads));
+      body(Cpu{.threads = threads});
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  });
 }
 
 /// d loss / d x by central differences. The errors h^2 (truncation) and half_ulp |loss| / h (rounding) are both about

@@ -111,21 +111,22 @@ struct Gpu::State {
 
   explicit State(const GpuOptions& options)
       : facts(gpu_facts(options.index)),
-        compute(make_stream(false)),
-        copy(make_stream(false)),
+        compute(add_stream(false)),
+        copy(add_stream(false)),
         staging{PinnedBuffer(staging_bytes), PinnedBuffer(staging_bytes)},
         attention(options.attention, options.deterministic_attention, options.say) {}
   ~State() {
-    communicate.insert(communicate.end(), {compute, copy});
-    for (const cudaStream_t stream : communicate) {
+    for (const cudaStream_t stream : streams) {
       cudaStreamSynchronize(stream);
       cudaStreamDestroy(stream);
     }
   }
 
   GpuFacts facts;
+  cudaStream_t add_stream(bool high_priority) { return streams.emplace_back(make_stream(high_priority)); }
+
+  std::vector<cudaStream_t> streams;  // all of them
   cudaStream_t compute, copy;
-  std::vector<cudaStream_t> communicate;
   std::array<PinnedBuffer, 2> staging;
   std::array<std::shared_ptr<CUevent_st>, 2> copied;  // the last copy out of each buffer
   std::size_t next = 0;
@@ -153,7 +154,7 @@ kernels::Cuda Gpu::kernels() const {
 
 const GpuFacts& Gpu::facts() const { return state_->facts; }
 CUstream_st* Gpu::compute() const { return state_->compute; }
-CUstream_st* Gpu::add_communication_stream() { return state_->communicate.emplace_back(make_stream(true)); }
+CUstream_st* Gpu::add_communication_stream() { return state_->add_stream(true); }
 std::unique_ptr<MemorySource> Gpu::memory() const { return std::make_unique<StreamOrderedMemory>(state_->compute); }
 
 // compute:  ... before | record                        wait | after ...
