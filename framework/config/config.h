@@ -62,6 +62,8 @@ struct TrainConfig {
   Recompute recompute = Recompute::none;
   double timeout = 600;             ///< seconds without a finished collective before a rank counts as hung
   double grace = 100;               ///< seconds a stop by a signal may take, with its save; below launch/slurm's 120
+  double lock_wait = 0;             ///< seconds a start waits for the process that holds the run folder
+  std::int64_t restarts = 5;        ///< of launch/train --supervise, in a row without a new checkpoint
   std::string from;                 ///< start from the weights of this checkpoint, with a fresh optimizer
   std::int64_t evaluate_every = 0;  ///< steps between evaluations on held-out text; 0: only at the end
   std::int64_t evaluate_sequences = 64;  ///< held-out sequences per evaluation; 0: all

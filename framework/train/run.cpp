@@ -332,12 +332,15 @@ RunEnd Run::diverged(Trainer& trainer, const StepResult& result) {
   say(fmt::format("step {}: the loss is {}, the gradient norm {}; {}\n  why: {}\n  fix: {}", position_.step,
                   number(result.loss), number(result.gradient_norm), describe_non_finite(trainer), reason.why,
                   reason.fix));
-  return RunEnd::failed;
+  return RunEnd::not_finite;
 }
 
 RunEnd Run::train() {
   watchdog_.start_without_limit();
-  start_ = find_start(config_, options_.folder, options_.resume, file_, mesh_, lock_);
+  const LockWait wait{.seconds = config_.train.lock_wait,
+                      .stopped = [this] { return options_.stop_request().end != RunEnd::done; },
+                      .say = [this](const std::string& text) { say(text); }};
+  start_ = find_start(config_, options_.folder, options_.resume, wait, file_, mesh_, lock_);
   sampler_.emplace(file_, sampler_options(config_, file_, start_.resumes ? &*start_.checkpoint : nullptr));
   if (is_first()) std::fputs(print(config_).c_str(), stdout);
   // A signal that came while MPI started: nothing has been changed.

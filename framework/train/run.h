@@ -15,7 +15,8 @@ namespace choir {
 /// Why a run ended; the process's exit code.
 enum class RunEnd : int {
   done = 0,
-  failed = 1,         ///< a non-finite loss, named on the terminal; nothing was saved over the last good checkpoint
+  failed = 1,         ///< what the run was to write could not be written
+  not_finite = 3,     ///< a non-finite loss, named on the terminal; nothing was saved over the last good checkpoint
   requeue = 75,       ///< saved after SIGUSR1 or SIGTERM, to be continued later
   interrupted = 130,  ///< saved after SIGINT
 };

@@ -14,6 +14,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <thread>
 
 #include "framework/checkpoint/durable.h"
 #include "framework/core/error.h"
@@ -83,8 +84,8 @@ struct flock whole_file_for_writing() {
   return request;
 }
 
-ConfigError in_use(const RunFolder& folder, int descriptor) {
-  return ConfigError(Problem{.what = "train.folder = " + folder.path + " is in use: " + describe_holder(descriptor),
+ConfigError in_use(const RunFolder& folder, const std::string& holder) {
+  return ConfigError(Problem{.what = "train.folder = " + folder.path + " is in use: " + holder,
                              .why = "two runs in one folder would mix their checkpoints and metrics",
                              .fix = "wait for that run, stop it, or set train.folder to another folder"});
 }
@@ -178,14 +179,33 @@ bool has_evaluation(const RunFolder& folder, std::int64_t step) {
   });
 }
 
-void check_not_in_use(const RunFolder& folder) {
+namespace {
+
+/// The process that holds the lock of the folder; "" if none does.
+std::string find_holder(const RunFolder& folder) {
   const int descriptor = open(folder.lock().c_str(), O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) return;
+  if (descriptor < 0) return "";
   struct flock request = whole_file_for_writing();
   const bool held = fcntl(descriptor, F_OFD_GETLK, &request) == 0 && request.l_type != F_UNLCK;
-  const ConfigError error = in_use(folder, descriptor);
+  const std::string holder = held ? describe_holder(descriptor) : "";
   close(descriptor);
-  if (held) throw error;
+  return holder;
+}
+
+}  // namespace
+
+bool wait_until_free(const RunFolder& folder, const LockWait& wait) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(wait.seconds);
+  std::string told;
+  for (std::string holder; !(holder = find_holder(folder)).empty(); told = holder) {
+    if (wait.stopped()) return false;
+    if (std::chrono::steady_clock::now() >= end) throw in_use(folder, holder);
+    if (holder != told)
+      wait.say(fmt::format("train.folder = {} is in use by {}: waiting for it, at most {:g} s (train.lock_wait)",
+                           folder.path, holder, wait.seconds));
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  return true;
 }
 
 RunLock::RunLock(const RunFolder& folder) : folder_(folder) {
@@ -197,7 +217,7 @@ RunLock::RunLock(const RunFolder& folder) : folder_(folder) {
     if (descriptor_ < 0) refuse(errno);
     if (fcntl(descriptor_, F_OFD_SETLK, &request) == 0) continue;
     if (errno == EAGAIN || errno == EACCES) {
-      const ConfigError error = in_use(folder, descriptor_);
+      const ConfigError error = in_use(folder, describe_holder(descriptor_));
       created_.clear();  // the other process uses them
       release();
       throw error;

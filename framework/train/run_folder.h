@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -55,8 +56,16 @@ void cut_metrics(const RunFolder&, std::int64_t step);
 /// True if metrics.jsonl has a line with the held-out loss of `step`.
 bool has_evaluation(const RunFolder&, std::int64_t step);
 
-/// Throws ConfigError if another process holds the lock of the folder. Changes nothing.
-void check_not_in_use(const RunFolder&);
+/// For how long a start waits for the process that holds the lock of the folder.
+struct LockWait {
+  double seconds = 0;
+  std::function<bool()> stopped;                ///< true: do not wait any longer
+  std::function<void(const std::string&)> say;  ///< a message for the user: who holds it
+};
+
+/// Returns true when no process holds the lock of the folder, false if `stopped` says so before. Throws ConfigError if
+/// another process still holds it after the time. Changes nothing.
+bool wait_until_free(const RunFolder&, const LockWait&);
 
 /// Holds the run folder for this process, from construction to destruction, by an open-file-description lock of
 /// run.lock (fcntl(2), F_OFD_SETLK): it ends with the process, however that ends, and no other thread can lose it by

@@ -92,13 +92,13 @@ CheckpointReader open_weights(const Config& config, const TokenFile& file, Mesh&
 
 }  // namespace
 
-Start find_start(const Config& config, const RunFolder& folder, const Resume& resume, const TokenFile& file, Mesh& mesh,
-                 std::optional<RunLock>& lock) {
+Start find_start(const Config& config, const RunFolder& folder, const Resume& resume, const LockWait& wait,
+                 const TokenFile& file, Mesh& mesh, std::optional<RunLock>& lock) {
   Agreement ranks(*mesh.host);
   Start start;
   Look look;
   const auto take = [&] {
-    check_not_in_use(folder);                         // --resume, which the next line may name, would not help
+    if (!wait_until_free(folder, wait)) return;       // stopped
     check_folder(folder, look_into(folder), resume);  // before the lock, which writes to the folder
     lock.emplace(folder);
     look = look_into(folder);

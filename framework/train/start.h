@@ -30,10 +30,12 @@ struct Start {
   std::int64_t step() const { return resumes ? checkpoint->step() : 0; }
 };
 
-/// Collective over mesh.host. Takes the lock of the folder on rank 0. Throws ConfigError, on every rank, if the folder
-/// is in use or holds a run that is not to be resumed, or if the configuration does not fit the checkpoint; SharedError
-/// if the run has published checkpoints and none of them can be used.
-Start find_start(const Config&, const RunFolder&, const Resume&, const TokenFile&, Mesh&, std::optional<RunLock>& lock);
+/// Collective over mesh.host. Takes the lock of the folder on rank 0, unless the wait for it is stopped. Throws
+/// ConfigError, on every rank, if the folder is in use or holds a run that is not to be resumed, or if the
+/// configuration does not fit the checkpoint; SharedError if the run has published checkpoints and none of them can be
+/// used.
+Start find_start(const Config&, const RunFolder&, const Resume&, const LockWait&, const TokenFile&, Mesh&,
+                 std::optional<RunLock>& lock);
 
 /// For rank 0, which holds the lock: sets aside the checkpoints of later steps, and cuts metrics.jsonl at start.step().
 /// Returns messages for the user, one line each. Throws Error.

@@ -37,6 +37,7 @@ std::vector<Command> commands(const fs::path& file) {
     std::istringstream words(line);
     for (std::string word, before; words >> word; before = word) {
       if (before == "-n" || before == "--ranks") command.ranks = std::stoll(word);
+      if (word.starts_with("RANKS=")) command.ranks = std::stoll(word.substr(6));
       if (word.starts_with("configs/")) command.file = word;
       if (!command.file.empty() && word.find('=') != std::string::npos) command.overrides.push_back(word);
     }

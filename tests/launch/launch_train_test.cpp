@@ -101,7 +101,7 @@ TEST(LaunchTrain, SaysHowToContinueAfterALossThatIsNotFinite) {
   const Workshop shop;
   const Finished run = launch_train(shop.path("tiny.yaml") + " train.folder=" + shop.path("run") +
                                     " optimizer.kind=sgd optimizer.rate=1e30 optimizer.clip=0 checkpoint.every=1");
-  EXPECT_EQ(run.code, 1) << run.output;
+  EXPECT_EQ(run.code, 3) << run.output;
   const std::string list_command = command_after(run.output, "go back to an earlier step with a lower rate:\n");
   const std::string advice = command_after(run.output, list_command + "\n");
   EXPECT_TRUE(advice.ends_with("checkpoint.every=1 optimizer.rate=... --resume=STEP")) << run.output;

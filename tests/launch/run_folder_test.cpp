@@ -264,7 +264,7 @@ TEST(Resume, AfterANonFiniteLossTheAdviceWorks) {
   ASSERT_EQ(train_alone(shop, "run", "train.steps=5 optimizer.kind=sgd").code, 0);
   const Finished diverged =
       train_alone(shop, "run", "--resume optimizer.kind=sgd optimizer.rate=1e30 optimizer.clip=0");
-  EXPECT_EQ(diverged.code, 1) << diverged.output;
+  EXPECT_EQ(diverged.code, 3) << diverged.output;
   EXPECT_TRUE(contains(diverged, "go on from the checkpoint of step 5 with --resume and a lower optimizer.rate"))
       << diverged.output;
   EXPECT_EQ(shop.choir("checkpoint verify " + shop.path("run")).output,
@@ -280,18 +280,18 @@ TEST(Resume, AfterANonFiniteLossInTheFirstStepTheAdviceIsNotALowerRateAlone) {
   // The update of step 2 is much too large: the checkpoint of step 2 gives no finite loss.
   const std::string much = "train.steps=9 optimizer.rate=1e30 --resume";
   const Finished diverged = train_alone(shop, "run", sgd + much);
-  EXPECT_EQ(diverged.code, 1) << diverged.output;
+  EXPECT_EQ(diverged.code, 3) << diverged.output;
   EXPECT_TRUE(contains(diverged, "step 3: the loss is nan, the gradient norm nan")) << diverged.output;
   EXPECT_TRUE(contains(diverged, "go on from the checkpoint of step 2 with --resume and a lower")) << diverged.output;
   const std::string lower = "train.steps=9 optimizer.rate=1e-4 --resume";
   const Finished again = train_alone(shop, "run", sgd + lower);
-  EXPECT_EQ(again.code, 1) << again.output;
+  EXPECT_EQ(again.code, 3) << again.output;
   EXPECT_TRUE(contains(again, "the weights of the checkpoint of step 2 lead to it")) << again.output;
   EXPECT_TRUE(contains(again, "go on from an earlier checkpoint with --resume=STEP")) << again.output;
   fs::remove_all(checkpoint(shop, "run", 1));
   EXPECT_TRUE(contains(train_alone(shop, "run", sgd + lower), "start a new run in another train.folder"));
   const Finished earlier = train_alone(shop, "fresh", "model.initial_deviation=1e38 optimizer.clip=0");
-  EXPECT_EQ(earlier.code, 1) << earlier.output;
+  EXPECT_EQ(earlier.code, 3) << earlier.output;
   EXPECT_TRUE(contains(earlier, "set a smaller model.initial_deviation")) << earlier.output;
 }
 

@@ -12,7 +12,7 @@
 #include <sstream>
 #include <thread>
 
-#include "tests/launch/runs.h"
+#include "tests/launch/jobs.h"
 
 namespace choir::tests {
 namespace {
@@ -22,18 +22,6 @@ using Clock = std::chrono::steady_clock;
 
 const std::string endless = "train.steps=1000000 checkpoint.every=5 ";
 
-bool says(const std::string& text, const std::string& words) { return text.find(words) != std::string::npos; }
-
-/// Waits until `condition` is true; false after two minutes.
-bool wait_until(const std::function<bool()>& condition) {
-  const auto limit = Clock::now() + std::chrono::minutes(2);
-  while (!condition()) {
-    if (Clock::now() > limit) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  }
-  return true;
-}
-
 /// Sends `signals` in turn, every few milliseconds, until the command has ended. Returns its exit code.
 int signal_until_it_ends(pid_t child, const std::vector<int>& signals) {
   int status = 0;
@@ -42,50 +30,6 @@ int signal_until_it_ends(pid_t child, const std::vector<int>& signals) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
-/// The environment for tests/launch/faults: calls of `call` on files whose path contains `part` wait as long as the
-/// file `hold` exists. Then `hold`.held exists too.
-std::string held(const std::string& call, const std::string& part, const std::string& hold) {
-  return "export LD_PRELOAD=" CHOIR_TEST_FAULTS " FAULT_CALL=" + call + " FAULT_PATH=" + part + " FAULT_HOLD=" + hold +
-         "; ";
-}
-
-void create(const std::string& path) { std::ofstream(path) << "x"; }
-
-/// The shell command of launch/train with the program that was built with the tests.
-std::string launch_train(const Workshop& shop, const std::string& arguments,
-                         const std::string& program = CHOIR_BINARY) {
-  fs::create_directories(shop.path("tmp"));
-  return "export TMPDIR=" + shop.path("tmp") + " CHOIR=" + program +
-         " RANKS=2; exec " CHOIR_SOURCE_DIR "/launch/train " + shop.path("tiny.yaml") +
-         " train.folder=" + shop.path("run") + " parallel.tensor=2 " + arguments;
-}
-
-/// A program in place of choir, whose verb train runs `script` first.
-std::string wrapper(const Workshop& shop, const std::string& script) {
-  const std::string path = shop.path("wrapper");
-  std::ofstream(path) << "#!/bin/bash\n[ $1 = train ] || exec " CHOIR_BINARY " \"$@\"\n"
-                      << script << "\nexec " CHOIR_BINARY " \"$@\"\n";
-  chmod(path.c_str(), 0755);
-  return path;
-}
-
-/// The processes whose parent is `parent`, with `name` as their program.
-std::vector<pid_t> children(pid_t parent, const std::string& name) {
-  std::istringstream processes(shell("pgrep -x " + name + " -P " + std::to_string(parent)).output);
-  std::vector<pid_t> found;
-  for (pid_t process = 0; processes >> process;) found.push_back(process);
-  return found;
-}
-
-/// The mpirun that launch/train in process `launcher` has started, and its ranks. Open MPI 5's becomes prterun.
-std::vector<pid_t> job_of(pid_t launcher) {
-  std::vector<pid_t> job = children(launcher, "mpirun");
-  if (job.empty()) job = children(launcher, "prterun");
-  if (job.empty()) return job;
-  for (const pid_t rank : children(job.front(), "choir")) job.push_back(rank);
-  return job;
 }
 
 /// The job's folders of a launch/train with TMPDIR=tmp: in it, and of the same names in /dev/shm.

@@ -1,0 +1,122 @@
+// launch/train --supervise: what is started again, how often, and what is not. And a start that waits for its folder.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tests/launch/jobs.h"
+
+namespace choir::tests {
+namespace {
+
+std::vector<nlohmann::json> restarts(const Workshop& shop) {
+  std::vector<nlohmann::json> lines;
+  std::ifstream file(shop.path("run") + "/logs/restarts.jsonl");
+  for (std::string line; std::getline(file, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+std::string log_of(const Workshop& shop) { return read(shop.path("log")); }
+
+/// Writes a line to the file `starts` at each start of rank 0, then `script`.
+std::string counted(const Workshop& shop, const std::string& script) {
+  return wrapper(shop, "[ $OMPI_COMM_WORLD_RANK = 1 ] || echo >>" + shop.path("starts") + "\n" + script);
+}
+
+std::ptrdiff_t starts(const Workshop& shop) {
+  const std::string lines = read(shop.path("starts"));
+  return std::count(lines.begin(), lines.end(), '\n');
+}
+
+TEST(Supervise, ARunWhoseRanksDieGoesOnWithTheLossesOfAnUndisturbedOne) {
+  const Workshop shop;
+  const std::string words = "train.steps=60 checkpoint.every=5 ";
+  const Finished whole = shop.train(2, "whole", "parallel.tensor=2 " + words);
+  ASSERT_EQ(whole.code, 0) << whole.output;
+
+  const pid_t launcher = start(launch_train(shop, words + "--supervise"), shop.path("log"));
+  for (const double step : {12.0, 31.0}) {
+    std::vector<pid_t> job;
+    ASSERT_TRUE(reach(shop, "run", step)) << log_of(shop);
+    ASSERT_TRUE(wait_until([&] { return (job = job_of(launcher)).size() == 3; })) << log_of(shop);
+    kill(job.back(), SIGKILL);
+    const auto dead = static_cast<std::size_t>(step) / 12;
+    ASSERT_TRUE(wait_until([&] { return restarts(shop).size() == dead; })) << log_of(shop);
+  }
+  EXPECT_EQ(wait_for(launcher), 0) << log_of(shop);
+  EXPECT_EQ(shop.metric("run", "loss"), shop.metric("whole", "loss"));
+  EXPECT_EQ(shop.metric("run", "held_out_loss"), shop.metric("whole", "held_out_loss"));
+  EXPECT_TRUE(says(log_of(shop), "2 restarts; ")) << log_of(shop);
+  for (const nlohmann::json& restart : restarts(shop)) {
+    EXPECT_EQ(restart["code"], 137);
+    EXPECT_EQ(restart["reason"], "SIGKILL has ended a rank");
+    EXPECT_GE(restart["step"], restart["from"]);
+    EXPECT_EQ(restart["from"].get<int>() % 5, 0);
+  }
+}
+
+TEST(Supervise, WithoutANewCheckpointItGivesUp) {
+  const Workshop shop;
+  const pid_t launcher =
+      start(launch_train(shop, "train.restarts=2 --supervise", counted(shop, "kill -KILL $$")), shop.path("log"));
+  EXPECT_EQ(wait_for(launcher), 137) << log_of(shop);
+  EXPECT_EQ(starts(shop), 3) << log_of(shop);
+  EXPECT_TRUE(says(log_of(shop), "2 restarts have made no checkpoint (train.restarts = 2): giving up")) << log_of(shop);
+}
+
+TEST(Supervise, MistakesAndLossesThatAreNotFiniteAreNotRepeated) {
+  struct Case {
+    std::string words;
+    int code;
+  };
+  const Case cases[] = {{"data.path=/nowhere/tokens.h5", 2},
+                        {"optimizer.kind=sgd optimizer.rate=1e30 optimizer.clip=0", 3}};
+  for (const auto& [words, code] : cases) {
+    const Workshop shop;
+    const pid_t launcher = start(launch_train(shop, words + " --supervise", counted(shop, "")), shop.path("log"));
+    EXPECT_EQ(wait_for(launcher), code) << log_of(shop);
+    EXPECT_EQ(starts(shop), 1) << log_of(shop);
+  }
+}
+
+TEST(Supervise, ASignalBetweenTwoStartsEndsIt) {
+  const Workshop shop;
+  const pid_t launcher =
+      start(launch_train(shop, "train.restarts=100 --supervise", counted(shop, "kill -KILL $$")), shop.path("log"));
+  ASSERT_TRUE(wait_until([&] { return says(log_of(shop), "starting again from step 0 in 4 s"); })) << log_of(shop);
+  kill(launcher, SIGTERM);
+  EXPECT_EQ(wait_for(launcher), 75) << log_of(shop);
+  EXPECT_EQ(starts(shop), 3) << log_of(shop);
+}
+
+TEST(LockWait, AStartWaitsForTheRunThatUsesTheFolder) {
+  const Workshop shop;
+  const pid_t first =
+      start(shop.train_command_alone("run", "train.steps=1000000 checkpoint.every=5"), shop.path("log"));
+  ASSERT_TRUE(reach(shop, "run", 7)) << log_of(shop);
+  const Finished refused = shell(shop.train_command_alone("run", "--resume train.lock_wait=0.5"));
+  EXPECT_EQ(refused.code, 2) << refused.output;
+  EXPECT_TRUE(contains(refused, "waiting for it, at most 0.5 s (train.lock_wait)")) << refused.output;
+  EXPECT_TRUE(contains(refused, "is in use: process " + std::to_string(first))) << refused.output;
+
+  const std::string waits = shop.train_command_alone("run", "--resume train.steps=1000000 train.lock_wait=600");
+  const auto start_waiting = [&](const std::string& log) {
+    const pid_t second = start(waits, shop.path(log));
+    EXPECT_TRUE(wait_until([&] { return says(read(shop.path(log)), "waiting for it"); })) << read(shop.path(log));
+    return second;
+  };
+  const pid_t stopped = start_waiting("log2");
+  kill(stopped, SIGUSR1);
+  EXPECT_EQ(wait_for(stopped), 75) << read(shop.path("log2"));
+  const pid_t second = start_waiting("log3");
+  kill(first, SIGUSR1);
+  EXPECT_EQ(wait_for(first), 75) << log_of(shop);
+  ASSERT_TRUE(wait_until([&] { return says(read(shop.path("log3")), "resuming "); })) << read(shop.path("log3"));
+  kill(second, SIGUSR1);
+  EXPECT_EQ(wait_for(second), 75) << read(shop.path("log3"));
+}
+
+}  // namespace
+}  // namespace choir::tests
