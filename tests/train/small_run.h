@@ -365,9 +365,12 @@ struct SmallRun {
     return trainer.step(index + 1, read_random(trainer.config().model, index));
   }
   /// Leaves the gradients of step `index`.
-  void compute_gradients(std::int64_t index = 0) {
+  BatchLoss compute_gradients(std::int64_t index = 0) {
+    return compute_gradients(index, read_random(trainer.config().model, index));
+  }
+  BatchLoss compute_gradients(std::int64_t index, const ReadSample& read) {
     of_step(index);
-    trainer.compute_gradients(index + 1, read_random(trainer.config().model, index));
+    return trainer.compute_gradients(index + 1, read);
   }
   /// From now on tokens choose the experts that they chose in the same steps of `other`: between layouts a choice may
   /// differ if two scores are equal up to rounding.
