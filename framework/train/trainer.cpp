@@ -162,7 +162,7 @@ AttentionSpec Trainer::attention_spec() const {
   return {.heads = {model.attention.heads, model.kv_heads(), mesh_.shape.tensor},
           .tensor_rank = share_.rank,
           .head_width = model.head_width(),
-          .window = model.attention.window};
+          .band = attention_band(model)};
 }
 
 ContextKind Trainer::context_kind() const {

@@ -39,7 +39,7 @@ double loss_of(SmallRun& run, const BatchLoss& loss) {
 }
 
 TEST(Targets, GradientsAreThoseOfTheMeanOverTheTargetsOfTheWholeBatch) {
-  for (const char* name : {"gpt", "window_8_of_2", "experts"}) {
+  for (const char* name : {"gpt", "window_8_of_2", "experts", "encoder"}) {
     const ModelConfig model = small_model(name);
     const ReadSample read = read_uneven(model);
     const double bound = rounding_bound(model, batch * model.context, DType::f32);
