@@ -150,9 +150,9 @@ Tensor Experts::backward(const Tensor& dy, const Saved& saved, Context& context)
 
   // Each tensor rank has the part of its hidden columns, of the gradients of scores too. One adds the balance loss.
   const bool balances = context.mesh.tensor->rank() == 0 && context.row_scale > 0;
-  const Tensor exact = ops::route_gradient(runtime, saved.logits, saved.routed, dweights, shape_.score,
-                                           balances ? balance(saved.counts, context.row_scale) : ops::BalanceLoss{},
-                                           context.rows.map());
+  const Tensor exact =
+      ops::route_gradient(runtime, saved.logits, saved.routed, dweights, shape_.score,
+                          balances ? balance(saved.counts, context.row_scale) : ops::BalanceLoss{}, context.rows.map());
   const Tensor dlogits = runtime.empty({exact.rows(), exact.width()}, dy.dtype());
   ops::narrow(runtime, exact, dlogits);
   const Tensor of_router = ops::linear_input_gradient(runtime, "router", dlogits, router_->value);

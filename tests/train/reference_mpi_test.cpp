@@ -77,7 +77,7 @@ void load_weights(Trainer& trainer, const ReferenceFile& file) {
 
 std::vector<std::string> reference_files() {
   if (device_is_simulated()) return {"gpt", "llama"};
-  return {"gpt", "llama", "five_heads", "window", "gelu_erf", "no_positions"};
+  return {"gpt", "llama", "five_heads", "window", "gelu_erf", "no_positions", "encoder", "encoder_window"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
