@@ -31,6 +31,19 @@ constexpr Band causal_band(std::int64_t q_length, std::int64_t kv_length, std::i
   return {window > 0 && window < kv_length ? offset - window + 1 : -unlimited, offset};
 }
 
+/// Both sides are seen: of the tokens of one sequence, each sees itself and window - 1 on either side, or all if
+/// `window` is 0.
+constexpr Band window_band(std::int64_t window = 0) { return window > 0 ? Band{1 - window, window - 1} : full_band(); }
+
+/// The band between queries and keys of which the first stand at these positions, if `positions` is the band of all:
+/// query i and key j stand at first_query + i and first_key + j.
+constexpr Band band_between(Band positions, std::int64_t first_query, std::int64_t first_key) {
+  const auto shifted = [&](std::int64_t end) {
+    return end == unlimited || end == -unlimited ? end : end + first_query - first_key;
+  };
+  return {shifted(positions.first), shifted(positions.last)};
+}
+
 /// The indices begin, begin + 1, ..., end - 1: none if begin >= end.
 template <class Index>
 struct IndexRange {

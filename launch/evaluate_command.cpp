@@ -5,7 +5,7 @@
 
 #include "framework/core/quantity.h"
 #include "framework/data/sampler.h"
-#include "framework/train/held_out.h"
+#include "framework/train/samples.h"
 #include "framework/train/snapshot.h"
 #include "launch/checkpoint_path.h"
 
@@ -40,7 +40,7 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
   const TokenFile file(config.data.path);
   throw_if_any(check_tokenizer(file, tokenizer_of(reader).digest(), reader.path()));
   const Sampler sampler(file, sampler_options(config, file, &reader));
-  const HeldOut text = held_out(sampler, config.train.evaluate_sequences);
+  const HeldOut text = held_out(config, sampler);
   if (text.all == 0)
     throw ConfigError(Problem{.what = config.data.path + " has no held-out text",
                               .fix = "set data.held_out above 0, or name another data.path"});

@@ -1,4 +1,6 @@
 // choir generate CHECKPOINT [key=value ...]: text from a checkpoint, on one rank.
+#include <fmt/format.h>
+
 #include "framework/core/quantity.h"
 #include "framework/train/generate.h"
 #include "framework/train/snapshot.h"
@@ -25,6 +27,12 @@ int generate_text(CommandLine& line, const Arguments& arguments) {
   words.insert(words.end(), arguments.words.begin(), arguments.words.end());
   const Config config = config_of(reader, words);
   throw_if_any(validate(config, process.ranks()));
+  if (config.model.family != ModelFamily::decoder)
+    throw ConfigError(Problem{
+        .what = fmt::format("choir generate: {} has model.family = {}", reader.path(), name_of(config.model.family)),
+        .why = "an encoder finds tokens between others that it sees on both sides; it does not "
+               "continue a text",
+        .fix = "choir evaluate measures how well it finds them"});
   const Tokenizer tokenizer = tokenizer_of(reader);
   const LoadedModel model = load_model(reader, config, process);
   write_now(config.generate.prompt);

@@ -55,7 +55,7 @@ int prepare_tokens(ConfigArguments arguments, bool binary) {
     throw_if_any(check_fits(*options.given, "data.tokenizer.model = " + model, config.model, config.data.tokenizer));
   }
   if (options.tokenizer.kind == TokenizerKind::sentencepiece && options.tokenizer.vocabulary == 0)
-    options.tokenizer.vocabulary = config.model.vocabulary;
+    options.tokenizer.vocabulary = config.model.text_vocabulary();
   if (const auto folder = std::filesystem::path(options.output).parent_path(); !folder.empty())
     std::filesystem::create_directories(folder);
 

@@ -43,9 +43,11 @@ struct Context {
   DeferredWork* deferred = nullptr;      ///< where linear layers leave their weight gradients; null: computed at once
   const KeyValueCache* cache = nullptr;  ///< of the layer at hand, in generation
   bool training = true;                  ///< false: no dropout
-  double loss_scale = 0;                 ///< gradients are those of loss_scale * the losses; 0: no gradient is wanted
-  Tensor expert_sums{};                  ///< [3] f64: kernels::ExpertSums adds to it; empty: nothing is counted
-  ChoiceRecord* choices = nullptr;       ///< null: choices are neither written nor replayed
+  /// Of losses that every row has, the balance of experts: gradients are those of row_scale * their sum. 0: no gradient
+  /// is wanted.
+  double row_scale = 0;
+  Tensor expert_sums{};             ///< [3] f64: kernels::ExpertSums adds to it; empty: nothing is counted
+  ChoiceRecord* choices = nullptr;  ///< null: choices are neither written nor replayed
 };
 
 }  // namespace choir

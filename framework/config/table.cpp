@@ -35,7 +35,8 @@ std::vector<Field> fields(AttentionConfig& c) {
        planned({"alibi"}, "ALiBi is not built yet")},
       {"model.attention.rotary_base", &c.rotary_base, "base of the rotary wavelengths", positive()},
       {"model.attention.window", &c.window,
-       "a token sees itself and the window - 1 tokens before it; 0: all earlier ones", at_least(0)},
+       "a token sees itself and the window - 1 tokens before it, in an encoder on either side; 0: all of them",
+       at_least(0)},
   };
 }
 
@@ -82,11 +83,15 @@ std::vector<Field> fields(NormConfig& c) {
 
 std::vector<Field> fields(ModelConfig& c) {
   return {
-      {"model.family", &c.family, "which transformer",
-       planned({"encoder", "encoder_decoder", "vision"}, "only decoder models are built")},
+      {"model.family", &c.family,
+       "decoder: a token sees those before it, and the next one is the target; encoder: a token sees all, and masked "
+       "ones "
+       "are the targets",
+       planned({"encoder_decoder", "vision"}, "only decoder and encoder models are built")},
       {"model.layers", &c.layers, "transformer blocks", at_least(1)},
       {"model.width", &c.width, "width of the residual stream", at_least(1)},
-      {"model.vocabulary", &c.vocabulary, "token ids run from 0 to vocabulary - 1", at_least(1)},
+      {"model.vocabulary", &c.vocabulary,
+       "token ids run from 0 to vocabulary - 1, which is the mask token of an encoder", at_least(1)},
       {"model.context", &c.context, "tokens in a training sequence; the most positions", at_least(1)},
       {"model.tied", &c.tied, "the output head is the transposed token embedding"},
       {"model.bias", &c.bias, "biases in linear layers and in layer norm"},
@@ -99,8 +104,8 @@ std::vector<Field> fields(ModelConfig& c) {
 std::vector<Field> fields(TokenizerConfig& c) {
   return {
       {"data.tokenizer.kind", &c.kind, "how `choir prepare` turns text into tokens"},
-      {"data.tokenizer.vocabulary", &c.vocabulary, "tokens to train; 0: model.vocabulary; bytes: always 257",
-       at_least(0)},
+      {"data.tokenizer.vocabulary", &c.vocabulary,
+       "tokens to train; 0: model.vocabulary, less the mask token of an encoder; bytes: always 257", at_least(0)},
       {"data.tokenizer.model", &c.model,
        "a given tokenizer: of a SentencePiece model, a token file, a checkpoint or a run; empty: train one on the "
        "corpus"},
@@ -113,6 +118,23 @@ std::vector<Field> fields(DataConfig& c) {
   return {
       {"data.path", &c.path, "the token file (HDF5) that `choir prepare` writes and training reads"},
       {"data.held_out", &c.held_out, "share of the text, at the end, kept for evaluation", below_one()},
+  };
+}
+
+std::vector<Field> fields(MaskedConfig& c) {
+  return {
+      {"data.masked.share",
+       &c.share,
+       "encoder: share of the tokens that are targets",
+       {.least = 0, .most = 1, .above_least = true}},
+      {"data.masked.mask_token",
+       &c.mask_token,
+       "encoder: share of the targets that it reads as the mask token",
+       {.least = 0, .most = 1}},
+      {"data.masked.random_token",
+       &c.random_token,
+       "encoder: share of the targets that it reads as a random token; it reads the others as they are",
+       {.least = 0, .most = 1}},
   };
 }
 
@@ -301,6 +323,7 @@ std::vector<Field> table(Config& config) {
   add(fields(config.model.norm));
   add(fields(config.data));
   add(fields(config.data.tokenizer));
+  add(fields(config.data.masked));
   add(fields(config.train));
   add(fields(config.train.attention));
   add(fields(config.optimizer));

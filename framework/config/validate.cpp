@@ -87,6 +87,7 @@ class Validator {
     }
     check_heads();
     check_tokenizer();
+    check_masked();
     check_precision();
     check_cpu_kernels();
     check_schedule();
@@ -105,6 +106,7 @@ class Validator {
 
   void check_heads();
   void check_tokenizer();
+  void check_masked();
   void check_precision();
   void check_cpu_kernels();
   void check_schedule();
@@ -152,13 +154,37 @@ void Validator::check_tokenizer() {
         fmt::format("the byte tokenizer has {} tokens: one per byte, and the end of a document", byte_tokens),
         fmt::format("set data.tokenizer.vocabulary to 0 or {}", byte_tokens));
   const std::int64_t tokens = bytes ? byte_tokens : t.vocabulary;
-  if (tokens > config_.model.vocabulary)
-    add(fmt::format("model.vocabulary = {} is below the {} tokens of the tokenizer ({})", config_.model.vocabulary,
-                    tokens,
-                    bytes ? std::string("data.tokenizer.kind = bytes")
-                          : fmt::format("data.tokenizer.vocabulary = {}", t.vocabulary)),
+  const ModelConfig& m = config_.model;
+  if (tokens <= m.text_vocabulary()) return;
+  const std::string whose =
+      bytes ? std::string("data.tokenizer.kind = bytes") : fmt::format("data.tokenizer.vocabulary = {}", t.vocabulary);
+  if (tokens > m.vocabulary)
+    add(fmt::format("model.vocabulary = {} is below the {} tokens of the tokenizer ({})", m.vocabulary, tokens, whose),
         "a token without a row in the embedding cannot be read",
-        fmt::format("set model.vocabulary to {} or more", tokens));
+        fmt::format("set model.vocabulary to {} or more", tokens + m.vocabulary - m.text_vocabulary()));
+  else
+    add(fmt::format("model.vocabulary = {} leaves no id for the mask token beside the {} tokens of the tokenizer ({})",
+                    m.vocabulary, tokens, whose),
+        "the last id of an encoder is its mask token, which is not a token of text",
+        fmt::format("set model.vocabulary to {} or more", tokens + 1));
+}
+
+void Validator::check_masked() {
+  const MaskedConfig& masked = config_.data.masked;
+  if (config_.model.family == ModelFamily::decoder) {
+    for (const Difference& changed : differences(Config{}, config_))
+      if (changed.key.starts_with("data.masked."))
+        add(fmt::format("{} = {} with model.family = decoder", changed.key, changed.right),
+            "a decoder predicts every next token; only an encoder has masked ones",
+            fmt::format("delete {}, or set model.family to encoder", changed.key));
+    return;
+  }
+  if (!are_sound({"data.masked.mask_token", "data.masked.random_token"})) return;
+  if (masked.mask_token + masked.random_token > 1)
+    add(fmt::format("data.masked.mask_token = {} and data.masked.random_token = {} are together more than 1",
+                    masked.mask_token, masked.random_token),
+        "both are shares of the targets, and a target is read as one of them or as it is",
+        "set them to numbers whose sum is 1 or less");
 }
 
 void Validator::check_precision() {

@@ -23,10 +23,21 @@ struct TokenizerConfig {
   bool operator==(const TokenizerConfig&) const = default;
 };
 
+/// What an encoder learns from (data/masking.h). The values are BERT's.
+struct MaskedConfig {
+  double share = 0.15;      ///< of the tokens: these are the targets
+  double mask_token = 0.8;  ///< of the targets: the encoder reads the mask token
+  double random_token =
+      0.1;  ///< of the targets: it reads another token, drawn at random; it reads the others as they are
+
+  bool operator==(const MaskedConfig&) const = default;
+};
+
 struct DataConfig {
   std::string path;           ///< the token file (HDF5) that `choir prepare` writes and training reads
   double held_out = 0.05;     ///< share of the text, at the end, kept for evaluation
   TokenizerConfig tokenizer;  ///< for `choir prepare`
+  MaskedConfig masked;        ///< for encoders
 
   bool operator==(const DataConfig&) const = default;
 };

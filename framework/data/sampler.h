@@ -53,6 +53,7 @@ class Sampler {
   /// Bytes of text that the targets stand for; -1 stands for none.
   std::int64_t target_bytes(std::span<const std::int32_t> targets) const;
 
+  const Tokenizer& tokenizer() const { return file_.tokenizer(); }
   /// Tokens [0, first_held_out_token()) are for training, the rest is held out.
   std::int64_t first_held_out_token() const { return first_held_out_token_; }
 

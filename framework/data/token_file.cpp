@@ -229,12 +229,18 @@ std::vector<Problem> check_fits(const Tokenizer& of, const std::string& owner, c
   if (of.kind() != name_of(wanted.kind)) return another("data.tokenizer.kind", of.kind(), name_of(wanted.kind));
   if (wanted.vocabulary != 0 && of.vocabulary() != wanted.vocabulary)
     return another("data.tokenizer.vocabulary", of.vocabulary(), wanted.vocabulary);
-  if (of.vocabulary() <= model.vocabulary) return {};
-  return {
-      {.what = fmt::format("model.vocabulary = {} is less than the {} tokens of {}", model.vocabulary, of.vocabulary(),
-                           owner),
-       .why = "ids beyond the vocabulary have no embedding",
-       .fix = fmt::format("set model.vocabulary to {} or more, or choir prepare with fewer tokens", of.vocabulary())}};
+  if (of.vocabulary() <= model.text_vocabulary()) return {};
+  if (of.vocabulary() == model.vocabulary)
+    return {{.what = fmt::format("model.vocabulary = {} leaves no id for the mask token beside the {} tokens of {}",
+                                 model.vocabulary, of.vocabulary(), owner),
+             .why = "the last id of an encoder is its mask token, which is not a token of text",
+             .fix = fmt::format("set model.vocabulary to {} or more, or choir prepare with fewer tokens",
+                                of.vocabulary() + 1)}};
+  return {{.what = fmt::format("model.vocabulary = {} is less than the {} tokens of {}", model.vocabulary,
+                               of.vocabulary(), owner),
+           .why = "ids beyond the vocabulary have no embedding",
+           .fix = fmt::format("set model.vocabulary to {} or more, or choir prepare with fewer tokens",
+                              of.vocabulary() + model.vocabulary - model.text_vocabulary())}};
 }
 
 std::vector<Problem> check_fits(const TokenFile& file, const ModelConfig& model, const TokenizerConfig& tokenizer) {

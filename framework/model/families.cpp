@@ -13,6 +13,8 @@ std::vector<PartSpec> make_parts(const ModelConfig& config, bool recompute) {
   switch (config.family) {
     case ModelFamily::decoder:
       return decoder_parts(config, recompute);
+    case ModelFamily::encoder:
+      return encoder_parts(config, recompute);
   }
   std::abort();  // all values are above
 }
@@ -20,7 +22,18 @@ std::vector<PartSpec> make_parts(const ModelConfig& config, bool recompute) {
 std::int64_t num_parts(const ModelConfig& config) {
   switch (config.family) {
     case ModelFamily::decoder:
+    case ModelFamily::encoder:
       return std::min(config.layers, std::numeric_limits<std::int64_t>::max() - 2) + 2;  // embedding and head
+  }
+  std::abort();  // all values are above
+}
+
+kernels::Band attention_band(const ModelConfig& config) {
+  switch (config.family) {
+    case ModelFamily::decoder:
+      return decoder_band(config);
+    case ModelFamily::encoder:
+      return encoder_band(config);
   }
   std::abort();  // all values are above
 }
@@ -39,8 +52,7 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const double with_experts = d(c.experts.chosen + c.experts.shared - 1) * feed_forward + d(c.experts.count * c.width);
   const double parameters =
       d(c.layers) * block + d(c.blocks_with_experts()) * with_experts + d(c.vocabulary) * d(c.width);
-  const kernels::Band band = kernels::causal_band(c.context, c.context, c.attention.window);
-  const double pairs = d(kernels::VisiblePairs<std::int64_t>(band, c.context, c.context).count());
+  const double pairs = d(kernels::VisiblePairs<std::int64_t>(attention_band(c), c.context, c.context).count());
   const double attention = 3 * 4 * pairs * d(c.attention.heads) * d(c.head_width()) * d(c.layers);
   return d(sequences) * (6 * parameters * d(c.context) + attention);
 }

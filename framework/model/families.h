@@ -5,6 +5,7 @@
 
 #include "framework/model/model_config.h"
 #include "framework/model/part.h"
+#include "kernels/band.h"
 
 namespace choir {
 
@@ -20,10 +21,16 @@ std::int64_t num_parts(const ModelConfig&);
 ParameterStore all_parameters(const ModelConfig&);
 
 std::vector<PartSpec> decoder_parts(const ModelConfig&, bool recompute);  // GPT, Llama: decoder.cpp
+kernels::Band decoder_band(const ModelConfig&);
+std::vector<PartSpec> encoder_parts(const ModelConfig&, bool recompute);  // masked tokens: encoder.cpp
+kernels::Band encoder_band(const ModelConfig&);
+
+/// Which positions of a sequence a token sees, from its own.
+kernels::Band attention_band(const ModelConfig&);
 
 /// Floating-point operations of one training step on `sequences` sequences: 6 a parameter in a matrix product and
-/// token, of the experts those that a token chooses and those shared, plus attention, of which the causal half counts.
-/// The model's own work: recomputation and padding do not count.
+/// token, of the experts those that a token chooses and those shared, plus attention, of which the pairs count that see
+/// each other. The model's own work: recomputation and padding do not count.
 double model_flops(const ModelConfig&, std::int64_t sequences);
 
 }  // namespace choir

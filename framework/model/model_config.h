@@ -8,9 +8,9 @@
 
 namespace choir {
 
-enum class ModelFamily { decoder };
+enum class ModelFamily { decoder, encoder };
 template <>
-inline constexpr auto names<ModelFamily> = std::array{"decoder"};
+inline constexpr auto names<ModelFamily> = std::array{"decoder", "encoder"};
 
 /// How a token knows its position.
 enum class Position { learned, rotary, none };
@@ -31,7 +31,7 @@ struct AttentionConfig {
   std::int64_t head_width = 0;  ///< 0: width / heads
   Position position = Position::learned;
   double rotary_base = 10000;
-  std::int64_t window = 0;  ///< 0: every earlier token is seen; w: the last w tokens
+  std::int64_t window = 0;  ///< w: a decoder's token sees the last w tokens, an encoder's w - 1 on either side; 0: all
 
   bool operator==(const AttentionConfig&) const = default;
 };
@@ -89,6 +89,8 @@ struct ModelConfig {
   ExpertsConfig experts;
   NormConfig norm;
 
+  /// Ids of text are [0, text_vocabulary()). The last id of an encoder is its mask token.
+  std::int64_t text_vocabulary() const { return vocabulary - (family == ModelFamily::encoder ? 1 : 0); }
   std::int64_t kv_heads() const { return attention.kv_heads > 0 ? attention.kv_heads : attention.heads; }
   std::int64_t head_width() const { return attention.head_width > 0 ? attention.head_width : width / attention.heads; }
   std::int64_t feed_forward_width() const { return feed_forward.width > 0 ? feed_forward.width : 4 * width; }

@@ -17,7 +17,7 @@ namespace choir {
 
 struct AttentionShapeConfig {
   std::int64_t width = 0, heads = 1, kv_heads = 1, head_width = 0;
-  std::int64_t window = 0;
+  kernels::Band band{};               ///< between positions: what a token sees
   std::int64_t rotary_positions = 0;  ///< the most positions; 0: q and k are not turned
   double rotary_base = 10000;
   bool bias = true;

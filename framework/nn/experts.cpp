@@ -149,10 +149,10 @@ Tensor Experts::backward(const Tensor& dy, const Saved& saved, Context& context)
   });
 
   // Each tensor rank has the part of its hidden columns, of the gradients of scores too. One adds the balance loss.
-  const bool balances = context.mesh.tensor->rank() == 0 && context.loss_scale > 0;
-  const Tensor exact = ops::route_gradient(runtime, saved.logits, saved.routed, dweights, shape_.score,
-                                           balances ? balance(saved.counts, context.loss_scale) : ops::BalanceLoss{},
-                                           context.rows.map());
+  const bool balances = context.mesh.tensor->rank() == 0 && context.row_scale > 0;
+  const Tensor exact =
+      ops::route_gradient(runtime, saved.logits, saved.routed, dweights, shape_.score,
+                          balances ? balance(saved.counts, context.row_scale) : ops::BalanceLoss{}, context.rows.map());
   const Tensor dlogits = runtime.empty({exact.rows(), exact.width()}, dy.dtype());
   ops::narrow(runtime, exact, dlogits);
   const Tensor of_router = ops::linear_input_gradient(runtime, "router", dlogits, router_->value);
@@ -161,7 +161,7 @@ Tensor Experts::backward(const Tensor& dy, const Saved& saved, Context& context)
   compute_weight_gradient(context, [this, dlogits, x = saved.x](Context& later) {
     ops::linear_weight_gradient(later.runtime, "router", dlogits, enter(x, later, name_.c_str()), router_->gradient);
   });
-  if (bias_ && context.loss_scale > 0) {
+  if (bias_ && context.row_scale > 0) {
     const Communicator& axis = *context.mesh.context;
     const Tensor counts = saved.counts.reshape({axis.size(), saved.counts.count() / axis.size()});
     compute_weight_gradient(context, [this, own = counts.slice_rows(axis.rank(), axis.rank() + 1),

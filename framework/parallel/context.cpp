@@ -26,13 +26,12 @@ std::int64_t most_positions(const Rows& held, std::int64_t ranks) {
 }
 
 std::vector<std::int64_t> ring_steps(const AttentionSpec& spec, std::int64_t length, std::int64_t ranks) {
-  const kernels::Band band = kernels::causal_band(length, length, spec.window);
   const auto sees_any = [&](std::int64_t here, std::int64_t there) {
     const Rows queries = context_rows(whole_rows(1, length), ranks, here);
     const Rows keys = context_rows(whole_rows(1, length), ranks, there);
     return std::any_of(queries.runs, queries.runs + runs_of_a_rank, [&](const kernels::Run& q) {
       return std::any_of(keys.runs, keys.runs + runs_of_a_rank,
-                         [&](const kernels::Run& k) { return sees(q, k, band); });
+                         [&](const kernels::Run& k) { return sees(q, k, spec.band); });
     });
   };
   std::vector<std::int64_t> steps;
@@ -47,7 +46,6 @@ std::vector<std::int64_t> ring_steps(const AttentionSpec& spec, std::int64_t len
 
 ContextWork context_work(const AttentionSpec& spec, ContextKind kind, std::int64_t length, std::int64_t ranks,
                          std::int64_t rank) {
-  const kernels::Band band = kernels::causal_band(length, length, spec.window);
   const Rows here = context_rows(whole_rows(1, length), ranks, rank);
   ContextWork work{.positions = {here.runs[0].count(), here.runs[1].count()}};
   for (const std::int64_t s : ring_steps(spec, length, ranks)) {
@@ -55,10 +53,11 @@ ContextWork context_work(const AttentionSpec& spec, ContextKind kind, std::int64
     ContextWork::Step step;
     for (const kernels::Run& q : here.runs)
       for (const kernels::Run& k : there.runs) {
-        if (!sees(q, k, band)) continue;
+        if (!sees(q, k, spec.band)) continue;
         ++step.blocks;
-        step.pairs +=
-            kernels::VisiblePairs<std::int64_t>(band_between(band, q.begin, k.begin), q.count(), k.count()).count();
+        step.pairs += kernels::VisiblePairs<std::int64_t>(kernels::band_between(spec.band, q.begin, k.begin), q.count(),
+                                                          k.count())
+                          .count();
       }
     work.steps.push_back(step);
   }

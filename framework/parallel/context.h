@@ -2,13 +2,13 @@
 // and values of positions that another rank holds; all else is computed on the rows held.
 //
 // Balance. The positions are cut into 2 c slices. Rank i of c holds slices i and 2c - 1 - i, so that under a causal
-// mask all ranks have equal work.
+// mask all ranks have equal work; under a full one they have with any slices.
 //
 //   gather   all-gather of keys and values; backward sums their gradients by a reduce-scatter
 //   ring     in step s, rank i computes with the keys and values of rank i - s, and gets those of the next step
 //            meanwhile. Parts are merged by their log-sum-exps; backward is exact with the merged one. A gradient of
 //            keys and values goes home in the step after it was computed. A step in which no query of any rank sees a
-//            key is left out (windows). Liu et al. 2023, arXiv 2310.01889
+//            key is left out (windows); with a full band no block is empty. Liu et al. 2023, arXiv 2310.01889
 //   heads    all-to-all: between two exchanges a rank has all positions of a share of the heads. Jacobs et al. 2023,
 //            arXiv 2309.14509
 #pragma once
@@ -18,6 +18,7 @@
 
 #include "framework/comm/context.h"
 #include "framework/parallel/head_partition.h"
+#include "kernels/band.h"
 
 namespace choir {
 
@@ -32,7 +33,7 @@ struct AttentionSpec {
   HeadPartition heads{};  ///< over the tensor axis
   std::int64_t tensor_rank = 0;
   std::int64_t head_width = 1;
-  std::int64_t window = 0;  ///< 0: all earlier tokens
+  kernels::Band band{};  ///< between positions of a sequence
 };
 
 /// What backward reads. `heads` has here other heads and positions than the input.

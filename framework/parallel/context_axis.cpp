@@ -12,13 +12,6 @@ HeadRange share_of_heads(const AttentionSpec& a, std::int64_t tensor_rank, std::
   return {query, {query.begin / a.heads.group_size(), (query.end - 1) / a.heads.group_size() + 1}};
 }
 
-kernels::Band band_between(kernels::Band positions, std::int64_t first_query, std::int64_t first_key) {
-  const auto shifted = [&](std::int64_t end) {
-    return end == kernels::unlimited || end == -kernels::unlimited ? end : end + first_query - first_key;
-  };
-  return {shifted(positions.first), shifted(positions.last)};
-}
-
 Tensor of_run(const Tensor& x, const Rows& rows, int run) {
   const std::int64_t begin = run == 0 ? 0 : rows.count(0);
   return x.slice_rows(begin, begin + rows.count(run));
@@ -43,8 +36,8 @@ void for_each_run(const Tensor& x, const Rows& rows, const Tensor& whole,
 
 bool sees(const kernels::Run& queries, const kernels::Run& keys, kernels::Band band) {
   if (queries.empty() || keys.empty()) return false;
-  const kernels::VisiblePairs<std::int64_t> pairs(band_between(band, queries.begin, keys.begin), queries.count(),
-                                                  keys.count());
+  const kernels::VisiblePairs<std::int64_t> pairs(kernels::band_between(band, queries.begin, keys.begin),
+                                                  queries.count(), keys.count());
   return pairs.any({0, queries.count()}, {0, keys.count()});
 }
 

@@ -21,10 +21,6 @@ HeadRange heads_of(const AttentionSpec&, std::int64_t tensor_rank);
 /// The share of context rank `rank` in the heads of a tensor rank.
 HeadRange share_of_heads(const AttentionSpec&, std::int64_t tensor_rank, std::int64_t ranks, std::int64_t rank);
 
-/// The band between queries and keys of which the first stand at these positions, if `positions` is the band of all:
-/// query i and key j stand at first_query + i and first_key + j.
-kernels::Band band_between(kernels::Band positions, std::int64_t first_query, std::int64_t first_key);
-
 /// The context axis as attention sees it.
 struct ContextAxis {
   const AttentionSpec& spec;
@@ -34,7 +30,6 @@ struct ContextAxis {
   std::int64_t ranks = communicator.size(), rank = communicator.rank();
   HeadRange held = heads_of(spec, spec.tensor_rank);
   const Rows& rows = context.rows;
-  kernels::Band band = kernels::causal_band(rows.length, rows.length, spec.window);  // between positions
 
   std::int64_t peer(std::int64_t offset) const { return (rank + offset + ranks) % ranks; }
   Rows rows_of(std::int64_t other) const {
@@ -58,7 +53,7 @@ struct ContextAxis {
             .head_width = spec.head_width,
             .group_size = spec.heads.group_size(),
             .group_offset = heads.query.begin % spec.heads.group_size(),
-            .band = band_between(band, first_query, first_key)};
+            .band = kernels::band_between(spec.band, first_query, first_key)};
   }
   Tensor zeros(Shape shape) const {
     const Tensor x = runtime.empty(std::move(shape), accumulate_type(runtime.compute_type));

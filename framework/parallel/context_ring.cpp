@@ -37,7 +37,7 @@ PendingExchange start_exchange(const ContextAxis& axis, const std::vector<Messag
 void for_each_pair(const ContextAxis& axis, const Rows& other, const std::function<void(int, int)>& body) {
   for (int keys = 0; keys < runs_of_a_rank; ++keys)
     for (int queries = 0; queries < runs_of_a_rank; ++queries)
-      if (sees(axis.rows.runs[queries], other.runs[keys], axis.band)) body(queries, keys);
+      if (sees(axis.rows.runs[queries], other.runs[keys], axis.spec.band)) body(queries, keys);
 }
 
 }  // namespace

@@ -18,11 +18,11 @@
 #include "framework/core/quantity.h"
 #include "framework/data/sampler.h"
 #include "framework/ops/elementwise.h"
-#include "framework/train/held_out.h"
 #include "framework/train/metrics_file.h"
 #include "framework/train/non_finite.h"
 #include "framework/train/product_rate.h"
 #include "framework/train/progress.h"
+#include "framework/train/samples.h"
 #include "framework/train/snapshot.h"
 #include "framework/train/trainer.h"
 
@@ -241,7 +241,7 @@ bool Run::evaluation_is_due() const {
 
 /// If a signal comes meanwhile, returns how the run is to end; the evaluation is then left to --resume.
 RunEnd Run::evaluate(Trainer& trainer) {
-  const HeldOut text = held_out(*sampler_, config_.train.evaluate_sequences);
+  const HeldOut text = held_out(config_, *sampler_);
   if (text.all == 0) return RunEnd::done;
   begin("evaluating after step");
   RunEnd end = RunEnd::done;
@@ -361,17 +361,12 @@ RunEnd Run::train() {
   const auto start_time = Clock::now();
   const std::int64_t first = position_.step;
   while (position_.step < config_.train.steps && end == RunEnd::done) {
-    const std::int64_t first_sample = position_.samples;
     ++position_.step;
     position_.held_out_loss.reset();
     begin("computing step");
     watchdog_.begin_step();
     const auto step_time = Clock::now();
-    const StepResult result = trainer.step(
-        position_.step, [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-          sampler_->train_sequence(first_sample + index, inputs, targets);
-          return std::int64_t{0};
-        });
+    const StepResult result = trainer.step(position_.step, training_samples(config_, *sampler_, position_.samples));
     watchdog_.end_step();
     if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) return diverged(trainer, result);
     position_.samples += config_.train.batch;

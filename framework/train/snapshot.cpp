@@ -229,10 +229,11 @@ std::string load_all(Trainer& trainer, const CheckpointReader& reader) {
 std::vector<Problem> check_resume(const Config& then, const Config& now) {
   std::vector<Problem> problems;
   for (const Difference& d : differences(then, now)) {
-    const bool fixed = begins_with_any(d.key, {"model.", "data.held_out", "train.seed"}) && !may_change(d);
+    const bool fixed =
+        begins_with_any(d.key, {"model.", "data.held_out", "data.masked.", "train.seed"}) && !may_change(d);
     if (fixed)
       problems.push_back({.what = d.key + " = " + d.right + ", but the run was started with " + d.left,
-                          .why = "a resumed run keeps its model, its tokens, data.held_out and train.seed",
+                          .why = "a resumed run keeps its model, its tokens, data.held_out, data.masked and train.seed",
                           .fix = "set " + d.key + "=" + d.left + ", or start a new run in another train.folder" +
                                  (d.key.starts_with("model.") ? "" : "; train.from takes the weights of this one")});
   }

@@ -162,7 +162,7 @@ AttentionSpec Trainer::attention_spec() const {
   return {.heads = {model.attention.heads, model.kv_heads(), mesh_.shape.tensor},
           .tensor_rank = share_.rank,
           .head_width = model.head_width(),
-          .window = model.attention.window};
+          .band = attention_band(model)};
 }
 
 ContextKind Trainer::context_kind() const {
@@ -170,46 +170,79 @@ ContextKind Trainer::context_kind() const {
                              mesh_.shape.context, runtime_.compute_type);
 }
 
-/// Adds to `counted` what the targets are.
-Batch Trainer::read_batch(const MicroBatch& micro_batch, const ReadSample& read, LossSum& counted) {
-  const Rows& rows = micro_batch.rows;
-  const auto tokens = static_cast<std::size_t>(rows.count()), length = static_cast<std::size_t>(rows.length);
-  std::vector<std::int32_t> ids(tokens), targets(tokens, -1), sample_ids(length), sample_targets(length);
-  if (!runtime_.device.counts_only())
-    for (std::int64_t s = 0; s < micro_batch.real; ++s) {
-      const std::int64_t bytes = read(rows.first_sample + s, sample_ids, sample_targets);
-      if (mesh_.here.context == 0) counted.bytes += bytes;  // of the whole sequence, whose positions are split
-      std::int64_t first_row = 0;
-      for (int run = 0; run < 2; first_row += rows.count(run++)) {
-        const auto [begin, end] = rows.runs[run];
-        const std::int64_t row = first_row + s * (end - begin);
-        std::copy(sample_ids.begin() + begin, sample_ids.begin() + end, ids.begin() + row);
-        std::copy(sample_targets.begin() + begin, sample_targets.begin() + end, targets.begin() + row);
-      }
+/// Samples `first_sample` to first_sample + real - 1 in a micro-batch of `sequences` sequences. The others have no
+/// targets.
+Trainer::MicroBatch Trainer::read_micro_batch(std::int64_t first_sample, std::int64_t sequences, std::int64_t real,
+                                              const ReadSample& read) const {
+  MicroBatch batch{.rows = rows(first_sample, sequences)};
+  if (runtime_.device.counts_only()) return batch;
+  const Rows& held = batch.rows;
+  const auto tokens = static_cast<std::size_t>(held.count()), length = static_cast<std::size_t>(held.length);
+  batch.ids.resize(tokens);
+  batch.targets.resize(tokens, -1);
+  std::vector<std::int32_t> sample_ids(length), sample_targets(length);
+  for (std::int64_t s = 0; s < real; ++s) {
+    const std::int64_t bytes = read(first_sample + s, sample_ids, sample_targets);
+    if (mesh_.here.context == 0) batch.bytes += bytes;
+    std::int64_t first_row = 0;
+    for (int run = 0; run < 2; first_row += held.count(run++)) {
+      const auto [begin, end] = held.runs[run];
+      const std::int64_t row = first_row + s * (end - begin);
+      std::copy(sample_ids.begin() + begin, sample_ids.begin() + end, batch.ids.begin() + row);
+      std::copy(sample_targets.begin() + begin, sample_targets.begin() + end, batch.targets.begin() + row);
     }
-  counted.tokens += std::count_if(targets.begin(), targets.end(), [](std::int32_t token) { return token >= 0; });
-  return {ops::to_device(runtime_, ids, DType::i32), ops::to_device(runtime_, targets, DType::i32)};
+  }
+  batch.num_targets =
+      std::count_if(batch.targets.begin(), batch.targets.end(), [](std::int32_t token) { return token >= 0; });
+  return batch;
 }
 
-/// Executes the steps of this stage. Returns how many targets this rank's losses are of.
-LossSum Trainer::run(const std::vector<StageStep>& steps, const MicroBatchOf& micro_batch_at, const Loss& loss,
-                     bool training, const ReadSample& read) {
+/// The number of targets of the global batch, of which `mine` are the micro-batches of this rank. Every stage has read
+/// the same ones, so the ranks with other rows are enough. Collective.
+std::int64_t Trainer::count_targets(std::int64_t step, const std::vector<MicroBatch>& mine) {
+  double targets = 0;
+  for (const MicroBatch& batch : mine) targets += static_cast<double>(batch.num_targets);
+  const Tensor sum = ops::to_device(runtime_, std::vector<double>{targets}, DType::f64);
+  mesh_.gradient->all_reduce(sum, Reduce::sum, runtime_.device.compute(), "targets");
+  ops::download(runtime_, sum, &targets);
+  if (runtime_.device.counts_only()) return config_.train.batch * config_.model.context;
+  if (targets == 0)
+    throw Error({.what = fmt::format("step {}: no token of the batch is a target", step),
+                 .why = "the loss of a step is the mean over its targets",
+                 .fix = "use a larger train.batch, or data with targets"});
+  return static_cast<std::int64_t>(targets);
+}
+
+Batch Trainer::upload(const MicroBatch& batch) {
+  const auto to_device = [&](const std::vector<std::int32_t>& host) {
+    const Tensor tensor = runtime_.empty({batch.rows.count()}, DType::i32);
+    ops::upload(runtime_, host.data(), tensor);
+    return tensor;
+  };
+  return {.ids = to_device(batch.ids), .targets = to_device(batch.targets)};
+}
+
+/// Executes the steps of this stage on the micro-batches that they name.
+void Trainer::run(const std::vector<StageStep>& steps, const std::vector<MicroBatch>& micro_batches, const Loss& loss,
+                  bool training) {
+  const auto at = [&](int micro_batch) -> const MicroBatch& {
+    return micro_batches[static_cast<std::size_t>(micro_batch)];
+  };
   const auto context_of = [&](int micro_batch) {
     Context here = context();
-    here.rows = micro_batch_at(micro_batch).rows;
+    here.rows = at(micro_batch).rows;
     here.training = training;
-    here.loss_scale = loss.gradient ? loss.scale : 0;
+    here.row_scale = loss.gradient ? row_scale() : 0;
     if (loss.gradient) here.expert_sums = expert_sums_;
     return here;
   };
   const auto shape_between_parts = [&](int micro_batch) -> Shape {
-    return {micro_batch_at(micro_batch).rows.share().block, config_.model.width};
+    return {at(micro_batch).rows.share().block, config_.model.width};
   };
   int last = 0;
   for (const StageStep& step : steps)
     if (step.action) last = std::max(last, step.action->micro_batch);
 
-  LossSum counted;
   StageExchange between(pipeline_);
   std::map<std::pair<int, int>, Stage::Saved> saved;  // by micro-batch and chunk
   for (const StageStep& step : steps) {
@@ -223,11 +256,8 @@ LossSum Trainer::run(const std::vector<StageStep>& steps, const MicroBatchOf& mi
     switch (kind) {
       case Action::Kind::forward: {
         const Tensor x = between.take(kind, m, piece, here);
-        const bool first_piece = piece == 0, last_piece = piece == pipeline_.pieces() - 1;
-        LossSum not_counted;
-        const Batch batch = first_piece || last_piece
-                                ? read_batch(micro_batch_at(m), read, last_piece ? counted : not_counted)
-                                : Batch{};
+        const bool reads = piece == 0 || piece == pipeline_.pieces() - 1;
+        const Batch batch = reads ? upload(at(m)) : Batch{};
         between.put(kind, m, piece, stage_.forward(chunk, x, batch, loss, state, here, *shards_));
         break;
       }
@@ -245,10 +275,12 @@ LossSum Trainer::run(const std::vector<StageStep>& steps, const MicroBatchOf& mi
     }
     if (state.parts.empty() && state.weights.empty()) saved.erase({m, chunk});
   }
-  return counted;
 }
 
-Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
+/// A mean over the rows of the global batch is the sum over them, times this.
+double Trainer::row_scale() const { return 1.0 / static_cast<double>(config_.train.batch * config_.model.context); }
+
+BatchLoss Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
   const kernels::StepScalars scalars =
       optimizer_->scalars(step, learning_rate(config_.optimizer, step, config_.train.steps));
   ops::upload(runtime_, &scalars, runtime_.scalars);
@@ -257,20 +289,21 @@ Tensor Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
   ops::fill(runtime_, loss_sum_, 0.0f);
   if (expert_sums_) ops::fill(runtime_, expert_sums_, 0.0f);
 
-  // Training windows are full, so every rank knows the global number of target tokens.
-  const double scale = 1.0 / static_cast<double>(config_.train.batch * config_.model.context);
-  const std::int64_t first = mesh_.here.data * micro_batches() * micro_batch_;
-  const MicroBatchOf micro_batch_at = [&](int m) {
-    return MicroBatch{.rows = rows(first + m * micro_batch_, micro_batch_), .real = micro_batch_};
-  };
-  run(schedule_, micro_batch_at, {.sum = loss_sum_, .scale = scale, .gradient = true}, true, read);
+  // The whole batch is read before the first backward: gradients are divided by the number of its targets.
+  std::vector<MicroBatch> mine;
+  for (std::int64_t m = 0; m < micro_batches(); ++m)
+    mine.push_back(
+        read_micro_batch((mesh_.here.data * micro_batches() + m) * micro_batch_, micro_batch_, micro_batch_, read));
+  const std::int64_t targets = count_targets(step, mine);
+  const double scale = 1.0 / static_cast<double>(targets);
+  run(schedule_, mine, {.sum = loss_sum_, .scale = scale, .gradient = true}, true);
   stage_.sum_shared_tables(all);
   for (int group = 0; group < store_.groups(); ++group)
     if (stage_.shares(group)) shards_->final(group, all);
   shards_->finish(all);
   sum_over_rows_and_stages(loss_sum_, mesh_, "loss");
   if (expert_sums_) sum_over_rows_and_stages(expert_sums_, mesh_, "choices of experts");
-  return loss_sum_;
+  return {.sum = loss_sum_, .targets = targets};
 }
 
 Tensor Trainer::update() {
@@ -279,20 +312,19 @@ Tensor Trainer::update() {
 }
 
 StepResult Trainer::step(std::int64_t step, const ReadSample& read) {
-  const Tensor loss = compute_gradients(step, read);
+  const BatchLoss loss = compute_gradients(step, read);
   const Tensor squared_norm = update();
   double loss_sum = 0, norm = 0;
-  ops::download(runtime_, loss, &loss_sum);
+  ops::download(runtime_, loss.sum, &loss_sum);
   ops::download(runtime_, squared_norm, &norm);
-  const auto tokens = static_cast<double>(config_.train.batch * config_.model.context);
-  StepResult result{.loss = loss_sum / tokens,
+  StepResult result{.loss = loss_sum / static_cast<double>(loss.targets),
                     .gradient_norm = std::sqrt(norm),
                     .rate = learning_rate(config_.optimizer, step, config_.train.steps)};
   if (expert_sums_) {
     double sums[3] = {};
     ops::download(runtime_, expert_sums_, sums);
     result.dropped = sums[0] > 0 ? sums[1] / sums[0] : 0;
-    result.balance_loss = sums[2] / tokens;
+    result.balance_loss = sums[2] / static_cast<double>(config_.train.batch * config_.model.context);
   }
   return result;
 }
@@ -315,19 +347,17 @@ std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample&
   // the same size, since expert ranks exchange their rows: sequences that a rank lacks have no targets.
   const std::int64_t ranks = mesh_.shape.data, at_once = ranks * micro_batch_;
   bool stopped = false;
-  for (std::int64_t first = 0; first < samples && !stopped;) {
-    const auto micro_batch_at = [&](int m) {
-      const std::int64_t begin = std::min(samples, first + m * at_once);
+  for (std::int64_t first = 0; first < samples && !stopped; first += pipeline_.stages * at_once) {
+    std::vector<MicroBatch> mine;
+    for (std::int64_t begin = first; begin < samples && std::ssize(mine) < pipeline_.stages; begin += at_once) {
       const std::int64_t left = std::min(at_once, samples - begin), most = even_slice(left, ranks, 0).count();
       const Slice share = even_slice(left, ranks, mesh_.here.data);
-      return MicroBatch{.rows = rows(begin + share.begin, std::max<std::int64_t>(1, most)), .real = share.count()};
-    };
-    const std::int64_t micro_batches =
-        std::min<std::int64_t>(pipeline_.stages, (samples - first + at_once - 1) / at_once);
-    const LossSum counted = run(forward_steps(micro_batches), micro_batch_at, {.sum = loss_sum_}, false, read);
-    tokens += static_cast<double>(counted.tokens);
-    bytes += static_cast<double>(counted.bytes);
-    first += micro_batches * at_once;
+      mine.push_back(read_micro_batch(begin + share.begin, std::max<std::int64_t>(1, most), share.count(), read));
+      if (mesh_.here.pipeline > 0) continue;  // every stage has read the same: the first one counts
+      tokens += static_cast<double>(mine.back().num_targets);
+      bytes += static_cast<double>(mine.back().bytes);
+    }
+    run(forward_steps(std::ssize(mine)), mine, {.sum = loss_sum_}, false);
     stopped = stop && stop();
   }
   if (stopped) return std::nullopt;

@@ -25,6 +25,12 @@ namespace choir {
 using ReadSample =
     std::function<std::int64_t(std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets)>;
 
+/// The loss of a global batch.
+struct BatchLoss {
+  Tensor sum;                ///< one f64 on the device: over the targets
+  std::int64_t targets = 0;  ///< on device `count`, where nothing is read, as many as there are rows
+};
+
 struct StepResult {
   double loss = 0;           ///< mean over the target tokens of the global batch
   double gradient_norm = 0;  ///< over all parameters, before clipping
@@ -58,12 +64,13 @@ class Trainer {
   /// gradients, no masters beside the values and no optimizer; only evaluate() and generation may be called.
   Trainer(const Config&, Device&, Mesh&, bool inference = false);
 
-  /// Step `step` (from 1): gradients of the global batch, then one update. Collective.
+  /// Step `step` (from 1): gradients of the global batch, then one update. Throws Error, on every rank, if no token of
+  /// the batch is a target. Collective.
   StepResult step(std::int64_t step, const ReadSample& read);
 
-  /// The two halves of step(). compute_gradients leaves complete gradients on this rank (with ZeRO: of its part), and
-  /// returns the loss; on return the device may still be working.
-  Tensor compute_gradients(std::int64_t step, const ReadSample& read);
+  /// The two halves of step(). compute_gradients leaves complete gradients on this rank (with ZeRO: of its part), those
+  /// of the sum of the losses divided by the number of targets; on return the device may still be working.
+  BatchLoss compute_gradients(std::int64_t step, const ReadSample& read);
   /// Returns the squared gradient norm on the device.
   Tensor update();
 
@@ -104,15 +111,19 @@ class Trainer {
   double bubble() const;
 
  private:
-  /// The rows of a micro-batch on this rank. Sequences from `real` on have no targets.
+  /// The rows of a micro-batch on this rank, and what they hold. On device `count` nothing is read.
   struct MicroBatch {
     Rows rows;
-    std::int64_t real = 1;
+    std::vector<std::int32_t> ids, targets;  ///< by row; -1: no target
+    std::int64_t num_targets = 0;
+    std::int64_t bytes = 0;  ///< of text, of whole sequences: counted by context rank 0
   };
-  using MicroBatchOf = std::function<MicroBatch(int micro_batch)>;
-  Batch read_batch(const MicroBatch&, const ReadSample& read, LossSum& counted);
-  LossSum run(const std::vector<StageStep>& steps, const MicroBatchOf& micro_batch, const Loss&, bool training,
-              const ReadSample& read);
+  MicroBatch read_micro_batch(std::int64_t first_sample, std::int64_t sequences, std::int64_t real,
+                              const ReadSample& read) const;
+  std::int64_t count_targets(std::int64_t step, const std::vector<MicroBatch>&);
+  Batch upload(const MicroBatch&);
+  void run(const std::vector<StageStep>& steps, const std::vector<MicroBatch>&, const Loss&, bool training);
+  double row_scale() const;
   std::vector<StageStep> forward_steps(std::int64_t micro_batches) const;
 
   Config config_;

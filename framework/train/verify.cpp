@@ -162,9 +162,9 @@ Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string&
   of_step(1);
   Outcome outcome;
   outcome.start = gather(trainer, &Bucket::master);
-  const Tensor loss = trainer.compute_gradients(1, random);
-  ops::download(trainer.runtime(), loss, &outcome.loss);
-  outcome.loss /= static_cast<double>(config.train.batch * config.model.context);
+  const BatchLoss loss = trainer.compute_gradients(1, random);
+  ops::download(trainer.runtime(), loss.sum, &outcome.loss);
+  outcome.loss /= static_cast<double>(loss.targets);
   outcome.gradients = gather(trainer, &Bucket::gradient);
   trainer.update();
   for (std::int64_t step = 2; step <= compared_steps; ++step) {

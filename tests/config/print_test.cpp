@@ -31,7 +31,7 @@ TEST(Table, HasARowForEveryMember) {
   // A struct inside a struct is a member, but no row.
   constexpr std::size_t expected =
       members<AttentionConfig>() + members<FeedForwardConfig>() + members<ExpertsConfig>() + members<NormConfig>() +
-      members<ModelConfig>() - 4 + members<TokenizerConfig>() + members<DataConfig>() - 1 +
+      members<ModelConfig>() - 4 + members<TokenizerConfig>() + members<MaskedConfig>() + members<DataConfig>() - 2 +
       members<TrainAttentionConfig>() + members<TrainConfig>() - 1 + members<OptimizerConfig>() +
       members<ParallelConfig>() + members<CheckpointConfig>() + members<GenerateConfig>();
   Config config;

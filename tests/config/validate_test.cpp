@@ -100,9 +100,10 @@ TEST(Validate, AcceptsWhatCanRun) {
 
 TEST(Validate, EnumeratedValues) {
   check({
-      {{"model.family=encoder"},
+      {{"model.family=vision"},
        1,
-       {"model.family = encoder is not built yet", "only decoder models are built", "set model.family to decoder"}},
+       {"model.family = vision is not built yet", "only decoder and encoder models are built",
+        "set model.family to decoder or encoder"}},
       {{"train.device=gpu"}, 1, {"train.device = gpu is not a known value", "auto | cpu | cuda"}},
       {{"train.attention.implementation=flsh"}, 1, {"auto | cudnn | flash", "did you mean flash?"}},
       {{"model.attention.position=alibi"}, 1, {"not built yet", "ALiBi is not built yet", "learned or rotary or none"}},
@@ -119,6 +120,27 @@ TEST(Validate, EnumeratedValues) {
       {{"optimizer.schedule=cosin"}, 1, {"optimizer.schedule = cosin", "did you mean cosine?"}},
       {{"data.tokenizer.kind=bpe"}, 1, {"data.tokenizer.kind = bpe", "bytes or sentencepiece"}},
       {{"optimizer.kind="}, 1, {"optimizer.kind = \"\" is not a known value"}},
+  });
+}
+
+TEST(Validate, AnEncoderHasAMaskTokenAndShares) {
+  check({
+      {{"model.family=encoder"}, 1, {}},
+      {{"model.family=encoder", "data.tokenizer.kind=bytes", "model.vocabulary=258"}, 1, {}},
+      {{"model.family=encoder", "data.tokenizer.kind=bytes", "model.vocabulary=257"},
+       1,
+       {"model.vocabulary = 257 leaves no id for the mask token beside the 257 tokens of the tokenizer",
+        "data.tokenizer.kind = bytes", "set model.vocabulary to 258 or more"}},
+      {{"model.family=encoder", "data.tokenizer.vocabulary=500", "model.vocabulary=400"},
+       1,
+       {"model.vocabulary = 400 is below the 500 tokens of the tokenizer", "set model.vocabulary to 501 or more"}},
+      {{"model.family=encoder", "data.masked.mask_token=0.8", "data.masked.random_token=0.3"},
+       1,
+       {"data.masked.mask_token = 0.8 and data.masked.random_token = 0.3 are together more than 1"}},
+      {{"model.family=encoder", "data.masked.share=0"}, 1, {"data.masked.share = 0 is out of range"}},
+      {{"data.masked.share=0.3"},
+       1,
+       {"data.masked.share = 0.3 with model.family = decoder", "set model.family to encoder"}},
   });
 }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "framework/config/config.h"
+#include "framework/model/families.h"
 #include "framework/parallel/head_partition.h"
 #include "kernels/cuda/cudnn_attention.h"
 #include "tests/cudnn/described_gpu.h"
@@ -77,7 +78,7 @@ std::vector<NamedShape> shapes_of(const std::string& name) {
     AttentionShape shape = packed(batch, model.context, heads, kv_heads, model.head_width());
     shape.group_size = partition.group_size();
     shape.group_offset = partition.group_offset(rank);
-    shape.band = causal_band(model.context, model.context, model.attention.window);
+    shape.band = attention_band(model);
     result.push_back({name, shape});
   }
   return result;

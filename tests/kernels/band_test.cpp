@@ -117,5 +117,22 @@ TEST(Band, WithoutQueriesOrKeysHasNoPairs) {
   }
 }
 
+TEST(Bands, OfAWindowReachAsFarOnEitherSide) {
+  for (const std::int64_t window : {0, 1, 2, 5, 9, 20})
+    for (std::int64_t i = 0; i < 9; ++i)
+      for (std::int64_t j = 0; j < 9; ++j)
+        EXPECT_EQ(sees(window_band(window), i, j), window == 0 || (i - j < window && j - i < window));
+}
+
+TEST(Bands, BetweenPartsOfASequenceAreThatOfTheWhole) {
+  for (const Band whole : {full_band(), causal_band(9, 9), causal_band(9, 9, 4), window_band(3), Band{2, unlimited}})
+    for (std::int64_t query = 0; query < 9; ++query)
+      for (std::int64_t key = 0; key < 9; ++key)
+        for (const std::int64_t first_query : {std::int64_t{0}, query})
+          for (const std::int64_t first_key : {std::int64_t{0}, key})
+            EXPECT_EQ(sees(band_between(whole, first_query, first_key), query - first_query, key - first_key),
+                      sees(whole, query, key));
+}
+
 }  // namespace
 }  // namespace choir::kernels

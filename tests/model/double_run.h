@@ -45,7 +45,7 @@ struct DoubleRun {
     const double scale = 1.0 / static_cast<double>(batch * length);
     for (std::int64_t begin = here_begin; begin < here_end; begin += micro_batch) {
       Context here = context();
-      here.loss_scale = gradient ? scale : 0;
+      here.row_scale = gradient ? scale : 0;
       here.expert_sums = expert_sums;
       here.rows = context_rows(whole_rows(micro_batch, length, begin), mesh.shape.context, mesh.here.context);
       if (sequence) {

@@ -106,7 +106,12 @@ TEST_P(AdjointOfALayer, Block) {
 
 std::vector<LayerCase> layer_cases() {
   LayerCase gpt{.name = "gpt", .shape = {}};
-  gpt.shape.attention = {.width = width, .heads = 5, .kv_heads = 5, .head_width = 10, .dropout = 0.1};
+  gpt.shape.attention = {.width = width,
+                         .heads = 5,
+                         .kv_heads = 5,
+                         .head_width = 10,
+                         .band = kernels::causal_band(length, length),
+                         .dropout = 0.1};
   gpt.shape.feed_forward = {.width = width, .hidden = hidden, .dropout = 0.1};
 
   LayerCase llama{.name = "llama_6_of_2", .shape = {}};
@@ -126,7 +131,7 @@ std::vector<LayerCase> layer_cases() {
                             .heads = 4,
                             .kv_heads = 1,
                             .head_width = 18,
-                            .window = 23,
+                            .band = kernels::causal_band(length, length, 23),
                             .rotary_positions = length,
                             .rotary_base = 100,
                             .dropout = 0.1};

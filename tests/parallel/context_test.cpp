@@ -34,7 +34,8 @@ TEST(ContextRows, EveryPositionIsHeldOnceAndTheCausalWorkIsEven) {
 }
 
 AttentionSpec spec(std::int64_t heads, std::int64_t kv_heads, std::int64_t window = 0) {
-  return {.heads = {heads, kv_heads, 1}, .tensor_rank = 0, .head_width = 16, .window = window};
+  return {
+      .heads = {heads, kv_heads, 1}, .tensor_rank = 0, .head_width = 16, .band = kernels::causal_band(64, 64, window)};
 }
 
 TEST(RingSteps, LeaveOutRanksThatNoQuerySees) {
@@ -43,6 +44,17 @@ TEST(RingSteps, LeaveOutRanksThatNoQuerySees) {
   // Slices of 4 positions: a window of 5 reaches the slice before, which the rank before or behind holds.
   EXPECT_EQ(ring_steps(spec(4, 4, 5), 64, 8), (std::vector<std::int64_t>{0, 1, 7}));
   EXPECT_EQ(ring_steps(spec(4, 4, 1), 64, 8), (std::vector<std::int64_t>{0}));
+  // Every block of a full band has work.
+  AttentionSpec full = spec(4, 4);
+  full.band = kernels::full_band();
+  EXPECT_EQ(ring_steps(full, 64, 4), (std::vector<std::int64_t>{0, 1, 2, 3}));
+  for (std::int64_t rank = 0; rank < 4; ++rank)
+    for (const ContextWork::Step& step : context_work(full, ContextKind::ring, 64, 4, rank).steps)
+      EXPECT_EQ(step, (ContextWork::Step{.blocks = 4, .pairs = 16 * 16}));
+  // A window on both sides reaches the slices before and behind.
+  AttentionSpec near = spec(4, 4);
+  near.band = kernels::window_band(5);
+  EXPECT_EQ(ring_steps(near, 64, 8), (std::vector<std::int64_t>{0, 1, 7}));
 }
 
 TEST(ContextKind, IsTheOneWithTheFewestBytes) {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Losses and gradients of small decoders, computed by PyTorch: the reference values of Choir's tests.
+"""Losses and gradients of small decoders and encoders, computed by PyTorch: the reference values of Choir's tests.
 
 The model is written from the papers on PyTorch's own functions (F.scaled_dot_product_attention, F.layer_norm,
 F.rms_norm, F.gelu, torch.optim) and shares no formula with Choir. Everything stored is computed in float64 from
@@ -116,6 +116,39 @@ model:
   norm: {kind: layer_norm, epsilon: 1.0e-5}
 train: {batch: 2}
 """,
+    # A small BERT (Devlin et al. 2018) with norms first: tokens see both sides, and a few hidden ones are the targets.
+    # It is what torch.nn.TransformerEncoderLayer can do, which computes it too.
+    "encoder": """\
+model:
+  family: encoder
+  layers: 2
+  width: 40
+  vocabulary: 53
+  context: 16
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 5, kv_heads: 5, head_width: 8, position: learned, window: 0}
+  feed_forward: {kind: gelu_erf, width: 72}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 4}
+""",
+    # An encoder of Llama's parts that sees three tokens on either side.
+    "encoder_window": """\
+model:
+  family: encoder
+  layers: 2
+  width: 36
+  vocabulary: 61
+  context: 20
+  tied: false
+  bias: false
+  dropout: 0
+  attention: {heads: 6, kv_heads: 2, head_width: 6, position: rotary, rotary_base: 10000, window: 4}
+  feed_forward: {kind: swiglu, width: 56}
+  norm: {kind: rms_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
 }
 IGNORED_TARGETS = {"five_heads"}
 
@@ -197,17 +230,18 @@ def rotate(x, base):
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
-def visible(length, window):
-    """[T, T]: may position i read position j? The last `window` positions, itself included; all before it if 0."""
-    i, j = torch.arange(length)[:, None], torch.arange(length)[None, :]
-    return (j <= i) & (j > i - window) if window else j <= i
+def visible(model):
+    """[T, T]: may position i read position j? `window` - 1 positions before it, or all if 0; an encoder also behind."""
+    window = model["attention"]["window"] or model["context"]
+    i, j = torch.arange(model["context"])[:, None], torch.arange(model["context"])[None, :]
+    return ((j - i).abs() < window) & ((j <= i) | torch.tensor(model["family"] == "encoder"))
 
 
 def logits(model, w, tokens):
     """[B, T] token ids to [B, T, V]: pre-norm blocks x += attention(norm(x)), x += feed_forward(norm(x))."""
     attention, kind = model["attention"], model["feed_forward"]["kind"]
     batch, length = tokens.shape
-    mask = visible(length, attention["window"])
+    mask = visible(model)
 
     def linear(name, x):
         return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
@@ -254,6 +288,32 @@ def mean_loss(model, w, tokens, targets):
 def loss_and_gradients(model, weights, tokens, targets):
     w = {name: value.clone().requires_grad_() for name, value in weights.items()}
     loss = mean_loss(model, w, tokens, targets)
+    loss.backward()
+    return loss.item(), {name: value.grad for name, value in w.items()}
+
+
+def loss_and_gradients_of_encoder_layers(model, weights, tokens, targets):
+    """The same by torch.nn.TransformerEncoderLayer, whose weights are given ours. Its q, k and v are one weight."""
+    width, feed_forward = model["width"], model["feed_forward"]
+    w = {name: value.clone().requires_grad_() for name, value in weights.items()}
+    x = F.embedding(tokens, w["embedding.token.weight"]) + w["embedding.position.weight"]
+    for i in range(model["layers"]):
+        layer = torch.nn.TransformerEncoderLayer(
+            width, model["attention"]["heads"], feed_forward["width"], dropout=0, activation=F.gelu,
+            layer_norm_eps=model["norm"]["epsilon"], batch_first=True, norm_first=True, dtype=torch.float64)
+        given = {}
+        for part in ("weight", "bias"):
+            mine = {name: w[f"blocks.{i}.{name}.{part}"] for name in (
+                "attention_norm", "attention.q", "attention.k", "attention.v", "attention.out", "feed_forward_norm",
+                "feed_forward.up", "feed_forward.down")}
+            given |= {
+                f"self_attn.in_proj_{part}": torch.cat([mine[f"attention.{x}"] for x in "qkv"]),
+                f"self_attn.out_proj.{part}": mine["attention.out"],
+                f"linear1.{part}": mine["feed_forward.up"], f"linear2.{part}": mine["feed_forward.down"],
+                f"norm1.{part}": mine["attention_norm"], f"norm2.{part}": mine["feed_forward_norm"]}
+        x = torch.func.functional_call(layer, given, x)
+    x = F.layer_norm(x, (width,), w["final_norm.weight"], w["final_norm.bias"], model["norm"]["epsilon"])
+    loss = F.cross_entropy(F.linear(x, w["embedding.token.weight"]).flatten(0, 1), targets.flatten(), ignore_index=-1)
     loss.backward()
     return loss.item(), {name: value.grad for name, value in w.items()}
 
@@ -316,6 +376,10 @@ def make(name, seed, folder):
     targets = torch.randint(model["vocabulary"], size, generator=generator)
     if name in IGNORED_TARGETS:
         targets[torch.rand(size, generator=generator) < 1 / 3] = -1
+    if model["family"] == "encoder":  # three in ten are targets; most of these are read as the mask token
+        targets = torch.where(torch.rand(size, generator=generator) < 0.3, tokens, -1)
+        hidden = (targets >= 0) & (torch.rand(size, generator=generator) < 0.8)
+        tokens = torch.where(hidden, model["vocabulary"] - 1, tokens)
 
     loss, gradients = loss_and_gradients(model, weights, tokens, targets)
     losses = {kind: training_losses(model, weights, tokens, targets, yaml.safe_load(text)["optimizer"])
@@ -324,6 +388,12 @@ def make(name, seed, folder):
     error = worst_finite_difference(model, weights, gradients, tokens, targets, generator)
     if error > 1e-7:
         sys.exit(f"{name}: gradients and finite differences differ by {error:.1e}")
+
+    if name == "encoder":
+        other, others = loss_and_gradients_of_encoder_layers(model, weights, tokens, targets)
+        apart = max(abs(other / loss - 1), relative_to_tensor(others, gradients))
+        if apart > 1e-11:
+            sys.exit(f"{name}: torch.nn.TransformerEncoderLayer differs by {apart:.1e}")
 
     # The error of the same arithmetic in float32: the scale for Choir's f32 differences.
     single = {n: value.float() for n, value in weights.items()}

@@ -1,4 +1,4 @@
-// Small models that together use every option of a decoder, and the text they are trained on.
+// Small models that together use every family and option, and the text they are trained on.
 //
 // Sizes are deliberately awkward: 5, 6 and 7 heads on 2, 3 and 4 ranks, key/value groups that ranks share, vocabularies
 // and feed-forward widths that no number of ranks divides, 5 and 7 tokens in a sequence. Initial weights are large, so
@@ -114,6 +114,23 @@ inline std::vector<SmallModel> small_models() {
   biased.experts.bias_step = 0.05;
   biased.experts.every = 1;
   models.push_back({"biased_experts", biased});
+
+  ModelConfig encoder = base(20, 61, 7);
+  encoder.family = ModelFamily::encoder;
+  encoder.attention.heads = 5;
+  encoder.feed_forward.width = 40;
+  models.push_back({"encoder", encoder});
+
+  ModelConfig near = base(24, 67, 7);  // each token sees two on either side
+  near.family = ModelFamily::encoder;
+  near.attention.heads = 6;
+  near.attention.kv_heads = 2;
+  near.attention.position = Position::rotary;
+  near.attention.window = 3;
+  near.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
+  near.norm.kind = NormKind::rms_norm;
+  near.dropout = 0.1;
+  models.push_back({"encoder_window", near});
   return models;
 }
 

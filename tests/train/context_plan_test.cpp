@@ -37,7 +37,7 @@ const std::string grouped =
 ContextBytes formula(const Config& config) {
   const ModelConfig& m = config.model;
   const AttentionSpec spec{
-      .heads = {m.attention.heads, m.kv_heads(), 1}, .head_width = m.head_width(), .window = m.attention.window};
+      .heads = {m.attention.heads, m.kv_heads(), 1}, .head_width = m.head_width(), .band = attention_band(m)};
   ContextBytes bytes = context_bytes(spec, m.context, ranks, DType::f32);
   for (double* each : {&bytes.ring, &bytes.heads, &bytes.gather})
     *each *= static_cast<double>(m.layers * config.train.batch);

@@ -44,14 +44,14 @@ struct Layout {
   int expert = 1;  // for models with experts
 };
 
-/// The models of small_models.h; on the simulated GPU and on many ranks, four that together have every layer and
-/// option.
+/// The models of small_models.h; on the simulated GPU and on many ranks, some that together have every family, layer
+/// and option.
 inline std::vector<SmallModel> models_under_test() {
   std::vector<const char*> names;
   if (device_is_simulated())
-    names = {"gpt", "window_8_of_2", "dropout", "biased_experts"};
+    names = {"gpt", "window_8_of_2", "dropout", "biased_experts", "encoder"};
   else if (world_size() > 4)
-    names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts"};
+    names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "encoder"};
   else
     return small_models();
   std::vector<SmallModel> some;
@@ -365,9 +365,12 @@ struct SmallRun {
     return trainer.step(index + 1, read_random(trainer.config().model, index));
   }
   /// Leaves the gradients of step `index`.
-  void compute_gradients(std::int64_t index = 0) {
+  BatchLoss compute_gradients(std::int64_t index = 0) {
+    return compute_gradients(index, read_random(trainer.config().model, index));
+  }
+  BatchLoss compute_gradients(std::int64_t index, const ReadSample& read) {
     of_step(index);
-    trainer.compute_gradients(index + 1, read_random(trainer.config().model, index));
+    return trainer.compute_gradients(index + 1, read);
   }
   /// From now on tokens choose the experts that they chose in the same steps of `other`: between layouts a choice may
   /// differ if two scores are equal up to rounding.

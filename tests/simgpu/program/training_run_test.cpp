@@ -71,6 +71,27 @@ TEST(GpuRun, Bf16TrainsOnFlashAttentionAndSaysOnceWhyNotOnCudnn) {
   EXPECT_TRUE(contains(only, "cuDNN attention forward")) << only.output;
 }
 
+TEST(GpuRun, AnEncoderGivesTheLossesOfTheCpu) {
+  const Workshop shop;
+  const std::string model = "model.family=encoder model.vocabulary=258 train.steps=4 ";
+  ASSERT_EQ(shop.train(1, "cpu", model + "train.device=cpu").code, 0);
+  const std::vector<double> losses = shop.metric("cpu", "loss"), bits = shop.metric("cpu", "bits_per_byte");
+  for (const std::string layout : {"parallel.tensor=2", "parallel.context=2"}) {
+    const Finished run = shop.train(2, "gpu", model + layout);
+    ASSERT_EQ(run.code, 0) << run.output;
+    expect_near(losses, shop.metric("gpu", "loss"), relative);
+    expect_near(bits, shop.metric("gpu", "bits_per_byte"), relative);
+    std::filesystem::remove_all(shop.path("gpu"));
+  }
+  // In bf16 on the flash kernels, with every pair of a tile and with those of a window on both sides.
+  for (const std::string window : {"0", "5"}) {
+    const Finished run = shop.train(
+        1, "bf16", model + "train.precision=bf16 model.attention.head_width=8 " + "model.attention.window=" + window);
+    ASSERT_EQ(run.code, 0) << run.output;
+    std::filesystem::remove_all(shop.path("bf16"));
+  }
+}
+
 TEST(GpuRun, VerifyProvesALayout) {
   const Workshop shop;
   const Finished finished = shop.mpirun(2, "verify " + shop.path("tiny.yaml") + " parallel.tensor=2");

@@ -1,0 +1,243 @@
+// The parts of models of text: the embedding, blocks with or without experts, and the head with its final norm.
+
+#include "framework/model/parts.h"
+
+#include <cmath>
+#include <cstdlib>
+
+#include "framework/nn/block.h"
+#include "framework/nn/norm.h"
+#include "framework/nn/output_head.h"
+
+namespace choir {
+namespace {
+
+ops::Activation activation_of(FeedForwardKind kind) {
+  switch (kind) {
+    case FeedForwardKind::gelu:
+      return ops::Activation::gelu;
+    case FeedForwardKind::gelu_erf:
+      return ops::Activation::gelu_erf;
+    case FeedForwardKind::swiglu:
+      return ops::Activation::silu_gated;
+  }
+  std::abort();  // all values are above
+}
+
+/// How many positions the learned embedding and the rotary table have; 0: not used.
+struct TablePositions {
+  std::int64_t learned = 0, rotary = 0;
+};
+TablePositions table_positions(const ModelConfig& c) {
+  switch (c.attention.position) {
+    case Position::learned:
+      return {.learned = c.context};
+    case Position::rotary:
+      return {.rotary = c.context};
+    case Position::none:
+      return {};
+  }
+  std::abort();  // all values are above
+}
+
+ExpertsShape experts_shape(const ModelConfig& c, const FeedForwardShape& expert) {
+  const ExpertsConfig& e = c.experts;
+  const auto tokens = static_cast<double>(e.chosen * c.context), count = static_cast<double>(e.count);
+  const double capacity = std::ceil(e.capacity * tokens / count * (1 - 1e-12));  // 1.25 * 8 / 5 is 2, not 3
+  const bool balances = e.balance == ExpertBalance::loss;
+  return {.count = e.count,
+          .chosen = e.chosen,
+          .capacity = e.capacity == 0 || capacity > static_cast<double>(c.context)
+                          ? c.context
+                          : std::max<std::int64_t>(1, static_cast<std::int64_t>(capacity)),
+          .shared = e.shared,
+          .score = e.score == ExpertScoreKind::softmax ? ops::ExpertScore::softmax : ops::ExpertScore::sigmoid,
+          // experts * sum over e of (share of the choices of a sequence) * (mean score), as one sum over tokens
+          .balance_factor = balances ? e.balance_weight * count / tokens : 0,
+          .biased = e.balance == ExpertBalance::bias,
+          .bias_step = static_cast<float>(e.bias_step),
+          .expert = expert};
+}
+
+BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, bool has_experts) {
+  const auto deviation = static_cast<float>(c.initial_deviation);
+  // The outputs of the 2 L residual branches are added, so each starts smaller: the sum does not grow with depth
+  // (GPT-2).
+  const auto out_deviation = static_cast<float>(c.initial_deviation / std::sqrt(2.0 * static_cast<double>(c.layers)));
+  const bool rms = c.norm.kind == NormKind::rms_norm;
+  const FeedForwardShape feed_forward{.width = c.width,
+                                      .hidden = c.feed_forward_width(),
+                                      .activation = activation_of(c.feed_forward.kind),
+                                      .bias = c.bias,
+                                      .dropout = c.dropout,
+                                      .deviation = deviation,
+                                      .down_deviation = out_deviation};
+  return {.attention = {.width = c.width,
+                        .heads = c.attention.heads,
+                        .kv_heads = c.kv_heads(),
+                        .head_width = c.head_width(),
+                        .band = band,
+                        .rotary_positions = table_positions(c).rotary,
+                        .rotary_base = c.attention.rotary_base,
+                        .bias = c.bias,
+                        .dropout = c.dropout,
+                        .deviation = deviation,
+                        .out_deviation = out_deviation},
+          .feed_forward = feed_forward,
+          .experts = has_experts ? experts_shape(c, feed_forward) : ExpertsShape{},
+          .rms_norm = rms,
+          .norm_bias = c.bias,
+          .norm_epsilon = c.norm.epsilon};
+}
+
+VocabularyTable token_table(const ModelConfig& c) {
+  return {.name = "embedding.token.weight",
+          .vocabulary = c.vocabulary,
+          .width = c.width,
+          .deviation = static_cast<float>(c.initial_deviation)};
+}
+
+class EmbeddingPart final : public Part {
+ public:
+  EmbeddingPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
+      : embedding_(token_table(c), table_positions(c).learned, c.dropout, share, store) {}
+
+  struct State final : Saved {
+    Embedding::Saved embedding;
+  };
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
+
+  Tensor forward(const Tensor&, const Batch& batch, const Loss&, Saved& saved, Context& context) const override {
+    return embedding_.forward(batch.ids, static_cast<State&>(saved).embedding, context);
+  }
+  Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
+    embedding_.backward(dy, static_cast<State&>(saved).embedding, context);
+    return {};
+  }
+  bool backward_reads_values() const override { return false; }
+
+ private:
+  Embedding embedding_;
+};
+
+class BlockPart final : public Part {
+ public:
+  BlockPart(const std::string& name, const BlockShape& shape, const TensorShare& share, ParameterStore& store)
+      : block_(name, shape, share, store) {}
+
+  struct State final : Saved {
+    Block::Saved block;
+  };
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
+
+  Tensor forward(const Tensor& x, const Batch&, const Loss&, Saved& saved, Context& context) const override {
+    return block_.forward(x, static_cast<State&>(saved).block, context);
+  }
+  Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
+    return block_.backward(dy, static_cast<State&>(saved).block, context);
+  }
+  KeyValueCache make_cache(std::int64_t positions, Runtime& runtime) const override {
+    return block_.make_cache(positions, runtime);
+  }
+
+ private:
+  Block block_;
+};
+
+/// Another part, of which only the input is saved: backward runs its forward again.
+class Recomputed final : public Part {
+ public:
+  explicit Recomputed(std::unique_ptr<Part> part) : part_(std::move(part)) {}
+
+  struct State final : Saved {
+    Tensor x;  // [rows held, D]
+  };
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
+
+  Tensor forward(const Tensor& x, const Batch& batch, const Loss& loss, Saved& saved, Context& context) const override {
+    if (loss.gradient) static_cast<State&>(saved).x = keep(x);
+    return part_->forward(x, batch, loss, *part_->make_saved(), context);
+  }
+  Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
+    Tensor& x = static_cast<State&>(saved).x;
+    const std::unique_ptr<Saved> again = part_->make_saved();
+    Context repeated = context;
+    repeated.expert_sums = {};  // what forward has counted
+    part_->forward(x, {}, {.sum = {}, .gradient = true}, *again, repeated);
+    x = {};
+    return part_->backward(dy, *again, context);
+  }
+  KeyValueCache make_cache(std::int64_t positions, Runtime& runtime) const override {
+    return part_->make_cache(positions, runtime);
+  }
+
+ private:
+  std::unique_ptr<Part> part_;
+};
+
+class HeadPart final : public Part {
+ public:
+  HeadPart(const ModelConfig& c, const BlockShape& shape, const TensorShare& share, ParameterStore& store)
+      : norm_("final_norm", c.width, shape.rms_norm, shape.norm_bias, shape.norm_epsilon, share, store),
+        head_(head_table(c), share, store) {}
+
+  /// The output head's table: the embedding's, or its own.
+  static VocabularyTable head_table(const ModelConfig& c) {
+    VocabularyTable table = token_table(c);
+    if (!c.tied) table.name = "head.weight";
+    return table;
+  }
+
+  struct State final : Saved {
+    Norm::Saved norm;
+    Tensor dx;  // [rows held, D]: the gradient of what the head read
+  };
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
+
+  Tensor forward(const Tensor& x, const Batch& batch, const Loss& loss, Saved& saved, Context& context) const override {
+    auto& state = static_cast<State&>(saved);
+    if (!batch.targets)
+      return head_.logits(norm_.forward(x.slice_rows(x.rows() - 1, x.rows()), state.norm, context), context);
+    const Tensor normed = norm_.forward(x, state.norm, context);
+    state.dx = head_.loss(normed, batch.targets, loss.sum, loss.scale, loss.gradient, context);
+    if (loss.gradient) keep(state.dx);
+    return {};
+  }
+  Tensor backward(const Tensor&, Saved& saved, Context& context) const override {
+    auto& state = static_cast<State&>(saved);
+    return norm_.backward(state.dx, {}, state.norm, context);
+  }
+  bool forward_adds_gradients() const override { return true; }  // of the head, with the losses
+
+ private:
+  Norm norm_;
+  OutputHead head_;
+};
+
+}  // namespace
+
+std::vector<PartSpec> text_parts(const ModelConfig& config, const kernels::Band& band, bool recompute) {
+  const BlockShape plain = block_shape(config, band, false);
+  const BlockShape with_experts = block_shape(config, band, config.experts.count > 0);
+  std::vector<PartSpec> parts;
+  parts.push_back({"embedding", "embedding", token_table(config), [=](const TensorShare& share, ParameterStore& store) {
+                     return std::make_unique<EmbeddingPart>(config, share, store);
+                   }});
+  for (std::int64_t i = 0; i < config.layers; ++i) {
+    const std::string name = "blocks." + std::to_string(i);
+    const bool has_experts = config.has_experts(i);
+    const BlockShape& shape = has_experts ? with_experts : plain;
+    const auto make = [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
+      auto block = std::make_unique<BlockPart>(name, shape, share, store);
+      if (!recompute) return block;
+      return std::make_unique<Recomputed>(std::move(block));
+    };
+    parts.push_back({name, has_experts ? "block with experts" : "block", {}, make});
+  }
+  parts.push_back({"head", "head", HeadPart::head_table(config), [=](const TensorShare& share, ParameterStore& store) {
+                     return std::make_unique<HeadPart>(config, plain, share, store);
+                   }});
+  return parts;
+}
+
+}  // namespace choir
