@@ -20,7 +20,7 @@
 namespace choir {
 namespace {
 
-constexpr std::size_t ring_bytes = CallRing::length * sizeof(Call);
+constexpr std::size_t ring_bytes = sizeof(RankState) + CallRing::length * sizeof(Call);
 
 double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
 
@@ -35,7 +35,8 @@ std::vector<Call> oldest_first(std::vector<Call> calls) {
 CallRing::CallRing() : last_activity_(now()) {
   void* memory = mmap(nullptr, ring_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw Error({.what = fmt::format("no memory for the call ring: {}", std::strerror(errno))});
-  slots_ = static_cast<Call*>(memory);
+  state_ = new (memory) RankState;
+  slots_ = reinterpret_cast<Call*>(state_ + 1);
 }
 
 void CallRing::keep_in(const std::string& path) {
@@ -54,12 +55,27 @@ void CallRing::keep_in(const std::string& path) {
   close(file);
   if (memory == MAP_FAILED) fail("map", error);
   const std::lock_guard lock(mutex_);
-  std::memcpy(memory, slots_, ring_bytes);
-  munmap(slots_, ring_bytes);
-  slots_ = static_cast<Call*>(memory);
+  std::memcpy(memory, state_, ring_bytes);
+  munmap(state_, ring_bytes);
+  state_ = static_cast<RankState*>(memory);
+  slots_ = reinterpret_cast<Call*>(state_ + 1);
 }
 
-CallRing::~CallRing() { munmap(slots_, ring_bytes); }
+CallRing::~CallRing() { munmap(state_, ring_bytes); }
+
+void CallRing::identify(std::uint64_t job, int rank, int ranks, const std::string& host) {
+  const std::lock_guard lock(mutex_);
+  state_->job = job;
+  state_->rank = rank;
+  state_->ranks = ranks;
+  host.copy(state_->host, sizeof state_->host - 1);
+}
+
+void CallRing::set(Phase phase, std::int64_t step) {
+  const std::lock_guard lock(mutex_);
+  state_->phase = phase;
+  state_->step = step;
+}
 
 std::uint64_t CallRing::begin(Call call) {
   const std::lock_guard lock(mutex_);
@@ -88,18 +104,40 @@ void CallRing::end(std::uint64_t sequence) {
 
 std::vector<Call> CallRing::calls() const { return oldest_first({slots_, slots_ + length}); }
 
+std::optional<Call> CallRing::current() const {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock) return {};
+  const Call *running = nullptr, *last = nullptr;
+  for (const Call* call = slots_; call != slots_ + length; ++call) {
+    if (call->sequence == 0) continue;
+    if (call->ended == 0 && (running == nullptr || call->sequence < running->sequence)) running = call;
+    if (last == nullptr || call->sequence > last->sequence) last = call;
+  }
+  if (last == nullptr) return {};
+  return running != nullptr ? *running : *last;
+}
+
 std::vector<Call> read_call_ring(const std::string& path, std::string& problem) {
+  RankState state;
+  return read_call_ring(path, problem, state);
+}
+
+std::vector<Call> read_call_ring(const std::string& path, std::string& problem, RankState& state) {
   problem.clear();
+  state = {};
   std::vector<Call> calls(CallRing::length);
   std::ifstream file(path, std::ios::binary);
   if (!file) {
     problem = fmt::format("cannot open {}: {}", path, std::strerror(errno));
     return {};
   }
-  if (!file.read(reinterpret_cast<char*>(calls.data()), ring_bytes) || file.peek() != EOF) {
+  if (!file.read(reinterpret_cast<char*>(&state), sizeof state) ||
+      !file.read(reinterpret_cast<char*>(calls.data()), ring_bytes - sizeof state) || file.peek() != EOF) {
+    state = {};
     problem = fmt::format("{} is not a call ring: not {} bytes long", path, ring_bytes);
     return {};
   }
+  state.host[sizeof state.host - 1] = 0;
   for (Call& call : calls) {  // texts end inside their fields, whatever is in the file
     call.verb[sizeof call.verb - 1] = call.axis[sizeof call.axis - 1] = call.label[sizeof call.label - 1] = 0;
     call.stride = std::max(call.stride, 1);
@@ -107,11 +145,16 @@ std::vector<Call> read_call_ring(const std::string& path, std::string& problem) 
   return oldest_first(std::move(calls));
 }
 
+std::string name_of(const Call& call) {
+  return fmt::format("{} #{} of {} ({})", call.verb, call.number, call.axis, call.label);
+}
+
 namespace {
 
 bool same_communicator(const Call& a, const Call& b) { return a.first == b.first && std::strcmp(a.axis, b.axis) == 0; }
 
 struct Ring {
+  RankState state;
   std::vector<Call> calls;  // oldest first
   std::string problem;
 
@@ -141,10 +184,6 @@ using Rings = std::map<int, Ring>;  // by world rank
 bool is_member(const Call& call, int rank) {
   const int offset = rank - call.first;
   return offset >= 0 && offset % call.stride == 0 && offset / call.stride < call.ranks;
-}
-
-std::string name_of(const Call& call) {
-  return fmt::format("{} #{} of {} ({})", call.verb, call.number, call.axis, call.label);
 }
 
 /// The messages of a call of pairs: ", with rank 2 (5 sent, 4 received)".
@@ -228,8 +267,10 @@ std::string describe_ranks_behind(const Rings& rings) {
 
 std::string describe_last_calls(int rank, const Ring& ring, int count, double time) {
   if (!ring.problem.empty()) return fmt::format("rank {}: {}\n", rank, ring.problem);
-  if (ring.calls.empty()) return fmt::format("rank {}: no calls\n", rank);
   std::string text = fmt::format("rank {}:\n", rank);
+  if (ring.state.ranks > 0)
+    text += fmt::format("  on {}, {}\n", ring.state.host, describe(ring.state.phase, ring.state.step));
+  if (ring.calls.empty()) return text + "  no calls\n";
   // A GPU is at its oldest call that has not ended; how far the host has gone ahead says little.
   const std::ptrdiff_t all = static_cast<std::ptrdiff_t>(ring.calls.size());
   const std::ptrdiff_t end = ring.running() ? ring.running() - ring.calls.data() + 1 : all;
@@ -244,7 +285,7 @@ std::string describe_last_calls(int rank, const Ring& ring, int count, double ti
 
 }  // namespace
 
-std::string describe_call_rings(const std::string& logs_folder, int count) {
+std::string describe_call_rings(const std::string& logs_folder, int count, std::optional<std::uint64_t> job) {
   Rings rings;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(logs_folder, error)) {
@@ -256,10 +297,23 @@ std::string describe_call_rings(const std::string& logs_folder, int count) {
     const auto parsed = std::from_chars(begin, end, rank);
     if (parsed.ec != std::errc() || parsed.ptr != end) continue;
     Ring& ring = rings[rank];
-    ring.calls = read_call_ring(entry.path().string(), ring.problem);
+    ring.calls = read_call_ring(entry.path().string(), ring.problem, ring.state);
+  }
+  const bool any_job = !job;
+  if (!job && rings.contains(0) && rings[0].problem.empty()) job = rings[0].state.job;
+  if (job) {
+    int ranks = 0;
+    for (const auto& [rank, ring] : rings)
+      if (ring.problem.empty() && ring.state.job == *job) ranks = std::max(ranks, ring.state.ranks);
+    std::erase_if(rings, [&](const auto& entry) {  // a ring that cannot be read may be of this job
+      const auto& [rank, ring] = entry;
+      return ring.problem.empty() ? ring.state.job != *job : ranks > 0 && rank >= ranks;
+    });
   }
   if (rings.empty())
-    return fmt::format("no call rings (rank-N.calls) in {}{}\n", logs_folder, error ? ": " + error.message() : "");
+    return any_job
+               ? fmt::format("no call rings (rank-N.calls) in {}{}\n", logs_folder, error ? ": " + error.message() : "")
+               : "";
   const double time = now();
   std::string text = describe_ranks_behind(rings);
   for (const auto& [rank, ring] : rings) text += describe_last_calls(rank, ring, count, time);

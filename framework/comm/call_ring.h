@@ -7,9 +7,12 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
+
+#include "framework/comm/phase.h"
 
 namespace choir {
 
@@ -38,6 +41,16 @@ struct Call {
 };
 static_assert(sizeof(Call) == 192 && std::is_trivially_copyable_v<Call>);
 
+/// Whose calls they are, and what the rank does: the head of the ring file.
+struct RankState {
+  std::uint64_t job = 0;  ///< the same on all ranks of a job; differs between any two jobs
+  std::int64_t step = -1;
+  std::int32_t rank = 0, ranks = 0;  ///< ranks: of the job; 0: not known
+  Phase phase = Phase::start;
+  char host[103] = {};
+};
+static_assert(sizeof(RankState) == 128 && std::is_trivially_copyable_v<RankState>);
+
 class CallRing {
  public:
   static constexpr int length = 256;
@@ -53,6 +66,11 @@ class CallRing {
   CallRing(const CallRing&) = delete;
   CallRing& operator=(const CallRing&) = delete;
 
+  /// Says whose calls these are. `host` may be cut.
+  void identify(std::uint64_t job, int rank, int ranks, const std::string& host);
+  /// Says what the rank does from now on.
+  void set(Phase phase, std::int64_t step);
+
   /// Writes `call`, whose sequence and times are set here. Returns the sequence number to give to end(). Both are safe
   /// from any thread; several calls may be running.
   std::uint64_t begin(Call call);
@@ -63,10 +81,14 @@ class CallRing {
   /// True while a call is running. Safe from any thread.
   bool in_call() const { return running_ > 0; }
   std::vector<Call> calls() const;  ///< oldest first
+  /// The oldest call that is running, or else the last one; nothing if there is none, or if another thread is writing
+  /// to the ring at the moment: never waits. Safe from any thread.
+  std::optional<Call> current() const;
 
  private:
-  Call* slots_ = nullptr;  // [length]; call s is in slot (s - 1) % length
-  std::mutex mutex_;       // the watchdog, too, writes the ends of GPU calls
+  RankState* state_ = nullptr;  // the slots are behind it
+  Call* slots_ = nullptr;       // [length]; call s is in slot (s - 1) % length
+  mutable std::mutex mutex_;    // the watchdog, too, writes the ends of GPU calls
   std::uint64_t next_ = 1;
   std::atomic<double> last_activity_;
   std::atomic<int> running_ = 0;
@@ -74,11 +96,16 @@ class CallRing {
 
 /// The calls in a ring file, oldest first. If the file cannot be read: none, and `problem` says why.
 std::vector<Call> read_call_ring(const std::string& path, std::string& problem);
+std::vector<Call> read_call_ring(const std::string& path, std::string& problem, RankState& state);
+
+/// "all_reduce #238 of tensor (blocks.2.attention)"
+std::string name_of(const Call&);
 
 /// "rank 3 is at all_gather #118 of tensor (blocks.7.attention.out), the others at #119", from the rings
 /// rank-*.calls of a run's logs folder: a line for each rank that others wait for and that does not wait itself, then
-/// each rank's last `count` calls. "is past" instead of "is at": that call has ended. Calls of pairs are compared by
-/// the numbers of messages between the two ranks.
-std::string describe_call_rings(const std::string& logs_folder, int count = 3);
+/// each rank's state and last `count` calls. "is past" instead of "is at": that call has ended. Calls of pairs are
+/// compared by the numbers of messages between the two ranks. Only rings of `job` count; without it, of that of rank 0:
+/// others are of an earlier run with more ranks. "" if `job` has no ring.
+std::string describe_call_rings(const std::string& logs_folder, int count = 3, std::optional<std::uint64_t> job = {});
 
 }  // namespace choir

@@ -114,7 +114,8 @@ TEST_F(CallRings, ABrokenFileIsAProblemNotACrash) {
   EXPECT_NE(problem.find("is not a call ring"), std::string::npos);
   EXPECT_TRUE(read_call_ring(path(1), problem).empty());
   EXPECT_NE(problem.find("cannot open"), std::string::npos);
-  std::ofstream(path(2)) << std::string(CallRing::length * sizeof(Call), '\xff');  // full of ones: texts without an end
+  std::ofstream(path(2)) << std::string(sizeof(RankState) + CallRing::length * sizeof(Call),
+                                        '\xff');  // full of ones: texts without an end
   EXPECT_EQ(read_call_ring(path(2), problem).size(), 256u);
   EXPECT_NE(describe_call_rings(folder_).find("rank 0: "), std::string::npos);
 }
@@ -210,6 +211,39 @@ TEST_F(CallRings, ComparesCallsOfPairsByTheirMessages) {
             0u)
       << text;
   EXPECT_NE(text.find(", with rank 1 (0 sent, 3 received), running for "), std::string::npos) << text;
+}
+
+TEST_F(CallRings, ListsTheRanksOfOneJobWithWhatTheyDo) {
+  const auto write = [&](int rank, std::uint64_t job, int ranks) {
+    CallRing ring(path(rank));
+    ring.identify(job, rank, ranks, "a");
+    ring.set(Phase::step, 7 + rank);
+  };
+  for (int rank = 0; rank < 4; ++rank) write(rank, 11, 4);  // an earlier run with more ranks
+  for (int rank = 0; rank < 2; ++rank) write(rank, 12, 2);
+  const std::string listed =
+      "no rank is in a call\nrank 0:\n  on a, computing step 7\n  no calls\nrank 1:\n  on a, computing step 8\n  no "
+      "calls\n";
+  EXPECT_EQ(describe_call_rings(folder_), listed);
+  EXPECT_EQ(describe_call_rings(folder_, 3, 12), listed);
+  EXPECT_EQ(describe_call_rings(folder_, 3, 13), "");
+  std::ofstream(path(3)) << "not a ring";
+  EXPECT_EQ(describe_call_rings(folder_), listed);
+  std::ofstream(path(1)) << "not a ring";
+  EXPECT_NE(describe_call_rings(folder_).find("rank 1: "), std::string::npos);
+}
+
+TEST(CallRing, KnowsTheCallThatRunsOrTheLast) {
+  CallRing ring;
+  EXPECT_FALSE(ring.current());
+  const auto first = ring.begin(call_of("barrier", "world", "x", 1));
+  const auto second = ring.begin(call_of("barrier", "world", "x", 2));
+  EXPECT_EQ(ring.current()->sequence, first);
+  ring.end(first);
+  EXPECT_EQ(ring.current()->sequence, second);
+  ring.end(second);
+  EXPECT_EQ(ring.current()->sequence, second);
+  EXPECT_GT(ring.current()->ended, 0);
 }
 
 TEST_F(CallRings, SaysSoIfNobodyIsBehind) {
