@@ -160,10 +160,12 @@ void ConfigArguments::add_to(CLI::App& verb, const std::string& what_words) {
   verb.add_option("WORDS", words, what_words);
 }
 
-Config ConfigArguments::read() const {
+Config ConfigArguments::read() const { return with_device(read_as_written()); }
+
+Config ConfigArguments::read_as_written() const {
   Config config = read_config(file, words);
   if (config.train.folder.empty()) config.train.folder = "runs/" + std::filesystem::path(file).stem().string();
-  return with_device(std::move(config));
+  return config;
 }
 
 int run_command_line(int argc, char** argv) {

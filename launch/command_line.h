@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "framework/comm/watchdog.h"
 #include "launch/process.h"
 
 namespace choir {
@@ -19,6 +20,8 @@ struct CommandLine {
   std::function<int()> run;
   /// False: stdout only reports progress, and the exit code does not depend on it.
   bool output_is_the_result = true;
+  /// Of a verb that is watched; it lives until MPI is finalized.
+  std::unique_ptr<Watchdog> watchdog;
 
   /// Starts MPI. It is finalized with the command line, after the errors of the verb have been printed.
   MpiProcess& start_mpi();
@@ -34,6 +37,8 @@ struct ConfigArguments {
   void add_to(CLI::App& verb, const std::string& what_words = "key=value overrides of the configuration");
   /// Throws ConfigError; a missing train.folder becomes runs/<name of the file>.
   Config read() const;
+  /// The same, with train.device as it is written.
+  Config read_as_written() const;
 };
 
 /// Each registers one verb and is in the file named after the verb.

@@ -61,6 +61,12 @@ static int number_in(const char* variable) {
   return text ? std::atoi(text) : 0;
 }
 
+int launcher_rank() {
+  for (const char* variable : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"})
+    if (const int rank = number_in(variable); rank > 0) return rank;
+  return 0;
+}
+
 std::vector<Problem> check_launcher(const MpiProcess& process) {
   // Slurm sets SLURM_NTASKS, SLURM_PROCID and others in a batch script too; only srun sets those of a step. For an
   // interactive step (srun --pty) it also sets that of a terminal; such a step runs one shell for any number of tasks.

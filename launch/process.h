@@ -44,6 +44,9 @@ class MpiProcess {
 /// The MPI that choir is linked with: "Open MPI v4.1.4".
 std::string mpi_library();
 
+/// The rank that the launcher has given this process; 0 if it says nothing. MPI need not have started.
+int launcher_rank();
+
 /// A problem if another launcher started this process as one of several ranks of which MPI sees only one: each of them
 /// would run as rank 0 of 1. Variables that are also set in a batch script or an interactive shell are ignored.
 std::vector<Problem> check_launcher(const MpiProcess&);

@@ -1,5 +1,6 @@
 // choir train CONFIG [key=value ...] [--resume[=STEP]] [--dry-run]
 #include <charconv>
+#include <cstdio>
 
 #include "framework/train/run.h"
 #include "framework/train/trainer.h"
@@ -29,23 +30,45 @@ Resume parse_resume(const std::string& text) {
   return {.asked = true, .step = step};
 }
 
+/// Before MPI starts, so that its start is watched too. Mistakes in the configuration are reported later, when all
+/// ranks can report them once; until then the default limits hold.
+std::unique_ptr<Watchdog> start_watchdog(const ConfigArguments& arguments) {
+  Config config;
+  try {
+    config = arguments.read_as_written();
+  } catch (const std::exception&) {
+    config = {};
+  }
+  const WatchdogLimits limits{.start = config.train.start_timeout,
+                              .progress = config.train.timeout,
+                              .storage = config.checkpoint.timeout,
+                              .grace = config.train.grace,
+                              .silence = config.train.heartbeat};
+  return std::make_unique<Watchdog>(limits, RunFolder{config.train.folder}.logs(), launcher_rank(),
+                                    [] { return stop_request().seconds; });
+}
+
 int train(CommandLine& line, const Arguments& arguments) {
-  if (!arguments.dry_run) catch_stop_signals();
+  if (!arguments.dry_run) {
+    catch_stop_signals();
+    line.watchdog = start_watchdog(arguments.config);
+  }
   MpiProcess& process = line.start_mpi();
+  const std::string not_watched = arguments.dry_run ? "" : line.watchdog->join(MPI_COMM_WORLD);
   const Config config = arguments.config.read();
   throw_if_any(check_launcher(process));
   if (arguments.dry_run)
     return process.rank() == 0 ? print_plan(config, process.ranks(), process.processors(), false) : 0;
   throw_if_any(validate(config, process.ranks()));
   line.output_is_the_result = false;  // the run folder is
+  if (!not_watched.empty() && process.rank() == 0) std::fprintf(stderr, "choir: %s\n", not_watched.c_str());
   const RunOptions options{.folder = {config.train.folder},
                            .resume = parse_resume(arguments.resume),
                            .columns = watched_columns(),
                            .stop_request = stop_request};
-  CallRing ring;
   const auto device = make_device(config, process);
-  Mesh mesh = make_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, ring);
-  return static_cast<int>(run_training(config, options, *device, mesh, ring));
+  Mesh mesh = make_mesh(MPI_COMM_WORLD, mesh_shape(config, process.ranks()), *device, line.watchdog->ring());
+  return static_cast<int>(run_training(config, options, *device, mesh, *line.watchdog));
 }
 
 }  // namespace

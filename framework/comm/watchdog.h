@@ -1,16 +1,22 @@
-// A thread that ends a hung process, and first says which rank the others wait for. It also ends a process that is
-// overdue: one that was asked to stop, and takes too long.
+// A thread that ends a process that hangs, with a report that names the rank that the others wait for.
 //
-// A process hangs if a call is running or a step is under way, and no collective call and no step has begun or ended
-// for longer than the limit. Between steps (start-up, evaluation of a configuration, a long save) there is no limit. On
-// a GPU a call is running until the GPU has ended it, and no thread waits for that: the watchdog calls the
-// communicators, which write the ends of calls to the ring. A call on a GPU that the library reports as failed ends the
-// process at once.
+// A process hangs if nothing has happened for longer than the limit of its phase: no collective call and no phase has
+// begun or ended. It also hangs if one piece of work on the thread that writes checkpoints takes longer than its limit,
+// while steps may go on. On a GPU a call runs until the GPU has ended it, and no thread waits for that: the watchdog
+// calls the communicators, which write the ends of calls to the ring. A call that the library reports as failed ends
+// the process at once, and so does a stop by a signal that takes too long.
+//
+// A rank that is stopped, dead or cut off says nothing: the others notice it by its heartbeat (heartbeat.h), by which
+// they also agree which rank prints the report. Without heartbeats that is rank 0 or, if it says nothing, every other.
 #pragma once
+
+#include <mpi.h>
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -18,46 +24,85 @@
 
 #include "framework/comm/call_ring.h"
 #include "framework/comm/communicator.h"
+#include "framework/comm/heartbeat.h"
+#include "framework/comm/phase.h"
+#include "framework/core/stream.h"
 
 namespace choir {
 
+/// In seconds; 0: no limit.
+struct WatchdogLimits {
+  double start = 1800;    ///< of the phases start and load
+  double progress = 600;  ///< of the phases step, evaluate and end, and of waiting in a call in any later than load
+  double storage = 1800;  ///< of the phases record and save, and of one piece of work of the storage thread
+  double grace = 100;     ///< of a stop by a signal
+  double silence = 10;    ///< of another rank: train.heartbeat
+};
+
 class Watchdog {
  public:
-  /// `ring` and `communicators` (Mesh::communicators()) outlive the watchdog. `logs_folder` holds the rings of all
-  /// ranks, rank-*.calls. `overdue` is called by the thread and says why the process must end now; empty: it need not.
-  Watchdog(const CallRing& ring, std::string logs_folder, double seconds, std::vector<Communicator*> communicators,
-           std::function<std::string()> overdue = {});
-  ~Watchdog();  ///< stops at once
+  /// Starts the thread. `logs_folder` has the rings of all ranks, rank-*.calls, once they have been put there; reports
+  /// are added to its file hang.txt. `rank` is the launcher's number of this process, until join(). `signalled` returns
+  /// the seconds since a signal asked the run to stop, and 0 if none did; any thread may call it.
+  Watchdog(const WatchdogLimits& limits, std::string logs_folder, int rank = 0, std::function<double()> signalled = {});
+  /// Stops at once. If the process is about to be ended by the watchdog, waits for that.
+  ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  /// Starts the thread, which does not yet look for hangs: the rings of all ranks are not in the folder yet.
-  void start_without_limit();
-  /// Starts the thread, if it does not run, and the time limit.
-  void start();
-  void stop();
+  CallRing& ring() { return ring_; }
 
-  /// Both restart the time limit. A step that makes no calls for a long time may call begin_step() again at any time.
-  void begin_step();
-  void end_step();
+  /// Collective, after MPI_Init. Starts the heartbeat and writes to the ring whose it is. Returns a message for the
+  /// user, or "": what is not watched.
+  std::string join(MPI_Comm world);
+  /// Begins a phase; also restarts its limit.
+  void begin(Phase phase, std::int64_t step = -1);
+  /// Watches these too (Mesh::communicators(), and the thread that writes checkpoints) from now on, until the next
+  /// call. Null: none.
+  void watch(std::vector<Communicator*> communicators, const Stream* storage);
 
  private:
-  void watch();
-  bool hangs() const;
-  /// The first problem that a communicator reports, or why the process is overdue; empty: neither.
-  std::string problem() const;
-  [[noreturn]] void report_and_exit(const std::string& why) const;
+  struct Limit {
+    double seconds;
+    const char* key;
+  };
+  struct Unchanged {  // how long a value has been the same
+    double value = -1, since = 0;
+    double seconds(double new_value, double now) {
+      if (new_value != value) since = now;
+      value = new_value;
+      return now - since;
+    }
+  };
 
-  const CallRing& ring_;
+  void watch_all();
+  Limit limit() const;
+  std::string fault(double now);
+  std::string problem();
+  void fill(Beat&) const;
+  std::string doing() const;
+  void end(HeartbeatRules::Verdict, const std::string& words);
+  void report_and_exit(const std::string& words);
+  std::string report(const std::string& words) const;
+
+  const WatchdogLimits limits_;
   const std::string logs_folder_;
-  const double seconds_;
-  const std::vector<Communicator*> communicators_;
-  const std::function<std::string()> overdue_;
-  std::atomic<double> last_step_;  // seconds since the epoch at which one last began or ended
-  std::atomic<bool> in_step_ = false, limited_ = false;
+  const std::function<double()> signalled_;
+  int rank_;
+  CallRing ring_;
+  std::atomic<Phase> phase_ = Phase::start;
+  std::atomic<std::int64_t> step_ = -1;
+  std::atomic<std::uint64_t> phases_ = 0;  // begun
+  Unchanged activity_, storage_work_;
+  std::mutex watched_mutex_;
+  std::vector<Communicator*> communicators_;
+  const Stream* storage_ = nullptr;
+  std::atomic<bool> ending_ = false;
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;
+  std::unique_ptr<Heartbeat> heartbeat_;
+  std::atomic<Heartbeat*> joined_ = nullptr;  // heartbeat_, for the thread
   std::thread thread_;
 };
 

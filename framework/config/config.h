@@ -60,7 +60,9 @@ struct TrainConfig {
   StreamMode streams = StreamMode::immediate;  ///< threaded: a worker thread per CPU stream
   std::int64_t threads = 0;                    ///< per rank; 0: OMP_NUM_THREADS, else the processors of the rank
   Recompute recompute = Recompute::none;
-  double timeout = 600;             ///< seconds without a finished collective before a rank counts as hung
+  double timeout = 600;             ///< seconds without a finished collective before a rank counts as hung; 0: no limit
+  double start_timeout = 1800;      ///< the same before the first step, with MPI_Init; 0: no limit
+  double heartbeat = 10;            ///< seconds after which a rank that says nothing is stopped or cut off; 0: never
   double grace = 100;               ///< seconds a stop by a signal may take, with its save; below launch/slurm's 120
   double lock_wait = 0;             ///< seconds a start waits for the process that holds the run folder
   std::int64_t restarts = 5;        ///< of launch/train --supervise, in a row without a new checkpoint

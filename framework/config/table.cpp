@@ -162,7 +162,16 @@ std::vector<Field> fields(TrainConfig& c) {
       {"train.threads", &c.threads, "threads per rank; 0: OMP_NUM_THREADS, else the processors of the rank",
        at_least(0, 65536)},
       {"train.recompute", &c.recompute, "block: run a block's forward again in its backward instead of saving it"},
-      {"train.timeout", &c.timeout, "seconds without a finished collective before a rank counts as hung", positive()},
+      {"train.timeout", &c.timeout, "seconds without a finished collective before a rank counts as hung; 0: no limit",
+       not_negative()},
+      {"train.start_timeout", &c.start_timeout,
+       "the same from the start of the process to the first step, in which a large checkpoint is read; 0: no limit",
+       not_negative()},
+      {"train.heartbeat", &c.heartbeat,
+       "seconds without a sign of life of a rank, after which it counts as stopped, dead or cut off; 0: never, as for "
+       "a "
+       "debugger",
+       not_negative()},
       {"train.grace", &c.grace, "seconds that a stop by a signal may take, with its save; then the run ends without it",
        positive()},
       {"train.lock_wait", &c.lock_wait, "seconds that a start waits for another process that uses train.folder",
@@ -230,6 +239,10 @@ std::vector<Field> fields(CheckpointConfig& c) {
       {"checkpoint.keep", &c.keep, "how many of the newest stay; 0: all", at_least(0)},
       {"checkpoint.milestones", &c.milestones, "checkpoints of multiples of this step stay as well; 0: none",
        at_least(0)},
+      {"checkpoint.timeout", &c.timeout,
+       "seconds that a rank may take to write its part of a checkpoint, or its results, before its storage counts as "
+       "hung; 0: no limit",
+       not_negative()},
       {"checkpoint.best", &c.best, "the one with the lowest held-out loss stays as well; the link best names it"},
   };
 }

@@ -33,7 +33,7 @@ void Stream::push(std::function<void()> work) {
 }
 
 void Stream::run() {
-  for (;;) {
+  for (std::uint64_t number = 1;; ++number) {
     std::function<void()> work;
     {
       std::unique_lock lock(mutex_);
@@ -45,12 +45,14 @@ void Stream::run() {
       queue_.pop_front();
       busy_ = true;
     }
+    running_ = number;
     try {
       work();
     } catch (...) {
       const std::lock_guard lock(mutex_);
       if (!error_) error_ = std::current_exception();
     }
+    running_ = 0;
   }
 }
 

@@ -5,7 +5,9 @@
 // so the ordering of a GPU: a missing event is a race that the thread sanitizer sees.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <deque>
 #include <exception>
 #include <functional>
@@ -50,6 +52,9 @@ class Stream {
   /// Returns when everything enqueued so far has run.
   void synchronize();
 
+  /// The number of the piece of work that the worker thread runs now, from 1; 0: none. Safe from any thread.
+  std::uint64_t running() const { return running_; }
+
  private:
   void push(std::function<void()> work);
   void run();
@@ -60,6 +65,7 @@ class Stream {
   std::condition_variable wake_, idle_;
   std::deque<std::function<void()>> queue_;
   bool busy_ = false, stop_ = false;
+  std::atomic<std::uint64_t> running_ = 0;
   std::exception_ptr error_;
   std::thread worker_;
 };

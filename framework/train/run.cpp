@@ -5,7 +5,6 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <chrono>
 #include <cmath>
@@ -14,7 +13,6 @@
 
 #include "framework/checkpoint/publish.h"
 #include "framework/checkpoint/writer.h"
-#include "framework/comm/watchdog.h"
 #include "framework/core/quantity.h"
 #include "framework/data/sampler.h"
 #include "framework/ops/elementwise.h"
@@ -36,20 +34,21 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 /// The bookkeeping of one run on one rank.
 class Run {
  public:
-  Run(const Config& config, const RunOptions& options, Device& device, Mesh& mesh, CallRing& ring)
+  Run(const Config& config, const RunOptions& options, Device& device, Mesh& mesh, Watchdog& watchdog)
       : config_(config),
         options_(options),
         mesh_(mesh),
         device_(device),
-        ring_(ring),
+        watchdog_(watchdog),
         file_(config.data.path),
         progress_(stdout, mesh.world->rank() == 0, options.columns),
-        io_(StreamMode::threaded),
-        watchdog_(ring, options.folder.logs(), config.train.timeout, mesh.communicators(),
-                  [this] { return overdue(); }) {
+        io_(StreamMode::threaded) {
     throw_if_any(check_fits(file_, config.model, config.data.tokenizer));
   }
-  ~Run() { spdlog::drop("rank"); }
+  ~Run() {
+    watchdog_.watch({}, nullptr);
+    spdlog::drop("rank");
+  }
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
 
@@ -77,12 +76,7 @@ class Run {
   void save(Trainer& trainer);
   void tell(const std::optional<SaveOutcome>& outcome);
   RunEnd agreed_stop();
-  /// Says from now on that this rank does `activity` ("saving step") of the current step.
-  void begin(const char* activity) {
-    active_step_ = position_.step;
-    activity_ = activity;
-  }
-  std::string overdue() const;
+  void begin(Phase phase) { watchdog_.begin(phase, position_.step); }
   struct Reason {
     std::string why, fix;
   };
@@ -93,7 +87,7 @@ class Run {
   const RunOptions& options_;
   Mesh& mesh_;
   Device& device_;
-  CallRing& ring_;
+  Watchdog& watchdog_;
   TokenFile file_;
   std::optional<RunLock> lock_;  // of rank 0
   Start start_;
@@ -104,9 +98,6 @@ class Run {
   std::vector<std::string> said_early_;
   Stream io_;  // the process's one HDF5 thread
   std::optional<CheckpointWriter> writer_;
-  std::atomic<const char*> activity_ = "starting the run";  // for the thread of the watchdog
-  std::atomic<std::int64_t> active_step_ = -1;              // -1: before the first step
-  Watchdog watchdog_;
   std::optional<MetricsFile> metrics_;   // of rank 0
   std::int64_t last_saved_ = 0;          // the seed gives step 0
   double product_flops_per_second_ = 0;  // the fastest matrix product measured on this rank
@@ -144,7 +135,7 @@ void Run::enter_folder() {
   };
   ranks().on_rank_0(prepare, "start.prepare");
   options_.folder.create();  // a file system may show other hosts late what rank 0 has made
-  ring_.keep_in(options_.folder.calls(mesh_.world->rank()));
+  watchdog_.ring().keep_in(options_.folder.calls(mesh_.world->rank()));
   log_ = spdlog::basic_logger_mt("rank", options_.folder.log(mesh_.world->rank()));
   log_->flush_on(spdlog::level::info);
   for (const std::string& line : said_early_) log_->info(line);
@@ -243,11 +234,12 @@ bool Run::evaluation_is_due() const {
 RunEnd Run::evaluate(Trainer& trainer) {
   const HeldOut text = held_out(config_, *sampler_);
   if (text.all == 0) return RunEnd::done;
-  begin("evaluating after step");
+  begin(Phase::evaluate);
   RunEnd end = RunEnd::done;
   const std::optional<LossSum> sum =
       trainer.evaluate(text.samples, text.read, [&] { return (end = agreed_stop()) != RunEnd::done; });
   if (!sum) return end;
+  begin(Phase::record);
   say(fmt::format("step {}: held-out loss {:.4f} nats a token, {:.4f} bits per byte ({} of {})", position_.step,
                   sum->mean(), sum->bits_per_byte(), text.samples, quantity(text.all, "sequence")));
   metric({{"step", position_.step},
@@ -280,7 +272,7 @@ void Run::tell(const std::optional<SaveOutcome>& outcome) {
 }
 
 void Run::save(Trainer& trainer) {
-  begin("saving step");
+  begin(Phase::save);
   device_.synchronize();
   tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, file_)));
 }
@@ -288,19 +280,6 @@ void Run::save(Trainer& trainer) {
 /// The most urgent end that a signal to any rank asks for; the same on every rank.
 RunEnd Run::agreed_stop() {
   return static_cast<RunEnd>(ranks().largest(static_cast<std::int32_t>(options_.stop_request().end), "stop"));
-}
-
-/// Why the process must end now, if a signal asked it to stop longer than train.grace ago; else empty. Called by the
-/// thread of the watchdog.
-std::string Run::overdue() const {
-  const StopRequest request = options_.stop_request();
-  if (request.end == RunEnd::done || request.seconds <= config_.train.grace) return {};
-  return fmt::format(
-      "a signal asked the run to stop {:g} s ago, and it has not ended (train.grace)\n"
-      "  why: rank {} is {}{}\n"
-      "  fix: the last checkpoint is whole, and --resume continues from it; a larger train.grace gives more time",
-      config_.train.grace, mesh_.world->rank(), activity_.load(),
-      active_step_ < 0 ? "" : fmt::format(" {}", active_step_.load()));
 }
 
 /// Why the loss or the gradients of this step are not finite, and what helps. The first step shows the weights with
@@ -336,7 +315,7 @@ RunEnd Run::diverged(Trainer& trainer, const StepResult& result) {
 }
 
 RunEnd Run::train() {
-  watchdog_.start_without_limit();
+  watchdog_.watch(mesh_.communicators(), &io_);
   const LockWait wait{.seconds = config_.train.lock_wait,
                       .stopped = [this] { return options_.stop_request().end != RunEnd::done; },
                       .say = [this](const std::string& text) { say(text); }};
@@ -348,13 +327,13 @@ RunEnd Run::train() {
     say("stopped before the first step as asked; the run folder is as it was");
     return end;
   }
+  begin(Phase::load);
   Trainer trainer(config_, device_, mesh_);
   load(trainer);
   enter_folder();
   describe(trainer);
   for (const std::string& note : start_.notes) say(note);
 
-  watchdog_.start();
   RunEnd end = agreed_stop();
   if (end == RunEnd::done) end = evaluate_what_was_missed(trainer);
   if (position_.step >= config_.train.steps) say(fmt::format("all {} steps are done already", config_.train.steps));
@@ -363,11 +342,10 @@ RunEnd Run::train() {
   while (position_.step < config_.train.steps && end == RunEnd::done) {
     ++position_.step;
     position_.held_out_loss.reset();
-    begin("computing step");
-    watchdog_.begin_step();
+    begin(Phase::step);
     const auto step_time = Clock::now();
     const StepResult result = trainer.step(position_.step, training_samples(config_, *sampler_, position_.samples));
-    watchdog_.end_step();
+    begin(Phase::record);
     if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) return diverged(trainer, result);
     position_.samples += config_.train.batch;
     const std::int64_t steps_done = position_.step - first;
@@ -379,8 +357,9 @@ RunEnd Run::train() {
     const bool due = config_.checkpoint.every > 0 && position_.step % config_.checkpoint.every == 0;
     if (due || end != RunEnd::done || position_.step == config_.train.steps) save(trainer);
   }
+  begin(Phase::save);
   tell(writer_->finish());
-  watchdog_.stop();
+  begin(Phase::end);
   const bool saved = last_saved_ >= position_.step;
   if (end != RunEnd::done)
     say(fmt::format("stopped {} {} as asked{}", position_.step > 0 ? "after step" : "before step",
@@ -396,8 +375,8 @@ RunEnd Run::train() {
 
 }  // namespace
 
-RunEnd run_training(const Config& config, const RunOptions& options, Device& device, Mesh& mesh, CallRing& ring) {
-  Run run(config, options, device, mesh, ring);
+RunEnd run_training(const Config& config, const RunOptions& options, Device& device, Mesh& mesh, Watchdog& watchdog) {
+  Run run(config, options, device, mesh, watchdog);
   return run.train();
 }
 

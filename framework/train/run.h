@@ -4,8 +4,8 @@
 #include <functional>
 #include <string>
 
-#include "framework/comm/call_ring.h"
 #include "framework/comm/mesh.h"
+#include "framework/comm/watchdog.h"
 #include "framework/config/config.h"
 #include "framework/train/run_folder.h"
 #include "framework/train/start.h"
@@ -32,13 +32,12 @@ struct RunOptions {
   Resume resume;
   /// Returns the width of the terminal on which a person watches one live line; empty: no such terminal.
   std::function<int()> columns;
-  /// Called on every rank before the first step, once a step, and once a micro-batch of an evaluation; and from another
-  /// thread at any time.
+  /// Called on every rank before the first step, once a step, and once a micro-batch of an evaluation.
   std::function<StopRequest()> stop_request;
 };
 
-/// Collective over the mesh. `ring` is this rank's, and is moved to the run folder when the run begins. Throws
-/// ConfigError for a user's mistake; then nothing in the run folder has been changed.
-RunEnd run_training(const Config&, const RunOptions&, Device&, Mesh&, CallRing& ring);
+/// Collective over the mesh, whose communicators write to the ring of `watchdog`; the ring is moved to the run folder
+/// when the run begins. Throws ConfigError for a user's mistake; then nothing in the run folder has been changed.
+RunEnd run_training(const Config&, const RunOptions&, Device&, Mesh&, Watchdog& watchdog);
 
 }  // namespace choir

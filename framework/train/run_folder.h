@@ -1,5 +1,5 @@
-// The run folder: run.json, config.yaml, metrics.jsonl, checkpoints/, logs/rank-N.log and logs/rank-N.calls; and the
-// lock that lets only one run write to it.
+// The run folder: run.json, config.yaml, metrics.jsonl, checkpoints/, logs/rank-N.log, logs/rank-N.calls and
+// logs/hang.txt; and the lock that lets only one run write to it.
 #pragma once
 
 #include <cstdint>

@@ -8,7 +8,9 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <sstream>
 
 #include "framework/comm/counting_communicator.h"
 
@@ -31,9 +33,8 @@ class Watchdogs : public ::testing::Test {
     double seconds;
   };
 
-  /// Runs `body` in `ranks` processes, each with a ring and a watchdog of 0.2 s. The outcome is rank 0's, which exits
-  /// with 42 if it gets to the end; the words are those of all.
-  Outcome run(const std::function<void(CallRing&, Watchdog&)>& body, int ranks = 1) const {
+  /// Runs `body` in a process with a watchdog of 0.2 s. It exits with 42 if it gets to the end.
+  Outcome run(const std::function<void(Watchdog&)>& body, const WatchdogLimits& limits = short_limits) const {
     int ends[2] = {};
     EXPECT_EQ(pipe(ends), 0);
     const auto begin = std::chrono::steady_clock::now();
@@ -42,14 +43,9 @@ class Watchdogs : public ::testing::Test {
       dup2(ends[1], STDERR_FILENO);
       close(ends[0]);
       close(ends[1]);
-      int rank = 0;
-      for (int other = 1; other < ranks && rank == 0; ++other)  // before a thread starts: it would not survive a fork
-        if (fork() == 0) rank = other;
       {
-        CallRing ring(folder_ + "/rank-" + std::to_string(rank) + ".calls");
-        Watchdog watchdog(ring, folder_, 0.2, {});
-        watchdog.start();
-        body(ring, watchdog);
+        Watchdog watchdog(limits, folder_);
+        body(watchdog);
       }
       _exit(42);
     }
@@ -66,6 +62,8 @@ class Watchdogs : public ::testing::Test {
     return outcome;
   }
 
+  static constexpr WatchdogLimits short_limits{.start = 0.2, .progress = 0.2, .storage = 0.2};
+
   static Call call() {
     Call call{.number = 7, .bytes = 8, .ranks = 2};
     std::strcpy(call.verb, "all_reduce");
@@ -77,59 +75,109 @@ class Watchdogs : public ::testing::Test {
   std::string folder_;
 };
 
-TEST_F(Watchdogs, EndsAProcessThatHangsInACall) {
-  const Outcome outcome = run([](CallRing& ring, Watchdog&) {
-    ring.begin(call());
-    std::this_thread::sleep_for(milliseconds(20'000));
-  });
+// In every phase: a process that does nothing for longer than its limit ends, and says which limit it was.
+TEST_F(Watchdogs, EndsAProcessThatHangsInAnyPhase) {
+  struct Case {
+    Phase phase;
+    std::string key, doing;
+  };
+  const Case cases[] = {{Phase::start, "train.start_timeout", "starting the run"},
+                        {Phase::load, "train.start_timeout", "loading"},
+                        {Phase::step, "train.timeout", "computing step 7"},
+                        {Phase::evaluate, "train.timeout", "evaluating after step 7"},
+                        {Phase::record, "checkpoint.timeout", "recording step 7"},
+                        {Phase::save, "checkpoint.timeout", "saving step 7"},
+                        {Phase::end, "train.timeout", "ending the run"}};
+  for (const auto& [phase, key, doing] : cases) {
+    WatchdogLimits limits{.start = 0, .progress = 0, .storage = 0};
+    (key == "train.timeout" ? limits.progress : key == "checkpoint.timeout" ? limits.storage : limits.start) = 0.2;
+    const Outcome outcome = run(
+        [phase = phase](Watchdog& watchdog) {
+          watchdog.begin(phase, 7);
+          std::this_thread::sleep_for(milliseconds(20'000));
+        },
+        limits);
+    EXPECT_EQ(outcome.exit_code, 1) << doing;
+    EXPECT_EQ(outcome.words, "no collective call and no step has begun or ended for 0.2 s (" + key +
+                                 ")\n  noticed by rank 0, " + doing + "\nending the job\n");
+    EXPECT_LT(outcome.seconds, 15);  // 0.2 s, 2 s for mpirun, and a busy machine
+  }
+}
+
+// Others may wait for this rank's storage for long, but not in a call.
+TEST_F(Watchdogs, EndsAProcessThatHangsInACallWhileItSaves) {
+  const Outcome outcome = run(
+      [](Watchdog& watchdog) {
+        watchdog.begin(Phase::save, 7);
+        watchdog.ring().begin(call());
+        std::this_thread::sleep_for(milliseconds(20'000));
+      },
+      {.progress = 0.2});
   EXPECT_EQ(outcome.exit_code, 1);
-  EXPECT_NE(outcome.words.find("all_reduce #7 of data (gradients), 8 bytes, running for"), std::string::npos)
-      << outcome.words;
   EXPECT_NE(outcome.words.find("for 0.2 s (train.timeout)"), std::string::npos) << outcome.words;
-  EXPECT_LT(outcome.seconds, 10);  // 0.2 s, 2 s of grace, and a busy machine
 }
 
-TEST_F(Watchdogs, EndsAProcessThatHangsInAStep) {
-  const Outcome outcome = run([](CallRing&, Watchdog& watchdog) {
-    watchdog.begin_step();
-    std::this_thread::sleep_for(milliseconds(20'000));
+TEST_F(Watchdogs, EndsAProcessWhoseStorageHangsWhileStepsGoOn) {
+  const Outcome outcome = run([](Watchdog& watchdog) {
+    Stream storage(StreamMode::threaded);
+    watchdog.watch({}, &storage);
+    storage.enqueue([] { std::this_thread::sleep_for(milliseconds(20'000)); });
+    for (int step = 1;; ++step) {
+      watchdog.begin(Phase::step, step);
+      std::this_thread::sleep_for(milliseconds(5));
+    }
   });
   EXPECT_EQ(outcome.exit_code, 1);
-  EXPECT_NE(outcome.words.find("no rank is in a call"), std::string::npos) << outcome.words;
+  EXPECT_NE(outcome.words.find("a write of a checkpoint on rank 0 has not ended for 0.2 s (checkpoint.timeout)\n"),
+            std::string::npos)
+      << outcome.words;
 }
 
-TEST_F(Watchdogs, LeavesAnIdleProcessAlone) {
-  const Outcome outcome = run([](CallRing& ring, Watchdog& watchdog) {
-    watchdog.begin_step();
-    ring.end(ring.begin(call()));
-    watchdog.end_step();
-    std::this_thread::sleep_for(milliseconds(700));
-  });
-  EXPECT_EQ(outcome.exit_code, 42);
-  EXPECT_EQ(outcome.words, "");
-  EXPECT_LT(outcome.seconds, 5);  // and stops at once in the end
+TEST_F(Watchdogs, LeavesStorageAloneThatMakesProgress) {
+  const Outcome outcome = run(
+      [](Watchdog& watchdog) {
+        Stream storage(StreamMode::threaded);
+        watchdog.watch({}, &storage);
+        for (int i = 0; i < 70; ++i) storage.enqueue([] { std::this_thread::sleep_for(milliseconds(10)); });
+        storage.synchronize();
+        watchdog.watch({}, nullptr);
+      },
+      {.storage = 0.2});
+  EXPECT_EQ(outcome.exit_code, 42) << outcome.words;
 }
 
 TEST_F(Watchdogs, LeavesABusyProcessAlone) {
-  const Outcome outcome = run([](CallRing& ring, Watchdog& watchdog) {
-    watchdog.begin_step();
-    for (int i = 0; i < 35; ++i) {
-      ring.end(ring.begin(call()));
-      std::this_thread::sleep_for(milliseconds(20));
-    }
-  });
-  EXPECT_EQ(outcome.exit_code, 42);
+  for (const bool calls : {false, true}) {
+    const Outcome outcome = run([calls](Watchdog& watchdog) {
+      for (int i = 0; i < 70; ++i) {
+        if (calls)
+          watchdog.ring().end(watchdog.ring().begin(call()));
+        else
+          watchdog.begin(Phase::step, i);
+        std::this_thread::sleep_for(milliseconds(10));
+      }
+    });
+    EXPECT_EQ(outcome.exit_code, 42) << outcome.words;
+    EXPECT_EQ(outcome.words, "");
+    EXPECT_LT(outcome.seconds, 5);  // and stops at once in the end
+  }
 }
 
-TEST_F(Watchdogs, StopsWhenTold) {
-  const Outcome outcome = run([](CallRing& ring, Watchdog& watchdog) {
-    ring.begin(call());
-    watchdog.stop();
-    std::this_thread::sleep_for(milliseconds(700));
-    watchdog.start();  // and can be started again: time counts from now
-    std::this_thread::sleep_for(milliseconds(50));
-  });
-  EXPECT_EQ(outcome.exit_code, 42);
+TEST_F(Watchdogs, ZeroIsNoLimit) {
+  const Outcome outcome = run([](Watchdog&) { std::this_thread::sleep_for(milliseconds(700)); },
+                              {.start = 0, .progress = 0.01, .storage = 0.01});
+  EXPECT_EQ(outcome.exit_code, 42) << outcome.words;
+}
+
+TEST_F(Watchdogs, AddsItsReportToAFile) {
+  for (int i = 0; i < 2; ++i) run([](Watchdog&) { std::this_thread::sleep_for(milliseconds(20'000)); });
+  std::ostringstream text;
+  text << std::ifstream(folder_ + "/hang.txt").rdbuf();
+  const std::string report =
+      "Z rank 0\nno collective call and no step has begun or ended for 0.2 s (train.start_timeout)";
+  const std::size_t first = text.str().find(report);
+  ASSERT_NE(first, std::string::npos) << text.str();
+  EXPECT_NE(text.str().find(report, first + 1), std::string::npos) << text.str();
 }
 
 /// A library that has something to say, after a while.
@@ -144,13 +192,14 @@ class FailingCommunicator : public CountingCommunicator {
 };
 
 TEST_F(Watchdogs, EndsAProcessWhoseCommunicatorReportsAProblem) {
-  const Outcome outcome = run([this](CallRing& ring, Watchdog&) {
-    Device device(CountOnly{}, 1);
-    FailingCommunicator communicator(Group{.axis = "data", .size = 2}, device, ring);
-    Watchdog watchdog(ring, folder_, 2, {&communicator});
-    watchdog.start();
-    std::this_thread::sleep_for(milliseconds(20'000));
-  });
+  const Outcome outcome = run(
+      [](Watchdog& watchdog) {
+        Device device(CountOnly{}, 1);
+        FailingCommunicator communicator(Group{.axis = "data", .size = 2}, device, watchdog.ring());
+        watchdog.watch({&communicator}, nullptr);
+        std::this_thread::sleep_for(milliseconds(20'000));
+      },
+      {.progress = 2});
   EXPECT_EQ(outcome.exit_code, 1);
   EXPECT_NE(outcome.words.find("NCCL: a rank died\n"), std::string::npos) << outcome.words;
   EXPECT_LT(outcome.words.find("ending the job"), outcome.words.find("aborted")) << outcome.words;
@@ -173,14 +222,16 @@ class FinishedCommunicator : public CountingCommunicator {
 };
 
 TEST_F(Watchdogs, LeavesAProcessAloneWhoseGpuHasEndedItsCalls) {
-  const Outcome outcome = run([this](CallRing& ring, Watchdog& without) {
-    without.stop();
-    Device device(CountOnly{}, 1);
-    FinishedCommunicator communicator(device, ring, ring.begin(call()));
-    Watchdog watchdog(ring, folder_, 0.2, {&communicator});
-    watchdog.start();
-    std::this_thread::sleep_for(milliseconds(700));
-  });
+  const Outcome outcome = run(
+      [](Watchdog& watchdog) {
+        Device device(CountOnly{}, 1);
+        watchdog.begin(Phase::record, 7);
+        FinishedCommunicator communicator(device, watchdog.ring(), watchdog.ring().begin(call()));
+        watchdog.watch({&communicator}, nullptr);
+        std::this_thread::sleep_for(milliseconds(700));
+        watchdog.watch({}, nullptr);
+      },
+      {.progress = 0.2});
   EXPECT_EQ(outcome.exit_code, 42) << outcome.words;
 }
 
@@ -194,28 +245,13 @@ class StuckCommunicator : public FailingCommunicator {
 };
 
 TEST_F(Watchdogs, EndsAProcessWhoseLibraryDoesNotReturnFromItsAbort) {
-  const Outcome outcome = run([this](CallRing& ring, Watchdog&) {
+  const Outcome outcome = run([](Watchdog& watchdog) {
     Device device(CountOnly{}, 1);
-    StuckCommunicator communicator(Group{.axis = "data", .size = 2}, device, ring);
-    Watchdog watchdog(ring, folder_, 2, {&communicator});
-    watchdog.start();
+    StuckCommunicator communicator(Group{.axis = "data", .size = 2}, device, watchdog.ring());
+    watchdog.watch({&communicator}, nullptr);
     for (;;) pause();
   });
   EXPECT_EQ(outcome.exit_code, 1);
-}
-
-// Two processes of a job notice together: one speaks.
-TEST_F(Watchdogs, OneRankSpeaksForAll) {
-  const Outcome outcome = run(
-      [](CallRing& ring, Watchdog&) {
-        ring.begin(call());
-        std::this_thread::sleep_for(milliseconds(20'000));
-      },
-      2);
-  EXPECT_EQ(outcome.exit_code, 1);
-  const std::size_t first = outcome.words.find("ending the job");
-  EXPECT_NE(first, std::string::npos);
-  EXPECT_EQ(outcome.words.find("ending the job", first + 1), std::string::npos) << outcome.words;
 }
 
 }  // namespace

@@ -164,7 +164,7 @@ TEST(DescribeKeys, TypesSayWhatTheyTake) {
   EXPECT_EQ(type("model.layers"), "integer >= 1");
   EXPECT_EQ(type("train.threads"), "integer in [0, 65536]");
   EXPECT_EQ(type("train.seed"), "integer >= 0");
-  EXPECT_EQ(type("train.timeout"), "number > 0");
+  EXPECT_EQ(type("train.timeout"), "number >= 0");
   EXPECT_EQ(type("model.dropout"), "number in [0, 1)");
   EXPECT_EQ(type("generate.top_p"), "number in (0, 1]");
   EXPECT_EQ(type("optimizer.betas"), "two numbers in [0, 1)");

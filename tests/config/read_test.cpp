@@ -87,7 +87,7 @@ TEST(ReadConfig, SaysWhatIsWrongWhereAndHowToFixIt) {
       {"model: {layers: {a: 1}}", {"model.layers is a section"}},
       {"model: {layers: 9223372036854775808}", {"model.layers is 9223372036854775808", "integer"}},
       {"train: {seed: -1}", {"train.seed is -1", "integer >= 0"}},
-      {"train: {timeout: .inf}", {"train.timeout is .inf", "number > 0"}},
+      {"train: {timeout: .inf}", {"train.timeout is .inf", "number >= 0"}},
       {"train: {timeout: inf}", {"train.timeout is inf"}},
       {"train: {timeout: nan}", {"train.timeout is nan"}},
       {"train: {timeout: 1e999}", {"train.timeout is 1e999"}},

@@ -167,7 +167,7 @@ TEST(Validate, Ranges) {
       {{"model.dropout=1"}, 1, {"model.dropout = 1 is out of range", "number in [0, 1)"}},
       {{"model.dropout=-0.1"}, 1, {"model.dropout = -0.1 is out of range"}},
       {{"model.norm.epsilon=0"}, 1, {"model.norm.epsilon = 0 is out of range", "number > 0"}},
-      {{"train.timeout=0"}, 1, {"train.timeout = 0 is out of range"}},
+      {{"train.timeout=-1"}, 1, {"train.timeout = -1 is out of range"}},
       {{"train.threads=-1"}, 1, {"train.threads = -1 is out of range"}},
       {{"train.log_every=0"}, 1, {"train.log_every = 0 is out of range"}},
       {{"optimizer.betas=[0.9, 1.0]"}, 1, {"optimizer.betas = [0.9, 1] is out of range", "two numbers in [0, 1)"}},

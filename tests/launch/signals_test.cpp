@@ -112,7 +112,7 @@ TEST(Grace, ARunThatCannotReachTheEndOfItsStepSaysWhatItWasDoing) {
     std::string name, arguments, call, part, said;
     bool after_a_checkpoint;  // else from the start
   };
-  const Case cases[] = {{"step", "", "pwrite", "/metrics.jsonl", "rank 0 is computing step ", true},
+  const Case cases[] = {{"step", "", "pwrite", "/metrics.jsonl", "rank 0 is recording step ", true},
                         {"start", "--resume", "pread", "/rank-0.h5", "rank 0 is starting the run\n", false},
                         {"save", "--resume", "pwrite", "/rank-0.h5", "rank 0 is saving step ", false}};
   for (const auto& [name, arguments, call, part, said, after_a_checkpoint] : cases) {

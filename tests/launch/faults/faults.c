@@ -1,7 +1,7 @@
-// Preloaded into a program (LD_PRELOAD), makes pread or pwrite fail or wait for some files, or sends a signal at a
+// Preloaded into a program (LD_PRELOAD), makes pread, pwrite or fsync fail or wait for some files, or sends a signal at a
 // call.
 //
-//   FAULT_CALL    pread | pwrite | MPI_Init_thread
+//   FAULT_CALL    pread | pwrite | fsync | MPI_Init_thread
 //   FAULT_PATH    calls on files whose path contains this
 //   FAULT_ERRNO   the call fails with this error number, ...
 //   FAULT_WHILE   ... if this is set, only as long as this file exists
@@ -58,6 +58,11 @@ ssize_t pread(int descriptor, void *bytes, size_t count, off_t offset) {
 ssize_t pwrite(int descriptor, const void *bytes, size_t count, off_t offset) {
   ssize_t (*original)(int, const void *, size_t, off_t) = dlsym(RTLD_NEXT, "pwrite");
   return fails("pwrite", descriptor) ? -1 : original(descriptor, bytes, count, offset);
+}
+
+int fsync(int descriptor) {
+  int (*original)(int) = dlsym(RTLD_NEXT, "fsync");
+  return fails("fsync", descriptor) ? -1 : original(descriptor);
 }
 
 ssize_t pread64(int descriptor, void *bytes, size_t count, off_t offset) {
