@@ -2,7 +2,7 @@
 // and values of positions that another rank holds; all else is computed on the rows held.
 //
 // Balance. The positions are cut into 2 c slices. Rank i of c holds slices i and 2c - 1 - i, so that under a causal
-// mask all ranks have equal work; under a full one they have with any slices.
+// mask all ranks have equal work; under a full one any slices do.
 //
 //   gather   all-gather of keys and values; backward sums their gradients by a reduce-scatter
 //   ring     in step s, rank i computes with the keys and values of rank i - s, and gets those of the next step

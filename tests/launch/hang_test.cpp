@@ -7,33 +7,20 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <thread>
 
-#include "tests/launch/runs.h"
+#include "tests/launch/jobs.h"
 
 namespace choir::tests {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 
 const std::string endless = "train.steps=1000000 parallel.tensor=2 ";
 
-bool says(const std::string& text, const std::string& words) { return text.find(words) != std::string::npos; }
-
 std::size_t times(const std::string& text, const std::string& words) { return count({0, text}, words); }
 
-bool wait_until(const std::function<bool()>& condition) {
-  const auto limit = Clock::now() + std::chrono::minutes(1);
-  while (!condition()) {
-    if (Clock::now() > limit) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  }
-  return true;
-}
-
-/// The exit code; -1 if the job does not end in a minute, and then it is killed.
+/// The exit code; -1 if the job does not end in time, and then it is killed.
 int end_of(pid_t child) {
   int status = 0;
   const auto ended = [&] { return waitpid(child, &status, WNOHANG) != 0; };
@@ -42,13 +29,6 @@ int end_of(pid_t child) {
   kill(-child, SIGKILL);
   wait_for(child);
   return -1;
-}
-
-/// For tests/launch/faults: each process waits at its first such call as long as the file `hold` exists.
-std::string held(const std::string& call, const std::string& part, const std::string& hold) {
-  std::ofstream(hold) << "x";
-  return "export LD_PRELOAD=" CHOIR_TEST_FAULTS " FAULT_CALL=" + call + " FAULT_PATH=" + part + " FAULT_HOLD=" + hold +
-         "; ";
 }
 
 std::string host_name() {
@@ -124,6 +104,7 @@ INSTANTIATE_TEST_SUITE_P(Hang, RankThatStops, ::testing::ValuesIn(cases),
 void stop_where_it_is_held(const Workshop& shop, int rank, const std::string& call, const std::string& part,
                            const std::string& arguments, const std::string& doing) {
   const std::string hold = shop.path("hold");
+  create(hold);
   const pid_t child =
       start(held(call, part, hold) + shop.train_command(2, "run", endless + "train.heartbeat=2 " + arguments),
             shop.path("log"));
@@ -151,6 +132,7 @@ TEST(Hang, ARankThatIsStoppedWhileItVerifiesACheckpointIsNamed) {
 // All ranks beat, but the storage of all hangs while the run waits for its save.
 TEST(Hang, StorageThatHangsOnAllRanksIsNoticed) {
   const Workshop shop;
+  create(shop.path("hold"));
   const pid_t child = start(held("fsync", "/rank-", shop.path("hold")) +
                                 shop.train_command(2, "run", endless + "checkpoint.every=3 checkpoint.timeout=2"),
                             shop.path("log"));
@@ -167,6 +149,7 @@ TEST(Hang, StorageThatHangsOnAllRanksIsNoticed) {
 // A rank whose process beats, but which does not go on.
 TEST(Hang, ALoadThatHangsEndsWithTheLimitOfTheStart) {
   const Workshop shop;
+  create(shop.path("hold"));
   const pid_t child = start(held("pwrite", "/config.yaml", shop.path("hold")) +
                                 shop.train_command(2, "run", endless + "train.start_timeout=2"),
                             shop.path("log"));
@@ -196,13 +179,13 @@ TEST(Hang, RanksOfAnEarlierRunAreNotListed) {
 TEST(Hang, AJobThatIsSuspendedGoesOn) {
   const Workshop shop;
   const std::string arguments =
-      "parallel.tensor=2 train.heartbeat=1 train.timeout=1 train.steps=300 checkpoint.every=0";
+      "parallel.tensor=2 train.heartbeat=3 train.timeout=3 train.steps=300 checkpoint.every=0";
   ASSERT_EQ(shop.train(2, "whole", arguments).code, 0);
   const pid_t child = start(shop.train_command(2, "run", arguments), shop.path("log"));
   ASSERT_TRUE(reach(shop, "run", 5)) << read(shop.path("log"));
   const pid_t ranks[] = {process_of_rank(child, 0), process_of_rank(child, 1)};
   for (const pid_t rank : ranks) kill(rank, SIGSTOP);
-  std::this_thread::sleep_for(std::chrono::seconds(4));  // longer than the limits
+  std::this_thread::sleep_for(std::chrono::seconds(7));  // longer than the limits
   for (const pid_t rank : ranks) kill(rank, SIGCONT);
   EXPECT_EQ(end_of(child), 0) << read(shop.path("log"));
   EXPECT_EQ(shop.metric("run", "loss"), shop.metric("whole", "loss"));
