@@ -22,30 +22,44 @@ std::vector<nlohmann::json> restarts(const Workshop& shop) {
 
 std::string log_of(const Workshop& shop) { return read(shop.path("log")); }
 
-/// Writes a line to the file `starts` at each start of rank 0, then `script`.
+/// Rank 0 writes a line to the file `starts` at each start; then both ranks run `script`.
 std::string counted(const Workshop& shop, const std::string& script) {
   return wrapper(shop, "[ $OMPI_COMM_WORLD_RANK = 1 ] || echo >>" + shop.path("starts") + "\n" + script);
 }
+
+/// Rank 0 dies; rank 1, which must not end the job before that, waits.
+const std::string rank_0_dies = "[ $OMPI_COMM_WORLD_RANK = 0 ] || exec sleep 600\nkill -KILL $$";
 
 std::ptrdiff_t starts(const Workshop& shop) {
   const std::string lines = read(shop.path("starts"));
   return std::count(lines.begin(), lines.end(), '\n');
 }
 
-TEST(Supervise, ARunWhoseRanksDieGoesOnWithTheLossesOfAnUndisturbedOne) {
+TEST(Supervise, ARunWhoseRanksDieOrStopGoesOnWithTheLossesOfAnUndisturbedOne) {
   const Workshop shop;
-  const std::string arguments = "train.steps=60 checkpoint.every=5 ";
+  const std::string arguments = "train.steps=120 checkpoint.every=5 train.heartbeat=2 ";
   const Finished whole = shop.train(2, "whole", "parallel.tensor=2 " + arguments);
   ASSERT_EQ(whole.code, 0) << whole.output;
 
   const pid_t launcher = start(launch_train(shop, arguments + "--supervise"), shop.path("log"));
-  for (const double step : {12.0, 31.0}) {
+  struct Fault {
+    double step;
+    int signal, code;
+    std::string reason;
+  };
+  const std::vector<Fault> faults = {{12, SIGKILL, 137, "SIGKILL has ended a rank"},
+                                     {60, SIGSTOP, 1, "a rank has ended with an error"}};
+  for (std::size_t i = 0; i < faults.size(); ++i) {
     std::vector<pid_t> job;
-    ASSERT_TRUE(reach(shop, "run", step)) << log_of(shop);
+    ASSERT_TRUE(reach(shop, "run", faults[i].step)) << log_of(shop);
     ASSERT_TRUE(wait_until([&] { return (job = job_of(launcher)).size() == 3; })) << log_of(shop);
-    kill(job.back(), SIGKILL);
-    const auto dead = static_cast<std::size_t>(step) / 12;
-    ASSERT_TRUE(wait_until([&] { return restarts(shop).size() == dead; })) << log_of(shop);
+    kill(job.back(), faults[i].signal);
+    ASSERT_TRUE(wait_until([&] { return restarts(shop).size() == i + 1; })) << log_of(shop);
+    const nlohmann::json restart = restarts(shop).back();
+    EXPECT_EQ(restart["code"], faults[i].code);
+    EXPECT_EQ(restart["reason"], faults[i].reason);
+    EXPECT_GE(restart["step"], restart["from"]);
+    EXPECT_EQ(restart["from"].get<int>() % 5, 0);
   }
   EXPECT_EQ(wait_for(launcher), 0) << log_of(shop);
   EXPECT_EQ(shop.metric("run", "loss"), shop.metric("whole", "loss"));
@@ -59,18 +73,12 @@ TEST(Supervise, ARunWhoseRanksDieGoesOnWithTheLossesOfAnUndisturbedOne) {
   ASSERT_EQ(std::sscanf(log.c_str() + at + words.size(), "%d %% of %lf s", &share, &all), 2) << log;
   const std::vector<double> steps = shop.metric("run", "seconds");
   EXPECT_NEAR(share, 100 * std::accumulate(steps.begin(), steps.end(), 0.0) / all, 1) << log;
-  for (const nlohmann::json& restart : restarts(shop)) {
-    EXPECT_EQ(restart["code"], 137);
-    EXPECT_EQ(restart["reason"], "SIGKILL has ended a rank");
-    EXPECT_GE(restart["step"], restart["from"]);
-    EXPECT_EQ(restart["from"].get<int>() % 5, 0);
-  }
 }
 
 TEST(Supervise, WithoutANewCheckpointItGivesUp) {
   const Workshop shop;
   const pid_t launcher =
-      start(launch_train(shop, "train.restarts=2 --supervise", counted(shop, "kill -KILL $$")), shop.path("log"));
+      start(launch_train(shop, "train.restarts=2 --supervise", counted(shop, rank_0_dies)), shop.path("log"));
   EXPECT_EQ(wait_for(launcher), 137) << log_of(shop);
   EXPECT_EQ(starts(shop), 3) << log_of(shop);
   EXPECT_TRUE(says(log_of(shop), "2 restarts have made no checkpoint (train.restarts = 2): giving up")) << log_of(shop);
@@ -94,7 +102,7 @@ TEST(Supervise, MistakesAndLossesThatAreNotFiniteAreNotRepeated) {
 TEST(Supervise, ASignalBetweenTwoStartsEndsIt) {
   const Workshop shop;
   const pid_t launcher =
-      start(launch_train(shop, "train.restarts=100 --supervise", counted(shop, "kill -KILL $$")), shop.path("log"));
+      start(launch_train(shop, "train.restarts=100 --supervise", counted(shop, rank_0_dies)), shop.path("log"));
   ASSERT_TRUE(wait_until([&] { return says(log_of(shop), "starting again from step 0 in 4 s"); })) << log_of(shop);
   kill(launcher, SIGTERM);
   EXPECT_EQ(wait_for(launcher), 75) << log_of(shop);
