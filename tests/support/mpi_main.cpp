@@ -17,7 +17,7 @@ int main(int argc, char** argv) {
 #ifdef CHOIR_TEST_SECONDS
   constexpr int seconds = CHOIR_TEST_SECONDS;  // for programs with slow tests
 #else
-  constexpr int seconds = 60;
+  constexpr int seconds = 180;
 #endif
   choir::tests::start_watchdog(seconds, rank);
   struct FailurePrinter : ::testing::EmptyTestEventListener {  // ranks other than 0 print their failures only
