@@ -21,6 +21,7 @@ using std::chrono::seconds;
 
 constexpr double patience = 3;  // seconds until another rank must have spoken
 constexpr seconds for_files(2), for_mpirun(2), for_all(10);
+constexpr std::chrono::milliseconds for_rings(500);  // in which the rank that reports reads them
 
 void write_all(int descriptor, const std::string& text) {
   for (std::size_t done = 0; done < text.size();) {
@@ -204,9 +205,18 @@ void Watchdog::end(HeartbeatRules::Verdict verdict, const std::string& words) {
   if (ending_.exchange(true)) return;
   std::thread([this, verdict, words] {
     if (verdict == HeartbeatRules::Verdict::speak) report_and_exit(words);
+    std::this_thread::sleep_for(for_rings);
+    std::thread([this] { abort_communicators(); }).detach();
     std::this_thread::sleep_for(for_mpirun + seconds(4));  // most often it is mpirun that ends this process
     _exit(1);
   }).detach();
+}
+
+/// After the report, so that it finds the calls as they are: an abort ends them. A library that has failed may not
+/// return from its abort.
+void Watchdog::abort_communicators() {
+  const std::lock_guard lock(watched_mutex_);
+  for (Communicator* communicator : communicators_) communicator->abort();
 }
 
 std::string Watchdog::report(const std::string& words) const {
@@ -222,7 +232,7 @@ std::string Watchdog::report(const std::string& words) const {
 }
 
 void Watchdog::report_and_exit(const std::string& words) {
-  std::thread([] {  // a library that has failed may not return from its abort, nor a terminal from a write
+  std::thread([] {  // an abort may not return, nor a write to a terminal
     std::this_thread::sleep_for(for_all);
     _exit(1);
   })
@@ -239,9 +249,7 @@ void Watchdog::report_and_exit(const std::string& words) {
   // Straight to the descriptor: the thread that hangs may hold the lock of stderr.
   write_all(STDERR_FILENO, text);
   std::this_thread::sleep_for(for_mpirun);  // mpirun passes the text on; it ends the job when this process exits
-  // After the report, so that it finds the calls as they are: an abort ends them.
-  const std::lock_guard lock(watched_mutex_);
-  for (Communicator* communicator : communicators_) communicator->abort();
+  abort_communicators();
   _exit(1);
 }
 

@@ -83,6 +83,7 @@ class Watchdog {
   std::string doing() const;
   void end(HeartbeatRules::Verdict, const std::string& words);
   void report_and_exit(const std::string& words);
+  void abort_communicators();
   std::string report(const std::string& words) const;
 
   const WatchdogLimits limits_;
