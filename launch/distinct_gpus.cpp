@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "framework/core/error.h"
+#include "framework/core/host.h"
 
 namespace choir {
 namespace {
@@ -33,7 +33,7 @@ RankGpu own_gpu(int rank, const std::string& bus) {
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &local);
   MPI_Allreduce(MPI_IN_PLACE, &own.node, 1, MPI_INT, MPI_MIN, local);
   MPI_Comm_free(&local);
-  gethostname(own.host, sizeof own.host - 1);
+  copy_text(own.host, host_name());
   copy_text(own.bus, bus);
   if (const char* id = std::getenv("NCCL_HOSTID")) copy_text(own.nccl_host, id);
   return own;

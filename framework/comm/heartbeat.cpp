@@ -21,15 +21,11 @@
 #include <random>
 
 #include "framework/comm/awake_clock.h"
+#include "framework/core/host.h"
 
 namespace choir {
 
 namespace {
-
-std::string host_name() {
-  std::array<char, 256> name = {};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "an unnamed host";
-}
 
 /// Tells apart hosts, and containers of one host that have their own network.
 std::uint64_t network_id() {

@@ -8,11 +8,11 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <ctime>
 #include <future>
 #include <utility>
 
 #include "framework/comm/awake_clock.h"
+#include "framework/core/host.h"
 
 namespace choir {
 namespace {
@@ -37,15 +37,6 @@ std::string within(seconds time, std::function<std::string()> work, const std::s
   std::future<std::string> result = promise->get_future();
   std::thread([promise, work = std::move(work)] { promise->set_value(work()); }).detach();
   return result.wait_for(time) == std::future_status::ready ? result.get() : otherwise;
-}
-
-std::string utc_time() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts = {};
-  gmtime_r(&now, &parts);
-  char text[32] = {};
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
-  return text;
 }
 
 /// A tenth of the shortest limit, so that reports are exact enough, but at most a second.
@@ -238,7 +229,7 @@ void Watchdog::report_and_exit(const std::string& words) {
   })
       .detach();
   const std::string text = report(words);
-  const std::string head = fmt::format("{} rank {}\n", utc_time(), rank_);
+  const std::string head = fmt::format("{} rank {}\n", utc_now(), rank_);
   std::thread([path = logs_folder_ + "/hang.txt", text = head + text] {  // storage may be what hangs
     const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (file < 0) return;

@@ -13,6 +13,7 @@
 
 #include "framework/checkpoint/publish.h"
 #include "framework/checkpoint/writer.h"
+#include "framework/core/host.h"
 #include "framework/core/quantity.h"
 #include "framework/data/sampler.h"
 #include "framework/ops/elementwise.h"

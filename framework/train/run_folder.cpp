@@ -10,7 +10,6 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <ctime>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -18,6 +17,7 @@
 
 #include "framework/checkpoint/durable.h"
 #include "framework/core/error.h"
+#include "framework/core/host.h"
 #include "framework/data/file.h"
 
 namespace choir {
@@ -25,11 +25,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
-
-std::string host_name() {
-  std::array<char, 256> name = {};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
-}
 
 struct MetricsLine {
   std::string text;
@@ -91,16 +86,6 @@ ConfigError in_use(const RunFolder& folder, const std::string& holder) {
 }
 
 }  // namespace
-
-std::string utc_now() {
-  timespec now = {};
-  clock_gettime(CLOCK_REALTIME, &now);
-  std::tm parts = {};
-  gmtime_r(&now.tv_sec, &parts);
-  std::array<char, 32> text = {};
-  std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%S", &parts);
-  return fmt::format("{}.{:03}Z", text.data(), now.tv_nsec / 1000000);
-}
 
 void RunFolder::create() const {
   for (const std::string& folder : {checkpoints(), logs()}) {

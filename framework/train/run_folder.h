@@ -41,9 +41,6 @@ std::optional<RunRecord> read_record(const RunFolder&);
 /// Published like a checkpoint: written under another name, synced, renamed. Throws Error.
 void publish_record(const RunFolder&, const RunRecord&);
 
-/// "2026-01-01T12:00:00.000Z"
-std::string utc_now();
-
 /// Writes `text` to a file beside `path`, syncs it and renames it to `path`. Throws Error; `path` is then unchanged.
 void publish_text(const std::string& path, const std::string& text);
 
