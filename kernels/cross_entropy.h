@@ -44,7 +44,8 @@ struct CrossEntropyGradient {
   T* dlogits = nullptr;         ///< [rows, stride]; may be exps if the types are equal; null: loss only
   double* loss_sum;             ///< one value; the rows are added in ascending order
   std::int64_t rows, num_tokens, stride, first_token;
-  double scale;  ///< usually 1 / target tokens of the global batch
+  double scale;             ///< usually 1 / target tokens of the global batch
+  double* right = nullptr;  ///< one value: += the rows whose target has the largest logit; null: not counted
 };
 
 template <class A>

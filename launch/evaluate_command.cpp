@@ -1,11 +1,11 @@
-// choir evaluate CHECKPOINT [key=value ...]: loss and bits per byte on the held-out text.
+// choir evaluate CHECKPOINT [key=value ...]: the loss on held-out data, with bits per byte of text or the share of
+// images whose class is found.
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
 
 #include "framework/core/quantity.h"
-#include "framework/data/sampler.h"
-#include "framework/train/samples.h"
+#include "framework/train/dataset.h"
 #include "framework/train/snapshot.h"
 #include "launch/checkpoint_path.h"
 
@@ -18,12 +18,16 @@ struct Arguments {
   bool json = false;
 };
 
-std::string to_json(const std::string& checkpoint, const LossSum& sum) {
-  const nlohmann::ordered_json json = {{"checkpoint", checkpoint},
-                                       {"loss", sum.mean()},
-                                       {"bits_per_byte", sum.bits_per_byte()},
-                                       {"tokens", sum.tokens},
-                                       {"bytes", sum.bytes}};
+std::string to_json(const std::string& checkpoint, const LossSum& sum, const ModelConfig& model) {
+  nlohmann::ordered_json json = {{"checkpoint", checkpoint}, {"loss", sum.mean()}};
+  if (model.is_classifier()) {
+    json["accuracy"] = sum.accuracy();
+    json["samples"] = sum.tokens;
+  } else {
+    json["bits_per_byte"] = sum.bits_per_byte();
+    json["tokens"] = sum.tokens;
+    json["bytes"] = sum.bytes;
+  }
   return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);  // a path may not be UTF-8
 }
 
@@ -37,22 +41,24 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
   words.insert(words.end(), arguments.words.begin(), arguments.words.end());
   const Config config = config_of(reader, words);
   throw_if_any(validate(config, process.ranks()));
-  const TokenFile file(config.data.path);
-  throw_if_any(check_tokenizer(file, tokenizer_of(reader).digest(), reader.path()));
-  const Sampler sampler(file, sampler_options(config, file, &reader));
-  const HeldOut text = held_out(config, sampler);
-  if (text.all == 0)
-    throw ConfigError(Problem{.what = config.data.path + " has no held-out text",
+  const std::unique_ptr<Dataset> data = open_dataset(config);
+  throw_if_any(data->check_weights(reader));
+  data->split(&reader);
+  const HeldOut held_out = data->held_out();
+  if (held_out.all == 0)
+    throw ConfigError(Problem{.what = config.data.path + " has no held-out data",
                               .fix = "set data.held_out above 0, or name another data.path"});
 
   const LoadedModel model = load_model(reader, config, process);
-  const LossSum sum = model.trainer->evaluate(text.samples, text.read);
+  const LossSum sum = model.trainer->evaluate(held_out.samples, held_out.read);
   if (process.rank() != 0) return 0;
-  const std::string result =
-      arguments.json ? to_json(reader.path(), sum)
-                     : fmt::format("{}: {:.4f} nats a token, {:.4f} bits per byte, over {} ({} of {})", reader.path(),
-                                   sum.mean(), sum.bits_per_byte(), quantity(sum.tokens, "held-out token"),
-                                   text.samples, quantity(text.all, "sequence"));
+  const std::string of = config.model.is_classifier()
+                             ? quantity(held_out.all, std::string("held-out ") + samples_noun(config.model))
+                             : fmt::format("{} ({} of {})", quantity(sum.tokens, "held-out token"), held_out.samples,
+                                           quantity(held_out.all, "sequence"));
+  const std::string result = arguments.json
+                                 ? to_json(reader.path(), sum, config.model)
+                                 : fmt::format("{}: {}, over {}", reader.path(), describe(sum, config.model), of);
   fmt::print("{}\n", result);
   return 0;
 }
@@ -60,7 +66,8 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
 }  // namespace
 
 void add_evaluate_command(CommandLine& line) {
-  CLI::App* verb = line.app.add_subcommand("evaluate", "loss and bits per byte of a checkpoint on held-out text");
+  CLI::App* verb =
+      line.app.add_subcommand("evaluate", "loss of a checkpoint on held-out data, with bits per byte or accuracy");
   auto arguments = std::make_shared<Arguments>();
   verb->add_option("CHECKPOINT", arguments->checkpoint,
                    "a checkpoint's folder, or a run folder for its newest whole one")

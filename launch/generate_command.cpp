@@ -30,9 +30,10 @@ int generate_text(CommandLine& line, const Arguments& arguments) {
   if (config.model.family != ModelFamily::decoder)
     throw ConfigError(Problem{
         .what = fmt::format("choir generate: {} has model.family = {}", reader.path(), name_of(config.model.family)),
-        .why = "an encoder finds tokens between others that it sees on both sides; it does not "
-               "continue a text",
-        .fix = "choir evaluate measures how well it finds them"});
+        .why = config.model.family == ModelFamily::encoder
+                   ? "an encoder finds tokens between others that it sees on both sides; it does not continue a text"
+                   : "it tells classes apart",
+        .fix = "choir evaluate measures how well it does so"});
   const Tokenizer tokenizer = tokenizer_of(reader);
   const LoadedModel model = load_model(reader, config, process);
   write_now(config.generate.prompt);

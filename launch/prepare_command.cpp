@@ -1,4 +1,5 @@
-// choir prepare CONFIG text files ... [key=value ...]: text to the token file data.path.
+// choir prepare CONFIG text files ... [key=value ...]: text to the token file data.path; for a classifier, each line is
+// a class, a tab and a text. For a vision model, CONFIG folders or IDX files ...: pictures to the image file data.path.
 #include <unistd.h>
 
 #include <chrono>
@@ -7,9 +8,11 @@
 
 #include "framework/checkpoint/durable.h"
 #include "framework/core/quantity.h"
+#include "framework/data/file_seal.h"
 #include "framework/data/prepare.h"
+#include "framework/data/prepare_images.h"
+#include "framework/data/prepare_labelled.h"
 #include "framework/data/token_file.h"
-#include "framework/data/token_file_seal.h"
 #include "framework/train/snapshot.h"
 #include "launch/checkpoint_path.h"
 
@@ -26,13 +29,52 @@ Tokenizer given_tokenizer(const std::string& path) {
   if (std::filesystem::is_directory(path))
     return tokenizer_of(CheckpointReader(find_checkpoint({"data.tokenizer.model", path})));
   throw_if_any(check_readable("data.tokenizer.model", path));
-  if (looks_like_token_file(path)) return TokenFile(path).tokenizer();
+  if (looks_like(path, token_file_kind)) return TokenFile(path).tokenizer();
   const Tokenizer tokenizer = Tokenizer::load("sentencepiece", read_text(path), "data.tokenizer.model = " + path);
   std::printf("text is not normalized even if %s asks for it, so that decoding gives the same bytes\n", path.c_str());
   return tokenizer;
 }
 
-int prepare_tokens(ConfigArguments arguments, bool binary) {
+/// A function that shows progress on a terminal's line, and does nothing elsewhere.
+std::function<void(const PrepareProgress&)> progress_line() {
+  if (isatty(STDERR_FILENO) == 0) return [](const PrepareProgress&) {};
+  return [](const PrepareProgress& p) {
+    std::fprintf(stderr, "\r\033[K%s: %.1f of %.1f MB", p.stage, static_cast<double>(p.bytes_done) / 1e6,
+                 static_cast<double>(p.bytes_total) / 1e6);
+    if (p.tokens > 0) std::fprintf(stderr, ", %.2f M tokens", static_cast<double>(p.tokens) / 1e6);
+  };
+}
+
+void end_progress_line() {
+  if (isatty(STDERR_FILENO) == 1) std::fputs("\r\033[K", stderr);
+}
+
+void create_folder_of(const std::string& path) {
+  if (const auto folder = std::filesystem::path(path).parent_path(); !folder.empty())
+    std::filesystem::create_directories(folder);
+}
+
+/// "3 classes (left 14, right 13, top 13)"
+std::string classes_text(const std::vector<std::string>& names, const std::vector<std::int64_t>& counts) {
+  std::string text = quantity(std::ssize(names), "class") + " (";
+  for (std::size_t i = 0; i < names.size() && i < 20; ++i)
+    text += (i > 0 ? ", " : "") + names[i] + " " + std::to_string(counts[i]);
+  return text + (names.size() > 20 ? ", ...)" : ")");
+}
+
+int prepare_pictures(const Config& config, const std::vector<std::string>& inputs) {
+  create_folder_of(config.data.path);
+  const PrepareImagesResult result = prepare_images(
+      {.inputs = inputs, .output = config.data.path, .image = config.model.image, .classes = config.model.classes},
+      progress_line());
+  end_progress_line();
+  for (const std::string& note : result.notes) std::printf("%s\n", note.c_str());
+  std::printf("%s: %s of %s\n", config.data.path.c_str(), quantity(result.images, "image").c_str(),
+              classes_text(result.class_names, result.images_of_class).c_str());
+  return 0;
+}
+
+int prepare_data(ConfigArguments arguments, bool binary) {
   PrepareOptions options;
   options.binary = binary;
   std::erase_if(arguments.words, [&](const std::string& word) {
@@ -41,13 +83,18 @@ int prepare_tokens(ConfigArguments arguments, bool binary) {
     return true;
   });
   const Config config = arguments.read();
+  const bool images = config.model.family == ModelFamily::vision;
   std::vector<Problem> problems = validate(config, 0);
   if (options.inputs.empty())
-    problems.push_back({.what = "no text files are named", .fix = "choir prepare CONFIG book1.txt book2.txt ..."});
+    problems.push_back({.what = images ? "no folders of pictures are named" : "no text files are named",
+                        .fix = images ? "choir prepare CONFIG folder, which has a folder of pictures for each class"
+                                      : "choir prepare CONFIG book1.txt book2.txt ..."});
   if (config.data.path.empty())
-    problems.push_back(
-        {.what = "data.path is not set", .why = "the tokens are written there", .fix = "data.path=corpus.h5"});
+    problems.push_back({.what = "data.path is not set",
+                        .why = images ? "the images are written there" : "the tokens are written there",
+                        .fix = images ? "data.path=images.h5" : "data.path=corpus.h5"});
   throw_if_any(problems);
+  if (images) return prepare_pictures(config, options.inputs);
   options.output = config.data.path;
   options.tokenizer = config.data.tokenizer;
   if (const std::string& model = config.data.tokenizer.model; !model.empty()) {
@@ -56,21 +103,26 @@ int prepare_tokens(ConfigArguments arguments, bool binary) {
   }
   if (options.tokenizer.kind == TokenizerKind::sentencepiece && options.tokenizer.vocabulary == 0)
     options.tokenizer.vocabulary = config.model.text_vocabulary();
-  if (const auto folder = std::filesystem::path(options.output).parent_path(); !folder.empty())
-    std::filesystem::create_directories(folder);
-
-  const bool terminal = isatty(STDERR_FILENO) == 1;
+  create_folder_of(options.output);
+  const bool labelled = config.model.family == ModelFamily::classifier;
+  std::string of_classes;  // the end of the line about the documents
+  const auto prepare_text = [&] {
+    if (!labelled) return prepare(options, progress_line());
+    const PrepareLabelledResult result = prepare_labelled({.inputs = options.inputs,
+                                                           .output = options.output,
+                                                           .tokenizer = options.tokenizer,
+                                                           .given = options.given,
+                                                           .classes = config.model.classes},
+                                                          progress_line());
+    of_classes = " of " + classes_text(result.class_names, result.documents_of_class);
+    return result.text;
+  };
   const auto start = std::chrono::steady_clock::now();
-  const PrepareResult result = prepare(options, [&](const PrepareProgress& p) {
-    if (terminal)
-      std::fprintf(stderr, "\r\033[K%s: %.1f of %.1f MB, %.2f M tokens", p.stage,
-                   static_cast<double>(p.bytes_done) / 1e6, static_cast<double>(p.bytes_total) / 1e6,
-                   static_cast<double>(p.tokens) / 1e6);
-  });
-  if (terminal) std::fputs("\r\033[K", stderr);
+  const PrepareResult result = prepare_text();
+  end_progress_line();
   for (const std::string& note : result.notes) std::printf("%s\n", note.c_str());
-  std::printf("%s: %s, %.2f MB of text, %s of a vocabulary of %lld (%.2f bytes a token), %.1f s\n",
-              options.output.c_str(), quantity(result.documents, "document").c_str(),
+  std::printf("%s: %s%s, %.2f MB of text, %s of a vocabulary of %lld (%.2f bytes a token), %.1f s\n",
+              options.output.c_str(), quantity(result.documents, "document").c_str(), of_classes.c_str(),
               static_cast<double>(result.text_bytes) / 1e6, quantity(result.tokens, "token").c_str(),
               static_cast<long long>(result.vocabulary),
               static_cast<double>(result.text_bytes) / static_cast<double>(result.tokens),
@@ -81,14 +133,19 @@ int prepare_tokens(ConfigArguments arguments, bool binary) {
 }  // namespace
 
 void add_prepare_command(CommandLine& line) {
-  CLI::App* verb = line.app.add_subcommand("prepare", "text files to the token file data.path");
+  CLI::App* verb =
+      line.app.add_subcommand("prepare", "text files to the token file data.path, or pictures to the image file");
   auto arguments = std::make_shared<ConfigArguments>();
   auto binary = std::make_shared<bool>(false);
-  arguments->add_to(*verb, "text files, each one document; and key=value overrides");
+  arguments->add_to(
+      *verb,
+      "text files, each one document, for a classifier each line a class, a tab and a text; or for a vision "
+      "model folders with a folder of pictures for each class, "
+      "or two IDX files; and key=value overrides");
   verb->add_flag("--binary", *binary,
                  "prepare files that are not text (compressed, UTF-16, NUL bytes) too, byte for byte");
   verb->callback(
-      [&line, arguments, binary] { line.run = [arguments, binary] { return prepare_tokens(*arguments, *binary); }; });
+      [&line, arguments, binary] { line.run = [arguments, binary] { return prepare_data(*arguments, *binary); }; });
 }
 
 }  // namespace choir

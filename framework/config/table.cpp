@@ -81,19 +81,35 @@ std::vector<Field> fields(NormConfig& c) {
   };
 }
 
+std::vector<Field> fields(ImageConfig& c) {
+  return {
+      {"model.image.height", &c.height, "vision: pixels of a column of an image", at_least(1)},
+      {"model.image.width", &c.width, "vision: pixels of a row", at_least(1)},
+      {"model.image.channels", &c.channels, "vision: values of a pixel; 1: grey, 3: red, green and blue",
+       at_least(1, 64)},
+      {"model.image.patch", &c.patch, "vision: pixels of a side of the squares, each of which is a position",
+       at_least(1)},
+  };
+}
+
 std::vector<Field> fields(ModelConfig& c) {
   return {
       {"model.family", &c.family,
        "decoder: a token sees those before it, and the next one is the target; encoder: a token sees all, and masked "
-       "ones "
-       "are the targets",
-       planned({"encoder_decoder", "vision"}, "only decoder and encoder models are built")},
+       "ones are the targets; classifier: the same, and the class of a whole text is the target; vision: squares of an "
+       "image see each other, and its class is the target",
+       planned({"encoder_decoder"}, "encoder-decoders are not built yet")},
       {"model.layers", &c.layers, "transformer blocks", at_least(1)},
       {"model.width", &c.width, "width of the residual stream", at_least(1)},
       {"model.vocabulary", &c.vocabulary,
        "token ids run from 0 to vocabulary - 1, which is the mask token of an encoder", at_least(1)},
-      {"model.context", &c.context, "tokens in a training sequence; the most positions", at_least(1)},
-      {"model.tied", &c.tied, "the output head is the transposed token embedding"},
+      {"model.classes", &c.classes, "classifier, vision: classes of texts or images", at_least(2)},
+      {"model.pool", &c.pool,
+       "classifier, vision: what the class is told from: the mean over the positions, or one before them that stands "
+       "for none of the input"},
+      {"model.context", &c.context,
+       "tokens in a training sequence, or squares of an image and its class token; the most positions", at_least(1)},
+      {"model.tied", &c.tied, "the output head of a text model is the transposed token embedding"},
       {"model.bias", &c.bias, "biases in linear layers and in layer norm"},
       {"model.dropout", &c.dropout, "share of embeddings and residual branches dropped in training", below_one()},
       {"model.initial_deviation", &c.initial_deviation,
@@ -116,8 +132,8 @@ std::vector<Field> fields(TokenizerConfig& c) {
 
 std::vector<Field> fields(DataConfig& c) {
   return {
-      {"data.path", &c.path, "the token file (HDF5) that `choir prepare` writes and training reads"},
-      {"data.held_out", &c.held_out, "share of the text, at the end, kept for evaluation", below_one()},
+      {"data.path", &c.path, "the token or image file (HDF5) that `choir prepare` writes and training reads"},
+      {"data.held_out", &c.held_out, "share of the text or images, at the end, kept for evaluation", below_one()},
   };
 }
 
@@ -135,6 +151,19 @@ std::vector<Field> fields(MaskedConfig& c) {
        &c.random_token,
        "encoder: share of the targets that it reads as a random token; it reads the others as they are",
        {.least = 0, .most = 1}},
+  };
+}
+
+std::vector<Field> fields(AugmentConfig& c) {
+  return {
+      {"data.augment.shift", &c.shift, "vision: pixels by which a training image is moved, at most, along each axis",
+       not_negative()},
+      {"data.augment.rotate",
+       &c.rotate,
+       "vision: degrees by which it is turned, at most, either way",
+       {.least = 0, .most = 180}},
+      {"data.augment.scale", &c.scale, "vision: share by which it is made larger or smaller, at most", below_one()},
+      {"data.augment.mirror", &c.mirror, "vision: every second one is mirrored, left to right"},
   };
 }
 
@@ -334,9 +363,11 @@ std::vector<Field> table(Config& config) {
   add(fields(config.model.feed_forward));
   add(fields(config.model.experts));
   add(fields(config.model.norm));
+  add(fields(config.model.image));
   add(fields(config.data));
   add(fields(config.data.tokenizer));
   add(fields(config.data.masked));
+  add(fields(config.data.augment));
   add(fields(config.train));
   add(fields(config.train.attention));
   add(fields(config.optimizer));

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <initializer_list>
 #include <limits>
+#include <numeric>
 
 #include "framework/config/table.h"
 #include "framework/core/quantity.h"
@@ -88,6 +89,7 @@ class Validator {
     check_heads();
     check_tokenizer();
     check_masked();
+    check_images();
     check_precision();
     check_cpu_kernels();
     check_schedule();
@@ -104,9 +106,13 @@ class Validator {
     problems_.push_back({std::move(what), std::move(why), std::move(fix)});
   }
 
+  /// Keys that begin with one of these, and that only models of another family read.
+  void refuse_changed(const std::vector<std::string>& prefixes, const std::string& why, const char* family);
+
   void check_heads();
   void check_tokenizer();
   void check_masked();
+  void check_images();
   void check_precision();
   void check_cpu_kernels();
   void check_schedule();
@@ -145,6 +151,7 @@ void Validator::check_heads() {
 }
 
 void Validator::check_tokenizer() {
+  if (config_.model.family == ModelFamily::vision) return;
   if (!are_sound({"model.vocabulary", "data.tokenizer.kind", "data.tokenizer.vocabulary"})) return;
   constexpr std::int64_t byte_tokens = 257;  // one per byte, and the end of a document
   const TokenizerConfig& t = config_.data.tokenizer;
@@ -169,22 +176,45 @@ void Validator::check_tokenizer() {
         fmt::format("set model.vocabulary to {} or more", tokens + 1));
 }
 
+void Validator::refuse_changed(const std::vector<std::string>& prefixes, const std::string& why, const char* family) {
+  for (const Difference& changed : differences(Config{}, config_))
+    if (std::any_of(prefixes.begin(), prefixes.end(), [&](const std::string& p) { return changed.key.starts_with(p); }))
+      add(fmt::format("{} = {} with model.family = {}", changed.key, changed.right, name_of(config_.model.family)), why,
+          fmt::format("delete {}, or set model.family to {}", changed.key, family));
+}
+
 void Validator::check_masked() {
   const MaskedConfig& masked = config_.data.masked;
-  if (config_.model.family == ModelFamily::decoder) {
-    for (const Difference& changed : differences(Config{}, config_))
-      if (changed.key.starts_with("data.masked."))
-        add(fmt::format("{} = {} with model.family = decoder", changed.key, changed.right),
-            "a decoder predicts every next token; only an encoder has masked ones",
-            fmt::format("delete {}, or set model.family to encoder", changed.key));
-    return;
-  }
+  if (config_.model.family != ModelFamily::encoder)
+    return refuse_changed({"data.masked."}, "only an encoder has masked tokens", "encoder");
   if (!are_sound({"data.masked.mask_token", "data.masked.random_token"})) return;
   if (masked.mask_token + masked.random_token > 1)
     add(fmt::format("data.masked.mask_token = {} and data.masked.random_token = {} are together more than 1",
                     masked.mask_token, masked.random_token),
         "both are shares of the targets, and a target is read as one of them or as it is",
         "set them to numbers whose sum is 1 or less");
+}
+
+// The squares of an image are the positions of its sequence.
+void Validator::check_images() {
+  const ModelConfig& m = config_.model;
+  if (!m.is_classifier())
+    refuse_changed({"model.classes", "model.pool"}, "only classifiers and vision models tell classes apart",
+                   "classifier or vision");
+  if (m.family != ModelFamily::vision)
+    return refuse_changed({"model.image.", "data.augment."}, "only a vision model reads images", "vision");
+  if (!are_sound({"model.image.height", "model.image.width", "model.image.patch", "model.context"})) return;
+  const ImageConfig& i = m.image;
+  if (i.height % i.patch != 0 || i.width % i.patch != 0)
+    return add(
+        fmt::format("model.image.patch = {} does not divide images of {} x {} pixels", i.patch, i.height, i.width),
+        "an image is cut into whole squares",
+        fmt::format("set model.image.patch to one of {}", divisors(std::gcd(i.height, i.width))));
+  if (m.context != m.image_positions())
+    add(fmt::format("model.context = {}, but images of {} x {} pixels in squares of {} have {} positions{}", m.context,
+                    i.height, i.width, i.patch, m.image_positions(),
+                    m.pool == Pool::class_token ? " with the class token" : ""),
+        "every square is a position", fmt::format("set model.context to {}", m.image_positions()));
 }
 
 void Validator::check_precision() {
@@ -249,7 +279,9 @@ void Validator::check_layout() {
                  ? fmt::format("model.feed_forward.width = {}", m.feed_forward.width)
                  : fmt::format("a feed-forward width of {} (4 * model.width = {})", m.feed_forward_width(), m.width),
              "feed-forward columns are split in units of 8");
-  if (are_sound({"model.vocabulary"}))
+  if (m.is_classifier() && are_sound({"model.classes"}))
+    too_many(m.classes, fmt::format("model.classes = {}", m.classes), "each tensor rank holds at least one class");
+  if (!m.is_classifier() && are_sound({"model.vocabulary"}))
     too_many(std::max<std::int64_t>(1, m.vocabulary / 8), fmt::format("model.vocabulary = {}", m.vocabulary),
              "each tensor rank holds at least 8 tokens of the vocabulary");
   const std::int64_t copy = config_.parallel.ranks_of_a_copy();

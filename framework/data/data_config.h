@@ -33,11 +33,23 @@ struct MaskedConfig {
   bool operator==(const MaskedConfig&) const = default;
 };
 
+/// How the images of training are changed, each sample by numbers drawn from its own range: uniform, and about the
+/// image's middle. Held-out images stay as they are.
+struct AugmentConfig {
+  double shift = 0;     ///< pixels, at most, along each axis
+  double rotate = 0;    ///< degrees, at most, either way
+  double scale = 0;     ///< larger or smaller by this share, at most
+  bool mirror = false;  ///< every second one is mirrored, left to right
+
+  bool operator==(const AugmentConfig&) const = default;
+};
+
 struct DataConfig {
-  std::string path;           ///< the token file (HDF5) that `choir prepare` writes and training reads
-  double held_out = 0.05;     ///< share of the text, at the end, kept for evaluation
+  std::string path;           ///< the token or image file (HDF5) that `choir prepare` writes and training reads
+  double held_out = 0.05;     ///< share of the text or images, at the end, kept for evaluation
   TokenizerConfig tokenizer;  ///< for `choir prepare`
   MaskedConfig masked;        ///< for encoders
+  AugmentConfig augment;      ///< for vision models
 
   bool operator==(const DataConfig&) const = default;
 };

@@ -1,5 +1,6 @@
 #include "framework/data/hdf5_file.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace choir {
@@ -149,6 +150,22 @@ Hdf5Extent hdf5_extent(hid_t dataset, std::uint64_t file_bytes) {
     throw Hdf5Failure("dataset of " + std::to_string(extent.count) + " elements does not lie within the file");
   }
   return extent;
+}
+
+std::string text_of_lines(const std::vector<std::string>& lines) {
+  std::string text;
+  for (const std::string& line : lines) text += line + '\n';
+  return text;
+}
+
+std::vector<std::string> lines_of(std::span<const char> text) {
+  std::vector<std::string> lines;
+  for (auto begin = text.begin(); begin != text.end();) {
+    const auto end = std::find(begin, text.end(), '\n');
+    lines.emplace_back(begin, end);
+    begin = end == text.end() ? end : end + 1;
+  }
+  return lines;
 }
 
 }  // namespace choir

@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "framework/data/file.h"
 
@@ -73,6 +74,10 @@ void write_attribute(hid_t object, const char* name, const std::string& value);
 std::int64_t read_integer_attribute(hid_t object, const char* name);
 /// Fixed length, at most 4096 bytes.
 std::string read_string_attribute(hid_t object, const char* name);
+
+/// Texts as the bytes of one dataset: a line each.
+std::string text_of_lines(const std::vector<std::string>& lines);
+std::vector<std::string> lines_of(std::span<const char> text);
 
 /// One-dimensional, contiguous, allocated at once, without fill values and dates; its bytes begin at
 /// hdf5_extent(...).offset.

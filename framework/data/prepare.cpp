@@ -10,50 +10,14 @@
 #include "framework/core/quantity.h"
 #include "framework/data/digest.h"
 #include "framework/data/file.h"
+#include "framework/data/file_seal.h"
 #include "framework/data/text_kind.h"
-#include "framework/data/token_file_seal.h"
 #include "framework/data/token_file_writer.h"
 
 namespace choir {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::vector<Problem> check_output(const PrepareOptions& options) {
-  const std::string& output = options.output;
-  const std::string what = "data.path = " + output + ": ";
-  std::error_code ignored;
-  if (output.empty()) return {{.what = "data.path is empty", .why = "it names the token file to write"}};
-  if (fs::is_directory(output, ignored)) return {{.what = what + "this is a folder", .fix = "name a file in it"}};
-  const fs::path parent = fs::path(output).parent_path();
-  const std::string folder = parent.empty() ? "." : parent.string();
-  if (!fs::is_directory(folder, ignored))
-    return {{.what = what + "there is no folder " + folder, .fix = "create it first"}};
-  if (::access(folder.c_str(), W_OK) != 0) return {{.what = what + "the folder " + folder + " cannot be written to"}};
-  if (fs::exists(output, ignored) && !looks_like_token_file(output)) {
-    return {{.what = what + "this file exists, and it is not a token file",
-             .why = "it would be replaced",
-             .fix = "remove it, or name another file"}};
-  }
-  return {};
-}
-
-std::vector<Problem> check_training(const TokenizerConfig& tokenizer) {
-  std::vector<Problem> problems;
-  if (tokenizer.kind == TokenizerKind::sentencepiece) {
-    if (tokenizer.vocabulary < 1 || tokenizer.vocabulary > 1 << 24) {
-      problems.push_back({.what = "data.tokenizer.vocabulary = " + std::to_string(tokenizer.vocabulary) +
-                                  " is not a possible number of tokens",
-                          .fix = "set it, or model.vocabulary, to a number from 512 to about 256000"});
-    }
-    if (tokenizer.sample_bytes < 1) {
-      problems.push_back({.what = "data.tokenizer.sample_bytes = " + std::to_string(tokenizer.sample_bytes) +
-                                  " leaves nothing to train on",
-                          .fix = "set it to a few million"});
-    }
-  }
-  return problems;
-}
 
 BinaryKind binary_kind_of(const std::string& path) {
   std::string head(text_head_bytes, '\0');
@@ -63,23 +27,12 @@ BinaryKind binary_kind_of(const std::string& path) {
   return kind;
 }
 
-std::vector<Problem> check_input(const std::string& path, bool binary) {
-  std::vector<Problem> problems = check_readable("text", path);
-  if (!problems.empty() || binary) return problems;
-  const BinaryKind kind = binary_kind_of(path);
-  if (kind.name.empty()) return {};
-  return {{.what = "text = " + path + ": this looks like " + kind.name,
-           .why = "its bytes would become tokens as they are",
-           .fix = (kind.fix.empty() ? "extract its text" : kind.fix + " > " + shell_word(path + ".txt")) +
-                  ", and prepare that; choir prepare --binary prepares it as it is"}};
-}
-
 std::vector<Problem> check(const PrepareOptions& options) {
-  std::vector<Problem> problems = check_output(options);
+  std::vector<Problem> problems = check_output(options.output, token_file_kind);
   const auto add = [&](std::vector<Problem> more) { problems.insert(problems.end(), more.begin(), more.end()); };
   if (options.inputs.empty()) problems.push_back({.what = "no text to prepare", .fix = "name one or more text files"});
-  for (const std::string& input : options.inputs) add(check_input(input, options.binary));
-  if (!options.given) add(check_training(options.tokenizer));
+  for (const std::string& input : options.inputs) add(check_text(input, options.binary));
+  if (!options.given) add(check_tokenizer_training(options.tokenizer));
   return problems;
 }
 
@@ -133,6 +86,43 @@ std::string read_sample(const std::vector<Input>& inputs, std::uint64_t total, s
 }
 
 }  // namespace
+
+std::vector<Problem> check_tokenizer_training(const TokenizerConfig& tokenizer) {
+  std::vector<Problem> problems;
+  if (tokenizer.kind == TokenizerKind::sentencepiece) {
+    if (tokenizer.vocabulary < 1 || tokenizer.vocabulary > 1 << 24) {
+      problems.push_back({.what = "data.tokenizer.vocabulary = " + std::to_string(tokenizer.vocabulary) +
+                                  " is not a possible number of tokens",
+                          .fix = "set it, or model.vocabulary, to a number from 512 to about 256000"});
+    }
+    if (tokenizer.sample_bytes < 1) {
+      problems.push_back({.what = "data.tokenizer.sample_bytes = " + std::to_string(tokenizer.sample_bytes) +
+                                  " leaves nothing to train on",
+                          .fix = "set it to a few million"});
+    }
+  }
+  return problems;
+}
+
+std::vector<Problem> check_text(const std::string& path, bool binary) {
+  std::vector<Problem> problems = check_readable("text", path);
+  if (!problems.empty() || binary) return problems;
+  const BinaryKind kind = binary_kind_of(path);
+  if (kind.name.empty()) return {};
+  return {{.what = "text = " + path + ": this looks like " + kind.name,
+           .why = "its bytes would become tokens as they are",
+           .fix = (kind.fix.empty() ? "extract its text" : kind.fix + " > " + shell_word(path + ".txt")) +
+                  ", and prepare that; choir prepare --binary prepares it as it is"}};
+}
+
+void ProblemList::add(Problem problem) {
+  if (++count_ <= most) problems_.push_back(std::move(problem));
+}
+
+void ProblemList::throw_if_any() {
+  if (count_ > most) problems_.push_back({.what = quantity(count_ - most, "more problem") + " of this kind"});
+  choir::throw_if_any(problems_);
+}
 
 PrepareResult prepare(const PrepareOptions& options, const std::function<void(const PrepareProgress&)>& progress) {
   throw_if_any(check(options));

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "framework/core/error.h"
 #include "framework/data/tokenizer.h"
 
 namespace choir {
@@ -32,6 +33,26 @@ struct PrepareResult {
   /// encoding or format (text_kind.h), files with the text of another one, temporary files that were removed.
   std::vector<std::string> notes;
 };
+
+/// The first few problems of many, and how many there are besides.
+class ProblemList {
+ public:
+  void add(Problem);
+  void add_all(const std::vector<Problem>& problems) {
+    for (const Problem& problem : problems) add(problem);
+  }
+  void throw_if_any();
+
+ private:
+  static constexpr std::int64_t most = 10;
+  std::vector<Problem> problems_;
+  std::int64_t count_ = 0;
+};
+
+/// Why a text file cannot be prepared; with `binary`, it need not look like text.
+std::vector<Problem> check_text(const std::string& path, bool binary);
+/// Why no tokenizer can be trained as `tokenizer` says.
+std::vector<Problem> check_tokenizer_training(const TokenizerConfig& tokenizer);
 
 /// `progress` is called about once per MB of text, and when a stage begins.
 /// Throws ConfigError for inputs that cannot be read or are not text (all of them are named), for a tokenizer that

@@ -11,8 +11,8 @@
 
 #include "framework/data/digest.h"
 #include "framework/data/file.h"
+#include "framework/data/file_seal.h"
 #include "framework/data/hdf5_file.h"
-#include "framework/data/token_file_seal.h"
 
 namespace choir {
 namespace {
@@ -38,12 +38,15 @@ struct Contents {
   std::vector<char> tokenizer_model;
   std::vector<std::int32_t> token_bytes;
   std::vector<std::int64_t> document_offsets;
+  std::vector<std::int32_t> labels;
+  std::vector<char> class_names;
   Hdf5Extent tokens;
 };
 
 Contents read_contents(const File& opened, std::uint64_t file_bytes) {
   const Hdf5Silence silence;
   const Hdf5Handle file = open_hdf5(opened);
+  const bool labelled = H5Lexists(file, "labels", H5P_DEFAULT) > 0;
   return {.format_version = read_integer_attribute(file, "format_version"),
           .text_bytes = read_integer_attribute(file, "text_bytes"),
           .end_of_document = read_integer_attribute(file, "end_of_document"),
@@ -53,18 +56,22 @@ Contents read_contents(const File& opened, std::uint64_t file_bytes) {
           .tokenizer_model = read_dataset<char>(file, "tokenizer_model", H5T_NATIVE_UINT8, file_bytes),
           .token_bytes = read_dataset<std::int32_t>(file, "token_bytes", H5T_NATIVE_INT32, file_bytes),
           .document_offsets = read_dataset<std::int64_t>(file, "document_offsets", H5T_NATIVE_INT64, file_bytes),
+          .labels = labelled ? read_dataset<std::int32_t>(file, "labels", H5T_NATIVE_INT32, file_bytes)
+                             : std::vector<std::int32_t>{},
+          .class_names =
+              labelled ? read_dataset<char>(file, "class_names", H5T_NATIVE_UINT8, file_bytes) : std::vector<char>{},
           .tokens = hdf5_extent(open_dataset(file, "tokens"), file_bytes)};
 }
 
 // Why the parts of a token file do not fit together; empty if they do.
-std::string contradiction(const Contents& c, const TokenFileSeal& seal) {
-  if (c.format_version != TokenFileSeal::format) {
+std::string contradiction(const Contents& c, const FileSeal& seal) {
+  if (c.format_version != FileSeal::format) {
     return fmt::format("the attribute format_version is {}, and the leading block says {}", c.format_version,
-                       +TokenFileSeal::format);
+                       +FileSeal::format);
   }
-  if (c.tokens.offset != seal.tokens_offset || c.tokens.bytes() != seal.tokens_bytes) {
+  if (c.tokens.offset != seal.elements_offset || c.tokens.bytes() != seal.elements_bytes) {
     return fmt::format("the dataset tokens is {} bytes at {}, and the leading block says {} bytes at {}",
-                       c.tokens.bytes(), c.tokens.offset, seal.tokens_bytes, seal.tokens_offset);
+                       c.tokens.bytes(), c.tokens.offset, seal.elements_bytes, seal.elements_offset);
   }
   const std::uint64_t element = c.token_bytes.size() <= 65536 ? 2 : 4;
   if (c.tokens.element_bytes != element || c.tokens.offset % element != 0) {
@@ -82,6 +89,12 @@ std::string contradiction(const Contents& c, const TokenFileSeal& seal) {
   if (offsets.back() != static_cast<std::int64_t>(c.tokens.count)) {
     return fmt::format("the last document ends at token {} of {}", offsets.back(), c.tokens.count);
   }
+  if (!c.labels.empty() && c.labels.size() != offsets.size() - 1)
+    return fmt::format("there are {} classes for {} documents", c.labels.size(), offsets.size() - 1);
+  const std::int64_t classes = std::ranges::count(c.class_names, '\n');
+  for (const std::int32_t label : c.labels)
+    if (label < 0 || label >= classes)
+      return fmt::format("a document is of class {}, and there are {}", label, classes);
   return "";
 }
 
@@ -137,7 +150,7 @@ TokenFile::TokenFile(const std::string& path) : path_(path) {
   throw_if_any(problems);
   File file = File::open(path);
   const FileStamp stamp = file.stamp();
-  const TokenFileSeal seal = check_seal(file);
+  const FileSeal seal = check_seal(file, token_file_kind);
   Contents contents;
   try {
     contents = read_contents(file, seal.file_bytes);
@@ -151,6 +164,8 @@ TokenFile::TokenFile(const std::string& path) : path_(path) {
   if (const std::string why = contradiction(contents, tokenizer_); !why.empty()) throw inconsistent(path, why);
 
   document_offsets_ = std::move(contents.document_offsets);
+  labels_ = std::move(contents.labels);
+  class_names_ = lines_of(contents.class_names);
   num_tokens_ = static_cast<std::int64_t>(contents.tokens.count);
   text_bytes_ = contents.text_bytes;
   tokens_digest_ = std::move(contents.tokens_digest);

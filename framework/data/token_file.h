@@ -1,11 +1,13 @@
 // The token file: a corpus as token ids, with its tokenizer, in HDF5.
 //
 //   byte 0             512 bytes of text, HDF5's user block (`head -n 5 FILE` shows it): format, size, where the tokens
-//                      lie, digest of all bytes that are not tokens; see token_file_seal.h
+//                      lie, digest of all bytes that are not tokens; see file_seal.h
 //   /tokens            [tokens] uint16, or int32 if the vocabulary is above 65536; contiguous, no filters
 //   /document_offsets  [documents + 1] int64: document d is tokens [offset d, offset d+1), end-of-document included
 //   /token_bytes       [vocabulary] int32: bytes of text that each token stands for
 //   /tokenizer_model   [bytes] uint8: the SentencePiece model
+//   /labels            [documents] int32: the class of each document; only in files of labelled texts, as is
+//   /class_names       [bytes] uint8: the names of the classes, a line each
 //   attributes of /    format_version, text_bytes, tokens_digest, tokenizer_kind, tokenizer_digest, end_of_document
 //
 // Tokens are read when they are needed; the ranks of a node share the system's page cache. They are not mapped into
@@ -40,6 +42,9 @@ class TokenFile {
   std::span<const std::int64_t> document_offsets() const { return document_offsets_; }
   std::int64_t text_bytes() const { return text_bytes_; }
   const std::string& tokens_digest() const { return tokens_digest_; }
+  /// The class of each document, and the names of the classes; both are empty if the texts have none.
+  std::span<const std::int32_t> labels() const { return labels_; }
+  const std::vector<std::string>& class_names() const { return class_names_; }
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
   std::int64_t vocabulary() const { return tokenizer_.vocabulary(); }
@@ -60,6 +65,8 @@ class TokenFile {
   std::string path_;
   Tokenizer tokenizer_ = Tokenizer::bytes();
   std::vector<std::int64_t> document_offsets_;
+  std::vector<std::int32_t> labels_;
+  std::vector<std::string> class_names_;
   std::int64_t num_tokens_ = 0, text_bytes_ = 0;
   std::string tokens_digest_;
   std::uint64_t tokens_offset_ = 0;  // in bytes, from the start of the file

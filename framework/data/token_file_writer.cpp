@@ -5,8 +5,8 @@
 #include <cstring>
 
 #include "framework/core/error.h"
+#include "framework/data/file_seal.h"
 #include "framework/data/hdf5_file.h"
-#include "framework/data/token_file_seal.h"
 
 namespace choir {
 namespace {
@@ -47,6 +47,11 @@ void TokenFileWriter::end_document() {
   document_offsets_.push_back(num_tokens_);
 }
 
+void TokenFileWriter::end_document(std::int32_t label) {
+  end_document();
+  labels_.push_back(label);
+}
+
 void TokenFileWriter::flush() {
   spill_.write(spilt_bytes_, buffer_);
   spilt_bytes_ += buffer_.size();
@@ -58,12 +63,13 @@ TokenFileWriter::Layout TokenFileWriter::write_structure(const std::string& path
   for (std::int32_t token = 0; token < tokenizer_.vocabulary(); ++token)
     token_bytes.push_back(tokenizer_.byte_length(token));
 
-  constexpr std::uint64_t headers = 1 << 16;  // more than HDF5 takes for four datasets and six attributes
+  const std::string names = text_of_lines(class_names_);
+  constexpr std::uint64_t headers = 1 << 16;  // more than HDF5 takes for six datasets and six attributes
   const std::uint64_t room = spilt_bytes_ + bytes_of(document_offsets_).size() + bytes_of(token_bytes).size() +
-                             tokenizer_.serialized().size() + headers;
+                             tokenizer_.serialized().size() + bytes_of(labels_).size() + names.size() + headers;
   const Hdf5Silence silence;
-  Hdf5Handle file = create_hdf5(path, TokenFileSeal::block_bytes, room);
-  write_attribute(file, "format_version", TokenFileSeal::format);
+  Hdf5Handle file = create_hdf5(path, FileSeal::block_bytes, room);
+  write_attribute(file, "format_version", FileSeal::format);
   write_attribute(file, "text_bytes", text_bytes_);
   write_attribute(file, "tokens_digest", digest_.text());
   write_attribute(file, "tokenizer_kind", tokenizer_.kind());
@@ -77,6 +83,11 @@ TokenFileWriter::Layout TokenFileWriter::write_structure(const std::string& path
   const std::string& model = tokenizer_.serialized();
   write_dataset("tokenizer_model", H5T_STD_U8LE, H5T_NATIVE_UINT8, model.data(), model.size());
   write_dataset("token_bytes", H5T_STD_I32LE, H5T_NATIVE_INT32, token_bytes.data(), token_bytes.size());
+
+  if (!labels_.empty()) {
+    write_dataset("labels", H5T_STD_I32LE, H5T_NATIVE_INT32, labels_.data(), labels_.size());
+    write_dataset("class_names", H5T_STD_U8LE, H5T_NATIVE_UINT8, names.data(), names.size());
+  }
 
   // Only space for these two: their elements are written without HDF5, so that a full disk is an error in one place.
   Layout layout = {};
@@ -110,7 +121,7 @@ void TokenFileWriter::finish() {
     file.write(layout.tokens_offset + done, std::span(buffer_).first(count));
     done += count;
   }
-  write_seal(file, layout.tokens_offset, spilt_bytes_);
+  write_seal(file, token_file_kind, layout.tokens_offset, spilt_bytes_);
   temporary.publish();
 }
 

@@ -25,6 +25,10 @@ class TokenFileWriter {
   void append(std::span<const std::int32_t> tokens);
   /// Adds the end-of-document token and begins the next document.
   void end_document();
+  /// The same for a document of class `label`. All documents have one, or none.
+  void end_document(std::int32_t label);
+  /// The names of the classes, by label; call it before finish() if documents have classes.
+  void set_class_names(std::vector<std::string> names) { class_names_ = std::move(names); }
   /// Publishes the file, once. The last document has been ended. Makes HDF5 calls.
   void finish();
 
@@ -46,6 +50,8 @@ class TokenFileWriter {
   std::uint64_t spilt_bytes_ = 0;
   std::vector<char> buffer_;  // the bytes to be written to spill_ next
   std::vector<std::int64_t> document_offsets_{0};
+  std::vector<std::int32_t> labels_;
+  std::vector<std::string> class_names_;
   std::int64_t num_tokens_ = 0, text_bytes_ = 0;
   Digest digest_;
 };

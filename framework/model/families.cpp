@@ -15,6 +15,10 @@ std::vector<PartSpec> make_parts(const ModelConfig& config, bool recompute) {
       return decoder_parts(config, recompute);
     case ModelFamily::encoder:
       return encoder_parts(config, recompute);
+    case ModelFamily::classifier:
+      return classifier_parts(config, recompute);
+    case ModelFamily::vision:
+      return vision_parts(config, recompute);
   }
   std::abort();  // all values are above
 }
@@ -23,6 +27,8 @@ std::int64_t num_parts(const ModelConfig& config) {
   switch (config.family) {
     case ModelFamily::decoder:
     case ModelFamily::encoder:
+    case ModelFamily::classifier:
+    case ModelFamily::vision:
       return std::min(config.layers, std::numeric_limits<std::int64_t>::max() - 2) + 2;  // embedding and head
   }
   std::abort();  // all values are above
@@ -33,7 +39,10 @@ kernels::Band attention_band(const ModelConfig& config) {
     case ModelFamily::decoder:
       return decoder_band(config);
     case ModelFamily::encoder:
+    case ModelFamily::classifier:
       return encoder_band(config);
+    case ModelFamily::vision:
+      return vision_band(config);
   }
   std::abort();  // all values are above
 }
@@ -50,11 +59,13 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const double feed_forward = gates * d(c.width) * d(c.feed_forward_width());
   const double block = d(c.width) * d(c.head_width()) * (2 * d(c.attention.heads) + 2 * d(c.kv_heads())) + feed_forward;
   const double with_experts = d(c.experts.chosen + c.experts.shared - 1) * feed_forward + d(c.experts.count * c.width);
-  const double parameters =
-      d(c.layers) * block + d(c.blocks_with_experts()) * with_experts + d(c.vocabulary) * d(c.width);
+  // A lookup of tokens is no product.
+  const double stem = c.family == ModelFamily::vision ? d(c.image.features() * c.width) : 0;
+  const double parameters = d(c.layers) * block + d(c.blocks_with_experts()) * with_experts + stem;
+  const double head = d(c.outputs()) * d(c.width) * d(c.targets_of_sequence());
   const double pairs = d(kernels::VisiblePairs<std::int64_t>(attention_band(c), c.context, c.context).count());
   const double attention = 3 * 4 * pairs * d(c.attention.heads) * d(c.head_width()) * d(c.layers);
-  return d(sequences) * (6 * parameters * d(c.context) + attention);
+  return d(sequences) * (6 * (parameters * d(c.context) + head) + attention);
 }
 
 }  // namespace choir

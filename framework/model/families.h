@@ -24,6 +24,9 @@ std::vector<PartSpec> decoder_parts(const ModelConfig&, bool recompute);  // GPT
 kernels::Band decoder_band(const ModelConfig&);
 std::vector<PartSpec> encoder_parts(const ModelConfig&, bool recompute);  // masked tokens: encoder.cpp
 kernels::Band encoder_band(const ModelConfig&);
+std::vector<PartSpec> classifier_parts(const ModelConfig&, bool recompute);  // classes of texts: classifier.cpp
+std::vector<PartSpec> vision_parts(const ModelConfig&, bool recompute);      // classes of images: vision.cpp
+kernels::Band vision_band(const ModelConfig&);
 
 /// Which positions of a sequence a token sees, from its own.
 kernels::Band attention_band(const ModelConfig&);

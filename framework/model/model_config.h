@@ -8,9 +8,9 @@
 
 namespace choir {
 
-enum class ModelFamily { decoder, encoder };
+enum class ModelFamily { decoder, encoder, classifier, vision };
 template <>
-inline constexpr auto names<ModelFamily> = std::array{"decoder", "encoder"};
+inline constexpr auto names<ModelFamily> = std::array{"decoder", "encoder", "classifier", "vision"};
 
 /// How a token knows its position.
 enum class Position { learned, rotary, none };
@@ -74,6 +74,25 @@ struct NormConfig {
   bool operator==(const NormConfig&) const = default;
 };
 
+/// The images that a model reads: cut into squares, each of which is a position of the sequence.
+struct ImageConfig {
+  std::int64_t height = 28, width = 28;  ///< in pixels
+  std::int64_t channels = 1;             ///< values of a pixel: 1 grey, 3 red, green and blue
+  std::int64_t patch = 4;                ///< pixels of a side of a square
+
+  std::int64_t rows() const { return height / patch; }
+  std::int64_t columns() const { return width / patch; }
+  std::int64_t features() const { return channels * patch * patch; }
+
+  bool operator==(const ImageConfig&) const = default;
+};
+
+/// What a model of whole sequences reads at its end: the mean over the positions, or the first position, which then
+/// stands for no part of the input.
+enum class Pool { mean, class_token };
+template <>
+inline constexpr auto names<Pool> = std::array{"mean", "class_token"};
+
 struct ModelConfig {
   ModelFamily family = ModelFamily::decoder;
   std::int64_t layers = 12;
@@ -88,6 +107,17 @@ struct ModelConfig {
   FeedForwardConfig feed_forward;
   ExpertsConfig experts;
   NormConfig norm;
+  ImageConfig image;          ///< of a vision model
+  std::int64_t classes = 10;  ///< that a classifier or a vision model tells apart
+  Pool pool = Pool::mean;
+
+  /// True if one class of the whole sequence is the target, not a token at each position.
+  bool is_classifier() const { return family == ModelFamily::classifier || family == ModelFamily::vision; }
+  /// Rows of the output head.
+  std::int64_t outputs() const { return is_classifier() ? classes : vocabulary; }
+  std::int64_t targets_of_sequence() const { return is_classifier() ? 1 : context; }
+  /// Positions of an image.
+  std::int64_t image_positions() const { return image.rows() * image.columns() + (pool == Pool::class_token ? 1 : 0); }
 
   /// Ids of text are [0, text_vocabulary()). The last id of an encoder is its mask token.
   std::int64_t text_vocabulary() const { return vocabulary - (family == ModelFamily::encoder ? 1 : 0); }

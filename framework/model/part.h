@@ -16,13 +16,15 @@ namespace choir {
 
 /// The input of one micro-batch.
 struct Batch {
-  Tensor ids;      ///< [N] i32
-  Tensor targets;  ///< [N] i32; negative: not counted. Empty in generation
+  Tensor ids;      ///< [N] i32; empty for images
+  Tensor targets;  ///< [N] i32, or one for each sequence; negative: not counted. Empty in generation
+  Tensor patches;  ///< [N, features] of images
 };
 
 /// What the head does with the losses of the targets.
 struct Loss {
   Tensor sum;             ///< one f64 on the device: they are added to it
+  Tensor right;           ///< one f64: the number of targets found is added to it; empty: they are not counted
   double scale = 1;       ///< gradients are those of scale * loss
   bool gradient = false;  ///< backward follows
 };

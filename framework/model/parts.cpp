@@ -1,4 +1,5 @@
-// The parts of models of text: the embedding, blocks with or without experts, and the head with its final norm.
+// The parts of models: embeddings of tokens and of images, blocks with or without experts, and heads with their final
+// norm.
 
 #include "framework/model/parts.h"
 
@@ -8,6 +9,8 @@
 #include "framework/nn/block.h"
 #include "framework/nn/norm.h"
 #include "framework/nn/output_head.h"
+#include "framework/nn/patch_embedding.h"
+#include "framework/nn/pooled_head.h"
 
 namespace choir {
 namespace {
@@ -97,6 +100,21 @@ VocabularyTable token_table(const ModelConfig& c) {
           .deviation = static_cast<float>(c.initial_deviation)};
 }
 
+/// Rows are the values of the pixels of a square.
+VocabularyTable patch_table(const ModelConfig& c) {
+  return {.name = "embedding.patch.weight",
+          .vocabulary = c.image.features(),
+          .width = c.width,
+          .deviation = static_cast<float>(c.initial_deviation)};
+}
+
+VocabularyTable class_table(const ModelConfig& c) {
+  return {.name = "head.weight",
+          .vocabulary = c.classes,
+          .width = c.width,
+          .deviation = static_cast<float>(c.initial_deviation)};
+}
+
 class EmbeddingPart final : public Part {
  public:
   EmbeddingPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
@@ -118,6 +136,29 @@ class EmbeddingPart final : public Part {
 
  private:
   Embedding embedding_;
+};
+
+class PatchEmbeddingPart final : public Part {
+ public:
+  PatchEmbeddingPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
+      : embedding_(patch_table(c), table_positions(c).learned, c.dropout, share, store) {}
+
+  struct State final : Saved {
+    PatchEmbedding::Saved embedding;
+  };
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
+
+  Tensor forward(const Tensor&, const Batch& batch, const Loss&, Saved& saved, Context& context) const override {
+    return embedding_.forward(batch.patches, static_cast<State&>(saved).embedding, context);
+  }
+  Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
+    embedding_.backward(dy, static_cast<State&>(saved).embedding, context);
+    return {};
+  }
+  bool backward_reads_values() const override { return false; }
+
+ private:
+  PatchEmbedding embedding_;
 };
 
 class BlockPart final : public Part {
@@ -177,8 +218,8 @@ class Recomputed final : public Part {
 
 class HeadPart final : public Part {
  public:
-  HeadPart(const ModelConfig& c, const BlockShape& shape, const TensorShare& share, ParameterStore& store)
-      : norm_("final_norm", c.width, shape.rms_norm, shape.norm_bias, shape.norm_epsilon, share, store),
+  HeadPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
+      : norm_("final_norm", c.width, c.norm.kind == NormKind::rms_norm, c.bias, c.norm.epsilon, share, store),
         head_(head_table(c), share, store) {}
 
   /// The output head's table: the embedding's, or its own.
@@ -199,7 +240,7 @@ class HeadPart final : public Part {
     if (!batch.targets)
       return head_.logits(norm_.forward(x.slice_rows(x.rows() - 1, x.rows()), state.norm, context), context);
     const Tensor normed = norm_.forward(x, state.norm, context);
-    state.dx = head_.loss(normed, batch.targets, loss.sum, loss.scale, loss.gradient, context);
+    state.dx = head_.loss(normed, batch.targets, loss.sum, loss.right, loss.scale, loss.gradient, context);
     if (loss.gradient) keep(state.dx);
     return {};
   }
@@ -214,15 +255,61 @@ class HeadPart final : public Part {
   OutputHead head_;
 };
 
+/// The final norm and one class of each sequence.
+class PooledHeadPart final : public Part {
+ public:
+  PooledHeadPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
+      : norm_("final_norm", c.width, c.norm.kind == NormKind::rms_norm, c.bias, c.norm.epsilon, share, store),
+        head_(class_table(c), c.pool == Pool::mean ? kernels::Run{0, c.context} : kernels::Run{0, 1}, share, store) {}
+
+  struct State final : Saved {
+    Norm::Saved norm;
+    Tensor dx;  // [rows held, D]: the gradient of what the head read
+  };
+  std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
+
+  Tensor forward(const Tensor& x, const Batch& batch, const Loss& loss, Saved& saved, Context& context) const override {
+    auto& state = static_cast<State&>(saved);
+    const Tensor normed = norm_.forward(x, state.norm, context);
+    state.dx = head_.loss(normed, batch.targets, loss.sum, loss.right, loss.scale, loss.gradient, context);
+    if (loss.gradient) keep(state.dx);
+    return {};
+  }
+  Tensor backward(const Tensor&, Saved& saved, Context& context) const override {
+    auto& state = static_cast<State&>(saved);
+    return norm_.backward(state.dx, {}, state.norm, context);
+  }
+  bool forward_adds_gradients() const override { return true; }
+
+ private:
+  Norm norm_;
+  PooledHead head_;
+};
+
 }  // namespace
 
-std::vector<PartSpec> text_parts(const ModelConfig& config, const kernels::Band& band, bool recompute) {
+PartSpec token_embedding_part(const ModelConfig& config) {
+  return {"embedding", "embedding", token_table(config), [=](const TensorShare& share, ParameterStore& store) {
+            return std::make_unique<EmbeddingPart>(config, share, store);
+          }};
+}
+
+PartSpec patch_embedding_part(const ModelConfig& config) {
+  return {"embedding", "embedding", {}, [=](const TensorShare& share, ParameterStore& store) {
+            return std::make_unique<PatchEmbeddingPart>(config, share, store);
+          }};
+}
+
+PartSpec pooled_head_part(const ModelConfig& config) {
+  return {"head", "head", {}, [=](const TensorShare& share, ParameterStore& store) {
+            return std::make_unique<PooledHeadPart>(config, share, store);
+          }};
+}
+
+std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band& band, bool recompute) {
   const BlockShape plain = block_shape(config, band, false);
   const BlockShape with_experts = block_shape(config, band, config.experts.count > 0);
   std::vector<PartSpec> parts;
-  parts.push_back({"embedding", "embedding", token_table(config), [=](const TensorShare& share, ParameterStore& store) {
-                     return std::make_unique<EmbeddingPart>(config, share, store);
-                   }});
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "blocks." + std::to_string(i);
     const bool has_experts = config.has_experts(i);
@@ -234,8 +321,14 @@ std::vector<PartSpec> text_parts(const ModelConfig& config, const kernels::Band&
     };
     parts.push_back({name, has_experts ? "block with experts" : "block", {}, make});
   }
+  return parts;
+}
+
+std::vector<PartSpec> text_parts(const ModelConfig& config, const kernels::Band& band, bool recompute) {
+  std::vector<PartSpec> parts{token_embedding_part(config)};
+  for (PartSpec& block : block_parts(config, band, recompute)) parts.push_back(std::move(block));
   parts.push_back({"head", "head", HeadPart::head_table(config), [=](const TensorShare& share, ParameterStore& store) {
-                     return std::make_unique<HeadPart>(config, plain, share, store);
+                     return std::make_unique<HeadPart>(config, share, store);
                    }});
   return parts;
 }

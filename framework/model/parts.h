@@ -1,4 +1,4 @@
-// The parts that families of text models share.
+// The parts that families of models share.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,14 @@
 
 namespace choir {
 
-/// An embedding, config.layers blocks and a head. `band`: the positions that a token sees, from its own.
+/// config.layers blocks. `band`: the positions that one sees, from its own.
+std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band& band, bool recompute);
+
+PartSpec token_embedding_part(const ModelConfig& config);
+PartSpec patch_embedding_part(const ModelConfig& config);
+PartSpec pooled_head_part(const ModelConfig& config);
+
+/// An embedding of tokens, block_parts() and a head over the vocabulary.
 std::vector<PartSpec> text_parts(const ModelConfig& config, const kernels::Band& band, bool recompute);
 
 }  // namespace choir

@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "framework/model/sample.h"
 #include "framework/ops/elementwise.h"
 
 namespace choir {
@@ -171,7 +172,7 @@ Tensor Stage::generate(const Tensor& ids, const std::vector<KeyValueCache>& cach
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     context.cache = &caches[i];
     acquire(i, context, shards);
-    x = parts_[i]->forward(x, {.ids = ids, .targets = {}}, {}, *parts_[i]->make_saved(), context);
+    x = parts_[i]->forward(x, {.ids = ids}, {}, *parts_[i]->make_saved(), context);
     release(i, shards);
   }
   context.cache = nullptr;
@@ -219,14 +220,14 @@ PieceTimes count_costs(const std::vector<PartSpec>& model, const ModelConfig& co
       shards.begin_step(context);
       device.ledger().enabled = true;
       const Tensor x = runtime.empty({context.rows.count(), config.width}, runtime.compute_type);
-      const Tensor tokens = runtime.empty({context.rows.count()}, DType::i32);
+      const Batch batch = BatchRows(config, context.rows, /*count_only=*/true).upload(runtime);
       const Loss loss{.sum = runtime.empty({1}, DType::f64), .gradient = true};
       Stage::Saved saved;
       double before = 0;
       const auto counted = [&] {
         return device.ledger().total_flops() - std::exchange(before, device.ledger().total_flops());
       };
-      stage.forward(0, x, {.ids = tokens, .targets = tokens}, loss, saved, context, shards);
+      stage.forward(0, x, batch, loss, saved, context, shards);
       cost->second.forward = counted();
       stage.backward_without_weights(0, x, saved, context, shards, false);
       cost->second.backward = counted();

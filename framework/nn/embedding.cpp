@@ -23,38 +23,50 @@ Weight* vocabulary_table(const VocabularyTable& table, const TensorShare& share,
   return weight;
 }
 
-Embedding::Embedding(const VocabularyTable& table, std::int64_t positions, double dropout, const TensorShare& share,
-                     ParameterStore& store)
-    : slice_(vocabulary_slice(table.vocabulary, share)), dropout_(dropout) {
-  token_ = vocabulary_table(table, share, store);
+Places::Places(std::int64_t positions, std::int64_t width, float deviation, double dropout, const TensorShare& share,
+               ParameterStore& store)
+    : dropout_(dropout) {
   if (positions == 0) return;
-  position_ = store.add_weight(positions, table.width, true);
+  position_ = store.add_weight(positions, width, true);
   store.add({.name = "embedding.position.weight",
-             .shape = {positions, table.width},
-             .held = {0, positions, 0, table.width},
+             .shape = {positions, width},
+             .held = {0, positions, 0, width},
              .owned_end = share.rank == 0 ? positions : 0,
              .tensor_sum = share.whole_tensor_sum(),
-             .initial = {0, table.deviation},
+             .initial = {0, deviation},
              .weight = position_});
 }
 
-ops::Dropout Embedding::dropout(const Context& context) const { return row_dropout(context, dropout_, "embedding"); }
+Tensor Places::forward(const Tensor& x, Context& context) const {
+  Runtime& runtime = context.runtime;
+  const Tensor placed = position_ ? ops::add_position(runtime, x, position_->value, context.rows.share_map()) : x;
+  const ops::Dropout dropped = row_dropout(context, dropout_, "embedding");
+  return dropped.p > 0 ? ops::residual(runtime, {}, placed, {}, dropped) : placed;
+}
+
+Tensor Places::backward(const Tensor& dx, Context& context) const {
+  Runtime& runtime = context.runtime;
+  const Tensor d = ops::residual_backward(runtime, dx, row_dropout(context, dropout_, "embedding"));
+  if (position_) ops::add_position_backward(runtime, d, position_->gradient, context.rows.share_map());
+  return d;
+}
+
+Embedding::Embedding(const VocabularyTable& table, std::int64_t positions, double dropout, const TensorShare& share,
+                     ParameterStore& store)
+    : slice_(vocabulary_slice(table.vocabulary, share)),
+      token_(vocabulary_table(table, share, store)),
+      places_(positions, table.width, table.deviation, dropout, share, store) {}
 
 Tensor Embedding::forward(const Tensor& ids, Saved& saved, Context& context) const {
-  Runtime& runtime = context.runtime;
   saved.ids = keep(ids);
   const Tensor table = token_->value.slice_rows(0, slice_.count());
-  Tensor x = leave(ops::embedding(runtime, ids, table, slice_.begin), context, "embedding");
-  if (position_) x = ops::add_position(runtime, x, position_->value, context.rows.share_map());
-  const ops::Dropout dropped = dropout(context);
-  return dropped.p > 0 ? ops::residual(runtime, {}, x, {}, dropped) : x;
+  return places_.forward(leave(ops::embedding(context.runtime, ids, table, slice_.begin), context, "embedding"),
+                         context);
 }
 
 void Embedding::backward(const Tensor& dx, const Saved& saved, Context& context) const {
-  Runtime& runtime = context.runtime;
-  const Tensor d = ops::residual_backward(runtime, dx, dropout(context));
-  if (position_) ops::add_position_backward(runtime, d, position_->gradient, context.rows.share_map());
-  ops::embedding_backward(runtime, saved.ids, leave_backward(d, context, "embedding"),
+  ops::embedding_backward(context.runtime, saved.ids,
+                          leave_backward(places_.backward(dx, context), context, "embedding"),
                           token_->gradient.slice_rows(0, slice_.count()), slice_.begin);
 }
 

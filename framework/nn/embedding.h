@@ -31,6 +31,22 @@ struct VocabularyTable {
 /// pipeline stage counts a new one.
 Weight* vocabulary_table(const VocabularyTable&, const TensorShare&, ParameterStore&, bool owned = true);
 
+/// What an embedding adds to its rows: learned positions, and dropout.
+class Places {
+ public:
+  /// positions == 0: no learned positions.
+  Places(std::int64_t positions, std::int64_t width, float deviation, double dropout, const TensorShare&,
+         ParameterStore&);
+
+  /// x [rows held, D] -> [rows held, D]
+  Tensor forward(const Tensor& x, Context&) const;
+  Tensor backward(const Tensor& dx, Context&) const;
+
+ private:
+  double dropout_;
+  Weight* position_ = nullptr;
+};
+
 class Embedding {
  public:
   struct Saved {
@@ -45,12 +61,9 @@ class Embedding {
   void backward(const Tensor& dx, const Saved&, Context&) const;
 
  private:
-  ops::Dropout dropout(const Context&) const;
-
   VocabularySlice slice_;
-  double dropout_;
-  Weight* token_ = nullptr;
-  Weight* position_ = nullptr;
+  Weight* token_;
+  Places places_;
 };
 
 }  // namespace choir

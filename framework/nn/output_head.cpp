@@ -24,8 +24,8 @@ std::int64_t OutputHead::chunk_rows(std::int64_t rows, std::int64_t columns, Dev
   return std::min(rows, std::max<std::int64_t>(least, (even + 15) / 16 * 16));
 }
 
-Tensor OutputHead::loss(const Tensor& x, const Tensor& targets, const Tensor& loss_sum, double scale, bool gradient,
-                        Context& context) const {
+Tensor OutputHead::loss(const Tensor& x, const Tensor& targets, const Tensor& loss_sum, const Tensor& right,
+                        double scale, bool gradient, Context& context) const {
   Runtime& runtime = context.runtime;
   Communicator& axis = *context.mesh.tensor;
   Stream& stream = runtime.device.compute();
@@ -43,7 +43,7 @@ Tensor OutputHead::loss(const Tensor& x, const Tensor& targets, const Tensor& lo
         ops::cross_entropy_sum(runtime, logits, max, targets_chunk, slice_.count(), slice_.begin);
     axis.all_reduce(sum_and_target, Reduce::sum, stream, "head sum");
     const Tensor dlogits = ops::cross_entropy_gradient(runtime, logits, max, sum_and_target, targets_chunk, loss_sum,
-                                                       slice_.count(), slice_.begin, scale, gradient);
+                                                       right, slice_.count(), slice_.begin, scale, gradient);
     if (!gradient) continue;
     ops::linear_input_gradient(runtime, "head", dlogits, weight_->value, dx.slice_rows(begin, end));
     ops::linear_weight_gradient(runtime, "head", dlogits, x_chunk, weight_->gradient);

@@ -15,10 +15,11 @@ class OutputHead {
   /// `table`: the embedding's (tied), or a table of its own.
   OutputHead(const VocabularyTable& table, const TensorShare&, ParameterStore&);
 
-  /// Adds the losses of the rows to loss_sum (one f64). x [rows held, D], targets [N] i32, negative: not counted.
+  /// Adds the losses of the rows to loss_sum (one f64), and the number of rows whose target has the largest logit to
+  /// `right` (one f64, or empty). x [rows held, D], targets [N] i32, negative: not counted.
   /// With `gradient`: returns dx [rows held, D] of scale * loss and accumulates the weight's gradient; else empty.
-  Tensor loss(const Tensor& x, const Tensor& targets, const Tensor& loss_sum, double scale, bool gradient,
-              Context&) const;
+  Tensor loss(const Tensor& x, const Tensor& targets, const Tensor& loss_sum, const Tensor& right, double scale,
+              bool gradient, Context&) const;
 
   /// [rows, V]: all logits on every rank, f32 (f64 in tests). For generation: few rows.
   Tensor logits(const Tensor& x, Context&) const;

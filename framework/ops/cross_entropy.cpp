@@ -60,8 +60,8 @@ Tensor cross_entropy_sum(Runtime& runtime, const Tensor& logits, const Tensor& m
 }
 
 Tensor cross_entropy_gradient(Runtime& runtime, const Tensor& exps, const Tensor& max, const Tensor& sum_and_target,
-                              const Tensor& targets, const Tensor& loss_sum, std::int64_t num_tokens,
-                              std::int64_t first_token, double scale, bool gradient) {
+                              const Tensor& targets, const Tensor& loss_sum, const Tensor& right,
+                              std::int64_t num_tokens, std::int64_t first_token, double scale, bool gradient) {
   check_logits(exps, num_tokens);
   check_rows(exps, max, targets);
   check(exps.contiguous() && exps.dtype() == accumulate_type(runtime.compute_type),
@@ -69,6 +69,7 @@ Tensor cross_entropy_gradient(Runtime& runtime, const Tensor& exps, const Tensor
   check(sum_and_target.count() == 2 * exps.rows() && sum_and_target.dtype() == exps.dtype(),
         "cross-entropy: sums and targets' logits [2, N], of the logits' type");
   check(loss_sum.count() == 1 && loss_sum.dtype() == DType::f64, "cross-entropy: loss_sum is one f64");
+  check(!right || (right.count() == 1 && right.dtype() == DType::f64), "cross-entropy: right is one f64");
   Tensor dlogits;
   if (gradient)
     dlogits =
@@ -86,7 +87,8 @@ Tensor cross_entropy_gradient(Runtime& runtime, const Tensor& exps, const Tensor
                                                 .num_tokens = num_tokens,
                                                 .stride = exps.row_stride(),
                                                 .first_token = first_token,
-                                                .scale = scale};
+                                                .scale = scale,
+                                                .right = data_or_null<double>(right)};
     launch<T>(runtime, "cross-entropy",
               {.flops = 2.0 * static_cast<double>(exps.count()), .bytes = bytes_of({exps, dlogits})},
               [args](auto device) { kernels::cross_entropy_gradient(device, args); });

@@ -13,9 +13,10 @@ Tensor cross_entropy_sum(Runtime&, const Tensor& logits, const Tensor& max, cons
                          std::int64_t num_tokens, std::int64_t first_token);
 
 /// loss_sum (one f64) += the losses of the rows. With `gradient`: returns dlogits [N, stride] = scale * (p - onehot) in
-/// the run's compute type, in the memory of `exps` if the types are equal; else an empty tensor.
+/// the run's compute type, in the memory of `exps` if the types are equal; else an empty tensor. `right` (one f64, or
+/// empty) += the rows whose target has the largest logit.
 Tensor cross_entropy_gradient(Runtime&, const Tensor& exps, const Tensor& max, const Tensor& sum_and_target,
-                              const Tensor& targets, const Tensor& loss_sum, std::int64_t num_tokens,
-                              std::int64_t first_token, double scale, bool gradient);
+                              const Tensor& targets, const Tensor& loss_sum, const Tensor& right,
+                              std::int64_t num_tokens, std::int64_t first_token, double scale, bool gradient);
 
 }  // namespace choir::ops

@@ -44,7 +44,7 @@ constexpr double unit_roundoff(DType type) {
 inline double rounding_bound(const ModelConfig& c, std::int64_t rows, DType type) {
   const auto results = static_cast<double>(3 * 14 * c.layers + 3 * 4 * c.blocks_with_experts() + 3 * 4);
   const auto longest = static_cast<double>(
-      std::max({c.width, c.feed_forward_width(), c.attention.heads * c.head_width(), c.vocabulary, rows}));
+      std::max({c.width, c.feed_forward_width(), c.attention.heads * c.head_width(), c.outputs(), rows}));
   return 2 * std::sqrt(2 * results * (type == DType::bf16 ? 1 : longest)) * unit_roundoff(type);
 }
 

@@ -146,9 +146,7 @@ const RankPlan& Plan::worst() const {
 RankPlan count_step(const Config& config, const MeshShape& shape, int rank, CountOnly what, int threads) {
   CountingRank counted(config, shape, rank, what, threads);
   Trainer& trainer = counted.trainer;
-  const ReadSample nothing = [](std::int64_t, std::span<std::int32_t>, std::span<std::int32_t>) {
-    return std::int64_t{0};
-  };
+  const ReadSample nothing = [](std::int64_t, const Sample&) { return std::int64_t{0}; };
   trainer.step(1, nothing);
   counted.device.ledger().enabled = true;
   trainer.step(2, nothing);

@@ -15,13 +15,12 @@
 #include "framework/checkpoint/writer.h"
 #include "framework/core/host.h"
 #include "framework/core/quantity.h"
-#include "framework/data/sampler.h"
 #include "framework/ops/elementwise.h"
+#include "framework/train/dataset.h"
 #include "framework/train/metrics_file.h"
 #include "framework/train/non_finite.h"
 #include "framework/train/product_rate.h"
 #include "framework/train/progress.h"
-#include "framework/train/samples.h"
 #include "framework/train/snapshot.h"
 #include "framework/train/trainer.h"
 
@@ -41,11 +40,9 @@ class Run {
         mesh_(mesh),
         device_(device),
         watchdog_(watchdog),
-        file_(config.data.path),
+        data_(open_dataset(config)),
         progress_(stdout, mesh.world->rank() == 0, options.columns),
-        io_(StreamMode::threaded) {
-    throw_if_any(check_fits(file_, config.model, config.data.tokenizer));
-  }
+        io_(StreamMode::threaded) {}
   ~Run() {
     watchdog_.watch({}, nullptr);
     spdlog::drop("rank");
@@ -89,10 +86,9 @@ class Run {
   Mesh& mesh_;
   Device& device_;
   Watchdog& watchdog_;
-  TokenFile file_;
+  std::unique_ptr<Dataset> data_;
   std::optional<RunLock> lock_;  // of rank 0
   Start start_;
-  std::optional<Sampler> sampler_;
   RunPosition position_;  // after the last step that is done
   Progress progress_;
   std::shared_ptr<spdlog::logger> log_;  // in the run folder; until enter_folder() lines wait in memory
@@ -159,9 +155,10 @@ void Run::load(Trainer& trainer) {
     position_ = position_of(reader);
     last_saved_ = reader.step();
   } else if (start_.checkpoint) {
-    load_weights(trainer, *start_.checkpoint);
+    const std::string fresh = load_weights(trainer, *start_.checkpoint);
+    if (!fresh.empty()) say(fmt::format("the checkpoint is of an encoder: {} has its start values", fresh));
   }
-  position_.first_held_out_token = sampler_->first_held_out_token();
+  position_.first_held_out = data_->first_held_out();
   position_.optimizer_origin = trainer.optimizer().state_origin();
   position_.run = start_.record.id;
 }
@@ -178,9 +175,7 @@ void Run::describe(Trainer& trainer) {
   map.pop_back();
   say(map);
   if (heads.imbalance() > 1) say(fmt::format("the largest share of heads is {:.2f} times the mean", heads.imbalance()));
-  say(fmt::format("{}: {}, {} for training ({} of {}), {}", config_.data.path, quantity(file_.num_tokens(), "token"),
-                  sampler_->first_held_out_token(), quantity(sampler_->num_train_windows(), "window"),
-                  config_.model.context, quantity(sampler_->num_evaluation_sequences(), "held-out sequence")));
+  say(data_->describe());
 }
 
 void Run::report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done) {
@@ -233,21 +228,23 @@ bool Run::evaluation_is_due() const {
 
 /// If a signal comes meanwhile, returns how the run is to end; the evaluation is then left to --resume.
 RunEnd Run::evaluate(Trainer& trainer) {
-  const HeldOut text = held_out(config_, *sampler_);
-  if (text.all == 0) return RunEnd::done;
+  const HeldOut samples = data_->held_out();
+  if (samples.all == 0) return RunEnd::done;
   begin(Phase::evaluate);
   RunEnd end = RunEnd::done;
   const std::optional<LossSum> sum =
-      trainer.evaluate(text.samples, text.read, [&] { return (end = agreed_stop()) != RunEnd::done; });
+      trainer.evaluate(samples.samples, samples.read, [&] { return (end = agreed_stop()) != RunEnd::done; });
   if (!sum) return end;
   begin(Phase::record);
-  say(fmt::format("step {}: held-out loss {:.4f} nats a token, {:.4f} bits per byte ({} of {})", position_.step,
-                  sum->mean(), sum->bits_per_byte(), text.samples, quantity(text.all, "sequence")));
-  metric({{"step", position_.step},
-          {"time", utc_now()},
-          {"held_out_loss", sum->mean()},
-          {"bits_per_byte", sum->bits_per_byte()},
-          {"held_out_tokens", sum->tokens}});
+  say(fmt::format("step {}: held-out {} ({} of {})", position_.step, choir::describe(*sum, config_.model),
+                  samples.samples, quantity(samples.all, samples_noun(config_.model))));
+  nlohmann::ordered_json line = {
+      {"step", position_.step}, {"time", utc_now()}, {"held_out_loss", sum->mean()}, {"held_out_tokens", sum->tokens}};
+  if (config_.model.is_classifier())
+    line["accuracy"] = sum->accuracy();
+  else
+    line["bits_per_byte"] = sum->bits_per_byte();
+  metric(line);
   position_.held_out_loss = sum->mean();
   return RunEnd::done;
 }
@@ -275,7 +272,7 @@ void Run::tell(const std::optional<SaveOutcome>& outcome) {
 void Run::save(Trainer& trainer) {
   begin(Phase::save);
   device_.synchronize();
-  tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, file_)));
+  tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, *data_)));
 }
 
 /// The most urgent end that a signal to any rank asks for; the same on every rank.
@@ -320,8 +317,8 @@ RunEnd Run::train() {
   const LockWait wait{.seconds = config_.train.lock_wait,
                       .stopped = [this] { return options_.stop_request().end != RunEnd::done; },
                       .say = [this](const std::string& text) { say(text); }};
-  start_ = find_start(config_, options_.folder, options_.resume, wait, file_, mesh_, lock_);
-  sampler_.emplace(file_, sampler_options(config_, file_, start_.resumes ? &*start_.checkpoint : nullptr));
+  start_ = find_start(config_, options_.folder, options_.resume, wait, *data_, mesh_, lock_);
+  data_->split(start_.resumes ? &*start_.checkpoint : nullptr);
   if (is_first()) std::fputs(print(config_).c_str(), stdout);
   // A signal that came while MPI started: nothing has been changed.
   if (const RunEnd end = agreed_stop(); end != RunEnd::done) {
@@ -345,7 +342,7 @@ RunEnd Run::train() {
     position_.held_out_loss.reset();
     begin(Phase::step);
     const auto step_time = Clock::now();
-    const StepResult result = trainer.step(position_.step, training_samples(config_, *sampler_, position_.samples));
+    const StepResult result = trainer.step(position_.step, data_->training(position_.samples));
     begin(Phase::record);
     if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) return diverged(trainer, result);
     position_.samples += config_.train.batch;

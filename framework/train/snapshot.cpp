@@ -135,18 +135,22 @@ Snapshot owned_snapshot(Trainer& trainer) {
   return snapshot;
 }
 
-State run_state(const Config& config, const RunPosition& position, const TokenFile& file) {
+void add_tokens(const TokenFile& file, State& state) {
+  state["tokens_digest"] = file.tokens_digest();
+  state["tokenizer_digest"] = file.tokenizer().digest();
+  state["tokenizer_kind"] = file.tokenizer().kind();
+  state["tokenizer_model"] = to_hex(file.tokenizer().serialized());
+}
+
+State run_state(const Config& config, const RunPosition& position, const Dataset& data) {
   State state = {{"config", print(config)},
                  {"run", position.run},
                  {"step", std::to_string(position.step)},
                  {"samples", std::to_string(position.samples)},
                  {"optimizer_origin", std::to_string(position.optimizer_origin)},
-                 {"data_path", std::filesystem::absolute(config.data.path).lexically_normal().string()},
-                 {"tokens_digest", file.tokens_digest()},
-                 {"tokenizer_digest", file.tokenizer().digest()},
-                 {"tokenizer_kind", file.tokenizer().kind()},
-                 {"tokenizer_model", to_hex(file.tokenizer().serialized())}};
-  if (position.first_held_out_token) state["first_held_out_token"] = std::to_string(*position.first_held_out_token);
+                 {"data_path", std::filesystem::absolute(config.data.path).lexically_normal().string()}};
+  data.add_to(state);
+  if (position.first_held_out) state["first_held_out_token"] = std::to_string(*position.first_held_out);
   if (position.held_out_loss) state["held_out_loss"] = fmt::format("{}", *position.held_out_loss);
   return state;
 }
@@ -165,7 +169,7 @@ RunPosition position_of(const CheckpointReader& reader) {
   return {.step = reader.step(),
           .samples = integer("samples").value_or(0),
           .optimizer_origin = integer("optimizer_origin").value_or(0),
-          .first_held_out_token = integer("first_held_out_token"),
+          .first_held_out = integer("first_held_out_token"),
           .held_out_loss = std::nullopt,
           .run = {}};
 }
@@ -185,27 +189,23 @@ Config config_of(const CheckpointReader& reader, const std::vector<std::string>&
   return config;
 }
 
-bool has_tokens(const CheckpointReader& reader, const TokenFile& file) {
-  const auto digest = reader.state().find("tokens_digest");
-  return digest == reader.state().end() || digest->second == file.tokens_digest();
-}
-
-SamplerOptions sampler_options(const Config& config, const TokenFile& file, const CheckpointReader* from) {
-  SamplerOptions options{
-      .sequence_length = config.model.context, .seed = config.train.seed, .held_out = config.data.held_out};
-  if (!from || !has_tokens(*from, file)) return options;
-  options.first_held_out_token = position_of(*from).first_held_out_token;
-  if (!options.first_held_out_token)
-    options.first_held_out_token = held_out_split_by_documents(file, config.data.held_out);
-  return options;
-}
-
-void load_weights(Trainer& trainer, const CheckpointReader& reader) {
-  throw_if_any(model_problems(config_of(reader), trainer.config(), reader.path()));
+std::string load_weights(Trainer& trainer, const CheckpointReader& reader) {
+  Config theirs = config_of(reader);
+  const ModelConfig& ours = trainer.config().model;
+  const bool new_head = ours.family == ModelFamily::classifier && theirs.model.family == ModelFamily::encoder;
+  if (new_head) {  // an encoder learns to classify: what only the head knows is ours
+    theirs.model.family = ours.family;
+    theirs.model.classes = ours.classes;
+    theirs.model.pool = ours.pool;
+    theirs.model.tied = ours.tied;
+  }
+  throw_if_any(model_problems(theirs, trainer.config(), reader.path()));
   Snapshot snapshot;
   add_weights(trainer, Direction::load, snapshot);
+  if (new_head) std::erase_if(snapshot.pieces, [](const Piece& piece) { return piece.name == "head.weight"; });
   reader.read(snapshot.pieces);
   finish_loading(trainer, snapshot);
+  return new_head ? "head.weight" : "";
 }
 
 std::string load_all(Trainer& trainer, const CheckpointReader& reader) {

@@ -11,8 +11,8 @@
 
 #include "framework/checkpoint/checkpoint.h"
 #include "framework/checkpoint/reader.h"
-#include "framework/data/sampler.h"
 #include "framework/data/token_file.h"
+#include "framework/train/dataset.h"
 #include "framework/train/trainer.h"
 
 namespace choir {
@@ -34,28 +34,27 @@ Snapshot owned_snapshot(Trainer&);
 /// How far a run has come, besides its tensors.
 struct RunPosition {
   std::int64_t step = 0;
-  std::int64_t samples = 0;                          ///< read so far: the place in the data, for any batch size
-  std::int64_t optimizer_origin = 0;                 ///< Optimizer::state_origin()
-  std::optional<std::int64_t> first_held_out_token;  ///< not in older checkpoints
-  std::optional<double> held_out_loss;               ///< if it was evaluated after this step
-  std::string run;                                   ///< RunRecord::id
+  std::int64_t samples = 0;                    ///< read so far: the place in the data, for any batch size
+  std::int64_t optimizer_origin = 0;           ///< Optimizer::state_origin()
+  std::optional<std::int64_t> first_held_out;  ///< Dataset::first_held_out(); not in older checkpoints
+  std::optional<double> held_out_loss;         ///< if it was evaluated after this step
+  std::string run;                             ///< RunRecord::id
 };
-/// The state of the run besides tensors: configuration, position, what it was trained on, and the tokenizer itself.
-State run_state(const Config&, const RunPosition&, const TokenFile&);
+/// The state of the run besides tensors: configuration, position, and Dataset::add_to().
+State run_state(const Config&, const RunPosition&, const Dataset&);
 RunPosition position_of(const CheckpointReader&);
+
+/// Adds to a state what identifies the tokens of a file, and its tokenizer.
+void add_tokens(const TokenFile&, State&);
 
 /// The tokenizer of a checkpoint, and its configuration with "key=value" overrides. A relative data.path that is not
 /// overridden is looked for in the folder in which the run was started. Throw ConfigError if the checkpoint has none.
 Tokenizer tokenizer_of(const CheckpointReader&);
 Config config_of(const CheckpointReader&, const std::vector<std::string>& overrides = {});
 
-/// True if the checkpoint's run was trained on the tokens of `file`, or the checkpoint does not say.
-bool has_tokens(const CheckpointReader&, const TokenFile& file);
-/// What to sample from `file`: split as the run of the checkpoint `from` was, if it was trained on the same tokens.
-SamplerOptions sampler_options(const Config&, const TokenFile& file, const CheckpointReader* from);
-
-/// Weights, whatever layout wrote them. Throws ConfigError naming the fields in which the models differ.
-void load_weights(Trainer&, const CheckpointReader&);
+/// Weights, whatever layout wrote them. A classifier takes those of an encoder: returns the name of the tensor that
+/// keeps its start values, or "". Throws ConfigError naming the fields in which the models differ.
+std::string load_weights(Trainer&, const CheckpointReader&);
 /// Weights and optimizer state, to continue with the step after reader.step(). Optimizer state that is not in the
 /// checkpoint starts at zero; returns the names of such arrays, or "".
 std::string load_all(Trainer&, const CheckpointReader&);

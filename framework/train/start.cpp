@@ -74,26 +74,25 @@ std::optional<CheckpointInfo> find_checkpoint_to_resume(const RunFolder& folder,
                      .fix = "name another step, or --resume alone for the newest whole checkpoint"});
 }
 
-void check_tokens(const Config& config, const TokenFile& file, const CheckpointReader& reader) {
-  if (!has_tokens(reader, file))
+void check_data(const Config& config, const Dataset& data, const CheckpointReader& reader) {
+  if (!data.is_that_of(reader))
     throw ConfigError(
-        Problem{.what = "data.path = " + config.data.path + " holds other tokens than the run was started with",
+        Problem{.what = "data.path = " + config.data.path + " holds other data than the run was started with",
                 .why = "a resumed run sees the same samples",
-                .fix = "name the token file of the run"});
+                .fix = "name the file of the run"});
 }
 
-CheckpointReader open_weights(const Config& config, const TokenFile& file, Mesh& mesh,
-                              std::vector<std::string>& notes) {
+CheckpointReader open_weights(const Config& config, const Dataset& data, Mesh& mesh, std::vector<std::string>& notes) {
   CheckpointReader reader(locate_checkpoint({"train.from", config.train.from}, *mesh.host,
                                             [&](const std::string& text) { notes.push_back(text); }));
-  throw_if_any(check_tokenizer(file, tokenizer_of(reader).digest(), reader.path()));
+  throw_if_any(data.check_weights(reader));
   return reader;
 }
 
 }  // namespace
 
 Start find_start(const Config& config, const RunFolder& folder, const Resume& resume, const LockWait& wait,
-                 const TokenFile& file, Mesh& mesh, std::optional<RunLock>& lock) {
+                 const Dataset& data, Mesh& mesh, std::optional<RunLock>& lock) {
   Agreement ranks(*mesh.host);
   Start start;
   Look look;
@@ -113,7 +112,7 @@ Start find_start(const Config& config, const RunFolder& folder, const Resume& re
 
   if (!resume.asked) {
     if (config.train.from.empty()) return start;
-    start.checkpoint = open_weights(config, file, mesh, start.notes);
+    start.checkpoint = open_weights(config, data, mesh, start.notes);
     start.notes.push_back("starting from the weights of " + start.checkpoint->path());
     return start;
   }
@@ -129,7 +128,7 @@ Start find_start(const Config& config, const RunFolder& folder, const Resume& re
   start.checkpoint.emplace(found->path);
   const Config then = config_of(*start.checkpoint);
   throw_if_any(check_resume(then, config));
-  check_tokens(config, file, *start.checkpoint);
+  check_data(config, data, *start.checkpoint);
   for (const std::int64_t step : look.steps)  // of rank 0, which sets them aside
     if (step > found->step) start.newer.push_back(folder.checkpoints() + "/" + step_name(step));
   start.notes.push_back(fmt::format("resuming {} after step {}", found->path, found->step));

@@ -9,7 +9,7 @@
 #include "framework/checkpoint/reader.h"
 #include "framework/comm/mesh.h"
 #include "framework/config/config.h"
-#include "framework/data/token_file.h"
+#include "framework/train/dataset.h"
 #include "framework/train/run_folder.h"
 
 namespace choir {
@@ -34,7 +34,7 @@ struct Start {
 /// ConfigError, on every rank, if the folder is in use or holds a run that is not to be resumed, or if the
 /// configuration does not fit the checkpoint; SharedError if the run has published checkpoints and none of them can be
 /// used.
-Start find_start(const Config&, const RunFolder&, const Resume&, const LockWait&, const TokenFile&, Mesh&,
+Start find_start(const Config&, const RunFolder&, const Resume&, const LockWait&, const Dataset&, Mesh&,
                  std::optional<RunLock>& lock);
 
 /// For rank 0, which holds the lock: sets aside the checkpoints of later steps, and cuts metrics.jsonl at start.step().

@@ -125,6 +125,7 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
   check_placement(mesh, stage_.parts(), model_.size());
   runtime_.scalars = runtime_.empty({sizeof(kernels::StepScalars)}, DType::u8, MemoryKind::optimizer);
   loss_sum_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
+  right_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
   if (config.model.blocks_with_experts() > 0) expert_sums_ = runtime_.empty({3}, DType::f64, MemoryKind::optimizer);
   Context all = context();
   shards_ = std::make_unique<Shards>(
@@ -174,26 +175,16 @@ ContextKind Trainer::context_kind() const {
 /// targets.
 Trainer::MicroBatch Trainer::read_micro_batch(std::int64_t first_sample, std::int64_t sequences, std::int64_t real,
                                               const ReadSample& read) const {
-  MicroBatch batch{.rows = rows(first_sample, sequences)};
-  if (runtime_.device.counts_only()) return batch;
-  const Rows& held = batch.rows;
-  const auto tokens = static_cast<std::size_t>(held.count()), length = static_cast<std::size_t>(held.length);
-  batch.ids.resize(tokens);
-  batch.targets.resize(tokens, -1);
-  std::vector<std::int32_t> sample_ids(length), sample_targets(length);
+  const bool count_only = runtime_.device.counts_only();
+  MicroBatch batch{.held = BatchRows(config_.model, rows(first_sample, sequences), count_only)};
+  if (count_only) return batch;
+  SampleBuffer sample(config_.model);
   for (std::int64_t s = 0; s < real; ++s) {
-    const std::int64_t bytes = read(first_sample + s, sample_ids, sample_targets);
+    const std::int64_t bytes = read(first_sample + s, sample.view());
     if (mesh_.here.context == 0) batch.bytes += bytes;
-    std::int64_t first_row = 0;
-    for (int run = 0; run < 2; first_row += held.count(run++)) {
-      const auto [begin, end] = held.runs[run];
-      const std::int64_t row = first_row + s * (end - begin);
-      std::copy(sample_ids.begin() + begin, sample_ids.begin() + end, batch.ids.begin() + row);
-      std::copy(sample_targets.begin() + begin, sample_targets.begin() + end, batch.targets.begin() + row);
-    }
+    batch.held.set(s, sample);
   }
-  batch.num_targets =
-      std::count_if(batch.targets.begin(), batch.targets.end(), [](std::int32_t token) { return token >= 0; });
+  batch.num_targets = batch.held.num_targets();
   return batch;
 }
 
@@ -205,21 +196,12 @@ std::int64_t Trainer::count_targets(std::int64_t step, const std::vector<MicroBa
   const Tensor sum = ops::to_device(runtime_, std::vector<double>{targets}, DType::f64);
   mesh_.gradient->all_reduce(sum, Reduce::sum, runtime_.device.compute(), "targets");
   ops::download(runtime_, sum, &targets);
-  if (runtime_.device.counts_only()) return config_.train.batch * config_.model.context;
+  if (runtime_.device.counts_only()) return config_.train.batch * config_.model.targets_of_sequence();
   if (targets == 0)
-    throw Error({.what = fmt::format("step {}: no token of the batch is a target", step),
+    throw Error({.what = fmt::format("step {}: nothing in the batch is a target", step),
                  .why = "the loss of a step is the mean over its targets",
                  .fix = "use a larger train.batch, or data with targets"});
   return static_cast<std::int64_t>(targets);
-}
-
-Batch Trainer::upload(const MicroBatch& batch) {
-  const auto to_device = [&](const std::vector<std::int32_t>& host) {
-    const Tensor tensor = runtime_.empty({batch.rows.count()}, DType::i32);
-    ops::upload(runtime_, host.data(), tensor);
-    return tensor;
-  };
-  return {.ids = to_device(batch.ids), .targets = to_device(batch.targets)};
 }
 
 /// Executes the steps of this stage on the micro-batches that they name.
@@ -230,14 +212,14 @@ void Trainer::run(const std::vector<StageStep>& steps, const std::vector<MicroBa
   };
   const auto context_of = [&](int micro_batch) {
     Context here = context();
-    here.rows = at(micro_batch).rows;
+    here.rows = at(micro_batch).held.rows;
     here.training = training;
     here.row_scale = loss.gradient ? row_scale() : 0;
     if (loss.gradient) here.expert_sums = expert_sums_;
     return here;
   };
   const auto shape_between_parts = [&](int micro_batch) -> Shape {
-    return {at(micro_batch).rows.share().block, config_.model.width};
+    return {at(micro_batch).held.rows.share().block, config_.model.width};
   };
   int last = 0;
   for (const StageStep& step : steps)
@@ -257,7 +239,7 @@ void Trainer::run(const std::vector<StageStep>& steps, const std::vector<MicroBa
       case Action::Kind::forward: {
         const Tensor x = between.take(kind, m, piece, here);
         const bool reads = piece == 0 || piece == pipeline_.pieces() - 1;
-        const Batch batch = reads ? upload(at(m)) : Batch{};
+        const Batch batch = reads ? at(m).held.upload(runtime_) : Batch{};
         between.put(kind, m, piece, stage_.forward(chunk, x, batch, loss, state, here, *shards_));
         break;
       }
@@ -342,6 +324,7 @@ std::vector<StageStep> Trainer::forward_steps(std::int64_t micro_batches) const 
 std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample& read,
                                          const std::function<bool()>& stop) {
   ops::fill(runtime_, loss_sum_, 0.0f);
+  ops::fill(runtime_, right_, 0.0f);
   double tokens = 0, bytes = 0;
   // As many micro-batches at a time as there are stages, as full as possible. All ranks run equally many of
   // the same size, since expert ranks exchange their rows: sequences that a rank lacks have no targets.
@@ -357,17 +340,40 @@ std::optional<LossSum> Trainer::evaluate(std::int64_t samples, const ReadSample&
       tokens += static_cast<double>(mine.back().num_targets);
       bytes += static_cast<double>(mine.back().bytes);
     }
-    run(forward_steps(std::ssize(mine)), mine, {.sum = loss_sum_}, false);
+    run(forward_steps(std::ssize(mine)), mine, {.sum = loss_sum_, .right = right_}, false);
     stopped = stop && stop();
   }
   if (stopped) return std::nullopt;
-  double host[3] = {0, tokens, bytes};
-  ops::download(runtime_, loss_sum_, host);
-  const Tensor sums = ops::to_device(runtime_, std::vector<double>(host, host + 3), DType::f64);
+  double host[4] = {0, tokens, bytes, 0};
+  ops::download(runtime_, loss_sum_, &host[0]);
+  ops::download(runtime_, right_, &host[3]);
+  const Tensor sums = ops::to_device(runtime_, std::vector<double>(host, host + 4), DType::f64);
   sum_over_rows_and_stages(sums, mesh_, "evaluation");
   ops::download(runtime_, sums, host);
-  return LossSum{
-      .loss = host[0], .tokens = static_cast<std::int64_t>(host[1]), .bytes = static_cast<std::int64_t>(host[2])};
+  return LossSum{.loss = host[0],
+                 .tokens = static_cast<std::int64_t>(host[1]),
+                 .bytes = static_cast<std::int64_t>(host[2]),
+                 .right = static_cast<std::int64_t>(host[3])};
+}
+
+const char* samples_noun(const ModelConfig& model) {
+  switch (model.family) {
+    case ModelFamily::decoder:
+    case ModelFamily::encoder:
+      return "sequence";
+    case ModelFamily::classifier:
+      return "text";
+    case ModelFamily::vision:
+      return "image";
+  }
+  std::abort();  // all values are above
+}
+
+std::string describe(const LossSum& sum, const ModelConfig& model) {
+  if (model.is_classifier())
+    return fmt::format("loss {:.4f} nats {} {}, {:.2f} % right", sum.mean(),
+                       model.family == ModelFamily::vision ? "an" : "a", samples_noun(model), 100 * sum.accuracy());
+  return fmt::format("loss {:.4f} nats a token, {:.4f} bits per byte", sum.mean(), sum.bits_per_byte());
 }
 
 double LossSum::bits_per_byte() const { return loss / std::numbers::ln2 / static_cast<double>(bytes); }

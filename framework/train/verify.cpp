@@ -5,7 +5,6 @@
 
 #include "framework/ops/elementwise.h"
 #include "framework/train/trainer.h"
-#include "kernels/philox.h"
 
 namespace choir {
 namespace {
@@ -142,16 +141,8 @@ Comparison compare_choices(const std::string& what, const ChoiceRecord& record, 
 
 /// One gradient, and three steps from the same start. Collective over `mesh`.
 Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string& name, ChoiceRecord& choices) {
-  const ReadSample random = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-    const auto vocabulary = static_cast<std::uint64_t>(config.model.vocabulary);
-    const auto token = [&](std::size_t i) {
-      return static_cast<std::int32_t>(kernels::philox_word(config.train.seed, static_cast<std::uint64_t>(index), i) %
-                                       vocabulary);
-    };
-    for (std::size_t i = 0; i < inputs.size(); ++i) {
-      inputs[i] = token(i);
-      targets[i] = token(i + 1);
-    }
+  const ReadSample random = [&](std::int64_t index, const Sample& sample) {
+    random_sample(config.model, config.train.seed, index, sample);
     return std::int64_t{0};
   };
   Trainer trainer(config, device, mesh);
@@ -201,6 +192,12 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   c.model.vocabulary = 3 * unit + original.model.vocabulary % unit;
   // A query that sees one key has no gradient, so there are at least two; and each context rank has some.
   c.model.context = std::clamp<std::int64_t>(c.model.context, 2, std::max<std::int64_t>(16, 4 * c.parallel.context));
+  if (c.model.family == ModelFamily::vision) {  // a strip of small squares
+    c.model.image.patch = std::min<std::int64_t>(c.model.image.patch, 3);
+    c.model.image.height = c.model.image.patch;
+    c.model.image.width = c.model.image.patch * (c.model.context - (c.model.pool == Pool::class_token ? 1 : 0));
+    c.model.classes = std::min<std::int64_t>(c.model.classes, 3 * unit + original.model.classes % unit);
+  }
   ExpertsConfig& experts = c.model.experts;
   experts.count = std::min(experts.count, std::max<std::int64_t>({8, experts.chosen, c.parallel.expert}));
   experts.every = std::min(experts.every, c.model.layers);

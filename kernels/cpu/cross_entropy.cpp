@@ -102,6 +102,7 @@ void cross_entropy_gradient(Cpu cpu, const CrossEntropyGradient<T>& args) {
     if (args.targets[row] < 0) continue;
     *args.loss_sum += std::log(static_cast<double>(args.sum[row])) + static_cast<double>(args.max[row]) -
                       static_cast<double>(args.target[row]);
+    if (args.right && args.target[row] == args.max[row]) *args.right += 1;
   }
   if (!args.dlogits) return;
   cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, args.rows, args.stride);

@@ -60,22 +60,27 @@ template <class T>
 __global__ void __launch_bounds__(cuda::threads_per_block) cross_entropy_loss_kernel(CrossEntropyGradient<T> args) {
   __shared__ double losses[cuda::threads_per_block];
   double total = *args.loss_sum;
+  int right = 0;
   for (std::int64_t begin = 0; begin < args.rows; begin += cuda::threads_per_block) {
     const std::int64_t row = begin + threadIdx.x;
     double loss = 0;
+    bool is_right = false;
     if (row < args.rows && args.targets[row] >= 0) {
+      is_right = args.target[row] == args.max[row];
       loss = log(static_cast<double>(args.sum[row])) + static_cast<double>(args.max[row]) -
              static_cast<double>(args.target[row]);
     }
     losses[threadIdx.x] = loss;
-    __syncthreads();
+    right += __syncthreads_count(is_right);
     if (threadIdx.x == 0) {
 #pragma unroll 8
       for (int i = 0; i < cuda::threads_per_block; ++i) total += losses[i];
     }
     __syncthreads();
   }
-  if (threadIdx.x == 0) *args.loss_sum = total;
+  if (threadIdx.x != 0) return;
+  *args.loss_sum = total;
+  if (args.right) *args.right += right;
 }
 
 /// N divides stride. The padding of a row, from num_tokens on, may share a pack with logits; it is not read.

@@ -98,13 +98,8 @@ bool undisturbed(const Timing& timing, double best) { return timing.limit >= 0.9
 TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::int64_t warm_up, std::int64_t steps,
                        bool profile) {
   TrainBench bench{.steps = steps, .resident_before_bytes = peak_resident(), .tiles = device.tiles()};
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(config.model.context + 1));
-  const ReadSample random = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-    for (std::size_t i = 0; i < tokens.size(); ++i)
-      tokens[i] = static_cast<std::int32_t>(kernels::philox_word(1, static_cast<std::uint64_t>(index), i) %
-                                            static_cast<std::uint64_t>(config.model.vocabulary));
-    std::copy(tokens.begin(), tokens.end() - 1, inputs.begin());
-    std::copy(tokens.begin() + 1, tokens.end(), targets.begin());
+  const ReadSample random = [&](std::int64_t index, const Sample& sample) {
+    random_sample(config.model, 1, index, sample);
     return std::int64_t{0};
   };
   Trainer trainer(config, device, mesh);

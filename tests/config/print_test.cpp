@@ -31,9 +31,10 @@ TEST(Table, HasARowForEveryMember) {
   // A struct inside a struct is a member, but no row.
   constexpr std::size_t expected =
       members<AttentionConfig>() + members<FeedForwardConfig>() + members<ExpertsConfig>() + members<NormConfig>() +
-      members<ModelConfig>() - 4 + members<TokenizerConfig>() + members<MaskedConfig>() + members<DataConfig>() - 2 +
-      members<TrainAttentionConfig>() + members<TrainConfig>() - 1 + members<OptimizerConfig>() +
-      members<ParallelConfig>() + members<CheckpointConfig>() + members<GenerateConfig>();
+      members<ImageConfig>() + members<ModelConfig>() - 5 + members<TokenizerConfig>() + members<MaskedConfig>() +
+      members<AugmentConfig>() + members<DataConfig>() - 3 + members<TrainAttentionConfig>() + members<TrainConfig>() -
+      1 + members<OptimizerConfig>() + members<ParallelConfig>() + members<CheckpointConfig>() +
+      members<GenerateConfig>();
   Config config;
   EXPECT_EQ(table(config).size(), expected) << "a member of a *Config struct has no row in framework/config/table.cpp";
 }

@@ -8,8 +8,8 @@
 #include <chrono>
 #include <numeric>
 
+#include "framework/data/file_seal.h"
 #include "framework/data/hdf5_file.h"
-#include "framework/data/token_file_seal.h"
 #include "tests/data/corpus.h"
 
 namespace choir::tests {
@@ -26,15 +26,15 @@ class TokenFileTest : public ::testing::Test {
   // Changes the file through HDF5 and seals it again, so that only its contents are wrong.
   template <class Change>
   void change(Change&& call) {
-    const TokenFileSeal seal = check_seal(File::open(path_));
+    const FileSeal seal = check_seal(File::open(path_), token_file_kind);
     {
       const Hdf5Handle file(H5Fopen(path_.c_str(), H5F_ACC_RDWR, H5P_DEFAULT), H5Fclose, "H5Fopen");
       call(file);
     }
     const bool inside =
-        seal.tokens_offset + seal.tokens_bytes <= std::filesystem::file_size(path_);  // false if they are cut off
+        seal.elements_offset + seal.elements_bytes <= std::filesystem::file_size(path_);  // false if they are cut off
     File file = File::edit(path_);
-    write_seal(file, inside ? seal.tokens_offset : 512, inside ? seal.tokens_bytes : 0);
+    write_seal(file, token_file_kind, inside ? seal.elements_offset : 512, inside ? seal.elements_bytes : 0);
   }
 
   void overwrite(std::uint64_t at, const std::string& bytes) {
@@ -111,7 +111,7 @@ TEST_F(TokenFileTest, WideVocabulariesTakeFourBytes) {
   writer.end_document();
   writer.finish();
   const TokenFile file(path_);
-  EXPECT_EQ(check_seal(File::open(path_)).tokens_bytes, 20u);
+  EXPECT_EQ(check_seal(File::open(path_), token_file_kind).elements_bytes, 20u);
   std::vector<std::int32_t> tokens(4);
   file.read(0, tokens);
   EXPECT_EQ(tokens, written);
@@ -235,15 +235,15 @@ TEST_F(TokenFileTest, InconsistentPartsAreAnError) {
 }
 
 TEST_F(TokenFileTest, AFlippedTokenIsFoundByVerify) {
-  const TokenFileSeal seal = check_seal(File::open(path_));
-  overwrite(seal.tokens_offset, "J");
+  const FileSeal seal = check_seal(File::open(path_), token_file_kind);
+  overwrite(seal.elements_offset, "J");
   const TokenFile file(path_);
   expect_says(words_of<ConfigError>([&] { file.verify(); }), "its tokens are damaged");
 }
 
 TEST_F(TokenFileTest, AnIdBeyondTheVocabularyIsFoundWhenRead) {
-  const TokenFileSeal seal = check_seal(File::open(path_));
-  overwrite(seal.tokens_offset + 2 * 5 + 1, "\x02");  // token 5, 'e', becomes 512 + 'e'
+  const FileSeal seal = check_seal(File::open(path_), token_file_kind);
+  overwrite(seal.elements_offset + 2 * 5 + 1, "\x02");  // token 5, 'e', becomes 512 + 'e'
   const TokenFile file(path_);
   std::vector<std::int32_t> tokens(10);
   const std::string expected = "token 5 is " + std::to_string(512 + 'e') + ", beyond its vocabulary of 257 tokens";

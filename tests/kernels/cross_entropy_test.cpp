@@ -93,12 +93,18 @@ TYPED_TEST(CrossEntropy, LossAndGradientAreTheirFormula) {
         }
       }
       for (Slice& slice : slices) {
-        double loss = 0.25, loss_alone = 0.25;
+        double loss = 0.25, loss_alone = 0.25, right = 3;
         std::vector<T> separate(slice.logits.size(), T(7));
         CrossEntropyGradient<T> args{slice.logits.data(), max.data(),   sum.data(),  target.data(),
                                      targets.data(),      nullptr,      &loss_alone, c.rows,
                                      slice.tokens,        slice.stride, slice.first, scale};
+        args.right = &right;
         cross_entropy_gradient(cpu, args);
+        double expected_right = 3;
+        for (std::int64_t row = 0; row < c.rows; ++row)
+          if (targets[row] >= 0 && target[row] == max[row]) ++expected_right;
+        ASSERT_EQ(right, expected_right);
+        args.right = nullptr;
         args.loss_sum = &loss;
         args.dlogits = separate.data();
         cross_entropy_gradient(cpu, args);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "framework/model/families.h"
+#include "framework/model/sample.h"
 #include "framework/model/stage.h"
 #include "framework/parallel/shards.h"
 #include "tests/support/gather.h"
@@ -42,25 +43,24 @@ struct DoubleRun {
     ops::fill(runtime, expert_sums, 0);
     Context all = context();
     if (gradient) shards.begin_step(all);
-    const double scale = 1.0 / static_cast<double>(batch * length);
+    const double scale = 1.0 / static_cast<double>(batch * model.targets_of_sequence());
+    const double row_scale = 1.0 / static_cast<double>(batch * length);
     for (std::int64_t begin = here_begin; begin < here_end; begin += micro_batch) {
       Context here = context();
-      here.row_scale = gradient ? scale : 0;
+      here.row_scale = gradient ? row_scale : 0;
       here.expert_sums = expert_sums;
       here.rows = context_rows(whole_rows(micro_batch, length, begin), mesh.shape.context, mesh.here.context);
       if (sequence) {
         here.rows.split = mesh.tensor->size();
         here.rows.part = mesh.tensor->rank();
       }
-      std::vector<std::int32_t> ids(static_cast<std::size_t>(here.rows.count())), targets(ids.size());
-      std::vector<std::int32_t> sample_ids(static_cast<std::size_t>(length)), sample_targets(sample_ids.size());
-      for (std::size_t row = 0; row < ids.size(); ++row) {
-        const auto [s, position] = here.rows.map().place(static_cast<std::int64_t>(row));
-        random_sample(model.vocabulary, begin + s, sample_ids, sample_targets);
-        ids[row] = sample_ids[static_cast<std::size_t>(position)];
-        targets[row] = sample_targets[static_cast<std::size_t>(position)];
+      BatchRows held(model, here.rows);
+      SampleBuffer sample(model);
+      for (std::int64_t s = 0; s < micro_batch; ++s) {
+        random_sample(model, random_key_of_tests, begin + s, sample.view());
+        held.set(s, sample);
       }
-      const Batch read{ops::to_device(runtime, ids, DType::i32), ops::to_device(runtime, targets, DType::i32)};
+      const Batch read = held.upload(runtime);
       Stage::Saved saved;
       stage.forward(0, {}, read, {.sum = loss_sum, .scale = scale, .gradient = gradient}, saved, here, shards);
       if (!gradient) continue;
@@ -73,7 +73,7 @@ struct DoubleRun {
     ops::download(runtime, loss_sum, &sum);
     ops::download(runtime, expert_sums, of_experts);
     dropped = of_experts[1];
-    return (sum + of_experts[2]) * scale;
+    return sum * scale + of_experts[2] * row_scale;
   }
 
   Tensors gradients() {
@@ -106,8 +106,9 @@ struct DoubleRun {
 /// the given sizes, the last one until the end.
 inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std::int64_t> pieces) {
   const std::int64_t length = run.model.context, vocabulary = run.model.vocabulary;
-  std::vector<std::int32_t> ids(static_cast<std::size_t>(length)), targets(ids.size());
-  random_sample(vocabulary, index, ids, targets);
+  SampleBuffer sample(run.model);
+  random_sample(run.model, random_key_of_tests, index, sample.view());
+  const std::vector<std::int32_t>&ids = sample.inputs, &targets = sample.targets;
   Context context = run.context();
   context.training = false;
   const auto caches = run.stage.make_caches(length, run.runtime);

@@ -12,8 +12,9 @@ struct ExpertsInAModel : ::testing::Test {
   /// The loss of the first `counted` tokens of a sequence in which the tokens from `changed` on are others.
   double loss_of_first(DoubleRun& run, std::int64_t counted, std::int64_t changed) {
     const std::int64_t length = run.model.context;
-    std::vector<std::int32_t> ids(static_cast<std::size_t>(length)), targets(ids.size());
-    random_sample(run.model.vocabulary, 3, ids, targets);
+    SampleBuffer sample(run.model);
+    random_sample(run.model, random_key_of_tests, 3, sample.view());
+    std::vector<std::int32_t>&ids = sample.inputs, &targets = sample.targets;
     for (std::int64_t t = 0; t < length; ++t) {
       const auto at = static_cast<std::size_t>(t);
       if (t >= changed) ids[at] = static_cast<std::int32_t>((ids[at] + 1) % run.model.vocabulary);

@@ -46,7 +46,7 @@ TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
   const Tensor loss_sum = runtime.empty({1}, DType::f64);
   ops::fill(runtime, loss_sum, 0);
   const Tensor dx = head.loss(ops::to_device(runtime, x, DType::f64).reshape({rows, width}),
-                              ops::to_device(runtime, targets, DType::i32), loss_sum, scale, true, context);
+                              ops::to_device(runtime, targets, DType::i32), loss_sum, {}, scale, true, context);
 
   double loss = 0;
   std::vector<double> expected_dw(static_cast<std::size_t>(vocabulary * width)),

@@ -23,6 +23,7 @@ class AdjointOfAnOperation : public Adjoint, public ::testing::WithParamInterfac
   void residual();
   void embedding();
   void position();
+  void pool();
   void grouped_linear();
   void experts();
   void cross_entropy();
@@ -249,6 +250,16 @@ void AdjointOfAnOperation::position() {
       });
 }
 
+void AdjointOfAnOperation::pool() {
+  constexpr std::int64_t sequences = rows / 14;
+  const kernels::RowMap map{.sequences = sequences, .length = 43, .runs = {{3, 12}, {31, 37}}, .first_row = 1};
+  const kernels::Run positions{5, 40};
+  const Tensor x = random({rows, width});
+  expect_adjoint(
+      {{"x", x}}, 13, [&] { return ops::pool(runtime, x, map, positions, 0.125); },
+      [&](const Tensor& dy) { return std::vector{ops::pool_backward(runtime, dy, rows, map, positions, 0.125)}; });
+}
+
 void AdjointOfAnOperation::grouped_linear() {
   constexpr std::int64_t groups = 3, outputs = 77, inputs = 131;
   const Tensor x = random({groups * 133, inputs}), weight = random({groups * outputs, inputs});
@@ -328,7 +339,7 @@ void AdjointOfAnOperation::cross_entropy() {
                ops::cross_entropy_sum(runtime, exps[1], max, targets, tokens[1], tokens[0]), std::plus<>());
     const Tensor losses[2] = {zeros({1}), zeros({1})};
     for (const int slice : {0, 1}) {
-      const Tensor dlogits = ops::cross_entropy_gradient(runtime, exps[slice], max, sums, targets, losses[slice],
+      const Tensor dlogits = ops::cross_entropy_gradient(runtime, exps[slice], max, sums, targets, losses[slice], {},
                                                          tokens[slice], slice * tokens[0], scale, gradients != nullptr);
       if (gradients) gradients->push_back(dlogits.slice_columns(0, tokens[slice]));
     }
@@ -367,6 +378,8 @@ TEST_P(AdjointOfAnOperation, IsItsBackward) {
       {"embedding_backward", &AdjointOfAnOperation::embedding},
       {"add_position", &AdjointOfAnOperation::position},
       {"add_position_backward", &AdjointOfAnOperation::position},
+      {"pool", &AdjointOfAnOperation::pool},
+      {"pool_backward", &AdjointOfAnOperation::pool},
       {"grouped_linear", &AdjointOfAnOperation::grouped_linear},
       {"grouped_linear_input_gradient", &AdjointOfAnOperation::grouped_linear},
       {"grouped_linear_weight_gradient", &AdjointOfAnOperation::grouped_linear},

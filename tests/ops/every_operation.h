@@ -19,6 +19,7 @@
 #include "framework/ops/linear.h"
 #include "framework/ops/norm.h"
 #include "framework/ops/optimizer.h"
+#include "framework/ops/pool.h"
 #include "framework/ops/residual.h"
 
 namespace choir::tests {
@@ -333,6 +334,18 @@ inline std::vector<Operation> every_operation() {
          o.expect("add_position_backward", dtable, {o.positions, o.D}, o.accumulate);
        }},
 
+      // One row of each sequence
+      {"pool",
+       [](Operands& o) {
+         o.expect("pool", ops::pool(o.runtime, o.x(), o.sequences(), {0, o.length}, 0.2), {3, o.D}, o.accumulate);
+       }},
+      {"pool_backward",
+       [](Operands& o) {
+         o.expect("pool_backward",
+                  ops::pool_backward(o.runtime, o.filled({3, o.D}, o.type), o.N, o.sequences(), {0, 1}, 1), {o.N, o.D},
+                  o.type);
+       }},
+
       // Experts
       {"route",
        [](Operands& o) {
@@ -442,10 +455,11 @@ inline std::vector<Operation> every_operation() {
       {"cross_entropy_gradient",
        [](Operands& o) {
          for (const bool gradient : {false, true}) {
-           const Tensor loss_sum = o.filled({1}, DType::f64, 0);
+           const Tensor loss_sum = o.filled({1}, DType::f64, 0),
+                        right = gradient ? Tensor{} : o.filled({1}, DType::f64, 0);
            const Tensor dlogits = ops::cross_entropy_gradient(
                o.runtime, o.filled({o.N, o.V + 3}, o.accumulate), o.filled({o.N}, o.accumulate),
-               o.filled({2, o.N}, o.accumulate), o.ids(), loss_sum, o.V, 0, 0.1, gradient);
+               o.filled({2, o.N}, o.accumulate), o.ids(), loss_sum, right, o.V, 0, 0.1, gradient);
            if (gradient) o.expect("cross_entropy_gradient", dlogits, {o.N, o.V + 3}, o.type);
            o.expect("loss_sum", loss_sum, {1}, DType::f64);
          }

@@ -24,6 +24,7 @@ class RefusedOperands : public ::testing::TestWithParam<Operation> {
   void of_rotary_positions();
   void of_embeddings();
   void of_positions();
+  void of_pooling();
   void of_grouped_linear_layers();
   void of_experts();
   void of_residual_branches();
@@ -255,6 +256,14 @@ void RefusedOperands::of_positions() {
   });
 }
 
+void RefusedOperands::of_pooling() {
+  const kernels::RowMap map = kernels::whole_sequences(2, 5);
+  expect_refused("pool: x [N, D] is contiguous", [&] { ops::pool(runtime, strided(10, 3), map, {0, 5}, 1); });
+  const std::string backward = "pool backward: a row of dsums for each sequence";
+  expect_refused(backward, [&] { ops::pool_backward(runtime, tensor({3, 3}), 10, map, {0, 5}, 1); });
+  expect_refused(backward, [&] { ops::pool_backward(runtime, strided(2, 3), 10, map, {0, 5}, 1); });
+}
+
 void RefusedOperands::of_grouped_linear_layers() {
   const Tensor x = tensor({6, 3}), weight = tensor({8, 3}), dy = tensor({6, 4});
   const std::string rows = "groups divides the rows of each operand";
@@ -354,8 +363,11 @@ void RefusedOperands::of_cross_entropy() {
   const Tensor sums = tensor({2, 5}), loss_sum = tensor({1}, DType::f64);
   const auto gradient = [&](const Tensor& x, const Tensor& m, const Tensor& s, const Tensor& t, const Tensor& loss,
                             std::int64_t num_tokens) {
-    ops::cross_entropy_gradient(runtime, x, m, s, t, loss, num_tokens, 0, 1, true);
+    ops::cross_entropy_gradient(runtime, x, m, s, t, loss, {}, num_tokens, 0, 1, true);
   };
+  expect_refused("cross-entropy: right is one f64", [&] {
+    ops::cross_entropy_gradient(runtime, logits, max, sums, targets, loss_sum, tensor({1}), 8, 0, 1, true);
+  });
   expect_refused(columns, [&] { gradient(logits, max, sums, targets, loss_sum, 9); });
   expect_refused(of_max, [&] { gradient(logits, tensor({6}), sums, targets, loss_sum, 8); });
   expect_refused(of_targets, [&] { gradient(logits, max, sums, tensor({6}, DType::i32), loss_sum, 8); });
@@ -415,6 +427,8 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"embedding_backward", &RefusedOperands::of_embeddings},
       {"add_position", &RefusedOperands::of_positions},
       {"add_position_backward", &RefusedOperands::of_positions},
+      {"pool", &RefusedOperands::of_pooling},
+      {"pool_backward", &RefusedOperands::of_pooling},
       {"grouped_linear", &RefusedOperands::of_grouped_linear_layers},
       {"grouped_linear_input_gradient", &RefusedOperands::of_grouped_linear_layers},
       {"grouped_linear_weight_gradient", &RefusedOperands::of_grouped_linear_layers},

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Losses and gradients of small decoders and encoders, computed by PyTorch: the reference values of Choir's tests.
+"""Losses and gradients of small decoders, encoders and vision models, computed by PyTorch: the reference values of Choir's tests.
 
 The model is written from the papers on PyTorch's own functions (F.scaled_dot_product_attention, F.layer_norm,
 F.rms_norm, F.gelu, torch.optim) and shares no formula with Choir. Everything stored is computed in float64 from
@@ -149,6 +149,41 @@ model:
   norm: {kind: rms_norm, epsilon: 1.0e-5}
 train: {batch: 3}
 """,
+    # A small ViT (Dosovitskiy et al. 2020) of images that are not square, with two values a pixel; the class is told from
+    # the mean. The stem is a convolution.
+    "vision": """\
+model:
+  family: vision
+  layers: 2
+  width: 40
+  image: {height: 8, width: 12, channels: 2, patch: 4}
+  classes: 7
+  pool: mean
+  context: 6
+  bias: true
+  dropout: 0
+  attention: {heads: 5, kv_heads: 5, head_width: 8, position: learned, window: 0}
+  feed_forward: {kind: gelu_erf, width: 72}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 4}
+""",
+    # The same of Llama's parts, with a class token.
+    "class_token": """\
+model:
+  family: vision
+  layers: 2
+  width: 24
+  image: {height: 6, width: 6, channels: 3, patch: 2}
+  classes: 5
+  pool: class_token
+  context: 10
+  bias: false
+  dropout: 0
+  attention: {heads: 6, kv_heads: 2, head_width: 4, position: learned, window: 0}
+  feed_forward: {kind: swiglu, width: 40}
+  norm: {kind: rms_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
 }
 IGNORED_TARGETS = {"five_heads"}
 
@@ -184,7 +219,10 @@ def shapes(model):
         if model["bias"] and model["norm"]["kind"] == "layer_norm":
             found[f"{name}.bias"] = (width,)
 
-    found["embedding.token.weight"] = (model["vocabulary"], width)
+    if model["family"] == "vision":
+        found["embedding.patch.weight"] = (model["image"]["channels"] * model["image"]["patch"] ** 2, width)
+    else:
+        found["embedding.token.weight"] = (model["vocabulary"], width)
     if attention["position"] == "learned":
         found["embedding.position.weight"] = (model["context"], width)
     for i in range(model["layers"]):
@@ -199,8 +237,8 @@ def shapes(model):
         linear(f"blocks.{i}.feed_forward.up", hidden, width)
         linear(f"blocks.{i}.feed_forward.down", width, hidden)
     norm("final_norm")
-    if not model["tied"]:
-        found["head.weight"] = (model["vocabulary"], width)
+    if not model.get("tied"):
+        found["head.weight"] = (model.get("classes") or model["vocabulary"], width)
     return found
 
 
@@ -234,13 +272,23 @@ def visible(model):
     """[T, T]: may position i read position j? `window` - 1 positions before it, or all if 0; an encoder also behind."""
     window = model["attention"]["window"] or model["context"]
     i, j = torch.arange(model["context"])[:, None], torch.arange(model["context"])[None, :]
-    return ((j - i).abs() < window) & ((j <= i) | torch.tensor(model["family"] == "encoder"))
+    return ((j - i).abs() < window) & ((j <= i) | torch.tensor(model["family"] != "decoder"))
 
 
-def logits(model, w, tokens):
-    """[B, T] token ids to [B, T, V]: pre-norm blocks x += attention(norm(x)), x += feed_forward(norm(x))."""
+def embed(model, w, inputs):
+    """[B, T] token ids, or pixels [B, C, height, width] from 0 to 255, to [B, T, D]."""
+    if model["family"] != "vision":
+        return F.embedding(inputs, w["embedding.token.weight"])
+    table, image = w["embedding.patch.weight"], model["image"]
+    kernel = table.T.reshape(-1, image["channels"], image["patch"], image["patch"])
+    x = F.conv2d(inputs.to(table.dtype) / 127.5 - 1, kernel, stride=image["patch"]).flatten(2).transpose(1, 2)
+    return F.pad(x, (0, 0, 1, 0)) if model["pool"] == "class_token" else x
+
+
+def logits(model, w, inputs):
+    """embed() to [B, T, V], of images to [B, classes]: pre-norm blocks x += attention(norm(x)), x += feed_forward(norm(x))."""
     attention, kind = model["attention"], model["feed_forward"]["kind"]
-    batch, length = tokens.shape
+    batch, length = len(inputs), model["context"]
     mask = visible(model)
 
     def linear(name, x):
@@ -270,19 +318,22 @@ def logits(model, w, tokens):
             y = F.gelu(up, approximate="tanh" if kind == "gelu" else "none")
         return linear(f"{name}.down", y)
 
-    x = F.embedding(tokens, w["embedding.token.weight"])
+    x = embed(model, w, inputs)
     if attention["position"] == "learned":
         x = x + w["embedding.position.weight"][:length]
     for i in range(model["layers"]):
         x = x + attend(f"blocks.{i}.attention", norm(f"blocks.{i}.attention_norm", x))
         x = x + feed_forward(f"blocks.{i}.feed_forward", norm(f"blocks.{i}.feed_forward_norm", x))
-    head = w["embedding.token.weight"] if model["tied"] else w["head.weight"]
-    return F.linear(norm("final_norm", x), head)
+    head = w["embedding.token.weight"] if model.get("tied") else w["head.weight"]
+    x = norm("final_norm", x)
+    if model["family"] == "vision":
+        x = x[:, 0] if model["pool"] == "class_token" else x.mean(1)
+    return F.linear(x, head)
 
 
 def mean_loss(model, w, tokens, targets):
     """The mean over the targets that are not -1."""
-    return F.cross_entropy(logits(model, w, tokens).flatten(0, 1), targets.flatten(), ignore_index=-1)
+    return F.cross_entropy(logits(model, w, tokens).flatten(0, -2), targets.flatten(), ignore_index=-1)
 
 
 def loss_and_gradients(model, weights, tokens, targets):
@@ -372,8 +423,13 @@ def make(name, seed, folder):
     generator = torch.Generator().manual_seed(seed)
     weights = initial_weights(model, generator)
     size = (batch, model["context"])
-    tokens = torch.randint(model["vocabulary"], size, generator=generator)
-    targets = torch.randint(model["vocabulary"], size, generator=generator)
+    if model["family"] == "vision":
+        image = model["image"]
+        tokens = torch.randint(256, (batch, image["channels"], image["height"], image["width"]), generator=generator)
+        targets = torch.randint(model["classes"], (batch,), generator=generator)
+    else:
+        tokens = torch.randint(model["vocabulary"], size, generator=generator)
+        targets = torch.randint(model["vocabulary"], size, generator=generator)
     if name in IGNORED_TARGETS:
         targets[torch.rand(size, generator=generator) < 1 / 3] = -1
     if model["family"] == "encoder":  # three in ten are targets; most of these are read as the mask token

@@ -64,13 +64,17 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   double loss = 0.25, magnitude_of_loss = 0;
   for (std::int64_t row = 0; row < c.rows; ++row)
     magnitude_of_loss += std::abs(std::log(sum[row])) + std::abs(max[row]) + std::abs(target[row]);
+  double right = 0;
+  const DeviceArray<double> device_right(std::vector<double>{right});
   const DeviceArray<double> device_loss(std::vector<double>{loss}), loss_alone(std::vector<double>{loss});
   const DeviceArray<T> device_dlogits(c.rows * c.stride, offset);
   std::vector<T> dlogits(c.rows * c.stride);
   kernels::CrossEntropyGradient<T> args{exps.data(),    max.data(),     sum.data(),    target.data(),
                                         targets.data(), dlogits.data(), &loss,         c.rows,
                                         c.num_tokens,   c.stride,       c.first_token, scale};
+  args.right = &right;
   cross_entropy_gradient(Cpu{}, args);
+  args.right = device_right.data();
   args.exps = joined_exps.data();
   args.max = joined_max.data();
   args.sum = joined_sum.data();
@@ -79,6 +83,8 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   args.dlogits = device_dlogits.data();
   args.loss_sum = device_loss.data();
   cross_entropy_gradient(cuda, args);
+  EXPECT_EQ(device_right.host()[0], right);
+  args.right = nullptr;
   args.dlogits = nullptr;
   args.loss_sum = loss_alone.data();
   cross_entropy_gradient(cuda, args);

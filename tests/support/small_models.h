@@ -1,4 +1,4 @@
-// Small models that together use every family and option, and the text they are trained on.
+// Small models that together use every family and option.
 //
 // Sizes are deliberately awkward: 5, 6 and 7 heads on 2, 3 and 4 ranks, key/value groups that ranks share, vocabularies
 // and feed-forward widths that no number of ranks divides, 5 and 7 tokens in a sequence. Initial weights are large, so
@@ -7,12 +7,10 @@
 
 #include <cstdint>
 #include <ostream>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "framework/model/model_config.h"
-#include "kernels/philox.h"
 
 namespace choir::tests {
 
@@ -131,26 +129,44 @@ inline std::vector<SmallModel> small_models() {
   near.norm.kind = NormKind::rms_norm;
   near.dropout = 0.1;
   models.push_back({"encoder_window", near});
+
+  ModelConfig classifier = base(20, 61, 7);
+  classifier.family = ModelFamily::classifier;
+  classifier.classes = 4;
+  classifier.attention.heads = 5;
+  classifier.attention.position = Position::rotary;
+  classifier.feed_forward.width = 40;
+  models.push_back({"classifier", classifier});
+
+  ModelConfig vision = base(20, 61, 6);
+  vision.family = ModelFamily::vision;
+  vision.image = {.height = 6, .width = 9, .channels = 2, .patch = 3};  // 18 values of a square
+  vision.classes = 11;
+  vision.attention.heads = 5;
+  vision.feed_forward.width = 40;
+  models.push_back({"vision", vision});
+
+  ModelConfig class_token = base(24, 67, 7);
+  class_token.family = ModelFamily::vision;
+  class_token.image = {.height = 4, .width = 6, .channels = 1, .patch = 2};
+  class_token.classes = 5;
+  class_token.pool = Pool::class_token;
+  class_token.attention.heads = 6;
+  class_token.attention.kv_heads = 2;
+  class_token.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
+  class_token.norm.kind = NormKind::rms_norm;
+  class_token.dropout = 0.1;
+  models.push_back({"class_token", class_token});
   return models;
 }
+
+/// The key of random_sample() that the tests train on.
+inline constexpr std::uint64_t random_key_of_tests = 11;
 
 inline ModelConfig small_model(const std::string& name) {
   for (const SmallModel& model : small_models())
     if (model.name == name) return model.config;
   return {};
-}
-
-/// Sample `index` of an endless random text: targets are the inputs, one token later.
-inline void random_sample(std::int64_t vocabulary, std::int64_t index, std::span<std::int32_t> inputs,
-                          std::span<std::int32_t> targets) {
-  const auto token = [&](std::size_t position) {
-    const auto word = kernels::philox_word(11, static_cast<std::uint64_t>(index), position);
-    return static_cast<std::int32_t>(word % static_cast<std::uint32_t>(vocabulary));
-  };
-  for (std::size_t t = 0; t < inputs.size(); ++t) {
-    inputs[t] = token(t);
-    targets[t] = token(t + 1);
-  }
 }
 
 }  // namespace choir::tests

@@ -132,19 +132,20 @@ TEST_P(Parity, RecomputedBlocksGiveTheSameBits) {
 TEST_P(Parity, EvaluationCountsEveryTargetOnce) {
   const ModelConfig model = GetParam().config;
   constexpr std::int64_t samples = 11;  // no number of ranks divides it
-  const ReadSample read = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-    random_sample(model.vocabulary, index, inputs, targets);
-    if (index == samples - 1) targets.back() = -1;  // the filled-up end of a text
-    return static_cast<std::int64_t>(targets.size()) + index;
+  const ReadSample read = [&](std::int64_t index, const Sample& sample) {
+    random_sample(model, random_key_of_tests, index, sample);
+    if (index == samples - 1) sample.targets.back() = -1;  // the filled-up end of a text
+    return static_cast<std::int64_t>(sample.targets.size()) + index;
   };
   const LossSum alone = run_alone(model, plain_sgd(0.1))->trainer.evaluate(samples, read);
-  EXPECT_EQ(alone.tokens, samples * model.context - 1);
-  EXPECT_EQ(alone.bytes, samples * model.context + samples * (samples - 1) / 2);
+  EXPECT_EQ(alone.tokens, samples * model.targets_of_sequence() - 1);
+  EXPECT_EQ(alone.bytes, samples * model.targets_of_sequence() + samples * (samples - 1) / 2);
   for (const Layout& layout : layouts(world_size(), model)) {
     SmallRun run(model, plain_sgd(0.1), layout);
     const LossSum sum = run.trainer.evaluate(samples, read);
     EXPECT_EQ(sum.tokens, alone.tokens) << layout.name;
     EXPECT_EQ(sum.bytes, alone.bytes) << layout.name;
+    EXPECT_EQ(sum.right, alone.right) << layout.name;
     EXPECT_NEAR(sum.loss, alone.loss, alone.loss * rounding_bound(model, samples * model.context, DType::f32))
         << layout.name;
   }

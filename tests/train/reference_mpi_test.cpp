@@ -13,6 +13,7 @@
 #include <filesystem>
 
 #include "framework/data/hdf5_file.h"
+#include "framework/data/image.h"
 #include "tests/train/small_run.h"
 
 namespace choir::tests {
@@ -77,7 +78,8 @@ void load_weights(Trainer& trainer, const ReferenceFile& file) {
 
 std::vector<std::string> reference_files() {
   if (device_is_simulated()) return {"gpt", "llama"};
-  return {"gpt", "llama", "five_heads", "window", "gelu_erf", "no_positions", "encoder", "encoder_window"};
+  return {"gpt",          "llama",   "five_heads",     "window", "gelu_erf",
+          "no_positions", "encoder", "encoder_window", "vision", "class_token"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
@@ -96,10 +98,21 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
   const ReferenceFile file(GetParam());
   const auto inputs = file.dataset<std::int32_t>("tokens/inputs"),
              targets = file.dataset<std::int32_t>("tokens/targets");
-  const ReadSample read = [&](std::int64_t index, std::span<std::int32_t> in, std::span<std::int32_t> out) {
-    const auto first = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(index) * in.size() % inputs.size());
-    std::copy_n(inputs.begin() + first, in.size(), in.begin());
-    std::copy_n(targets.begin() + first, out.size(), out.begin());
+  const ModelConfig model = parse_config(file.text("config"), GetParam()).model;
+  const std::size_t targets_each = static_cast<std::size_t>(model.targets_of_sequence());
+  const std::size_t samples = targets.size() / targets_each, inputs_each = inputs.size() / samples;
+  const ReadSample read = [&](std::int64_t index, const Sample& sample) {
+    const std::size_t i = static_cast<std::size_t>(index) % samples;
+    const auto of = [i](const std::vector<std::int32_t>& values, std::size_t each) {
+      return std::span(values).subspan(i * each, each);
+    };
+    std::ranges::copy(of(targets, targets_each), sample.targets.begin());
+    if (model.family != ModelFamily::vision) {
+      std::ranges::copy(of(inputs, inputs_each), sample.inputs.begin());
+    } else {
+      const auto of_sample = of(inputs, inputs_each);
+      to_patches(model, std::vector<float>(of_sample.begin(), of_sample.end()), sample.patches);
+    }
     return std::int64_t{0};
   };
   const double loss = file.numbers("loss")[0];
@@ -133,11 +146,11 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
     {
       SmallRun run(config);
       load_weights(run.trainer, file);
-      const ParameterStore model = all_parameters(config.model);
-      EXPECT_EQ(model.parameters().size(), file.parameters());
+      const ParameterStore all = all_parameters(config.model);
+      EXPECT_EQ(all.parameters().size(), file.parameters());
       run.trainer.compute_gradients(1, read);
       Tensors expected;
-      for (const Parameter& p : model.parameters()) expected[p.name] = file.dataset<double>("gradients/" + p.name);
+      for (const Parameter& p : all.parameters()) expected[p.name] = file.dataset<double>("gradients/" + p.name);
       const double worst = expect_holds(compare("gradient of ", expected, run.gradients(), bound));
       RecordProperty(layout.name + ": gradient error / bound", std::to_string(worst));
     }

@@ -49,9 +49,9 @@ struct Layout {
 inline std::vector<SmallModel> models_under_test() {
   std::vector<const char*> names;
   if (device_is_simulated())
-    names = {"gpt", "window_8_of_2", "dropout", "biased_experts", "encoder"};
+    names = {"gpt", "window_8_of_2", "dropout", "biased_experts", "encoder", "class_token"};
   else if (world_size() > 4)
-    names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "encoder"};
+    names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "encoder", "vision"};
   else
     return small_models();
   std::vector<SmallModel> some;
@@ -334,10 +334,9 @@ inline Config small_config(const ModelConfig& model, const OptimizerConfig& opti
 
 /// Reads the batch of step `step` from the endless random text.
 inline ReadSample read_random(const ModelConfig& model, std::int64_t step = 0) {
-  return [vocabulary = model.vocabulary, first = step * batch](std::int64_t index, std::span<std::int32_t> inputs,
-                                                               std::span<std::int32_t> targets) {
-    random_sample(vocabulary, first + index, inputs, targets);
-    return static_cast<std::int64_t>(targets.size());
+  return [model, first = step * batch](std::int64_t index, const Sample& sample) {
+    random_sample(model, random_key_of_tests, first + index, sample);
+    return static_cast<std::int64_t>(sample.targets.size());
   };
 }
 

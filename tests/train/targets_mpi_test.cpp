@@ -12,9 +12,9 @@ namespace {
 /// In the first half of the batch every second sample has one target and the others none; in the second half the
 /// samples have one, two, three and so on. All are at the front of the sequence, which one context rank holds.
 ReadSample read_uneven(const ModelConfig& model) {
-  return [vocabulary = model.vocabulary](std::int64_t index, std::span<std::int32_t> inputs,
-                                         std::span<std::int32_t> targets) {
-    random_sample(vocabulary, index, inputs, targets);
+  return [model](std::int64_t index, const Sample& sample) {
+    random_sample(model, random_key_of_tests, index, sample);
+    const std::span<std::int32_t> targets = sample.targets;
     const auto length = static_cast<std::int64_t>(targets.size());
     const std::int64_t counted = index < batch / 2 ? index % 2 : std::min(length, index - batch / 2 + 1);
     std::fill(targets.begin() + counted, targets.end(), -1);
@@ -23,11 +23,11 @@ ReadSample read_uneven(const ModelConfig& model) {
 }
 
 std::int64_t targets_of(const ModelConfig& model, const ReadSample& read) {
-  std::vector<std::int32_t> inputs(static_cast<std::size_t>(model.context)), targets(inputs.size());
+  SampleBuffer sample(model);
   std::int64_t count = 0;
-  for (std::int64_t sample = 0; sample < batch; ++sample) {
-    read(sample, inputs, targets);
-    count += std::count_if(targets.begin(), targets.end(), [](std::int32_t token) { return token >= 0; });
+  for (std::int64_t index = 0; index < batch; ++index) {
+    read(index, sample.view());
+    count += std::count_if(sample.targets.begin(), sample.targets.end(), [](std::int32_t token) { return token >= 0; });
   }
   return count;
 }
@@ -39,7 +39,7 @@ double loss_of(SmallRun& run, const BatchLoss& loss) {
 }
 
 TEST(Targets, GradientsAreThoseOfTheMeanOverTheTargetsOfTheWholeBatch) {
-  for (const char* name : {"gpt", "window_8_of_2", "experts", "encoder"}) {
+  for (const char* name : {"gpt", "window_8_of_2", "experts", "encoder", "vision"}) {
     const ModelConfig model = small_model(name);
     const ReadSample read = read_uneven(model);
     const double bound = rounding_bound(model, batch * model.context, DType::f32);
@@ -87,9 +87,9 @@ TEST(Targets, TheGradientOfTheBalanceLossDoesNotDependOnTheirNumber) {
 
 TEST(Targets, ABatchWithoutAnyIsRefusedOnEveryRank) {
   const ModelConfig model = small_model("gpt");
-  const ReadSample none = [&](std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) {
-    random_sample(model.vocabulary, index, inputs, targets);
-    std::fill(targets.begin(), targets.end(), -1);
+  const ReadSample none = [&](std::int64_t index, const Sample& sample) {
+    random_sample(model, random_key_of_tests, index, sample);
+    std::fill(sample.targets.begin(), sample.targets.end(), -1);
     return std::int64_t{0};
   };
   for (const Layout& layout : layouts(world_size(), model)) {
@@ -98,7 +98,7 @@ TEST(Targets, ABatchWithoutAnyIsRefusedOnEveryRank) {
       run.trainer.step(7, none);
       ADD_FAILURE() << layout.name << ": nothing was thrown";
     } catch (const Error& error) {
-      EXPECT_NE(std::string(error.what()).find("step 7: no token of the batch is a target"), std::string::npos)
+      EXPECT_NE(std::string(error.what()).find("step 7: nothing in the batch is a target"), std::string::npos)
           << error.what();
     }
   }

@@ -1,5 +1,5 @@
 // What a step and an evaluation read: a decoder the next tokens as targets, an encoder masked ones of the same text.
-#include "framework/train/samples.h"
+#include "framework/train/text_samples.h"
 
 #include <algorithm>
 
@@ -31,7 +31,7 @@ class Samples : public ::testing::Test {
   };
   static Read at(const ReadSample& read, std::int64_t index) {
     Read result;
-    result.bytes = read(index, result.inputs, result.targets);
+    result.bytes = read(index, {.inputs = result.inputs, .targets = result.targets});
     return result;
   }
 
@@ -48,7 +48,7 @@ TEST_F(Samples, OfADecoderAreThoseOfTheSampler) {
   EXPECT_EQ(at(training_samples(config_, text, 5), 2), expected);
   text.evaluation_sequence(3, expected.inputs, expected.targets);
   expected.bytes = text.target_bytes(expected.targets);
-  EXPECT_EQ(at(held_out(config_, text).read, 3), expected);
+  EXPECT_EQ(at(held_out_samples(config_, text).read, 3), expected);
 }
 
 TEST_F(Samples, OfAnEncoderHideTokensOfTheTextAndAskForThem) {
@@ -83,21 +83,21 @@ TEST_F(Samples, DoNotDependOnHowTheyAreSplitIntoSteps) {
 
 TEST_F(Samples, HeldOutOnesAreTheSameInEveryEvaluationAndCoverTheText) {
   const Sampler text = sampler();
-  const HeldOut all = held_out(config_, text);
+  const HeldOut all = held_out_samples(config_, text);
   ASSERT_GE(all.all, 6);
   EXPECT_EQ(all.samples, all.all);
   std::vector<Read> reads;
   for (std::int64_t i = 0; i < all.samples; ++i) reads.push_back(at(all.read, i));
   config_.train.seed = 9;  // another run
   config_.train.evaluate_sequences = 3;
-  const HeldOut some = held_out(config_, text);
+  const HeldOut some = held_out_samples(config_, text);
   for (std::int64_t i = 0; i < 3; ++i)
     EXPECT_EQ(at(some.read, i), reads[static_cast<std::size_t>(i * all.all / 3)]) << "a few are some of all";
 
   // With every token a target, each held-out token is one once.
   config_.train.evaluate_sequences = 0;
   config_.data.masked.share = 1;
-  const HeldOut whole = held_out(config_, text);
+  const HeldOut whole = held_out_samples(config_, text);
   std::vector<std::int32_t> found;
   for (std::int64_t i = 0; i < whole.samples; ++i)
     std::ranges::copy_if(at(whole.read, i).targets, std::back_inserter(found),

@@ -1,0 +1,89 @@
+#include "framework/model/sample.h"
+
+#include <algorithm>
+
+#include "framework/ops/dispatch.h"
+#include "framework/ops/elementwise.h"
+#include "kernels/philox.h"
+
+namespace choir {
+namespace {
+
+bool reads_images(const ModelConfig& config) { return config.family == ModelFamily::vision; }
+
+std::size_t count_of(const Shape& shape) {
+  std::int64_t count = shape.empty() ? 0 : 1;
+  for (const std::int64_t extent : shape) count *= extent;
+  return static_cast<std::size_t>(count);
+}
+
+}  // namespace
+
+SampleBuffer::SampleBuffer(const ModelConfig& config)
+    : inputs(static_cast<std::size_t>(reads_images(config) ? 0 : config.context)),
+      targets(static_cast<std::size_t>(config.targets_of_sequence())),
+      patches(static_cast<std::size_t>(reads_images(config) ? config.context * config.image.features() : 0)) {}
+
+void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t index, const Sample& sample) {
+  const auto word = [&](std::size_t i) { return kernels::philox_word(key, static_cast<std::uint64_t>(index), i); };
+  const auto below = [&](std::int64_t limit, std::size_t i) {
+    return static_cast<std::int32_t>(word(i) % static_cast<std::uint64_t>(limit));
+  };
+  for (std::size_t i = 0; i < sample.inputs.size(); ++i) sample.inputs[i] = below(config.vocabulary, i);
+  for (std::size_t i = 0; i < sample.targets.size(); ++i)
+    sample.targets[i] = below(config.is_classifier() ? config.classes : config.vocabulary, i + 1);
+  // Another part of the words than the class: in [-1, 1).
+  for (std::size_t i = 0; i < sample.patches.size(); ++i)
+    sample.patches[i] = static_cast<float>(static_cast<std::int32_t>(word(i + (std::size_t{1} << 32)))) * 0x1p-31f;
+}
+
+BatchRows::BatchRows(const ModelConfig& config, const Rows& held, bool count_only)
+    : rows(held), targets_shape{config.is_classifier() ? held.sequences : held.count()} {
+  if (reads_images(config))
+    patches_shape = {held.count(), config.image.features()};
+  else
+    ids_shape = {held.count()};
+  if (count_only) return;
+  ids.resize(count_of(ids_shape));
+  targets.resize(count_of(targets_shape), -1);
+  patches.resize(count_of(patches_shape));
+}
+
+void BatchRows::set(std::int64_t sequence, const SampleBuffer& sample) {
+  std::int64_t first_row = 0;
+  for (int run = 0; run < 2; first_row += rows.count(run++)) {
+    const auto [begin, end] = rows.runs[run];
+    const std::int64_t row = first_row + sequence * (end - begin);
+    const auto copy = [&](const auto& from, auto& to, std::int64_t width) {
+      if (!from.empty()) std::copy(from.begin() + begin * width, from.begin() + end * width, to.begin() + row * width);
+    };
+    copy(sample.inputs, ids, 1);
+    copy(sample.patches, patches, patches_shape.empty() ? 0 : patches_shape[1]);
+    const bool of_positions = std::ssize(sample.targets) == rows.length;
+    if (of_positions) copy(sample.targets, targets, 1);
+    if (!of_positions && begin == 0 && end > 0) targets[static_cast<std::size_t>(sequence)] = sample.targets[0];
+  }
+}
+
+std::int64_t BatchRows::num_targets() const {
+  return std::count_if(targets.begin(), targets.end(), [](std::int32_t target) { return target >= 0; });
+}
+
+Batch BatchRows::upload(Runtime& runtime) const {
+  Batch batch;
+  const auto put = [&](const void* host, const Shape& shape, DType type) -> Tensor {
+    if (shape.empty()) return {};
+    const Tensor tensor = runtime.empty(shape, type);
+    ops::upload(runtime, host, tensor);
+    return tensor;
+  };
+  batch.ids = put(ids.data(), ids_shape, DType::i32);
+  batch.targets = put(targets.data(), targets_shape, DType::i32);
+  ops::with_type(runtime.compute_type, [&]<class T>() {
+    const std::vector<T> converted(patches.begin(), patches.end());
+    batch.patches = put(converted.data(), patches_shape, runtime.compute_type);
+  });
+  return batch;
+}
+
+}  // namespace choir

@@ -1,0 +1,56 @@
+// Samples in host memory, and the rows of them that a rank holds.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "framework/core/rows.h"
+#include "framework/model/model_config.h"
+#include "framework/model/part.h"
+
+namespace choir {
+
+/// Where a sample is written: one sequence with what is to be predicted. What the model's family does not read is
+/// empty.
+struct Sample {
+  std::span<std::int32_t> inputs;   ///< [T]: ids of text
+  std::span<std::int32_t> targets;  ///< [T], or [1]: the class of the whole sequence; negative: not counted
+  std::span<float> patches;         ///< [T, features]: squares of an image, in rows; a class token's are zeros
+};
+
+/// Writes sample `index` (of the step's global batch, or of an evaluation). Returns the bytes of text that the targets
+/// stand for.
+using ReadSample = std::function<std::int64_t(std::int64_t index, const Sample&)>;
+
+/// Memory of one sample.
+struct SampleBuffer {
+  explicit SampleBuffer(const ModelConfig&);
+  Sample view() { return {inputs, targets, patches}; }
+
+  std::vector<std::int32_t> inputs, targets;
+  std::vector<float> patches;
+};
+
+/// Sample `index` of endless random data: the next tokens are the targets of text; an image has a random class.
+void random_sample(const ModelConfig&, std::uint64_t key, std::int64_t index, const Sample&);
+
+/// The rows of a micro-batch that a rank holds.
+struct BatchRows {
+  /// No sequence has targets. With `count_only` there is no memory, for device `count`.
+  BatchRows(const ModelConfig&, const Rows&, bool count_only = false);
+  /// The rows of sequence `sequence` of the micro-batch. The target of a whole sequence belongs to the rank with its
+  /// first position.
+  void set(std::int64_t sequence, const SampleBuffer&);
+  std::int64_t num_targets() const;
+
+  Batch upload(Runtime&) const;
+
+  Rows rows;
+  Shape ids_shape, targets_shape, patches_shape;  ///< on the device; empty: the family does not read it
+  std::vector<std::int32_t> ids, targets;         ///< -1: no target
+  std::vector<float> patches;
+};
+
+}  // namespace choir

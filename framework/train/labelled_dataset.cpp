@@ -1,0 +1,124 @@
+// Texts and their classes. A sample is one document: its first tokens, filled up with the end-of-document token, which
+// is also the class token if there is one.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "framework/core/quantity.h"
+#include "framework/data/digest.h"
+#include "framework/data/sampler.h"
+#include "framework/data/token_file.h"
+#include "framework/train/dataset.h"
+#include "framework/train/snapshot.h"
+
+namespace choir {
+namespace {
+
+class LabelledDataset final : public Dataset {
+ public:
+  explicit LabelledDataset(const Config& config) : config_(config), file_(config.data.path) {
+    std::vector<Problem> problems = check_fits(file_, config.model, config.data.tokenizer);
+    const std::int64_t classes = std::ssize(file_.class_names());
+    if (classes == 0)
+      problems.push_back({.what = "data.path = " + file_.path() + ": its texts have no classes",
+                          .why = "it was prepared for another family of models",
+                          .fix = "choir prepare lines of a class, a tab and a text with model.family=classifier"});
+    if (classes > config.model.classes)
+      problems.push_back({.what = fmt::format("model.classes = {} is less than the {} classes of data.path = {}",
+                                              config.model.classes, classes, file_.path()),
+                          .fix = fmt::format("set model.classes to {}", classes)});
+    throw_if_any(problems);
+    Digest digest;
+    digest.add(file_.labels());
+    labels_digest_ = digest.text();
+  }
+
+  bool is_that_of(const CheckpointReader& reader) const override {
+    const auto is = [&](const char* key, const std::string& value) {
+      const auto found = reader.state().find(key);
+      return found == reader.state().end() || found->second == value;
+    };
+    return is("tokens_digest", file_.tokens_digest()) && is("labels_digest", labels_digest_);
+  }
+  std::vector<Problem> check_weights(const CheckpointReader& reader) const override {
+    return check_tokenizer(file_, tokenizer_of(reader).digest(), reader.path());
+  }
+
+  void split(const CheckpointReader* from) override {
+    const std::int64_t documents = file_.num_documents();
+    const auto held_out = static_cast<std::int64_t>(std::ceil(config_.data.held_out * static_cast<double>(documents)));
+    first_held_out_ = documents - held_out;
+    if (from && is_that_of(*from)) first_held_out_ = position_of(*from).first_held_out.value_or(first_held_out_);
+    if (first_held_out_ < 1)
+      throw ConfigError(Problem{.what = fmt::format("data.path = {} has no text for training", file_.path()),
+                                .why = fmt::format("data.held_out = {} keeps {} of {} for evaluation",
+                                                   config_.data.held_out, held_out, quantity(documents, "text")),
+                                .fix = "prepare more texts, or set a smaller data.held_out"});
+  }
+
+  ReadSample training(std::int64_t first) const override {
+    return [this, first](std::int64_t index, const Sample& sample) {
+      const std::int64_t i = first + index, epoch = i / first_held_out_;
+      return read(permute(i % first_held_out_, first_held_out_, config_.train.seed, epoch), sample);
+    };
+  }
+
+  HeldOut held_out() const override {
+    const std::int64_t all = file_.num_documents() - first_held_out_, wanted = config_.train.evaluate_sequences;
+    const std::int64_t samples = wanted > 0 ? std::min(wanted, all) : all;
+    const auto of = [this, all, samples](std::int64_t index, const Sample& sample) {
+      return read(first_held_out_ + index * all / samples, sample);
+    };
+    return {.all = all, .samples = samples, .read = of};
+  }
+
+  std::int64_t first_held_out() const override { return first_held_out_; }
+
+  void add_to(State& state) const override {
+    add_tokens(file_, state);
+    state["labels_digest"] = labels_digest_;
+    std::string names;
+    for (const std::string& name : file_.class_names()) names += name + "\n";
+    state["class_names"] = names;
+  }
+
+  std::string describe() const override {
+    std::int64_t cut = 0;
+    for (std::int64_t document = 0; document < file_.num_documents(); ++document)
+      cut += length(document) > room() ? 1 : 0;
+    return fmt::format("{}: {} of {}, {} for training, {} held out; {} longer than {} and cut", file_.path(),
+                       quantity(file_.num_documents(), "text"), quantity(std::ssize(file_.class_names()), "class"),
+                       first_held_out_, file_.num_documents() - first_held_out_,
+                       cut == 1 ? "1 is" : fmt::format("{} are", cut), quantity(room(), "token"));
+  }
+
+ private:
+  std::int64_t room() const { return config_.model.context - (config_.model.pool == Pool::class_token ? 1 : 0); }
+  /// Tokens of a document, without that of its end.
+  std::int64_t length(std::int64_t document) const {
+    const auto offsets = file_.document_offsets();
+    const auto at = static_cast<std::size_t>(document);
+    return offsets[at + 1] - offsets[at] - 1;
+  }
+  std::int64_t read(std::int64_t document, const Sample& sample) const {
+    std::ranges::fill(sample.inputs, file_.tokenizer().end_of_document());
+    const auto first = static_cast<std::size_t>(config_.model.context - room());
+    const auto count = static_cast<std::size_t>(std::min(length(document), room()));
+    file_.read(file_.document_offsets()[static_cast<std::size_t>(document)], sample.inputs.subspan(first, count));
+    sample.targets[0] = file_.labels()[static_cast<std::size_t>(document)];
+    return 0;
+  }
+
+  Config config_;
+  TokenFile file_;
+  std::string labels_digest_;
+  std::int64_t first_held_out_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Dataset> open_labelled_text(const Config& config) { return std::make_unique<LabelledDataset>(config); }
+
+}  // namespace choir
