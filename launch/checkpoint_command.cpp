@@ -1,5 +1,7 @@
 // choir checkpoint list|verify|show|export
+#include <algorithm>
 #include <cstdio>
+#include <vector>
 
 #include "framework/checkpoint/export.h"
 #include "framework/checkpoint/reader.h"
@@ -49,7 +51,9 @@ int show(const std::string& path) {
     else
       std::printf("%s: %s\n", key.c_str(), quantity(std::ssize(value), "byte").c_str());
   }
-  for (const TensorEntry& tensor : reader.tensors())
+  std::vector<TensorEntry> tensors = reader.tensors();  // in an order that depends on the ranks that wrote them
+  std::sort(tensors.begin(), tensors.end(), [](const TensorEntry& a, const TensorEntry& b) { return a.name < b.name; });
+  for (const TensorEntry& tensor : tensors)
     std::printf("%016llx  %-14s %s\n", static_cast<unsigned long long>(tensor.digest), to_string(tensor.shape).c_str(),
                 tensor.name.c_str());
   return 0;

@@ -41,7 +41,7 @@ struct Context {
   Rows rows{};  ///< of this micro-batch
   ContextKind kind = ContextKind::automatic;
   DeferredWork* deferred = nullptr;      ///< where linear layers leave their weight gradients; null: computed at once
-  const KeyValueCache* cache = nullptr;  ///< of the layer at hand, in generation
+  const KeyValueCache* cache = nullptr;  ///< of the current layer, in generation
   bool training = true;                  ///< false: no dropout
   /// Of losses that every row has, the balance of experts: gradients are those of row_scale * their sum. 0: no gradient
   /// is wanted.

@@ -31,7 +31,7 @@ void write_all(int descriptor, const std::string& text) {
   }
 }
 
-/// The result of `work`, or `otherwise` if it takes too long: then it goes on, on a thread that nobody waits for.
+/// The result of `work`, or `otherwise` if it takes too long: then it goes on, on a thread that is not waited for.
 std::string within(seconds time, std::function<std::string()> work, const std::string& otherwise) {
   auto promise = std::make_shared<std::promise<std::string>>();
   std::future<std::string> result = promise->get_future();

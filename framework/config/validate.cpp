@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <initializer_list>
+#include <iterator>
 #include <limits>
 #include <numeric>
 
@@ -66,7 +67,7 @@ std::string nearest_multiples(std::int64_t value, std::int64_t step) {
   return below > 0 ? fmt::format("{} or {}", below, below + step) : fmt::format("{}", step);
 }
 
-std::string divisors(std::int64_t n) {
+std::vector<std::int64_t> divisors(std::int64_t n) {
   std::vector<std::int64_t> small, large;
   for (std::int64_t d = 1; d * d <= n; ++d) {
     if (n % d != 0) continue;
@@ -74,8 +75,17 @@ std::string divisors(std::int64_t n) {
     if (d != n / d) large.push_back(n / d);
   }
   small.insert(small.end(), large.rbegin(), large.rend());
-  return fmt::format("{}", fmt::join(small, ", "));
+  return small;
 }
+
+std::int64_t largest_divisor(std::int64_t n, std::int64_t most) {
+  const std::vector<std::int64_t> all = divisors(n);
+  return *std::prev(std::upper_bound(all.begin(), all.end(), most));
+}
+
+/// The most tensor ranks: feed-forward columns are split in units of 8, and so many tokens are in each slice.
+std::int64_t most_by_columns(const ModelConfig& m) { return std::max<std::int64_t>(1, m.feed_forward_width() / 8); }
+std::int64_t most_by_vocabulary(const ModelConfig& m) { return std::max<std::int64_t>(1, m.vocabulary / 8); }
 
 class Validator {
  public:
@@ -117,6 +127,8 @@ class Validator {
   void check_cpu_kernels();
   void check_schedule();
   void check_layout();
+  bool fits_the_model(std::int64_t tensor, std::int64_t context, std::int64_t pipeline) const;
+  std::string nearest_layout() const;
   void check_shard();
   void check_context();
   void check_experts();
@@ -135,7 +147,7 @@ void Validator::check_heads() {
   if (are_sound({"model.attention.heads", "model.attention.kv_heads"}) && a.heads % m.kv_heads() != 0)
     add(fmt::format("model.attention.kv_heads = {} does not divide model.attention.heads = {}", a.kv_heads, a.heads),
         "each key/value head serves the same number of query heads",
-        fmt::format("set model.attention.kv_heads to one of {}", divisors(a.heads)));
+        fmt::format("set model.attention.kv_heads to one of {}", fmt::join(divisors(a.heads), ", ")));
 
   if (!are_sound({"model.width", "model.attention.heads", "model.attention.head_width"})) return;
   if (a.head_width == 0 && m.width % a.heads != 0)
@@ -209,7 +221,7 @@ void Validator::check_images() {
     return add(
         fmt::format("model.image.patch = {} does not divide images of {} x {} pixels", i.patch, i.height, i.width),
         "an image is cut into whole squares",
-        fmt::format("set model.image.patch to one of {}", divisors(std::gcd(i.height, i.width))));
+        fmt::format("set model.image.patch to one of {}", fmt::join(divisors(std::gcd(i.height, i.width)), ", ")));
   if (m.context != m.image_positions())
     add(fmt::format("model.context = {}, but images of {} x {} pixels in squares of {} have {} positions{}", m.context,
                     i.height, i.width, i.patch, m.image_positions(),
@@ -264,17 +276,17 @@ void Validator::check_schedule() {
 void Validator::check_layout() {
   if (!are_sound({"parallel.tensor", "parallel.context", "parallel.pipeline"})) return;
   const ModelConfig& m = config_.model;
-  const std::int64_t tensor = config_.parallel.tensor;
+  const ParallelConfig& p = config_.parallel;
   const auto too_many = [&](std::int64_t most, const std::string& size, const std::string& why) {
-    if (tensor > most)
-      add(fmt::format("parallel.tensor = {} is too many for {}", tensor, size), why,
+    if (p.tensor > most)
+      add(fmt::format("parallel.tensor = {} is too many for {}", p.tensor, size), why,
           fmt::format("set parallel.tensor to {} or less", most));
   };
   if (are_sound({"model.attention.heads"}))
     too_many(m.attention.heads, fmt::format("model.attention.heads = {}", m.attention.heads),
              "each tensor rank computes at least one query head");
   if (are_sound({"model.width", "model.feed_forward.width"}))
-    too_many(std::max<std::int64_t>(1, m.feed_forward_width() / 8),
+    too_many(most_by_columns(m),
              m.feed_forward.width > 0
                  ? fmt::format("model.feed_forward.width = {}", m.feed_forward.width)
                  : fmt::format("a feed-forward width of {} (4 * model.width = {})", m.feed_forward_width(), m.width),
@@ -282,27 +294,77 @@ void Validator::check_layout() {
   if (m.is_classifier() && are_sound({"model.classes"}))
     too_many(m.classes, fmt::format("model.classes = {}", m.classes), "each tensor rank holds at least one class");
   if (!m.is_classifier() && are_sound({"model.vocabulary"}))
-    too_many(std::max<std::int64_t>(1, m.vocabulary / 8), fmt::format("model.vocabulary = {}", m.vocabulary),
+    too_many(most_by_vocabulary(m), fmt::format("model.vocabulary = {}", m.vocabulary),
              "each tensor rank holds at least 8 tokens of the vocabulary");
-  const std::int64_t copy = config_.parallel.ranks_of_a_copy();
+  const std::int64_t copy = p.ranks_of_a_copy();
   if (ranks_ > 0 && ranks_ % copy != 0) {
-    std::vector<std::string> values{fmt::format("parallel.tensor = {}", tensor)}, keys{"parallel.tensor"};
+    std::vector<std::string> values;
     const auto add_axis = [&](const char* key, std::int64_t size) {
-      if (size == 1) return;
-      values.push_back(fmt::format("{} = {}", key, size));
-      keys.push_back(key);
+      if (size > 1) values.push_back(fmt::format("{} = {}", key, size));
     };
-    add_axis("parallel.context", config_.parallel.context);
-    add_axis("parallel.pipeline", config_.parallel.pipeline);
-    add(fmt::format("{} rank{} cannot be laid out with {}", ranks_, ranks_ == 1 ? "" : "s", fmt::join(values, " and ")),
+    add_axis("parallel.tensor", p.tensor);
+    add_axis("parallel.context", p.context);
+    add_axis("parallel.pipeline", p.pipeline);
+    const std::string other_ranks = fits_the_model(p.tensor, p.context, p.pipeline)
+                                        ? fmt::format("start {} ranks, or ", nearest_multiples(ranks_, copy))
+                                        : "";
+    add(fmt::format("{} cannot be laid out with {}", quantity(ranks_, "rank"), fmt::join(values, " and ")),
         fmt::format("the ranks are data ranks * tensor * context * pipeline, a multiple of {}", copy),
-        fmt::format("start {} ranks, or set {} to one of {}", nearest_multiples(ranks_, copy), fmt::join(keys, " * "),
-                    divisors(ranks_)));
+        fmt::format("{}set {}", other_ranks, nearest_layout()));
   }
   check_shard();
   check_context();
   check_experts();
   check_pipeline();
+}
+
+// What check_layout(), check_context() and check_pipeline() ask of the sizes of axes.
+bool Validator::fits_the_model(std::int64_t tensor, std::int64_t context, std::int64_t pipeline) const {
+  const ModelConfig& m = config_.model;
+  const ParallelConfig& p = config_.parallel;
+  if (are_sound({"model.attention.heads"})) {
+    if (tensor > m.attention.heads) return false;
+    if (p.context_kind == ContextKind::heads && context > m.attention.heads / tensor) return false;
+  }
+  if (are_sound({"model.width", "model.feed_forward.width"}) && tensor > most_by_columns(m)) return false;
+  if (m.is_classifier() && are_sound({"model.classes"}) && tensor > m.classes) return false;
+  if (!m.is_classifier() && are_sound({"model.vocabulary"}) && tensor > most_by_vocabulary(m)) return false;
+  if (are_sound({"model.context"}) && context > m.context) return false;
+  return !are_sound({"model.layers", "parallel.chunks"}) ||
+         saturating_product({pipeline, p.chunks_of_stage()}) <= num_parts(m);
+}
+
+// "parallel.tensor to 2 and parallel.context to 4": the sizes of axes with the smallest change, counted in factors,
+// that divide the ranks and fit the model; only those that change.
+std::string Validator::nearest_layout() const {
+  const ParallelConfig& p = config_.parallel;
+  const std::vector<std::int64_t> sizes = divisors(ranks_);
+  const auto change = [](std::int64_t from, std::int64_t to) {
+    return std::abs(std::log(static_cast<double>(from) / static_cast<double>(to)));
+  };
+  double least = std::numeric_limits<double>::infinity();
+  std::int64_t tensor = 1, context = 1, pipeline = 1;
+  for (const std::int64_t t : sizes)
+    for (const std::int64_t c : sizes) {
+      if (ranks_ / t % c != 0 || !fits_the_model(t, c, 1)) continue;
+      for (const std::int64_t s : sizes) {
+        if (ranks_ / t / c % s != 0 || !fits_the_model(t, c, s)) continue;
+        const double all = change(p.tensor, t) + change(p.context, c) + change(p.pipeline, s);
+        if (all > least - 1e-9) continue;  // of equal ones the first
+        least = all;
+        tensor = t;
+        context = c;
+        pipeline = s;
+      }
+    }
+  std::vector<std::string> changes;
+  const auto add_axis = [&](const char* key, std::int64_t from, std::int64_t to) {
+    if (to != from) changes.push_back(fmt::format("{} to {}", key, to));
+  };
+  add_axis("parallel.tensor", p.tensor, tensor);
+  add_axis("parallel.context", p.context, context);
+  add_axis("parallel.pipeline", p.pipeline, pipeline);
+  return fmt::format("{}", fmt::join(changes, " and "));
 }
 
 // The context * data ranks are replicas of parallel.shard ranks each.
@@ -318,7 +380,8 @@ void Validator::check_shard() {
   add(fmt::format("parallel.shard = {} does not divide {} context * data rank{}", p.shard, ranks_ / copy,
                   ranks_ / copy == 1 ? "" : "s"),
       "these ranks are groups of parallel.shard ranks, each with one copy",
-      fmt::format("set parallel.shard to one of {}, or to 0 for all of them", divisors(ranks_ / copy)));
+      fmt::format("set parallel.shard to one of {}, or to 0 for all of them",
+                  fmt::join(divisors(ranks_ / copy), ", ")));
 }
 
 // Each context rank holds at least one position; if they share the heads, at least one of those.
@@ -359,7 +422,7 @@ void Validator::check_experts() {
   if (are_sound({"parallel.shard"}) && shard % expert != 0)
     add(fmt::format("parallel.expert = {} does not divide parallel.shard = {}", expert, shard),
         "the ranks of a shard hold one copy of every expert",
-        fmt::format("set parallel.expert to one of {}, or parallel.shard to {}", divisors(shard),
+        fmt::format("set parallel.expert to one of {}, or parallel.shard to {}", fmt::join(divisors(shard), ", "),
                     nearest_multiples(shard, expert)));
   const std::int64_t others = saturating_product({config_.parallel.tensor, config_.parallel.pipeline});
   const std::int64_t ranks = ranks_ > 0 && ranks_ % config_.parallel.ranks_of_a_copy() == 0 ? ranks_ / others : 0;
@@ -424,7 +487,9 @@ void Validator::check_batch() {
                   micro_batch > 0 ? fmt::format(", which is {}", step) : ""),
       "every data rank computes the same number of micro-batches of the same size",
       fmt::format("set train.batch to {}{}", nearest_multiples(batch, step),
-                  micro_batch > 1 ? ", or change parallel.micro_batch" : ""));
+                  micro_batch > 1 && batch % data == 0
+                      ? fmt::format(", or parallel.micro_batch to {}", largest_divisor(batch / data, micro_batch))
+                      : ""));
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ class Device;
 /// device of the given kind would need: the device of a dry run.
 struct CountOnly {
   DeviceKind kind = DeviceKind::cpu;
-  /// A GPU that is at hand answers for its libraries' workspaces, and outlives the device. Null: an H100 is assumed,
+  /// A GPU of this machine, asked for its libraries' workspaces; it outlives the device. Null: an H100 is assumed,
   /// and Choir's own attention kernels, since cuDNN's answers depend on the GPU.
   const Device* gpu = nullptr;
   bool tiles = false;  ///< as in Device(threads, streams, tiles)

@@ -243,7 +243,7 @@ Tokenizer Tokenizer::load(const std::string& kind, std::string_view serialized, 
   if (serialized.empty() || !status.ok()) {
     throw ConfigError({.what = source + ": not a SentencePiece model",
                        .why = serialized.empty() ? "it is empty" : "SentencePiece: " + status.ToString(),
-                       .fix = "give the .model file that spm_train wrote"});
+                       .fix = "name a .model file of spm_train, a token file, a checkpoint or a run"});
   }
 
   Tokenizer result("sentencepiece", std::move(model));

@@ -53,7 +53,7 @@ class RowLinear {
   /// x [N, inputs held] -> this rank's part of y [N, out], without bias.
   Tensor forward(const char* name, const Tensor& x, Context&) const;
   Tensor backward_input(const char* name, const Tensor& dy, Context&) const;
-  /// The gradient of `before`, where x is its activation.
+  /// The gradient of `before`, whose activation is x.
   Tensor backward_input_activation(const char* name, ops::Activation kind, const Tensor& dy, const Tensor& before,
                                    Context&) const;
   void backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context&) const;

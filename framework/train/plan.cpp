@@ -6,6 +6,7 @@
 #include <cassert>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <string_view>
 
 #include "framework/core/quantity.h"
 #include "framework/train/trainer.h"
@@ -126,6 +127,41 @@ RankPlan plan_rank(const Config& config, const Trainer& trainer, const MeshShape
   return plan;
 }
 
+/// The rank with the largest peak, of those of stage `stage` if it is not negative.
+const RankPlan& largest_peak(const std::vector<RankPlan>& ranks, int stage = -1) {
+  const RankPlan* largest = nullptr;
+  for (const RankPlan& rank : ranks)
+    if ((stage < 0 || rank.at.pipeline == stage) && (!largest || rank.peak.total() > largest->peak.total()))
+      largest = &rank;
+  return *largest;
+}
+
+/// A line for each stage: memory by kind, operations and messages of its rank with the largest peak.
+std::string describe_each_stage(const Plan& plan) {
+  std::string text = "\neach stage: the rank with the largest peak, its memory in GB, and one step of it\nstage";
+  for (int kind = 0; kind < num_memory_kinds; ++kind)
+    text += fmt::format("  {}", name_of(static_cast<MemoryKind>(kind)));
+  text += fmt::format("  {:>8}  {:>9}  {:>8}  {:>9}\n", "total", "TFLOP", "messages", "sent GB");
+  for (int stage = 0; stage < plan.shape.pipeline; ++stage) {
+    const RankPlan& rank = largest_peak(plan.ranks, stage);
+    text += fmt::format("{:>5}", stage);
+    for (int kind = 0; kind < num_memory_kinds; ++kind) {
+      const std::size_t width = std::string_view(name_of(static_cast<MemoryKind>(kind))).size();
+      text +=
+          fmt::format("  {:>{}.3f}", static_cast<double>(rank.peak.bytes[static_cast<std::size_t>(kind)]) / 1e9, width);
+    }
+    std::int64_t messages = 0;
+    double bytes = 0;
+    for (const Ledger::Traffic& t : rank.traffic) {
+      messages += t.messages;
+      bytes += t.bytes;
+    }
+    text += fmt::format("  {:>8.3f}  {:>9.3f}  {:>8}  {:>9.4f}\n", static_cast<double>(rank.peak.total()) / 1e9,
+                        rank.flops / 1e12, messages, bytes / 1e9);
+  }
+  return text;
+}
+
 std::string gigabytes(std::int64_t bytes) { return fmt::format("{:.3f} GB", static_cast<double>(bytes) / 1e9); }
 
 }  // namespace
@@ -138,10 +174,7 @@ std::int64_t RankPlan::needed_bytes() const {
   return bytes;
 }
 
-const RankPlan& Plan::worst() const {
-  return *std::max_element(ranks.begin(), ranks.end(),
-                           [](const RankPlan& a, const RankPlan& b) { return a.peak.total() < b.peak.total(); });
-}
+const RankPlan& Plan::worst() const { return largest_peak(ranks); }
 
 RankPlan count_step(const Config& config, const MeshShape& shape, int rank, CountOnly what, int threads) {
   CountingRank counted(config, shape, rank, what, threads);
@@ -221,6 +254,7 @@ std::string describe(const Plan& plan, const Config& config) {
         fmt::format("{}\nbubble of {} with {}: {:.1f} % of the stages' time, by counted operations\n", plan.stages,
                     name_of(config.parallel.schedule), quantity(plan.micro_batches, "micro-batch"), 100 * plan.bubble);
 
+  if (s.pipeline > 1) text += describe_each_stage(plan);
   const RankPlan& worst = plan.worst();
   const std::string stage = s.pipeline > 1 ? fmt::format(", stage {}", worst.at.pipeline) : "";
   const std::string context = s.context > 1 ? fmt::format(", context {}", worst.at.context) : "";
@@ -258,6 +292,7 @@ std::string to_json(const Plan& plan) {
       traffic.push_back({{"axis", t.axis}, {"verb", t.verb}, {"messages", t.messages}, {"bytes", t.bytes}});
     ranks.push_back({{"tensor", r.at.tensor},
                      {"context", r.at.context},
+                     {"data", r.at.data},
                      {"stage", r.at.pipeline},
                      {"owned_parameters", r.owned_parameters},
                      {"held_parameters", r.held_parameters},

@@ -47,7 +47,8 @@ Plan make_plan(const Config&, std::int64_t ranks, CountOnly device, int threads)
 /// One step of `rank` as the program runs it, with every micro-batch: make_plan() must give the same.
 RankPlan count_step(const Config&, const MeshShape&, int rank, CountOnly device, int threads);
 
-/// The plan as text: head map and imbalance, then the worst rank's memory by kind, operations, and messages by axis.
+/// The plan as text: head map and imbalance, a line for each stage, then the memory by kind, the operations and the
+/// messages by axis of the rank with the largest peak.
 std::string describe(const Plan&, const Config&);
 /// The same as one JSON object.
 std::string to_json(const Plan&);

@@ -49,7 +49,7 @@ void expect_shares(const MaskedConfig& shares) {
     const Sample result = masked(text, sample, shares);
     for (std::size_t i = 0; i < length; ++i) {
       if (result.targets[i] < 0) {
-        EXPECT_EQ(result.inputs[i], text[i]) << "a token that is no target is read as it is";
+        EXPECT_EQ(result.inputs[i], text[i]) << "a token that is not a target is read as it is";
         continue;
       }
       EXPECT_EQ(result.targets[i], text[i]);

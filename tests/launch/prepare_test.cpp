@@ -121,6 +121,10 @@ TEST_F(PrepareCommand, ATokenizerIsTakenFromAModelATokenFileACheckpointOrARun) {
     EXPECT_EQ(TokenFile(shop_.path("second.h5")).tokenizer().digest(), tokenizer.digest()) << given;
     std::filesystem::remove(shop_.path("second.h5"));
   }
+  const Finished refused = prepare(second + words + " data.tokenizer.model=" + second);
+  EXPECT_EQ(refused.code, 2) << refused.output;
+  EXPECT_TRUE(contains(refused, "fix: name a .model file of spm_train, a token file, a checkpoint or a run"))
+      << refused.output;
 }
 
 // The error names the command that fixes it.

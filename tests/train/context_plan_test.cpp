@@ -74,7 +74,7 @@ double bytes_of_activations(const RankPlan& plan) {
   return bytes;
 }
 
-// What is more than a quarter: `gather` has the keys and values of all positions in the layer at hand, and `heads`
+// What is more than a quarter: `gather` has the keys and values of all positions in one layer, and `heads`
 // saves the output of attention twice, as all positions of some heads and as some positions of all heads.
 TEST(ContextMemory, OfALongSequenceIsAShare) {
   const std::string model =

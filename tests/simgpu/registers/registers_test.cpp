@@ -231,7 +231,7 @@ TEST(RegistersReport, IsComparedWithTheList) {
 }
 
 TEST(RegistersReport, IsAnErrorIfPtxasRefuses) {
-  EXPECT_THROW(report_on(".version 7.0\n.target sm_80\nthis is no PTX", 80), std::runtime_error);
+  EXPECT_THROW(report_on(".version 7.0\n.target sm_80\nthis is not PTX", 80), std::runtime_error);
 }
 
 }  // namespace

@@ -1,0 +1,73 @@
+// choir plan: what it says of each stage, and of layouts that do not fit.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <sstream>
+
+#include "tests/launch/runs.h"
+
+namespace choir::tests {
+namespace {
+
+TEST(Plan, ShowsMemoryOperationsAndMessagesOfEachStage) {
+  const Workshop shop;
+  const Finished plan = shop.choir("plan " + shop.path("tiny.yaml") +
+                                   " --ranks 6 parallel.pipeline=3 parallel.tensor=2 parallel.micro_batch=1");
+  ASSERT_EQ(plan.code, 0) << plan.output;
+  std::istringstream lines(plan.output.substr(plan.output.find("each stage: ")));
+  std::string line;
+  std::getline(lines, line);
+  std::getline(lines, line);
+  for (const char* column : {"stage", "parameters", "gradients", "optimizer state", "saved activations", "workspace",
+                             "temporaries", "total", "TFLOP", "messages", "sent GB"})
+    EXPECT_NE(line.find(column), std::string::npos) << column << "\n" << plan.output;
+  for (int stage = 0; stage < 3; ++stage) {
+    std::getline(lines, line);
+    std::istringstream words(line);
+    std::vector<double> numbers;
+    for (double number = 0; words >> number;) numbers.push_back(number);
+    ASSERT_EQ(numbers.size(), 11u) << plan.output;
+    EXPECT_EQ(numbers[0], stage);
+    EXPECT_GT(numbers[9], 0) << "messages, in\n" << plan.output;
+  }
+}
+
+// What the error says to set is accepted, apart from the batch, which the error cannot know.
+TEST(Plan, NamesTheNearestLayoutThatFitsTheRanksAndTheModel) {
+  const Workshop shop;  // 3 heads, 5 units of 8 feed-forward columns, 16 positions, 4 parts
+  struct Case {
+    int ranks;
+    std::string asked, fix, repaired;
+  };
+  const Case cases[] = {
+      {7, "parallel.tensor=3", "start 6 or 9 ranks, or set parallel.tensor to 1\n", "parallel.tensor=1"},
+      {1, "parallel.tensor=9", "  fix: set parallel.tensor to 1\n", "parallel.tensor=1"},
+      {10, "parallel.context=17", "  fix: set parallel.context to 10\n", "parallel.context=10"},
+      {6, "parallel.pipeline=5", "  fix: set parallel.pipeline to 3\n", "parallel.pipeline=3"},
+      {20, "parallel.context=3 parallel.context_kind=heads", "start 18 or 21 ranks, or set parallel.context to 2\n",
+       "parallel.context=2 parallel.context_kind=heads"},
+      {30, "parallel.tensor=4 parallel.pipeline=4", "  fix: set parallel.tensor to 2 and parallel.pipeline to 3\n",
+       "parallel.tensor=2 parallel.pipeline=3"},
+  };
+  for (const auto& [ranks, asked, fix, repaired] : cases) {
+    const std::string plan = "plan " + shop.path("tiny.yaml") + " --ranks " + std::to_string(ranks) + " ";
+    const Finished refused = shop.choir(plan + asked);
+    EXPECT_EQ(refused.code, 2) << refused.output;
+    EXPECT_TRUE(contains(refused, "cannot be laid out with ")) << refused.output;
+    EXPECT_TRUE(contains(refused, fix)) << refused.output;
+    const Finished accepted = shop.choir(plan + repaired + " train.batch=" + std::to_string(ranks));
+    EXPECT_EQ(accepted.code, 0) << accepted.output;
+  }
+}
+
+TEST(Plan, NamesTheNearestMicroBatchThatFitsTheBatch) {
+  const Workshop shop;
+  const std::string plan = "plan " + shop.path("tiny.yaml") + " --ranks 2 train.batch=12 parallel.micro_batch=";
+  const Finished refused = shop.choir(plan + "4");
+  EXPECT_EQ(refused.code, 2) << refused.output;
+  EXPECT_TRUE(contains(refused, "set train.batch to 8 or 16, or parallel.micro_batch to 3\n")) << refused.output;
+  EXPECT_EQ(shop.choir(plan + "3").code, 0);
+}
+
+}  // namespace
+}  // namespace choir::tests
