@@ -43,6 +43,7 @@ int evaluate(CommandLine& line, const Arguments& arguments) {
   throw_if_any(validate(config, process.ranks()));
   const std::unique_ptr<Dataset> data = open_dataset(config);
   throw_if_any(data->check_weights(reader));
+  throw_if_any(data->check_model());
   data->split(&reader);
   const HeldOut held_out = data->held_out();
   if (held_out.all == 0)

@@ -68,8 +68,8 @@ Tensor to_heads(const ContextAxis& axis, const Tensor& x, const ColumnsOf& colum
   return whole;
 }
 
-/// The way back: whole [B * T, the columns of this rank] -> from each rank its columns, [N, ...].
-std::vector<Tensor> to_positions(const ContextAxis& axis, const Tensor& whole, const ColumnsOf& columns_of) {
+/// The way back: whole [B * T, the columns of this rank], which is released -> from each rank its columns, [N, ...].
+std::vector<Tensor> to_positions(const ContextAxis& axis, Tensor whole, const ColumnsOf& columns_of) {
   Runtime& runtime = axis.runtime;
   std::vector<Tensor> outgoing;
   for (std::int64_t r = 0; r < axis.ranks; ++r) {
@@ -78,6 +78,7 @@ std::vector<Tensor> to_positions(const ContextAxis& axis, const Tensor& whole, c
     for_each_run(outgoing.back(), rows, whole,
                  [&](const Tensor& to, const Tensor& from) { ops::copy(runtime, from, to); });
   }
+  whole = {};
   return exchange_with_all(axis, std::move(outgoing), [&](std::int64_t r) {
     return Shape{axis.rows.count(), width_of(columns_of(r))};
   });
@@ -121,8 +122,9 @@ ColumnsOf all_columns(const ContextAxis& axis) {
 
 Tensor attend_by_heads(const ContextAxis& axis, const Tensor& qkv, Attended& saved) {
   Runtime& runtime = axis.runtime;
-  const Tensor mine = attend_here(axis, to_heads(axis, qkv, all_columns(axis)), share_of(axis, axis.rank), saved);
-  const std::vector<Tensor> parts = to_positions(axis, mine, query_columns(axis));
+  const std::vector<Tensor> parts =
+      to_positions(axis, attend_here(axis, to_heads(axis, qkv, all_columns(axis)), share_of(axis, axis.rank), saved),
+                   query_columns(axis));
   const Tensor out = runtime.empty({qkv.rows(), axis.width(axis.held.query)}, qkv.dtype());
   for (std::int64_t r = 0; r < axis.ranks; ++r)
     for_each_slice(out, parts[static_cast<std::size_t>(r)], query_columns(axis)(r),
@@ -132,9 +134,9 @@ Tensor attend_by_heads(const ContextAxis& axis, const Tensor& qkv, Attended& sav
 
 Tensor attend_by_heads_backward(const ContextAxis& axis, const Tensor& dout, const Attended& saved) {
   Runtime& runtime = axis.runtime;
-  const Tensor mine =
-      attend_here_backward(axis, to_heads(axis, dout, query_columns(axis)), share_of(axis, axis.rank), saved);
-  const std::vector<Tensor> parts = to_positions(axis, mine, all_columns(axis));
+  const std::vector<Tensor> parts = to_positions(
+      axis, attend_here_backward(axis, to_heads(axis, dout, query_columns(axis)), share_of(axis, axis.rank), saved),
+      all_columns(axis));
   const Tensor dqkv = runtime.empty({dout.rows(), axis.width(axis.held)}, dout.dtype());
   const Tensor dkv = axis.zeros({dout.rows(), 2 * axis.width(axis.held.key_value)});  // ranks share key/value heads
   for (std::int64_t r = 0; r < axis.ranks; ++r) {

@@ -26,6 +26,8 @@ class Dataset {
   Dataset(const Dataset&) = delete;
   Dataset& operator=(const Dataset&) = delete;
 
+  /// Why the model cannot be trained on this data.
+  virtual std::vector<Problem> check_model() const = 0;
   /// True if the run of the checkpoint was trained on this data, or the checkpoint does not say.
   virtual bool is_that_of(const CheckpointReader&) const = 0;
   /// Why the weights of a checkpoint cannot be used with this data.
@@ -48,7 +50,7 @@ class Dataset {
   virtual std::string describe() const = 0;
 };
 
-/// Opens data.path. Throws ConfigError if it cannot be read or does not fit the model.
+/// Opens data.path. Throws ConfigError if it cannot be read.
 std::unique_ptr<Dataset> open_dataset(const Config&);
 
 std::unique_ptr<Dataset> open_text(const Config&);           // decoders and encoders: text_dataset.cpp

@@ -19,10 +19,9 @@ namespace {
 class ImageDataset final : public Dataset {
  public:
   explicit ImageDataset(const Config& config)
-      : config_(config), key_(random_key(config.train.seed, "augment")), file_(config.data.path) {
-    throw_if_any(check_fits(file_, config.model));
-  }
+      : config_(config), key_(random_key(config.train.seed, "augment")), file_(config.data.path) {}
 
+  std::vector<Problem> check_model() const override { return check_fits(file_, config_.model); }
   bool is_that_of(const CheckpointReader& reader) const override {
     const auto digest = reader.state().find("pixels_digest");
     return digest == reader.state().end() || digest->second == file_.digest();

@@ -19,22 +19,24 @@ namespace {
 class LabelledDataset final : public Dataset {
  public:
   explicit LabelledDataset(const Config& config) : config_(config), file_(config.data.path) {
-    std::vector<Problem> problems = check_fits(file_, config.model, config.data.tokenizer);
-    const std::int64_t classes = std::ssize(file_.class_names());
-    if (classes == 0)
-      problems.push_back({.what = "data.path = " + file_.path() + ": its texts have no classes",
-                          .why = "it was prepared for another family of models",
-                          .fix = "choir prepare lines of a class, a tab and a text with model.family=classifier"});
-    if (classes > config.model.classes)
-      problems.push_back({.what = fmt::format("model.classes = {} is less than the {} classes of data.path = {}",
-                                              config.model.classes, classes, file_.path()),
-                          .fix = fmt::format("set model.classes to {}", classes)});
-    throw_if_any(problems);
     Digest digest;
     digest.add(file_.labels());
     labels_digest_ = digest.text();
   }
 
+  std::vector<Problem> check_model() const override {
+    std::vector<Problem> problems = check_fits(file_, config_.model, config_.data.tokenizer);
+    const std::int64_t classes = std::ssize(file_.class_names());
+    if (classes == 0)
+      problems.push_back({.what = "data.path = " + file_.path() + ": its texts have no classes",
+                          .why = "it was prepared for another family of models",
+                          .fix = "choir prepare lines of a class, a tab and a text with model.family=classifier"});
+    if (classes > config_.model.classes)
+      problems.push_back({.what = fmt::format("model.classes = {} is less than the {} classes of data.path = {}",
+                                              config_.model.classes, classes, file_.path()),
+                          .fix = fmt::format("set model.classes to {}", classes)});
+    return problems;
+  }
   bool is_that_of(const CheckpointReader& reader) const override {
     const auto is = [&](const char* key, const std::string& value) {
       const auto found = reader.state().find(key);

@@ -42,7 +42,9 @@ class Run {
         watchdog_(watchdog),
         data_(open_dataset(config)),
         progress_(stdout, mesh.world->rank() == 0, options.columns),
-        io_(StreamMode::threaded) {}
+        io_(StreamMode::threaded) {
+    throw_if_any(data_->check_model());
+  }
   ~Run() {
     watchdog_.watch({}, nullptr);
     spdlog::drop("rank");

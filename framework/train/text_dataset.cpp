@@ -14,9 +14,9 @@ namespace {
 
 class TextDataset final : public Dataset {
  public:
-  explicit TextDataset(const Config& config) : config_(config), file_(config.data.path) {
-    throw_if_any(check_fits(file_, config.model, config.data.tokenizer));
-  }
+  explicit TextDataset(const Config& config) : config_(config), file_(config.data.path) {}
+
+  std::vector<Problem> check_model() const override { return check_fits(file_, config_.model, config_.data.tokenizer); }
 
   bool is_that_of(const CheckpointReader& reader) const override {
     const auto digest = reader.state().find("tokens_digest");
