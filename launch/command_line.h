@@ -53,6 +53,8 @@ void add_checkpoint_command(CommandLine&);
 void add_calls_command(CommandLine&);
 void add_bench_command(CommandLine&);
 void add_doctor_command(CommandLine&);
+void add_hosts_command(CommandLine&);
+void add_progress_command(CommandLine&);
 
 /// `choir plan`, and `choir train --dry-run`. A rank that is planned for has `processors` processors.
 int print_plan(Config config, std::int64_t ranks, int processors, bool json);

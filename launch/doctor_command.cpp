@@ -1,4 +1,5 @@
-// choir doctor: what this machine has, and whether Choir can use it.
+// choir doctor [FOLDER] [key=value ...]: what this machine has, and whether Choir can use it. Under mpirun: all hosts,
+// and the network between them.
 #include <fmt/format.h>
 #include <hdf5.h>
 #include <hwy/highway.h>
@@ -12,10 +13,13 @@
 #include <thread>
 
 #include "framework/core/error.h"
+#include "framework/core/host.h"
 #include "framework/core/quantity.h"
 #include "framework/core/team.h"
 #include "framework/data/hdf5_file.h"
+#include "framework/train/trainer.h"
 #include "kernels/matmul.h"
+#include "launch/cluster_checks.h"
 #include "launch/command_line.h"
 #include "launch/doctor.h"
 
@@ -105,7 +109,7 @@ void write_and_read(const std::string& path) {
 }
 
 Check folder_check(const std::string& folder) {
-  const std::string path = fmt::format("{}/.doctor-{}.h5", folder, getpid());
+  const std::string path = fmt::format("{}/.doctor-{}-{}.h5", folder, host_name(), getpid());
   Check check{.name = "run folder"};
   std::error_code ignored;
   bool made = false;
@@ -143,18 +147,77 @@ constexpr const char* what_has_run =
     "one, with doubles of cuBLASLt and NCCL. The real cuDNN builds its plans, which are not run. A line 'GPU N' above\n"
     "shows what that GPU of this machine has just computed.\n";
 
-int doctor(CommandLine& line, const std::string& folder) {
+struct Arguments {
+  std::string folder = "runs";
+  std::vector<std::string> words;  // parallel.tensor=2, ...
+};
+
+Arguments sorted(const std::vector<std::string>& words) {
+  Arguments arguments;
+  std::vector<std::string> folders;
+  for (const std::string& word : words)
+    (word.find('=') == std::string::npos ? folders : arguments.words).push_back(word);
+  if (folders.size() > 1)
+    throw ConfigError(Problem{.what = "choir doctor takes one FOLDER: " + folders[0] + " or " + folders[1],
+                              .fix = "name the folder where runs are to be written"});
+  if (!folders.empty()) arguments.folder = folders.front();
+  return arguments;
+}
+
+bool any_broken(const std::vector<Check>& checks) {
+  return std::any_of(checks.begin(), checks.end(), [](const Check& c) { return c.state == State::broken; });
+}
+
+/// The layout that is asked for, on the ranks of this job.
+MeshShape layout(const std::vector<std::string>& words, int ranks) {
+  const Config config = read_config("", words);
+  if (const std::int64_t copy = config.parallel.ranks_of_a_copy(); ranks % copy != 0)
+    throw ConfigError(
+        Problem{.what = fmt::format("{} cannot have tensor, context and pipeline ranks of which {} make one "
+                                    "copy of the model",
+                                    quantity(ranks, "rank"), copy),
+                .fix = fmt::format("start a multiple of {}, or change parallel.tensor, parallel.context "
+                                   "or parallel.pipeline",
+                                   quantity(copy, "rank"))});
+  return mesh_shape(config, ranks);
+}
+
+int doctor(CommandLine& line, const Arguments& arguments) {
   const MpiProcess& process = line.start_mpi();
-  std::vector<Check> checks = host_checks(folder);
+  const MeshShape shape = layout(arguments.words, process.ranks());
+  // One rank makes the folder and removes it, since all hosts may share it. What is wrong with it is said by a check.
+  std::error_code ignored;
+  const bool made = process.rank() == 0 && std::filesystem::create_directories(arguments.folder, ignored);
+  MPI_Barrier(MPI_COMM_WORLD);
+  std::vector<Check> checks;
+  if (process.local_rank() == 0) checks = host_checks(arguments.folder);
   checks.push_back(threads_check(process));
   for (const Problem& problem : check_launcher(process))
     checks.push_back({.state = State::broken, .name = "launcher", .text = problem.what, .fix = problem.fix});
   if constexpr (kernels::built_with_cuda) {
-    const std::vector<Check> gpus = gpu_checks();
-    checks.insert(checks.end(), gpus.begin(), gpus.end());
+    if (process.local_rank() == 0) {
+      const std::vector<Check> gpus = gpu_checks();
+      checks.insert(checks.end(), gpus.begin(), gpus.end());
+    }
   }
-  fmt::print("What this machine has, and whether Choir can use it:\n\n{}\n{}", describe(checks), what_has_run);
-  return std::any_of(checks.begin(), checks.end(), [](const Check& c) { return c.state == State::broken; }) ? 1 : 0;
+  int broken = any_broken(checks) ? 1 : 0;
+  if (process.rank() == 0)
+    fmt::print("What {} has, and whether Choir can use it:\n\n{}\n",
+               process.ranks() == 1 ? "this machine" : host_name(), describe(checks));
+  else if (broken != 0)
+    fmt::print(stderr, "On {} (rank {}):\n{}", host_name(), process.rank(), describe(checks));
+  if (process.ranks() > 1) {
+    const std::string version =
+        fmt::format("choir {}, {}, HDF5 {}", CHOIR_VERSION, mpi_check().text, hdf5_check_version().text);
+    const std::vector<Check> together = cluster_checks(arguments.folder, version, shape);
+    if (process.rank() == 0)
+      fmt::print("All {} together:\n\n{}\n", quantity(process.ranks(), "rank"), describe(together));
+    if (any_broken(together)) broken = 1;
+    MPI_Allreduce(MPI_IN_PLACE, &broken, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+  }
+  if (made) std::filesystem::remove(arguments.folder, ignored);
+  if (process.rank() == 0) fmt::print("{}", what_has_run);
+  return broken;
 }
 
 }  // namespace
@@ -174,9 +237,10 @@ std::string describe(const std::vector<Check>& checks) {
 
 void add_doctor_command(CommandLine& line) {
   CLI::App* verb = line.app.add_subcommand("doctor", "what this machine has, and whether Choir can use it");
-  auto folder = std::make_shared<std::string>("runs");
-  verb->add_option("FOLDER", *folder, "where runs are to be written")->capture_default_str();
-  verb->callback([&line, folder] { line.run = [&line, folder] { return doctor(line, *folder); }; });
+  auto words = std::make_shared<std::vector<std::string>>();
+  verb->add_option("FOLDER", *words,
+                   "where runs are to be written (default: runs), and under mpirun the layout: parallel.tensor=2 ...");
+  verb->callback([&line, words] { line.run = [&line, words] { return doctor(line, sorted(*words)); }; });
 }
 
 }  // namespace choir

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "framework/checkpoint/publish.h"
 #include "framework/checkpoint/writer.h"
@@ -102,6 +103,7 @@ class Run {
   double product_flops_per_second_ = 0;  // the fastest matrix product measured on this rank
   double peak_flops_per_second_ = 0;     // the sum of these over all ranks
   bool told_of_peak_ = false;
+  std::string load_began_, steps_began_;  // in the first line of metrics.jsonl of this process
 };
 
 /// Times the largest product of the model on all ranks at once, for the share of peak. One measurement takes
@@ -212,6 +214,10 @@ void Run::report(const StepResult& result, double seconds, double run_seconds, s
                                  {"tokens_per_second", tokens / seconds},
                                  {"seconds", seconds},
                                  {"tokens", static_cast<double>(position_.samples * config_.model.context)}};
+  if (!load_began_.empty()) {
+    line["load_began"] = std::exchange(load_began_, "");
+    line["steps_began"] = steps_began_;
+  }
   if (has_experts) {
     line["dropped"] = result.dropped;
     line["balance_loss"] = result.balance_loss;
@@ -328,6 +334,7 @@ RunEnd Run::train() {
     return end;
   }
   begin(Phase::load);
+  load_began_ = utc_now();
   Trainer trainer(config_, device_, mesh_);
   load(trainer);
   enter_folder();
@@ -338,6 +345,7 @@ RunEnd Run::train() {
   if (end == RunEnd::done) end = evaluate_what_was_missed(trainer);
   if (position_.step >= config_.train.steps) say(fmt::format("all {} steps are done already", config_.train.steps));
   const auto start_time = Clock::now();
+  steps_began_ = utc_now();
   const std::int64_t first = position_.step;
   while (position_.step < config_.train.steps && end == RunEnd::done) {
     ++position_.step;

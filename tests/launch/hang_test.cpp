@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "tests/launch/jobs.h"
+#include "tests/launch/namespace_hosts.h"
 
 namespace choir::tests {
 namespace {
@@ -202,56 +203,19 @@ TEST(Hang, WhatIsNotWatchedIsSaid) {
     EXPECT_EQ(count(run, words), 1u) << run.output;
 }
 
-/// Two hosts: network namespaces that a cable connects, each with a host name of its own. mpirun runs on the first.
-class TwoHosts {
- public:
-  explicit TwoHosts(const Workshop& shop) : agent(shop.path("agent")), hosts(shop.path("hosts")) {
-    const std::string number = std::to_string(getpid());
-    for (int i = 0; i < 2; ++i) names[i] = "choir" + number + "h" + std::to_string(i);
-    const std::string a = names[0], b = names[1], cable = "c" + number;
-    const Finished made =
-        shell("ip netns add " + a + " && ip netns add " + b + " && ip link add " + cable + "a netns " + a +
-              " type veth peer name " + cable + "b netns " + b + " && ip -n " + a + " addr add 10.77.0.1/24 dev " +
-              cable + "a && ip -n " + b + " addr add 10.77.0.2/24 dev " + cable + "b && ip -n " + a +
-              " link set lo up && ip -n " + b + " link set lo up && ip -n " + a + " link set " + cable +
-              "a up && ip -n " + b + " link set " + cable + "b up && " + on(0) + "true");
-    problem = made.code == 0 ? "" : made.output;
-    std::ofstream(agent) << "#!/bin/sh\nshift\nexec " << on(1) << "sh -c \"$*\"\n";
-    shell("chmod +x " + agent);
-    std::ofstream(hosts) << "first slots=2\nsecond slots=2\n";
-  }
-  ~TwoHosts() {
-    for (const std::string& name : names)
-      shell("ip netns pids " + name + " | xargs -r kill -KILL; ip netns del " + name);
-  }
-  TwoHosts(const TwoHosts&) = delete;
-  TwoHosts& operator=(const TwoHosts&) = delete;
-
-  /// Before a command: on that host.
-  std::string on(int host) const {
-    return "ip netns exec " + names[host] + " unshare -u sh -c 'hostname " + (host == 0 ? "first" : "second") +
-           "; exec \"$@\"' sh ";
-  }
-  void cut() const { shell("ip -n " + names[0] + " link set c" + std::to_string(getpid()) + "a down"); }
-
-  std::string names[2], agent, hosts, problem;
-};
-
 TEST(Hang, BothSidesOfACutNetworkEndAndNameTheOther) {
   const Workshop shop;
-  const TwoHosts two(shop);
-  if (!two.problem.empty()) GTEST_SKIP() << "network namespaces are not available: " << two.problem;
+  const NamespaceHosts hosts(shop, {2, 2});
+  if (!hosts.problem().empty()) GTEST_SKIP() << "network namespaces are not available: " << hosts.problem();
   const std::string mpirun =
-      "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1; exec " + two.on(0) +
-      "mpirun --hostfile " + two.hosts + " --mca plm_rsh_agent " + two.agent +
-      " --bind-to none --mca mpi_yield_when_idle 1 --mca btl_vader_single_copy_mechanism none --mca "
-      "odls_base_sigkill_timeout 0 --mca btl_tcp_if_include 10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 "
-      "-n 4 " CHOIR_BINARY " train " +
+      hosts.environment() + "exec " + hosts.on(0) + "mpirun --hostfile " + hosts.file() +
+      " --bind-to none --mca btl_vader_single_copy_mechanism none --mca odls_base_sigkill_timeout 0 -n 4 " CHOIR_BINARY
+      " train " +
       shop.path("tiny.yaml") + " train.folder=" + shop.path("run") +
       " parallel.tensor=2 train.steps=1000000 train.heartbeat=3 parallel.micro_batch=1";
   const pid_t child = start(mpirun, shop.path("log"));
   ASSERT_TRUE(reach(shop, "run", 5)) << read(shop.path("log"));
-  two.cut();
+  hosts.cut(1);
   const auto ranks = [&] {
     return shell("pgrep -f '^[^ ]*choir train .*train.folder=" + shop.path("run") + "'").output;
   };
@@ -259,9 +223,9 @@ TEST(Hang, BothSidesOfACutNetworkEndAndNameTheOther) {
   const std::string log = read(shop.path("log")), file = read(shop.path("run") + "/logs/hang.txt");
   EXPECT_EQ(times(log, "ending the job"), 1u) << log;
   EXPECT_EQ(times(file, "ending the job"), 2u) << file;
-  for (const char* words : {"rank 2 on second: not heard for ", "rank 3 on second: not heard for "})
+  for (const char* words : {"rank 2 on host1: not heard for ", "rank 3 on host1: not heard for "})
     EXPECT_TRUE(says(log, words) && says(file, words)) << log << file;
-  for (const char* words : {"rank 0 on first: not heard for ", "rank 1 on first: not heard for "})
+  for (const char* words : {"rank 0 on host0: not heard for ", "rank 1 on host0: not heard for "})
     EXPECT_TRUE(says(file, words) && !says(log, words)) << log << file;
   kill(-child, SIGKILL);
   wait_for(child);

@@ -1,5 +1,6 @@
 #include "tests/launch/jobs.h"
 
+#include <signal.h>
 #include <sys/stat.h>
 
 #include <chrono>
@@ -59,6 +60,17 @@ std::vector<pid_t> job_of(pid_t launcher) {
   if (job.empty()) return job;
   for (const pid_t rank : children(job.front(), "choir")) job.push_back(rank);
   return job;
+}
+
+void kill_rank(const std::string& folder, int rank) {
+  std::istringstream processes(shell("pgrep -x choir").output);
+  for (pid_t process = 0; processes >> process;) {
+    const std::string of = "/proc/" + std::to_string(process);
+    if (says(read(of + "/cmdline"), "train.folder=" + folder) &&
+        says('\0' + read(of + "/environ"),
+             std::string(1, '\0') + "OMPI_COMM_WORLD_RANK=" + std::to_string(rank) + '\0'))
+      kill(process, SIGKILL);
+  }
 }
 
 }  // namespace choir::tests

@@ -30,4 +30,7 @@ std::vector<pid_t> children(pid_t parent, const std::string& name);
 /// The mpirun that launch/train in process `launcher` has started, and its ranks. Open MPI 5's becomes prterun.
 std::vector<pid_t> job_of(pid_t launcher);
 
+/// Kills a rank of the job that trains into `folder`, on any host of a test.
+void kill_rank(const std::string& folder, int rank);
+
 }  // namespace choir::tests

@@ -1,4 +1,5 @@
 // The job scripts of launch/slurm, with stand-ins for srun and scontrol: which ends of a job queue it again.
+// tests/slurm has a real Slurm.
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -7,7 +8,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "tests/launch/runs.h"
+#include "tests/launch/jobs.h"
 
 namespace choir::tests {
 namespace {
@@ -37,6 +38,11 @@ class JobScript : public ::testing::Test {
                      " OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; exec bash launch/slurm/" +
                      script + " " + shop_.path("tiny.yaml") + " train.folder=" + shop_.path("run") + " " + arguments,
                  log());
+  }
+  void kill_ranks() const {
+    std::istringstream processes(shell("pgrep -f 'choir train.*train[.]folder=" + shop_.path("run") + "'").output);
+    for (pid_t process = 0; processes >> process;)
+      if (read("/proc/" + std::to_string(process) + "/comm") == "choir\n") kill(process, SIGKILL);
   }
   std::string log() const { return shop_.path("log"); }
   /// What scontrol was called with; "" if it was not.
@@ -73,26 +79,37 @@ TEST_F(JobScript, QueuesTheJobAgainAfterSigUsr1AndNotAfterScancel) {
   }
 }
 
-TEST_F(JobScript, QueuesTheJobAgainAfterADeadRankIfACheckpointIsNew) {
-  const auto kill_a_rank = [&](pid_t job) {
-    std::istringstream processes(shell("pgrep -f 'choir train.*train[.]folder=" + shop_.path("run") + "'").output);
-    for (pid_t process = 0; processes >> process;)
-      if (read("/proc/" + std::to_string(process) + "/comm") == "choir\n") kill(process, SIGKILL);
-    return wait_for(job);
-  };
+TEST_F(JobScript, StartsTheRunAgainWithinTheJobAfterADeadRank) {
   double step = 0;
   for (const std::string script : {"mpirun.sbatch", "srun.sbatch"}) {
     const pid_t job = submit(script, endless);
-    ASSERT_TRUE(reach(shop_, "run", step += 17)) << read(log());
-    EXPECT_EQ(kill_a_rank(job), 137) << read(log());
+    ASSERT_TRUE(reach(shop_, "run", step + 17)) << read(log());
+    kill_ranks();
+    EXPECT_TRUE(wait_until([&] { return says(read(log()), "training again after "); })) << read(log());
+    kill(job, SIGUSR1);
+    EXPECT_EQ(wait_for(job), 75) << read(log());
+    EXPECT_EQ(scontrol(), "requeue 7\n") << read(log());
+    step = shop_.metric("run", "step").back();
+  }
+}
+
+TEST_F(JobScript, QueuesTheJobAgainAfterTheLastRestartIfACheckpointIsNew) {
+  const std::string once = endless + "train.restarts=0 ";
+  double step = 0;
+  for (const std::string script : {"mpirun.sbatch", "srun.sbatch"}) {
+    const pid_t job = submit(script, once);
+    ASSERT_TRUE(reach(shop_, "run", step + 17)) << read(log());
+    kill_ranks();
+    EXPECT_EQ(wait_for(job), 137) << read(log());
     EXPECT_EQ(scontrol(), "requeue 7\n") << read(log());
     step = shop_.metric("run", "step").back();
 
-    const pid_t hopeless = submit(script, endless + "checkpoint.every=0");
-    ASSERT_TRUE(reach(shop_, "run", step += 7)) << read(log());
-    EXPECT_EQ(kill_a_rank(hopeless), 137) << read(log());
+    const pid_t hopeless = submit(script, once + "checkpoint.every=0");
+    ASSERT_TRUE(reach(shop_, "run", step + 7)) << read(log());
+    kill_ranks();
+    EXPECT_EQ(wait_for(hopeless), 137) << read(log());
     EXPECT_EQ(scontrol(), "") << read(log());
-    EXPECT_NE(read(log()).find("before a new checkpoint was published"), std::string::npos) << read(log());
+    EXPECT_TRUE(says(read(log()), "before a new checkpoint was published")) << read(log());
     step = shop_.metric("run", "step").back();
   }
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -60,10 +61,16 @@ TEST(Supervise, ARunWhoseRanksDieOrStopGoesOnWithTheLossesOfAnUndisturbedOne) {
     EXPECT_EQ(restart["reason"], faults[i].reason);
     EXPECT_GE(restart["step"], restart["from"]);
     EXPECT_EQ(restart["from"].get<int>() % 5, 0);
+    for (const char* key : {"detection", "teardown", "wait", "start", "load", "repeated"})
+      EXPECT_GE(restart["lost"][key].get<double>(), 0) << restart;
+    EXPECT_GE(restart["lost"]["wait"].get<double>(), 1) << restart;
+    EXPECT_GT(restart["lost"]["start"].get<double>(), 0) << restart;
+    EXPECT_EQ(restart["lost"]["repeated"].get<double>() > 0, restart["step"] > restart["from"]) << restart;
   }
   EXPECT_EQ(wait_for(launcher), 0) << log_of(shop);
   EXPECT_EQ(shop.metric("run", "loss"), shop.metric("whole", "loss"));
   EXPECT_EQ(shop.metric("run", "held_out_loss"), shop.metric("whole", "held_out_loss"));
+  EXPECT_TRUE(says(log_of(shop), "training again after ")) << log_of(shop);
   // "2 restarts; 7 % of 9.3 s were steps of this run": of what the steps took, and of all.
   const std::string log = log_of(shop), words = "2 restarts; ";
   const std::size_t at = log.find(words);
@@ -107,6 +114,28 @@ TEST(Supervise, ASignalBetweenTwoStartsEndsIt) {
   kill(launcher, SIGTERM);
   EXPECT_EQ(wait_for(launcher), 75) << log_of(shop);
   EXPECT_EQ(starts(shop), 3) << log_of(shop);
+}
+
+// The run folder is on a small tmpfs, in a mount namespace of the job.
+TEST(Supervise, ARunWhoseDiskIsFullGoesOnWhenItHasRoomAgain) {
+  const Workshop shop;
+  const Finished whole = shop.train(2, "whole", "parallel.tensor=2");
+  ASSERT_EQ(whole.code, 0) << whole.output;
+  const std::string disk = shop.path("disk");
+  const Finished can = shell("mkdir " + disk + "; unshare --mount mount -t tmpfs tmpfs " + disk);
+  if (can.code != 0) GTEST_SKIP() << "mount namespaces are not available: " << can.output;
+  const std::string mounted = "exec unshare --mount sh -c 'mount -t tmpfs -o size=2m tmpfs " + disk + " && mkdir " +
+                              disk + "/run && ln -sfn " + disk + "/run " + shop.path("run") +
+                              " && dd if=/dev/zero of=" + disk + "/ballast bs=4k 2>/dev/null; \"$@\"; code=$?; cp -r " +
+                              disk + "/run " + shop.path("kept") + "; exit $code' sh ";
+  std::string command = launch_train(shop, "train.restarts=1000 --supervise");
+  command.replace(command.find("exec "), 5, mounted);
+  const pid_t launcher = start(command, shop.path("log"));
+  ASSERT_TRUE(wait_until([&] { return says(log_of(shop), "starting again from step 0 in 2 s"); })) << log_of(shop);
+  EXPECT_TRUE(says(log_of(shop), "No space left on device")) << log_of(shop);
+  std::filesystem::remove("/proc/" + std::to_string(launcher) + "/root" + disk + "/ballast");
+  EXPECT_EQ(wait_for(launcher), 0) << log_of(shop);
+  EXPECT_EQ(shop.metric("kept", "loss"), shop.metric("whole", "loss"));
 }
 
 TEST(LockWait, AStartWaitsForTheRunThatUsesTheFolder) {
