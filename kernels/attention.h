@@ -1,13 +1,13 @@
 // Attention in blocks with online softmax: no T x T matrix in memory.
 //
-//   s[i, j] = scale * q[i] . k[j]      for the keys j that query i may see
+//   s[i, j] = score(scale * q[i] . k[j])      for the keys j that query i may see
 //   out[i]  = sum_j softmax(s[i])[j] v[j]
 //   lse[i]  = log sum_j exp(s[i, j])   saved; backward recomputes the probabilities as exp(s - lse)
 //
 // Milakov, Gimelshein (2018), arXiv 1805.02867; Dao, "FlashAttention-2" (2023), arXiv 2307.08691.
 //
-// Masks are bands (kernels/band.h). A query that sees no key gives out = 0 and lse = -inf, and contributes no gradient;
-// the gradients of a key that no query sees are 0.
+// Masks are bands (kernels/band.h); kernels/score.h says what a score is. A query that sees no key gives out = 0 and
+// lse = -inf, and contributes no gradient; the gradients of a key that no query sees are 0.
 //
 // Heads. Query head h reads key/value head (h + group_offset) / group_size (both local indices): a rank may start
 // in the middle of a group.
@@ -19,6 +19,7 @@
 #include <string>
 
 #include "kernels/band.h"
+#include "kernels/score.h"
 #include "kernels/types.h"
 
 namespace choir::kernels {
@@ -32,6 +33,7 @@ struct AttentionShape {
   std::int64_t q_stride, k_stride, v_stride, out_stride;  ///< elements from one token to the next
   Band band;                                              ///< the keys that each query sees
   double scale = 1;                                       ///< usually 1 / sqrt(head_width)
+  Score score{};
 };
 
 template <class Index = std::int64_t>

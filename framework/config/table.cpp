@@ -31,12 +31,14 @@ std::vector<Field> fields(AttentionConfig& c) {
       {"model.attention.kv_heads", &c.kv_heads,
        "key/value heads, each shared by heads / kv_heads query heads; 0: heads", at_least(0)},
       {"model.attention.head_width", &c.head_width, "width of one head; 0: model.width / heads", at_least(0)},
-      {"model.attention.position", &c.position, "how a token knows its position",
-       planned({"alibi"}, "ALiBi is not built yet")},
+      {"model.attention.position", &c.position,
+       "how a token knows its position; alibi: scores fall with the distance, by a slope of each head"},
       {"model.attention.rotary_base", &c.rotary_base, "base of the rotary wavelengths", positive()},
       {"model.attention.window", &c.window,
        "a token sees itself and the window - 1 tokens before it, in an encoder on either side; 0: all of them",
        at_least(0)},
+      {"model.attention.soft_cap", &c.soft_cap,
+       "c: a score s becomes c tanh(s / c), which is between -c and c; 0: it stays", not_negative()},
   };
 }
 

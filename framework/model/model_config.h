@@ -13,9 +13,9 @@ template <>
 inline constexpr auto names<ModelFamily> = std::array{"decoder", "encoder", "classifier", "vision"};
 
 /// How a token knows its position.
-enum class Position { learned, rotary, none };
+enum class Position { learned, rotary, none, alibi };
 template <>
-inline constexpr auto names<Position> = std::array{"learned", "rotary", "none"};
+inline constexpr auto names<Position> = std::array{"learned", "rotary", "none", "alibi"};
 
 enum class FeedForwardKind { gelu, gelu_erf, swiglu };
 template <>
@@ -32,6 +32,7 @@ struct AttentionConfig {
   Position position = Position::learned;
   double rotary_base = 10000;
   std::int64_t window = 0;  ///< w: a decoder's token sees the last w tokens, an encoder's w - 1 on either side; 0: all
+  double soft_cap = 0;      ///< of scores; 0: none
 
   bool operator==(const AttentionConfig&) const = default;
 };

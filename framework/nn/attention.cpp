@@ -39,7 +39,11 @@ void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const 
 }
 
 AttentionSpec Attention::spec() const {
-  return {.heads = partition_, .tensor_rank = rank_, .head_width = config_.head_width, .band = config_.band};
+  return {.heads = partition_,
+          .tensor_rank = rank_,
+          .head_width = config_.head_width,
+          .band = config_.band,
+          .score = config_.score};
 }
 
 /// qkv [n, ...] of the next n tokens of one sequence: adds their keys and values to the cache.
@@ -57,7 +61,8 @@ Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache,
                          .head_width = config_.head_width,
                          .group_size = partition_.group_size(),
                          .group_offset = partition_.group_offset(rank_),
-                         .band = kernels::band_between(config_.band, begin, 0)},
+                         .band = kernels::band_between(config_.band, begin, 0),
+                         .score = kernels::score_between(config_.score, partition_.query(rank_).begin, begin, 0)},
                         qkv.slice_columns(0, q), cache.keys.slice_rows(0, end), cache.values.slice_rows(0, end), lse);
 }
 

@@ -1,7 +1,7 @@
 // Multi-head attention, its heads split over the tensor axis, with the residual add behind it.
 //
 //   q, k, v = x Wq^T + bq, x Wk^T + bk, x Wv^T + bv     one product; each rank its own heads
-//   a       = softmax(mask(q k^T / sqrt(E))) v           per head; rotary positions turn q and k before
+//   a       = softmax(mask(score(q k^T / sqrt(E)))) v    per head; rotary positions turn q and k before
 //   y       = residual + dropout(a Wo^T + bo)            summed over the ranks
 //
 // Vaswani et al. 2017, arXiv 1706.03762; grouped key/value heads: Ainslie et al. 2023, arXiv 2305.13245.
@@ -18,6 +18,7 @@ namespace choir {
 struct AttentionShapeConfig {
   std::int64_t width = 0, heads = 1, kv_heads = 1, head_width = 0;
   kernels::Band band{};               ///< between positions: what a token sees
+  kernels::Score score{};             ///< of all heads, between positions
   std::int64_t rotary_positions = 0;  ///< the most positions; 0: q and k are not turned
   double rotary_base = 10000;
   bool bias = true;

@@ -30,7 +30,8 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
           .v_stride = v.row_stride(),
           .out_stride = out_stride,
           .band = o.band,
-          .scale = 1.0 / std::sqrt(static_cast<double>(o.head_width))};
+          .scale = 1.0 / std::sqrt(static_cast<double>(o.head_width)),
+          .score = o.score};
 }
 
 Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k, const Tensor& v,

@@ -7,11 +7,13 @@
 
 namespace choir::ops {
 
-/// What the tensors do not say. Group size and offset: kernels/attention.h; the band: kernels/band.h.
+/// What the tensors do not say. Group size and offset: kernels/attention.h; the band: kernels/band.h; the score:
+/// kernels/score.h.
 struct AttentionOptions {
   std::int64_t batch = 1, heads = 1, kv_heads = 1, head_width = 1;
   std::int64_t group_size = 1, group_offset = 0;
-  kernels::Band band;  ///< the keys that each query sees, by their numbers in these tensors
+  kernels::Band band;      ///< the keys that each query sees, by their numbers in these tensors
+  kernels::Score score{};  ///< of a query and a key, likewise
 };
 
 /// Writes out [B*Tq, H*E] and lse [B, H, Tq].

@@ -53,7 +53,8 @@ struct ContextAxis {
             .head_width = spec.head_width,
             .group_size = spec.heads.group_size(),
             .group_offset = heads.query.begin % spec.heads.group_size(),
-            .band = kernels::band_between(spec.band, first_query, first_key)};
+            .band = kernels::band_between(spec.band, first_query, first_key),
+            .score = kernels::score_between(spec.score, heads.query.begin, first_query, first_key)};
   }
   Tensor zeros(Shape shape) const {
     const Tensor x = runtime.empty(std::move(shape), accumulate_type(runtime.compute_type));

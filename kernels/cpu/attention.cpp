@@ -8,6 +8,7 @@
 #include "kernels/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -202,6 +203,43 @@ void clear_row(A* row, Range vectors) {
   std::fill(row + vectors.end, row + key_block, A(0));
 }
 
+/// The scores of `s` on this device, of one head.
+template <class A>
+HeadScore<A> head_score(const AttentionShape& s, std::int64_t head) {
+  return {s.score, head, [](A x) { return std::exp2(x); }};
+}
+
+/// HeadScore of a vector of keys, of which the first is `distance` positions after the query. Writes the derivative.
+template <class D, class A = hn::TFromD<D>, class V = hn::Vec<D>>
+HWY_INLINE V score_of(D d, const HeadScore<A>& head, V product, A distance, V& derivative) {
+  derivative = hn::Set(d, A(1));
+  if (head.cap > 0) {
+    const V x = hn::Mul(product, hn::Set(d, head.inverse_cap));
+    const V share = hn::IfThenElse(hn::IsNaN(x), x, hn::Tanh(d, x));
+    product = hn::Mul(share, hn::Set(d, head.cap));
+    derivative = hn::NegMulAdd(share, share, derivative);
+  }
+  const V away = hn::Abs(hn::Add(hn::Iota(d, 0), hn::Set(d, distance)));
+  return hn::NegMulAdd(away, hn::Set(d, head.slope), product);
+}
+
+/// The products of a block -> scores. Their derivatives go to `derivatives`, a block too, or nowhere if that is null.
+template <class A>
+void score_block(const Block& block, const HeadScore<A>& head, std::int64_t diagonal, A* scores, A* derivatives) {
+  const hn::ScalableTag<A> d;
+  const std::int64_t step = lanes(d);
+  for (std::int64_t i = 0; i < block.rows; ++i) {
+    const Range seen = block.keys_of({i, i + 1});
+    const std::int64_t distance = block.first_key - block.first_query - i - diagonal;  // of key 0
+    for (std::int64_t j = seen.begin / step * step; j < seen.end; j += step) {
+      A* score = scores + i * score_stride + j;
+      auto derivative = hn::Zero(d);
+      hn::Store(score_of(d, head, hn::Load(d, score), A(distance + j), derivative), d, score);
+      if (derivatives) hn::Store(derivative, d, derivatives + i * score_stride + j);
+    }
+  }
+}
+
 // ---- Forward
 
 /// scores -> exp(scores - running maximum); updates row_max and row_sum; rescale[i] is the factor for the sums over
@@ -266,6 +304,8 @@ void forward_unit(const AttentionForward<T>& args, const cpu::ForwardMemory<Accu
     const Block block{pairs, unit.first_query, rows, k * key_block};
     score_product(block, s.head_width, memory.query, stride, memory.keys_transposed + k * s.head_width * score_stride,
                   memory.scores);
+    if (!s.score.is_product())
+      score_block<A>(block, head_score<A>(s, unit.head), s.score.diagonal, memory.scores, nullptr);
     online_softmax(block, memory);
     value_product<Update::rescale_add>(
         {0, rows}, s.head_width, TileOperand<A>{memory.scores, score_stride, 1}, memory.values + k * key_block * stride,
@@ -315,7 +355,7 @@ void forward_part(const AttentionForward<T>& args, cpu::Part part) {
 
 // ---- Backward
 
-/// probabilities = exp(s - lse), dscores = p (dp - delta), in place of the products s and dp.
+/// probabilities = exp(s - lse), dscores = p (dp - delta), in place of s and the products dp.
 template <class A>
 void softmax_gradient(const Block& block, const cpu::BackwardMemory<A>& memory) {
   const hn::ScalableTag<A> d;
@@ -338,6 +378,18 @@ void softmax_gradient(const Block& block, const cpu::BackwardMemory<A>& memory) 
     }
     clear_row(p_row, vectors);
     clear_row(ds_row, vectors);
+  }
+}
+
+/// dscores of s -> those of the products: times the derivatives.
+template <class A>
+void multiply_block(const Block& block, const A* derivatives, A* dscores) {
+  const hn::ScalableTag<A> d;
+  const std::int64_t step = lanes(d);
+  for (std::int64_t i = 0; i < block.rows; ++i) {
+    const Range seen = block.keys_of({i, i + 1});
+    for (std::int64_t j = i * score_stride + seen.begin / step * step; j < i * score_stride + seen.end; j += step)
+      hn::Store(hn::Mul(hn::Load(d, dscores + j), hn::Load(d, derivatives + j)), d, dscores + j);
   }
 }
 
@@ -371,7 +423,10 @@ void backward_unit(const AttentionBackward<T>& args, const cpu::BackwardMemory<A
     const std::int64_t transposed = k * s.head_width * score_stride, row = k * key_block * stride;
     score_product(block, s.head_width, memory.query, stride, memory.keys_transposed + transposed, memory.probabilities);
     score_product(block, s.head_width, memory.dout, stride, memory.values_transposed + transposed, memory.dscores);
+    if (!s.score.is_product())
+      score_block(block, head_score<A>(s, unit.head), s.score.diagonal, memory.probabilities, memory.derivatives);
     softmax_gradient(block, memory);
+    if (memory.derivatives) multiply_block(block, memory.derivatives, memory.dscores);
     const auto queries = [&](std::int64_t j) { return block.queries_of({j, j + tile_rows}); };
     const Range block_keys = block.keys_of({0, rows});
     value_product<Update::add>(block_keys, s.head_width, TileOperand<A>{memory.probabilities, 1, score_stride},
@@ -501,10 +556,10 @@ void add_shared_groups(Cpu device, const AttentionBackward<T>& args) {
 }
 
 /// True if attention runs on tiles. These divide the work by key/value heads only, so that with many threads and few
-/// such heads the kernels here, which divide it by queries too, are preferred.
+/// such heads the kernels here, which divide it by queries too, are preferred. On tiles a score is a product.
 template <class T>
 bool runs_on_tiles(Cpu device, const AttentionShape& s) {
-  return std::is_same_v<T, bf16> && device.tiles && 2 * s.batch * s.kv_heads >= device.threads;
+  return std::is_same_v<T, bf16> && device.tiles && s.score.is_product() && 2 * s.batch * s.kv_heads >= device.threads;
 }
 
 /// dk = dv = 0 for the key/value heads that no query reads.

@@ -52,7 +52,7 @@ struct PlannedCalls {
 };
 
 // Everything that a graph or a plan depends on.
-using Key = std::array<std::int64_t, 17>;
+using Key = std::array<std::int64_t, 19>;
 Key key(AttentionPass pass, const AttentionShape& s, std::int64_t lse_heads) {
   return {static_cast<std::int64_t>(pass),
           s.batch,
@@ -70,6 +70,8 @@ Key key(AttentionPass pass, const AttentionShape& s, std::int64_t lse_heads) {
           s.band.first,
           s.band.last,
           std::bit_cast<std::int64_t>(s.scale),
+          std::bit_cast<std::int64_t>(s.score.soft_cap),
+          s.score.alibi_heads,
           lse_heads};
 }
 
@@ -117,6 +119,8 @@ std::int64_t diagonal(const AttentionShape& s) { return s.kv_length - s.q_length
 
 // The refusals that need no call to cuDNN.
 std::string own_refusal(const AttentionShape& s) {
+  if (s.score.soft_cap > 0) return "scores with a soft cap are built into Choir's kernels only";
+  if (s.score.alibi_heads > 0) return "scores with ALiBi are built into Choir's kernels only";
   const VisiblePairs<std::int64_t> pairs = visible_pairs(s);
   if (pairs.keys_of(0).empty() || pairs.keys_of(s.q_length - 1).empty())
     return "some queries see no key, for which cuDNN does not promise zeros";

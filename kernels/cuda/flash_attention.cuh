@@ -140,6 +140,22 @@ __device__ inline float power_of_two(float x) {
   return result;
 }
 
+// ---- Scores
+
+__device__ inline HeadScore<float> head_score(const AttentionShape& s, int head) {
+  return {s.score, head, [](float x) { return exp2f(x); }};
+}
+
+/// By how many positions key `key` stands after query `query`.
+__device__ inline float distance_of(const AttentionShape& s, int query, int key) {
+  return static_cast<float>(key - query - s.score.diagonal);
+}
+
+/// HeadScore of a product. `derivative`: of the score by it.
+__device__ inline float score_of(const HeadScore<float>& head, float product, float distance, float& derivative) {
+  return head(product, distance, derivative, [](float x) { return tanhf(x); });
+}
+
 // ---- On the host
 
 inline void check_flash_shape(const AttentionShape& s) {
@@ -164,14 +180,20 @@ bool rows_in_packs(const AttentionShape& s, std::initializer_list<const void*> a
          aligned(addresses);
 }
 
-/// Calls body<width>() with the smallest width, of those that the kernels are compiled for, that the head fits in.
+/// Calls body<width, plain>() with the smallest width, of those that the kernels are compiled for, that the head fits
+/// in. The kernels are compiled twice, so that options cost nothing if they are off: in the plain ones, a score is a
+/// product.
 template <class Body>
-void with_padded_width(std::int64_t head_width, const Body& body) {
-  if (head_width <= 32) return body.template operator()<32>();
-  if (head_width <= 64) return body.template operator()<64>();
-  if (head_width <= 96) return body.template operator()<96>();
-  if (head_width <= 128) return body.template operator()<128>();
-  return body.template operator()<256>();
+void with_kernels_for(const AttentionShape& s, const Body& body) {
+  const auto with_width = [&]<int width>() {
+    if (s.score.is_product()) return body.template operator()<width, true>();
+    return body.template operator()<width, false>();
+  };
+  if (s.head_width <= 32) return with_width.template operator()<32>();
+  if (s.head_width <= 64) return with_width.template operator()<64>();
+  if (s.head_width <= 96) return with_width.template operator()<96>();
+  if (s.head_width <= 128) return with_width.template operator()<128>();
+  return with_width.template operator()<256>();
 }
 
 /// Tiles of `rows` rows x heads x batch.

@@ -1,7 +1,7 @@
 // Flash attention, backward: Dao, "FlashAttention-2" (2023), arXiv 2307.08691, algorithm 2, without its atomics.
 //
-//   delta_i = sum_e dout_ie out_ie        p_ij = exp(scale q_i k_j - lse_i)        dp_ij = dout_i v_j
-//   ds_ij   = p_ij (dp_ij - delta_i)
+//   delta_i = sum_e dout_ie out_ie        p_ij = exp(s_ij - lse_i)        dp_ij = dout_i v_j
+//   ds_ij   = p_ij (dp_ij - delta_i) times the derivative of the score s_ij by its product
 //   dq_i    = scale sum_j ds_ij k_j       dk_j = scale sum_i ds_ij q_i             dv_j  = sum_i p_ij dout_i
 //
 // Three kernels: delta; dq, a block per 64 queries of a head; dk and dv, a block per 64 keys of a key/value head, which
@@ -39,8 +39,8 @@ template <class T, int width>
 constexpr int dq_shared_bytes =
     (2 * Tiling<T, width>::rows + 4 * Tiling<T, width>::streamed) * Tiling<T, width>::stride* int{sizeof(T)};
 
-template <class T, int width>
-__global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_shared_bytes<T, width>, 3))
+template <class T, int width, bool plain>
+__global__ void __launch_bounds__(dq_threads<T, width>, plain ? resident_blocks<T>(dq_shared_bytes<T, width>, 3) : 1)
     flash_dq_kernel(AttentionBackward<T> args, const float* delta, Pairs pairs, bool in_packs) {
   using Tiles = Tiling<T, width>;
   using Scores = WarpTile<T, Tiles::streamed>;
@@ -97,11 +97,23 @@ __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_sh
     multiply_add_transposed<width, stride>(scores, q_tile + warp_row * stride, k_tile);
     multiply_add_transposed<width, stride>(ds, dout_tile + warp_row * stride, v_tile);
     const bool all = pairs.all(of_warp, of_tile);
-    for_each(ds, [&](float dp, int i, int j) {
-      const float p = power_of_two(fmaf(scores.value[i][j], scale, -log2_sum[i]));
-      const bool seen = all || pairs.sees(warp_query + ds.row(i), first_key + ds.column(j));
-      return seen ? p * (dp - row_delta[i]) : 0.0f;
-    });
+    if constexpr (plain) {
+      for_each(ds, [&](float dp, int i, int j) {
+        const float p = power_of_two(fmaf(scores.value[i][j], scale, -log2_sum[i]));
+        const bool seen = all || pairs.sees(warp_query + ds.row(i), first_key + ds.column(j));
+        return seen ? p * (dp - row_delta[i]) : 0.0f;
+      });
+    } else {
+      const HeadScore<float> of_head = head_score(s, head);
+      const float distance = distance_of(s, warp_query, first_key);
+      for_each(ds, [&](float dp, int i, int j) {
+        float derivative;
+        const float score = score_of(of_head, scores.value[i][j] * scale,
+                                     distance + static_cast<float>(ds.column(j) - ds.row(i)), derivative);
+        const bool seen = all || pairs.sees(warp_query + ds.row(i), first_key + ds.column(j));
+        return seen ? power_of_two(score - log2_sum[i]) * (dp - row_delta[i]) * derivative : 0.0f;
+      });
+    }
     multiply_add<stride>(gradient, ds, k_tile);
   }
   wait_for_copies();
@@ -123,7 +135,7 @@ constexpr int dkv_threads = Tiling<T, width>::row_warps* feature_warps<width> * 
 template <class T, int width>
 constexpr int dkv_shared_bytes = dq_shared_bytes<T, width> + 4 * Tiling<T, width>::streamed* int{sizeof(float)};
 
-template <class T, int width>
+template <class T, int width, bool plain>
 __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     flash_dkv_kernel(AttentionBackward<T> args, const float* delta, Pairs pairs, bool in_packs) {
   using Tiles = Tiling<T, width>;
@@ -190,13 +202,29 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     multiply_add_transposed<width, stride>(p, k_tile + warp_row * stride, q_tile);
     multiply_add_transposed<width, stride>(ds, v_tile + warp_row * stride, dout_tile);
     const bool all = pairs.all(of_tile, of_warp);
-    for_each(p, [&](float score, int i, int j) {
-      const float log2_sum = lse_tile[p.column(j)] * static_cast<float>(log2_of_e);
-      const bool seen = all || pairs.sees(first_query + p.column(j), warp_key + p.row(i));
-      return seen ? power_of_two(fmaf(score, scale, -log2_sum)) : 0.0f;
-    });
-    multiply_add<stride>(of_v, p, dout_tile + first_feature);
-    for_each(ds, [&](float dp, int i, int j) { return p.value[i][j] * (dp - delta_tile[ds.column(j)]); });
+    if constexpr (plain) {
+      for_each(p, [&](float product, int i, int j) {
+        const float log2_sum = lse_tile[p.column(j)] * static_cast<float>(log2_of_e);
+        const bool seen = all || pairs.sees(first_query + p.column(j), warp_key + p.row(i));
+        return seen ? power_of_two(fmaf(product, scale, -log2_sum)) : 0.0f;
+      });
+      multiply_add<stride>(of_v, p, dout_tile + first_feature);
+      for_each(ds, [&](float dp, int i, int j) { return p.value[i][j] * (dp - delta_tile[ds.column(j)]); });
+    } else {
+      const HeadScore<float> of_head = head_score(s, heads.begin + tile / tiles_per_head);
+      const float distance = distance_of(s, first_query, warp_key);
+      for_each(p, [&](float product, int i, int j) {
+        float derivative;
+        const float score =
+            score_of(of_head, product * scale, distance + static_cast<float>(p.row(i) - p.column(j)), derivative);
+        const float log2_sum = lse_tile[p.column(j)] * static_cast<float>(log2_of_e);
+        const bool seen = all || pairs.sees(first_query + p.column(j), warp_key + p.row(i));
+        const float probability = seen ? power_of_two(score - log2_sum) : 0.0f;
+        ds.value[i][j] = probability * (ds.value[i][j] - delta_tile[p.column(j)]) * derivative;
+        return probability;
+      });
+      multiply_add<stride>(of_v, p, dout_tile + first_feature);
+    }
     multiply_add<stride>(of_k, ds, q_tile + first_feature);
   }
   wait_for_copies();
@@ -224,11 +252,11 @@ void flash_backward(Cuda cuda, const AttentionBackward<T>& args) {
   const std::int64_t queries = s.batch * s.heads * s.q_length;
   flash_delta_kernel<T><<<blocks_for_elements<1>(cuda, 32 * queries), threads_per_block, 0, cuda.stream>>>(args, delta);
   check_launch("flash_delta");
-  with_padded_width(s.head_width, [&]<int width>() {
+  with_kernels_for(s, [&]<int width, bool plain>() {
     constexpr int rows = Tiling<T, width>::rows;
-    launch("flash_dq", flash_dq_kernel<T, width>, grid_of(s.q_length, rows, s.heads, s.batch), dq_threads<T, width>,
-           dq_shared_bytes<T, width>, cuda.stream, args, delta, pairs, in_packs);
-    launch("flash_dkv", flash_dkv_kernel<T, width>, grid_of(s.kv_length, rows, s.kv_heads, s.batch),
+    launch("flash_dq", flash_dq_kernel<T, width, plain>, grid_of(s.q_length, rows, s.heads, s.batch),
+           dq_threads<T, width>, dq_shared_bytes<T, width>, cuda.stream, args, delta, pairs, in_packs);
+    launch("flash_dkv", flash_dkv_kernel<T, width, plain>, grid_of(s.kv_length, rows, s.kv_heads, s.batch),
            dkv_threads<T, width>, dkv_shared_bytes<T, width>, cuda.stream, args, delta, pairs, in_packs);
   });
 }

@@ -17,8 +17,9 @@ template <class T, int width>
 constexpr int forward_shared_bytes =
     (Tiling<T, width>::rows + 4 * Tiling<T, width>::streamed) * Tiling<T, width>::stride* int{sizeof(T)};
 
-template <class T, int width>
-__global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(forward_shared_bytes<T, width>, 4))
+template <class T, int width, bool plain>
+__global__ void __launch_bounds__(forward_threads<T, width>,
+                                  plain ? resident_blocks<T>(forward_shared_bytes<T, width>, 4) : 1)
     flash_forward_kernel(AttentionForward<T> args, Pairs pairs, bool in_packs) {
   using Tiles = Tiling<T, width>;
   using Scores = WarpTile<T, Tiles::streamed>;
@@ -66,7 +67,16 @@ __global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(
 
     Scores p;
     multiply_add_transposed<width, stride>(p, q_tile + warp_row * stride, k_tile);
-    for_each(p, [&](float score, int, int) { return score * scale; });
+    if constexpr (plain) {
+      for_each(p, [&](float product, int, int) { return product * scale; });
+    } else {
+      const HeadScore<float> of_head = head_score(s, head);
+      const float distance = distance_of(s, warp_query, first_key);
+      for_each(p, [&](float product, int i, int j) {
+        float derivative;
+        return score_of(of_head, product * scale, distance + static_cast<float>(p.column(j) - p.row(i)), derivative);
+      });
+    }
     if (!pairs.all(of_warp, of_tile)) {
       for_each(p, [&](float score, int i, int j) {
         return pairs.sees(warp_query + p.row(i), first_key + p.column(j)) ? score : -infinity;
@@ -118,8 +128,8 @@ template <class T>
 void flash_forward(Cuda cuda, const AttentionForward<T>& args) {
   const AttentionShape& s = args.shape;
   check_flash_shape(s);
-  with_padded_width(s.head_width, [&]<int width>() {
-    launch("flash_forward", flash_forward_kernel<T, width>,
+  with_kernels_for(s, [&]<int width, bool plain>() {
+    launch("flash_forward", flash_forward_kernel<T, width, plain>,
            grid_of(s.q_length, Tiling<T, width>::rows, s.heads, s.batch), forward_threads<T, width>,
            forward_shared_bytes<T, width>, cuda.stream, args, visible_pairs<int>(s),
            rows_in_packs<T>(s, {args.q, args.k, args.v, args.out}));

@@ -107,7 +107,6 @@ TEST(Validate, EnumeratedValues) {
         "set model.family to decoder or encoder or classifier or vision"}},
       {{"train.device=gpu"}, 1, {"train.device = gpu is not a known value", "auto | cpu | cuda"}},
       {{"train.attention.implementation=flsh"}, 1, {"auto | cudnn | flash", "did you mean flash?"}},
-      {{"model.attention.position=alibi"}, 1, {"not built yet", "ALiBi is not built yet", "learned or rotary or none"}},
       {{"model.feed_forward.kind=swigul"},
        1,
        {"model.feed_forward.kind = swigul is not a known value", "gelu | gelu_erf | swiglu", "did you mean swiglu?"}},

@@ -54,6 +54,43 @@ inline constexpr BandCase band_cases[] = {
     {"the longest ends", 20, 20, {std::numeric_limits<std::int64_t>::min(), std::numeric_limits<std::int64_t>::max()}},
 };
 
+/// The definition of a score: of query i and key j of head h, from scale q . k. The slopes are those of the paper, by
+/// its own recursion.
+inline double alibi_slope(std::int64_t head, std::int64_t heads) {
+  std::int64_t power = 1;
+  while (2 * power <= heads) power *= 2;
+  if (head >= power) return alibi_slope(2 * (head - power), 2 * power);
+  return std::pow(2.0, -8.0 * static_cast<double>(head + 1) / static_cast<double>(power));
+}
+struct DefinedScore {
+  double value, derivative;  ///< the derivative is by the product
+  double magnitude;          ///< of what is added to the product
+};
+inline DefinedScore defined_score(const Score& s, double product, std::int64_t h, std::int64_t i, std::int64_t j) {
+  DefinedScore score{product, 1, 0};
+  if (s.soft_cap > 0) {
+    score.value = s.soft_cap * std::tanh(product / s.soft_cap);
+    score.derivative = 1 - std::pow(std::tanh(product / s.soft_cap), 2);
+  }
+  if (s.alibi_heads > 0)
+    score.magnitude = alibi_slope(s.first_head + h, s.alibi_heads) * static_cast<double>(std::abs(j - i - s.diagonal));
+  score.value -= score.magnitude;
+  return score;
+}
+
+/// Scores of every sort.
+struct ScoreCase {
+  const char* name;
+  Score score;
+};
+inline constexpr ScoreCase score_cases[] = {
+    {"soft cap", {.soft_cap = 1.5}},
+    {"a wide soft cap", {.soft_cap = 50}},
+    {"ALiBi of eight heads", {.alibi_heads = 8}},
+    {"ALiBi, later heads of eleven, in a ring's block", {.alibi_heads = 11, .first_head = 6, .diagonal = 90}},
+    {"both, keys after the queries", {.soft_cap = 3, .alibi_heads = 3, .diagonal = -70}},
+};
+
 /// k and v are in one fused buffer; between the rows are so many elements that a kernel must not touch.
 inline AttentionShape shape_of(const AttentionCase& c, std::int64_t q_gap, std::int64_t kv_gap, std::int64_t out_gap) {
   return {.batch = c.batch,

@@ -164,6 +164,15 @@ void AdjointOfAnOperation::attention() {
        203,
        110,
        {.batch = 1, .heads = 2, .kv_heads = 2, .head_width = 16, .band = {-kernels::unlimited, -30}}},
+      {"soft cap and ALiBi",
+       150,
+       211,
+       {.batch = 1,
+        .heads = 3,
+        .kv_heads = 3,
+        .head_width = 20,
+        .band = causal_band(150, 211),
+        .score = {.soft_cap = 2, .alibi_heads = 5, .first_head = 2, .diagonal = 61}}},
   };
   for (const auto& [name, q_length, kv_length, options] : cases) {
     SCOPED_TRACE(name);

@@ -28,7 +28,10 @@ using kernels::AttentionForward;
 using kernels::AttentionShape;
 using kernels::causal_band;
 using kernels::full_band;
-using Case = kernels::tests::AttentionCase;
+
+struct Case : kernels::tests::AttentionCase {
+  kernels::Score score{};
+};
 
 const Case cases[] = {
     {"one of everything", 1, 1, 1, 1, 1, 1, 1, 0, causal_band(1, 1)},
@@ -73,7 +76,9 @@ struct Problem {
         dout(rows(c.q_length, shape.out_stride, 3)),
         dq(q.size(), T(untouched)),
         dkv(kv.size(), T(untouched)),
-        lse(static_cast<std::size_t>(c.batch * c.heads * c.q_length), untouched) {}
+        lse(static_cast<std::size_t>(c.batch * c.heads * c.q_length), untouched) {
+    shape.score = c.score;
+  }
 
   std::vector<T> rows(std::int64_t length, std::int64_t stride, unsigned seed) const {
     return random_values<T>(shape.batch * length * stride, seed);
@@ -181,8 +186,10 @@ struct Magnitudes {
       slope += std::abs(double{p.dout[query + e]} * p.kv[key + p.v_offset + e]) +
                std::abs(double{p.dout[query + e]} * p.out[query + e]);
     }
-    largest_score = std::max(largest_score, s.scale * score_magnitude);
-    const double probability = std::exp(s.scale * score - p.lse[(b * s.heads + h) * s.q_length + i]);
+    const auto defined = kernels::tests::defined_score(s.score, s.scale * score, h, i, j);
+    largest_score = std::max(largest_score, s.scale * score_magnitude + defined.magnitude);
+    slope *= 2 - defined.derivative;  // which is 1 - t^2: both terms count
+    const double probability = std::exp(defined.value - p.lse[(b * s.heads + h) * s.q_length + i]);
     for (std::int64_t e = 0; e < s.head_width; ++e) {
       out[query + e] += probability * std::abs(p.kv[key + p.v_offset + e]);
       dq[query + e] += s.scale * probability * slope * std::abs(p.kv[key + e]);
@@ -238,6 +245,16 @@ TEST_P(FlashAttention, AgreesWithTheCpuUnderEveryBand) {
     SCOPED_TRACE(name);
     agrees<float>(cuda(), {name, 1, q_length, kv_length, 2, 1, 8, 2, 0, band}, 0);
     agrees<bf16>(cuda(), {name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band}, 0);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(FlashAttention, AgreesWithTheCpuOnEveryScore) {
+  for (const auto& [name, score] : kernels::tests::score_cases) {
+    SCOPED_TRACE(name);
+    agrees<float>(cuda(), {{name, 1, 70, 97, 3, 2, 16, 2, 1, causal_band(70, 97)}, score}, 0);
+    agrees<bf16>(cuda(), {{name, 1, 70, 97, 3, 2, 16, 2, 1, causal_band(70, 97)}, score}, 0);
+    agrees<bf16>(cuda(), {{name, 1, 33, 40, 1, 1, 132, 1, 0, {-9, 20}}, score}, 1);
     if (HasFatalFailure()) return;
   }
 }

@@ -113,6 +113,15 @@ inline std::vector<SmallModel> small_models() {
   biased.experts.every = 1;
   models.push_back({"biased_experts", biased});
 
+  ModelConfig scored = base(21, 43, 7);  // heads that are not a power of two, on ranks that begin inside a group
+  scored.attention.heads = 7;
+  scored.attention.kv_heads = 1;
+  scored.attention.head_width = 4;
+  scored.attention.position = Position::alibi;
+  scored.attention.soft_cap = 2;
+  scored.feed_forward.width = 33;
+  models.push_back({"soft_cap_alibi", scored});
+
   ModelConfig encoder = base(20, 61, 7);
   encoder.family = ModelFamily::encoder;
   encoder.attention.heads = 5;
@@ -125,6 +134,7 @@ inline std::vector<SmallModel> small_models() {
   near.attention.kv_heads = 2;
   near.attention.position = Position::rotary;
   near.attention.window = 3;
+  near.attention.soft_cap = 5;
   near.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
   near.norm.kind = NormKind::rms_norm;
   near.dropout = 0.1;
