@@ -39,6 +39,8 @@ std::vector<Field> fields(AttentionConfig& c) {
        at_least(0)},
       {"model.attention.soft_cap", &c.soft_cap,
        "c: a score s becomes c tanh(s / c), which is between -c and c; 0: it stays", not_negative()},
+      {"model.attention.norm", &c.norm,
+       "q and k of each head have an RMS norm, with a learned weight for all heads, before rotary positions"},
   };
 }
 

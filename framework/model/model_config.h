@@ -33,6 +33,7 @@ struct AttentionConfig {
   double rotary_base = 10000;
   std::int64_t window = 0;  ///< w: a decoder's token sees the last w tokens, an encoder's w - 1 on either side; 0: all
   double soft_cap = 0;      ///< of scores; 0: none
+  bool norm = false;        ///< RMS norms of q and k, head by head
 
   bool operator==(const AttentionConfig&) const = default;
 };

@@ -89,6 +89,8 @@ BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, bool has
                         .score = attention_score(c),
                         .rotary_positions = table_positions(c).rotary,
                         .rotary_base = c.attention.rotary_base,
+                        .norm = c.attention.norm,
+                        .norm_epsilon = c.norm.epsilon,
                         .bias = c.bias,
                         .dropout = c.dropout,
                         .deviation = deviation,

@@ -139,7 +139,10 @@ std::vector<LayerCase> layer_cases() {
   LayerCase scored = gpt;
   scored.name = "soft_cap_alibi";
   scored.shape.attention.score = {.soft_cap = 2, .alibi_heads = 5};
-  return {gpt, llama, window, scored};
+  LayerCase normed = llama;
+  normed.name = "normed_6_of_2";
+  normed.shape.attention.norm = true;
+  return {gpt, llama, window, scored, normed};
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AdjointOfALayer, ::testing::ValuesIn(layer_cases()),

@@ -122,6 +122,16 @@ inline std::vector<SmallModel> small_models() {
   scored.feed_forward.width = 33;
   models.push_back({"soft_cap_alibi", scored});
 
+  ModelConfig normed = base(24, 61, 7);
+  normed.attention.heads = 6;
+  normed.attention.kv_heads = 2;
+  normed.attention.position = Position::rotary;
+  normed.attention.norm = true;
+  normed.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
+  normed.norm.kind = NormKind::rms_norm;
+  normed.tied = false;
+  models.push_back({"normed_6_of_2", normed});
+
   ModelConfig encoder = base(20, 61, 7);
   encoder.family = ModelFamily::encoder;
   encoder.attention.heads = 5;
@@ -135,6 +145,7 @@ inline std::vector<SmallModel> small_models() {
   near.attention.position = Position::rotary;
   near.attention.window = 3;
   near.attention.soft_cap = 5;
+  near.attention.norm = true;
   near.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
   near.norm.kind = NormKind::rms_norm;
   near.dropout = 0.1;
