@@ -41,6 +41,11 @@ std::vector<Field> fields(AttentionConfig& c) {
        "c: a score s becomes c tanh(s / c), which is between -c and c; 0: it stays", not_negative()},
       {"model.attention.norm", &c.norm,
        "q and k of each head have an RMS norm, with a learned weight for all heads, before rotary positions"},
+      {"model.attention.documents", &c.documents,
+       "separate: a token sees only its own document, and positions begin again in each"},
+      {"model.attention.prefix", &c.prefix,
+       "n: the first n tokens of a decoder's sequence see each other, and targets begin after them; 0: none",
+       at_least(0)},
   };
 }
 

@@ -73,8 +73,11 @@ void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const 
   const Tensor table = ops::rotary_table(runtime, config_.rotary_positions, config_.head_width, config_.rotary_base);
   const std::int64_t heads = partition_.query(rank_).count() + partition_.key_value(rank_).count();
   const Tensor q_and_k = qkv.slice_columns(0, heads * config_.head_width);  // side by side: one call turns both
-  ops::rotary(runtime, q_and_k, table, config_.head_width, context.rows.map(), inverse);
+  ops::rotary(runtime, q_and_k, table, config_.head_width, context.rows.map(), inverse, context.documents.positions);
 }
+
+/// A weight [H, 1] as [H]; empty while there is none.
+static Tensor by_head(const Tensor& weight) { return weight ? weight.reshape({weight.count()}) : Tensor{}; }
 
 AttentionSpec Attention::spec() const {
   return {.heads = partition_,
@@ -92,6 +95,16 @@ Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache,
   const std::int64_t q = heads * config_.head_width, kv = kv_heads * config_.head_width;
   ops::copy(runtime, qkv.slice_columns(q, q + kv), cache.keys.slice_rows(begin, end));
   ops::copy(runtime, qkv.slice_columns(q + kv, q + 2 * kv), cache.values.slice_rows(begin, end));
+  const ops::AttentionOptions options{
+      .heads = heads,
+      .kv_heads = kv_heads,
+      .head_width = config_.head_width,
+      .group_size = partition_.group_size(),
+      .group_offset = partition_.group_offset(rank_),
+      .band = kernels::band_between(config_.band, begin, 0),
+      .score = kernels::score_between(config_.score, partition_.query(rank_).begin, begin, 0),
+      .documents = context.documents.ranges,
+      .first_query = begin};
   Tensor lse;
   return ops::attention(runtime,
                         {.heads = heads,

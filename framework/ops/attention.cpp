@@ -4,6 +4,7 @@
 
 #include "framework/ops/dispatch.h"
 #include "framework/ops/elementwise.h"
+#include "framework/ops/linear.h"
 #include "kernels/attention_merge.h"
 #include "kernels/rotary.h"
 
@@ -17,6 +18,11 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
         "attention: rows are batch times tokens");
   check((o.group_offset + o.heads - 1) / o.group_size < o.kv_heads,
         "attention: every query head has its key/value head");
+  check(!o.documents ||
+            (o.documents.dtype() == DType::i32 && o.documents.width() == 2 && o.documents.rows() % o.batch == 0 &&
+             o.first_query + q.rows() / o.batch <= o.documents.rows() / o.batch &&
+             o.first_key + k.rows() / o.batch <= o.documents.rows() / o.batch),
+        "attention: documents [B * T, 2] i32, of all queries and keys");
   return {.batch = o.batch,
           .q_length = q.rows() / o.batch,
           .kv_length = k.rows() / o.batch,
@@ -31,7 +37,12 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
           .out_stride = out_stride,
           .band = o.band,
           .scale = 1.0 / std::sqrt(static_cast<double>(o.head_width)),
-          .score = o.score};
+          .score = o.score,
+          .documents = {.separate = static_cast<bool>(o.documents),
+                        .ranges = static_cast<const kernels::DocumentRange*>(o.documents ? o.documents.raw() : nullptr),
+                        .length = o.documents ? o.documents.rows() / o.batch : 0,
+                        .first_query = o.first_query,
+                        .first_key = o.first_key}};
 }
 
 Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -118,9 +129,10 @@ void attention_backward(Runtime& runtime, const AttentionOptions& options, const
 }
 
 void rotary(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t head_width,
-            const kernels::RowMap& rows, bool inverse) {
+            const kernels::RowMap& rows, bool inverse, const Tensor& positions) {
   check(table.width() == head_width && x.width() % head_width == 0, "rotary: x [N, heads * E], table [positions, E]");
   check(rows.last_position() < table.rows(), "rotary: positions within the table");
+  check(!positions || (positions.dtype() == DType::i32 && positions.count() >= x.rows()), "rotary: positions [N] i32");
   with_type(x.dtype(), [&]<class T>() {
     const kernels::Rotary<T> args{.x = x.data<T>(),
                                   .table = table.data<Accumulate<T>>(),
@@ -129,6 +141,7 @@ void rotary(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t
                                   .head_width = head_width,
                                   .stride = x.row_stride(),
                                   .map = rows,
+                                  .positions = data_or_null<std::int32_t>(positions),
                                   .inverse = inverse};
     launch<T>(runtime, "rotary",
               {.flops = 3.0 * static_cast<double>(x.count()), .bytes = 2.0 * static_cast<double>(x.bytes())},

@@ -14,6 +14,8 @@ struct AttentionOptions {
   std::int64_t group_size = 1, group_offset = 0;
   kernels::Band band;      ///< the keys that each query sees, by their numbers in these tensors
   kernels::Score score{};  ///< of a query and a key, likewise
+  Tensor documents{};      ///< [B * T, 2] i32: a kernels::DocumentRange for each position; empty: not separate
+  std::int64_t first_query = 0, first_key = 0;  ///< positions of query 0 and key 0; only documents need them
 };
 
 /// Writes out [B*Tq, H*E] and lse [B, H, Tq].
@@ -33,9 +35,10 @@ void attention_backward(Runtime&, const AttentionOptions&, const Tensor& q, cons
                         const Tensor& dv);
 
 /// Rotates the heads of x [N, heads * E] in place, each row by its position.
-/// `table` [positions, E] as kernels/rotary.h makes it. `inverse` is the backward.
+/// `table` [positions, E] as kernels/rotary.h makes it. `inverse` is the backward. `positions` [N] i32 or longer, if
+/// given, are the positions instead of those of `rows`.
 void rotary(Runtime&, const Tensor& x, const Tensor& table, std::int64_t head_width, const kernels::RowMap& rows,
-            bool inverse);
+            bool inverse, const Tensor& positions = {});
 
 /// The table of kernels/rotary.h for `positions` positions. Made by the first call and kept by the runtime.
 Tensor rotary_table(Runtime&, std::int64_t positions, std::int64_t head_width, double base);

@@ -54,7 +54,10 @@ struct ContextAxis {
             .group_size = spec.heads.group_size(),
             .group_offset = heads.query.begin % spec.heads.group_size(),
             .band = kernels::band_between(spec.band, first_query, first_key),
-            .score = kernels::score_between(spec.score, heads.query.begin, first_query, first_key)};
+            .score = kernels::score_between(spec.score, heads.query.begin, first_query, first_key),
+            .documents = context.documents.ranges,
+            .first_query = first_query,
+            .first_key = first_key};
   }
   Tensor zeros(Shape shape) const {
     const Tensor x = runtime.empty(std::move(shape), accumulate_type(runtime.compute_type));

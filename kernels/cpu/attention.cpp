@@ -117,19 +117,53 @@ void unpack_rows(const A* from, std::int64_t from_stride, std::int64_t rows, std
 
 // ---- A block of scores: the queries of a unit against the keys of one key block
 
+/// The keys that the queries of a unit see.
+struct UnitKeys {
+  const cpu::Pairs pairs;
+  const bool separate;      // documents are
+  Range rows[query_block];  // then: the keys of each query
+
+  UnitKeys(const AttentionShape& s, const cpu::Unit& unit, std::int64_t count)
+      : pairs(visible_pairs(s)), separate(s.documents.separate) {
+    for (std::int64_t i = 0; separate && i < count; ++i)
+      rows[i] = intersect(pairs.keys_of(unit.first_query + i),
+                          s.documents.keys_of<std::int64_t>(unit.batch, unit.first_query + i));
+  }
+  /// Those that some of the queries [begin, end) of the unit see, without gaps.
+  Range of(std::int64_t first_query, Range queries) const {
+    if (!separate) return pairs.keys_of(Range{first_query + queries.begin, first_query + queries.end});
+    Range all{pairs.kv_length, 0};
+    for (std::int64_t i = queries.begin; i < queries.end; ++i) {
+      if (rows[i].empty()) continue;
+      all = {std::min(all.begin, rows[i].begin), std::max(all.end, rows[i].end)};
+    }
+    return all;
+  }
+  /// The queries, of the first `count`, that see some of these keys, without gaps.
+  Range queries_of(std::int64_t first_query, std::int64_t count, Range keys) const {
+    if (!separate) {
+      const Range queries = pairs.queries_of(keys);
+      return intersect<std::int64_t>({0, count}, {queries.begin - first_query, queries.end - first_query});
+    }
+    Range all{count, 0};
+    for (std::int64_t i = 0; i < count; ++i)
+      if (!intersect(rows[i], keys).empty()) all = {std::min(all.begin, i), i + 1};
+    return all;
+  }
+};
+
 /// The part of a block that the mask allows; keys and queries are counted from its corner.
 struct Block {
-  const cpu::Pairs& pairs;
+  const UnitKeys& unit;
   std::int64_t first_query, rows, first_key;
 
   Range keys_of(Range queries) const {
-    const Range keys = pairs.keys_of(Range{first_query + queries.begin, first_query + queries.end});
+    const Range keys = unit.of(first_query, queries);
     return intersect<std::int64_t>({0, key_block}, {keys.begin - first_key, keys.end - first_key});
   }
   Range keys_of_tile(std::int64_t i) const { return keys_of({i, std::min(i + tile_rows, rows)}); }
   Range queries_of(Range keys) const {
-    const Range queries = pairs.queries_of(Range{first_key + keys.begin, first_key + keys.end});
-    return intersect<std::int64_t>({0, rows}, {queries.begin - first_query, queries.end - first_query});
+    return unit.queries_of(first_query, rows, {first_key + keys.begin, first_key + keys.end});
   }
 };
 
@@ -298,10 +332,10 @@ void forward_unit(const AttentionForward<T>& args, const cpu::ForwardMemory<Accu
   std::fill(memory.row_max, memory.row_max + query_block, -std::numeric_limits<A>::infinity());
   std::fill(memory.row_sum, memory.row_sum + query_block, A(0));
 
-  const cpu::Pairs pairs = visible_pairs(s);
-  const Range blocks = blocks_of(pairs.keys_of(Range{unit.first_query, unit.first_query + rows}));
+  const UnitKeys keys(s, unit, rows);
+  const Range blocks = blocks_of(keys.of(unit.first_query, {0, rows}));
   for (std::int64_t k = blocks.begin; k < blocks.end; ++k) {
-    const Block block{pairs, unit.first_query, rows, k * key_block};
+    const Block block{keys, unit.first_query, rows, k * key_block};
     score_product(block, s.head_width, memory.query, stride, memory.keys_transposed + k * s.head_width * score_stride,
                   memory.scores);
     if (!s.score.is_product())
@@ -416,10 +450,10 @@ void backward_unit(const AttentionBackward<T>& args, const cpu::BackwardMemory<A
     });
   }
 
-  const cpu::Pairs pairs = visible_pairs(s);
-  const Range blocks = blocks_of(pairs.keys_of(Range{unit.first_query, unit.first_query + rows}));
+  const UnitKeys keys(s, unit, rows);
+  const Range blocks = blocks_of(keys.of(unit.first_query, {0, rows}));
   for (std::int64_t k = blocks.begin; k < blocks.end; ++k) {
-    const Block block{pairs, unit.first_query, rows, k * key_block};
+    const Block block{keys, unit.first_query, rows, k * key_block};
     const std::int64_t transposed = k * s.head_width * score_stride, row = k * key_block * stride;
     score_product(block, s.head_width, memory.query, stride, memory.keys_transposed + transposed, memory.probabilities);
     score_product(block, s.head_width, memory.dout, stride, memory.values_transposed + transposed, memory.dscores);
@@ -556,10 +590,10 @@ void add_shared_groups(Cpu device, const AttentionBackward<T>& args) {
 }
 
 /// True if attention runs on tiles. These divide the work by key/value heads only, so that with many threads and few
-/// such heads the kernels here, which divide it by queries too, are preferred. On tiles a score is a product.
+/// such heads the kernels here, which divide it by queries too, are preferred.
 template <class T>
 bool runs_on_tiles(Cpu device, const AttentionShape& s) {
-  return std::is_same_v<T, bf16> && device.tiles && s.score.is_product() && 2 * s.batch * s.kv_heads >= device.threads;
+  return std::is_same_v<T, bf16> && device.tiles && s.is_plain() && 2 * s.batch * s.kv_heads >= device.threads;
 }
 
 /// dk = dv = 0 for the key/value heads that no query reads.

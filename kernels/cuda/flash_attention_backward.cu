@@ -61,7 +61,11 @@ __global__ void __launch_bounds__(dq_threads<T, width>, plain ? resident_blocks<
 
   // Under a causal mask the last queries see the most keys: they start first.
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Tiles::rows;
-  const Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
+  [[maybe_unused]] const auto keys_of = [&](int query) { return s.documents.keys_of(batch, query); };
+  Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
+  if constexpr (!plain)
+    keys = within_documents(s.documents.separate, keys, first_query, min(first_query + Tiles::rows, pairs.q_length),
+                            keys_of);
   const auto load_keys = [&](int first_key, int buffer) {
     T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     load_rows<Tiles::streamed, width, threads>(k_tile, k, first_key, keys.end);
@@ -82,6 +86,8 @@ __global__ void __launch_bounds__(dq_threads<T, width>, plain ? resident_blocks<
     row_delta[i] = query < pairs.q_length ? delta[n] : 0.0f;
   }
 
+  [[maybe_unused]] WarpDocuments<Scores::rows_per_lane> documents;
+  if constexpr (!plain) documents.template read<Scores>(s.documents.separate, warp_query, pairs.q_length, keys_of);
   Gradient gradient;
   int buffer = 0;
   for (int first_key = keys.begin; first_key < keys.end; first_key += Tiles::streamed, buffer ^= 1) {
@@ -90,6 +96,8 @@ __global__ void __launch_bounds__(dq_threads<T, width>, plain ? resident_blocks<
     if (first_key + Tiles::streamed < keys.end) load_keys(first_key + Tiles::streamed, buffer ^ 1);
     const Range of_warp = {warp_query, warp_query + warp_rows}, of_tile = {first_key, first_key + Tiles::streamed};
     if (!pairs.any(of_warp, of_tile)) continue;
+    if constexpr (!plain)
+      if (!documents.any(of_tile)) continue;
     const T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const v_tile = k_tile + Tiles::streamed * stride;
 
@@ -110,7 +118,8 @@ __global__ void __launch_bounds__(dq_threads<T, width>, plain ? resident_blocks<
         float derivative;
         const float score = score_of(of_head, scores.value[i][j] * scale,
                                      distance + static_cast<float>(ds.column(j) - ds.row(i)), derivative);
-        const bool seen = all || pairs.sees(warp_query + ds.row(i), first_key + ds.column(j));
+        const int key = first_key + ds.column(j);
+        const bool seen = (all || pairs.sees(warp_query + ds.row(i), key)) && documents.sees(i, key);
         return seen ? power_of_two(score - log2_sum[i]) * (dp - row_delta[i]) * derivative : 0.0f;
       });
     }
@@ -159,7 +168,11 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
   // The tiles of queries that see these keys, of the first head of the group, then of the second, ...: none if no query
   // head of this rank reads the key/value head.
   const int first_key = static_cast<int>(blockIdx.x) * Tiles::rows;
-  const Range queries = pairs.queries_of(Range{first_key, first_key + Tiles::rows});
+  [[maybe_unused]] const auto queries_of = [&](int key) { return s.documents.queries_of(batch, key); };
+  Range queries = pairs.queries_of(Range{first_key, first_key + Tiles::rows});
+  if constexpr (!plain)
+    queries = within_documents(s.documents.separate, queries, first_key, min(first_key + Tiles::rows, pairs.kv_length),
+                               queries_of);
   const Range heads = heads_of_group(s, kv_head);
   const int tiles_per_head = max(0, queries.end - queries.begin + Tiles::streamed - 1) / Tiles::streamed;
   const int tiles = max(0, heads.end - heads.begin) * tiles_per_head;
@@ -184,6 +197,8 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
   const int warp_row = warp % Tiles::row_warps * warp_rows, warp_key = first_key + warp_row;
   const int first_feature = warp / Tiles::row_warps * features;
   const float scale = static_cast<float>(s.scale * log2_of_e);
+  [[maybe_unused]] WarpDocuments<Scores::rows_per_lane> documents;
+  if constexpr (!plain) documents.template read<Scores>(s.documents.separate, warp_key, pairs.kv_length, queries_of);
   Gradient of_k, of_v;
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies();
@@ -193,6 +208,8 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     const int first_query = first_query_of(tile);
     const Range of_tile = {first_query, first_query + Tiles::streamed}, of_warp = {warp_key, warp_key + warp_rows};
     if (!pairs.any(of_tile, of_warp)) continue;
+    if constexpr (!plain)
+      if (!documents.any(of_tile)) continue;
     const T* const q_tile = q_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const dout_tile = q_tile + Tiles::streamed * stride;
     const float* const lse_tile = lse_tiles + 2 * buffer * Tiles::streamed;
@@ -218,7 +235,8 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
         const float score =
             score_of(of_head, product * scale, distance + static_cast<float>(p.row(i) - p.column(j)), derivative);
         const float log2_sum = lse_tile[p.column(j)] * static_cast<float>(log2_of_e);
-        const bool seen = all || pairs.sees(first_query + p.column(j), warp_key + p.row(i));
+        const int query = first_query + p.column(j);
+        const bool seen = (all || pairs.sees(query, warp_key + p.row(i))) && documents.sees(i, query);
         const float probability = seen ? power_of_two(score - log2_sum) : 0.0f;
         ds.value[i][j] = probability * (ds.value[i][j] - delta_tile[p.column(j)]) * derivative;
         return probability;

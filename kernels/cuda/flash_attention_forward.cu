@@ -39,7 +39,11 @@ __global__ void __launch_bounds__(forward_threads<T, width>,
 
   // Under a causal mask the last queries see the most keys: they start first.
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Tiles::rows;
-  const Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
+  [[maybe_unused]] const auto keys_of = [&](int query) { return s.documents.keys_of(batch, query); };
+  Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
+  if constexpr (!plain)
+    keys = within_documents(s.documents.separate, keys, first_query, min(first_query + Tiles::rows, pairs.q_length),
+                            keys_of);
   const auto load_keys = [&](int first_key, int buffer) {
     T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     load_rows<Tiles::streamed, width, threads>(k_tile, k, first_key, keys.end);
@@ -50,6 +54,8 @@ __global__ void __launch_bounds__(forward_threads<T, width>,
 
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * warp_rows, warp_query = first_query + warp_row;
   const float scale = static_cast<float>(s.scale * log2_of_e);
+  [[maybe_unused]] WarpDocuments<Scores::rows_per_lane> documents;
+  if constexpr (!plain) documents.template read<Scores>(s.documents.separate, warp_query, pairs.q_length, keys_of);
   Output output;
   float maximum[Output::rows_per_lane], sum[Output::rows_per_lane];  // of the row; of the lane's part of the row
 #pragma unroll
@@ -62,6 +68,8 @@ __global__ void __launch_bounds__(forward_threads<T, width>,
     if (first_key + Tiles::streamed < keys.end) load_keys(first_key + Tiles::streamed, buffer ^ 1);
     const Range of_warp = {warp_query, warp_query + warp_rows}, of_tile = {first_key, first_key + Tiles::streamed};
     if (!pairs.any(of_warp, of_tile)) continue;
+    if constexpr (!plain)
+      if (!documents.any(of_tile)) continue;
     const T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const v_tile = k_tile + Tiles::streamed * stride;
 
@@ -82,6 +90,9 @@ __global__ void __launch_bounds__(forward_threads<T, width>,
         return pairs.sees(warp_query + p.row(i), first_key + p.column(j)) ? score : -infinity;
       });
     }
+    if constexpr (!plain)
+      for_each(
+          p, [&](float score, int i, int j) { return documents.sees(i, first_key + p.column(j)) ? score : -infinity; });
 #pragma unroll
     for (int i = 0; i < Scores::rows_per_lane; ++i) {
       float largest = maximum[i];

@@ -89,6 +89,11 @@ TEST(Validate, AcceptsWhatCanRun) {
       {{"model.width=100", "model.attention.heads=25", "model.attention.kv_heads=5"}, 1, {}},
       {{"model.attention.head_width=24", "model.width=100"}, 1, {}},
       {{"model.attention.position=rotary"}, 1, {}},
+      {{"model.attention.position=alibi", "model.attention.soft_cap=30", "model.attention.norm=true",
+        "model.attention.prefix=20"},
+       1,
+       {}},
+      {{"model.attention.documents=separate", "model.family=encoder", "model.vocabulary=50258"}, 1, {}},
       {{"model.width=8", "model.attention.heads=1", "model.feed_forward.width=4", "model.vocabulary=5"}, 1, {}},
       {{"data.tokenizer.kind=bytes", "model.vocabulary=257", "data.tokenizer.vocabulary=257"}, 1, {}},
       {{"train.steps=10", "optimizer.warmup=10"}, 1, {}},
@@ -96,6 +101,25 @@ TEST(Validate, AcceptsWhatCanRun) {
       {{"optimizer.kind=sgd", "optimizer.momentum=0.9"}, 1, {}},
       {{"train.precision=bf16", "train.emulate_bf16=true"}, 1, {}},
       {{"train.batch=48", "parallel.micro_batch=4", "parallel.tensor=2"}, 6, {}},
+  });
+}
+
+TEST(Validate, WhatATokenSeesFitsTheFamily) {
+  check({
+      {{"model.attention.documents=separate", "model.family=classifier"},
+       1,
+       {"model.attention.documents = separate with model.family = classifier", "delete model.attention.documents"}},
+      {{"model.attention.prefix=4", "model.family=encoder", "model.vocabulary=50258"},
+       1,
+       {"model.attention.prefix = 4 with model.family = encoder", "delete model.attention.prefix"}},
+      {{"model.attention.prefix=64", "model.context=64"},
+       1,
+       {"model.attention.prefix = 64 leaves no target in model.context = 64",
+        "set model.attention.prefix to 63 or less"}},
+      {{"model.attention.prefix=4", "model.attention.documents=separate"},
+       1,
+       {"model.attention.prefix = 4 with model.attention.documents = separate",
+        "set model.attention.prefix to 0, or model.attention.documents to joined"}},
   });
 }
 

@@ -32,6 +32,7 @@ namespace {
 struct Case : tests::AttentionCase {
   int threads;
   Score score{};
+  Documents documents{};
 };
 
 const Case cases[] = {
@@ -85,6 +86,7 @@ struct Problem {
       }
     };
     shape.score = c.score;
+    shape.documents = c.documents;
     fill(q, c.q_length, shape.q_stride, c.heads * c.width);
     fill(k, c.kv_length, shape.k_stride, c.kv_heads * c.width);
     fill(v, c.kv_length, shape.v_stride, c.kv_heads * c.width);
@@ -191,7 +193,7 @@ struct Reference {
     std::vector<double> weight(static_cast<std::size_t>(s.kv_length)), derivative(weight.size());
     double maximum = -std::numeric_limits<double>::infinity(), total = 0;
     for (std::int64_t j = 0; j < s.kv_length; ++j) {
-      if (!tests::sees(s, i, j)) continue;
+      if (!tests::sees(s, b, i, j)) continue;
       const Sum score = dot(p.q, q0, p.k, key(j));
       const tests::DefinedScore defined = tests::defined_score(s.score, s.scale * score.value, h, i, j);
       weight[j] = defined.value;
@@ -200,7 +202,7 @@ struct Reference {
       largest_score = std::max(largest_score, s.scale * score.magnitude + defined.magnitude);
     }
     for (std::int64_t j = 0; j < s.kv_length; ++j) {
-      weight[j] = tests::sees(s, i, j) ? std::exp(weight[j] - maximum) : 0;
+      weight[j] = tests::sees(s, b, i, j) ? std::exp(weight[j] - maximum) : 0;
       total += weight[j];
     }
     const double log_sum = maximum + std::log(total);
@@ -307,6 +309,17 @@ TYPED_TEST(AttentionTest, EqualsTheFormulaOfEveryScore) {
     for (const auto& [name, score] : tests::score_cases) {
       expect_formula<TypeParam>({name, 2, 100, 130, 3, 2, 20, 2, 1, causal_band(100, 130), 3, score});
       expect_formula<TypeParam>({name, 1, 70, 70, 2, 2, 12, 1, 0, {-20, 40}, 1, score});
+    }
+  });
+}
+
+TYPED_TEST(AttentionTest, EqualsTheFormulaWithinDocuments) {
+  on_each_instruction_set([&] {
+    for (const auto& [name, q_length, kv_length, length, first_query, first_key, mean, band] : tests::document_cases) {
+      const std::vector<DocumentRange> ranges = tests::random_documents(2, length, mean);
+      const Documents documents{true, ranges.data(), length, first_query, first_key};
+      expect_formula<TypeParam>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3, {}, documents});
+      expect_formula<TypeParam>({name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band, 1, {.soft_cap = 2}, documents});
     }
   });
 }
@@ -550,7 +563,7 @@ TEST(Attention, FlopsCountThePairsThatTheMaskAllows) {
     const AttentionShape s = Problem<float>(c).shape;
     double pairs = 0;
     for (std::int64_t i = 0; i < s.q_length; ++i) {
-      for (std::int64_t j = 0; j < s.kv_length; ++j) pairs += tests::sees(s, i, j);
+      for (std::int64_t j = 0; j < s.kv_length; ++j) pairs += tests::sees(s, 0, i, j);
     }
     EXPECT_EQ(attention_flops(s), 4.0 * static_cast<double>(c.batch * c.heads * c.width) * pairs) << c.name;
   };

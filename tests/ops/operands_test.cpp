@@ -184,6 +184,18 @@ void RefusedOperands::of_attention() {
   expect_refused("attention: out like q, lse [B, H, Tq]", [&] {
     ops::attention(runtime, options, q, k, v, tensor({8, 32}), lse);
   });
+  const std::string documents = "attention: documents [B * T, 2] i32, of all queries and keys";
+  ops::AttentionOptions within = options;
+  for (const auto& [shape, type] : {std::pair{Shape{12, 2}, DType::f32},
+                                    {Shape{12, 3}, DType::i32},
+                                    {Shape{8, 2}, DType::i32},
+                                    {Shape{11, 2}, DType::i32}}) {
+    within.documents = tensor(shape, type);
+    expect_refused(documents, [&] { forward(within, q, k, v); });
+  }
+  within.documents = tensor({12, 2}, DType::i32);
+  within.first_key = 4;
+  expect_refused(documents, [&] { forward(within, q, k, v); });
   const std::string strides = "attention backward: gradients are shaped and strided like their tensors";
   const auto backward = [&](const Tensor& dout, const Tensor& dq, const Tensor& dk, const Tensor& dv) {
     ops::attention_backward(runtime, options, q, k, v, q, lse, dout, dq, dk, dv);
@@ -243,6 +255,10 @@ void RefusedOperands::of_positions() {
   expect_refused("positions: within the table", [&] {
     ops::add_position(runtime, x, table, {.runs = {{3, 8}, {0, 0}}});
   });
+  for (const Tensor& given : {tensor({10}), tensor({9}, DType::i32)})
+    expect_refused("positions: [N] i32", [&] {
+      ops::add_position(runtime, x, table, {.runs = {{0, 5}, {0, 0}}}, given);
+    });
   const std::string backward = "position backward: dy [N, D]";
   expect_refused(backward, [&] {
     ops::add_position_backward(runtime, tensor({10, 4}), table, {.runs = {{0, 5}, {0, 0}}});

@@ -31,6 +31,7 @@ using kernels::full_band;
 
 struct Case : kernels::tests::AttentionCase {
   kernels::Score score{};
+  kernels::Documents documents{};  // on the CPU
 };
 
 const Case cases[] = {
@@ -78,6 +79,7 @@ struct Problem {
         dkv(kv.size(), T(untouched)),
         lse(static_cast<std::size_t>(c.batch * c.heads * c.q_length), untouched) {
     shape.score = c.score;
+    shape.documents = c.documents;
   }
 
   std::vector<T> rows(std::int64_t length, std::int64_t stride, unsigned seed) const {
@@ -127,7 +129,13 @@ Problem<T> solve_on_gpu(kernels::Cuda cuda, const Problem<T>& p, std::int64_t of
   Problem<T> result = p;
   const DeviceArray<T> q(p.q, offset), kv(p.kv, offset), out(std::vector<T>(p.out.size(), T(untouched)), offset);
   const DeviceArray<float> lse(static_cast<std::int64_t>(p.lse.size()));
+  const kernels::Documents& documents = p.shape.documents;
+  const DeviceArray<std::int32_t> ranges(
+      documents.separate ? std::vector<std::int32_t>(&documents.ranges->begin,
+                                                     &documents.ranges->begin + 2 * p.shape.batch * documents.length)
+                         : std::vector<std::int32_t>(1));
   AttentionForward<T> forward = result.forward();
+  forward.shape.documents.ranges = reinterpret_cast<const kernels::DocumentRange*>(ranges.data());
   forward.q = q.data();
   forward.k = kv.data();
   forward.v = kv.data() + p.v_offset;
@@ -140,6 +148,7 @@ Problem<T> solve_on_gpu(kernels::Cuda cuda, const Problem<T>& p, std::int64_t of
   const DeviceArray<float> known_lse(p.lse);
   const DeviceArray<std::uint8_t> workspace(kernels::cuda::flash_backward_workspace_bytes<T>(p.shape));
   AttentionBackward<T> backward = result.backward();
+  backward.shape.documents = forward.shape.documents;
   backward.q = q.data();
   backward.k = kv.data();
   backward.v = kv.data() + p.v_offset;
@@ -171,7 +180,7 @@ struct Magnitudes {
       for (std::int64_t h = 0; h < s.heads; ++h)
         for (std::int64_t i = 0; i < s.q_length; ++i)
           for (std::int64_t j = 0; j < s.kv_length; ++j)
-            if (kernels::tests::sees(s, i, j)) pair(p, b, h, i, j);
+            if (kernels::tests::sees(s, b, i, j)) pair(p, b, h, i, j);
   }
 
   void pair(const Problem<T>& p, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
@@ -255,6 +264,18 @@ TEST_P(FlashAttention, AgreesWithTheCpuOnEveryScore) {
     agrees<float>(cuda(), {{name, 1, 70, 97, 3, 2, 16, 2, 1, causal_band(70, 97)}, score}, 0);
     agrees<bf16>(cuda(), {{name, 1, 70, 97, 3, 2, 16, 2, 1, causal_band(70, 97)}, score}, 0);
     agrees<bf16>(cuda(), {{name, 1, 33, 40, 1, 1, 132, 1, 0, {-9, 20}}, score}, 1);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(FlashAttention, AgreesWithTheCpuWithinDocuments) {
+  for (const auto& [name, q_length, kv_length, length, first_query, first_key, mean, band] :
+       kernels::tests::document_cases) {
+    SCOPED_TRACE(name);
+    const std::vector<kernels::DocumentRange> ranges = kernels::tests::random_documents(1, length, mean);
+    const kernels::Documents documents{true, ranges.data(), length, first_query, first_key};
+    agrees<float>(cuda(), {{name, 1, q_length, kv_length, 2, 1, 8, 2, 0, band}, {}, documents}, 0);
+    agrees<bf16>(cuda(), {{name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band}, {.soft_cap = 2}, documents}, 0);
     if (HasFatalFailure()) return;
   }
 }

@@ -132,6 +132,29 @@ inline std::vector<SmallModel> small_models() {
   normed.tied = false;
   models.push_back({"normed_6_of_2", normed});
 
+  ModelConfig documents = base(20, 43, 9);
+  documents.attention.heads = 5;
+  documents.attention.documents = DocumentBorders::separate;
+  documents.feed_forward.width = 40;
+  models.push_back({"documents", documents});
+
+  ModelConfig prefix = base(20, 43, 9);
+  prefix.attention.heads = 5;
+  prefix.attention.position = Position::rotary;
+  prefix.attention.prefix = 2;
+  prefix.attention.window = 5;
+  prefix.feed_forward.width = 40;
+  models.push_back({"prefix", prefix});
+
+  ModelConfig encoder_documents = base(24, 61, 8);
+  encoder_documents.family = ModelFamily::encoder;
+  encoder_documents.attention.heads = 6;
+  encoder_documents.attention.kv_heads = 2;
+  encoder_documents.attention.position = Position::rotary;
+  encoder_documents.attention.documents = DocumentBorders::separate;
+  encoder_documents.feed_forward.width = 40;
+  models.push_back({"encoder_documents", encoder_documents});
+
   ModelConfig encoder = base(20, 61, 7);
   encoder.family = ModelFamily::encoder;
   encoder.attention.heads = 5;
