@@ -46,6 +46,8 @@ std::vector<Field> fields(AttentionConfig& c) {
       {"model.attention.prefix", &c.prefix,
        "n: the first n tokens of a decoder's sequence see each other, and targets begin after them; 0: none",
        at_least(0)},
+      {"model.attention.sinks", &c.sinks,
+       "each head has a learned logit that joins the sum of its softmax, so that it can attend to nothing"},
   };
 }
 

@@ -41,6 +41,7 @@ struct AttentionConfig {
   bool norm = false;        ///< RMS norms of q and k, head by head
   DocumentBorders documents = DocumentBorders::joined;
   std::int64_t prefix = 0;  ///< so many first tokens of a decoder's sequence see each other, and are no targets
+  bool sinks = false;       ///< each head has a learned logit beside its scores
 
   bool operator==(const AttentionConfig&) const = default;
 };

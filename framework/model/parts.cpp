@@ -91,6 +91,7 @@ BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, bool has
                         .rotary_base = c.attention.rotary_base,
                         .norm = c.attention.norm,
                         .norm_epsilon = c.norm.epsilon,
+                        .sinks = c.attention.sinks,
                         .bias = c.bias,
                         .dropout = c.dropout,
                         .deviation = deviation,

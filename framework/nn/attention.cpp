@@ -28,6 +28,17 @@ Attention::Attention(const std::string& name, const AttentionShapeConfig& config
       qkv_(qkv_parts(name, config, partition_, share.rank), config.width, config.bias, config.deviation, store),
       out_(name + ".out", config.width, config.heads * config.head_width,
            times(partition_.query(share.rank), config.head_width), config.bias, config.out_deviation, share, store) {
+  if (config.sinks) {
+    const Slice held = partition_.query(share.rank);
+    sinks_ = store.add_weight(held.count(), 1, false);
+    store.add({.name = name + ".sinks",
+               .shape = {config.heads},
+               .held = {held.begin, held.end, 0, 1},
+               .owned_end = held.count(),
+               .initial = {0, config.deviation},
+               .decays = false,
+               .weight = sinks_});
+  }
   if (!config.norm) return;
   const auto norm = [&](const char* which) {
     return Norm(name + which, config.head_width, /*rms=*/true, /*bias=*/false, config.norm_epsilon, share, store,
@@ -84,7 +95,9 @@ AttentionSpec Attention::spec() const {
           .tensor_rank = rank_,
           .head_width = config_.head_width,
           .band = config_.band,
-          .score = config_.score};
+          .score = config_.score,
+          .sinks = sinks_ ? by_head(sinks_->value) : Tensor{},
+          .sink_gradient = sinks_ ? by_head(sinks_->gradient) : Tensor{}};
 }
 
 /// qkv [n, ...] of the next n tokens of one sequence: adds their keys and values to the cache.
@@ -106,15 +119,10 @@ Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache,
       .documents = context.documents.ranges,
       .first_query = begin};
   Tensor lse;
-  return ops::attention(runtime,
-                        {.heads = heads,
-                         .kv_heads = kv_heads,
-                         .head_width = config_.head_width,
-                         .group_size = partition_.group_size(),
-                         .group_offset = partition_.group_offset(rank_),
-                         .band = kernels::band_between(config_.band, begin, 0),
-                         .score = kernels::score_between(config_.score, partition_.query(rank_).begin, begin, 0)},
-                        qkv.slice_columns(0, q), cache.keys.slice_rows(0, end), cache.values.slice_rows(0, end), lse);
+  const Tensor out = ops::attention(runtime, options, qkv.slice_columns(0, q), cache.keys.slice_rows(0, end),
+                                    cache.values.slice_rows(0, end), lse);
+  if (sinks_) ops::attention_sink(runtime, options, by_head(sinks_->value), out, lse);
+  return out;
 }
 
 ops::Dropout Attention::dropout(const Context& context) const { return row_dropout(context, config_.dropout, name_); }

@@ -27,6 +27,7 @@ struct AttentionShapeConfig {
   double rotary_base = 10000;
   bool norm = false;  ///< RMS norms of q and k
   double norm_epsilon = 1e-5;
+  bool sinks = false;  ///< each head has a logit beside its scores
   bool bias = true;
   double dropout = 0;
   float deviation = 0.02f, out_deviation = 0.02f;
@@ -70,6 +71,7 @@ class Attention {
   ColumnLinear qkv_;
   RowLinear out_;
   std::optional<Norm> q_norm_, k_norm_;
+  Weight* sinks_ = nullptr;  // [H held]
 };
 
 }  // namespace choir

@@ -6,6 +6,7 @@
 #include "framework/ops/elementwise.h"
 #include "framework/ops/linear.h"
 #include "kernels/attention_merge.h"
+#include "kernels/attention_sink.h"
 #include "kernels/rotary.h"
 
 namespace choir::ops {
@@ -94,6 +95,48 @@ void merge_attention(Runtime& runtime, const AttentionOptions& options, const Te
               {.flops = 3.0 * static_cast<double>(part.count()), .bytes = bytes_of({part, total, total})},
               [args](auto device) { kernels::attention_merge(device, args); });
   });
+}
+
+void attention_sink(Runtime& runtime, const AttentionOptions& options, const Tensor& sinks, const Tensor& out,
+                    const Tensor& lse) {
+  check(out.contiguous() && out.width() == options.heads * options.head_width &&
+            lse.count() == options.heads * out.rows() && sinks.count() == options.heads,
+        "attention sink: out [B*Tq, H*E], lse [B, H, Tq], sinks [H]");
+  with_type(out.dtype(), [&]<class T>() {
+    const kernels::AttentionSink<T> args{.batch = options.batch,
+                                         .queries = out.rows() / options.batch,
+                                         .heads = options.heads,
+                                         .head_width = options.head_width,
+                                         .sinks = sinks.data<Accumulate<T>>(),
+                                         .out = out.data<T>(),
+                                         .lse = lse.data<Accumulate<T>>()};
+    launch<T>(runtime, "attention sink", {.flops = static_cast<double>(out.count()), .bytes = bytes_of({out, out})},
+              [args](auto device) { kernels::attention_sink(device, args); });
+  });
+}
+
+void attention_sink_backward(Runtime& runtime, const AttentionOptions& options, const Tensor& sinks, const Tensor& out,
+                             const Tensor& lse, const Tensor& dout, const Tensor& dsinks) {
+  check(out.contiguous() && dout.contiguous() && out.count() == dout.count() &&
+            out.width() == options.heads * options.head_width && lse.count() == options.heads * out.rows() &&
+            sinks.count() == options.heads && dsinks.count() == options.heads,
+        "attention sink backward: out and dout [B*Tq, H*E], lse [B, H, Tq], sinks and dsinks [H]");
+  const Tensor terms = runtime.empty({out.rows(), options.heads}, accumulate_type(out.dtype()));
+  with_type(out.dtype(), [&]<class T>() {
+    const kernels::AttentionSinkGradient<T> args{.batch = options.batch,
+                                                 .queries = out.rows() / options.batch,
+                                                 .heads = options.heads,
+                                                 .head_width = options.head_width,
+                                                 .sinks = sinks.data<Accumulate<T>>(),
+                                                 .out = out.data<T>(),
+                                                 .dout = dout.data<T>(),
+                                                 .lse = lse.data<Accumulate<T>>(),
+                                                 .terms = terms.data<Accumulate<T>>()};
+    launch<T>(runtime, "attention sink backward",
+              {.flops = 2.0 * static_cast<double>(out.count()), .bytes = bytes_of({out, dout})},
+              [args](auto device) { kernels::attention_sink_gradient(device, args); });
+  });
+  bias_gradient(runtime, terms, dsinks);
 }
 
 void attention_backward(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k,

@@ -29,6 +29,13 @@ Tensor attention(Runtime&, const AttentionOptions&, const Tensor& q, const Tenso
 void merge_attention(Runtime&, const AttentionOptions&, const Tensor& part, const Tensor& part_lse, const Tensor& total,
                      const Tensor& total_lse);
 
+/// Gives each head a logit, sinks [H], that brings no value: changes out [B*Tq, H*E] and lse [B, H, Tq] as
+/// kernels/attention_sink.h says.
+void attention_sink(Runtime&, const AttentionOptions&, const Tensor& sinks, const Tensor& out, const Tensor& lse);
+/// dsinks [H] +=, by the changed out and lse, by which attention_backward() is that of attention with sinks.
+void attention_sink_backward(Runtime&, const AttentionOptions&, const Tensor& sinks, const Tensor& out,
+                             const Tensor& lse, const Tensor& dout, const Tensor& dsinks);
+
 /// Writes dq, dk, dv, shaped and strided like q, k, v.
 void attention_backward(Runtime&, const AttentionOptions&, const Tensor& q, const Tensor& k, const Tensor& v,
                         const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq, const Tensor& dk,

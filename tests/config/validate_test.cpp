@@ -90,7 +90,7 @@ TEST(Validate, AcceptsWhatCanRun) {
       {{"model.attention.head_width=24", "model.width=100"}, 1, {}},
       {{"model.attention.position=rotary"}, 1, {}},
       {{"model.attention.position=alibi", "model.attention.soft_cap=30", "model.attention.norm=true",
-        "model.attention.prefix=20"},
+        "model.attention.sinks=true", "model.attention.prefix=20"},
        1,
        {}},
       {{"model.attention.documents=separate", "model.family=encoder", "model.vocabulary=50258"}, 1, {}},

@@ -146,6 +146,15 @@ inline std::vector<SmallModel> small_models() {
   prefix.feed_forward.width = 40;
   models.push_back({"prefix", prefix});
 
+  ModelConfig sinks = base(21, 37, 7);
+  sinks.attention.heads = 7;
+  sinks.attention.kv_heads = 1;
+  sinks.attention.head_width = 4;
+  sinks.attention.sinks = true;
+  sinks.attention.window = 3;
+  sinks.feed_forward.width = 33;
+  models.push_back({"sinks", sinks});
+
   ModelConfig encoder_documents = base(24, 61, 8);
   encoder_documents.family = ModelFamily::encoder;
   encoder_documents.attention.heads = 6;
