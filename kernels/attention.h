@@ -1,13 +1,14 @@
 // Attention in blocks with online softmax: no T x T matrix in memory.
 //
-//   s[i, j] = scale * q[i] . k[j]      for the keys j that query i may see
+//   s[i, j] = score(scale * q[i] . k[j])      for the keys j that query i may see
 //   out[i]  = sum_j softmax(s[i])[j] v[j]
 //   lse[i]  = log sum_j exp(s[i, j])   saved; backward recomputes the probabilities as exp(s - lse)
 //
 // Milakov, Gimelshein (2018), arXiv 1805.02867; Dao, "FlashAttention-2" (2023), arXiv 2307.08691.
 //
-// Masks are bands (kernels/band.h). A query that sees no key gives out = 0 and lse = -inf, and contributes no gradient;
-// the gradients of a key that no query sees are 0.
+// Masks are bands (kernels/band.h), within documents (kernels/documents.h); kernels/score.h says what a score is. A
+// query that sees no key gives out = 0 and lse = -inf, and contributes no gradient; the gradients of a key that no
+// query sees are 0.
 //
 // Heads. Query head h reads key/value head (h + group_offset) / group_size (both local indices): a rank may start
 // in the middle of a group.
@@ -19,6 +20,8 @@
 #include <string>
 
 #include "kernels/band.h"
+#include "kernels/documents.h"
+#include "kernels/score.h"
 #include "kernels/types.h"
 
 namespace choir::kernels {
@@ -32,6 +35,11 @@ struct AttentionShape {
   std::int64_t q_stride, k_stride, v_stride, out_stride;  ///< elements from one token to the next
   Band band;                                              ///< the keys that each query sees
   double scale = 1;                                       ///< usually 1 / sqrt(head_width)
+  Score score{};
+  Documents documents{};
+
+  /// No option that the kernels for tiles, the plain CUDA kernels and cuDNN lack.
+  constexpr bool is_plain() const { return score.is_product() && !documents.separate; }
 };
 
 template <class Index = std::int64_t>
@@ -84,7 +92,8 @@ void attention_backward(Cpu, const AttentionBackward<T>&);
 template <class T>
 void attention_backward(Cuda, const AttentionBackward<T>&);
 
-/// Twice the multiply-adds of forward over the (query, key) pairs that the mask allows; backward has 2.5 times as many.
+/// Twice the multiply-adds of forward over the (query, key) pairs that the band allows; backward has 2.5 times as many.
+/// Documents are data, on which no count depends.
 double attention_flops(const AttentionShape&);
 
 namespace cuda {

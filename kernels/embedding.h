@@ -29,7 +29,7 @@ struct EmbeddingBackward {
   std::int64_t rows, width, first_token, num_tokens;
 };
 
-/// y[r] = x[r] + table[map.position(r)]. y may be x.
+/// y[r] = x[r] + table[positions[r]], or table[map.position(r)] if `positions` is null. y may be x.
 template <class T>
 struct PositionForward {
   const T* x;      ///< [rows, width]
@@ -37,6 +37,7 @@ struct PositionForward {
   T* y;            ///< [rows, width]
   std::int64_t rows, width;
   RowMap map;
+  const std::int32_t* positions = nullptr;  ///< [rows]
 };
 
 /// dtable[map.position(r)] += dy[r], rows in ascending order.

@@ -21,7 +21,8 @@ struct Rotary {
   std::int64_t rows;
   std::int64_t heads, head_width;  ///< head_width is even
   std::int64_t stride;
-  RowMap map;  ///< row r stands at map.position(r)
+  RowMap map;                               ///< row r stands at map.position(r)
+  const std::int32_t* positions = nullptr;  ///< [rows]: if given, row r stands at positions[r]
   bool inverse = false;
 };
 

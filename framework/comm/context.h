@@ -35,10 +35,17 @@ struct ChoiceRecord {
 /// Weight gradients of a micro-batch that the schedule computes later than its activation gradients.
 using DeferredWork = std::vector<std::function<void(struct Context&)>>;
 
+/// Of a micro-batch whose documents are separate; empty tensors: a sequence is one document.
+struct SeparateDocuments {
+  Tensor ranges;     ///< [B * T, 2] i32, all positions of the sequences in order: a kernels::DocumentRange each
+  Tensor positions;  ///< [rows] i32, of the rows held and the padding of the last share: the position in its document
+};
+
 struct Context {
   Runtime& runtime;
   Mesh& mesh;
   Rows rows{};  ///< of this micro-batch
+  SeparateDocuments documents{};
   ContextKind kind = ContextKind::automatic;
   DeferredWork* deferred = nullptr;      ///< where linear layers leave their weight gradients; null: computed at once
   const KeyValueCache* cache = nullptr;  ///< of the current layer, in generation

@@ -97,6 +97,7 @@ class Validator {
       problems_.push_back(std::move(wrong.problem));
     }
     check_heads();
+    check_attention_mask();
     check_tokenizer();
     check_masked();
     check_images();
@@ -120,6 +121,7 @@ class Validator {
   void refuse_changed(const std::vector<std::string>& prefixes, const std::string& why, const char* family);
 
   void check_heads();
+  void check_attention_mask();
   void check_tokenizer();
   void check_masked();
   void check_images();
@@ -160,6 +162,26 @@ void Validator::check_heads() {
             a.head_width > 0 ? "" : fmt::format(" (model.width = {} / model.attention.heads = {})", m.width, a.heads)),
         "rotary positions turn pairs of features, so that the width of a head is even",
         fmt::format("set model.attention.head_width to {}", m.head_width() + 1));
+}
+
+void Validator::check_attention_mask() {
+  const ModelConfig& m = config_.model;
+  if (m.is_classifier() && m.attention.documents == DocumentBorders::separate)
+    add(fmt::format("model.attention.documents = separate with model.family = {}", name_of(m.family)),
+        "a sample of a classifier is one text or one image", "delete model.attention.documents");
+  if (m.attention.prefix == 0 || !are_sound({"model.attention.prefix", "model.context"})) return;
+  const std::string given = fmt::format("model.attention.prefix = {}", m.attention.prefix);
+  if (m.family != ModelFamily::decoder)
+    add(fmt::format("{} with model.family = {}", given, name_of(m.family)),
+        "only a decoder has tokens that do not see each other", "delete model.attention.prefix");
+  if (m.attention.prefix >= m.context)
+    add(fmt::format("{} leaves no target in model.context = {}", given, m.context),
+        "the tokens of the prefix see each other, so that the first target is the one after it",
+        fmt::format("set model.attention.prefix to {} or less", m.context - 1));
+  if (m.attention.documents == DocumentBorders::separate)
+    add(fmt::format("{} with model.attention.documents = separate", given),
+        "the prefix is that of a sequence, and a sequence of several documents would have it in the first one only",
+        "set model.attention.prefix to 0, or model.attention.documents to joined");
 }
 
 void Validator::check_tokenizer() {

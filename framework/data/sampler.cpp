@@ -86,26 +86,53 @@ Sampler::Sampler(const TokenFile& file, const SamplerOptions& options) : file_(f
   }
 }
 
-void Sampler::train_sequence(std::int64_t index, std::span<std::int32_t> inputs,
-                             std::span<std::int32_t> targets) const {
+std::int64_t Sampler::first_of_train_sequence(std::int64_t index) const {
   assert(index >= 0);
   const std::int64_t epoch = index / train_windows_;
-  const std::int64_t window = permute(index % train_windows_, train_windows_, options_.seed, epoch);
-  const std::int64_t first = window * options_.sequence_length;
+  return permute(index % train_windows_, train_windows_, options_.seed, epoch) * options_.sequence_length;
+}
+
+void Sampler::train_sequence(std::int64_t index, std::span<std::int32_t> inputs,
+                             std::span<std::int32_t> targets) const {
+  const std::int64_t first = first_of_train_sequence(index);
   file_.read(first, inputs);
   file_.read(first + 1, targets);
 }
 
 // The first input is the token before the held-out text, so that the first held-out token is a target too.
+std::int64_t Sampler::first_of_evaluation_sequence(std::int64_t index) const {
+  assert(index >= 0 && index < num_evaluation_sequences());
+  return first_held_out_token_ - 1 + index * options_.sequence_length;
+}
+
 void Sampler::evaluation_sequence(std::int64_t index, std::span<std::int32_t> inputs,
                                   std::span<std::int32_t> targets) const {
-  assert(index >= 0 && index < num_evaluation_sequences());
-  const std::int64_t first = first_held_out_token_ - 1 + index * options_.sequence_length;
+  const std::int64_t first = first_of_evaluation_sequence(index);
   const auto count = static_cast<std::size_t>(std::min(options_.sequence_length, file_.num_tokens() - 1 - first));
   file_.read(first, inputs.first(count));
   file_.read(first + 1, targets.first(count));
   std::ranges::fill(inputs.subspan(count), file_.tokenizer().end_of_document());
   std::ranges::fill(targets.subspan(count), -1);
+}
+
+void Sampler::documents_from(std::int64_t first, std::span<kernels::DocumentRange> documents) const {
+  const auto offsets = file_.document_offsets();
+  const std::int64_t length = std::ssize(documents);
+  auto end = std::ranges::upper_bound(offsets, first);  // of the document of `first`
+  for (std::int64_t position = 0; position < length; ++end) {
+    const bool is_last = end + 1 >= offsets.end();
+    const auto next = static_cast<std::int32_t>(is_last ? length : std::min(*end - first, length));
+    const kernels::DocumentRange document{static_cast<std::int32_t>(position), next};
+    for (; position < next; ++position) documents[static_cast<std::size_t>(position)] = document;
+  }
+}
+
+void Sampler::train_documents(std::int64_t index, std::span<kernels::DocumentRange> documents) const {
+  documents_from(first_of_train_sequence(index), documents);
+}
+
+void Sampler::evaluation_documents(std::int64_t index, std::span<kernels::DocumentRange> documents) const {
+  documents_from(first_of_evaluation_sequence(index), documents);
 }
 
 std::int64_t Sampler::num_evaluation_sequences() const {

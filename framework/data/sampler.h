@@ -11,6 +11,7 @@
 #include <span>
 
 #include "framework/data/token_file.h"
+#include "kernels/documents.h"
 
 namespace choir {
 
@@ -50,6 +51,11 @@ class Sampler {
   void evaluation_sequence(std::int64_t index, std::span<std::int32_t> inputs, std::span<std::int32_t> targets) const;
   std::int64_t num_evaluation_sequences() const;
 
+  /// The documents of these sequences: for each input [T], the positions of its document in the sequence. A document
+  /// that began before the sequence begins at 0. What fills up the last held-out sequence belongs to the last document.
+  void train_documents(std::int64_t index, std::span<kernels::DocumentRange> documents) const;
+  void evaluation_documents(std::int64_t index, std::span<kernels::DocumentRange> documents) const;
+
   /// Bytes of text that the targets stand for; -1 stands for none.
   std::int64_t target_bytes(std::span<const std::int32_t> targets) const;
 
@@ -58,6 +64,10 @@ class Sampler {
   std::int64_t first_held_out_token() const { return first_held_out_token_; }
 
  private:
+  std::int64_t first_of_train_sequence(std::int64_t index) const;
+  std::int64_t first_of_evaluation_sequence(std::int64_t index) const;
+  void documents_from(std::int64_t first, std::span<kernels::DocumentRange> documents) const;
+
   TokenFile file_;
   SamplerOptions options_;
   std::int64_t first_held_out_token_ = 0, train_windows_ = 0;

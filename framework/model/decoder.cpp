@@ -6,7 +6,8 @@
 namespace choir {
 
 kernels::Band decoder_band(const ModelConfig& config) {
-  return kernels::causal_band(config.context, config.context, config.attention.window);
+  const kernels::Band causal = kernels::causal_band(config.context, config.context, config.attention.window);
+  return kernels::with_prefix(causal, config.attention.prefix);
 }
 
 std::vector<PartSpec> decoder_parts(const ModelConfig& config, bool recompute) {

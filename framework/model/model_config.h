@@ -13,9 +13,14 @@ template <>
 inline constexpr auto names<ModelFamily> = std::array{"decoder", "encoder", "classifier", "vision"};
 
 /// How a token knows its position.
-enum class Position { learned, rotary, none };
+enum class Position { learned, rotary, none, alibi };
 template <>
-inline constexpr auto names<Position> = std::array{"learned", "rotary", "none"};
+inline constexpr auto names<Position> = std::array{"learned", "rotary", "none", "alibi"};
+
+/// What a sequence of several documents is. separate: a token sees its own document, and positions begin again there.
+enum class DocumentBorders { joined, separate };
+template <>
+inline constexpr auto names<DocumentBorders> = std::array{"joined", "separate"};
 
 enum class FeedForwardKind { gelu, gelu_erf, swiglu };
 template <>
@@ -32,6 +37,11 @@ struct AttentionConfig {
   Position position = Position::learned;
   double rotary_base = 10000;
   std::int64_t window = 0;  ///< w: a decoder's token sees the last w tokens, an encoder's w - 1 on either side; 0: all
+  double soft_cap = 0;      ///< of scores; 0: none
+  bool norm = false;        ///< RMS norms of q and k, head by head
+  DocumentBorders documents = DocumentBorders::joined;
+  std::int64_t prefix = 0;  ///< so many first tokens of a decoder's sequence see each other, and are no targets
+  bool sinks = false;       ///< each head has a learned logit beside its scores
 
   bool operator==(const AttentionConfig&) const = default;
 };

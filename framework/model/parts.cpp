@@ -38,9 +38,15 @@ TablePositions table_positions(const ModelConfig& c) {
     case Position::rotary:
       return {.rotary = c.context};
     case Position::none:
+    case Position::alibi:
       return {};
   }
   std::abort();  // all values are above
+}
+
+kernels::Score attention_score(const ModelConfig& c) {
+  return {.soft_cap = c.attention.soft_cap,
+          .alibi_heads = c.attention.position == Position::alibi ? c.attention.heads : 0};
 }
 
 ExpertsShape experts_shape(const ModelConfig& c, const FeedForwardShape& expert) {
@@ -80,8 +86,12 @@ BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, bool has
                         .kv_heads = c.kv_heads(),
                         .head_width = c.head_width(),
                         .band = band,
+                        .score = attention_score(c),
                         .rotary_positions = table_positions(c).rotary,
                         .rotary_base = c.attention.rotary_base,
+                        .norm = c.attention.norm,
+                        .norm_epsilon = c.norm.epsilon,
+                        .sinks = c.attention.sinks,
                         .bias = c.bias,
                         .dropout = c.dropout,
                         .deviation = deviation,

@@ -4,10 +4,13 @@
 
 #include "framework/ops/dispatch.h"
 #include "framework/ops/elementwise.h"
+#include "framework/parallel/documents.h"
 #include "kernels/philox.h"
 
 namespace choir {
 namespace {
+
+bool separates_documents(const ModelConfig& config) { return config.attention.documents == DocumentBorders::separate; }
 
 bool reads_images(const ModelConfig& config) { return config.family == ModelFamily::vision; }
 
@@ -22,7 +25,9 @@ std::size_t count_of(const Shape& shape) {
 SampleBuffer::SampleBuffer(const ModelConfig& config)
     : inputs(static_cast<std::size_t>(reads_images(config) ? 0 : config.context)),
       targets(static_cast<std::size_t>(config.targets_of_sequence())),
-      patches(static_cast<std::size_t>(reads_images(config) ? config.context * config.image.features() : 0)) {}
+      patches(static_cast<std::size_t>(reads_images(config) ? config.context * config.image.features() : 0)),
+      documents(static_cast<std::size_t>(separates_documents(config) ? config.context : 0),
+                {0, static_cast<std::int32_t>(config.context)}) {}
 
 void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t index, const Sample& sample) {
   const auto word = [&](std::size_t i) { return kernels::philox_word(key, static_cast<std::uint64_t>(index), i); };
@@ -35,10 +40,18 @@ void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t in
   // Another part of the words than the class: in [-1, 1).
   for (std::size_t i = 0; i < sample.patches.size(); ++i)
     sample.patches[i] = static_cast<float>(static_cast<std::int32_t>(word(i + (std::size_t{1} << 32)))) * 0x1p-31f;
+  for (std::size_t begin = 0, end = 0; begin < sample.documents.size(); begin = end) {  // of three tokens or so
+    do ++end;
+    while (end < sample.documents.size() && word(end + (std::size_t{1} << 33)) % 3 != 0);
+    std::ranges::fill(sample.documents.subspan(begin, end - begin),
+                      kernels::DocumentRange{static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end)});
+  }
 }
 
 BatchRows::BatchRows(const ModelConfig& config, const Rows& held, bool count_only)
-    : rows(held), targets_shape{config.is_classifier() ? held.sequences : held.count()} {
+    : rows(held),
+      targets_shape{config.is_classifier() ? held.sequences : held.count()},
+      separate_documents(separates_documents(config)) {
   if (reads_images(config))
     patches_shape = {held.count(), config.image.features()};
   else
@@ -47,9 +60,14 @@ BatchRows::BatchRows(const ModelConfig& config, const Rows& held, bool count_onl
   ids.resize(count_of(ids_shape));
   targets.resize(count_of(targets_shape), -1);
   patches.resize(count_of(patches_shape));
+  if (separate_documents)
+    documents.resize(static_cast<std::size_t>(held.sequences * held.length),
+                     {0, static_cast<std::int32_t>(held.length)});
 }
 
 void BatchRows::set(std::int64_t sequence, const SampleBuffer& sample) {
+  std::copy(sample.documents.begin(), sample.documents.end(),
+            documents.begin() + (documents.empty() ? 0 : sequence * rows.length));
   std::int64_t first_row = 0;
   for (int run = 0; run < 2; first_row += rows.count(run++)) {
     const auto [begin, end] = rows.runs[run];
@@ -67,6 +85,10 @@ void BatchRows::set(std::int64_t sequence, const SampleBuffer& sample) {
 
 std::int64_t BatchRows::num_targets() const {
   return std::count_if(targets.begin(), targets.end(), [](std::int32_t target) { return target >= 0; });
+}
+
+SeparateDocuments BatchRows::upload_documents(Runtime& runtime) const {
+  return separate_documents ? choir::upload_documents(runtime, documents, rows) : SeparateDocuments{};
 }
 
 Batch BatchRows::upload(Runtime& runtime) const {

@@ -9,6 +9,7 @@
 #include "framework/core/rows.h"
 #include "framework/model/model_config.h"
 #include "framework/model/part.h"
+#include "kernels/documents.h"
 
 namespace choir {
 
@@ -18,6 +19,7 @@ struct Sample {
   std::span<std::int32_t> inputs;   ///< [T]: ids of text
   std::span<std::int32_t> targets;  ///< [T], or [1]: the class of the whole sequence; negative: not counted
   std::span<float> patches;         ///< [T, features]: squares of an image, in rows; a class token's are zeros
+  std::span<kernels::DocumentRange> documents{};  ///< [T]: of separate documents, the positions of each token's
 };
 
 /// Writes sample `index` (of the step's global batch, or of an evaluation). Returns the bytes of text that the targets
@@ -27,10 +29,11 @@ using ReadSample = std::function<std::int64_t(std::int64_t index, const Sample&)
 /// Memory of one sample.
 struct SampleBuffer {
   explicit SampleBuffer(const ModelConfig&);
-  Sample view() { return {inputs, targets, patches}; }
+  Sample view() { return {inputs, targets, patches, documents}; }
 
   std::vector<std::int32_t> inputs, targets;
   std::vector<float> patches;
+  std::vector<kernels::DocumentRange> documents;  ///< at first a sample is one document
 };
 
 /// Sample `index` of endless random data: the next tokens are the targets of text; an image has a random class.
@@ -46,11 +49,15 @@ struct BatchRows {
   std::int64_t num_targets() const;
 
   Batch upload(Runtime&) const;
+  /// What every part of the model reads; empty tensors if documents are joined.
+  SeparateDocuments upload_documents(Runtime&) const;
 
   Rows rows;
   Shape ids_shape, targets_shape, patches_shape;  ///< on the device; empty: the family does not read it
   std::vector<std::int32_t> ids, targets;         ///< -1: no target
   std::vector<float> patches;
+  bool separate_documents;
+  std::vector<kernels::DocumentRange> documents;  ///< [B, T]: of all positions, if they are separate
 };
 
 }  // namespace choir

@@ -27,7 +27,56 @@ Attention::Attention(const std::string& name, const AttentionShapeConfig& config
       rank_(share.rank),
       qkv_(qkv_parts(name, config, partition_, share.rank), config.width, config.bias, config.deviation, store),
       out_(name + ".out", config.width, config.heads * config.head_width,
-           times(partition_.query(share.rank), config.head_width), config.bias, config.out_deviation, share, store) {}
+           times(partition_.query(share.rank), config.head_width), config.bias, config.out_deviation, share, store) {
+  if (config.sinks) {
+    const Slice held = partition_.query(share.rank);
+    sinks_ = store.add_weight(held.count(), 1, false);
+    store.add({.name = name + ".sinks",
+               .shape = {config.heads},
+               .held = {held.begin, held.end, 0, 1},
+               .owned_end = held.count(),
+               .initial = {0, config.deviation},
+               .decays = false,
+               .weight = sinks_});
+  }
+  if (!config.norm) return;
+  const auto norm = [&](const char* which) {
+    return Norm(name + which, config.head_width, /*rms=*/true, /*bias=*/false, config.norm_epsilon, share, store,
+                /*of_heads=*/true);
+  };
+  q_norm_ = norm(".q_norm");
+  k_norm_ = norm(".k_norm");
+}
+
+template <class Body>
+void Attention::for_each_norm(const Tensor& qkv, const Body& body) const {
+  if (!q_norm_) return;
+  const std::int64_t q = partition_.query(rank_).count() * config_.head_width;
+  const std::int64_t k = partition_.key_value(rank_).count() * config_.head_width;
+  body(*q_norm_, &Saved::q_norm, qkv.slice_columns(0, q));
+  body(*k_norm_, &Saved::k_norm, qkv.slice_columns(q, q + k));
+}
+
+/// A copy of x [N, heads * E] as [N * heads, E].
+static Tensor by_heads(Runtime& runtime, const Tensor& x, std::int64_t head_width) {
+  const Tensor copy = runtime.empty({x.rows(), x.width()}, x.dtype());
+  ops::copy(runtime, x, copy);
+  return copy.reshape({copy.count() / head_width, head_width});
+}
+
+void Attention::normalise(const Tensor& qkv, Saved& saved, Context& context) const {
+  for_each_norm(qkv, [&](const Norm& norm, Norm::Saved Saved::*of_norm, const Tensor& x) {
+    const Tensor y = norm.forward(by_heads(context.runtime, x, config_.head_width), saved.*of_norm, context);
+    ops::copy(context.runtime, y.reshape({x.rows(), x.width()}), x);
+  });
+}
+
+void Attention::normalise_backward(const Tensor& dqkv, const Saved& saved, Context& context) const {
+  for_each_norm(dqkv, [&](const Norm& norm, Norm::Saved Saved::*of_norm, const Tensor& dy) {
+    const Tensor dx = norm.backward(by_heads(context.runtime, dy, config_.head_width), {}, saved.*of_norm, context);
+    ops::copy(context.runtime, dx.reshape({dy.rows(), dy.width()}), dy);
+  });
+}
 
 void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const {
   if (config_.rotary_positions == 0) return;
@@ -35,11 +84,20 @@ void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const 
   const Tensor table = ops::rotary_table(runtime, config_.rotary_positions, config_.head_width, config_.rotary_base);
   const std::int64_t heads = partition_.query(rank_).count() + partition_.key_value(rank_).count();
   const Tensor q_and_k = qkv.slice_columns(0, heads * config_.head_width);  // side by side: one call turns both
-  ops::rotary(runtime, q_and_k, table, config_.head_width, context.rows.map(), inverse);
+  ops::rotary(runtime, q_and_k, table, config_.head_width, context.rows.map(), inverse, context.documents.positions);
 }
 
+/// A weight [H, 1] as [H]; empty while there is none.
+static Tensor by_head(const Tensor& weight) { return weight ? weight.reshape({weight.count()}) : Tensor{}; }
+
 AttentionSpec Attention::spec() const {
-  return {.heads = partition_, .tensor_rank = rank_, .head_width = config_.head_width, .band = config_.band};
+  return {.heads = partition_,
+          .tensor_rank = rank_,
+          .head_width = config_.head_width,
+          .band = config_.band,
+          .score = config_.score,
+          .sinks = sinks_ ? by_head(sinks_->value) : Tensor{},
+          .sink_gradient = sinks_ ? by_head(sinks_->gradient) : Tensor{}};
 }
 
 /// qkv [n, ...] of the next n tokens of one sequence: adds their keys and values to the cache.
@@ -50,15 +108,21 @@ Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache,
   const std::int64_t q = heads * config_.head_width, kv = kv_heads * config_.head_width;
   ops::copy(runtime, qkv.slice_columns(q, q + kv), cache.keys.slice_rows(begin, end));
   ops::copy(runtime, qkv.slice_columns(q + kv, q + 2 * kv), cache.values.slice_rows(begin, end));
+  const ops::AttentionOptions options{
+      .heads = heads,
+      .kv_heads = kv_heads,
+      .head_width = config_.head_width,
+      .group_size = partition_.group_size(),
+      .group_offset = partition_.group_offset(rank_),
+      .band = kernels::band_between(config_.band, begin, 0),
+      .score = kernels::score_between(config_.score, partition_.query(rank_).begin, begin, 0),
+      .documents = context.documents.ranges,
+      .first_query = begin};
   Tensor lse;
-  return ops::attention(runtime,
-                        {.heads = heads,
-                         .kv_heads = kv_heads,
-                         .head_width = config_.head_width,
-                         .group_size = partition_.group_size(),
-                         .group_offset = partition_.group_offset(rank_),
-                         .band = kernels::band_between(config_.band, begin, 0)},
-                        qkv.slice_columns(0, q), cache.keys.slice_rows(0, end), cache.values.slice_rows(0, end), lse);
+  const Tensor out = ops::attention(runtime, options, qkv.slice_columns(0, q), cache.keys.slice_rows(0, end),
+                                    cache.values.slice_rows(0, end), lse);
+  if (sinks_) ops::attention_sink(runtime, options, by_head(sinks_->value), out, lse);
+  return out;
 }
 
 ops::Dropout Attention::dropout(const Context& context) const { return row_dropout(context, config_.dropout, name_); }
@@ -67,6 +131,7 @@ Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved,
   Runtime& runtime = context.runtime;
   saved.x = keep(x);
   Tensor qkv = qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context);
+  normalise(qkv, saved, context);
   rotate(qkv, false, context);
   saved.out = keep(context.cache ? attend_to_cache(qkv, *context.cache, context)
                                  : attend(qkv, spec(), saved.attended, context));
@@ -87,6 +152,7 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
 
   const Tensor dqkv = attend_backward(dout, spec(), saved.attended, context);
   rotate(dqkv, true, context);
+  normalise_backward(dqkv, saved, context);
 
   const PendingTensor dx = enter_backward(qkv_.backward_input("attention qkv", dqkv, context), context, name_.c_str());
   compute_weight_gradient(context, [this, dqkv, x = saved.x](Context& later) {

@@ -1,15 +1,19 @@
 // Multi-head attention, its heads split over the tensor axis, with the residual add behind it.
 //
 //   q, k, v = x Wq^T + bq, x Wk^T + bk, x Wv^T + bv     one product; each rank its own heads
-//   a       = softmax(mask(q k^T / sqrt(E))) v           per head; rotary positions turn q and k before
+//   q, k    = norm(q), norm(k)                          if asked for: per head, one weight for all heads
+//   a       = softmax(mask(score(q k^T / sqrt(E)))) v    per head; rotary positions turn q and k before
 //   y       = residual + dropout(a Wo^T + bo)            summed over the ranks
 //
-// Vaswani et al. 2017, arXiv 1706.03762; grouped key/value heads: Ainslie et al. 2023, arXiv 2305.13245.
+// Vaswani et al. 2017, arXiv 1706.03762; grouped key/value heads: Ainslie et al. 2023, arXiv 2305.13245; norms of q and
+// k: Dehghani et al. 2023, arXiv 2302.05442.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "framework/nn/linear.h"
+#include "framework/nn/norm.h"
 #include "framework/ops/residual.h"
 #include "framework/parallel/context.h"
 
@@ -18,8 +22,12 @@ namespace choir {
 struct AttentionShapeConfig {
   std::int64_t width = 0, heads = 1, kv_heads = 1, head_width = 0;
   kernels::Band band{};               ///< between positions: what a token sees
+  kernels::Score score{};             ///< of all heads, between positions
   std::int64_t rotary_positions = 0;  ///< the most positions; 0: q and k are not turned
   double rotary_base = 10000;
+  bool norm = false;  ///< RMS norms of q and k
+  double norm_epsilon = 1e-5;
+  bool sinks = false;  ///< each head has a logit beside its scores
   bool bias = true;
   double dropout = 0;
   float deviation = 0.02f, out_deviation = 0.02f;
@@ -28,9 +36,10 @@ struct AttentionShapeConfig {
 class Attention {
  public:
   struct Saved {
-    Tensor x;           // [rows held, D]: the input
-    Attended attended;  // of q, k, v side by side, after rotary
-    Tensor out;         // [N, H E held]: before the output product
+    Tensor x;                    // [rows held, D]: the input
+    Norm::Saved q_norm, k_norm;  // of [N * heads held, E]
+    Attended attended;           // of q, k, v side by side, after norms and rotary
+    Tensor out;                  // [N, H E held]: before the output product
   };
 
   Attention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
@@ -45,6 +54,11 @@ class Attention {
   KeyValueCache make_cache(std::int64_t positions, Runtime&) const;
 
  private:
+  /// q and k of a tensor of q, k and v, with their norms; nothing if there are no norms.
+  template <class Body>
+  void for_each_norm(const Tensor& qkv, const Body& body) const;
+  void normalise(const Tensor& qkv, Saved&, Context&) const;
+  void normalise_backward(const Tensor& dqkv, const Saved&, Context&) const;
   void rotate(const Tensor& qkv, bool inverse, Context&) const;
   AttentionSpec spec() const;
   Tensor attend_to_cache(const Tensor& qkv, const KeyValueCache&, Context&) const;
@@ -56,6 +70,8 @@ class Attention {
   std::int64_t rank_;
   ColumnLinear qkv_;
   RowLinear out_;
+  std::optional<Norm> q_norm_, k_norm_;
+  Weight* sinks_ = nullptr;  // [H held]
 };
 
 }  // namespace choir

@@ -37,9 +37,17 @@ Places::Places(std::int64_t positions, std::int64_t width, float deviation, doub
              .weight = position_});
 }
 
+/// Of the rows of x, in their documents; empty if a sequence is one document.
+static Tensor positions_of(const Tensor& x, const Context& context) {
+  const std::int64_t first = context.rows.share().begin;
+  return context.documents.positions ? context.documents.positions.slice_columns(first, first + x.rows()) : Tensor{};
+}
+
 Tensor Places::forward(const Tensor& x, Context& context) const {
   Runtime& runtime = context.runtime;
-  const Tensor placed = position_ ? ops::add_position(runtime, x, position_->value, context.rows.share_map()) : x;
+  const Tensor placed =
+      position_ ? ops::add_position(runtime, x, position_->value, context.rows.share_map(), positions_of(x, context))
+                : x;
   const ops::Dropout dropped = row_dropout(context, dropout_, "embedding");
   return dropped.p > 0 ? ops::residual(runtime, {}, placed, {}, dropped) : placed;
 }
@@ -47,7 +55,10 @@ Tensor Places::forward(const Tensor& x, Context& context) const {
 Tensor Places::backward(const Tensor& dx, Context& context) const {
   Runtime& runtime = context.runtime;
   const Tensor d = ops::residual_backward(runtime, dx, row_dropout(context, dropout_, "embedding"));
-  if (position_) ops::add_position_backward(runtime, d, position_->gradient, context.rows.share_map());
+  if (position_ && context.documents.positions)
+    ops::embedding_backward(runtime, positions_of(d, context), d, position_->gradient, 0);
+  else if (position_)
+    ops::add_position_backward(runtime, d, position_->gradient, context.rows.share_map());
   return d;
 }
 

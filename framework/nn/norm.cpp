@@ -3,7 +3,7 @@
 namespace choir {
 
 Norm::Norm(const std::string& name, std::int64_t width, bool rms, bool bias, double epsilon, const TensorShare& share,
-           ParameterStore& store)
+           ParameterStore& store, bool of_heads)
     : rms_(rms), epsilon_(epsilon) {
   const auto add = [&](const char* which, float start) {
     Weight* weight = store.add_weight(width, 1, false);
@@ -11,7 +11,7 @@ Norm::Norm(const std::string& name, std::int64_t width, bool rms, bool bias, dou
                .shape = {width},
                .held = {0, width, 0, 1},
                .owned_end = share.rank == 0 ? width : 0,
-               .tensor_sum = share.whole_tensor_sum(),
+               .tensor_sum = of_heads ? TensorSum::all : share.whole_tensor_sum(),
                .initial = {start, 0},
                .decays = false,
                .weight = weight});

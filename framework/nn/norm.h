@@ -17,8 +17,9 @@ class Norm {
     ops::NormStatistics statistics;  // [rows held]
   };
 
+  /// `of_heads`: its rows are those of the heads held here, so its gradients are summed over the tensor ranks.
   Norm(const std::string& name, std::int64_t width, bool rms, bool bias, double epsilon, const TensorShare&,
-       ParameterStore&);
+       ParameterStore&, bool of_heads = false);
 
   /// x, y [rows held, D]
   Tensor forward(const Tensor& x, Saved&, Context&) const;

@@ -4,7 +4,9 @@
 
 #include "framework/ops/dispatch.h"
 #include "framework/ops/elementwise.h"
+#include "framework/ops/linear.h"
 #include "kernels/attention_merge.h"
+#include "kernels/attention_sink.h"
 #include "kernels/rotary.h"
 
 namespace choir::ops {
@@ -17,6 +19,11 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
         "attention: rows are batch times tokens");
   check((o.group_offset + o.heads - 1) / o.group_size < o.kv_heads,
         "attention: every query head has its key/value head");
+  check(!o.documents ||
+            (o.documents.dtype() == DType::i32 && o.documents.width() == 2 && o.documents.rows() % o.batch == 0 &&
+             o.first_query + q.rows() / o.batch <= o.documents.rows() / o.batch &&
+             o.first_key + k.rows() / o.batch <= o.documents.rows() / o.batch),
+        "attention: documents [B * T, 2] i32, of all queries and keys");
   return {.batch = o.batch,
           .q_length = q.rows() / o.batch,
           .kv_length = k.rows() / o.batch,
@@ -30,7 +37,13 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
           .v_stride = v.row_stride(),
           .out_stride = out_stride,
           .band = o.band,
-          .scale = 1.0 / std::sqrt(static_cast<double>(o.head_width))};
+          .scale = 1.0 / std::sqrt(static_cast<double>(o.head_width)),
+          .score = o.score,
+          .documents = {.separate = static_cast<bool>(o.documents),
+                        .ranges = static_cast<const kernels::DocumentRange*>(o.documents ? o.documents.raw() : nullptr),
+                        .length = o.documents ? o.documents.rows() / o.batch : 0,
+                        .first_query = o.first_query,
+                        .first_key = o.first_key}};
 }
 
 Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -84,6 +97,48 @@ void merge_attention(Runtime& runtime, const AttentionOptions& options, const Te
   });
 }
 
+void attention_sink(Runtime& runtime, const AttentionOptions& options, const Tensor& sinks, const Tensor& out,
+                    const Tensor& lse) {
+  check(out.contiguous() && out.width() == options.heads * options.head_width &&
+            lse.count() == options.heads * out.rows() && sinks.count() == options.heads,
+        "attention sink: out [B*Tq, H*E], lse [B, H, Tq], sinks [H]");
+  with_type(out.dtype(), [&]<class T>() {
+    const kernels::AttentionSink<T> args{.batch = options.batch,
+                                         .queries = out.rows() / options.batch,
+                                         .heads = options.heads,
+                                         .head_width = options.head_width,
+                                         .sinks = sinks.data<Accumulate<T>>(),
+                                         .out = out.data<T>(),
+                                         .lse = lse.data<Accumulate<T>>()};
+    launch<T>(runtime, "attention sink", {.flops = static_cast<double>(out.count()), .bytes = bytes_of({out, out})},
+              [args](auto device) { kernels::attention_sink(device, args); });
+  });
+}
+
+void attention_sink_backward(Runtime& runtime, const AttentionOptions& options, const Tensor& sinks, const Tensor& out,
+                             const Tensor& lse, const Tensor& dout, const Tensor& dsinks) {
+  check(out.contiguous() && dout.contiguous() && out.count() == dout.count() &&
+            out.width() == options.heads * options.head_width && lse.count() == options.heads * out.rows() &&
+            sinks.count() == options.heads && dsinks.count() == options.heads,
+        "attention sink backward: out and dout [B*Tq, H*E], lse [B, H, Tq], sinks and dsinks [H]");
+  const Tensor terms = runtime.empty({out.rows(), options.heads}, accumulate_type(out.dtype()));
+  with_type(out.dtype(), [&]<class T>() {
+    const kernels::AttentionSinkGradient<T> args{.batch = options.batch,
+                                                 .queries = out.rows() / options.batch,
+                                                 .heads = options.heads,
+                                                 .head_width = options.head_width,
+                                                 .sinks = sinks.data<Accumulate<T>>(),
+                                                 .out = out.data<T>(),
+                                                 .dout = dout.data<T>(),
+                                                 .lse = lse.data<Accumulate<T>>(),
+                                                 .terms = terms.data<Accumulate<T>>()};
+    launch<T>(runtime, "attention sink backward",
+              {.flops = 2.0 * static_cast<double>(out.count()), .bytes = bytes_of({out, dout})},
+              [args](auto device) { kernels::attention_sink_gradient(device, args); });
+  });
+  bias_gradient(runtime, terms, dsinks);
+}
+
 void attention_backward(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k,
                         const Tensor& v, const Tensor& out, const Tensor& lse, const Tensor& dout, const Tensor& dq,
                         const Tensor& dk, const Tensor& dv) {
@@ -117,9 +172,10 @@ void attention_backward(Runtime& runtime, const AttentionOptions& options, const
 }
 
 void rotary(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t head_width,
-            const kernels::RowMap& rows, bool inverse) {
+            const kernels::RowMap& rows, bool inverse, const Tensor& positions) {
   check(table.width() == head_width && x.width() % head_width == 0, "rotary: x [N, heads * E], table [positions, E]");
   check(rows.last_position() < table.rows(), "rotary: positions within the table");
+  check(!positions || (positions.dtype() == DType::i32 && positions.count() >= x.rows()), "rotary: positions [N] i32");
   with_type(x.dtype(), [&]<class T>() {
     const kernels::Rotary<T> args{.x = x.data<T>(),
                                   .table = table.data<Accumulate<T>>(),
@@ -128,6 +184,7 @@ void rotary(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t
                                   .head_width = head_width,
                                   .stride = x.row_stride(),
                                   .map = rows,
+                                  .positions = data_or_null<std::int32_t>(positions),
                                   .inverse = inverse};
     launch<T>(runtime, "rotary",
               {.flops = 3.0 * static_cast<double>(x.count()), .bytes = 2.0 * static_cast<double>(x.bytes())},

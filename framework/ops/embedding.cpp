@@ -40,10 +40,12 @@ void embedding_backward(Runtime& runtime, const Tensor& ids, const Tensor& dy, c
   });
 }
 
-Tensor add_position(Runtime& runtime, const Tensor& x, const Tensor& table, const kernels::RowMap& rows) {
+Tensor add_position(Runtime& runtime, const Tensor& x, const Tensor& table, const kernels::RowMap& rows,
+                    const Tensor& positions) {
   check(x.contiguous() && table.contiguous() && x.width() == table.width(),
         "positions: x [N, D], table [positions, D]");
   check(rows.last_position() < table.rows(), "positions: within the table");
+  check(!positions || (positions.dtype() == DType::i32 && positions.count() == x.rows()), "positions: [N] i32");
   Tensor y = runtime.empty({x.rows(), x.width()}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {
     const kernels::PositionForward<T> args{.x = x.data<T>(),
@@ -51,7 +53,8 @@ Tensor add_position(Runtime& runtime, const Tensor& x, const Tensor& table, cons
                                            .y = y.data<T>(),
                                            .rows = x.rows(),
                                            .width = x.width(),
-                                           .map = rows};
+                                           .map = rows,
+                                           .positions = data_or_null<std::int32_t>(positions)};
     launch<T>(runtime, "position forward", {.flops = static_cast<double>(x.count()), .bytes = bytes_of({x, y})},
               [args](auto device) { kernels::position_forward(device, args); });
   });

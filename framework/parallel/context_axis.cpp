@@ -47,11 +47,13 @@ Tensor attend_here(const ContextAxis& axis, const Tensor& qkv, const HeadRange& 
   saved.out = keep(
       ops::attention(axis.runtime, axis.options(heads, 0, 0), axis.q(qkv, heads), axis.k(kv), axis.v(kv), saved.lse));
   keep(saved.lse);
+  axis.add_sinks(heads, saved.out, saved.lse);
   return saved.out;
 }
 
 Tensor attend_here_backward(const ContextAxis& axis, const Tensor& dout, const HeadRange& heads,
                             const Attended& saved) {
+  axis.add_sinks_backward(heads, saved.out, saved.lse, dout);
   const Tensor dqkv = axis.runtime.empty({saved.qkv.rows(), saved.qkv.width()}, saved.qkv.dtype());
   const Tensor kv = axis.kv(saved.qkv, heads), dkv = axis.kv(dqkv, heads);
   ops::attention_backward(axis.runtime, axis.options(heads, 0, 0), axis.q(saved.qkv, heads), axis.k(kv), axis.v(kv),

@@ -53,7 +53,23 @@ struct ContextAxis {
             .head_width = spec.head_width,
             .group_size = spec.heads.group_size(),
             .group_offset = heads.query.begin % spec.heads.group_size(),
-            .band = kernels::band_between(spec.band, first_query, first_key)};
+            .band = kernels::band_between(spec.band, first_query, first_key),
+            .score = kernels::score_between(spec.score, heads.query.begin, first_query, first_key),
+            .documents = context.documents.ranges,
+            .first_query = first_query,
+            .first_key = first_key};
+  }
+  /// Attention has written out [rows, heads * E] and lse: adds the sinks of these heads.
+  void add_sinks(const HeadRange& heads, const Tensor& out, const Tensor& lse) const {
+    if (spec.sinks) ops::attention_sink(runtime, options(heads, 0, 0), of_heads(spec.sinks, heads), out, lse);
+  }
+  void add_sinks_backward(const HeadRange& heads, const Tensor& out, const Tensor& lse, const Tensor& dout) const {
+    if (spec.sinks)
+      ops::attention_sink_backward(runtime, options(heads, 0, 0), of_heads(spec.sinks, heads), out, lse, dout,
+                                   of_heads(spec.sink_gradient, heads));
+  }
+  Tensor of_heads(const Tensor& sinks, const HeadRange& heads) const {
+    return sinks.slice_columns(heads.query.begin - held.query.begin, heads.query.end - held.query.begin);
   }
   Tensor zeros(Shape shape) const {
     const Tensor x = runtime.empty(std::move(shape), accumulate_type(runtime.compute_type));

@@ -44,6 +44,7 @@ Tensor attend_gathered(const ContextAxis& axis, const Tensor& qkv, Attended& sav
     if (queries.empty()) continue;
     ops::attention(runtime, axis.options(axis.held, queries.begin, 0), of_run(q, axis.rows, run), axis.k(kv),
                    axis.v(kv), of_run(saved.out, axis.rows, run), lse_of_run(saved.lse, axis.rows, run, heads));
+    axis.add_sinks(axis.held, of_run(saved.out, axis.rows, run), lse_of_run(saved.lse, axis.rows, run, heads));
   }
   return saved.out;
 }
@@ -58,6 +59,8 @@ Tensor attend_gathered_backward(const ContextAxis& axis, const Tensor& dout, con
   for (int run = 0; run < runs_of_a_rank; ++run) {
     const kernels::Run& queries = axis.rows.runs[run];
     if (queries.empty()) continue;
+    axis.add_sinks_backward(axis.held, of_run(saved.out, axis.rows, run), lse_of_run(saved.lse, axis.rows, run, heads),
+                            of_run(dout, axis.rows, run));
     const Tensor dkv = runtime.empty({kv.rows(), kv.width()}, kv.dtype());
     ops::attention_backward(runtime, axis.options(axis.held, queries.begin, 0), of_run(q, axis.rows, run), axis.k(kv),
                             axis.v(kv), of_run(saved.out, axis.rows, run), lse_of_run(saved.lse, axis.rows, run, heads),

@@ -75,6 +75,9 @@ Tensor attend_in_a_ring(const ContextAxis& axis, const Tensor& qkv, Attended& sa
     pending.wait(axis);
     kv = receives.empty() ? Tensor{} : receives.front().tensor;
   }
+  for (int run = 0; run < runs_of_a_rank; ++run)
+    if (!axis.rows.runs[run].empty())
+      axis.add_sinks(axis.held, of_run(total, axis.rows, run), lse_of_run(total_lse, axis.rows, run, heads));
   saved.qkv = keep(qkv);
   saved.lse = keep(total_lse);
   saved.out = total;
@@ -91,6 +94,10 @@ Tensor attend_in_a_ring_backward(const ContextAxis& axis, const Tensor& dout, co
   const std::vector<std::int64_t> steps = ring_steps(axis.spec, axis.rows.length, axis.ranks);
   const Tensor q = ops::contiguous(runtime, axis.q(saved.qkv, axis.held));
   const Tensor own = ops::contiguous(runtime, axis.kv(saved.qkv, axis.held));
+  for (int run = 0; run < runs_of_a_rank; ++run)
+    if (!axis.rows.runs[run].empty())
+      axis.add_sinks_backward(axis.held, of_run(saved.out, axis.rows, run),
+                              lse_of_run(saved.lse, axis.rows, run, heads), of_run(dout, axis.rows, run));
   const Tensor dq = axis.zeros({q.rows(), q.width()}), home = axis.zeros({own.rows(), own.width()});
 
   constexpr int of_keys = 0, of_gradients = 1;  // tags

@@ -10,9 +10,9 @@
 // in the root mean square. k: through a block there are 14 results forward: norm, qkv, rotary, softmax, mix, out, its
 // sum over ranks, residual, norm, up, activation, down, its sum over ranks, residual. Backward meets each twice: in the
 // gradient that flows through it, and in the saved value that it is multiplied by. Experts add four: router, weights,
-// weighted sum, shared experts. Around the blocks there are embedding, position, final norm and head, forward and back.
-// n: the longest of the widths and of the rows of the global batch; but bf16 products are summed in f32 and only their
-// results are rounded, so that n is 1 there.
+// weighted sum, shared experts; norms of q and k add two. Around the blocks there are embedding, position, final norm
+// and head, forward and back. n: the longest of the widths and of the rows of the global batch; but bf16 products are
+// summed in f32 and only their results are rounded, so that n is 1 there.
 //
 // With two layers in bf16 this is 0.108: a tensor of zeros is off by 1, one whose heads changed places by sqrt(2).
 #pragma once
@@ -42,7 +42,8 @@ constexpr double unit_roundoff(DType type) {
 
 /// The bound above, for gradients of `rows` rows of the global batch computed in `type`.
 inline double rounding_bound(const ModelConfig& c, std::int64_t rows, DType type) {
-  const auto results = static_cast<double>(3 * 14 * c.layers + 3 * 4 * c.blocks_with_experts() + 3 * 4);
+  const std::int64_t of_block = c.attention.norm ? 16 : 14;
+  const auto results = static_cast<double>(3 * of_block * c.layers + 3 * 4 * c.blocks_with_experts() + 3 * 4);
   const auto longest = static_cast<double>(
       std::max({c.width, c.feed_forward_width(), c.attention.heads * c.head_width(), c.outputs(), rows}));
   return 2 * std::sqrt(2 * results * (type == DType::bf16 ? 1 : longest)) * unit_roundoff(type);

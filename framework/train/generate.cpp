@@ -1,10 +1,14 @@
 #include "framework/train/generate.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
+#include "framework/core/quantity.h"
 #include "framework/ops/elementwise.h"
+#include "framework/parallel/documents.h"
 #include "kernels/philox.h"
 
 namespace choir {
@@ -54,6 +58,17 @@ std::int32_t sample_token(std::span<const float> logits, std::span<const std::in
   return order[kept - 1];
 }
 
+std::vector<kernels::DocumentRange> documents_of(std::span<const std::int32_t> tokens, std::int32_t end_of_document) {
+  std::vector<kernels::DocumentRange> documents;
+  while (documents.size() < tokens.size()) {
+    const auto begin = documents.size();
+    const auto end = std::find(tokens.begin() + static_cast<std::ptrdiff_t>(begin), tokens.end(), end_of_document);
+    const std::size_t next = static_cast<std::size_t>(end - tokens.begin()) + (end == tokens.end() ? 0 : 1);
+    documents.resize(next, {static_cast<std::int32_t>(begin), static_cast<std::int32_t>(next)});
+  }
+  return documents;
+}
+
 void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig& config,
               const std::function<void(const std::string&)>& emit) {
   Runtime& runtime = trainer.runtime();
@@ -71,17 +86,27 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
   // An empty prompt begins a document. In training a document follows the end of another one.
   std::vector<std::int32_t> text = tokenizer.encode(config.prompt);
   if (text.empty()) text.push_back(tokenizer.end_of_document());
+  const std::int64_t prefix = trainer.config().model.attention.prefix;
+  if (std::ssize(text) < prefix)
+    throw ConfigError({.what = fmt::format("generate.prompt has {}, and model.attention.prefix = {}",
+                                           quantity(std::ssize(text), "token"), prefix),
+                       .why = "the tokens of the prefix see each other: all of them are given",
+                       .fix = "give a longer prompt"});
   std::vector<std::int32_t> unread = text;
   if (static_cast<std::int64_t>(unread.size()) > room) unread.erase(unread.begin(), unread.end() - room);
   std::vector<float> logits(static_cast<std::size_t>(vocabulary));
   std::int64_t position = 0;
   for (std::int64_t i = 0; i < config.tokens; ++i) {
     if (position + static_cast<std::int64_t>(unread.size()) > room) {
-      unread.assign(text.end() - std::max<std::int64_t>(1, room / 2), text.end());
+      unread.assign(text.end() - std::max({std::int64_t{1}, room / 2, prefix}), text.end());
       position = 0;
     }
     const Tensor ids = ops::to_device(runtime, unread, DType::i32);
     context.rows = {.length = position + ids.count(), .runs = {{position, position + ids.count()}, {0, 0}}};
+    if (trainer.config().model.attention.documents == DocumentBorders::separate) {
+      const auto read = std::span(text).last(static_cast<std::size_t>(context.rows.length));
+      context.documents = upload_documents(runtime, documents_of(read, tokenizer.end_of_document()), context.rows);
+    }
     const Tensor next = trainer.stage().generate(ids, caches, context, trainer.shards());
     ops::download(runtime, next.reshape({next.count()}), logits.data());
     position += ids.count();

@@ -27,6 +27,9 @@ std::vector<std::int32_t> drawable_tokens(const Tokenizer&);
 std::int32_t sample_token(std::span<const float> logits, std::span<const std::int32_t> choices, const GenerateConfig&,
                           double uniform);
 
+/// For each token of a text, the positions of its document; the token that ends a document is its last one.
+std::vector<kernels::DocumentRange> documents_of(std::span<const std::int32_t> tokens, std::int32_t end_of_document);
+
 /// Continues `prompt` by at most config.tokens tokens, until the end of the document. `emit` gets each new token's text
 /// as it comes. When the context is full, its second half is read again as the start of a new one. One rank. Throws
 /// ConfigError if the model's vocabulary is smaller than the tokenizer's.

@@ -15,7 +15,10 @@ using Prepare = std::function<void(std::int64_t index, const Sample&)>;
 Prepare prepare_for(const Config& config, const Sampler& sampler, std::uint64_t key) {
   switch (config.model.family) {
     case ModelFamily::decoder:
-      return [](std::int64_t, const Sample&) {};
+      // A token of the prefix sees the next one, which is a target only after the last of them.
+      return [prefix = config.model.attention.prefix](std::int64_t, const Sample& sample) {
+        std::fill_n(sample.targets.begin(), std::max<std::int64_t>(0, prefix - 1), -1);
+      };
     case ModelFamily::encoder:
       return
           [masking = Masking{.shares = config.data.masked,
@@ -36,6 +39,7 @@ ReadSample training_samples(const Config& config, const Sampler& sampler, std::i
   return [&sampler, first, prepare = prepare_for(config, sampler, random_key(config.train.seed, "masked tokens"))](
              std::int64_t index, const Sample& sample) {
     sampler.train_sequence(first + index, sample.inputs, sample.targets);
+    sampler.train_documents(first + index, sample.documents);
     prepare(first + index, sample);
     return std::int64_t{0};
   };
@@ -49,6 +53,7 @@ HeldOut held_out_samples(const Config& config, const Sampler& sampler) {
                         std::int64_t index, const Sample& sample) {
     const std::int64_t sequence = index * all / samples;
     sampler.evaluation_sequence(sequence, sample.inputs, sample.targets);
+    sampler.evaluation_documents(sequence, sample.documents);
     prepare(sequence, sample);
     return sampler.target_bytes(sample.targets);
   };

@@ -210,9 +210,12 @@ void Trainer::run(const std::vector<StageStep>& steps, const std::vector<MicroBa
   const auto at = [&](int micro_batch) -> const MicroBatch& {
     return micro_batches[static_cast<std::size_t>(micro_batch)];
   };
+  std::vector<SeparateDocuments> documents;
+  for (const MicroBatch& batch : micro_batches) documents.push_back(batch.held.upload_documents(runtime_));
   const auto context_of = [&](int micro_batch) {
     Context here = context();
     here.rows = at(micro_batch).held.rows;
+    here.documents = documents[static_cast<std::size_t>(micro_batch)];
     here.training = training;
     here.row_scale = loss.gradient ? row_scale() : 0;
     if (loss.gradient) here.expert_sums = expert_sums_;

@@ -198,6 +198,7 @@ Config narrowed(const Config& original, std::int64_t ranks) {
     c.model.image.width = c.model.image.patch * (c.model.context - (c.model.pool == Pool::class_token ? 1 : 0));
     c.model.classes = std::min<std::int64_t>(c.model.classes, 3 * unit + original.model.classes % unit);
   }
+  c.model.attention.prefix = std::min(c.model.attention.prefix, c.model.context / 3);
   ExpertsConfig& experts = c.model.experts;
   experts.count = std::min(experts.count, std::max<std::int64_t>({8, experts.chosen, c.parallel.expert}));
   experts.every = std::min(experts.every, c.model.layers);

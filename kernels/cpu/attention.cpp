@@ -8,6 +8,7 @@
 #include "kernels/attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -116,19 +117,53 @@ void unpack_rows(const A* from, std::int64_t from_stride, std::int64_t rows, std
 
 // ---- A block of scores: the queries of a unit against the keys of one key block
 
+/// The keys that the queries of a unit see.
+struct UnitKeys {
+  const cpu::Pairs pairs;
+  const bool separate;      // documents are
+  Range rows[query_block];  // then: the keys of each query
+
+  UnitKeys(const AttentionShape& s, const cpu::Unit& unit, std::int64_t count)
+      : pairs(visible_pairs(s)), separate(s.documents.separate) {
+    for (std::int64_t i = 0; separate && i < count; ++i)
+      rows[i] = intersect(pairs.keys_of(unit.first_query + i),
+                          s.documents.keys_of<std::int64_t>(unit.batch, unit.first_query + i));
+  }
+  /// Those that some of the queries [begin, end) of the unit see, without gaps.
+  Range of(std::int64_t first_query, Range queries) const {
+    if (!separate) return pairs.keys_of(Range{first_query + queries.begin, first_query + queries.end});
+    Range all{pairs.kv_length, 0};
+    for (std::int64_t i = queries.begin; i < queries.end; ++i) {
+      if (rows[i].empty()) continue;
+      all = {std::min(all.begin, rows[i].begin), std::max(all.end, rows[i].end)};
+    }
+    return all;
+  }
+  /// The queries, of the first `count`, that see some of these keys, without gaps.
+  Range queries_of(std::int64_t first_query, std::int64_t count, Range keys) const {
+    if (!separate) {
+      const Range queries = pairs.queries_of(keys);
+      return intersect<std::int64_t>({0, count}, {queries.begin - first_query, queries.end - first_query});
+    }
+    Range all{count, 0};
+    for (std::int64_t i = 0; i < count; ++i)
+      if (!intersect(rows[i], keys).empty()) all = {std::min(all.begin, i), i + 1};
+    return all;
+  }
+};
+
 /// The part of a block that the mask allows; keys and queries are counted from its corner.
 struct Block {
-  const cpu::Pairs& pairs;
+  const UnitKeys& unit;
   std::int64_t first_query, rows, first_key;
 
   Range keys_of(Range queries) const {
-    const Range keys = pairs.keys_of(Range{first_query + queries.begin, first_query + queries.end});
+    const Range keys = unit.of(first_query, queries);
     return intersect<std::int64_t>({0, key_block}, {keys.begin - first_key, keys.end - first_key});
   }
   Range keys_of_tile(std::int64_t i) const { return keys_of({i, std::min(i + tile_rows, rows)}); }
   Range queries_of(Range keys) const {
-    const Range queries = pairs.queries_of(Range{first_key + keys.begin, first_key + keys.end});
-    return intersect<std::int64_t>({0, rows}, {queries.begin - first_query, queries.end - first_query});
+    return unit.queries_of(first_query, rows, {first_key + keys.begin, first_key + keys.end});
   }
 };
 
@@ -202,6 +237,43 @@ void clear_row(A* row, Range vectors) {
   std::fill(row + vectors.end, row + key_block, A(0));
 }
 
+/// The scores of `s` on this device, of one head.
+template <class A>
+HeadScore<A> head_score(const AttentionShape& s, std::int64_t head) {
+  return {s.score, head, [](A x) { return std::exp2(x); }};
+}
+
+/// HeadScore of a vector of keys, of which the first is `distance` positions after the query. Writes the derivative.
+template <class D, class A = hn::TFromD<D>, class V = hn::Vec<D>>
+HWY_INLINE V score_of(D d, const HeadScore<A>& head, V product, A distance, V& derivative) {
+  derivative = hn::Set(d, A(1));
+  if (head.cap > 0) {
+    const V x = hn::Mul(product, hn::Set(d, head.inverse_cap));
+    const V share = hn::IfThenElse(hn::IsNaN(x), x, hn::Tanh(d, x));
+    product = hn::Mul(share, hn::Set(d, head.cap));
+    derivative = hn::NegMulAdd(share, share, derivative);
+  }
+  const V away = hn::Abs(hn::Add(hn::Iota(d, 0), hn::Set(d, distance)));
+  return hn::NegMulAdd(away, hn::Set(d, head.slope), product);
+}
+
+/// The products of a block -> scores. Their derivatives go to `derivatives`, a block too, or nowhere if that is null.
+template <class A>
+void score_block(const Block& block, const HeadScore<A>& head, std::int64_t diagonal, A* scores, A* derivatives) {
+  const hn::ScalableTag<A> d;
+  const std::int64_t step = lanes(d);
+  for (std::int64_t i = 0; i < block.rows; ++i) {
+    const Range seen = block.keys_of({i, i + 1});
+    const std::int64_t distance = block.first_key - block.first_query - i - diagonal;  // of key 0
+    for (std::int64_t j = seen.begin / step * step; j < seen.end; j += step) {
+      A* score = scores + i * score_stride + j;
+      auto derivative = hn::Zero(d);
+      hn::Store(score_of(d, head, hn::Load(d, score), A(distance + j), derivative), d, score);
+      if (derivatives) hn::Store(derivative, d, derivatives + i * score_stride + j);
+    }
+  }
+}
+
 // ---- Forward
 
 /// scores -> exp(scores - running maximum); updates row_max and row_sum; rescale[i] is the factor for the sums over
@@ -260,12 +332,14 @@ void forward_unit(const AttentionForward<T>& args, const cpu::ForwardMemory<Accu
   std::fill(memory.row_max, memory.row_max + query_block, -std::numeric_limits<A>::infinity());
   std::fill(memory.row_sum, memory.row_sum + query_block, A(0));
 
-  const cpu::Pairs pairs = visible_pairs(s);
-  const Range blocks = blocks_of(pairs.keys_of(Range{unit.first_query, unit.first_query + rows}));
+  const UnitKeys keys(s, unit, rows);
+  const Range blocks = blocks_of(keys.of(unit.first_query, {0, rows}));
   for (std::int64_t k = blocks.begin; k < blocks.end; ++k) {
-    const Block block{pairs, unit.first_query, rows, k * key_block};
+    const Block block{keys, unit.first_query, rows, k * key_block};
     score_product(block, s.head_width, memory.query, stride, memory.keys_transposed + k * s.head_width * score_stride,
                   memory.scores);
+    if (!s.score.is_product())
+      score_block<A>(block, head_score<A>(s, unit.head), s.score.diagonal, memory.scores, nullptr);
     online_softmax(block, memory);
     value_product<Update::rescale_add>(
         {0, rows}, s.head_width, TileOperand<A>{memory.scores, score_stride, 1}, memory.values + k * key_block * stride,
@@ -315,7 +389,7 @@ void forward_part(const AttentionForward<T>& args, cpu::Part part) {
 
 // ---- Backward
 
-/// probabilities = exp(s - lse), dscores = p (dp - delta), in place of the products s and dp.
+/// probabilities = exp(s - lse), dscores = p (dp - delta), in place of s and the products dp.
 template <class A>
 void softmax_gradient(const Block& block, const cpu::BackwardMemory<A>& memory) {
   const hn::ScalableTag<A> d;
@@ -338,6 +412,18 @@ void softmax_gradient(const Block& block, const cpu::BackwardMemory<A>& memory) 
     }
     clear_row(p_row, vectors);
     clear_row(ds_row, vectors);
+  }
+}
+
+/// dscores of s -> those of the products: times the derivatives.
+template <class A>
+void multiply_block(const Block& block, const A* derivatives, A* dscores) {
+  const hn::ScalableTag<A> d;
+  const std::int64_t step = lanes(d);
+  for (std::int64_t i = 0; i < block.rows; ++i) {
+    const Range seen = block.keys_of({i, i + 1});
+    for (std::int64_t j = i * score_stride + seen.begin / step * step; j < i * score_stride + seen.end; j += step)
+      hn::Store(hn::Mul(hn::Load(d, dscores + j), hn::Load(d, derivatives + j)), d, dscores + j);
   }
 }
 
@@ -364,14 +450,17 @@ void backward_unit(const AttentionBackward<T>& args, const cpu::BackwardMemory<A
     });
   }
 
-  const cpu::Pairs pairs = visible_pairs(s);
-  const Range blocks = blocks_of(pairs.keys_of(Range{unit.first_query, unit.first_query + rows}));
+  const UnitKeys keys(s, unit, rows);
+  const Range blocks = blocks_of(keys.of(unit.first_query, {0, rows}));
   for (std::int64_t k = blocks.begin; k < blocks.end; ++k) {
-    const Block block{pairs, unit.first_query, rows, k * key_block};
+    const Block block{keys, unit.first_query, rows, k * key_block};
     const std::int64_t transposed = k * s.head_width * score_stride, row = k * key_block * stride;
     score_product(block, s.head_width, memory.query, stride, memory.keys_transposed + transposed, memory.probabilities);
     score_product(block, s.head_width, memory.dout, stride, memory.values_transposed + transposed, memory.dscores);
+    if (!s.score.is_product())
+      score_block(block, head_score<A>(s, unit.head), s.score.diagonal, memory.probabilities, memory.derivatives);
     softmax_gradient(block, memory);
+    if (memory.derivatives) multiply_block(block, memory.derivatives, memory.dscores);
     const auto queries = [&](std::int64_t j) { return block.queries_of({j, j + tile_rows}); };
     const Range block_keys = block.keys_of({0, rows});
     value_product<Update::add>(block_keys, s.head_width, TileOperand<A>{memory.probabilities, 1, score_stride},
@@ -504,7 +593,7 @@ void add_shared_groups(Cpu device, const AttentionBackward<T>& args) {
 /// such heads the kernels here, which divide it by queries too, are preferred.
 template <class T>
 bool runs_on_tiles(Cpu device, const AttentionShape& s) {
-  return std::is_same_v<T, bf16> && device.tiles && 2 * s.batch * s.kv_heads >= device.threads;
+  return std::is_same_v<T, bf16> && device.tiles && s.is_plain() && 2 * s.batch * s.kv_heads >= device.threads;
 }
 
 /// dk = dv = 0 for the key/value heads that no query reads.

@@ -105,6 +105,7 @@ struct BackwardMemory {
   A *dkeys[2], *dvalues[2];                       // [blocks * key_block][stride]: of the first group, of later ones
   A *query, *dout, *dquery;                       // of a unit: [query_block][stride]
   A *probabilities, *dscores;                     // [query_block][score_stride]
+  A* derivatives = nullptr;                       // of scores by products; with a soft cap only
   A *row_lse, *row_delta;                         // [query_block]
   std::int64_t bytes;
 
@@ -123,6 +124,7 @@ struct BackwardMemory {
     dscores = carver.take<A>(query_block * score_stride);
     row_lse = carver.take<A>(query_block);
     row_delta = carver.take<A>(query_block);
+    if (s.score.soft_cap > 0) derivatives = carver.take<A>(query_block * score_stride);
     bytes = carver.bytes();
   }
 };

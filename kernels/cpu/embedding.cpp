@@ -53,7 +53,8 @@ void add_position(const PositionForward<T>& args, Part rows) {
   const Tag<T> d;
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
     const T* x = args.x + row * args.width;
-    const T* table = args.table + args.map.position(row) * args.width;
+    const std::int64_t position = args.positions ? args.positions[row] : args.map.position(row);
+    const T* table = args.table + position * args.width;
     T* y = args.y + row * args.width;
     for_each_vector(d, args.width, [&](auto i, auto extent) HWY_ATTR {
       store(d, hn::Add(load(d, x + i, extent), load(d, table + i, extent)), y + i, extent);

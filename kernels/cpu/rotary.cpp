@@ -18,7 +18,8 @@ void rotate(const Rotary<T>& args, Part rows) {
   const Tag<T> d;
   const std::int64_t half = args.head_width / 2;
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-    const Accumulate<T>* cosine = args.table + args.map.position(row) * args.head_width;
+    const std::int64_t position = args.positions ? args.positions[row] : args.map.position(row);
+    const Accumulate<T>* cosine = args.table + position * args.head_width;
     const Accumulate<T>* sine = cosine + half;
     for (std::int64_t head = 0; head < args.heads; ++head) {
       T* low = args.x + row * args.stride + head * args.head_width;

@@ -52,7 +52,7 @@ struct PlannedCalls {
 };
 
 // Everything that a graph or a plan depends on.
-using Key = std::array<std::int64_t, 17>;
+using Key = std::array<std::int64_t, 22>;
 Key key(AttentionPass pass, const AttentionShape& s, std::int64_t lse_heads) {
   return {static_cast<std::int64_t>(pass),
           s.batch,
@@ -69,7 +69,12 @@ Key key(AttentionPass pass, const AttentionShape& s, std::int64_t lse_heads) {
           s.out_stride,
           s.band.first,
           s.band.last,
+          s.band.prefix_queries,
+          s.band.prefix_keys,
           std::bit_cast<std::int64_t>(s.scale),
+          std::bit_cast<std::int64_t>(s.score.soft_cap),
+          s.score.alibi_heads,
+          s.documents.separate,
           lse_heads};
 }
 
@@ -117,7 +122,11 @@ std::int64_t diagonal(const AttentionShape& s) { return s.kv_length - s.q_length
 
 // The refusals that need no call to cuDNN.
 std::string own_refusal(const AttentionShape& s) {
+  if (s.score.soft_cap > 0) return "scores with a soft cap are built into Choir's kernels only";
+  if (s.score.alibi_heads > 0) return "scores with ALiBi are built into Choir's kernels only";
+  if (s.documents.separate) return "separate documents are built into Choir's kernels only";
   const VisiblePairs<std::int64_t> pairs = visible_pairs(s);
+  if (pairs.prefix_queries > 0) return "masks with a prefix are built into Choir's kernels only";
   if (pairs.keys_of(0).empty() || pairs.keys_of(s.q_length - 1).empty())
     return "some queries see no key, for which cuDNN does not promise zeros";
   if ((pairs.limited_before() || pairs.limited_after()) && s.q_length > s.kv_length)

@@ -126,7 +126,7 @@ __global__ void position_forward_kernel(PositionForward<T> args) {
   const std::int64_t packs = args.width / N;
   for (std::int64_t i = cuda::thread_of_grid(); i < args.rows * packs; i += cuda::threads_of_grid()) {
     const std::int64_t row = i / packs, column = i % packs * N;
-    const std::int64_t position = args.map.position(row);
+    const std::int64_t position = args.positions ? args.positions[row] : args.map.position(row);
     cuda::Pack<N> sum = cuda::load<N>(args.x + row * args.width + column);
     const cuda::Pack<N> other = cuda::load<N>(args.table + position * args.width + column);
 #pragma unroll

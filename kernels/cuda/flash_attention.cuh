@@ -22,6 +22,35 @@ namespace choir::kernels::cuda {
 using Pairs = VisiblePairs<int>;  // check_flash_shape: the lengths are small enough
 using Range = Pairs::Range;
 
+/// What documents leave to the rows of a warp, queries or keys: indices of the other side.
+template <int rows_per_lane>
+struct WarpDocuments {
+  Range of_warp;                ///< of all its rows
+  Range of_row[rows_per_lane];  ///< of the lane's rows
+
+  /// `range_of(row)`: of a row below `end`. `Tile::row(i)` is row i of the lane, from first_row on.
+  template <class Tile, class RangeOf>
+  __device__ void read(bool separate, int first_row, int end, const RangeOf& range_of) {
+    constexpr int most = 1 << 30;  // check_flash_shape
+    of_warp = {0, most};
+#pragma unroll
+    for (int i = 0; i < rows_per_lane; ++i) of_row[i] = {0, most};
+    if (!separate || first_row >= end) return;
+    of_warp = {range_of(first_row).begin, range_of(min(first_row + warp_rows, end) - 1).end};
+#pragma unroll
+    for (int i = 0; i < rows_per_lane; ++i) of_row[i] = range_of(min(first_row + Tile::row(i), end - 1));
+  }
+  __device__ bool any(Range others) const { return others.begin < of_warp.end && of_warp.begin < others.end; }
+  __device__ bool sees(int i, int other) const { return of_row[i].begin <= other && other < of_row[i].end; }
+};
+
+/// `others`, without those outside the documents of rows [begin, end).
+template <class RangeOf>
+__device__ Range within_documents(bool separate, Range others, int begin, int end, const RangeOf& range_of) {
+  if (!separate || begin >= end) return others;
+  return intersect<int>(others, {range_of(begin).begin, range_of(end - 1).end});
+}
+
 // ---- Groups of query heads
 
 __device__ inline int kv_head_of(const AttentionShape& s, int head) {
@@ -140,6 +169,22 @@ __device__ inline float power_of_two(float x) {
   return result;
 }
 
+// ---- Scores
+
+__device__ inline HeadScore<float> head_score(const AttentionShape& s, int head) {
+  return {s.score, head, [](float x) { return exp2f(x); }};
+}
+
+/// By how many positions key `key` stands after query `query`.
+__device__ inline float distance_of(const AttentionShape& s, int query, int key) {
+  return static_cast<float>(key - query - s.score.diagonal);
+}
+
+/// HeadScore of a product. `derivative`: of the score by it.
+__device__ inline float score_of(const HeadScore<float>& head, float product, float distance, float& derivative) {
+  return head(product, distance, derivative, [](float x) { return tanhf(x); });
+}
+
 // ---- On the host
 
 inline void check_flash_shape(const AttentionShape& s) {
@@ -164,14 +209,19 @@ bool rows_in_packs(const AttentionShape& s, std::initializer_list<const void*> a
          aligned(addresses);
 }
 
-/// Calls body<width>() with the smallest width, of those that the kernels are compiled for, that the head fits in.
+/// Calls body<width, plain>() with the smallest width, of those that the kernels are compiled for, that the head fits
+/// in. The kernels are compiled twice, so that options cost nothing if they are off (AttentionShape::is_plain).
 template <class Body>
-void with_padded_width(std::int64_t head_width, const Body& body) {
-  if (head_width <= 32) return body.template operator()<32>();
-  if (head_width <= 64) return body.template operator()<64>();
-  if (head_width <= 96) return body.template operator()<96>();
-  if (head_width <= 128) return body.template operator()<128>();
-  return body.template operator()<256>();
+void with_kernels_for(const AttentionShape& s, const Body& body) {
+  const auto with_width = [&]<int width>() {
+    if (s.is_plain()) return body.template operator()<width, true>();
+    return body.template operator()<width, false>();
+  };
+  if (s.head_width <= 32) return with_width.template operator()<32>();
+  if (s.head_width <= 64) return with_width.template operator()<64>();
+  if (s.head_width <= 96) return with_width.template operator()<96>();
+  if (s.head_width <= 128) return with_width.template operator()<128>();
+  return with_width.template operator()<256>();
 }
 
 /// Tiles of `rows` rows x heads x batch.

@@ -1,7 +1,7 @@
 // Flash attention, backward: Dao, "FlashAttention-2" (2023), arXiv 2307.08691, algorithm 2, without its atomics.
 //
-//   delta_i = sum_e dout_ie out_ie        p_ij = exp(scale q_i k_j - lse_i)        dp_ij = dout_i v_j
-//   ds_ij   = p_ij (dp_ij - delta_i)
+//   delta_i = sum_e dout_ie out_ie        p_ij = exp(s_ij - lse_i)        dp_ij = dout_i v_j
+//   ds_ij   = p_ij (dp_ij - delta_i) times the derivative of the score s_ij by its product
 //   dq_i    = scale sum_j ds_ij k_j       dk_j = scale sum_i ds_ij q_i             dv_j  = sum_i p_ij dout_i
 //
 // Three kernels: delta; dq, a block per 64 queries of a head; dk and dv, a block per 64 keys of a key/value head, which
@@ -39,8 +39,8 @@ template <class T, int width>
 constexpr int dq_shared_bytes =
     (2 * Tiling<T, width>::rows + 4 * Tiling<T, width>::streamed) * Tiling<T, width>::stride* int{sizeof(T)};
 
-template <class T, int width>
-__global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_shared_bytes<T, width>, 3))
+template <class T, int width, bool plain>
+__global__ void __launch_bounds__(dq_threads<T, width>, plain ? resident_blocks<T>(dq_shared_bytes<T, width>, 3) : 1)
     flash_dq_kernel(AttentionBackward<T> args, const float* delta, Pairs pairs, bool in_packs) {
   using Tiles = Tiling<T, width>;
   using Scores = WarpTile<T, Tiles::streamed>;
@@ -61,7 +61,11 @@ __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_sh
 
   // Under a causal mask the last queries see the most keys: they start first.
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Tiles::rows;
-  const Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
+  [[maybe_unused]] const auto keys_of = [&](int query) { return s.documents.keys_of(batch, query); };
+  Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
+  if constexpr (!plain)
+    keys = within_documents(s.documents.separate, keys, first_query, min(first_query + Tiles::rows, pairs.q_length),
+                            keys_of);
   const auto load_keys = [&](int first_key, int buffer) {
     T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     load_rows<Tiles::streamed, width, threads>(k_tile, k, first_key, keys.end);
@@ -82,6 +86,8 @@ __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_sh
     row_delta[i] = query < pairs.q_length ? delta[n] : 0.0f;
   }
 
+  [[maybe_unused]] WarpDocuments<Scores::rows_per_lane> documents;
+  if constexpr (!plain) documents.template read<Scores>(s.documents.separate, warp_query, pairs.q_length, keys_of);
   Gradient gradient;
   int buffer = 0;
   for (int first_key = keys.begin; first_key < keys.end; first_key += Tiles::streamed, buffer ^= 1) {
@@ -90,6 +96,8 @@ __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_sh
     if (first_key + Tiles::streamed < keys.end) load_keys(first_key + Tiles::streamed, buffer ^ 1);
     const Range of_warp = {warp_query, warp_query + warp_rows}, of_tile = {first_key, first_key + Tiles::streamed};
     if (!pairs.any(of_warp, of_tile)) continue;
+    if constexpr (!plain)
+      if (!documents.any(of_tile)) continue;
     const T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const v_tile = k_tile + Tiles::streamed * stride;
 
@@ -97,11 +105,24 @@ __global__ void __launch_bounds__(dq_threads<T, width>, resident_blocks<T>(dq_sh
     multiply_add_transposed<width, stride>(scores, q_tile + warp_row * stride, k_tile);
     multiply_add_transposed<width, stride>(ds, dout_tile + warp_row * stride, v_tile);
     const bool all = pairs.all(of_warp, of_tile);
-    for_each(ds, [&](float dp, int i, int j) {
-      const float p = power_of_two(fmaf(scores.value[i][j], scale, -log2_sum[i]));
-      const bool seen = all || pairs.sees(warp_query + ds.row(i), first_key + ds.column(j));
-      return seen ? p * (dp - row_delta[i]) : 0.0f;
-    });
+    if constexpr (plain) {
+      for_each(ds, [&](float dp, int i, int j) {
+        const float p = power_of_two(fmaf(scores.value[i][j], scale, -log2_sum[i]));
+        const bool seen = all || pairs.sees(warp_query + ds.row(i), first_key + ds.column(j));
+        return seen ? p * (dp - row_delta[i]) : 0.0f;
+      });
+    } else {
+      const HeadScore<float> of_head = head_score(s, head);
+      const float distance = distance_of(s, warp_query, first_key);
+      for_each(ds, [&](float dp, int i, int j) {
+        float derivative;
+        const float score = score_of(of_head, scores.value[i][j] * scale,
+                                     distance + static_cast<float>(ds.column(j) - ds.row(i)), derivative);
+        const int key = first_key + ds.column(j);
+        const bool seen = (all || pairs.sees(warp_query + ds.row(i), key)) && documents.sees(i, key);
+        return seen ? power_of_two(score - log2_sum[i]) * (dp - row_delta[i]) * derivative : 0.0f;
+      });
+    }
     multiply_add<stride>(gradient, ds, k_tile);
   }
   wait_for_copies();
@@ -123,7 +144,7 @@ constexpr int dkv_threads = Tiling<T, width>::row_warps* feature_warps<width> * 
 template <class T, int width>
 constexpr int dkv_shared_bytes = dq_shared_bytes<T, width> + 4 * Tiling<T, width>::streamed* int{sizeof(float)};
 
-template <class T, int width>
+template <class T, int width, bool plain>
 __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     flash_dkv_kernel(AttentionBackward<T> args, const float* delta, Pairs pairs, bool in_packs) {
   using Tiles = Tiling<T, width>;
@@ -147,7 +168,11 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
   // The tiles of queries that see these keys, of the first head of the group, then of the second, ...: none if no query
   // head of this rank reads the key/value head.
   const int first_key = static_cast<int>(blockIdx.x) * Tiles::rows;
-  const Range queries = pairs.queries_of(Range{first_key, first_key + Tiles::rows});
+  [[maybe_unused]] const auto queries_of = [&](int key) { return s.documents.queries_of(batch, key); };
+  Range queries = pairs.queries_of(Range{first_key, first_key + Tiles::rows});
+  if constexpr (!plain)
+    queries = within_documents(s.documents.separate, queries, first_key, min(first_key + Tiles::rows, pairs.kv_length),
+                               queries_of);
   const Range heads = heads_of_group(s, kv_head);
   const int tiles_per_head = max(0, queries.end - queries.begin + Tiles::streamed - 1) / Tiles::streamed;
   const int tiles = max(0, heads.end - heads.begin) * tiles_per_head;
@@ -172,6 +197,8 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
   const int warp_row = warp % Tiles::row_warps * warp_rows, warp_key = first_key + warp_row;
   const int first_feature = warp / Tiles::row_warps * features;
   const float scale = static_cast<float>(s.scale * log2_of_e);
+  [[maybe_unused]] WarpDocuments<Scores::rows_per_lane> documents;
+  if constexpr (!plain) documents.template read<Scores>(s.documents.separate, warp_key, pairs.kv_length, queries_of);
   Gradient of_k, of_v;
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies();
@@ -181,6 +208,8 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     const int first_query = first_query_of(tile);
     const Range of_tile = {first_query, first_query + Tiles::streamed}, of_warp = {warp_key, warp_key + warp_rows};
     if (!pairs.any(of_tile, of_warp)) continue;
+    if constexpr (!plain)
+      if (!documents.any(of_tile)) continue;
     const T* const q_tile = q_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const dout_tile = q_tile + Tiles::streamed * stride;
     const float* const lse_tile = lse_tiles + 2 * buffer * Tiles::streamed;
@@ -190,13 +219,30 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     multiply_add_transposed<width, stride>(p, k_tile + warp_row * stride, q_tile);
     multiply_add_transposed<width, stride>(ds, v_tile + warp_row * stride, dout_tile);
     const bool all = pairs.all(of_tile, of_warp);
-    for_each(p, [&](float score, int i, int j) {
-      const float log2_sum = lse_tile[p.column(j)] * static_cast<float>(log2_of_e);
-      const bool seen = all || pairs.sees(first_query + p.column(j), warp_key + p.row(i));
-      return seen ? power_of_two(fmaf(score, scale, -log2_sum)) : 0.0f;
-    });
-    multiply_add<stride>(of_v, p, dout_tile + first_feature);
-    for_each(ds, [&](float dp, int i, int j) { return p.value[i][j] * (dp - delta_tile[ds.column(j)]); });
+    if constexpr (plain) {
+      for_each(p, [&](float product, int i, int j) {
+        const float log2_sum = lse_tile[p.column(j)] * static_cast<float>(log2_of_e);
+        const bool seen = all || pairs.sees(first_query + p.column(j), warp_key + p.row(i));
+        return seen ? power_of_two(fmaf(product, scale, -log2_sum)) : 0.0f;
+      });
+      multiply_add<stride>(of_v, p, dout_tile + first_feature);
+      for_each(ds, [&](float dp, int i, int j) { return p.value[i][j] * (dp - delta_tile[ds.column(j)]); });
+    } else {
+      const HeadScore<float> of_head = head_score(s, heads.begin + tile / tiles_per_head);
+      const float distance = distance_of(s, first_query, warp_key);
+      for_each(p, [&](float product, int i, int j) {
+        float derivative;
+        const float score =
+            score_of(of_head, product * scale, distance + static_cast<float>(p.row(i) - p.column(j)), derivative);
+        const float log2_sum = lse_tile[p.column(j)] * static_cast<float>(log2_of_e);
+        const int query = first_query + p.column(j);
+        const bool seen = (all || pairs.sees(query, warp_key + p.row(i))) && documents.sees(i, query);
+        const float probability = seen ? power_of_two(score - log2_sum) : 0.0f;
+        ds.value[i][j] = probability * (ds.value[i][j] - delta_tile[p.column(j)]) * derivative;
+        return probability;
+      });
+      multiply_add<stride>(of_v, p, dout_tile + first_feature);
+    }
     multiply_add<stride>(of_k, ds, q_tile + first_feature);
   }
   wait_for_copies();
@@ -224,11 +270,11 @@ void flash_backward(Cuda cuda, const AttentionBackward<T>& args) {
   const std::int64_t queries = s.batch * s.heads * s.q_length;
   flash_delta_kernel<T><<<blocks_for_elements<1>(cuda, 32 * queries), threads_per_block, 0, cuda.stream>>>(args, delta);
   check_launch("flash_delta");
-  with_padded_width(s.head_width, [&]<int width>() {
+  with_kernels_for(s, [&]<int width, bool plain>() {
     constexpr int rows = Tiling<T, width>::rows;
-    launch("flash_dq", flash_dq_kernel<T, width>, grid_of(s.q_length, rows, s.heads, s.batch), dq_threads<T, width>,
-           dq_shared_bytes<T, width>, cuda.stream, args, delta, pairs, in_packs);
-    launch("flash_dkv", flash_dkv_kernel<T, width>, grid_of(s.kv_length, rows, s.kv_heads, s.batch),
+    launch("flash_dq", flash_dq_kernel<T, width, plain>, grid_of(s.q_length, rows, s.heads, s.batch),
+           dq_threads<T, width>, dq_shared_bytes<T, width>, cuda.stream, args, delta, pairs, in_packs);
+    launch("flash_dkv", flash_dkv_kernel<T, width, plain>, grid_of(s.kv_length, rows, s.kv_heads, s.batch),
            dkv_threads<T, width>, dkv_shared_bytes<T, width>, cuda.stream, args, delta, pairs, in_packs);
   });
 }

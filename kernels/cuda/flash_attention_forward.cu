@@ -17,8 +17,9 @@ template <class T, int width>
 constexpr int forward_shared_bytes =
     (Tiling<T, width>::rows + 4 * Tiling<T, width>::streamed) * Tiling<T, width>::stride* int{sizeof(T)};
 
-template <class T, int width>
-__global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(forward_shared_bytes<T, width>, 4))
+template <class T, int width, bool plain>
+__global__ void __launch_bounds__(forward_threads<T, width>,
+                                  plain ? resident_blocks<T>(forward_shared_bytes<T, width>, 4) : 1)
     flash_forward_kernel(AttentionForward<T> args, Pairs pairs, bool in_packs) {
   using Tiles = Tiling<T, width>;
   using Scores = WarpTile<T, Tiles::streamed>;
@@ -38,7 +39,11 @@ __global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(
 
   // Under a causal mask the last queries see the most keys: they start first.
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Tiles::rows;
-  const Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
+  [[maybe_unused]] const auto keys_of = [&](int query) { return s.documents.keys_of(batch, query); };
+  Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
+  if constexpr (!plain)
+    keys = within_documents(s.documents.separate, keys, first_query, min(first_query + Tiles::rows, pairs.q_length),
+                            keys_of);
   const auto load_keys = [&](int first_key, int buffer) {
     T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     load_rows<Tiles::streamed, width, threads>(k_tile, k, first_key, keys.end);
@@ -49,6 +54,8 @@ __global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(
 
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * warp_rows, warp_query = first_query + warp_row;
   const float scale = static_cast<float>(s.scale * log2_of_e);
+  [[maybe_unused]] WarpDocuments<Scores::rows_per_lane> documents;
+  if constexpr (!plain) documents.template read<Scores>(s.documents.separate, warp_query, pairs.q_length, keys_of);
   Output output;
   float maximum[Output::rows_per_lane], sum[Output::rows_per_lane];  // of the row; of the lane's part of the row
 #pragma unroll
@@ -61,17 +68,31 @@ __global__ void __launch_bounds__(forward_threads<T, width>, resident_blocks<T>(
     if (first_key + Tiles::streamed < keys.end) load_keys(first_key + Tiles::streamed, buffer ^ 1);
     const Range of_warp = {warp_query, warp_query + warp_rows}, of_tile = {first_key, first_key + Tiles::streamed};
     if (!pairs.any(of_warp, of_tile)) continue;
+    if constexpr (!plain)
+      if (!documents.any(of_tile)) continue;
     const T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const v_tile = k_tile + Tiles::streamed * stride;
 
     Scores p;
     multiply_add_transposed<width, stride>(p, q_tile + warp_row * stride, k_tile);
-    for_each(p, [&](float score, int, int) { return score * scale; });
+    if constexpr (plain) {
+      for_each(p, [&](float product, int, int) { return product * scale; });
+    } else {
+      const HeadScore<float> of_head = head_score(s, head);
+      const float distance = distance_of(s, warp_query, first_key);
+      for_each(p, [&](float product, int i, int j) {
+        float derivative;
+        return score_of(of_head, product * scale, distance + static_cast<float>(p.column(j) - p.row(i)), derivative);
+      });
+    }
     if (!pairs.all(of_warp, of_tile)) {
       for_each(p, [&](float score, int i, int j) {
         return pairs.sees(warp_query + p.row(i), first_key + p.column(j)) ? score : -infinity;
       });
     }
+    if constexpr (!plain)
+      for_each(
+          p, [&](float score, int i, int j) { return documents.sees(i, first_key + p.column(j)) ? score : -infinity; });
 #pragma unroll
     for (int i = 0; i < Scores::rows_per_lane; ++i) {
       float largest = maximum[i];
@@ -118,8 +139,8 @@ template <class T>
 void flash_forward(Cuda cuda, const AttentionForward<T>& args) {
   const AttentionShape& s = args.shape;
   check_flash_shape(s);
-  with_padded_width(s.head_width, [&]<int width>() {
-    launch("flash_forward", flash_forward_kernel<T, width>,
+  with_kernels_for(s, [&]<int width, bool plain>() {
+    launch("flash_forward", flash_forward_kernel<T, width, plain>,
            grid_of(s.q_length, Tiling<T, width>::rows, s.heads, s.batch), forward_threads<T, width>,
            forward_shared_bytes<T, width>, cuda.stream, args, visible_pairs<int>(s),
            rows_in_packs<T>(s, {args.q, args.k, args.v, args.out}));

@@ -12,7 +12,8 @@ __global__ void rotary_kernel(Rotary<T> args) {
   for (std::int64_t index = cuda::thread_of_grid(); index < args.rows * packs; index += cuda::threads_of_grid()) {
     const std::int64_t row = index / packs, pack = index % packs;
     const std::int64_t head = pack / packs_of_head, i = pack % packs_of_head * N;
-    const float* cosine = args.table + args.map.position(row) * args.head_width + i;
+    const std::int64_t position = args.positions ? args.positions[row] : args.map.position(row);
+    const float* cosine = args.table + position * args.head_width + i;
     T* low = args.x + row * args.stride + head * args.head_width + i;
     const cuda::Pack<N> c = cuda::load<N>(cosine), s = cuda::load<N>(cosine + half);
     cuda::Pack<N> a = cuda::load<N>(low), b = cuda::load<N>(low + half);

@@ -89,6 +89,11 @@ TEST(Validate, AcceptsWhatCanRun) {
       {{"model.width=100", "model.attention.heads=25", "model.attention.kv_heads=5"}, 1, {}},
       {{"model.attention.head_width=24", "model.width=100"}, 1, {}},
       {{"model.attention.position=rotary"}, 1, {}},
+      {{"model.attention.position=alibi", "model.attention.soft_cap=30", "model.attention.norm=true",
+        "model.attention.sinks=true", "model.attention.prefix=20"},
+       1,
+       {}},
+      {{"model.attention.documents=separate", "model.family=encoder", "model.vocabulary=50258"}, 1, {}},
       {{"model.width=8", "model.attention.heads=1", "model.feed_forward.width=4", "model.vocabulary=5"}, 1, {}},
       {{"data.tokenizer.kind=bytes", "model.vocabulary=257", "data.tokenizer.vocabulary=257"}, 1, {}},
       {{"train.steps=10", "optimizer.warmup=10"}, 1, {}},
@@ -96,6 +101,25 @@ TEST(Validate, AcceptsWhatCanRun) {
       {{"optimizer.kind=sgd", "optimizer.momentum=0.9"}, 1, {}},
       {{"train.precision=bf16", "train.emulate_bf16=true"}, 1, {}},
       {{"train.batch=48", "parallel.micro_batch=4", "parallel.tensor=2"}, 6, {}},
+  });
+}
+
+TEST(Validate, WhatATokenSeesFitsTheFamily) {
+  check({
+      {{"model.attention.documents=separate", "model.family=classifier"},
+       1,
+       {"model.attention.documents = separate with model.family = classifier", "delete model.attention.documents"}},
+      {{"model.attention.prefix=4", "model.family=encoder", "model.vocabulary=50258"},
+       1,
+       {"model.attention.prefix = 4 with model.family = encoder", "delete model.attention.prefix"}},
+      {{"model.attention.prefix=64", "model.context=64"},
+       1,
+       {"model.attention.prefix = 64 leaves no target in model.context = 64",
+        "set model.attention.prefix to 63 or less"}},
+      {{"model.attention.prefix=4", "model.attention.documents=separate"},
+       1,
+       {"model.attention.prefix = 4 with model.attention.documents = separate",
+        "set model.attention.prefix to 0, or model.attention.documents to joined"}},
   });
 }
 
@@ -107,7 +131,6 @@ TEST(Validate, EnumeratedValues) {
         "set model.family to decoder or encoder or classifier or vision"}},
       {{"train.device=gpu"}, 1, {"train.device = gpu is not a known value", "auto | cpu | cuda"}},
       {{"train.attention.implementation=flsh"}, 1, {"auto | cudnn | flash", "did you mean flash?"}},
-      {{"model.attention.position=alibi"}, 1, {"not built yet", "ALiBi is not built yet", "learned or rotary or none"}},
       {{"model.feed_forward.kind=swigul"},
        1,
        {"model.feed_forward.kind = swigul is not a known value", "gelu | gelu_erf | swiglu", "did you mean swiglu?"}},

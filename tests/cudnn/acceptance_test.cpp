@@ -198,6 +198,11 @@ TEST_F(CudnnShapes, RefusesWhatCudnnDoesNotSupport) {
   AttentionShape off_diagonal = packed(1, 512, 4, 4, 64);
   off_diagonal.q_length = 256;
   off_diagonal.band = {-kernels::unlimited, 200};
+  AttentionShape scored = packed(1, 512, 4, 4, 64);
+  scored.score.soft_cap = 50;
+  EXPECT_NE(refusal(AttentionPass::forward, scored).find("soft cap"), std::string::npos);
+  scored.score = {.alibi_heads = 4};
+  EXPECT_NE(refusal(AttentionPass::backward, scored).find("ALiBi"), std::string::npos);
   EXPECT_NE(refusal(AttentionPass::backward, off_diagonal).find("diagonal"), std::string::npos);
   // The message of cuDNN.
   const std::string wide = refusal(AttentionPass::backward, packed(1, 512, 4, 4, 512));

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <random>
+#include <vector>
 
 #include "kernels/attention.h"
 
@@ -15,10 +17,50 @@ struct AttentionCase {
   Band band;
 };
 
-/// The definition of a band.
-inline bool sees(const AttentionShape& s, std::int64_t i, std::int64_t j) {
-  return s.band.first <= j - i && j - i <= s.band.last;
+/// The definition of a mask: what query i of sequence b sees.
+inline bool sees(const AttentionShape& s, std::int64_t b, std::int64_t i, std::int64_t j) {
+  const bool of_band =
+      (s.band.first <= j - i && j - i <= s.band.last) || (i < s.band.prefix_queries && j < s.band.prefix_keys);
+  if (!of_band || !s.documents.separate) return of_band;
+  const auto begin_of = [&](std::int64_t position) {
+    return s.documents.ranges[b * s.documents.length + position].begin;
+  };
+  return begin_of(s.documents.first_query + i) == begin_of(s.documents.first_key + j);
 }
+
+/// Sequences of `length` positions with borders at random, of documents of `mean` tokens or so.
+inline std::vector<DocumentRange> random_documents(std::int64_t batch, std::int64_t length, std::uint32_t mean) {
+  std::mt19937 random(static_cast<unsigned>(length) + mean);
+  std::vector<DocumentRange> ranges;
+  for (std::int64_t b = 0; b < batch; ++b)
+    for (std::int64_t begin = 0, end = 0; begin < length; begin = end) {
+      do ++end;
+      while (end < length && random() % mean != 0);
+      ranges.resize(static_cast<std::size_t>(b * length + end),
+                    {static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end)});
+    }
+  return ranges;
+}
+
+/// A call of attention on parts of longer sequences.
+struct DocumentCase {
+  const char* name;
+  std::int64_t q_length, kv_length, length, first_query, first_key;
+  std::uint32_t mean;
+  Band band;
+};
+inline constexpr DocumentCase document_cases[] = {
+    {"causal, short documents", 130, 130, 130, 0, 0, 5, causal_band(130, 130)},
+    {"causal, long documents", 200, 200, 200, 0, 0, 70, causal_band(200, 200)},
+    {"both sides", 150, 150, 150, 0, 0, 40, full_band()},
+    {"a window", 150, 150, 150, 0, 0, 30, causal_band(150, 150, 9)},
+    {"one document", 70, 70, 70, 0, 0, 100000, causal_band(70, 70)},
+    {"a cache", 3, 120, 130, 117, 0, 20, causal_band(3, 120)},
+    {"a ring's block of earlier keys", 70, 60, 200, 110, 40, 50, {-unlimited, 70}},
+    {"a ring's block of later keys, both sides", 60, 70, 200, 40, 100, 50, full_band()},
+    {"a ring's block with nothing in common", 30, 40, 200, 150, 0, 3, full_band()},
+    {"a prefix", 100, 100, 100, 0, 0, 30, with_prefix(causal_band(100, 100), 20)},
+};
 
 /// Bands of every sort, around the edges of the kernels' tiles (16 and 64 rows on a GPU; 48 queries, 96 keys, and 6 or
 /// 8 rows on a CPU). {1, 0} and {unlimited, -unlimited} are empty.
@@ -51,7 +93,47 @@ inline constexpr BandCase band_cases[] = {
     {"one query, no limit before", 1, 100, {-unlimited, 55}},
     {"one query, no limit after", 1, 100, {55, unlimited}},
     {"one key", 100, 1, {-60, -20}},
+    {"a prefix", 130, 130, with_prefix(causal_band(130, 130), 70)},
+    {"a prefix and a window", 130, 130, with_prefix(causal_band(130, 130, 9), 40)},
+    {"a ring's block with a part of the prefix", 70, 50, {-unlimited, 20, 30, 45}},
     {"the longest ends", 20, 20, {std::numeric_limits<std::int64_t>::min(), std::numeric_limits<std::int64_t>::max()}},
+};
+
+/// The definition of a score: of query i and key j of head h, from scale q . k. The slopes are those of the paper, by
+/// its own recursion.
+inline double alibi_slope(std::int64_t head, std::int64_t heads) {
+  std::int64_t power = 1;
+  while (2 * power <= heads) power *= 2;
+  if (head >= power) return alibi_slope(2 * (head - power), 2 * power);
+  return std::pow(2.0, -8.0 * static_cast<double>(head + 1) / static_cast<double>(power));
+}
+struct DefinedScore {
+  double value, derivative;  ///< the derivative is by the product
+  double magnitude;          ///< of what is added to the product
+};
+inline DefinedScore defined_score(const Score& s, double product, std::int64_t h, std::int64_t i, std::int64_t j) {
+  DefinedScore score{product, 1, 0};
+  if (s.soft_cap > 0) {
+    score.value = s.soft_cap * std::tanh(product / s.soft_cap);
+    score.derivative = 1 - std::pow(std::tanh(product / s.soft_cap), 2);
+  }
+  if (s.alibi_heads > 0)
+    score.magnitude = alibi_slope(s.first_head + h, s.alibi_heads) * static_cast<double>(std::abs(j - i - s.diagonal));
+  score.value -= score.magnitude;
+  return score;
+}
+
+/// Scores of every sort.
+struct ScoreCase {
+  const char* name;
+  Score score;
+};
+inline constexpr ScoreCase score_cases[] = {
+    {"soft cap", {.soft_cap = 1.5}},
+    {"a wide soft cap", {.soft_cap = 50}},
+    {"ALiBi of eight heads", {.alibi_heads = 8}},
+    {"ALiBi, later heads of eleven, in a ring's block", {.alibi_heads = 11, .first_head = 6, .diagonal = 90}},
+    {"both, keys after the queries", {.soft_cap = 3, .alibi_heads = 3, .diagonal = -70}},
 };
 
 /// k and v are in one fused buffer; between the rows are so many elements that a kernel must not touch.

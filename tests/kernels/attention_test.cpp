@@ -31,6 +31,8 @@ namespace {
 
 struct Case : tests::AttentionCase {
   int threads;
+  Score score{};
+  Documents documents{};
 };
 
 const Case cases[] = {
@@ -83,6 +85,8 @@ struct Problem {
         for (std::int64_t e = 0; e < width; ++e) values[t * stride + e] = T(static_cast<Accumulate<T>>(normal(random)));
       }
     };
+    shape.score = c.score;
+    shape.documents = c.documents;
     fill(q, c.q_length, shape.q_stride, c.heads * c.width);
     fill(k, c.kv_length, shape.k_stride, c.kv_heads * c.width);
     fill(v, c.kv_length, shape.v_stride, c.kv_heads * c.width);
@@ -186,17 +190,19 @@ struct Reference {
       }
       return sum;
     };
-    std::vector<double> weight(static_cast<std::size_t>(s.kv_length));
+    std::vector<double> weight(static_cast<std::size_t>(s.kv_length)), derivative(weight.size());
     double maximum = -std::numeric_limits<double>::infinity(), total = 0;
     for (std::int64_t j = 0; j < s.kv_length; ++j) {
-      if (!tests::sees(s, i, j)) continue;
+      if (!tests::sees(s, b, i, j)) continue;
       const Sum score = dot(p.q, q0, p.k, key(j));
-      weight[j] = s.scale * score.value;
+      const tests::DefinedScore defined = tests::defined_score(s.score, s.scale * score.value, h, i, j);
+      weight[j] = defined.value;
+      derivative[j] = defined.derivative;
       maximum = std::max(maximum, weight[j]);
-      largest_score = std::max(largest_score, s.scale * score.magnitude);
+      largest_score = std::max(largest_score, s.scale * score.magnitude + defined.magnitude);
     }
     for (std::int64_t j = 0; j < s.kv_length; ++j) {
-      weight[j] = tests::sees(s, i, j) ? std::exp(weight[j] - maximum) : 0;
+      weight[j] = tests::sees(s, b, i, j) ? std::exp(weight[j] - maximum) : 0;
       total += weight[j];
     }
     const double log_sum = maximum + std::log(total);
@@ -206,8 +212,9 @@ struct Reference {
       if (weight[j] == 0) continue;
       const double probability = weight[j] / total;
       const Sum dp = dot(p.dout, o0, p.v, key(j));
-      const double ds = probability * (dp.value - delta.value) * s.scale;
-      const double ds_magnitude = probability * (dp.magnitude + delta.magnitude) * s.scale;
+      const double ds = probability * (dp.value - delta.value) * s.scale * derivative[j];
+      // A derivative is 1 - t^2: both terms count.
+      const double ds_magnitude = probability * (dp.magnitude + delta.magnitude) * s.scale * (2 - derivative[j]);
       const auto add = [](Sum& sum, double factor, double factor_magnitude, T value) {
         sum.add(factor * static_cast<double>(value), factor_magnitude * std::abs(static_cast<double>(value)));
       };
@@ -297,6 +304,26 @@ TYPED_TEST(AttentionTest, EqualsTheFormulaUnderEveryBand) {
   });
 }
 
+TYPED_TEST(AttentionTest, EqualsTheFormulaOfEveryScore) {
+  on_each_instruction_set([&] {
+    for (const auto& [name, score] : tests::score_cases) {
+      expect_formula<TypeParam>({name, 2, 100, 130, 3, 2, 20, 2, 1, causal_band(100, 130), 3, score});
+      expect_formula<TypeParam>({name, 1, 70, 70, 2, 2, 12, 1, 0, {-20, 40}, 1, score});
+    }
+  });
+}
+
+TYPED_TEST(AttentionTest, EqualsTheFormulaWithinDocuments) {
+  on_each_instruction_set([&] {
+    for (const auto& [name, q_length, kv_length, length, first_query, first_key, mean, band] : tests::document_cases) {
+      const std::vector<DocumentRange> ranges = tests::random_documents(2, length, mean);
+      const Documents documents{true, ranges.data(), length, first_query, first_key};
+      expect_formula<TypeParam>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3, {}, documents});
+      expect_formula<TypeParam>({name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band, 1, {.soft_cap = 2}, documents});
+    }
+  });
+}
+
 TYPED_TEST(AttentionTest, GivesTheSameBitsTwice) {
   Problem<TypeParam> first({"", 2, 150, 150, 6, 2, 20, 3, 0, causal_band(150, 150), 4}), second = first;
   for (auto* p : {&first, &second}) {
@@ -351,11 +378,13 @@ TYPED_TEST(AttentionTest, QueriesWithoutKeysGiveZeroAndContributeNoGradient) {
 }
 
 TYPED_TEST(AttentionTest, NotANumberIsNotHidden) {
-  Problem<TypeParam> p({"", 1, 60, 60, 1, 1, 8, 1, 0, causal_band(60, 60), 1});
-  p.k[20 * p.shape.k_stride] = TypeParam(std::numeric_limits<float>::quiet_NaN());
-  p.forward();
-  EXPECT_TRUE(std::isnan(static_cast<double>(p.out[30 * p.shape.out_stride])));
-  EXPECT_FALSE(std::isnan(static_cast<double>(p.out[5 * p.shape.out_stride])));
+  for (const Score& score : {Score{}, Score{.soft_cap = 5, .alibi_heads = 1}}) {
+    Problem<TypeParam> p({"", 1, 60, 60, 1, 1, 8, 1, 0, causal_band(60, 60), 1, score});
+    p.k[20 * p.shape.k_stride] = TypeParam(std::numeric_limits<float>::quiet_NaN());
+    p.forward();
+    EXPECT_TRUE(std::isnan(static_cast<double>(p.out[30 * p.shape.out_stride])));
+    EXPECT_FALSE(std::isnan(static_cast<double>(p.out[5 * p.shape.out_stride])));
+  }
 }
 
 TYPED_TEST(AttentionTest, LargeScoresDoNotOverflow) {
@@ -484,7 +513,20 @@ TEST(Attention, GradientEqualsFiniteDifferences) {
                         Case{"no mask", 2, 4, 6, 1, 1, 4, 1, 0, full_band(), 1},
                         Case{"first queries see nothing", 1, 8, 3, 2, 1, 3, 2, 0, causal_band(8, 3), 1},
                         Case{"right of the diagonal", 1, 6, 9, 2, 1, 3, 2, 0, {2, 4}, 1},
-                        Case{"earlier keys only", 1, 7, 7, 1, 1, 4, 1, 0, {-unlimited, -1}, 2}}) {
+                        Case{"earlier keys only", 1, 7, 7, 1, 1, 4, 1, 0, {-unlimited, -1}, 2},
+                        Case{"soft cap", 1, 7, 7, 2, 1, 4, 2, 0, causal_band(7, 7), 1, {.soft_cap = 2}},
+                        Case{"soft cap and ALiBi",
+                             1,
+                             6,
+                             9,
+                             3,
+                             3,
+                             3,
+                             1,
+                             0,
+                             full_band(),
+                             2,
+                             {.soft_cap = 3, .alibi_heads = 3, .diagonal = 3}}}) {
     SCOPED_TRACE(c.name);
     Problem<double> p(c);
     p.forward();
@@ -521,7 +563,7 @@ TEST(Attention, FlopsCountThePairsThatTheMaskAllows) {
     const AttentionShape s = Problem<float>(c).shape;
     double pairs = 0;
     for (std::int64_t i = 0; i < s.q_length; ++i) {
-      for (std::int64_t j = 0; j < s.kv_length; ++j) pairs += tests::sees(s, i, j);
+      for (std::int64_t j = 0; j < s.kv_length; ++j) pairs += tests::sees(s, 0, i, j);
     }
     EXPECT_EQ(attention_flops(s), 4.0 * static_cast<double>(c.batch * c.heads * c.width) * pairs) << c.name;
   };

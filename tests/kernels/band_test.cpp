@@ -14,7 +14,9 @@ namespace {
 constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max(),
                        smallest = std::numeric_limits<std::int64_t>::min();
 
-bool sees(Band band, std::int64_t i, std::int64_t j) { return band.first <= j - i && j - i <= band.last; }
+bool sees(Band band, std::int64_t i, std::int64_t j) {
+  return (band.first <= j - i && j - i <= band.last) || (i < band.prefix_queries && j < band.prefix_keys);
+}
 
 template <class Index>
 struct BandTest : testing::Test {};
@@ -59,9 +61,9 @@ void expect_definition(Band band, Index q_length, Index kv_length) {
     }
   }
   const auto pairs_of = [&](std::int64_t first, std::int64_t last) {
-    return VisiblePairs<Index>({first, last}, q_length, kv_length).count();
+    return VisiblePairs<Index>({first, last, band.prefix_queries, band.prefix_keys}, q_length, kv_length).count();
   };
-  if (band.first <= band.last && pairs.count() > 0) {
+  if (band.first <= band.last && pairs.count() > 0 && pairs.prefix_queries == 0) {
     ASSERT_EQ(pairs.limited_before(), pairs_of(smallest, band.last) > pairs.count());
     ASSERT_EQ(pairs.limited_after(), pairs_of(band.first, largest) > pairs.count());
   }
@@ -78,6 +80,28 @@ TYPED_TEST(BandTest, AnswersEveryQuestionByItsDefinition) {
           if (this->HasFatalFailure()) return;
         }
     }
+}
+
+// Every block of a sequence, as a ring has them, and the last queries of a cache.
+TYPED_TEST(BandTest, WithAPrefixAnswersByItsDefinition) {
+  constexpr TypeParam length = 9;
+  for (const TypeParam prefix : {0, 1, 4, 9})
+    for (const std::int64_t window : {0, 1, 3})
+      for (TypeParam first_query = 0; first_query < length; ++first_query)
+        for (TypeParam first_key = 0; first_key < length; ++first_key)
+          for (const TypeParam queries : {1, 4})
+            for (const TypeParam keys : {3, 6}) {
+              const Band whole = with_prefix(causal_band(length, length, window), prefix);
+              expect_definition<TypeParam>(band_between(whole, first_query, first_key),
+                                           std::min(queries, length - first_query), std::min(keys, length - first_key));
+              if (this->HasFatalFailure()) return;
+            }
+}
+
+TEST(Band, WithAPrefixIsCausalBehindIt) {
+  const Band band = with_prefix(causal_band(9, 9), 4);
+  for (std::int64_t i = 0; i < 9; ++i)
+    for (std::int64_t j = 0; j < 9; ++j) EXPECT_EQ(sees(band, i, j), j <= i || (i < 4 && j < 4)) << i << ", " << j;
 }
 
 TEST(Band, OfACausalWindowIsTheLastKeysUpToTheQuerysOwn) {
@@ -125,7 +149,8 @@ TEST(Bands, OfAWindowReachAsFarOnEitherSide) {
 }
 
 TEST(Bands, BetweenPartsOfASequenceAreThatOfTheWhole) {
-  for (const Band whole : {full_band(), causal_band(9, 9), causal_band(9, 9, 4), window_band(3), Band{2, unlimited}})
+  for (const Band whole : {full_band(), causal_band(9, 9), causal_band(9, 9, 4), window_band(3), Band{2, unlimited},
+                           with_prefix(causal_band(9, 9, 2), 5)})
     for (std::int64_t query = 0; query < 9; ++query)
       for (std::int64_t key = 0; key < 9; ++key)
         for (const std::int64_t first_query : {std::int64_t{0}, query})

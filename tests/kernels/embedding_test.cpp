@@ -100,5 +100,29 @@ TYPED_TEST(EmbeddingTest, PositionsAreAddedByTheirPlaceInTheSequence) {
   }
 }
 
+TYPED_TEST(EmbeddingTest, GivenPositionsCountInsteadOfThoseOfTheMap) {
+  using T = TypeParam;
+  const std::vector<std::int32_t> positions{0, 1, 2, 0, 1, 0, 1};
+  const std::int64_t rows = std::ssize(positions), width = 19;
+  const RowMap map{.sequences = 1, .length = rows, .runs = {{0, rows}, {0, 0}}};
+  const std::vector<T> start = random_values<T>(rows * width, 1), rows_of_table = random_values<T>(rows * width, 2);
+  std::vector<Result> expected(start.size());
+  for (std::int64_t i = 0; i < rows * width; ++i) {
+    expected[i].add(start[i]);
+    expected[i].add(rows_of_table[positions[i / width] * width + i % width]);
+  }
+  on_every_target([&](Cpu cpu) {
+    std::vector<T> y = start;
+    position_forward(cpu, PositionForward<T>{.x = start.data(),
+                                             .table = rows_of_table.data(),
+                                             .y = y.data(),
+                                             .rows = rows,
+                                             .width = width,
+                                             .map = map,
+                                             .positions = positions.data()});
+    expect_close(y.data(), expected, 1, "y");
+  });
+}
+
 }  // namespace
 }  // namespace choir::kernels::tests

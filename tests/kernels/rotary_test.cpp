@@ -58,5 +58,32 @@ TYPED_TEST(RotaryTest, IsARotationAndItsInverse) {
   }
 }
 
+TYPED_TEST(RotaryTest, GivenPositionsCountInsteadOfThoseOfTheMap) {
+  using T = TypeParam;
+  const std::int64_t rows = 7, width = 6;
+  const RowMap map{.sequences = 1, .length = rows, .runs = {{0, rows}, {0, 0}}};
+  std::vector<Accumulate<T>> table(rows * width);
+  rotary_table(table.data(), rows, width, 10000.0);
+  const std::vector<T> x = random_values<T>(rows * width, 1);
+  const std::vector<std::int32_t> positions{0, 1, 2, 0, 1, 0, 1};
+  on_every_target([&](Cpu cpu) {
+    std::vector<T> y = x, expected = x;
+    const auto turn = [&](T* data, std::int64_t count, const RowMap& by, const std::int32_t* given) {
+      rotary(cpu, Rotary<T>{.x = data,
+                            .table = table.data(),
+                            .rows = count,
+                            .heads = 1,
+                            .head_width = width,
+                            .stride = width,
+                            .map = by,
+                            .positions = given});
+    };
+    for (std::int64_t row = 0; row < rows; ++row)
+      turn(expected.data() + row * width, 1, {.runs = {{positions[row], positions[row] + 1}, {0, 0}}}, nullptr);
+    turn(y.data(), rows, map, positions.data());
+    ASSERT_EQ(y, expected);
+  });
+}
+
 }  // namespace
 }  // namespace choir::kernels::tests

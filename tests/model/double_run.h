@@ -11,6 +11,7 @@
 #include "framework/model/families.h"
 #include "framework/model/sample.h"
 #include "framework/model/stage.h"
+#include "framework/parallel/documents.h"
 #include "framework/parallel/shards.h"
 #include "tests/support/gather.h"
 #include "tests/support/small_models.h"
@@ -58,8 +59,11 @@ struct DoubleRun {
       SampleBuffer sample(model);
       for (std::int64_t s = 0; s < micro_batch; ++s) {
         random_sample(model, random_key_of_tests, begin + s, sample.view());
+        // What the model sees of the next token is no target.
+        std::fill_n(sample.targets.begin(), std::max<std::int64_t>(0, model.attention.prefix - 1), -1);
         held.set(s, sample);
       }
+      here.documents = held.upload_documents(runtime);
       const Batch read = held.upload(runtime);
       Stage::Saved saved;
       stage.forward(0, {}, read, {.sum = loss_sum, .scale = scale, .gradient = gradient}, saved, here, shards);
@@ -119,6 +123,9 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
     if (pieces.size() > 1) pieces.erase(pieces.begin());
     const std::vector<std::int32_t> piece(ids.begin() + position, ids.begin() + position + count);
     context.rows = {.length = position + count, .runs = {{position, position + count}, {0, 0}}};
+    if (!sample.documents.empty())
+      context.documents = upload_documents(
+          run.runtime, {sample.documents.begin(), sample.documents.begin() + position + count}, context.rows);
     const Tensor result =
         run.stage.generate(ops::to_device(run.runtime, piece, DType::i32), caches, context, run.shards);
     ops::download(run.runtime, result, logits.data());

@@ -136,7 +136,13 @@ std::vector<LayerCase> layer_cases() {
                             .rotary_base = 100,
                             .dropout = 0.1};
   window.shape.feed_forward = {.width = width, .hidden = hidden, .activation = ops::Activation::gelu_erf};
-  return {gpt, llama, window};
+  LayerCase scored = gpt;
+  scored.name = "soft_cap_alibi";
+  scored.shape.attention.score = {.soft_cap = 2, .alibi_heads = 5};
+  LayerCase normed = llama;
+  normed.name = "normed_6_of_2";
+  normed.shape.attention.norm = true;
+  return {gpt, llama, window, scored, normed};
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AdjointOfALayer, ::testing::ValuesIn(layer_cases()),

@@ -19,6 +19,7 @@ class AdjointOfAnOperation : public Adjoint, public ::testing::WithParamInterfac
   void norm();
   void activation();
   void attention();
+  void attention_with_sinks();
   void rotary();
   void residual();
   void embedding();
@@ -164,6 +165,15 @@ void AdjointOfAnOperation::attention() {
        203,
        110,
        {.batch = 1, .heads = 2, .kv_heads = 2, .head_width = 16, .band = {-kernels::unlimited, -30}}},
+      {"soft cap and ALiBi",
+       150,
+       211,
+       {.batch = 1,
+        .heads = 3,
+        .kv_heads = 3,
+        .head_width = 20,
+        .band = causal_band(150, 211),
+        .score = {.soft_cap = 2, .alibi_heads = 5, .first_head = 2, .diagonal = 61}}},
   };
   for (const auto& [name, q_length, kv_length, options] : cases) {
     SCOPED_TRACE(name);
@@ -185,6 +195,33 @@ void AdjointOfAnOperation::attention() {
           return gradients;
         });
   }
+}
+
+// Attention whose heads have sinks: the sink's term beside the sums of attention.
+void AdjointOfAnOperation::attention_with_sinks() {
+  constexpr std::int64_t batch = 2, length = 151, heads = 3, head_width = 20;
+  const ops::AttentionOptions options{.batch = batch,
+                                      .heads = heads,
+                                      .kv_heads = heads,
+                                      .head_width = head_width,
+                                      .band = kernels::causal_band(length, length)};
+  const Tensor q = random({batch * length, heads * head_width}), k = random({batch * length, heads * head_width});
+  const Tensor v = random({batch * length, heads * head_width}), sinks = random({heads});
+  Tensor out, lse;
+  expect_adjoint(
+      {{"q", q}, {"k", k}, {"v", v}, {"sinks", sinks}}, 3 * static_cast<double>(length) + 2,
+      [&] {
+        out = ops::attention(runtime, options, q, k, v, lse);
+        ops::attention_sink(runtime, options, sinks, out, lse);
+        return out;
+      },
+      [&](const Tensor& dout) {
+        std::vector gradients{zeros({q.rows(), q.width()}), zeros({k.rows(), k.width()}), zeros({v.rows(), v.width()}),
+                              zeros({heads})};
+        ops::attention_sink_backward(runtime, options, sinks, out, lse, dout, gradients[3]);
+        ops::attention_backward(runtime, options, q, k, v, out, lse, dout, gradients[0], gradients[1], gradients[2]);
+        return gradients;
+      });
 }
 
 void AdjointOfAnOperation::rotary() {
@@ -371,6 +408,8 @@ TEST_P(AdjointOfAnOperation, IsItsBackward) {
       {"activation_backward", &AdjointOfAnOperation::activation},
       {"attention", &AdjointOfAnOperation::attention},
       {"attention_backward", &AdjointOfAnOperation::attention},
+      {"attention_sink", &AdjointOfAnOperation::attention_with_sinks},
+      {"attention_sink_backward", &AdjointOfAnOperation::attention_with_sinks},
       {"rotary", &AdjointOfAnOperation::rotary},
       {"residual", &AdjointOfAnOperation::residual},
       {"residual_backward", &AdjointOfAnOperation::residual},

@@ -286,6 +286,20 @@ inline std::vector<Operation> every_operation() {
                                  o.k(dqkv), o.v(dqkv));
          o.expect("attention_backward", dqkv, qkv.shape(), o.type);
        }},
+      {"attention_sink",
+       [](Operands& o) {
+         const Tensor out = o.filled({o.N, o.H * o.E}, o.type), lse = o.filled({3, o.H, o.N / 3}, o.accumulate);
+         ops::attention_sink(o.runtime, o.options, o.filled({o.H}, o.accumulate), out, lse);
+         o.expect("attention_sink", out, {o.N, o.H * o.E}, o.type);
+         o.expect("lse", lse, {3, o.H, o.N / 3}, o.accumulate);
+       }},
+      {"attention_sink_backward",
+       [](Operands& o) {
+         const Tensor out = o.filled({o.N, o.H * o.E}, o.type), lse = o.filled({3, o.H, o.N / 3}, o.accumulate);
+         const Tensor dsinks = o.filled({o.H}, o.accumulate);
+         ops::attention_sink_backward(o.runtime, o.options, o.filled({o.H}, o.accumulate), out, lse, out, dsinks);
+         o.expect("attention_sink_backward", dsinks, {o.H}, o.accumulate);
+       }},
       {"merge_attention",
        [](Operands& o) {
          const Tensor total = o.filled({o.N, o.H * o.E}, o.accumulate), lse = o.filled({o.N * o.H}, o.accumulate);

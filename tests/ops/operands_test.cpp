@@ -184,6 +184,31 @@ void RefusedOperands::of_attention() {
   expect_refused("attention: out like q, lse [B, H, Tq]", [&] {
     ops::attention(runtime, options, q, k, v, tensor({8, 32}), lse);
   });
+  const std::string sink = "attention sink: out [B*Tq, H*E], lse [B, H, Tq], sinks [H]";
+  const Tensor sinks = tensor({4});
+  expect_refused(sink, [&] { ops::attention_sink(runtime, options, tensor({3}), q, lse); });
+  expect_refused(sink, [&] { ops::attention_sink(runtime, options, sinks, strided(10, 32), lse); });
+  expect_refused(sink, [&] { ops::attention_sink(runtime, options, sinks, q, tensor({2, 4, 4})); });
+  const std::string sink_backward =
+      "attention sink backward: out and dout [B*Tq, H*E], lse [B, H, Tq], sinks and dsinks [H]";
+  const auto of_sinks = [&](const Tensor& out, const Tensor& log_sums, const Tensor& dout, const Tensor& dsinks) {
+    ops::attention_sink_backward(runtime, options, sinks, out, log_sums, dout, dsinks);
+  };
+  expect_refused(sink_backward, [&] { of_sinks(q, lse, q, tensor({5})); });
+  expect_refused(sink_backward, [&] { of_sinks(q, lse, strided(10, 32), sinks); });
+  expect_refused(sink_backward, [&] { of_sinks(q, tensor({2, 4, 4}), q, sinks); });
+  const std::string documents = "attention: documents [B * T, 2] i32, of all queries and keys";
+  ops::AttentionOptions within = options;
+  for (const auto& [shape, type] : {std::pair{Shape{12, 2}, DType::f32},
+                                    {Shape{12, 3}, DType::i32},
+                                    {Shape{8, 2}, DType::i32},
+                                    {Shape{11, 2}, DType::i32}}) {
+    within.documents = tensor(shape, type);
+    expect_refused(documents, [&] { forward(within, q, k, v); });
+  }
+  within.documents = tensor({12, 2}, DType::i32);
+  within.first_key = 4;
+  expect_refused(documents, [&] { forward(within, q, k, v); });
   const std::string strides = "attention backward: gradients are shaped and strided like their tensors";
   const auto backward = [&](const Tensor& dout, const Tensor& dq, const Tensor& dk, const Tensor& dv) {
     ops::attention_backward(runtime, options, q, k, v, q, lse, dout, dq, dk, dv);
@@ -243,6 +268,10 @@ void RefusedOperands::of_positions() {
   expect_refused("positions: within the table", [&] {
     ops::add_position(runtime, x, table, {.runs = {{3, 8}, {0, 0}}});
   });
+  for (const Tensor& given : {tensor({10}), tensor({9}, DType::i32)})
+    expect_refused("positions: [N] i32", [&] {
+      ops::add_position(runtime, x, table, {.runs = {{0, 5}, {0, 0}}}, given);
+    });
   const std::string backward = "position backward: dy [N, D]";
   expect_refused(backward, [&] {
     ops::add_position_backward(runtime, tensor({10, 4}), table, {.runs = {{0, 5}, {0, 0}}});
@@ -422,6 +451,8 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"attention", &RefusedOperands::of_attention},
       {"attention_backward", &RefusedOperands::of_attention},
       {"merge_attention", &RefusedOperands::of_attention},
+      {"attention_sink", &RefusedOperands::of_attention},
+      {"attention_sink_backward", &RefusedOperands::of_attention},
       {"rotary", &RefusedOperands::of_rotary_positions},
       {"embedding", &RefusedOperands::of_embeddings},
       {"embedding_backward", &RefusedOperands::of_embeddings},

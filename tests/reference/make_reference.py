@@ -10,6 +10,7 @@ weights that are exact in float32. README.md in this folder describes the HDF5 f
 
 import pathlib
 import sys
+import typing
 
 import h5py
 import numpy as np
@@ -184,8 +185,80 @@ model:
   norm: {kind: rms_norm, epsilon: 1.0e-5}
 train: {batch: 3}
 """,
+    # What attention may do to its scores: a soft cap (Gemma 2), norms of q and k (Qwen 3), a window.
+    "soft_cap": """\
+model:
+  family: decoder
+  layers: 2
+  width: 36
+  vocabulary: 61
+  context: 20
+  tied: false
+  bias: false
+  dropout: 0
+  attention: {heads: 6, kv_heads: 2, head_width: 6, position: rotary, rotary_base: 10000, window: 7, soft_cap: 2, \
+norm: true}
+  feed_forward: {kind: swiglu, width: 56}
+  norm: {kind: rms_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
+    # ALiBi (Press et al. 2021) with a number of heads that is not a power of two; sinks (gpt-oss); a prefix that sees
+    # itself (Raffel et al. 2019).
+    "alibi": """\
+model:
+  family: decoder
+  layers: 2
+  width: 40
+  vocabulary: 53
+  context: 16
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 5, kv_heads: 5, head_width: 8, position: alibi, window: 0, sinks: true, prefix: 4}
+  feed_forward: {kind: gelu, width: 72}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
+    # Sequences of several documents.
+    "documents": """\
+model:
+  family: decoder
+  layers: 2
+  width: 24
+  vocabulary: 59
+  context: 18
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 3, kv_heads: 3, head_width: 8, position: learned, window: 0, documents: separate}
+  feed_forward: {kind: gelu, width: 64}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
+    "encoder_documents": """\
+model:
+  family: encoder
+  layers: 2
+  width: 36
+  vocabulary: 61
+  context: 20
+  tied: false
+  bias: false
+  dropout: 0
+  attention: {heads: 6, kv_heads: 2, head_width: 6, position: rotary, rotary_base: 10000, window: 0, \
+documents: separate}
+  feed_forward: {kind: swiglu, width: 56}
+  norm: {kind: rms_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
 }
 IGNORED_TARGETS = {"five_heads"}
+
+class Tokens(typing.NamedTuple):
+    """Ids [B, T], or pixels, and for each position of a sequence the position at which its document begins [B, T]: 0 where sequences are one document."""
+    ids: torch.Tensor
+    begins: torch.Tensor
+
 
 STEPS = 5
 # Each completes the configuration. SGD has no decay: PyTorch's decay is not decoupled, Choir's is.
@@ -231,6 +304,11 @@ def shapes(model):
         linear(f"blocks.{i}.attention.k", kv_width, width)
         linear(f"blocks.{i}.attention.v", kv_width, width)
         linear(f"blocks.{i}.attention.out", width, q_width)
+        if attention.get("norm"):
+            found[f"blocks.{i}.attention.q_norm.weight"] = (attention["head_width"],)
+            found[f"blocks.{i}.attention.k_norm.weight"] = (attention["head_width"],)
+        if attention.get("sinks"):
+            found[f"blocks.{i}.attention.sinks"] = (attention["heads"],)
         norm(f"blocks.{i}.feed_forward_norm")
         if feed_forward["kind"] == "swiglu":
             linear(f"blocks.{i}.feed_forward.gate", hidden, width)
@@ -251,6 +329,8 @@ def initial_weights(model, generator):
             w = 1 + 0.25 * z
         elif name.endswith(".bias"):
             w = 0.2 * z
+        elif name.endswith(".sinks"):
+            w = z
         elif name.startswith("embedding"):
             w = 0.4 * z
         else:
@@ -259,20 +339,48 @@ def initial_weights(model, generator):
     return weights
 
 
-def rotate(x, base):
-    """Rotary positions (Su et al. 2021) on x [B, heads, T, E]: features i and i + E/2 are one complex number."""
-    length, width = x.shape[-2:]
+def rotate(x, positions, base):
+    """Rotary positions (Su et al. 2021) on x [B, heads, T, E], positions [B, T]: features i and i + E/2 are one complex
+    number."""
+    width = x.shape[-1]
     frequency = base ** (-torch.arange(0, width, 2, dtype=x.dtype) / width)
-    angle = torch.outer(torch.arange(length, dtype=x.dtype), frequency)
+    angle = positions.to(x.dtype)[:, None, :, None] * frequency
     turned = torch.complex(x[..., : width // 2], x[..., width // 2 :]) * torch.polar(torch.ones_like(angle), angle)
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
-def visible(model):
-    """[T, T]: may position i read position j? `window` - 1 positions before it, or all if 0; an encoder also behind."""
+def visible(model, begins):
+    """[B, 1, T, T]: may position i read position j? `window` - 1 positions before it, or all if 0; an encoder also
+    behind; the positions of the prefix each other; and only in its document."""
     window = model["attention"]["window"] or model["context"]
     i, j = torch.arange(model["context"])[:, None], torch.arange(model["context"])[None, :]
-    return ((j - i).abs() < window) & ((j <= i) | torch.tensor(model["family"] != "decoder"))
+    prefix = model["attention"].get("prefix", 0)
+    seen = ((j - i).abs() < window) & ((j <= i) | torch.tensor(model["family"] != "decoder"))
+    seen = seen | ((i < prefix) & (j < prefix))
+    return (seen & (begins[:, :, None] == begins[:, None, :]))[:, None]
+
+
+def alibi_slopes(heads):
+    """As in the code of Press et al. 2021: powers of 2 by their formula, others by halves of the next power."""
+    power = 2 ** int(np.floor(np.log2(heads)))
+    slopes = [2 ** (-8 * (h + 1) / power) for h in range(power)]
+    return slopes if power == heads else slopes + alibi_slopes(2 * power)[0::2][: heads - power]
+
+
+def mix(attention, q, k, v, seen, sinks):
+    """Attention of q, k, v [B, heads, T, E] with what PyTorch's own function lacks: a soft cap and sinks."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    if attention.get("soft_cap"):
+        scores = attention["soft_cap"] * torch.tanh(scores / attention["soft_cap"])
+    if attention["position"] == "alibi":
+        at = torch.arange(q.shape[2])
+        slopes = torch.tensor(alibi_slopes(q.shape[1]), dtype=q.dtype)
+        scores = scores - slopes[:, None, None] * (at[:, None] - at[None, :]).abs()
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+    return torch.softmax(scores, dim=-1)[..., : k.shape[2]] @ v
 
 
 def embed(model, w, inputs):
@@ -285,11 +393,12 @@ def embed(model, w, inputs):
     return F.pad(x, (0, 0, 1, 0)) if model["pool"] == "class_token" else x
 
 
-def logits(model, w, inputs):
+def logits(model, w, tokens):
     """embed() to [B, T, V], of images to [B, classes]: pre-norm blocks x += attention(norm(x)), x += feed_forward(norm(x))."""
     attention, kind = model["attention"], model["feed_forward"]["kind"]
-    batch, length = len(inputs), model["context"]
-    mask = visible(model)
+    batch, length = len(tokens.ids), model["context"]
+    mask = visible(model, tokens.begins)
+    positions = torch.arange(length)[None, :] - tokens.begins
 
     def linear(name, x):
         return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
@@ -305,9 +414,15 @@ def logits(model, w, inputs):
 
     def attend(name, x):
         q, k, v = (split_heads(linear(f"{name}.{part}", x)) for part in "qkv")
+        if attention.get("norm"):
+            q, k = (F.rms_norm(x, x.shape[-1:], w[f"{name}.{part}_norm.weight"], model["norm"]["epsilon"])
+                    for part, x in (("q", q), ("k", k)))
         if attention["position"] == "rotary":
-            q, k = rotate(q, attention["rotary_base"]), rotate(k, attention["rotary_base"])
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+            q, k = (rotate(x, positions, attention["rotary_base"]) for x in (q, k))
+        if attention.get("soft_cap") or attention.get("sinks") or attention["position"] == "alibi":
+            y = mix(attention, q, k, v, mask, w.get(f"{name}.sinks"))
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         return linear(f"{name}.out", y.transpose(1, 2).reshape(batch, length, -1))
 
     def feed_forward(name, x):
@@ -318,9 +433,9 @@ def logits(model, w, inputs):
             y = F.gelu(up, approximate="tanh" if kind == "gelu" else "none")
         return linear(f"{name}.down", y)
 
-    x = embed(model, w, inputs)
+    x = embed(model, w, tokens.ids)
     if attention["position"] == "learned":
-        x = x + w["embedding.position.weight"][:length]
+        x = x + F.embedding(positions, w["embedding.position.weight"])
     for i in range(model["layers"]):
         x = x + attend(f"blocks.{i}.attention", norm(f"blocks.{i}.attention_norm", x))
         x = x + feed_forward(f"blocks.{i}.feed_forward", norm(f"blocks.{i}.feed_forward_norm", x))
@@ -347,7 +462,7 @@ def loss_and_gradients_of_encoder_layers(model, weights, tokens, targets):
     """The same by torch.nn.TransformerEncoderLayer, whose weights are given ours. Its q, k and v are one weight."""
     width, feed_forward = model["width"], model["feed_forward"]
     w = {name: value.clone().requires_grad_() for name, value in weights.items()}
-    x = F.embedding(tokens, w["embedding.token.weight"]) + w["embedding.position.weight"]
+    x = F.embedding(tokens.ids, w["embedding.token.weight"]) + w["embedding.position.weight"]
     for i in range(model["layers"]):
         layer = torch.nn.TransformerEncoderLayer(
             width, model["attention"]["heads"], feed_forward["width"], dropout=0, activation=F.gelu,
@@ -437,6 +552,12 @@ def make(name, seed, folder):
         hidden = (targets >= 0) & (torch.rand(size, generator=generator) < 0.8)
         tokens = torch.where(hidden, model["vocabulary"] - 1, tokens)
 
+    begins = torch.zeros(size, dtype=torch.int64)
+    if model["attention"].get("documents") == "separate":  # of four tokens or so
+        border = torch.rand(size, generator=generator) < 0.25
+        begins = torch.cummax(torch.where(border, torch.arange(size[1]), 0), dim=1).values
+    tokens = Tokens(tokens, begins)
+
     loss, gradients = loss_and_gradients(model, weights, tokens, targets)
     losses = {kind: training_losses(model, weights, tokens, targets, yaml.safe_load(text)["optimizer"])
               for kind, text in OPTIMIZERS.items()}
@@ -465,7 +586,9 @@ def make(name, seed, folder):
             file.attrs[f"{kind}_losses"] = np.array(losses[kind], dtype="<f8")
         file.attrs["loss"] = np.float64(loss)
         file.attrs["made_by"] = np.bytes_(f"PyTorch {torch.__version__}")
-        file["tokens/inputs"] = tokens.numpy().astype("<i4")
+        file["tokens/inputs"] = tokens.ids.numpy().astype("<i4")
+        if model["attention"].get("documents") == "separate":
+            file["tokens/document_begins"] = begins.numpy().astype("<i4")
         file["tokens/targets"] = targets.numpy().astype("<i4")
         for parameter, value in weights.items():
             file[f"weights/{parameter}"] = value.numpy().astype("<f4")

@@ -28,7 +28,11 @@ using kernels::AttentionForward;
 using kernels::AttentionShape;
 using kernels::causal_band;
 using kernels::full_band;
-using Case = kernels::tests::AttentionCase;
+
+struct Case : kernels::tests::AttentionCase {
+  kernels::Score score{};
+  kernels::Documents documents{};  // on the CPU
+};
 
 const Case cases[] = {
     {"one of everything", 1, 1, 1, 1, 1, 1, 1, 0, causal_band(1, 1)},
@@ -73,7 +77,10 @@ struct Problem {
         dout(rows(c.q_length, shape.out_stride, 3)),
         dq(q.size(), T(untouched)),
         dkv(kv.size(), T(untouched)),
-        lse(static_cast<std::size_t>(c.batch * c.heads * c.q_length), untouched) {}
+        lse(static_cast<std::size_t>(c.batch * c.heads * c.q_length), untouched) {
+    shape.score = c.score;
+    shape.documents = c.documents;
+  }
 
   std::vector<T> rows(std::int64_t length, std::int64_t stride, unsigned seed) const {
     return random_values<T>(shape.batch * length * stride, seed);
@@ -122,7 +129,13 @@ Problem<T> solve_on_gpu(kernels::Cuda cuda, const Problem<T>& p, std::int64_t of
   Problem<T> result = p;
   const DeviceArray<T> q(p.q, offset), kv(p.kv, offset), out(std::vector<T>(p.out.size(), T(untouched)), offset);
   const DeviceArray<float> lse(static_cast<std::int64_t>(p.lse.size()));
+  const kernels::Documents& documents = p.shape.documents;
+  const DeviceArray<std::int32_t> ranges(
+      documents.separate ? std::vector<std::int32_t>(&documents.ranges->begin,
+                                                     &documents.ranges->begin + 2 * p.shape.batch * documents.length)
+                         : std::vector<std::int32_t>(1));
   AttentionForward<T> forward = result.forward();
+  forward.shape.documents.ranges = reinterpret_cast<const kernels::DocumentRange*>(ranges.data());
   forward.q = q.data();
   forward.k = kv.data();
   forward.v = kv.data() + p.v_offset;
@@ -135,6 +148,7 @@ Problem<T> solve_on_gpu(kernels::Cuda cuda, const Problem<T>& p, std::int64_t of
   const DeviceArray<float> known_lse(p.lse);
   const DeviceArray<std::uint8_t> workspace(kernels::cuda::flash_backward_workspace_bytes<T>(p.shape));
   AttentionBackward<T> backward = result.backward();
+  backward.shape.documents = forward.shape.documents;
   backward.q = q.data();
   backward.k = kv.data();
   backward.v = kv.data() + p.v_offset;
@@ -166,7 +180,7 @@ struct Magnitudes {
       for (std::int64_t h = 0; h < s.heads; ++h)
         for (std::int64_t i = 0; i < s.q_length; ++i)
           for (std::int64_t j = 0; j < s.kv_length; ++j)
-            if (kernels::tests::sees(s, i, j)) pair(p, b, h, i, j);
+            if (kernels::tests::sees(s, b, i, j)) pair(p, b, h, i, j);
   }
 
   void pair(const Problem<T>& p, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
@@ -181,8 +195,10 @@ struct Magnitudes {
       slope += std::abs(double{p.dout[query + e]} * p.kv[key + p.v_offset + e]) +
                std::abs(double{p.dout[query + e]} * p.out[query + e]);
     }
-    largest_score = std::max(largest_score, s.scale * score_magnitude);
-    const double probability = std::exp(s.scale * score - p.lse[(b * s.heads + h) * s.q_length + i]);
+    const auto defined = kernels::tests::defined_score(s.score, s.scale * score, h, i, j);
+    largest_score = std::max(largest_score, s.scale * score_magnitude + defined.magnitude);
+    slope *= 2 - defined.derivative;  // which is 1 - t^2: both terms count
+    const double probability = std::exp(defined.value - p.lse[(b * s.heads + h) * s.q_length + i]);
     for (std::int64_t e = 0; e < s.head_width; ++e) {
       out[query + e] += probability * std::abs(p.kv[key + p.v_offset + e]);
       dq[query + e] += s.scale * probability * slope * std::abs(p.kv[key + e]);
@@ -238,6 +254,28 @@ TEST_P(FlashAttention, AgreesWithTheCpuUnderEveryBand) {
     SCOPED_TRACE(name);
     agrees<float>(cuda(), {name, 1, q_length, kv_length, 2, 1, 8, 2, 0, band}, 0);
     agrees<bf16>(cuda(), {name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band}, 0);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(FlashAttention, AgreesWithTheCpuOnEveryScore) {
+  for (const auto& [name, score] : kernels::tests::score_cases) {
+    SCOPED_TRACE(name);
+    agrees<float>(cuda(), {{name, 1, 70, 97, 3, 2, 16, 2, 1, causal_band(70, 97)}, score}, 0);
+    agrees<bf16>(cuda(), {{name, 1, 70, 97, 3, 2, 16, 2, 1, causal_band(70, 97)}, score}, 0);
+    agrees<bf16>(cuda(), {{name, 1, 33, 40, 1, 1, 132, 1, 0, {-9, 20}}, score}, 1);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(FlashAttention, AgreesWithTheCpuWithinDocuments) {
+  for (const auto& [name, q_length, kv_length, length, first_query, first_key, mean, band] :
+       kernels::tests::document_cases) {
+    SCOPED_TRACE(name);
+    const std::vector<kernels::DocumentRange> ranges = kernels::tests::random_documents(1, length, mean);
+    const kernels::Documents documents{true, ranges.data(), length, first_query, first_key};
+    agrees<float>(cuda(), {{name, 1, q_length, kv_length, 2, 1, 8, 2, 0, band}, {}, documents}, 0);
+    agrees<bf16>(cuda(), {{name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band}, {.soft_cap = 2}, documents}, 0);
     if (HasFatalFailure()) return;
   }
 }

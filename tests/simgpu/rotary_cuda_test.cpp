@@ -43,6 +43,24 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   args.table = device_table.data();
   rotary(cuda, args);
   expect_agreement(device_x.host(), x, magnitude, 2, "x");
+
+  std::vector<std::int32_t> positions;  // given ones
+  for (std::int64_t row = 0; row < c.rows; ++row) positions.push_back(static_cast<std::int32_t>(row % c.length));
+  const DeviceArray<std::int32_t> device_positions(positions);
+  args.positions = device_positions.data();
+  const std::vector<T> before = device_x.host();
+  rotary(cuda, args);
+  std::vector<T> expected = before;
+  args.x = expected.data();
+  args.table = table.data();
+  args.positions = positions.data();
+  rotary(Cpu{}, args);
+  for (std::int64_t i = 0; i < c.rows * c.stride; ++i) {
+    const std::int64_t column = i % c.stride, feature = column % c.head_width, half = c.head_width / 2;
+    if (column >= c.heads * c.head_width) continue;
+    magnitude[i] = std::abs(before[i]) + std::abs(before[feature < half ? i + half : i - half]);
+  }
+  expect_agreement(device_x.host(), expected, magnitude, 2, "x at given positions");
 }
 
 TEST_P(RotaryCuda, AgreesWithTheCpu) {

@@ -113,6 +113,57 @@ inline std::vector<SmallModel> small_models() {
   biased.experts.every = 1;
   models.push_back({"biased_experts", biased});
 
+  ModelConfig scored = base(21, 43, 7);  // heads that are not a power of two, on ranks that begin inside a group
+  scored.attention.heads = 7;
+  scored.attention.kv_heads = 1;
+  scored.attention.head_width = 4;
+  scored.attention.position = Position::alibi;
+  scored.attention.soft_cap = 2;
+  scored.feed_forward.width = 33;
+  models.push_back({"soft_cap_alibi", scored});
+
+  ModelConfig normed = base(24, 61, 7);
+  normed.attention.heads = 6;
+  normed.attention.kv_heads = 2;
+  normed.attention.position = Position::rotary;
+  normed.attention.norm = true;
+  normed.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
+  normed.norm.kind = NormKind::rms_norm;
+  normed.tied = false;
+  models.push_back({"normed_6_of_2", normed});
+
+  ModelConfig documents = base(20, 43, 9);
+  documents.attention.heads = 5;
+  documents.attention.documents = DocumentBorders::separate;
+  documents.feed_forward.width = 40;
+  models.push_back({"documents", documents});
+
+  ModelConfig prefix = base(20, 43, 9);
+  prefix.attention.heads = 5;
+  prefix.attention.position = Position::rotary;
+  prefix.attention.prefix = 2;
+  prefix.attention.window = 5;
+  prefix.feed_forward.width = 40;
+  models.push_back({"prefix", prefix});
+
+  ModelConfig sinks = base(21, 37, 7);
+  sinks.attention.heads = 7;
+  sinks.attention.kv_heads = 1;
+  sinks.attention.head_width = 4;
+  sinks.attention.sinks = true;
+  sinks.attention.window = 3;
+  sinks.feed_forward.width = 33;
+  models.push_back({"sinks", sinks});
+
+  ModelConfig encoder_documents = base(24, 61, 8);
+  encoder_documents.family = ModelFamily::encoder;
+  encoder_documents.attention.heads = 6;
+  encoder_documents.attention.kv_heads = 2;
+  encoder_documents.attention.position = Position::rotary;
+  encoder_documents.attention.documents = DocumentBorders::separate;
+  encoder_documents.feed_forward.width = 40;
+  models.push_back({"encoder_documents", encoder_documents});
+
   ModelConfig encoder = base(20, 61, 7);
   encoder.family = ModelFamily::encoder;
   encoder.attention.heads = 5;
@@ -125,6 +176,8 @@ inline std::vector<SmallModel> small_models() {
   near.attention.kv_heads = 2;
   near.attention.position = Position::rotary;
   near.attention.window = 3;
+  near.attention.soft_cap = 5;
+  near.attention.norm = true;
   near.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
   near.norm.kind = NormKind::rms_norm;
   near.dropout = 0.1;

@@ -48,6 +48,22 @@ TEST(SampleToken, RefusesLogitsThatAreNotFinite) {
   EXPECT_EQ(sample_token(std::vector<float>{1, 2, std::nanf("")}, first_tokens(2), {.temperature = 0}, 0.5), 1);
 }
 
+TEST(DocumentsOf, EndWithTheTokenThatEndsThem) {
+  const auto expect = [](const std::vector<std::int32_t>& tokens, const std::vector<kernels::DocumentRange>& expected) {
+    const auto documents = documents_of(tokens, 9);
+    ASSERT_EQ(documents.size(), expected.size());
+    for (std::size_t i = 0; i < documents.size(); ++i) {
+      EXPECT_EQ(documents[i].begin, expected[i].begin) << i;
+      EXPECT_EQ(documents[i].end, expected[i].end) << i;
+    }
+  };
+  expect({}, {});
+  expect({1, 2}, {{0, 2}, {0, 2}});
+  expect({9}, {{0, 1}});
+  expect({9, 1, 2}, {{0, 1}, {1, 3}, {1, 3}});
+  expect({1, 9, 9, 2, 9}, {{0, 2}, {0, 2}, {2, 3}, {3, 5}, {3, 5}});
+}
+
 TEST(DrawableTokens, OfBytesAreAll) { EXPECT_EQ(drawable_tokens(Tokenizer::bytes()), first_tokens(257)); }
 
 TEST(DrawableTokens, LeaveOutTokensThatNoTextIsEncodedAs) {

@@ -46,6 +46,8 @@ class ReferenceFile {
     return values;
   }
 
+  bool has(const std::string& name) const { return H5Lexists(file_, name.c_str(), H5P_DEFAULT) > 0; }
+
   std::size_t parameters() const {
     H5G_info_t info;
     const Hdf5Handle group(H5Gopen2(file_, "weights", H5P_DEFAULT), H5Gclose, "H5Gopen2");
@@ -78,8 +80,8 @@ void load_weights(Trainer& trainer, const ReferenceFile& file) {
 
 std::vector<std::string> reference_files() {
   if (device_is_simulated()) return {"gpt", "llama"};
-  return {"gpt",          "llama",   "five_heads",     "window", "gelu_erf",
-          "no_positions", "encoder", "encoder_window", "vision", "class_token"};
+  return {"gpt",    "llama",       "five_heads", "window", "gelu_erf",  "no_positions",     "encoder", "encoder_window",
+          "vision", "class_token", "soft_cap",   "alibi",  "documents", "encoder_documents"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
@@ -98,6 +100,8 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
   const ReferenceFile file(GetParam());
   const auto inputs = file.dataset<std::int32_t>("tokens/inputs"),
              targets = file.dataset<std::int32_t>("tokens/targets");
+  const auto begins = file.has("tokens/document_begins") ? file.dataset<std::int32_t>("tokens/document_begins")
+                                                         : std::vector<std::int32_t>{};
   const ModelConfig model = parse_config(file.text("config"), GetParam()).model;
   const std::size_t targets_each = static_cast<std::size_t>(model.targets_of_sequence());
   const std::size_t samples = targets.size() / targets_each, inputs_each = inputs.size() / samples;
@@ -112,6 +116,13 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
     } else {
       const auto of_sample = of(inputs, inputs_each);
       to_patches(model, std::vector<float>(of_sample.begin(), of_sample.end()), sample.patches);
+    }
+    if (!sample.documents.empty()) {
+      const auto of_sample = of(begins, inputs_each);
+      for (std::size_t position = 0, end = 0; position < inputs_each; ++position) {
+        for (end = std::max(end, position); end < inputs_each && of_sample[end] == of_sample[position];) ++end;
+        sample.documents[position] = {of_sample[position], static_cast<std::int32_t>(end)};
+      }
     }
     return std::int64_t{0};
   };

@@ -71,6 +71,52 @@ TEST_F(Samples, OfAnEncoderHideTokensOfTheTextAndAskForThem) {
   }
 }
 
+TEST_F(Samples, OfADecoderWithAPrefixHaveNoTargetsInIt) {
+  config_.model.family = ModelFamily::decoder;
+  config_.model.attention.prefix = 5;
+  const Sampler text = sampler();
+  Read expected;
+  text.train_sequence(7, expected.inputs, expected.targets);
+  std::fill_n(expected.targets.begin(), 4, -1);  // the last token of the prefix does not see its target
+  EXPECT_EQ(at(training_samples(config_, text, 5), 2), expected);
+}
+
+// A token's document is the one of the file that has it: its end-of-document token is its last.
+TEST_F(Samples, KnowTheDocumentsOfTheirTokens) {
+  write_documents(folder_ / "short.h5", {random_text(40, 1), random_text(5, 2), random_text(9, 3), random_text(30, 4),
+                                         random_text(3, 5), random_text(100, 6)});
+  file_.emplace(folder_ / "short.h5");
+  config_.model.family = ModelFamily::decoder;
+  config_.data.held_out = 0.4;
+  const Sampler text = sampler();
+  const std::int32_t end_of_document = text.tokenizer().end_of_document();
+  const auto expect_borders = [&](const ReadSample& read, std::int64_t samples) {
+    std::int64_t borders = 0;
+    for (std::int64_t index = 0; index < samples; ++index) {
+      Read tokens;
+      std::vector<kernels::DocumentRange> documents(length);
+      read(index, {.inputs = tokens.inputs, .targets = tokens.targets, .documents = documents});
+      for (std::size_t i = 0; i < length; ++i) {
+        EXPECT_LE(documents[i].begin, static_cast<std::int32_t>(i));
+        EXPECT_GT(documents[i].end, static_cast<std::int32_t>(i));
+        if (i == 0) {
+          EXPECT_EQ(documents[i].begin, 0);
+          continue;
+        }
+        if (tokens.targets[i] < 0) continue;  // what fills up the last sequence
+        const bool border = tokens.inputs[i - 1] == end_of_document;
+        borders += border;
+        EXPECT_EQ(documents[i].begin, border ? static_cast<std::int32_t>(i) : documents[i - 1].begin) << i;
+        EXPECT_EQ(documents[i - 1].end, border ? static_cast<std::int32_t>(i) : documents[i].end) << i;
+      }
+    }
+    return borders;
+  };
+  EXPECT_GT(expect_borders(training_samples(config_, text, 0), text.num_train_windows()), 0);
+  const HeldOut held = held_out_samples(config_, text);
+  EXPECT_GT(expect_borders(held.read, held.samples), 0);
+}
+
 // A step of another batch size, or one of another data rank, reads sample 7 as it is.
 TEST_F(Samples, DoNotDependOnHowTheyAreSplitIntoSteps) {
   const Sampler text = sampler();

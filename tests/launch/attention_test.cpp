@@ -1,0 +1,66 @@
+// The options of attention through the program: training in layouts, checkpoints, verify, plan, generation, and what is
+// refused.
+#include <gtest/gtest.h>
+
+#include "tests/launch/layouts.h"
+
+namespace choir::tests {
+namespace {
+
+const std::string scores = "model.attention.position=alibi model.attention.soft_cap=3 model.attention.norm=true ";
+const std::string documents = "model.attention.documents=separate ";
+const std::string prefix_and_sinks = "model.attention.prefix=3 model.attention.sinks=true ";
+
+const std::vector<LaunchLayout> layouts = {
+    {3, "parallel.tensor=3 parallel.sequence=true"},
+    {2, "parallel.context=2 parallel.context_kind=ring parallel.micro_batch=2"},
+    {2, "parallel.context=2 parallel.context_kind=heads"},
+    {4, "parallel.context=2 parallel.context_kind=gather parallel.tensor=2 train.recompute=block"},
+    {2, "parallel.pipeline=2 parallel.micro_batch=1"},
+    {2, "parallel.zero=3 parallel.micro_batch=1"},
+};
+
+TEST(AttentionOptions, OfScoresGiveTheLossesOfOneRankInEveryLayout) {
+  expect_metrics_of_one_rank(layouts, {{"loss"}, {"gradient_norm"}, {"bits_per_byte"}}, scores);
+}
+
+TEST(AttentionOptions, SeparateDocumentsGiveTheLossesOfOneRankInEveryLayout) {
+  expect_metrics_of_one_rank(layouts, {{"loss"}, {"gradient_norm"}, {"bits_per_byte"}}, documents);
+}
+
+TEST(AttentionOptions, APrefixAndSinksGiveTheLossesOfOneRankInEveryLayout) {
+  expect_metrics_of_one_rank(layouts, {{"loss"}, {"gradient_norm"}, {"bits_per_byte"}}, prefix_and_sinks);
+}
+
+TEST(AttentionOptions, AreInCheckpointsPlansAndGeneratedText) {
+  const Workshop shop;
+  for (const std::string& options : {scores, documents, prefix_and_sinks}) {
+    SCOPED_TRACE(options);
+    const std::string run = "run" + std::to_string(options.size());
+    ASSERT_EQ(shop.train(2, run, options + "parallel.tensor=2").code, 0);
+    const std::vector<double> losses = shop.metric(run, "loss");
+    shell("rm -r " + shop.path(run) + "/checkpoints/step-00000010");
+    ASSERT_EQ(shop.train(2, run, options + "parallel.tensor=2 --resume=5").code, 0);
+    EXPECT_EQ(shop.metric(run, "loss"), losses) << "resumed";
+    const Finished text =
+        shop.choir("generate " + shop.path(run) + " generate.prompt='The number' generate.tokens=100");
+    EXPECT_EQ(text.code, 0) << text.output;
+    const Finished plan = shop.choir("plan " + shop.path("tiny.yaml") + " --ranks 2 --device cuda " + options);
+    EXPECT_EQ(plan.code, 0) << plan.output;
+    const Finished verify =
+        shop.mpirun(4, "verify " + shop.path("tiny.yaml") + " parallel.tensor=2 parallel.context=2 " + options);
+    EXPECT_EQ(verify.code, 0) << verify.output;
+  }
+}
+
+TEST(AttentionOptions, APromptShorterThanThePrefixIsRefused) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(1, "run", prefix_and_sinks).code, 0);
+  const Finished text = shop.choir("generate " + shop.path("run") + " generate.prompt=ab");
+  EXPECT_EQ(text.code, 2) << text.output;
+  EXPECT_TRUE(contains(text, "generate.prompt has 2 tokens, and model.attention.prefix = 3")) << text.output;
+  EXPECT_TRUE(contains(text, "give a longer prompt")) << text.output;
+}
+
+}  // namespace
+}  // namespace choir::tests
