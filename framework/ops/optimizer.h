@@ -6,6 +6,7 @@
 #include "framework/core/runtime.h"
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
+#include "kernels/verdict.h"
 
 namespace choir::ops {
 
@@ -28,5 +29,11 @@ void squared_norm(Runtime&, const Tensor& x, const Tensor& ranges, std::int64_t 
 
 /// clip_factor of the runtime's StepScalars from the squared norm (one f64) and the limit (0: no limit).
 void clip_factor(Runtime&, const Tensor& squared_norm, double limit);
+
+/// Whether the updates of this step change anything: the verdict in the runtime's StepScalars (kernels/verdict.h).
+/// `loss_sum` and `squared_norm` are one f64 each; `loss_sum` may be empty. `window` holds one kernels::SpikeWindow of
+/// which `length` entries are used; if it is empty, only what is not finite is rejected.
+void judge_step(Runtime&, const Tensor& loss_sum, const Tensor& squared_norm, const Tensor& window, std::int64_t length,
+                double sigma);
 
 }  // namespace choir::ops

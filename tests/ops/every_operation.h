@@ -502,6 +502,14 @@ inline std::vector<Operation> every_operation() {
          o.expect("sign_step", master, {o.n}, DType::f32);
        },
        updates},
+      {"judge_step",
+       [](Operands& o) {
+         const Tensor one = o.filled({1}, DType::f64),
+                      window = o.of_host(std::vector<kernels::SpikeWindow>(1), DType::u8);
+         ops::judge_step(o.runtime, {}, one, {}, 0, 0);
+         ops::judge_step(o.runtime, one, one, window, 8, 3);
+       },
+       updates},
   };
 }
 
