@@ -96,4 +96,15 @@ void judge_step(Runtime& runtime, const Tensor& loss_sum, const Tensor& squared_
   launch<float>(runtime, "verdict", {}, [args](auto device) { kernels::judge_step(device, args); });
 }
 
+void digest(Runtime& runtime, const Tensor& x, const Tensor& ranges, const Tensor& digests) {
+  const std::int64_t num_ranges = count_of(ranges, sizeof(kernels::Range));
+  check(digests.bytes() == num_ranges * static_cast<std::int64_t>(sizeof(std::uint64_t)),
+        "digest: one u64 for each range");
+  const kernels::Digest args{.x = x.data<float>(),
+                             .ranges = static_cast<const kernels::Range*>(ranges.raw()),
+                             .num_ranges = num_ranges,
+                             .digests = static_cast<std::uint64_t*>(digests.raw())};
+  launch<float>(runtime, "digest", {.bytes = bytes_of({x})}, [args](auto device) { kernels::digest(device, args); });
+}
+
 }  // namespace choir::ops

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "framework/core/runtime.h"
+#include "kernels/digest.h"
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
 #include "kernels/verdict.h"
@@ -35,5 +36,9 @@ void clip_factor(Runtime&, const Tensor& squared_norm, double limit);
 /// which `length` entries are used; if it is empty, only what is not finite is rejected.
 void judge_step(Runtime&, const Tensor& loss_sum, const Tensor& squared_norm, const Tensor& window, std::int64_t length,
                 double sigma);
+
+/// digests (u8, one u64 for each range) = those of ranges of x [n] f32 (kernels/digest.h). `ranges` holds
+/// kernels::Range in device memory.
+void digest(Runtime&, const Tensor& x, const Tensor& ranges, const Tensor& digests);
 
 }  // namespace choir::ops

@@ -23,6 +23,7 @@
 #include "framework/train/product_rate.h"
 #include "framework/train/progress.h"
 #include "framework/train/snapshot.h"
+#include "framework/train/state_check.h"
 #include "framework/train/trainer.h"
 
 namespace choir {
@@ -31,6 +32,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+constexpr char ranks_that_differ[] = "these ranks hold the same weights and optimizer state, and update them alike";
+constexpr char changed_between_updates[] = "only an update may change weights and optimizer state";
 
 /// The bookkeeping of one run on one rank.
 class Run {
@@ -78,6 +82,10 @@ class Run {
   void save(Trainer& trainer);
   void tell(const std::optional<SaveOutcome>& outcome);
   RunEnd agreed_stop();
+  bool state_check_is_due(std::int64_t step) const {
+    return config_.train.check_every > 0 && step % config_.train.check_every == 0;
+  }
+  void check_state(const std::string& difference, const std::string& why);
   void begin(Phase phase) { watchdog_.begin(phase, position_.step); }
   struct Reason {
     std::string why, fix;
@@ -110,10 +118,11 @@ class Run {
   std::vector<std::string> said_early_;
   Stream io_;  // the process's one HDF5 thread
   std::optional<CheckpointWriter> writer_;
-  std::optional<MetricsFile> metrics_;   // of rank 0
-  std::int64_t last_saved_ = 0;          // the seed gives step 0
-  double product_flops_per_second_ = 0;  // the fastest matrix product measured on this rank
-  double peak_flops_per_second_ = 0;     // the sum of these over all ranks
+  std::optional<StateCheck> state_check_;  // empty: never
+  std::optional<MetricsFile> metrics_;     // of rank 0
+  std::int64_t last_saved_ = 0;            // the seed gives step 0
+  double product_flops_per_second_ = 0;    // the fastest matrix product measured on this rank
+  double peak_flops_per_second_ = 0;       // the sum of these over all ranks
   bool told_of_peak_ = false;
   std::int64_t rejected_ = 0;       // steps, since the last one that was accepted
   std::int64_t last_rejected_ = 0;  // step
@@ -293,9 +302,22 @@ void Run::tell(const std::optional<SaveOutcome>& outcome) {
   }
 }
 
+/// Ends the run if `difference` says what differs. What the ranks hold is then not saved.
+void Run::check_state(const std::string& difference, const std::string& why) {
+  if (difference.empty()) return;
+  tell(writer_->finish());  // it was compared before it was saved
+  throw SharedError(
+      {.what = fmt::format("step {}: other bits than they should have: {}", position_.step, difference),
+       .why = why + "; a fault of memory or of a processor is likely",
+       .fix = fmt::format("go on with --resume, from the checkpoint before it{}; if the same rank is named "
+                          "again, leave its host out",
+                          last_saved_ > 0 ? fmt::format(" (step {})", last_saved_) : "")});
+}
+
 void Run::save(Trainer& trainer) {
   begin(Phase::save);
   device_.synchronize();
+  if (state_check_) check_state(state_check_->compare(), ranks_that_differ);
   position_.optimizer_origin = trainer.optimizer().state_origin();
   position_.spike_window = trainer.spike_window();
   tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, *data_)));
@@ -487,6 +509,8 @@ RunEnd Run::train() {
   RunEnd end = agreed_stop();
   if (end == RunEnd::done) end = evaluate_what_was_missed(trainer);
   if (position_.step >= config_.train.steps) say(fmt::format("all {} steps are done already", config_.train.steps));
+  if (config_.train.check_every > 0) state_check_.emplace(trainer);
+  if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
   const auto start_time = Clock::now();
   std::int64_t steps_done = 0;
   while (position_.step < config_.train.steps && end == RunEnd::done) {
@@ -495,7 +519,11 @@ RunEnd Run::train() {
     position_.held_out_loss.reset();
     begin(Phase::step);
     const auto step_time = Clock::now();
-    const StepResult result = trainer.step(position_.step, training_batch(*data_, before.samples, before.left_out));
+    const StepResult result =
+        trainer.step(position_.step, training_batch(*data_, before.samples, before.left_out), [&] {
+          if (state_check_ && state_check_is_due(position_.step))
+            check_state(state_check_->unchanged(), changed_between_updates);
+        });
     begin(Phase::record);
     if (result.accepted) {
       if (position_.step >= last_rejected_) rejected_ = 0;  // after a rewind, steps before it do not count
@@ -504,8 +532,13 @@ RunEnd Run::train() {
       if (std::has_single_bit(static_cast<std::uint64_t>(steps_done))) measure_peak(trainer);  // after 1, 2, 4, ...
     } else {
       if (const RunEnd ended = reject(trainer, before, result); ended != RunEnd::done) return ended;
-      if (position_.step < last_rejected_) continue;  // rewound
+      if (position_.step < last_rejected_) {  // rewound
+        if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
+        continue;
+      }
     }
+    if (state_check_ && state_check_is_due(position_.step)) check_state(state_check_->compare(), ranks_that_differ);
+    if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
     tell(writer_->poll());
     end = agreed_stop();
     if (end == RunEnd::done && evaluation_is_due()) end = evaluate(trainer);

@@ -334,8 +334,9 @@ void Trainer::set_spike_window(const std::vector<SpikePoint>& points) {
   ops::upload(runtime_, window.get(), spike_window_);
 }
 
-StepResult Trainer::step(std::int64_t step, const ReadSample& read) {
+StepResult Trainer::step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update) {
   const BatchLoss loss = compute_gradients(step, read);
+  if (before_update) before_update();
   const Tensor squared_norm = update();
   double loss_sum = 0, norm = 0;
   ops::download(runtime_, loss.sum, &loss_sum);

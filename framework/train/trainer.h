@@ -78,7 +78,8 @@ class Trainer {
 
   /// Step `step` (from 1): gradients of the global batch, then one update unless the step is rejected, which all ranks
   /// decide alike (train.spike). Throws Error, on every rank, if no token of the batch is a target. Collective.
-  StepResult step(std::int64_t step, const ReadSample& read);
+  /// `before_update`, if any, is called when the gradients are complete.
+  StepResult step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update = {});
 
   /// The two halves of step(). compute_gradients leaves complete gradients on this rank (with ZeRO: of its part), those
   /// of the sum of the losses divided by the number of targets; on return the device may still be working.

@@ -502,6 +502,14 @@ inline std::vector<Operation> every_operation() {
          o.expect("sign_step", master, {o.n}, DType::f32);
        },
        updates},
+      {"digest",
+       [](Operands& o) {
+         const Tensor ranges = o.of_host(std::vector<kernels::Range>{{0, 20}, {30, o.n}}, DType::u8);
+         const Tensor digests = o.runtime.empty({2 * sizeof(std::uint64_t)}, DType::u8);
+         ops::digest(o.runtime, o.flat(), ranges, digests);
+         o.expect("digests", digests, {2 * sizeof(std::uint64_t)}, DType::u8);
+       },
+       updates},
       {"judge_step",
        [](Operands& o) {
          const Tensor one = o.filled({1}, DType::f64),
