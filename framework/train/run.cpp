@@ -24,6 +24,7 @@
 #include "framework/train/progress.h"
 #include "framework/train/snapshot.h"
 #include "framework/train/state_check.h"
+#include "framework/train/stragglers.h"
 #include "framework/train/trainer.h"
 
 namespace choir {
@@ -81,7 +82,8 @@ class Run {
   RunEnd evaluate_what_was_missed(Trainer& trainer);
   void save(Trainer& trainer);
   void tell(const std::optional<SaveOutcome>& outcome);
-  RunEnd agreed_stop();
+  RunEnd agreed_stop(bool* comparison_is_due = nullptr);
+  void compare_times(Stragglers& stragglers);
   bool state_check_is_due(std::int64_t step) const {
     return config_.train.check_every > 0 && step % config_.train.check_every == 0;
   }
@@ -323,9 +325,33 @@ void Run::save(Trainer& trainer) {
   tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, *data_)));
 }
 
-/// The most urgent end that a signal to any rank asks for; the same on every rank.
-RunEnd Run::agreed_stop() {
-  return static_cast<RunEnd>(ranks().largest(static_cast<std::int32_t>(options_.stop_request().end), "stop"));
+/// The most urgent end that a signal to any rank asks for, and whether a comparison is due on any; the same on every
+/// rank.
+RunEnd Run::agreed_stop(bool* comparison_is_due) {
+  const std::int32_t due = comparison_is_due && *comparison_is_due ? 1 : 0;
+  const std::int32_t agreed = ranks().largest(2 * static_cast<std::int32_t>(options_.stop_request().end) + due, "stop");
+  if (comparison_is_due) *comparison_is_due = agreed % 2 == 1;
+  return static_cast<RunEnd>(agreed / 2);
+}
+
+/// Names the ranks that are slower than others. Collective.
+void Run::compare_times(Stragglers& stragglers) {
+  const Stragglers::Comparison result = stragglers.compare(*mesh_.host);
+  for (const SlowRank& slow : result.slow) {
+    const RankTimes& times = result.ranks[static_cast<std::size_t>(slow.rank)];
+    const double percent = 100 * (slow.ratio - 1);
+    say(fmt::format(
+        "step {}: rank {} on host {} is {:.0f} % slower than others with the same work: it computes {:.4g} s of "
+        "a step and waits {:.4g} s",
+        position_.step, slow.rank, times.host, percent, times.compute, times.waiting));
+    metric({{"step", position_.step},
+            {"time", utc_now()},
+            {"slow_rank", slow.rank},
+            {"host", times.host},
+            {"slower_percent", percent},
+            {"compute_seconds", times.compute},
+            {"waiting_seconds", times.waiting}});
+  }
 }
 
 /// Why the loss or the gradients of this step are not finite, and what helps. The first step shows the weights with
@@ -511,6 +537,9 @@ RunEnd Run::train() {
   if (position_.step >= config_.train.steps) say(fmt::format("all {} steps are done already", config_.train.steps));
   if (config_.train.check_every > 0) state_check_.emplace(trainer);
   if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
+  Stragglers stragglers(config_, device_, mesh_, watchdog_.ring());
+  if (config_.train.straggler_every > 0 && device_.kind() == DeviceKind::cuda && mesh_.shape.ranks() > 1)
+    say("slow ranks are not looked for on GPUs (train.straggler_every)");
   const auto start_time = Clock::now();
   std::int64_t steps_done = 0;
   while (position_.step < config_.train.steps && end == RunEnd::done) {
@@ -519,11 +548,13 @@ RunEnd Run::train() {
     position_.held_out_loss.reset();
     begin(Phase::step);
     const auto step_time = Clock::now();
+    stragglers.begin_step();
     const StepResult result =
         trainer.step(position_.step, training_batch(*data_, before.samples, before.left_out), [&] {
           if (state_check_ && state_check_is_due(position_.step))
             check_state(state_check_->unchanged(), changed_between_updates);
         });
+    stragglers.end_step();
     begin(Phase::record);
     if (result.accepted) {
       if (position_.step >= last_rejected_) rejected_ = 0;  // after a rewind, steps before it do not count
@@ -540,7 +571,9 @@ RunEnd Run::train() {
     if (state_check_ && state_check_is_due(position_.step)) check_state(state_check_->compare(), ranks_that_differ);
     if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
     tell(writer_->poll());
-    end = agreed_stop();
+    bool comparison_is_due = stragglers.is_due();
+    end = agreed_stop(&comparison_is_due);
+    if (comparison_is_due) compare_times(stragglers);
     if (end == RunEnd::done && evaluation_is_due()) end = evaluate(trainer);
     const bool due = config_.checkpoint.every > 0 && position_.step % config_.checkpoint.every == 0;
     if (due || end != RunEnd::done || position_.step == config_.train.steps) save(trainer);
