@@ -10,7 +10,8 @@
 //   Sign step, of parameters that have one:
 //     w = w - step * sign(gradient)
 //
-// rate, clip_factor, c1 and c2 come from StepScalars in device memory.
+// rate, clip_factor, c1 and c2 come from StepScalars in device memory. If the step is not accepted (kernels/verdict.h),
+// nothing is written.
 #pragma once
 
 #include <cstdint>
@@ -69,6 +70,7 @@ struct SignStep {
   const float* gradient;
   std::int64_t count;
   float step;
+  const StepScalars* scalars;
 };
 
 void adamw(Cpu, const AdamW&);

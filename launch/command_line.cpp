@@ -180,9 +180,9 @@ int run_command_line(int argc, char** argv) {
   line.app.footer("mpirun -n 8 choir train configs/x.yaml parallel.tensor=4\n\nKeys of the configuration:\n" +
                   describe_keys());
   for (const auto add :
-       {add_train_command, add_prepare_command, add_config_command, add_evaluate_command, add_generate_command,
-        add_plan_command, add_verify_command, add_checkpoint_command, add_calls_command, add_bench_command,
-        add_doctor_command, add_hosts_command, add_progress_command})
+       {add_train_command, add_prepare_command, add_config_command, add_evaluate_command, add_replay_command,
+        add_generate_command, add_plan_command, add_verify_command, add_checkpoint_command, add_calls_command,
+        add_bench_command, add_doctor_command, add_hosts_command, add_progress_command})
     add(line);
   unmark_arguments(line.app);
   ignore_file_size_signal();

@@ -46,6 +46,7 @@ void add_train_command(CommandLine&);
 void add_prepare_command(CommandLine&);
 void add_config_command(CommandLine&);
 void add_evaluate_command(CommandLine&);
+void add_replay_command(CommandLine&);
 void add_generate_command(CommandLine&);
 void add_plan_command(CommandLine&);
 void add_verify_command(CommandLine&);

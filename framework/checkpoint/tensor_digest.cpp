@@ -3,17 +3,10 @@
 #include <bit>
 #include <vector>
 
+#include "kernels/digest.h"
+
 namespace choir {
 namespace {
-
-inline std::uint64_t mix(std::uint64_t bits, std::uint64_t index) {
-  std::uint64_t h = index * 0x9E3779B97F4A7C15ull ^ bits;
-  h ^= h >> 32;
-  h *= 0xD6E8FEB86659FD93ull;
-  h ^= h >> 29;
-  h *= 0xD6E8FEB86659FD93ull;
-  return h ^ (h >> 32);
-}
 
 struct Run {
   std::int64_t global, local, length;
@@ -41,7 +34,7 @@ std::uint64_t digest_and_copy(const Piece& piece, float* copy) {
     const float* data = piece.data + run.local;
     std::uint64_t part = 0;
     for (std::int64_t i = 0; i < run.length; ++i)
-      part += mix(std::bit_cast<std::uint32_t>(data[i]), static_cast<std::uint64_t>(run.global + i));
+      part += kernels::mix(std::bit_cast<std::uint32_t>(data[i]), static_cast<std::uint64_t>(run.global + i));
     if (copy) std::copy_n(data, run.length, copy + run.local);
     sum += part;
   }

@@ -97,7 +97,10 @@ void CallRing::end(std::uint64_t sequence) {
   const std::lock_guard lock(mutex_);
   Call& slot = slots_[(sequence - 1) % length];
   const double time = now();
-  if (slot.sequence == sequence) slot.ended = time;  // else the host is a whole ring ahead of the GPU
+  if (slot.sequence == sequence) {  // else the host is a whole ring ahead of the GPU
+    slot.ended = time;
+    seconds_in_calls_ = seconds_in_calls_ + (time - slot.started);
+  }
   last_activity_ = time;
   --running_;
 }

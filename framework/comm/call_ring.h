@@ -78,6 +78,8 @@ class CallRing {
 
   /// Seconds since the epoch at which a call last began or ended; for the watchdog. Safe from any thread.
   double last_activity() const { return last_activity_; }
+  /// Seconds between the begin and the end of calls, of all calls that have ended. Safe from any thread.
+  double seconds_in_calls() const { return seconds_in_calls_; }
   /// True while a call is running. Safe from any thread.
   bool in_call() const { return running_ > 0; }
   std::vector<Call> calls() const;  ///< oldest first
@@ -91,6 +93,7 @@ class CallRing {
   mutable std::mutex mutex_;    // the watchdog, too, writes the ends of GPU calls
   std::uint64_t next_ = 1;
   std::atomic<double> last_activity_;
+  std::atomic<double> seconds_in_calls_ = 0;
   std::atomic<int> running_ = 0;
 };
 

@@ -41,6 +41,9 @@ struct SeparateDocuments {
   Tensor positions;  ///< [rows] i32, of the rows held and the padding of the last share: the position in its document
 };
 
+/// Called after each part of a stage with what it has computed: y of forward, or dx of backward (model/part.h).
+using WatchParts = std::function<void(bool backward, std::size_t part, const Tensor& result, struct Context&)>;
+
 struct Context {
   Runtime& runtime;
   Mesh& mesh;
@@ -53,8 +56,9 @@ struct Context {
   /// Of losses that every row has, the balance of experts: gradients are those of row_scale * their sum. 0: no gradient
   /// is wanted.
   double row_scale = 0;
-  Tensor expert_sums{};             ///< [3] f64: kernels::ExpertSums adds to it; empty: nothing is counted
-  ChoiceRecord* choices = nullptr;  ///< null: choices are neither written nor replayed
+  Tensor expert_sums{};               ///< [3] f64: kernels::ExpertSums adds to it; empty: nothing is counted
+  ChoiceRecord* choices = nullptr;    ///< null: choices are neither written nor replayed
+  const WatchParts* watch = nullptr;  ///< of a replay; null: nobody looks at what is between the parts
 };
 
 }  // namespace choir

@@ -48,6 +48,21 @@ struct TrainAttentionConfig {
   bool operator==(const TrainAttentionConfig&) const = default;
 };
 
+/// What follows a step whose update is left out.
+enum class SpikeAction { stop, skip, rewind };
+template <>
+inline constexpr auto names<SpikeAction> = std::array{"stop", "skip", "rewind"};
+
+/// Which steps are rejected (kernels/verdict.h), besides those whose loss or gradient norm is not finite.
+struct SpikeConfig {
+  SpikeAction action = SpikeAction::stop;
+  double sigma = 0;           ///< standard deviations above the mean of the window; 0: no step is a spike
+  std::int64_t window = 128;  ///< accepted steps
+  std::int64_t most = 10;     ///< rejected steps in a row; then the run stops
+
+  bool operator==(const SpikeConfig&) const = default;
+};
+
 struct TrainConfig {
   std::string folder;  ///< the run folder; empty: runs/<name of the configuration file>
   std::int64_t steps = 1000;
@@ -70,6 +85,9 @@ struct TrainConfig {
   std::int64_t evaluate_every = 0;  ///< steps between evaluations on held-out text; 0: only at the end
   std::int64_t evaluate_sequences = 64;  ///< held-out sequences per evaluation; 0: all
   std::int64_t log_every = 1;            ///< steps between lines of metrics.jsonl
+  std::int64_t check_every = 100;  ///< steps between comparisons of weights and moments that must be equal; 0: never
+  double straggler_every = 60;     ///< seconds between comparisons of the ranks' times; 0: never
+  SpikeConfig spike;
   TrainAttentionConfig attention;
 
   bool operator==(const TrainConfig&) const = default;

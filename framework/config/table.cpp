@@ -186,6 +186,22 @@ std::vector<Field> fields(TrainAttentionConfig& c) {
   };
 }
 
+std::vector<Field> fields(SpikeConfig& c) {
+  return {
+      {"train.spike.action", &c.action,
+       "what follows a step that is a spike, or whose loss or gradient norm is not finite; its update is left out; "
+       "stop: "
+       "the run ends; skip: it goes on with the next batch; rewind: with the next batch, from the newest checkpoint"},
+      {"train.spike.sigma", &c.sigma,
+       "a loss or gradient norm more than this many standard deviations above its mean over the window is a spike; 0: "
+       "none is",
+       not_negative()},
+      {"train.spike.window", &c.window, "accepted steps in the window; nothing is a spike until half of it is known",
+       at_least(2, 1024)},
+      {"train.spike.most", &c.most, "steps in a row that are left out; at the next one the run stops", at_least(0)},
+  };
+}
+
 std::vector<Field> fields(TrainConfig& c) {
   return {
       {"train.folder", &c.folder, "the run folder; empty: runs/<name of the configuration file>"},
@@ -223,6 +239,14 @@ std::vector<Field> fields(TrainConfig& c) {
        at_least(0)},
       {"train.evaluate_sequences", &c.evaluate_sequences, "held-out sequences per evaluation; 0: all", at_least(0)},
       {"train.log_every", &c.log_every, "steps between lines of metrics.jsonl", at_least(1)},
+      {"train.check_every", &c.check_every,
+       "steps between comparisons of weights and optimizer state that a fault of the memory or of a processor would "
+       "make "
+       "differ; also before each checkpoint; 0: never",
+       at_least(0)},
+      {"train.straggler_every", &c.straggler_every,
+       "seconds between comparisons of the ranks' times, which name ranks that are slower than others; 0: never",
+       not_negative()},
   };
 }
 
@@ -380,6 +404,7 @@ std::vector<Field> table(Config& config) {
   add(fields(config.data.masked));
   add(fields(config.data.augment));
   add(fields(config.train));
+  add(fields(config.train.spike));
   add(fields(config.train.attention));
   add(fields(config.optimizer));
   add(fields(config.parallel));

@@ -108,6 +108,7 @@ Tensor Stage::forward(int chunk, Tensor x, const Batch& batch, const Loss& loss,
     if (loss.gradient && parts_[i]->forward_adds_gradients()) open(i, context, shards);
     saved.parts.push_back(parts_[i]->make_saved());
     x = parts_[i]->forward(x, batch, loss, *saved.parts.back(), context);
+    if (context.watch) (*context.watch)(false, i, x, context);
     if (!loss.gradient) saved.parts.pop_back();
     release(i, shards);
   }
@@ -122,6 +123,7 @@ Tensor Stage::backward_of(std::size_t part, std::size_t begin, const Tensor& dy,
   if (part > begin && parts_[part - 1]->backward_reads_values()) prefetch(part - 1, context, shards);
   if (!parts_[part]->forward_adds_gradients()) open(part, context, shards);
   Tensor dx = parts_[part]->backward(dy, *saved.parts.back(), context);
+  if (context.watch) (*context.watch)(true, part, dx, context);
   saved.parts.pop_back();
   if (reads) release(part, shards);
   return dx;

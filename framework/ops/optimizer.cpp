@@ -53,7 +53,8 @@ void sgd(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const T
 
 void sign_step(Runtime& runtime, const Tensor& weight, const Tensor& gradient, float step) {
   check(weight.count() == gradient.count(), "sign step: weight and gradient [n]");
-  const kernels::SignStep args{weight.data<float>(), gradient.data<float>(), weight.count(), step};
+  const kernels::SignStep args{weight.data<float>(), gradient.data<float>(), weight.count(), step,
+                               runtime.step_scalars()};
   const auto n = static_cast<double>(weight.count());
   launch<float>(runtime, "sign step", {.flops = 2 * n, .bytes = 12 * n},
                 [args](auto device) { kernels::sign_step(device, args); });
@@ -79,6 +80,31 @@ void clip_factor(Runtime& runtime, const Tensor& squared_norm, double limit) {
   auto* scalars = static_cast<kernels::StepScalars*>(runtime.scalars.raw());
   launch<float>(runtime, "clip factor", {},
                 [norm, limit, scalars](auto device) { kernels::clip_factor(device, norm, limit, scalars); });
+}
+
+void judge_step(Runtime& runtime, const Tensor& loss_sum, const Tensor& squared_norm, const Tensor& window,
+                std::int64_t length, double sigma) {
+  check(!window ||
+            (window.bytes() == sizeof(kernels::SpikeWindow) && length >= 2 && length <= kernels::SpikeWindow::most),
+        "judge step: a window of 2 to 1024 steps");
+  const kernels::Verdict args{.loss_sum = data_or_null<double>(loss_sum),
+                              .squared_norm = squared_norm.data<double>(),
+                              .window = window ? static_cast<kernels::SpikeWindow*>(window.raw()) : nullptr,
+                              .length = static_cast<int>(length),
+                              .sigma = sigma,
+                              .scalars = static_cast<kernels::StepScalars*>(runtime.scalars.raw())};
+  launch<float>(runtime, "verdict", {}, [args](auto device) { kernels::judge_step(device, args); });
+}
+
+void digest(Runtime& runtime, const Tensor& x, const Tensor& ranges, const Tensor& digests) {
+  const std::int64_t num_ranges = count_of(ranges, sizeof(kernels::Range));
+  check(digests.bytes() == num_ranges * static_cast<std::int64_t>(sizeof(std::uint64_t)),
+        "digest: one u64 for each range");
+  const kernels::Digest args{.x = x.data<float>(),
+                             .ranges = static_cast<const kernels::Range*>(ranges.raw()),
+                             .num_ranges = num_ranges,
+                             .digests = static_cast<std::uint64_t*>(digests.raw())};
+  launch<float>(runtime, "digest", {.bytes = bytes_of({x})}, [args](auto device) { kernels::digest(device, args); });
 }
 
 }  // namespace choir::ops

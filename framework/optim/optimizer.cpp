@@ -73,11 +73,12 @@ std::int64_t Optimizer::state_offset(std::int64_t flat) const {
   return -1;
 }
 
-Tensor Optimizer::step(Context& context) {
+Tensor Optimizer::step(Context& context, const StepLimits& limits) {
   Runtime& runtime = context.runtime;
   ops::squared_norm(runtime, shards_.gradients(), counted_, counted_elements_, squared_norm_);
   context.mesh.world->all_reduce(squared_norm_, Reduce::sum, runtime.device.compute(), "gradient norm");
   ops::clip_factor(runtime, squared_norm_, config_.clip);
+  ops::judge_step(runtime, limits.loss_sum, squared_norm_, limits.window, limits.length, limits.sigma);
 
   for (const auto& [bucket, state_begin, segments] : pieces_) {
     const auto state = [&, begin = state_begin, count = bucket->updated.count()](std::size_t i) {

@@ -9,6 +9,14 @@
 
 namespace choir {
 
+/// What a step has to fulfil to be accepted (kernels/verdict.h). A gradient norm that is not finite never is.
+struct StepLimits {
+  Tensor loss_sum;          ///< one f64, over StepScalars::targets; empty: the loss is not judged
+  Tensor window;            ///< one kernels::SpikeWindow; empty: spikes are not looked for
+  std::int64_t length = 0;  ///< of the window
+  double sigma = 0;
+};
+
 class Optimizer {
  public:
   /// One flat f32 array of state, e.g. AdamW's first moment, over Bucket::updated of all buckets, one after another.
@@ -20,18 +28,19 @@ class Optimizer {
   /// `shards` outlives the optimizer. State starts at zero.
   Optimizer(const OptimizerConfig&, const ParameterStore&, Shards& shards, Context&);
 
-  /// The state was zero after step `step`, which is 0 unless a run continued with another optimizer: AdamW's bias
-  /// corrections count the updates since.
+  /// AdamW's bias corrections count updates: those until step `step` are not counted. It is 0, unless a run continued
+  /// with another optimizer, whose state was zero, or updates were rejected: each of them adds 1.
   void set_state_origin(std::int64_t step) { state_origin_ = step; }
   std::int64_t state_origin() const { return state_origin_; }
 
   /// The scalars that the step's kernels need, for step `step` (from 1) at learning rate `rate`.
   kernels::StepScalars scalars(std::int64_t step, double rate) const;
 
-  /// Updates all parameters from complete gradients: norm over all ranks, clip, update; then publishes them.
+  /// Updates all parameters from complete gradients: norm over all ranks, clip, verdict, update; then publishes them.
+  /// If the step is rejected, neither weights nor state change; the caller counts it in the state's origin.
   /// Parameters with a Parameter::sign_step are not part of the norm and have a state of zeros.
   /// Returns the gradient norm before clipping as one f64 on the device: its square.
-  Tensor step(Context&);
+  Tensor step(Context&, const StepLimits& = {});
 
   const std::vector<StateArray>& state() const { return state_; }
   /// Where the state of element `flat` of some Bucket::updated lies in the state arrays.

@@ -4,6 +4,12 @@
 
 namespace choir {
 
+ReadSample training_batch(const Dataset& data, std::int64_t first, const LeftOut& left_out) {
+  return [read = data.training(0), first, left_out](std::int64_t index, const Sample& sample) {
+    return read(left_out.sample(first, index), sample);
+  };
+}
+
 std::unique_ptr<Dataset> open_dataset(const Config& config) {
   switch (config.model.family) {
     case ModelFamily::decoder:

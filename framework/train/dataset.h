@@ -9,6 +9,7 @@
 
 #include "framework/checkpoint/reader.h"
 #include "framework/config/config.h"
+#include "framework/data/left_out.h"
 #include "framework/model/sample.h"
 
 namespace choir {
@@ -49,6 +50,9 @@ class Dataset {
   /// "corpus.h5: 3 tokens, ..."
   virtual std::string describe() const = 0;
 };
+
+/// The samples of a step: those of the run from `first` on, without those that are left out. Refers to the dataset.
+ReadSample training_batch(const Dataset&, std::int64_t first, const LeftOut& left_out);
 
 /// Opens data.path. Throws ConfigError if it cannot be read.
 std::unique_ptr<Dataset> open_dataset(const Config&);

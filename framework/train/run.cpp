@@ -17,12 +17,15 @@
 #include "framework/core/host.h"
 #include "framework/core/quantity.h"
 #include "framework/ops/elementwise.h"
+#include "framework/train/bad_step.h"
 #include "framework/train/dataset.h"
 #include "framework/train/metrics_file.h"
 #include "framework/train/non_finite.h"
 #include "framework/train/product_rate.h"
 #include "framework/train/progress.h"
 #include "framework/train/snapshot.h"
+#include "framework/train/state_check.h"
+#include "framework/train/stragglers.h"
 #include "framework/train/trainer.h"
 
 namespace choir {
@@ -31,6 +34,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+constexpr char ranks_that_differ[] = "these ranks hold the same weights and optimizer state, and update them alike";
+constexpr char changed_between_updates[] = "only an update may change weights and optimizer state";
 
 /// The bookkeeping of one run on one rank.
 class Run {
@@ -69,6 +75,7 @@ class Run {
   void measure_peak(Trainer& trainer);
   void enter_folder();
   void load(Trainer& trainer);
+  void resume_from(const CheckpointReader& reader, Trainer& trainer);
   void describe(Trainer& trainer);
   void report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done);
   bool evaluation_is_due() const;
@@ -76,13 +83,29 @@ class Run {
   RunEnd evaluate_what_was_missed(Trainer& trainer);
   void save(Trainer& trainer);
   void tell(const std::optional<SaveOutcome>& outcome);
-  RunEnd agreed_stop();
+  RunEnd agreed_stop(bool* comparison_is_due = nullptr);
+  void compare_times(Stragglers& stragglers);
+  bool state_check_is_due(std::int64_t step) const {
+    return config_.train.check_every > 0 && step % config_.train.check_every == 0;
+  }
+  void check_state(const std::string& difference, const std::string& why);
   void begin(Phase phase) { watchdog_.begin(phase, position_.step); }
   struct Reason {
     std::string why, fix;
   };
   Reason reason_of_divergence() const;
-  RunEnd diverged(Trainer& trainer, const StepResult& result);
+  Reason reason_of_rejection(const StepResult& result) const;
+  std::string describe_rejected(Trainer& trainer, const StepResult& result);
+  void save_bad_step(Trainer& trainer, const RunPosition& before, const StepResult& result);
+  void record_rejected(const StepResult& result, std::int64_t step);
+  void save_before(Trainer& trainer, const RunPosition& before);
+  bool rewind(Trainer& trainer, const RunPosition& before);
+  RunEnd reject(Trainer& trainer, RunPosition before, const StepResult& result);
+  LeftOut batch_at(const RunPosition&) const;
+  /// The sample after the last one that the step after `position` reads.
+  std::int64_t end_of_batch(const RunPosition& position) const {
+    return position.left_out.sample(position.samples, config_.train.batch - 1) + 1;
+  }
 
   const Config& config_;
   const RunOptions& options_;
@@ -98,12 +121,15 @@ class Run {
   std::vector<std::string> said_early_;
   Stream io_;  // the process's one HDF5 thread
   std::optional<CheckpointWriter> writer_;
-  std::optional<MetricsFile> metrics_;   // of rank 0
-  std::int64_t last_saved_ = 0;          // the seed gives step 0
-  double product_flops_per_second_ = 0;  // the fastest matrix product measured on this rank
-  double peak_flops_per_second_ = 0;     // the sum of these over all ranks
+  std::optional<StateCheck> state_check_;  // empty: never
+  std::optional<MetricsFile> metrics_;     // of rank 0
+  std::int64_t last_saved_ = 0;            // the seed gives step 0
+  double product_flops_per_second_ = 0;    // the fastest matrix product measured on this rank
+  double peak_flops_per_second_ = 0;       // the sum of these over all ranks
   bool told_of_peak_ = false;
   std::string load_began_, steps_began_;  // in the first line of metrics.jsonl of this process
+  std::int64_t rejected_ = 0;             // steps, since the last one that was accepted
+  std::int64_t last_rejected_ = 0;        // step
 };
 
 /// Times the largest product of the model on all ranks at once, for the share of peak. One measurement takes
@@ -148,6 +174,15 @@ void Run::enter_folder() {
   writer_.emplace(options_.folder.checkpoints(), config_.checkpoint, *mesh_.host, io_, published);
 }
 
+/// The position of a checkpoint whose tensors `trainer` has.
+void Run::resume_from(const CheckpointReader& reader, Trainer& trainer) {
+  position_ = position_of(reader);
+  position_.first_held_out = data_->first_held_out();
+  position_.run = start_.record.id;
+  trainer.set_spike_window(position_.spike_window);
+  last_saved_ = reader.step();
+}
+
 /// The tensors of the checkpoint that the run starts from, if any, and its position.
 void Run::load(Trainer& trainer) {
   if (start_.resumes) {
@@ -156,14 +191,12 @@ void Run::load(Trainer& trainer) {
     if (!lacking.empty())
       say(fmt::format("the checkpoint has no {} of optimizer.kind = {}: it starts at zero", lacking,
                       name_of(config_.optimizer.kind)));
-    position_ = position_of(reader);
-    last_saved_ = reader.step();
+    resume_from(reader, trainer);
   } else if (start_.checkpoint) {
     const std::string fresh = load_weights(trainer, *start_.checkpoint);
     if (!fresh.empty()) say(fmt::format("the checkpoint is of an encoder: {} has its start values", fresh));
   }
   position_.first_held_out = data_->first_held_out();
-  position_.optimizer_origin = trainer.optimizer().state_origin();
   position_.run = start_.record.id;
 }
 
@@ -277,15 +310,54 @@ void Run::tell(const std::optional<SaveOutcome>& outcome) {
   }
 }
 
+/// Ends the run if `difference` says what differs. What the ranks hold is then not saved.
+void Run::check_state(const std::string& difference, const std::string& why) {
+  if (difference.empty()) return;
+  tell(writer_->finish());  // it was compared before it was saved
+  throw SharedError(
+      {.what = fmt::format("step {}: other bits than they should have: {}", position_.step, difference),
+       .why = why + "; a fault of memory or of a processor is likely",
+       .fix = fmt::format("go on with --resume, from the checkpoint before it{}; if the same rank is named "
+                          "again, leave its host out",
+                          last_saved_ > 0 ? fmt::format(" (step {})", last_saved_) : "")});
+}
+
 void Run::save(Trainer& trainer) {
   begin(Phase::save);
   device_.synchronize();
+  if (state_check_) check_state(state_check_->compare(), ranks_that_differ);
+  position_.optimizer_origin = trainer.optimizer().state_origin();
+  position_.spike_window = trainer.spike_window();
   tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, *data_)));
 }
 
-/// The most urgent end that a signal to any rank asks for; the same on every rank.
-RunEnd Run::agreed_stop() {
-  return static_cast<RunEnd>(ranks().largest(static_cast<std::int32_t>(options_.stop_request().end), "stop"));
+/// The most urgent end that a signal to any rank asks for, and whether a comparison is due on any; the same on every
+/// rank.
+RunEnd Run::agreed_stop(bool* comparison_is_due) {
+  const std::int32_t due = comparison_is_due && *comparison_is_due ? 1 : 0;
+  const std::int32_t agreed = ranks().largest(2 * static_cast<std::int32_t>(options_.stop_request().end) + due, "stop");
+  if (comparison_is_due) *comparison_is_due = agreed % 2 == 1;
+  return static_cast<RunEnd>(agreed / 2);
+}
+
+/// Names the ranks that are slower than others. Collective.
+void Run::compare_times(Stragglers& stragglers) {
+  const Stragglers::Comparison result = stragglers.compare(*mesh_.host);
+  for (const SlowRank& slow : result.slow) {
+    const RankTimes& times = result.ranks[static_cast<std::size_t>(slow.rank)];
+    const double percent = 100 * (slow.ratio - 1);
+    say(fmt::format(
+        "step {}: rank {} on host {} is {:.0f} % slower than others with the same work: it computes {:.4g} s of "
+        "a step and waits {:.4g} s",
+        position_.step, slow.rank, times.host, percent, times.compute, times.waiting));
+    metric({{"step", position_.step},
+            {"time", utc_now()},
+            {"slow_rank", slow.rank},
+            {"host", times.host},
+            {"slower_percent", percent},
+            {"compute_seconds", times.compute},
+            {"waiting_seconds", times.waiting}});
+  }
 }
 
 /// Why the loss or the gradients of this step are not finite, and what helps. The first step shows the weights with
@@ -310,14 +382,140 @@ Run::Reason Run::reason_of_divergence() const {
                              : "there is no earlier checkpoint: start a new run in another train.folder with " + lower};
 }
 
-RunEnd Run::diverged(Trainer& trainer, const StepResult& result) {
-  tell(writer_->finish());
+static bool is_finite(const StepResult& result) {
+  return std::isfinite(result.loss) && std::isfinite(result.gradient_norm);
+}
+
+Run::Reason Run::reason_of_rejection(const StepResult& result) const {
+  if (config_.train.spike.action != SpikeAction::stop)
+    return {
+        .why = fmt::format("{} steps in a row were rejected, more than train.spike.most = {}", rejected_,
+                           config_.train.spike.most),
+        .fix = "set a lower optimizer.rate, a larger train.spike.sigma or train.spike.most, and go on with --resume"};
+  if (!is_finite(result)) return reason_of_divergence();
+  return {.why = "train.spike.action = stop ends a run at a spike",
+          .fix = fmt::format("look at it with `choir replay {}`; go on with --resume and train.spike.action=skip, "
+                             "which leaves this batch out",
+                             options_.folder.bad_step(position_.step))};
+}
+
+/// "step 12: the loss is 8.1, the gradient norm 3.2; ...". Collective.
+std::string Run::describe_rejected(Trainer& trainer, const StepResult& result) {
   const auto number = [](double value) { return std::isnan(value) ? "nan" : fmt::format("{}", value); };  // not -nan
-  const Reason reason = reason_of_divergence();
-  say(fmt::format("step {}: the loss is {}, the gradient norm {}; {}\n  why: {}\n  fix: {}", position_.step,
-                  number(result.loss), number(result.gradient_norm), describe_non_finite(trainer), reason.why,
-                  reason.fix));
-  return RunEnd::not_finite;
+  const auto above = [](double deviations) { return fmt::format("{:.3g} standard deviations above", deviations); };
+  return fmt::format("step {}: the loss is {}, the gradient norm {}; {}", position_.step, number(result.loss),
+                     number(result.gradient_norm),
+                     is_finite(result) ? fmt::format("these are {} and {} their means over the last steps",
+                                                     above(result.loss_deviations), above(result.norm_deviations))
+                                       : describe_non_finite(trainer));
+}
+
+/// The samples that the step after `position` reads.
+LeftOut Run::batch_at(const RunPosition& position) const {
+  LeftOut batch;
+  for (std::int64_t i = 0; i < config_.train.batch; ++i) {
+    const std::int64_t sample = position.left_out.sample(position.samples, i);
+    batch.add(sample, sample + 1);
+  }
+  return batch;
+}
+
+/// The state before a rejected step, for `choir replay`.
+void Run::save_bad_step(Trainer& trainer, const RunPosition& before, const StepResult& result) {
+  const std::string folder = options_.folder.bad_step(position_.step);
+  State state = run_state(config_, before, *data_);
+  const BadStep bad{
+      .step = position_.step, .samples = batch_at(before), .loss = result.loss, .gradient_norm = result.gradient_norm};
+  bad.add_to(state);
+  std::string problem;
+  try {
+    CheckpointWriter writer(folder, {.keep = 0, .best = false}, *mesh_.host, io_);
+    writer.save(before.step, owned_snapshot(trainer).pieces, state);
+    const std::optional<SaveOutcome> outcome = writer.finish();
+    if (!outcome->saved) problem = outcome->text;
+  } catch (const SharedError& error) {
+    problem = error.what();
+  }
+  if (problem.empty())
+    say(fmt::format("saved the state before it as {}: `choir replay {}` looks for the reason", folder, folder));
+  else
+    say(fmt::format("could not save the state before it as {}: {}", folder, problem));
+  if (is_first()) say(prune_bad_steps(options_.folder.path, config_.checkpoint.keep));
+}
+
+/// `step`: the step after which the line stands in metrics.jsonl.
+void Run::record_rejected(const StepResult& result, std::int64_t step) {
+  nlohmann::ordered_json line = {{"step", step}, {"time", utc_now()}, {"rejected_step", last_rejected_}};
+  if (std::isfinite(result.loss)) line["rejected_loss"] = result.loss;  // JSON has no other numbers
+  if (std::isfinite(result.gradient_norm)) line["rejected_gradient_norm"] = result.gradient_norm;
+  line["action"] = name_of(config_.train.spike.action);
+  metric(line);
+}
+
+/// The state before the rejected step, as a checkpoint of the run, unless it is one already or is not good: its loss is
+/// not finite without an update, either. Collective.
+void Run::save_before(Trainer& trainer, const RunPosition& before) {
+  if (before.step <= last_saved_) return;
+  const LossSum sum = trainer.evaluate(config_.train.batch, training_batch(*data_, before.samples, before.left_out));
+  if (!std::isfinite(sum.loss)) return;
+  tell(writer_->save(before.step, owned_snapshot(trainer).pieces, run_state(config_, before, *data_)));
+  tell(writer_->finish());
+}
+
+/// Goes back to the newest checkpoint and leaves out the batch after `before`. False: there is no checkpoint.
+/// Collective.
+bool Run::rewind(Trainer& trainer, const RunPosition& before) {
+  begin(Phase::load);
+  std::vector<CheckpointInfo> rejected;
+  const auto found = find_latest(options_.folder.checkpoints(), *mesh_.host, rejected);
+  for (const CheckpointInfo& info : rejected) say("rejected " + info.path + ": " + info.problem);
+  if (!found) return false;
+  const CheckpointReader reader(found->path);
+  load_all(trainer, reader);
+  resume_from(reader, trainer);
+  position_.left_out = before.left_out;
+  position_.left_out.add(before.samples, end_of_batch(before));
+  const auto cut = [&] {
+    say(metrics_->retry());
+    metrics_.reset();
+    cut_metrics(options_.folder, position_.step);
+    metrics_.emplace(options_.folder.metrics());
+  };
+  ranks().on_rank_0(cut, "rewind.metrics");
+  return true;
+}
+
+/// After a step that has changed nothing: done, to go on, or not_finite. `before` is the position before the step.
+RunEnd Run::reject(Trainer& trainer, RunPosition before, const StepResult& result) {
+  begin(Phase::save);
+  device_.synchronize();
+  tell(writer_->finish());
+  before.optimizer_origin = trainer.optimizer().state_origin() - 1;
+  before.spike_window = trainer.spike_window();
+  const SpikeConfig& spike = config_.train.spike;
+  last_rejected_ = position_.step;
+  const bool ends = spike.action == SpikeAction::stop || ++rejected_ > spike.most;
+  say(describe_rejected(trainer, result));
+  if (rejected_ <= 1) save_bad_step(trainer, before, result);  // a next step in a row starts from the same state
+  if (ends) {
+    save_before(trainer, before);
+    const Reason reason = reason_of_rejection(result);
+    say(fmt::format("the run ends before step {}\n  why: {}\n  fix: {}", position_.step, reason.why, reason.fix));
+    return RunEnd::not_finite;
+  }
+  const std::string batch = batch_at(before).text();
+  if (spike.action == SpikeAction::rewind && rewind(trainer, before)) {
+    say(fmt::format("went back to the checkpoint of step {}; samples {} are left out ({} in a row)", position_.step,
+                    batch, quantity(rejected_, "step")));
+    record_rejected(result, position_.step);
+    return RunEnd::done;
+  }
+  position_.samples = end_of_batch(before);
+  say(fmt::format("going on with the next batch; samples {} are left out ({} in a row){}", batch,
+                  quantity(rejected_, "step"),
+                  spike.action == SpikeAction::rewind ? "; there is no checkpoint to go back to" : ""));
+  record_rejected(result, position_.step);
+  return RunEnd::done;
 }
 
 RunEnd Run::train() {
@@ -344,23 +542,46 @@ RunEnd Run::train() {
   RunEnd end = agreed_stop();
   if (end == RunEnd::done) end = evaluate_what_was_missed(trainer);
   if (position_.step >= config_.train.steps) say(fmt::format("all {} steps are done already", config_.train.steps));
+  if (config_.train.check_every > 0) state_check_.emplace(trainer);
+  if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
+  Stragglers stragglers(config_, device_, mesh_, watchdog_.ring());
+  if (config_.train.straggler_every > 0 && device_.kind() == DeviceKind::cuda && mesh_.shape.ranks() > 1)
+    say("slow ranks are not looked for on GPUs (train.straggler_every)");
   const auto start_time = Clock::now();
   steps_began_ = utc_now();
-  const std::int64_t first = position_.step;
+  std::int64_t steps_done = 0;
   while (position_.step < config_.train.steps && end == RunEnd::done) {
+    const RunPosition before = position_;
     ++position_.step;
     position_.held_out_loss.reset();
     begin(Phase::step);
     const auto step_time = Clock::now();
-    const StepResult result = trainer.step(position_.step, data_->training(position_.samples));
+    stragglers.begin_step();
+    const StepResult result =
+        trainer.step(position_.step, training_batch(*data_, before.samples, before.left_out), [&] {
+          if (state_check_ && state_check_is_due(position_.step))
+            check_state(state_check_->unchanged(), changed_between_updates);
+        });
+    stragglers.end_step();
     begin(Phase::record);
-    if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm)) return diverged(trainer, result);
-    position_.samples += config_.train.batch;
-    const std::int64_t steps_done = position_.step - first;
-    report(result, seconds_since(step_time), seconds_since(start_time), steps_done);
-    if (std::has_single_bit(static_cast<std::uint64_t>(steps_done))) measure_peak(trainer);  // after 1, 2, 4, ...
+    if (result.accepted) {
+      if (position_.step >= last_rejected_) rejected_ = 0;  // after a rewind, steps before it do not count
+      position_.samples = end_of_batch(before);
+      report(result, seconds_since(step_time), seconds_since(start_time), ++steps_done);
+      if (std::has_single_bit(static_cast<std::uint64_t>(steps_done))) measure_peak(trainer);  // after 1, 2, 4, ...
+    } else {
+      if (const RunEnd ended = reject(trainer, before, result); ended != RunEnd::done) return ended;
+      if (position_.step < last_rejected_) {  // rewound
+        if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
+        continue;
+      }
+    }
+    if (state_check_ && state_check_is_due(position_.step)) check_state(state_check_->compare(), ranks_that_differ);
+    if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
     tell(writer_->poll());
-    end = agreed_stop();
+    bool comparison_is_due = stragglers.is_due();
+    end = agreed_stop(&comparison_is_due);
+    if (comparison_is_due) compare_times(stragglers);
     if (end == RunEnd::done && evaluation_is_due()) end = evaluate(trainer);
     const bool due = config_.checkpoint.every > 0 && position_.step % config_.checkpoint.every == 0;
     if (due || end != RunEnd::done || position_.step == config_.train.steps) save(trainer);

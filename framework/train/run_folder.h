@@ -22,6 +22,8 @@ struct RunFolder {
   std::string config() const { return path + "/config.yaml"; }
   std::string record() const { return path + "/run.json"; }
   std::string lock() const { return path + "/run.lock"; }
+  /// The checkpoint with the state before step `step`, which was rejected, lies in it (bad_step.h).
+  std::string bad_step(std::int64_t step) const { return path + "/bad-step-" + std::to_string(step); }
 
   /// Creates the folders; they may exist. Throws Error if they cannot be created.
   void create() const;

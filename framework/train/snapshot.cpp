@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <filesystem>
 #include <iterator>
 #include <map>
@@ -90,6 +91,26 @@ std::string from_hex(const std::string& hex, const std::string& owner) {
   return bytes;
 }
 
+/// "loss norm loss norm ..." with all bits.
+std::string to_text(const std::vector<SpikePoint>& window) {
+  std::string text;
+  for (const auto& [loss, norm] : window) text += fmt::format("{}{:a} {:a}", text.empty() ? "" : " ", loss, norm);
+  return text;
+}
+
+std::vector<SpikePoint> spike_window_of(const std::string& text) {
+  std::vector<SpikePoint> window;
+  const char* at = text.c_str();
+  for (char* end = nullptr; *at != 0; at = end) {
+    SpikePoint point;
+    point.loss = std::strtod(at, &end);
+    point.norm = std::strtod(end, &end);
+    if (end == at) break;
+    window.push_back(point);
+  }
+  return window;
+}
+
 std::string state_value(const CheckpointReader& reader, const std::string& key) {
   const auto found = reader.state().find(key);
   if (found == reader.state().end())
@@ -151,6 +172,8 @@ State run_state(const Config& config, const RunPosition& position, const Dataset
                  {"data_path", std::filesystem::absolute(config.data.path).lexically_normal().string()}};
   data.add_to(state);
   if (position.first_held_out) state["first_held_out_token"] = std::to_string(*position.first_held_out);
+  if (!position.left_out.text().empty()) state["left_out"] = position.left_out.text();
+  if (!position.spike_window.empty()) state["spike_window"] = to_text(position.spike_window);
   if (position.held_out_loss) state["held_out_loss"] = fmt::format("{}", *position.held_out_loss);
   return state;
 }
@@ -166,12 +189,22 @@ RunPosition position_of(const CheckpointReader& reader) {
           Problem{.what = fmt::format("{}: {} = '{}' in its state is not a number", reader.path(), key, text)});
     return value;
   };
+  const auto text = [&](const char* key) {
+    const auto found = reader.state().find(key);
+    return found == reader.state().end() ? std::string() : found->second;
+  };
+  const std::optional<LeftOut> left_out = LeftOut::parse(text("left_out"));
+  if (!left_out)
+    throw ConfigError(Problem{.what = fmt::format("{}: left_out = '{}' in its state is not a list of samples",
+                                                  reader.path(), text("left_out"))});
   return {.step = reader.step(),
           .samples = integer("samples").value_or(0),
           .optimizer_origin = integer("optimizer_origin").value_or(0),
           .first_held_out = integer("first_held_out_token"),
           .held_out_loss = std::nullopt,
-          .run = {}};
+          .run = {},
+          .left_out = *left_out,
+          .spike_window = spike_window_of(text("spike_window"))};
 }
 
 Tokenizer tokenizer_of(const CheckpointReader& reader) {

@@ -11,6 +11,7 @@
 
 #include "framework/checkpoint/checkpoint.h"
 #include "framework/checkpoint/reader.h"
+#include "framework/data/left_out.h"
 #include "framework/data/token_file.h"
 #include "framework/train/dataset.h"
 #include "framework/train/trainer.h"
@@ -39,6 +40,8 @@ struct RunPosition {
   std::optional<std::int64_t> first_held_out;  ///< Dataset::first_held_out(); not in older checkpoints
   std::optional<double> held_out_loss;         ///< if it was evaluated after this step
   std::string run;                             ///< RunRecord::id
+  LeftOut left_out;                            ///< samples that are not read
+  std::vector<SpikePoint> spike_window;        ///< Trainer::spike_window()
 };
 /// The state of the run besides tensors: configuration, position, and Dataset::add_to().
 State run_state(const Config&, const RunPosition&, const Dataset&);

@@ -11,6 +11,7 @@
 #include "framework/core/error.h"
 #include "framework/ops/elementwise.h"
 #include "framework/optim/schedule.h"
+#include "kernels/verdict.h"
 
 namespace choir {
 namespace {
@@ -134,6 +135,10 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
           .zero = static_cast<int>(config.parallel.zero), .training = !inference, .late = stage_.shared_groups()},
       all);
   if (inference) return;
+  if (config.train.spike.sigma > 0) {
+    spike_window_ = runtime_.empty({sizeof(kernels::SpikeWindow)}, DType::u8, MemoryKind::optimizer);
+    set_spike_window({});
+  }
   optimizer_ = std::make_unique<Optimizer>(config.optimizer, store_, *shards_, all);
   schedule_ = with_transfers(pipeline_, make_schedules(pipeline_))[static_cast<std::size_t>(mesh.here.pipeline)];
 }
@@ -156,6 +161,16 @@ std::string Trainer::describe_stages() const {
     }
   }
   return text;
+}
+
+std::vector<std::pair<std::string, std::int64_t>> Trainer::parts_here() const {
+  std::vector<std::pair<std::string, std::int64_t>> parts;
+  for (std::size_t piece = 0; piece < placement_.pieces.size(); ++piece) {
+    if (placement_.stage_of[piece] != mesh_.here.pipeline) continue;
+    for (std::int64_t i = placement_.pieces[piece].begin; i < placement_.pieces[piece].end; ++i)
+      parts.emplace_back(model_[static_cast<std::size_t>(i)].name, i);
+  }
+  return parts;
 }
 
 AttentionSpec Trainer::attention_spec() const {
@@ -218,6 +233,7 @@ void Trainer::run(const std::vector<StageStep>& steps, const std::vector<MicroBa
     here.documents = documents[static_cast<std::size_t>(micro_batch)];
     here.training = training;
     here.row_scale = loss.gradient ? row_scale() : 0;
+    here.watch = loss.gradient ? watch_ : nullptr;
     if (loss.gradient) here.expert_sums = expert_sums_;
     return here;
   };
@@ -266,9 +282,6 @@ void Trainer::run(const std::vector<StageStep>& steps, const std::vector<MicroBa
 double Trainer::row_scale() const { return 1.0 / static_cast<double>(config_.train.batch * config_.model.context); }
 
 BatchLoss Trainer::compute_gradients(std::int64_t step, const ReadSample& read) {
-  const kernels::StepScalars scalars =
-      optimizer_->scalars(step, learning_rate(config_.optimizer, step, config_.train.steps));
-  ops::upload(runtime_, &scalars, runtime_.scalars);
   Context all = context();
   shards_->begin_step(all);
   ops::fill(runtime_, loss_sum_, 0.0f);
@@ -281,6 +294,9 @@ BatchLoss Trainer::compute_gradients(std::int64_t step, const ReadSample& read) 
         read_micro_batch((mesh_.here.data * micro_batches() + m) * micro_batch_, micro_batch_, micro_batch_, read));
   const std::int64_t targets = count_targets(step, mine);
   const double scale = 1.0 / static_cast<double>(targets);
+  kernels::StepScalars scalars = optimizer_->scalars(step, learning_rate(config_.optimizer, step, config_.train.steps));
+  scalars.targets = static_cast<double>(targets);
+  ops::upload(runtime_, &scalars, runtime_.scalars);
   run(schedule_, mine, {.sum = loss_sum_, .scale = scale, .gradient = true}, true);
   stage_.sum_shared_tables(all);
   for (int group = 0; group < store_.groups(); ++group)
@@ -293,18 +309,51 @@ BatchLoss Trainer::compute_gradients(std::int64_t step, const ReadSample& read) 
 
 Tensor Trainer::update() {
   Context all = context();
-  return optimizer_->step(all);
+  return optimizer_->step(all, {.loss_sum = loss_sum_,
+                                .window = spike_window_,
+                                .length = config_.train.spike.window,
+                                .sigma = config_.train.spike.sigma});
 }
 
-StepResult Trainer::step(std::int64_t step, const ReadSample& read) {
+std::vector<SpikePoint> Trainer::spike_window() {
+  std::vector<SpikePoint> points;
+  if (!spike_window_ || runtime_.device.counts_only()) return points;
+  const auto window = std::make_unique<kernels::SpikeWindow>();
+  ops::download(runtime_, spike_window_, window.get());
+  const std::int64_t length = config_.train.spike.window;
+  for (std::int64_t i = std::max<std::int64_t>(0, window->accepted - length); i < window->accepted; ++i)
+    points.push_back({window->losses[i % length], window->norms[i % length]});
+  return points;
+}
+
+void Trainer::set_spike_window(const std::vector<SpikePoint>& points) {
+  if (!spike_window_) return;
+  const auto window = std::make_unique<kernels::SpikeWindow>();
+  const std::int64_t length = config_.train.spike.window, count = std::ssize(points);
+  for (std::int64_t i = std::max<std::int64_t>(0, count - length); i < count; ++i, ++window->accepted) {
+    window->losses[window->accepted] = points[static_cast<std::size_t>(i)].loss;
+    window->norms[window->accepted] = points[static_cast<std::size_t>(i)].norm;
+  }
+  ops::upload(runtime_, window.get(), spike_window_);
+}
+
+StepResult Trainer::step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update) {
   const BatchLoss loss = compute_gradients(step, read);
+  if (before_update) before_update();
   const Tensor squared_norm = update();
   double loss_sum = 0, norm = 0;
   ops::download(runtime_, loss.sum, &loss_sum);
   ops::download(runtime_, squared_norm, &norm);
+  kernels::StepScalars scalars;
+  ops::download(runtime_, runtime_.scalars, &scalars);
+  if (runtime_.device.counts_only()) scalars = {};
   StepResult result{.loss = loss_sum / static_cast<double>(loss.targets),
                     .gradient_norm = std::sqrt(norm),
-                    .rate = learning_rate(config_.optimizer, step, config_.train.steps)};
+                    .rate = learning_rate(config_.optimizer, step, config_.train.steps),
+                    .accepted = scalars.accepted != 0,
+                    .loss_deviations = scalars.loss_deviations,
+                    .norm_deviations = scalars.norm_deviations};
+  if (!result.accepted) optimizer_->set_state_origin(optimizer_->state_origin() + 1);
   if (expert_sums_) {
     double sums[3] = {};
     ops::download(runtime_, expert_sums_, sums);

@@ -32,6 +32,15 @@ struct StepResult {
   double rate = 0;           ///< learning rate
   double dropped = 0;        ///< share of the choices of experts for which the expert had no room
   double balance_loss = 0;   ///< of experts, with its weight; not in `loss`
+  bool accepted = true;      ///< false: the step has changed neither weights nor the optimizer's state
+  /// Of the loss and the gradient norm, in standard deviations above their means; 0: not compared.
+  double loss_deviations = 0, norm_deviations = 0;
+};
+
+/// The loss and the gradient norm of an accepted step.
+struct SpikePoint {
+  double loss = 0, norm = 0;
+  bool operator==(const SpikePoint&) const = default;
 };
 
 /// Sums over target tokens, over all ranks.
@@ -67,15 +76,20 @@ class Trainer {
   /// gradients, no masters beside the values and no optimizer; only evaluate() and generation may be called.
   Trainer(const Config&, Device&, Mesh&, bool inference = false);
 
-  /// Step `step` (from 1): gradients of the global batch, then one update. Throws Error, on every rank, if no token of
-  /// the batch is a target. Collective.
-  StepResult step(std::int64_t step, const ReadSample& read);
+  /// Step `step` (from 1): gradients of the global batch, then one update unless the step is rejected, which all ranks
+  /// decide alike (train.spike). Throws Error, on every rank, if no token of the batch is a target. Collective.
+  /// `before_update`, if any, is called when the gradients are complete.
+  StepResult step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update = {});
 
   /// The two halves of step(). compute_gradients leaves complete gradients on this rank (with ZeRO: of its part), those
   /// of the sum of the losses divided by the number of targets; on return the device may still be working.
   BatchLoss compute_gradients(std::int64_t step, const ReadSample& read);
   /// Returns the squared gradient norm on the device.
   Tensor update();
+
+  /// What the next step is compared with: the last accepted steps, oldest first. Empty if train.spike.sigma is 0.
+  std::vector<SpikePoint> spike_window();
+  void set_spike_window(const std::vector<SpikePoint>&);
 
   /// The losses of samples [0, samples) of `read`, split over the data ranks; negative targets do not count. `stop`, if
   /// any, is called after each micro-batch, with a pipeline after each group of as many as there are stages, and
@@ -91,6 +105,11 @@ class Trainer {
   }
   /// From now on steps write the choices of experts to `record`, or replay them; null: neither.
   void set_choices(ChoiceRecord* record) { choices_ = record; }
+  /// From now on called with what the parts of compute_gradients() compute, with the part's place in the stage; null:
+  /// nobody looks.
+  void set_watch(const WatchParts* watch) { watch_ = watch; }
+  /// The names of the parts of this stage, and their places in the model.
+  std::vector<std::pair<std::string, std::int64_t>> parts_here() const;
   /// rows_at() this rank.
   Rows rows(std::int64_t first_sample, std::int64_t sequences) const {
     return rows_at(config_, mesh_.shape, mesh_.here, first_sample, sequences);
@@ -141,9 +160,11 @@ class Trainer {
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<StageStep> schedule_;
   ChoiceRecord* choices_ = nullptr;
-  Tensor expert_sums_;  // Context::expert_sums, of a step; empty without experts
-  Tensor loss_sum_;     // one f64: over this rank's sequences, then over all
-  Tensor right_;        // one f64: Loss::right of an evaluation
+  const WatchParts* watch_ = nullptr;
+  Tensor expert_sums_;   // Context::expert_sums, of a step; empty without experts
+  Tensor loss_sum_;      // one f64: over this rank's sequences, then over all
+  Tensor right_;         // one f64: Loss::right of an evaluation
+  Tensor spike_window_;  // kernels::SpikeWindow; empty if no step is a spike
 };
 
 }  // namespace choir

@@ -27,6 +27,7 @@ HWY_INLINE void for_each_segment(const Args& args, Part elements, const Body& bo
 void adamw_part(const AdamW& args, Part elements) {
   const hn::ScalableTag<float> d;
   const StepScalars& scalars = *args.scalars;
+  if (!scalars.accepted) return;
   const auto rate = hn::Set(d, scalars.rate), clip = hn::Set(d, scalars.clip_factor);
   const auto correction1 = hn::Set(d, scalars.bias_correction1), correction2 = hn::Set(d, scalars.bias_correction2);
   const auto keep1 = hn::Set(d, args.first.keep), keep2 = hn::Set(d, args.second.keep);
@@ -55,6 +56,7 @@ void adamw_part(const AdamW& args, Part elements) {
 
 void sgd_part(const Sgd& args, Part elements) {
   const hn::ScalableTag<float> d;
+  if (!args.scalars->accepted) return;
   const auto rate = hn::Set(d, args.scalars->rate), clip = hn::Set(d, args.scalars->clip_factor);
   const auto momentum = hn::Set(d, args.momentum);
   for_each_segment(args, elements, [&](std::int64_t begin, std::int64_t end, float weight_decay) HWY_ATTR {
@@ -93,6 +95,7 @@ void sgd(Cpu cpu, const Sgd& args) { cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(ke
 
 // A few elements of a model: one thread.
 void sign_step(Cpu, const SignStep& args) {
+  if (!args.scalars->accepted) return;
   for (std::int64_t i = 0; i < args.count; ++i)
     args.weight[i] -= args.step * static_cast<float>((args.gradient[i] > 0) - (args.gradient[i] < 0));
 }

@@ -69,6 +69,7 @@ __device__ inline float moved(const MovingAverage& average, float before, float 
 template <int N>
 __global__ void __launch_bounds__(cuda::threads_per_block) adamw_kernel(AdamW args) {
   const StepScalars scalars = *args.scalars;
+  if (!scalars.accepted) return;
   for_each_pack_of_segments<N>(args.segments, args.num_segments, [&]<int M>(std::int64_t i, float decay) {
     cuda::Pack<M> weight = cuda::load<M>(args.weight + i);
     const cuda::Pack<M> gradient = cuda::load<M>(args.gradient + i);
@@ -94,6 +95,7 @@ __global__ void __launch_bounds__(cuda::threads_per_block) adamw_kernel(AdamW ar
 template <int N>
 __global__ void __launch_bounds__(cuda::threads_per_block) sgd_kernel(Sgd args) {
   const StepScalars scalars = *args.scalars;
+  if (!scalars.accepted) return;
   for_each_pack_of_segments<N>(args.segments, args.num_segments, [&]<int M>(std::int64_t i, float decay) {
     cuda::Pack<M> weight = cuda::load<M>(args.weight + i), m = cuda::load<M>(args.gradient + i);
 #pragma unroll
@@ -115,6 +117,7 @@ __global__ void __launch_bounds__(cuda::threads_per_block) sgd_kernel(Sgd args) 
 }
 
 __global__ void sign_step_kernel(SignStep args) {
+  if (!args.scalars->accepted) return;
   for (std::int64_t i = cuda::thread_of_grid(); i < args.count; i += cuda::threads_of_grid()) {
     const float g = args.gradient[i];
     args.weight[i] -= args.step * static_cast<float>((g > 0) - (g < 0));

@@ -516,6 +516,22 @@ inline std::vector<Operation> every_operation() {
          o.expect("sign_step", master, {o.n}, DType::f32);
        },
        updates},
+      {"digest",
+       [](Operands& o) {
+         const Tensor ranges = o.of_host(std::vector<kernels::Range>{{0, 20}, {30, o.n}}, DType::u8);
+         const Tensor digests = o.runtime.empty({2 * sizeof(std::uint64_t)}, DType::u8);
+         ops::digest(o.runtime, o.flat(), ranges, digests);
+         o.expect("digests", digests, {2 * sizeof(std::uint64_t)}, DType::u8);
+       },
+       updates},
+      {"judge_step",
+       [](Operands& o) {
+         const Tensor one = o.filled({1}, DType::f64),
+                      window = o.of_host(std::vector<kernels::SpikeWindow>(1), DType::u8);
+         ops::judge_step(o.runtime, {}, one, {}, 0, 0);
+         ops::judge_step(o.runtime, one, one, window, 8, 3);
+       },
+       updates},
   };
 }
 

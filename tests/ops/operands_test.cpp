@@ -428,6 +428,14 @@ void RefusedOperands::of_optimizers() {
   expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, w, other, {}, segments, 0.9f); });
   expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, w, {}, tensor({5}, DType::bf16), segments, 0); });
   expect_refused("sign step: weight and gradient [n]", [&] { ops::sign_step(runtime, w, other, 0.1f); });
+  expect_refused("digest: one u64 for each range", [&] {
+    ops::digest(runtime, w, tensor({2 * sizeof(kernels::Range)}, DType::u8), tensor({8}, DType::u8));
+  });
+  const Tensor one = tensor({1}, DType::f64), window = tensor({sizeof(kernels::SpikeWindow)}, DType::u8);
+  const std::string window_rule = "judge step: a window of 2 to 1024 steps";
+  expect_refused(window_rule, [&] { ops::judge_step(runtime, one, one, window, 1, 3); });
+  expect_refused(window_rule, [&] { ops::judge_step(runtime, one, one, window, 1025, 3); });
+  expect_refused(window_rule, [&] { ops::judge_step(runtime, one, one, one, 8, 3); });
 }
 
 TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
@@ -480,6 +488,8 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"adamw", &RefusedOperands::of_optimizers},
       {"sgd", &RefusedOperands::of_optimizers},
       {"sign_step", &RefusedOperands::of_optimizers},
+      {"judge_step", &RefusedOperands::of_optimizers},
+      {"digest", &RefusedOperands::of_optimizers},
   };
   const auto found = rules.find(GetParam().name);
   if (found == rules.end()) {

@@ -1,6 +1,9 @@
 // The optimizers on the GPU against the CPU over several steps, with 16-byte accesses and, at an address one element
 // further, without.
+#include <limits>
+
 #include "kernels/optimizer.h"
+#include "kernels/verdict.h"
 #include "tests/kernels/optimizer_case.h"
 #include "tests/simgpu/agreement.h"
 
@@ -146,10 +149,91 @@ TEST_P(OptimizerCuda, SignStepAgreesWithTheCpu) {
     std::vector<float> weight = random_values<float>(count, 1), gradient = random_values<float>(count, 2);
     gradient[0] = 0;
     const DeviceArray<float> device_weight(weight, 1), device_gradient(gradient, 1);
-    sign_step(Cpu{}, kernels::SignStep{weight.data(), gradient.data(), count, 0.3f});
-    sign_step(cuda(), kernels::SignStep{device_weight.data(), device_gradient.data(), count, 0.3f});
+    const std::vector<StepScalars> scalars(1);
+    const DeviceArray<StepScalars> device_scalars(scalars);
+    sign_step(Cpu{}, kernels::SignStep{weight.data(), gradient.data(), count, 0.3f, scalars.data()});
+    sign_step(cuda(),
+              kernels::SignStep{device_weight.data(), device_gradient.data(), count, 0.3f, device_scalars.data()});
     cudaStreamSynchronize(cuda().stream);
     expect_equal(device_weight.host(), weight, "weight");
+  }
+}
+
+TEST_P(OptimizerCuda, ARejectedStepChangesNothing) {
+  constexpr std::int64_t count = 100;
+  const std::vector<float> start = random_values<float>(count, 1);
+  const std::vector<bf16> value(count, bf16(7.0f));
+  const DeviceArray<float> weight(start), first(start), second(start),
+      gradient(std::vector<float>(count, std::numeric_limits<float>::quiet_NaN()));
+  const DeviceArray<bf16> device_value(value);
+  const DeviceArray<OptimizerSegment> segments({{0, count, 0.1f}});
+  StepScalars scalars = scalars_of(3);
+  scalars.accepted = 0;
+  const DeviceArray<StepScalars> device_scalars(std::vector<StepScalars>{scalars});
+  adamw(cuda(), kernels::AdamW{.weight = weight.data(),
+                               .gradient = gradient.data(),
+                               .first_moment = first.data(),
+                               .second_moment = second.data(),
+                               .value = device_value.data(),
+                               .count = count,
+                               .segments = segments.data(),
+                               .num_segments = 1,
+                               .scalars = device_scalars.data(),
+                               .first = kernels::MovingAverage(beta1),
+                               .second = kernels::MovingAverage(beta2),
+                               .epsilon = epsilon});
+  sgd(cuda(), kernels::Sgd{.weight = weight.data(),
+                           .gradient = gradient.data(),
+                           .momentum_buffer = first.data(),
+                           .value = device_value.data(),
+                           .count = count,
+                           .segments = segments.data(),
+                           .num_segments = 1,
+                           .scalars = device_scalars.data(),
+                           .momentum = 0.9f});
+  sign_step(cuda(), kernels::SignStep{weight.data(), gradient.data(), count, 0.3f, device_scalars.data()});
+  cudaStreamSynchronize(cuda().stream);
+  expect_equal(weight.host(), start, "weight");
+  expect_equal(first.host(), start, "first moment");
+  expect_equal(second.host(), start, "second moment");
+  for (const bf16 element : device_value.host()) ASSERT_EQ(element.bits, bf16(7.0f).bits);
+}
+
+// The deviations are ratios of sums of a few positive terms.
+TEST_P(OptimizerCuda, TheVerdictAgreesWithTheCpu) {
+  constexpr int length = 40;
+  std::vector<kernels::SpikeWindow> window(1);
+  std::vector<StepScalars> scalars(1);
+  scalars[0].targets = 8;
+  const DeviceArray<kernels::SpikeWindow> device_window(window);
+  const std::vector<float> values = random_values<float>(2 * 60, 3);
+  for (int step = 0; step < 60; ++step) {
+    const bool spike = step == 30 || step == 50;
+    const std::vector<double> sums = {8 * (20.0 + values[2 * step]), 20.0 + values[2 * step + 1]};
+    std::vector<double> loss_sum = {sums[0]}, squared_norm = {sums[1] * (spike ? 1e4 : 1)};
+    if (step == 55) loss_sum[0] = std::numeric_limits<double>::infinity();
+    kernels::Verdict args{.loss_sum = loss_sum.data(),
+                          .squared_norm = squared_norm.data(),
+                          .window = window.data(),
+                          .length = length,
+                          .sigma = 20,
+                          .scalars = scalars.data()};
+    judge_step(Cpu{}, args);
+    const DeviceArray<double> device_loss(loss_sum), device_norm(squared_norm);
+    const DeviceArray<StepScalars> device_scalars(scalars);
+    args.loss_sum = device_loss.data();
+    args.squared_norm = device_norm.data();
+    args.window = device_window.data();
+    args.scalars = device_scalars.data();
+    judge_step(cuda(), args);
+    cudaStreamSynchronize(cuda().stream);
+    const StepScalars result = device_scalars.host()[0];
+    ASSERT_EQ(result.accepted, spike || step == 55 ? 0u : 1u) << step;
+    ASSERT_EQ(scalars[0].accepted, result.accepted) << step;
+    ASSERT_NEAR(result.loss_deviations, scalars[0].loss_deviations, 1e-6) << step;
+    ASSERT_NEAR(result.norm_deviations, scalars[0].norm_deviations, 1e-6 * (1 + std::abs(scalars[0].norm_deviations)))
+        << step;
+    ASSERT_EQ(device_window.host()[0].accepted, window[0].accepted) << step;
   }
 }
 

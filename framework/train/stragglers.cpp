@@ -1,0 +1,105 @@
+#include "framework/train/stragglers.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <sstream>
+
+#include "framework/checkpoint/agreement.h"
+#include "framework/core/host.h"
+#include "framework/train/plan.h"
+
+namespace choir {
+namespace {
+
+constexpr double slow = 1.1;
+constexpr double least_known = 1.5;  ///< by how much times may differ from what the plan counts
+constexpr std::size_t least_steps = 8;
+
+/// The value that `share` of the values are at most.
+double quantile(std::vector<double> values, double share) {
+  const auto at = values.begin() + static_cast<std::ptrdiff_t>(share * static_cast<double>(values.size() - 1));
+  std::nth_element(values.begin(), at, values.end());
+  return *at;
+}
+
+/// The middle one, or the mean of the two in the middle.
+double median(const std::vector<double>& values) {
+  const double low = quantile(values, 0.5);
+  if (values.size() % 2 == 1) return low;
+  std::vector<double> sorted = values;
+  std::sort(sorted.begin(), sorted.end());
+  return (low + sorted[values.size() / 2]) / 2;
+}
+
+bool same_place(const MeshShape::Coordinates& a, const MeshShape::Coordinates& b) {
+  return a.tensor == b.tensor && a.context == b.context && a.pipeline == b.pipeline;
+}
+
+}  // namespace
+
+std::vector<SlowRank> find_slow_ranks(const std::vector<RankTimes>& ranks, std::vector<double>& lowest) {
+  std::vector<SlowRank> found;
+  const bool first = lowest.empty();
+  if (first) lowest.resize(ranks.size());
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    std::vector<double> equal, counted;  // times of the others at the same place, and of all others by their counts
+    for (std::size_t j = 0; j < ranks.size(); ++j) {
+      if (j == i) continue;
+      if (same_place(ranks[i].at, ranks[j].at)) equal.push_back(ranks[j].compute);
+      counted.push_back(ranks[j].compute * ranks[i].counted / ranks[j].counted);
+    }
+    if (counted.empty()) continue;
+    const double of_others = median(equal.empty() ? counted : equal);
+    const double ratio = ranks[i].compute / of_others, at_least = ranks[i].compute_at_least / of_others;
+    const double usual = equal.empty() ? (first ? least_known : std::clamp(lowest[i], 1.0, least_known)) : 1;
+    lowest[i] = first ? ratio : std::min(lowest[i], ratio);
+    if (at_least > slow * usual) found.push_back({static_cast<int>(i), ratio / usual});
+  }
+  return found;
+}
+
+Stragglers::Stragglers(const Config& config, const Device& device, const Mesh& mesh, const CallRing& ring)
+    : config_(config), shape_(mesh.shape), here_(mesh.here), ring_(ring) {
+  measures_ = config.train.straggler_every > 0 && device.kind() == DeviceKind::cpu && shape_.ranks() > 1;
+  if (measures_ && shape_.data == 1)
+    counted_ = count_step(config, shape_, shape_.rank(here_), {}, device.threads()).flops;
+}
+
+void Stragglers::begin_step() {
+  step_began_ = Clock::now();
+  in_calls_ = ring_.seconds_in_calls();
+}
+
+void Stragglers::end_step() {
+  if (!measures_) return;
+  const double seconds = std::chrono::duration<double>(Clock::now() - step_began_).count();
+  const double waiting = ring_.seconds_in_calls() - in_calls_;
+  compute_.push_back(seconds - waiting);
+  waiting_.push_back(waiting);
+}
+
+bool Stragglers::is_due() const {
+  return measures_ && compute_.size() >= least_steps &&
+         std::chrono::duration<double>(Clock::now() - last_).count() >= config_.train.straggler_every;
+}
+
+Stragglers::Comparison Stragglers::compare(Communicator& host) {
+  Agreement ranks(host);
+  // Ranks have the same number of steps, since all compare after the same one.
+  const std::string mine = fmt::format("{} {} {} {} {}", median(compute_), quantile(compute_, 0.25), median(waiting_),
+                                       counted_, host_name());
+  compute_.clear();
+  waiting_.clear();
+  last_ = Clock::now();
+  Comparison result;
+  for (const std::string& line : ranks.gather(mine, "stragglers")) {
+    RankTimes times{.at = shape_.coordinates(static_cast<int>(result.ranks.size()))};
+    std::istringstream(line) >> times.compute >> times.compute_at_least >> times.waiting >> times.counted >> times.host;
+    result.ranks.push_back(times);
+  }
+  if (!result.ranks.empty()) result.slow = find_slow_ranks(result.ranks, lowest_);
+  return result;
+}
+
+}  // namespace choir
