@@ -16,20 +16,21 @@ Finished train_with_flip(const Workshop& shop, int ranks, const std::string& fau
 }
 
 struct Flip {
-  LaunchLayout layout;
-  std::string fault;  ///< step 6, rank, array, element, bit
-  std::string named;  ///< what differs, and where
+  int ranks;
+  const char* layout;
+  const char* fault;  ///< step 6, rank, array, element, bit
+  const char* named;  ///< what differs, and where
 };
 
 // In the first bucket, that of the embeddings. Before the update of step 6; without ZeRO other ranks hold the same.
-const std::vector<Flip> flips = {
-    {{2, ""}, "flip:6:1:-1:40:3", "embedding.token.weight on ranks 0 or 1"},
-    {{4, "parallel.micro_batch=1"}, "flip:6:2:0:40:30", "optimizer.first_moment.embedding.token.weight on rank 2"},
-    {{2, "parallel.context=2"}, "flip:6:0:1:40:20", "optimizer.second_moment.embedding.token.weight on ranks 0 or 1"},
-    {{2, "parallel.zero=1"}, "flip:6:1:0:40:9", "optimizer.first_moment.embedding.token.weight on rank 1"},
-    {{2, "parallel.zero=3 parallel.micro_batch=1"}, "flip:6:0:-1:40:12", "embedding.token.weight on rank 0"},
-    {{1, ""}, "flip:6:0:1:40:25", "optimizer.second_moment.embedding.token.weight on rank 0"},
-    {{2, "parallel.tensor=2"}, "flip:6:1:-1:40:0", "embedding.token.weight on rank 1"},
+constexpr Flip flips[] = {
+    {2, "", "flip:6:1:-1:40:3", "embedding.token.weight on ranks 0 or 1"},
+    {4, "parallel.micro_batch=1", "flip:6:2:0:40:30", "optimizer.first_moment.embedding.token.weight on rank 2"},
+    {2, "parallel.context=2", "flip:6:0:1:40:20", "optimizer.second_moment.embedding.token.weight on ranks 0 or 1"},
+    {2, "parallel.zero=1", "flip:6:1:0:40:9", "optimizer.first_moment.embedding.token.weight on rank 1"},
+    {2, "parallel.zero=3 parallel.micro_batch=1", "flip:6:0:-1:40:12", "embedding.token.weight on rank 0"},
+    {1, "", "flip:6:0:1:40:25", "optimizer.second_moment.embedding.token.weight on rank 0"},
+    {2, "parallel.tensor=2", "flip:6:1:-1:40:0", "embedding.token.weight on rank 1"},
 };
 
 class CorruptionInLayout : public ::testing::TestWithParam<Flip> {};
@@ -37,14 +38,14 @@ class CorruptionInLayout : public ::testing::TestWithParam<Flip> {};
 TEST_P(CorruptionInLayout, AFlippedBitIsNamedNotSavedAndTheRunGoesOnFromTheCheckpointBeforeIt) {
   const Flip& flip = GetParam();
   const Workshop shop;
-  const std::string words = flip.layout.words + " checkpoint.every=5 train.check_every=2";
-  ASSERT_EQ(shop.train(flip.layout.ranks, "whole", words).code, 0);
-  const Finished run = train_with_flip(shop, flip.layout.ranks, flip.fault, words);
+  const std::string words = flip.layout + std::string(" checkpoint.every=5 train.check_every=2");
+  ASSERT_EQ(shop.train(flip.ranks, "whole", words).code, 0);
+  const Finished run = train_with_flip(shop, flip.ranks, flip.fault, words);
   EXPECT_EQ(run.code, 1) << run.output;
   EXPECT_TRUE(contains(run, "step 6: other bits than they should have: ")) << run.output;
   EXPECT_TRUE(contains(run, flip.named)) << run.output;
   EXPECT_FALSE(fs::exists(shop.path("run") + "/checkpoints/step-00000006"));
-  const Finished resumed = shop.train(flip.layout.ranks, "run", words + " --resume");
+  const Finished resumed = shop.train(flip.ranks, "run", words + " --resume");
   EXPECT_EQ(resumed.code, 0) << resumed.output;
   EXPECT_TRUE(contains(resumed, "after step 5")) << resumed.output;
   EXPECT_EQ(shop.metric("run", "loss"), shop.metric("whole", "loss"));

@@ -77,7 +77,7 @@ TEST(StateCheck, FindsEveryFlippedBitAndNamesTensorAndRank) {
       if (here) flip(run.trainer.runtime(), victim.values, place, bit);
       const std::string text = holders > 1 ? check.compare() : check.unchanged();
       if (here) flip(run.trainer.runtime(), victim.values, place, bit);
-      const std::string at = " " + std::to_string(rank);
+      const std::string at = std::string(" ").append(std::to_string(rank));
       if (here) {
         EXPECT_TRUE(text.starts_with(victim.name + " on rank")) << text << ", not " << victim.name;
         EXPECT_NE(text.find(at), std::string::npos) << text;
