@@ -72,15 +72,18 @@ inline std::vector<double> difference_of(const std::vector<double>& a, const std
   return difference;
 }
 
-/// The root mean square that errors of `name` are relative to: its own, with one exception. A key bias changes all
+/// The root mean square that errors of `name` are relative to: its own, with exceptions. A key bias changes all
 /// scores of a query by the same amount, except for the rotation between positions. So its gradient is zero or small,
 /// and most of the computed value is rounding. It is the sum over rows of the gradient of the keys. The gradient of the
 /// key weight sums the same rows times the output of a norm, whose root mean square is 1: its size is the one that the
-/// rounding is relative to.
+/// rounding is relative to. So it is for the weights of the norms of q and k: their few elements are sums over rows and
+/// heads, which may cancel, of the same gradients times the output of a norm.
 inline double error_scale(const NamedTensors& tensors, const std::string& name) {
   const double own = root_mean_square(tensors.at(name));
-  if (!name.ends_with(".attention.k.bias")) return own;
-  return std::max(own, root_mean_square(tensors.at(name.substr(0, name.size() - 4) + "weight")));
+  for (const std::string end : {".k.bias", ".q_norm.weight", ".k_norm.weight"})
+    if (name.ends_with(".attention" + end))
+      return std::max(own, root_mean_square(tensors.at(name.substr(0, name.size() - end.size() + 2) + ".weight")));
+  return own;
 }
 
 /// Compares each tensor of `expected` with that of `actual`. The tolerance is `bound`, and `rounding` of the root mean

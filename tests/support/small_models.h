@@ -176,8 +176,6 @@ inline std::vector<SmallModel> small_models() {
   near.attention.kv_heads = 2;
   near.attention.position = Position::rotary;
   near.attention.window = 3;
-  near.attention.soft_cap = 5;
-  near.attention.norm = true;
   near.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
   near.norm.kind = NormKind::rms_norm;
   near.dropout = 0.1;
