@@ -44,14 +44,17 @@ struct Layout {
   int expert = 1;  // for models with experts
 };
 
-/// The models of small_models.h; on the simulated GPU and on many ranks, some that together have every family, layer
-/// and option.
+/// The models of small_models.h; on the simulated GPU and on four ranks and more, some that together have every family,
+/// layer and option.
 inline std::vector<SmallModel> models_under_test() {
   std::vector<const char*> names;
   if (device_is_simulated())
     names = {"gpt", "window_8_of_2", "dropout", "biased_experts", "encoder", "class_token"};
   else if (world_size() > 4)
     names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "encoder", "vision"};
+  else if (world_size() == 4)  // with the most layouts
+    names = {"gpt",       "five_heads",     "window_8_of_2", "one_kv_head", "shared_experts", "biased_experts",
+             "documents", "soft_cap_alibi", "sinks",         "encoder",     "classifier",     "class_token"};
   else
     return small_models();
   std::vector<SmallModel> some;
