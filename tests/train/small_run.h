@@ -49,7 +49,7 @@ struct Layout {
 inline std::vector<SmallModel> models_under_test() {
   std::vector<const char*> names;
   if (device_is_simulated())
-    names = {"gpt", "window_8_of_2", "dropout", "biased_experts", "encoder", "class_token"};
+    names = {"gpt", "window_8_of_2", "dropout", "biased_experts", "class_token"};
   else if (world_size() > 4)
     names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "encoder", "vision"};
   else if (world_size() == 4)  // with the most layouts
