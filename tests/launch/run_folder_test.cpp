@@ -256,7 +256,7 @@ TEST(Resume, ModelTokensHeldOutShareAndSeedMayNotDiffer) {
   ASSERT_EQ(shop.choir("prepare " + shop.path("tiny.yaml") + " " + shop.path("text-[0-3]") + " " + other).code, 0);
   const Finished refused = train_alone(shop, "run", "--resume train.steps=12 " + other);
   EXPECT_EQ(refused.code, 2) << refused.output;
-  EXPECT_TRUE(contains(refused, "other.h5 holds other tokens than the run was started with")) << refused.output;
+  EXPECT_TRUE(contains(refused, "other.h5 holds other data than the run was started with")) << refused.output;
 }
 
 TEST(Resume, AfterANonFiniteLossTheAdviceWorks) {

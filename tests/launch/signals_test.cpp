@@ -149,9 +149,9 @@ TEST(LaunchTrainSignals, ASignalToEveryProcessOfTheJobSaves) {
 TEST(LaunchTrainSignals, ASignalBeforeTheRanksCatchItStopsTheRun) {
   // Rank 0 sends the signal when rank 1 runs too.
   const std::string signal_launcher =
-      "if [ $OMPI_COMM_WORLD_RANK = 0 ]; then until [ -e $0.1 ]; do sleep 0.05; done; kill -TERM $LAUNCHER\n"
+      "if [ $OMPI_COMM_WORLD_RANK = 0 ]; then until [ -e $0.1 ]; do sleep 0.05; done; kill -TERM $STARTED_BY\n"
       "else touch $0.1; fi\n";
-  const std::string to_launcher = "export LAUNCHER=$$; ";
+  const std::string to_launcher = "export STARTED_BY=$$; ";
   {  // The first SIGUSR1 has no effect on the ranks, as if mpirun had not started them yet.
     const Workshop shop;
     const std::string program = wrapper(
