@@ -7,6 +7,7 @@
 
 #include "framework/core/quantity.h"
 #include "framework/core/runtime.h"
+#include "framework/data/hdf5_file.h"
 #include "framework/data/image.h"
 #include "framework/data/image_file.h"
 #include "framework/data/sampler.h"
@@ -66,9 +67,7 @@ class ImageDataset final : public Dataset {
 
   void add_to(State& state) const override {
     state["pixels_digest"] = file_.digest();
-    std::string names;
-    for (const std::string& name : file_.class_names()) names += name + "\n";
-    state["class_names"] = names;
+    state["class_names"] = text_of_lines(file_.class_names());
   }
 
   std::string describe() const override {

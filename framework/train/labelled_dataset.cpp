@@ -8,6 +8,7 @@
 
 #include "framework/core/quantity.h"
 #include "framework/data/digest.h"
+#include "framework/data/hdf5_file.h"
 #include "framework/data/sampler.h"
 #include "framework/data/token_file.h"
 #include "framework/train/dataset.h"
@@ -81,9 +82,7 @@ class LabelledDataset final : public Dataset {
   void add_to(State& state) const override {
     add_tokens(file_, state);
     state["labels_digest"] = labels_digest_;
-    std::string names;
-    for (const std::string& name : file_.class_names()) names += name + "\n";
-    state["class_names"] = names;
+    state["class_names"] = text_of_lines(file_.class_names());
   }
 
   std::string describe() const override {
