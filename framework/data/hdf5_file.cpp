@@ -130,6 +130,15 @@ Hdf5Handle create_dataset(hid_t parent, const char* name, hid_t type, hsize_t co
   return {H5Dcreate2(parent, name, type, space, H5P_DEFAULT, creation, H5P_DEFAULT), H5Dclose, "H5Dcreate2"};
 }
 
+void write_dataset(hid_t parent, const char* name, hid_t type, hid_t memory_type, const void* elements, hsize_t count) {
+  const Hdf5Handle dataset = create_dataset(parent, name, type, count);
+  if (count > 0) hdf5_check(H5Dwrite(dataset, memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, elements), "H5Dwrite");
+}
+
+Hdf5Handle open_dataset(hid_t parent, const char* name) {
+  return {H5Dopen2(parent, name, H5P_DEFAULT), H5Dclose, "H5Dopen2"};
+}
+
 Hdf5Extent hdf5_extent(hid_t dataset, std::uint64_t file_bytes) {
   const Hdf5Handle space(H5Dget_space(dataset), H5Sclose, "H5Dget_space");
   const Hdf5Handle type(H5Dget_type(dataset), H5Tclose, "H5Dget_type");

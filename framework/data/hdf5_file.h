@@ -83,6 +83,9 @@ std::vector<std::string> lines_of(std::span<const char> text);
 /// hdf5_extent(...).offset.
 /// `type` is the type in the file: H5T_STD_U16LE and the like.
 Hdf5Handle create_dataset(hid_t parent, const char* name, hid_t type, hsize_t count);
+/// The same with its elements, `count` of `memory_type`.
+void write_dataset(hid_t parent, const char* name, hid_t type, hid_t memory_type, const void* elements, hsize_t count);
+Hdf5Handle open_dataset(hid_t parent, const char* name);
 
 /// The place of the elements of a one-dimensional contiguous dataset in its file.
 struct Hdf5Extent {
@@ -97,5 +100,15 @@ struct Hdf5Extent {
 /// Throws Hdf5Failure if the dataset is not one-dimensional, contiguous and of little-endian integers, or does not
 /// lie within the first `file_bytes` of the file.
 Hdf5Extent hdf5_extent(hid_t dataset, std::uint64_t file_bytes);
+
+/// All elements, as `memory_type`, which is T. The dataset lies within the file, as above, which bounds the memory.
+template <class T>
+std::vector<T> read_dataset(hid_t parent, const char* name, hid_t memory_type, std::uint64_t file_bytes) {
+  const Hdf5Handle dataset = open_dataset(parent, name);
+  std::vector<T> elements(hdf5_extent(dataset, file_bytes).count);
+  if (!elements.empty())
+    hdf5_check(H5Dread(dataset, memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, elements.data()), "H5Dread");
+  return elements;
+}
 
 }  // namespace choir

@@ -5,25 +5,13 @@
 #include <algorithm>
 
 #include "framework/core/quantity.h"
+#include "framework/data/classes.h"
 #include "framework/data/file.h"
 #include "framework/data/file_seal.h"
 #include "framework/data/hdf5_file.h"
 
 namespace choir {
 namespace {
-
-Hdf5Handle open_dataset(hid_t file, const char* name) {
-  return {H5Dopen2(file, name, H5P_DEFAULT), H5Dclose, "H5Dopen2"};
-}
-
-template <class T>
-std::vector<T> read_dataset(hid_t file, const char* name, hid_t memory_type, std::uint64_t file_bytes) {
-  const Hdf5Handle dataset = open_dataset(file, name);
-  std::vector<T> values(hdf5_extent(dataset, file_bytes).count);
-  if (!values.empty())
-    hdf5_check(H5Dread(dataset, memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()), "H5Dread");
-  return values;
-}
 
 ConfigError inconsistent(const std::string& path, const std::string& why) {
   return ConfigError(Problem{.what = "image file " + path + ": its parts do not fit together",
@@ -100,17 +88,9 @@ void write_image_file(const std::string& path, const ImageFileContents& contents
     write_attribute(hdf5, "width", contents.width);
     write_attribute(hdf5, "channels", contents.channels);
     write_attribute(hdf5, "pixels_digest", contents.digest);
-    const auto write_dataset = [&](const char* name, hid_t type, hid_t memory_type, const void* values,
-                                   std::size_t count) {
-      const Hdf5Handle dataset = create_dataset(hdf5, name, type, count);
-      if (count > 0) hdf5_check(H5Dwrite(dataset, memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values), "H5Dwrite");
-    };
-    write_dataset("class_names", H5T_STD_U8LE, H5T_NATIVE_UINT8, names.data(), names.size());
-    write_dataset("labels", H5T_STD_I32LE, H5T_NATIVE_INT32, contents.labels.data(), contents.labels.size());
-    {
-      const Hdf5Handle dataset = create_dataset(hdf5, "pixels", H5T_STD_U8LE, pixel_bytes);
-      offset = hdf5_extent(dataset, UINT64_MAX).offset;
-    }
+    write_dataset(hdf5, "class_names", H5T_STD_U8LE, H5T_NATIVE_UINT8, names.data(), names.size());
+    write_dataset(hdf5, "labels", H5T_STD_I32LE, H5T_NATIVE_INT32, contents.labels.data(), contents.labels.size());
+    offset = hdf5_extent(create_dataset(hdf5, "pixels", H5T_STD_U8LE, pixel_bytes), UINT64_MAX).offset;
     hdf5.close();
   } catch (const Hdf5Failure& failure) {
     throw Error(
@@ -137,10 +117,9 @@ std::vector<Problem> check_fits(const ImageFile& file, const ModelConfig& model)
   check("model.image.height", model.image.height, file.height());
   check("model.image.width", model.image.width, file.width());
   check("model.image.channels", model.image.channels, file.channels());
-  if (const std::int64_t classes = std::ssize(file.class_names()); classes > model.classes)
-    problems.push_back({.what = fmt::format("model.classes = {} is less than the {} classes of data.path = {}",
-                                            model.classes, classes, file.path()),
-                        .fix = fmt::format("set model.classes to {}", classes)});
+  for (const Problem& problem :
+       check_classes(std::ssize(file.class_names()), model.classes, "data.path = " + file.path()))
+    problems.push_back(problem);
   return problems;
 }
 

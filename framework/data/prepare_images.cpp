@@ -8,6 +8,7 @@
 
 #include "framework/core/error.h"
 #include "framework/core/quantity.h"
+#include "framework/data/classes.h"
 #include "framework/data/digest.h"
 #include "framework/data/file.h"
 #include "framework/data/file_seal.h"
@@ -178,10 +179,7 @@ PrepareImagesResult prepare_images(const PrepareImagesOptions& options,
   PrepareImagesResult result{.images = source.count, .class_names = source.class_names, .notes = source.notes};
   const ImageConfig& wanted = options.image;
   const std::int64_t bytes = wanted.channels * wanted.height * wanted.width;
-  ProblemList problems;
-  if (const std::int64_t classes = std::ssize(source.class_names); classes > options.classes)
-    problems.add({.what = fmt::format("there are {} classes, and model.classes = {}", classes, options.classes),
-                  .fix = fmt::format("set model.classes to {}", classes)});
+  throw_if_any(check_classes(std::ssize(source.class_names), options.classes, "the images"));
   for (const std::string& stale : remove_stale_temporaries(options.output))
     result.notes.push_back("removed " + stale + ", left by a choir prepare that was killed");
 
@@ -189,6 +187,7 @@ PrepareImagesResult prepare_images(const PrepareImagesOptions& options,
   constexpr std::uint64_t key = 0x696D61676573ull;  // "images"
   File pixels = File::nameless_beside(options.output);
   std::vector<std::int32_t> labels(static_cast<std::size_t>(source.count));
+  ProblemList problems;
   PrepareProgress state{.stage = "reading images", .bytes_total = source.count * bytes};
   result.images_of_class.resize(source.class_names.size());
   for (std::int64_t i = 0; i < source.count; ++i) {

@@ -25,8 +25,8 @@ struct PrepareImagesResult {
   std::vector<std::string> notes;  ///< what was left out, one line each
 };
 
-/// Throws ConfigError for inputs that cannot be read, of another size, or with more classes (all problems at once); and
-/// Error if the disk is full or fails, after removing the unfinished output.
+/// Throws ConfigError for more classes, before images are read; for images that cannot be read or are of another size,
+/// all of them at once; and Error if the disk is full or fails, after removing the unfinished output.
 PrepareImagesResult prepare_images(const PrepareImagesOptions&, const std::function<void(const PrepareProgress&)>&);
 
 }  // namespace choir

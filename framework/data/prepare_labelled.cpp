@@ -6,6 +6,7 @@
 #include <map>
 
 #include "framework/core/quantity.h"
+#include "framework/data/classes.h"
 #include "framework/data/file.h"
 #include "framework/data/file_seal.h"
 #include "framework/data/sampler.h"
@@ -77,9 +78,7 @@ PrepareLabelledResult prepare_labelled(const PrepareLabelledOptions& options,
     result.class_names.emplace_back(name);
   }
   result.documents_of_class.resize(result.class_names.size());
-  if (const std::int64_t classes = std::ssize(result.class_names); classes > options.classes)
-    problems.add({.what = fmt::format("there are {} classes, and model.classes = {}", classes, options.classes),
-                  .fix = fmt::format("set model.classes to {}", classes)});
+  problems.add_all(check_classes(std::ssize(result.class_names), options.classes, "the texts"));
   if (lines.empty())
     problems.add({.what = "no text to prepare", .why = "the files have no line with a class and a text"});
   problems.throw_if_any();

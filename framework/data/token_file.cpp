@@ -17,20 +17,6 @@
 namespace choir {
 namespace {
 
-Hdf5Handle open_dataset(hid_t file, const char* name) {
-  return {H5Dopen2(file, name, H5P_DEFAULT), H5Dclose, "H5Dopen2"};
-}
-
-// All elements of a dataset that lies within the file, which bounds the memory.
-template <class T>
-std::vector<T> read_dataset(hid_t file, const char* name, hid_t memory_type, std::uint64_t file_bytes) {
-  const Hdf5Handle dataset = open_dataset(file, name);
-  std::vector<T> values(hdf5_extent(dataset, file_bytes).count);
-  if (!values.empty())
-    hdf5_check(H5Dread(dataset, memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data()), "H5Dread");
-  return values;
-}
-
 // The contents of a token file that HDF5 reads.
 struct Contents {
   std::int64_t format_version, text_bytes, end_of_document;

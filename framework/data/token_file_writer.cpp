@@ -75,25 +75,19 @@ TokenFileWriter::Layout TokenFileWriter::write_structure(const std::string& path
   write_attribute(file, "tokenizer_kind", tokenizer_.kind());
   write_attribute(file, "tokenizer_digest", tokenizer_.digest());
   write_attribute(file, "end_of_document", tokenizer_.end_of_document());
-  const auto write_dataset = [&](const char* name, hid_t type, hid_t memory_type, const void* values,
-                                 std::size_t count) {
-    const Hdf5Handle dataset = create_dataset(file, name, type, count);
-    if (count > 0) hdf5_check(H5Dwrite(dataset, memory_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values), "H5Dwrite");
-  };
   const std::string& model = tokenizer_.serialized();
-  write_dataset("tokenizer_model", H5T_STD_U8LE, H5T_NATIVE_UINT8, model.data(), model.size());
-  write_dataset("token_bytes", H5T_STD_I32LE, H5T_NATIVE_INT32, token_bytes.data(), token_bytes.size());
+  write_dataset(file, "tokenizer_model", H5T_STD_U8LE, H5T_NATIVE_UINT8, model.data(), model.size());
+  write_dataset(file, "token_bytes", H5T_STD_I32LE, H5T_NATIVE_INT32, token_bytes.data(), token_bytes.size());
 
   if (!labels_.empty()) {
-    write_dataset("labels", H5T_STD_I32LE, H5T_NATIVE_INT32, labels_.data(), labels_.size());
-    write_dataset("class_names", H5T_STD_U8LE, H5T_NATIVE_UINT8, names.data(), names.size());
+    write_dataset(file, "labels", H5T_STD_I32LE, H5T_NATIVE_INT32, labels_.data(), labels_.size());
+    write_dataset(file, "class_names", H5T_STD_U8LE, H5T_NATIVE_UINT8, names.data(), names.size());
   }
 
   // Only space for these two: their elements are written without HDF5, so that a full disk is an error in one place.
   Layout layout = {};
   const auto make_room = [&](const char* name, hid_t type, std::size_t count) -> std::uint64_t {
-    const Hdf5Handle dataset = create_dataset(file, name, type, count);
-    return hdf5_extent(dataset, UINT64_MAX).offset;
+    return hdf5_extent(create_dataset(file, name, type, count), UINT64_MAX).offset;
   };
   layout.document_offsets_offset = make_room("document_offsets", H5T_STD_I64LE, document_offsets_.size());
   layout.tokens_offset =

@@ -3,15 +3,12 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
-
 #include "framework/core/quantity.h"
 #include "framework/core/runtime.h"
 #include "framework/data/hdf5_file.h"
 #include "framework/data/image.h"
 #include "framework/data/image_file.h"
-#include "framework/data/sampler.h"
-#include "framework/train/dataset.h"
+#include "framework/train/items.h"
 #include "framework/train/snapshot.h"
 
 namespace choir {
@@ -30,40 +27,28 @@ class ImageDataset final : public Dataset {
   std::vector<Problem> check_weights(const CheckpointReader&) const override { return {}; }
 
   void split(const CheckpointReader* from) override {
-    const std::int64_t images = file_.num_images();
-    const auto held_out = static_cast<std::int64_t>(std::ceil(config_.data.held_out * static_cast<double>(images)));
-    first_held_out_ = images - held_out;
-    if (from && is_that_of(*from)) first_held_out_ = position_of(*from).first_held_out.value_or(first_held_out_);
-    if (first_held_out_ < 1)
-      throw ConfigError(Problem{.what = fmt::format("data.path = {} has no image for training", file_.path()),
-                                .why = fmt::format("data.held_out = {} keeps {} of {} for evaluation",
-                                                   config_.data.held_out, held_out, quantity(images, "image")),
-                                .fix = "prepare more images, or set a smaller data.held_out"});
+    items_ = split_items(config_, "image", file_.num_images(),
+                         from && is_that_of(*from) ? position_of(*from).first_held_out : std::nullopt);
   }
 
   ReadSample training(std::int64_t first) const override {
     return [this, first](std::int64_t index, const Sample& sample) {
-      const std::int64_t i = first + index, epoch = i / first_held_out_;
-      const std::int64_t image = permute(i % first_held_out_, first_held_out_, config_.train.seed, epoch);
-      const std::vector<float> pixels = read(image, sample);
+      const std::vector<float> pixels = read(items_.of_sample(first + index), sample);
       std::vector<float> changed(pixels.size());
-      augment(config_.data.augment, config_.model.image, key_, i, pixels, changed);
+      augment(config_.data.augment, config_.model.image, key_, first + index, pixels, changed);
       to_patches(config_.model, changed, sample.patches);
       return std::int64_t{0};
     };
   }
 
   HeldOut held_out() const override {
-    const std::int64_t all = file_.num_images() - first_held_out_, wanted = config_.train.evaluate_sequences;
-    const std::int64_t samples = wanted > 0 ? std::min(wanted, all) : all;
-    const auto of = [this, all, samples](std::int64_t index, const Sample& sample) {
-      to_patches(config_.model, read(first_held_out_ + index * all / samples, sample), sample.patches);
+    return items_.held_out(config_.train.evaluate_sequences, [this](std::int64_t image, const Sample& sample) {
+      to_patches(config_.model, read(image, sample), sample.patches);
       return std::int64_t{0};
-    };
-    return {.all = all, .samples = samples, .read = of};
+    });
   }
 
-  std::int64_t first_held_out() const override { return first_held_out_; }
+  std::int64_t first_held_out() const override { return items_.first_held_out; }
 
   void add_to(State& state) const override {
     state["pixels_digest"] = file_.digest();
@@ -71,9 +56,8 @@ class ImageDataset final : public Dataset {
   }
 
   std::string describe() const override {
-    return fmt::format("{}: {} of {}, {} for training, {} held out", file_.path(),
-                       quantity(file_.num_images(), "image"), quantity(std::ssize(file_.class_names()), "class"),
-                       first_held_out_, file_.num_images() - first_held_out_);
+    return fmt::format("{}: {} of {}, {}", file_.path(), quantity(items_.count, "image"),
+                       quantity(std::ssize(file_.class_names()), "class"), items_.describe());
   }
 
  private:
@@ -88,7 +72,7 @@ class ImageDataset final : public Dataset {
   Config config_;
   std::uint64_t key_;
   ImageFile file_;
-  std::int64_t first_held_out_ = 0;
+  Items items_;
 };
 
 }  // namespace

@@ -4,14 +4,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "framework/core/quantity.h"
+#include "framework/data/classes.h"
 #include "framework/data/digest.h"
 #include "framework/data/hdf5_file.h"
-#include "framework/data/sampler.h"
 #include "framework/data/token_file.h"
-#include "framework/train/dataset.h"
+#include "framework/train/items.h"
 #include "framework/train/snapshot.h"
 
 namespace choir {
@@ -32,10 +31,8 @@ class LabelledDataset final : public Dataset {
       problems.push_back({.what = "data.path = " + file_.path() + ": its texts have no classes",
                           .why = "it was prepared for another family of models",
                           .fix = "choir prepare lines of a class, a tab and a text with model.family=classifier"});
-    if (classes > config_.model.classes)
-      problems.push_back({.what = fmt::format("model.classes = {} is less than the {} classes of data.path = {}",
-                                              config_.model.classes, classes, file_.path()),
-                          .fix = fmt::format("set model.classes to {}", classes)});
+    for (const Problem& problem : check_classes(classes, config_.model.classes, "data.path = " + file_.path()))
+      problems.push_back(problem);
     return problems;
   }
   bool is_that_of(const CheckpointReader& reader) const override {
@@ -50,34 +47,22 @@ class LabelledDataset final : public Dataset {
   }
 
   void split(const CheckpointReader* from) override {
-    const std::int64_t documents = file_.num_documents();
-    const auto held_out = static_cast<std::int64_t>(std::ceil(config_.data.held_out * static_cast<double>(documents)));
-    first_held_out_ = documents - held_out;
-    if (from && is_that_of(*from)) first_held_out_ = position_of(*from).first_held_out.value_or(first_held_out_);
-    if (first_held_out_ < 1)
-      throw ConfigError(Problem{.what = fmt::format("data.path = {} has no text for training", file_.path()),
-                                .why = fmt::format("data.held_out = {} keeps {} of {} for evaluation",
-                                                   config_.data.held_out, held_out, quantity(documents, "text")),
-                                .fix = "prepare more texts, or set a smaller data.held_out"});
+    items_ = split_items(config_, "text", file_.num_documents(),
+                         from && is_that_of(*from) ? position_of(*from).first_held_out : std::nullopt);
   }
 
   ReadSample training(std::int64_t first) const override {
     return [this, first](std::int64_t index, const Sample& sample) {
-      const std::int64_t i = first + index, epoch = i / first_held_out_;
-      return read(permute(i % first_held_out_, first_held_out_, config_.train.seed, epoch), sample);
+      return read(items_.of_sample(first + index), sample);
     };
   }
 
   HeldOut held_out() const override {
-    const std::int64_t all = file_.num_documents() - first_held_out_, wanted = config_.train.evaluate_sequences;
-    const std::int64_t samples = wanted > 0 ? std::min(wanted, all) : all;
-    const auto of = [this, all, samples](std::int64_t index, const Sample& sample) {
-      return read(first_held_out_ + index * all / samples, sample);
-    };
-    return {.all = all, .samples = samples, .read = of};
+    return items_.held_out(config_.train.evaluate_sequences,
+                           [this](std::int64_t document, const Sample& sample) { return read(document, sample); });
   }
 
-  std::int64_t first_held_out() const override { return first_held_out_; }
+  std::int64_t first_held_out() const override { return items_.first_held_out; }
 
   void add_to(State& state) const override {
     add_tokens(file_, state);
@@ -89,9 +74,8 @@ class LabelledDataset final : public Dataset {
     std::int64_t cut = 0;
     for (std::int64_t document = 0; document < file_.num_documents(); ++document)
       cut += length(document) > room() ? 1 : 0;
-    return fmt::format("{}: {} of {}, {} for training, {} held out; {} longer than {} and cut", file_.path(),
-                       quantity(file_.num_documents(), "text"), quantity(std::ssize(file_.class_names()), "class"),
-                       first_held_out_, file_.num_documents() - first_held_out_,
+    return fmt::format("{}: {} of {}, {}; {} longer than {} and cut", file_.path(), quantity(items_.count, "text"),
+                       quantity(std::ssize(file_.class_names()), "class"), items_.describe(),
                        cut == 1 ? "1 is" : fmt::format("{} are", cut), quantity(room(), "token"));
   }
 
@@ -115,7 +99,7 @@ class LabelledDataset final : public Dataset {
   Config config_;
   TokenFile file_;
   std::string labels_digest_;
-  std::int64_t first_held_out_ = 0;
+  Items items_;
 };
 
 }  // namespace

@@ -85,9 +85,9 @@ TEST_F(Classifier, LinesThatDoNotFitAreAllNamedAndNothingIsWritten) {
   const Finished refused = shop_.choir("prepare " + shop_.path("tiny.yaml") + " " + model + "data.path=" + output +
                                        " " + shop_.path("broken.tsv"));
   EXPECT_EQ(refused.code, 2);
-  for (const char* said :
-       {"broken.tsv:2: this line has no tab", "broken.tsv:3: this line has no class before its tab",
-        "broken.tsv:4: this line has no text behind its tab", "there are 4 classes, and model.classes = 3"})
+  for (const char* said : {"broken.tsv:2: this line has no tab", "broken.tsv:3: this line has no class before its tab",
+                           "broken.tsv:4: this line has no text behind its tab",
+                           "model.classes = 3 is less than the 4 classes of the texts"})
     EXPECT_TRUE(contains(refused, said)) << said << "\n" << refused.output;
   EXPECT_EQ(read(output), "");
 }

@@ -21,6 +21,7 @@ struct Flip {
   const char* fault;  ///< step 6, rank, array, element, bit
   const char* named;  ///< what differs, and where
 };
+void PrintTo(const Flip& of, std::ostream* to) { *to << of.ranks << " ranks " << of.layout << ' ' << of.fault; }
 
 // In the first bucket, that of the embeddings. Before the update of step 6; without ZeRO other ranks hold the same.
 constexpr Flip flips[] = {

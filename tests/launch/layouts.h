@@ -2,6 +2,7 @@
 // not depend on it, and going on in the same layout is exact.
 #pragma once
 
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@ struct LaunchLayout {
   int ranks;
   std::string words;
 };
+inline void PrintTo(const LaunchLayout& of, std::ostream* to) { *to << of.ranks << " ranks " << of.words; }
 
 /// A value of metrics.jsonl, and how much it may differ, relatively.
 struct ComparedMetric {

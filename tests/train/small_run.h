@@ -43,6 +43,7 @@ struct Layout {
   int shard = 0;
   int expert = 1;  // for models with experts
 };
+inline void PrintTo(const Layout& of, std::ostream* to) { *to << of.name; }
 
 /// The models of small_models.h; on the simulated GPU and on four ranks and more, some that together have every family,
 /// layer and option.

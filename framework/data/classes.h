@@ -1,0 +1,15 @@
+// The classes of labelled data.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "framework/core/error.h"
+
+namespace choir {
+
+/// A problem if there are more classes than model.classes = `most`. `data` is what has them: "data.path = a.h5".
+std::vector<Problem> check_classes(std::int64_t classes, std::int64_t most, const std::string& data);
+
+}  // namespace choir

@@ -1,0 +1,42 @@
+#include "framework/train/items.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "framework/core/quantity.h"
+#include "framework/data/sampler.h"
+
+namespace choir {
+
+std::int64_t Items::of_sample(std::int64_t sample) const {
+  return permute(sample % first_held_out, first_held_out, seed, sample / first_held_out);
+}
+
+HeldOut Items::held_out(std::int64_t wanted, std::function<std::int64_t(std::int64_t, const Sample&)> read) const {
+  const std::int64_t all = count - first_held_out, samples = wanted > 0 ? std::min(wanted, all) : all;
+  const auto of = [first = first_held_out, all, samples, read = std::move(read)](std::int64_t index, const Sample& s) {
+    return read(first + index * all / samples, s);
+  };
+  return {.all = all, .samples = samples, .read = of};
+}
+
+std::string Items::describe() const {
+  return fmt::format("{} for training, {} held out", first_held_out, count - first_held_out);
+}
+
+Items split_items(const Config& config, const std::string& one, std::int64_t count,
+                  std::optional<std::int64_t> first_held_out) {
+  const double share = std::ceil(config.data.held_out * static_cast<double>(count));
+  const std::int64_t first = first_held_out.value_or(count - static_cast<std::int64_t>(share));
+  if (first < 1)
+    throw ConfigError(Problem{.what = fmt::format("data.path = {} has no {} for training", config.data.path, one),
+                              .why = fmt::format("data.held_out = {} keeps {} of {} for evaluation",
+                                                 config.data.held_out, count - first, quantity(count, one)),
+                              .fix = fmt::format("prepare more {}s, or set a smaller data.held_out", one)});
+  return {.count = count, .first_held_out = first, .seed = config.train.seed};
+}
+
+}  // namespace choir
