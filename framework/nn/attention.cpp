@@ -133,10 +133,10 @@ Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved,
   Tensor qkv = qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context);
   normalise(qkv, saved, context);
   rotate(qkv, false, context);
-  saved.out = keep(context.cache ? attend_to_cache(qkv, *context.cache, context)
-                                 : attend(qkv, spec(), saved.attended, context));
+  const Tensor out = context.cache ? attend_to_cache(qkv, *context.cache, context)
+                                   : attend(qkv, spec(), saved.attended, context);
   qkv = {};  // attended has it, or its heads
-  const Tensor y = leave(out_.forward("attention out", saved.out, context), context, name_.c_str());
+  const Tensor y = leave(out_.forward("attention out", out, context), context, name_.c_str());
   return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
 }
 
@@ -146,8 +146,8 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
   out_.backward_bias(dbranch, context);
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dout = out_.backward_input("attention out", dsum, context);
-  compute_weight_gradient(context, [this, dsum, out = saved.out](Context& later) {
-    out_.backward_weight("attention out", dsum, out, later);
+  compute_weight_gradient(context, [this, dsum, out = saved.attended.out](Context& later) {
+    out_.backward_weight("attention out", dsum, attended_here(out, spec(), later), later);
   });
 
   const Tensor dqkv = attend_backward(dout, spec(), saved.attended, context);

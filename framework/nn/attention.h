@@ -39,7 +39,6 @@ class Attention {
     Tensor x;                    // [rows held, D]: the input
     Norm::Saved q_norm, k_norm;  // of [N * heads held, E]
     Attended attended;           // of q, k, v side by side, after norms and rotary
-    Tensor out;                  // [N, H E held]: before the output product
   };
 
   Attention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);

@@ -82,11 +82,11 @@ ContextBytes context_bytes(const AttentionSpec& spec, std::int64_t length, std::
   ContextBytes bytes{.ring = visited * once, .heads = std::numeric_limits<double>::infinity(), .gather = others * once};
   if (spec.heads.heads / spec.heads.ranks < ranks) return bytes;
   std::int64_t heads = 0;  // of all messages of a rank, if it sent one to itself too
-  for (std::int64_t r = 0; r < ranks; ++r) {
+  for (std::int64_t r = 0; r < ranks; ++r) {  // q, k, v and out; out again, dout, dq, dk, dv
     const HeadRange share = share_of_heads(spec, 0, ranks, r);
-    heads += 2 * share.query.count() + 2 * share.key_value.count();
+    heads += 5 * share.query.count() + 4 * share.key_value.count();
   }
-  bytes.heads = 2 * positions * width(heads) * element * others / static_cast<double>(ranks);
+  bytes.heads = positions * width(heads) * element * others / static_cast<double>(ranks);
   return bytes;
 }
 
@@ -115,6 +115,11 @@ Tensor attend(const Tensor& qkv, const AttentionSpec& spec, Attended& saved, Con
       break;
   }
   return attend_in_a_ring(axis, qkv, saved);
+}
+
+Tensor attended_here(const Tensor& out, const AttentionSpec& spec, Context& context) {
+  const ContextAxis axis{spec, context};
+  return axis.ranks > 1 && kind_of(axis, out.dtype()) == ContextKind::heads ? exchange_out(axis, out) : out;
 }
 
 Tensor attend_backward(const Tensor& dout, const AttentionSpec& spec, const Attended& saved, Context& context) {

@@ -42,13 +42,16 @@ struct AttentionSpec {
 /// What backward reads. `heads` has here other heads and positions than the input.
 struct Attended {
   Tensor qkv;  // [N, (H + 2 K) E held]
-  Tensor out;  // [N, H E held]
+  Tensor out;  // [N, H E held]: attended_here() gives it for the rows and heads of the input
   Tensor lse;  // [H held * N]: [B, H held, positions] of each run
 };
 
 /// qkv [N, (H + 2 K) E held] -> out [N, H E held]. With one context rank that is ops::attention(). Collective over the
 /// context axis.
 Tensor attend(const Tensor& qkv, const AttentionSpec&, Attended& saved, Context&);
+/// What attend() returned, out [N, H E held], of Attended::out. `heads` exchanges it again: saved in both forms, it would
+/// be a sixteenth of a block's activations. Collective over the context axis.
+Tensor attended_here(const Tensor& out, const AttentionSpec&, Context&);
 /// dout [N, H E held] -> dqkv [N, (H + 2 K) E held]
 Tensor attend_backward(const Tensor& dout, const AttentionSpec&, const Attended&, Context&);
 

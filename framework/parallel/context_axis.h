@@ -106,6 +106,8 @@ Tensor attend_in_a_ring(const ContextAxis&, const Tensor& qkv, Attended& saved);
 Tensor attend_in_a_ring_backward(const ContextAxis&, const Tensor& dout, const Attended&);
 
 Tensor attend_by_heads(const ContextAxis&, const Tensor& qkv, Attended& saved);
+/// out [B * T, E of a share of the heads] -> [N, H E held], the rows and heads of this rank
+Tensor exchange_out(const ContextAxis&, const Tensor& out);
 Tensor attend_by_heads_backward(const ContextAxis&, const Tensor& dout, const Attended&);
 
 }  // namespace choir

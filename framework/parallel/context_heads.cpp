@@ -121,15 +121,18 @@ ColumnsOf all_columns(const ContextAxis& axis) {
 }  // namespace
 
 Tensor attend_by_heads(const ContextAxis& axis, const Tensor& qkv, Attended& saved) {
+  return exchange_out(axis,
+                      attend_here(axis, to_heads(axis, qkv, all_columns(axis)), share_of(axis, axis.rank), saved));
+}
+
+Tensor exchange_out(const ContextAxis& axis, const Tensor& out) {
   Runtime& runtime = axis.runtime;
-  const std::vector<Tensor> parts =
-      to_positions(axis, attend_here(axis, to_heads(axis, qkv, all_columns(axis)), share_of(axis, axis.rank), saved),
-                   query_columns(axis));
-  const Tensor out = runtime.empty({qkv.rows(), axis.width(axis.held.query)}, qkv.dtype());
+  const std::vector<Tensor> parts = to_positions(axis, out, query_columns(axis));
+  const Tensor here = runtime.empty({axis.rows.count(), axis.width(axis.held.query)}, out.dtype());
   for (std::int64_t r = 0; r < axis.ranks; ++r)
-    for_each_slice(out, parts[static_cast<std::size_t>(r)], query_columns(axis)(r),
+    for_each_slice(here, parts[static_cast<std::size_t>(r)], query_columns(axis)(r),
                    [&](const Tensor& to, const Tensor& from) { ops::copy(runtime, from, to); });
-  return out;
+  return here;
 }
 
 Tensor attend_by_heads_backward(const ContextAxis& axis, const Tensor& dout, const Attended& saved) {

@@ -62,7 +62,8 @@ TEST(ContextKind, IsTheOneWithTheFewestBytes) {
   const ContextBytes many = context_bytes(spec(8, 8), 64, 4, DType::f32);
   EXPECT_EQ(many.ring, 3 * 16 * (2 * 8 * 16) * 3 * 4.0) << "keys and values twice, their gradients once";
   EXPECT_EQ(many.gather, many.ring);
-  EXPECT_EQ(many.heads, 2 * 16 * (3 / 4.0) * (4 * 8 * 16) * 4) << "q, k, v and out; three of four shares leave a rank";
+  EXPECT_EQ(many.heads, 16 * (3 / 4.0) * ((4 + 5) * 8 * 16) * 4)
+      << "q, k, v and out; out again, and their gradients; three of four shares leave a rank";
   const auto kind = [](const AttentionSpec& s, std::int64_t length, std::int64_t ranks) {
     return context_kind(ContextKind::automatic, s, length, ranks, DType::f32);
   };
