@@ -87,6 +87,28 @@ std::vector<std::string> gather_texts(const std::string& text) {
   return texts;
 }
 
+std::vector<Burn> gather_burns(const Burn& own, int ranks) {
+  struct Numbers {
+    double flops_per_second;
+    std::int64_t products, wrong;
+    std::uint64_t digest;
+  } const numbers{own.flops_per_second, own.products, own.wrong, own.digest};
+  std::vector<Numbers> all(static_cast<std::size_t>(ranks));
+  MPI_Allgather(&numbers, sizeof numbers, MPI_BYTE, all.data(), sizeof numbers, MPI_BYTE, MPI_COMM_WORLD);
+  const std::vector<std::string> hosts = gather_texts(own.host), processors = gather_texts(own.processor),
+                                 problems = gather_texts(own.problem);
+  std::vector<Burn> burns;
+  for (std::size_t rank = 0; rank < all.size(); ++rank)
+    burns.push_back({.host = hosts[rank],
+                     .processor = processors[rank],
+                     .flops_per_second = all[rank].flops_per_second,
+                     .products = all[rank].products,
+                     .wrong = all[rank].wrong,
+                     .digest = all[rank].digest,
+                     .problem = problems[rank]});
+  return burns;
+}
+
 /// Seconds of one message of `bytes` from rank `a` to `b`, the best of `times`; on these two ranks.
 double message_seconds(int own, int a, int b, std::vector<char>& bytes, int times) {
   const int peer = own == a ? b : a, count = static_cast<int>(bytes.size());
@@ -242,7 +264,7 @@ Check judge_clocks(const std::vector<std::string>& hosts, const std::vector<doub
 }
 
 std::vector<Check> cluster_checks(const std::string& folder, const std::string& version, const MeshShape& shape,
-                                  std::int64_t bytes) {
+                                  const Burn& burn, std::int64_t bytes) {
   int own = 0, ranks = 1;
   MPI_Comm_rank(MPI_COMM_WORLD, &own);
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
@@ -256,6 +278,7 @@ std::vector<Check> cluster_checks(const std::string& folder, const std::string& 
   MPI_Gather(&clock[0], 1, MPI_DOUBLE, ahead.data(), 1, MPI_DOUBLE, 0, MPI_COMM_WORLD);
   MPI_Allreduce(&clock[1], &uncertainty, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
   checks.push_back(judge_clocks(hosts, ahead, uncertainty));
+  checks.push_back(judge_burns(gather_burns(burn, ranks)));
 
   for (const Axis axis : {Axis::tensor, Axis::context, Axis::data, Axis::pipeline}) {
     std::set<std::pair<int, int>> pairs;  // neighbours on the ring of each group

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "framework/comm/mesh.h"
-#include "launch/doctor.h"
+#include "launch/burn.h"
 
 namespace choir {
 
@@ -40,10 +40,10 @@ Check judge_alike(const std::string& name, const std::vector<std::string>& hosts
 /// Seconds that the clock of each host is ahead of rank 0's; an error of up to `uncertainty` seconds each.
 Check judge_clocks(const std::vector<std::string>& hosts, const std::vector<double>& ahead, double uncertainty);
 
-/// All of these, of the ranks of MPI_COMM_WORLD: clocks, `version` of each rank, the links of each axis of `shape` that
-/// has several ranks, and a file of `bytes` written and synced in `folder`, which exists, by one rank of each host, all
-/// at the same time. Collective. On rank 0 the checks; on others nothing.
+/// All of these, of the ranks of MPI_COMM_WORLD: clocks, `version` and `burn` of each rank, the links of each axis of
+/// `shape` that has several ranks, and a file of `bytes` written and synced in `folder`, which exists, by one rank of
+/// each host, all at the same time. Collective. On rank 0 the checks; on others nothing.
 std::vector<Check> cluster_checks(const std::string& folder, const std::string& version, const MeshShape& shape,
-                                  std::int64_t bytes = 64 << 20);
+                                  const Burn& burn, std::int64_t bytes = 64 << 20);
 
 }  // namespace choir

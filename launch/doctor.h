@@ -19,6 +19,9 @@ struct Check {
   std::string fix;   ///< what to do about it
 };
 
+/// "AMD EPYC 9654 96-Core Processor"
+std::string processor_name();
+
 /// MPI, HDF5, the processor, and a test write in `folder`, which is created if it is missing.
 std::vector<Check> host_checks(const std::string& folder);
 

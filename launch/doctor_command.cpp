@@ -19,6 +19,7 @@
 #include "framework/data/hdf5_file.h"
 #include "framework/train/trainer.h"
 #include "kernels/matmul.h"
+#include "launch/burn.h"
 #include "launch/cluster_checks.h"
 #include "launch/command_line.h"
 #include "launch/doctor.h"
@@ -40,13 +41,6 @@ Check hdf5_check_version() {
   unsigned major = 0, minor = 0, release = 0;
   H5get_libversion(&major, &minor, &release);
   return {.name = "HDF5", .text = fmt::format("{}.{}.{}, parallel", major, minor, release)};
-}
-
-std::string processor_name() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
-  return "unnamed";
 }
 
 Check processor_check() {
@@ -182,6 +176,23 @@ MeshShape layout(const std::vector<std::string>& words, int ranks) {
   return mesh_shape(config, ranks);
 }
 
+/// On the GPU of this rank if it sees one, else on its processor cores.
+Burn burn_here(const MpiProcess& process) {
+  constexpr double seconds = 2;
+  try {
+    const int threads = threads_per_rank({}, process.processors()).threads;
+    std::string reason;
+    if (const int gpus = cuda::visible_gpus(reason); gpus > 0) {
+      Device gpu(GpuOptions{.index = process.local_rank() % gpus}, threads);
+      return burn(gpu, seconds);
+    }
+    Device cores(threads);
+    return burn(cores, seconds);
+  } catch (const std::exception& error) {
+    return {.host = host_name(), .problem = error.what()};
+  }
+}
+
 int doctor(CommandLine& line, const Arguments& arguments) {
   const MpiProcess& process = line.start_mpi();
   const MeshShape shape = layout(arguments.words, process.ranks());
@@ -209,7 +220,7 @@ int doctor(CommandLine& line, const Arguments& arguments) {
   if (process.ranks() > 1) {
     const std::string version =
         fmt::format("choir {}, {}, HDF5 {}", CHOIR_VERSION, mpi_check().text, hdf5_check_version().text);
-    const std::vector<Check> together = cluster_checks(arguments.folder, version, shape);
+    const std::vector<Check> together = cluster_checks(arguments.folder, version, shape, burn_here(process));
     if (process.rank() == 0)
       fmt::print("All {} together:\n\n{}\n", quantity(process.ranks(), "rank"), describe(together));
     if (any_broken(together)) broken = 1;
@@ -221,6 +232,13 @@ int doctor(CommandLine& line, const Arguments& arguments) {
 }
 
 }  // namespace
+
+std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  return "unnamed";
+}
 
 std::vector<Check> host_checks(const std::string& folder) {
   return {mpi_check(), hdf5_check_version(), processor_check(), folder_check(folder), toolkit_check()};

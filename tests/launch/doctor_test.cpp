@@ -87,11 +87,35 @@ TEST(DoctorOfACluster, NamesHostsThatDifferOrWriteSlowly) {
   EXPECT_EQ(judge_writes("runs", {{"a", 1e9}, {"b", 0}}).state, Check::State::broken);
 }
 
+TEST(DoctorOfACluster, NamesFaultyAndSlowHardware) {
+  const Burn good{.host = "a", .processor = "P", .flops_per_second = 1e11, .products = 100, .digest = 7};
+  std::vector<Burn> burns(4, good);
+  EXPECT_EQ(judge_burns(burns).state, Check::State::good) << judge_burns(burns).fix;
+  EXPECT_EQ(judge_burns(burns).text, "4 ranks of P: 100.0 to 100.0 GFLOP/s");
+  burns[1].wrong = 2;
+  EXPECT_EQ(judge_burns(burns).state, Check::State::broken);
+  EXPECT_EQ(judge_burns(burns).fix,
+            "rank 1 (a): 2 of 100 products had other bits than the first: its hardware is faulty");
+  burns[1] = good;
+  burns[2].digest = 8;
+  EXPECT_EQ(judge_burns(burns).state, Check::State::broken);
+  EXPECT_EQ(judge_burns(burns).fix.find("rank 2 (a): its product has other bits"), 0u) << judge_burns(burns).fix;
+  burns[2].processor = "Q";
+  EXPECT_EQ(judge_burns(burns).state, Check::State::good) << "another processor may round otherwise";
+  burns[3].flops_per_second = 0.7e11;
+  EXPECT_EQ(judge_burns(burns).state, Check::State::limited);
+  EXPECT_EQ(judge_burns(burns).fix, "rank 3 (a): slow, 70.0 GFLOP/s where 100.0 are usual");
+  burns[0] = {.host = "b", .problem = "no memory"};
+  EXPECT_EQ(judge_burns(burns).state, Check::State::broken);
+  EXPECT_EQ(judge_burns(burns).fix.find("rank 0 (b): no memory; rank 3"), 0u) << judge_burns(burns).fix;
+}
+
 TEST(DoctorOfACluster, MeasuresTheAxesOfTheLayout) {
   const Workshop shop;
   const Finished four = shop.mpirun(4, "doctor " + shop.path("runs") + " parallel.tensor=2");
   EXPECT_EQ(four.code, 0) << four.output;
-  for (const char* line : {"\nversions      ok ", "\nclocks        ok ", "\ntensor axis   ", "\ndata axis     "})
+  for (const char* line :
+       {"\nversions      ok ", "\nclocks        ok ", "\nburn          ", "\ntensor axis   ", "\ndata axis     "})
     EXPECT_EQ(count(four, line), 1u) << line << four.output;
   EXPECT_EQ(count(four, "\nrun folder    "), 2u) << "of this host, and of all\n" << four.output;
   EXPECT_TRUE(contains(four, "2 links within a host: ")) << four.output;
