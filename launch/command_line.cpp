@@ -181,8 +181,8 @@ int run_command_line(int argc, char** argv) {
                   describe_keys());
   for (const auto add :
        {add_train_command, add_prepare_command, add_config_command, add_evaluate_command, add_replay_command,
-        add_generate_command, add_plan_command, add_verify_command, add_checkpoint_command, add_calls_command,
-        add_bench_command, add_doctor_command, add_hosts_command, add_progress_command})
+        add_generate_command, add_inspect_command, add_plan_command, add_verify_command, add_checkpoint_command,
+        add_calls_command, add_bench_command, add_doctor_command, add_hosts_command, add_progress_command})
     add(line);
   unmark_arguments(line.app);
   ignore_file_size_signal();

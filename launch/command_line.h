@@ -48,6 +48,7 @@ void add_config_command(CommandLine&);
 void add_evaluate_command(CommandLine&);
 void add_replay_command(CommandLine&);
 void add_generate_command(CommandLine&);
+void add_inspect_command(CommandLine&);
 void add_plan_command(CommandLine&);
 void add_verify_command(CommandLine&);
 void add_checkpoint_command(CommandLine&);

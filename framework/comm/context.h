@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "framework/comm/context_kind.h"
@@ -32,6 +33,20 @@ struct ChoiceRecord {
   double widest = 0;
 };
 
+/// What attention has computed in a step, for somebody who looks into the heads: of each layer and micro-batch, the
+/// rows and heads that this rank holds. The layers of a run write to it.
+struct AttentionRecord {
+  struct Entry {
+    Rows rows{};
+    Tensor qkv{};    ///< [N, (H + 2 K) E held]: q, k, v side by side, after norms and rotary
+    Tensor out{};    ///< [N, H E held]: before the output product
+    Tensor dout{};   ///< [N, H E held]: its gradient
+    Tensor lse{};    ///< Attended::lse (framework/parallel/context.h)
+    Tensor sinks{};  ///< [H held], or empty
+  };
+  std::map<std::pair<std::string, std::int64_t>, Entry> entries{};  ///< by layer and first sample of the micro-batch
+};
+
 /// Weight gradients of a micro-batch that the schedule computes later than its activation gradients.
 using DeferredWork = std::vector<std::function<void(struct Context&)>>;
 
@@ -56,9 +71,10 @@ struct Context {
   /// Of losses that every row has, the balance of experts: gradients are those of row_scale * their sum. 0: no gradient
   /// is wanted.
   double row_scale = 0;
-  Tensor expert_sums{};               ///< [3] f64: kernels::ExpertSums adds to it; empty: nothing is counted
-  ChoiceRecord* choices = nullptr;    ///< null: choices are neither written nor replayed
-  const WatchParts* watch = nullptr;  ///< of a replay; null: nobody looks at what is between the parts
+  Tensor expert_sums{};                  ///< [3] f64: kernels::ExpertSums adds to it; empty: nothing is counted
+  ChoiceRecord* choices = nullptr;       ///< null: choices are neither written nor replayed
+  AttentionRecord* attention = nullptr;  ///< null: nobody looks into the heads
+  const WatchParts* watch = nullptr;     ///< of a replay; null: nobody looks at what is between the parts
 };
 
 }  // namespace choir

@@ -47,6 +47,11 @@ kernels::Band attention_band(const ModelConfig& config) {
   std::abort();  // all values are above
 }
 
+kernels::Score attention_score(const ModelConfig& c) {
+  return {.soft_cap = c.attention.soft_cap,
+          .alibi_heads = c.attention.position == Position::alibi ? c.attention.heads : 0};
+}
+
 ParameterStore all_parameters(const ModelConfig& config) {
   ParameterStore store;
   const Stage whole(make_parts(config, /*recompute=*/false), {}, store);

@@ -6,6 +6,7 @@
 #include "framework/model/model_config.h"
 #include "framework/model/part.h"
 #include "kernels/band.h"
+#include "kernels/score.h"
 
 namespace choir {
 
@@ -30,6 +31,8 @@ kernels::Band vision_band(const ModelConfig&);
 
 /// Which positions of a sequence a token sees, from its own.
 kernels::Band attention_band(const ModelConfig&);
+/// What the product of a query and a key becomes before the softmax.
+kernels::Score attention_score(const ModelConfig&);
 
 /// Floating-point operations of one training step on `sequences` sequences: 6 a parameter in a matrix product and
 /// token, of the experts those that a token chooses and those shared, plus attention, of which the pairs count that see

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "framework/model/families.h"
 #include "framework/nn/block.h"
 #include "framework/nn/norm.h"
 #include "framework/nn/output_head.h"
@@ -42,11 +43,6 @@ TablePositions table_positions(const ModelConfig& c) {
       return {};
   }
   std::abort();  // all values are above
-}
-
-kernels::Score attention_score(const ModelConfig& c) {
-  return {.soft_cap = c.attention.soft_cap,
-          .alibi_heads = c.attention.position == Position::alibi ? c.attention.heads : 0};
 }
 
 ExpertsShape experts_shape(const ModelConfig& c, const FeedForwardShape& expert) {

@@ -135,6 +135,9 @@ Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved,
   rotate(qkv, false, context);
   const Tensor out = context.cache ? attend_to_cache(qkv, *context.cache, context)
                                    : attend(qkv, spec(), saved.attended, context);
+  if (context.attention)
+    context.attention->entries[{name_, context.rows.first_sample}] = {
+        .rows = context.rows, .qkv = qkv, .out = out, .lse = saved.attended.lse, .sinks = spec().sinks};
   qkv = {};  // attended has it, or its heads
   const Tensor y = leave(out_.forward("attention out", out, context), context, name_.c_str());
   return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
@@ -150,6 +153,7 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
     out_.backward_weight("attention out", dsum, attended_here(out, spec(), later), later);
   });
 
+  if (context.attention) context.attention->entries.at({name_, context.rows.first_sample}).dout = dout;
   const Tensor dqkv = attend_backward(dout, spec(), saved.attended, context);
   rotate(dqkv, true, context);
   normalise_backward(dqkv, saved, context);

@@ -178,7 +178,8 @@ AttentionSpec Trainer::attention_spec() const {
   return {.heads = {model.attention.heads, model.kv_heads(), mesh_.shape.tensor},
           .tensor_rank = share_.rank,
           .head_width = model.head_width(),
-          .band = attention_band(model)};
+          .band = attention_band(model),
+          .score = attention_score(model)};
 }
 
 ContextKind Trainer::context_kind() const {

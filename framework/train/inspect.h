@@ -1,0 +1,69 @@
+// A window into the heads: what every head of a model reads in a few sequences.
+//
+// A step computes the sequences with the run's own kernels, in the run's layout. What attention has computed there
+// (AttentionRecord) is put together from all ranks, layer by layer; from q, k and the log-sum-exp each rank computes
+// the probabilities of some of the heads again (kernels/attention_map.h).
+//
+// Means over the queries i of a sequence, of p[i, j] and the sink s[i] (0 without sinks):
+//
+//   importance      |d loss / d gate|, of a gate 1 by which the head's output is multiplied: |sum of out dout|.
+//                   Michel et al. 2019, arXiv 1905.10650
+//   entropy         - sum_j p log2 p - s log2 s, in bits: 2^entropy equally likely tokens have it
+//   distance        sum_j p |i - j| / sum_j p, in tokens; of images between the centres of squares, in squares
+//   first_token     p[i, f], f the first token of the sequence or of i's document; without i = f
+//   previous_token  p[i, i - 1], within a document; not of images
+//   induction       the sum of p over keys that follow an earlier token equal to i's own, for the queries that have
+//                   such keys. Olsson et al. 2022, arXiv 2209.11895; not of images
+//   sink            s: what the learned logit takes, of models with sinks
+//
+// Heads a and b have the similarity sum_j min(p_a[i, j], p_b[i, j]) + min(s_a[i], s_b[i]): 1 if they read alike.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "framework/core/names.h"
+#include "framework/model/sample.h"
+#include "framework/train/trainer.h"
+
+namespace choir {
+
+enum class HeadMeasure { importance, entropy, distance, first_token, previous_token, induction, sink };
+template <>
+inline constexpr auto names<HeadMeasure> =
+    std::array{"importance", "entropy", "distance", "first_token", "previous_token", "induction", "sink"};
+inline constexpr std::size_t head_measures = names<HeadMeasure>.size();
+
+struct InspectedSample {
+  SampleBuffer buffer;
+  std::int64_t length = 0;  ///< positions that are looked at, from the first on; the others only fill the context up
+  bool target_is_known = true;  ///< false: the class in `buffer` is anyone's, so nothing is said about importance
+};
+
+struct Inspection {
+  std::int64_t layers = 0, heads = 0;
+  std::int64_t tile = 1;  ///< a cell of a map is the mean over `tile` queries of their sums over `tile` keys
+  struct Sample {
+    std::array<std::vector<double>, head_measures> values;  ///< [layers, heads]; NaN: not defined for this sample
+    std::int64_t cells = 0;
+    std::vector<float> maps;  ///< [layers, heads, cells, cells]: rows are queries
+  };
+  std::vector<Sample> samples;
+  std::vector<float> similarity;  ///< [layers * heads, layers * heads]: over evenly spread queries of all samples
+
+  const std::vector<double>& values(std::size_t sample, HeadMeasure measure) const {
+    return samples[sample].values[static_cast<std::size_t>(measure)];
+  }
+  /// Of all heads: the mean over the samples for which the measure is defined.
+  std::vector<double> mean(HeadMeasure) const;
+};
+
+/// Cells of all maps of an inspection together, at most: what a page can hold.
+inline constexpr std::int64_t most_map_cells = 2'500'000;
+
+/// At most train.batch samples; others of the batch have no targets. The gradients of the trainer are those of these
+/// samples afterwards. The result is the same on all ranks. Collective.
+Inspection inspect(Trainer&, const std::vector<InspectedSample>&);
+
+}  // namespace choir

@@ -1,0 +1,39 @@
+// The probabilities of one head of attention as rows of a matrix, for people who look into the head. Kernels of
+// attention never have this matrix in memory; they save the log-sum-exp of each row, which is all that is missing:
+//
+//   p[i, j] = exp(score(scale q[i] . k[j]) - lse[i])    for the keys j that query i sees, else 0
+//   sink[i] = exp(logit - lse[i])                       with attention sinks (kernels/attention_sink.h), else 0
+//
+// A row and its sink sum to 1 if the log-sum-exp is that of the same scores. Arithmetic of the host, in f32.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/band.h"
+#include "kernels/documents.h"
+#include "kernels/score.h"
+
+namespace choir::kernels {
+
+/// One head and one whole sequence, of which query i and key i stand at position i.
+struct AttentionHead {
+  std::int64_t length = 0, head_width = 0;
+  Band band{};
+  Score score{};             ///< of which this is head `head`
+  std::int64_t head = 0;     ///< in the layer
+  double scale = 1;          ///< usually 1 / sqrt(head_width)
+  Documents documents{};     ///< of one sequence
+  const float* q = nullptr;  ///< [length, head_width], rows `q_stride` elements apart
+  std::int64_t q_stride = 0;
+  const float* k_transposed = nullptr;  ///< [head_width, length]
+  const float* lse = nullptr;           ///< [length]
+  const float* sink = nullptr;          ///< the head's logit; null: none
+};
+
+/// The keys that a query sees: there is no gap between them.
+IndexRange<std::int64_t> seen_keys(const AttentionHead&, std::int64_t query);
+
+/// p[seen_keys()] = row `query`; other elements of p [length] stay as they are. Returns the share of the sink.
+float attention_row(const AttentionHead&, std::int64_t query, float* p);
+
+}  // namespace choir::kernels

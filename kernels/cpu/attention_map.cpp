@@ -1,0 +1,36 @@
+#include "kernels/attention_map.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace choir::kernels {
+
+using Range = IndexRange<std::int64_t>;
+
+Range seen_keys(const AttentionHead& a, std::int64_t query) {
+  const VisiblePairs<std::int64_t> pairs(a.band, a.length, a.length);
+  const Range keys = intersect(pairs.keys_of(query), {0, a.length});
+  return a.documents.separate ? intersect(keys, a.documents.keys_of<std::int64_t>(0, query)) : keys;
+}
+
+float attention_row(const AttentionHead& a, std::int64_t query, float* p) {
+  constexpr auto log2_of_e = 1.4426950408889634;
+  const Range keys = seen_keys(a, query);
+  const float* q = a.q + query * a.q_stride;
+  std::fill(p + keys.begin, p + std::max(keys.begin, keys.end), 0.0f);
+  for (std::int64_t e = 0; e < a.head_width; ++e) {  // so that the inner loop is one over keys, without a sum
+    const float factor = q[e] * static_cast<float>(a.scale * log2_of_e);
+    const float* k = a.k_transposed + e * a.length;
+    for (std::int64_t j = keys.begin; j < keys.end; ++j) p[j] += factor * k[j];
+  }
+  const HeadScore<float> score(a.score, a.head, [](float x) { return std::exp2(x); });
+  const float lse = a.lse[query] * static_cast<float>(log2_of_e);
+  for (std::int64_t j = keys.begin; j < keys.end; ++j) {
+    float derivative = 0;
+    const auto distance = static_cast<float>(j - query - a.score.diagonal);
+    p[j] = std::exp2(score(p[j], distance, derivative, [](float x) { return std::tanh(x); }) - lse);
+  }
+  return a.sink ? std::exp2(*a.sink * static_cast<float>(log2_of_e) - lse) : 0.0f;
+}
+
+}  // namespace choir::kernels

@@ -1,0 +1,137 @@
+// Maps of heads: the probabilities of their definition in double precision; with the sinks, rows sum to 1 by the
+// log-sum-exp that the kernels of attention save, and map times V is what these give.
+//
+// The error of a score is u sqrt(width) times the magnitude of its terms, on both sides, and is the relative error of a
+// probability; an output adds n of these.
+#include "kernels/attention_map.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "kernels/attention_sink.h"
+#include "tests/kernels/attention_case.h"
+
+namespace choir::kernels::tests {
+namespace {
+
+struct Case {
+  const char* name;
+  Band band;
+  Score score{};
+  std::uint32_t mean_document = 0;  // 0: joined
+  bool sinks = false;
+};
+
+constexpr std::int64_t length = 130, heads = 5, kv_heads = 2, group = 3, width = 20;
+
+const Case cases[] = {
+    {"causal", causal_band(length, length)},
+    {"no mask", full_band()},
+    {"a window", causal_band(length, length, 9)},
+    {"a window on both sides", window_band(12)},
+    {"a prefix", with_prefix(causal_band(length, length), 40)},
+    {"a prefix and a window", with_prefix(causal_band(length, length, 9), 40)},
+    {"separate documents", causal_band(length, length), {}, 20},
+    {"separate documents on both sides", full_band(), {}, 20},
+    {"soft cap and ALiBi", full_band(), {.soft_cap = 3, .alibi_heads = 7, .first_head = 2}},
+    {"sinks and a window", causal_band(length, length, 9), {}, 0, true},
+    {"everything", with_prefix(causal_band(length, length), 40), {.soft_cap = 2, .alibi_heads = 5}, 30, true},
+};
+
+TEST(AttentionMap, IsItsDefinitionAndGivesWhatTheKernelsGive) {
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.name);
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal;
+    const auto draw = [&](std::int64_t count) {
+      std::vector<float> values(static_cast<std::size_t>(count));
+      for (float& value : values) value = normal(random);
+      return values;
+    };
+    AttentionShape shape = shape_of({c.name, 1, length, length, heads, kv_heads, width, group, 0, c.band}, 0, 0, 0);
+    shape.k_stride = shape.v_stride = kv_heads * width;
+    const std::vector<DocumentRange> documents =
+        c.mean_document > 0 ? random_documents(1, length, c.mean_document) : std::vector<DocumentRange>{};
+    shape.score = c.score;
+    shape.documents = {.separate = !documents.empty(), .ranges = documents.data(), .length = length};
+    const std::vector<float> q = draw(length * heads * width), k = draw(length * kv_heads * width),
+                             v = draw(length * kv_heads * width), sinks = draw(heads);
+    std::vector<float> out(q.size()), lse(static_cast<std::size_t>(heads * length));
+    const Cpu cpu{};
+    std::vector<char> workspace(static_cast<std::size_t>(attention_forward_workspace_bytes<float>(cpu, shape)) + 64);
+    void* aligned = workspace.data() + (64 - reinterpret_cast<std::uintptr_t>(workspace.data()) % 64);
+    attention_forward(cpu, AttentionForward<float>{.shape = shape,
+                                                   .q = q.data(),
+                                                   .k = k.data(),
+                                                   .v = v.data(),
+                                                   .out = out.data(),
+                                                   .lse = lse.data(),
+                                                   .workspace = aligned});
+    if (c.sinks)
+      attention_sink(cpu, AttentionSink<float>{1, length, heads, width, sinks.data(), out.data(), lse.data()});
+
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const std::int64_t kv = h / group;
+      std::vector<float> k_transposed(static_cast<std::size_t>(width * length));
+      for (std::int64_t j = 0; j < length; ++j)
+        for (std::int64_t e = 0; e < width; ++e)
+          k_transposed[static_cast<std::size_t>(e * length + j)] =
+              k[static_cast<std::size_t>((j * kv_heads + kv) * width + e)];
+      const AttentionHead head{.length = length,
+                               .head_width = width,
+                               .band = c.band,
+                               .score = c.score,
+                               .head = h,
+                               .scale = shape.scale,
+                               .documents = shape.documents,
+                               .q = q.data() + h * width,
+                               .q_stride = heads * width,
+                               .k_transposed = k_transposed.data(),
+                               .lse = lse.data() + h * length,
+                               .sink = c.sinks ? sinks.data() + h : nullptr};
+      for (std::int64_t i = 0; i < length; ++i) {
+        std::vector<double> scores(static_cast<std::size_t>(length), -INFINITY);
+        double total = c.sinks ? std::exp(double(sinks[static_cast<std::size_t>(h)])) : 0, magnitude = 1;
+        for (std::int64_t j = 0; j < length; ++j) {
+          if (!sees(shape, 0, i, j)) continue;
+          double product = 0, terms = 0;
+          for (std::int64_t e = 0; e < width; ++e) {
+            const double term = double(q[static_cast<std::size_t>((i * heads + h) * width + e)]) *
+                                double(k[static_cast<std::size_t>((j * kv_heads + kv) * width + e)]) * shape.scale;
+            product += term, terms += std::abs(term);
+          }
+          const DefinedScore score = defined_score(c.score, product, h, i, j);
+          scores[static_cast<std::size_t>(j)] = score.value;
+          magnitude = std::max(magnitude, terms + score.magnitude);
+          total += std::exp(score.value);
+        }
+        const double tolerance = 8 * 0x1p-24 * std::sqrt(double(width + length)) * (1 + magnitude);
+        std::vector<float> p(static_cast<std::size_t>(length));
+        const float sink = attention_row(head, i, p.data());
+        double sum = double(sink), largest = 0;
+        std::vector<double> result(static_cast<std::size_t>(width));
+        for (std::int64_t j = 0; j < length; ++j) {
+          const double share = double(p[static_cast<std::size_t>(j)]);
+          ASSERT_NEAR(share, std::exp(scores[static_cast<std::size_t>(j)]) / total, tolerance)
+              << h << " " << i << " " << j;
+          sum += share;
+          for (std::int64_t e = 0; e < width; ++e) {
+            const double value = double(v[static_cast<std::size_t>((j * kv_heads + kv) * width + e)]);
+            result[static_cast<std::size_t>(e)] += share * value;
+            largest = std::max(largest, std::abs(value));
+          }
+        }
+        ASSERT_NEAR(sum, 1, tolerance) << h << " " << i;
+        for (std::int64_t e = 0; e < width; ++e)
+          ASSERT_NEAR(double(out[static_cast<std::size_t>((i * heads + h) * width + e)]),
+                      result[static_cast<std::size_t>(e)], tolerance * largest)
+              << h << " " << i << " " << e;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace choir::kernels::tests

@@ -1,0 +1,274 @@
+// The window into the heads: measures and maps by their formulas in double precision, importance by the gradient of the
+// output weight, and the same in every layout.
+#include <cmath>
+
+#include "framework/train/inspect.h"
+#include "tests/train/small_run.h"
+
+namespace choir::tests {
+namespace {
+
+/// Samples of the endless random text, some of whose tokens are made to occur twice.
+std::vector<InspectedSample> random_samples(const ModelConfig& model, std::int64_t count) {
+  std::vector<InspectedSample> samples;
+  for (std::int64_t i = 0; i < count; ++i) {
+    InspectedSample& sample =
+        samples.emplace_back(InspectedSample{.buffer = SampleBuffer(model), .length = model.context});
+    random_sample(model, random_key_of_tests, i, sample.buffer.view());
+    for (std::int32_t& id : sample.buffer.inputs) id %= 3;
+  }
+  return samples;
+}
+
+double at(const std::vector<double>& values, std::int64_t i) { return values[static_cast<std::size_t>(i)]; }
+
+/// What one rank with all samples in one micro-batch has recorded.
+struct Recorded {
+  const AttentionRecord::Entry& entry;
+  const ModelConfig& model;
+  std::vector<double> qkv, out, lse, sinks;
+
+  Recorded(SmallRun& run, const AttentionRecord::Entry& e)
+      : entry(e),
+        model(run.trainer.config().model),
+        qkv(elements(run.device, e.qkv)),
+        out(elements(run.device, e.out)),
+        sinks(e.sinks ? elements(run.device, e.sinks) : std::vector<double>{}) {}
+  double q(std::int64_t row, std::int64_t head, std::int64_t e) const {
+    return at(qkv, row * entry.qkv.width() + head * model.head_width() + e);
+  }
+  double kv(int which, std::int64_t row, std::int64_t head, std::int64_t e) const {
+    const std::int64_t heads = model.attention.heads, kv_head = head / (heads / model.kv_heads());
+    return at(qkv, row * entry.qkv.width() + (heads + which * model.kv_heads() + kv_head) * model.head_width() + e);
+  }
+};
+
+bool sees(const ModelConfig& m, const SampleBuffer& buffer, std::int64_t i, std::int64_t j) {
+  if (!buffer.documents.empty() &&
+      buffer.documents[static_cast<std::size_t>(i)].begin != buffer.documents[static_cast<std::size_t>(j)].begin)
+    return false;
+  if (std::max(i, j) < m.attention.prefix) return true;
+  const std::int64_t window = m.attention.window > 0 ? m.attention.window : m.context;
+  return m.family == ModelFamily::decoder ? j <= i && i - j < window : std::abs(i - j) < window;
+}
+
+double alibi_slope(std::int64_t head, std::int64_t heads) {
+  std::int64_t power = 1;
+  while (2 * power <= heads) power *= 2;
+  if (head >= power) return alibi_slope(2 * (head - power), 2 * power);
+  return std::pow(2.0, -8.0 * static_cast<double>(head + 1) / static_cast<double>(power));
+}
+
+/// The map [T, T] of one head, and its sink behind each row: [T, T + 1].
+std::vector<double> map_of(const Recorded& r, const SampleBuffer& buffer, std::int64_t sample, std::int64_t head) {
+  const ModelConfig& m = r.model;
+  const std::int64_t length = m.context;
+  std::vector<double> map;
+  for (std::int64_t i = 0; i < length; ++i) {
+    std::vector<double> row;
+    double total = 0;
+    for (std::int64_t j = 0; j <= length; ++j) {
+      double score = -INFINITY;
+      if (j == length && m.attention.sinks) score = at(r.sinks, head);
+      if (j < length && sees(m, buffer, i, j)) {
+        score = 0;
+        for (std::int64_t e = 0; e < m.head_width(); ++e)
+          score += r.q(sample * length + i, head, e) * r.kv(0, sample * length + j, head, e);
+        score /= std::sqrt(static_cast<double>(m.head_width()));
+        if (m.attention.soft_cap > 0) score = m.attention.soft_cap * std::tanh(score / m.attention.soft_cap);
+        if (m.attention.position == Position::alibi)
+          score -= alibi_slope(head, m.attention.heads) * static_cast<double>(std::abs(i - j));
+      }
+      row.push_back(std::exp(score));
+      total += row.back();
+    }
+    for (const double weight : row) map.push_back(weight / total);
+  }
+  return map;
+}
+
+double mean_over(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return values.empty() ? std::nan("") : sum / static_cast<double>(values.size());
+}
+
+/// All measures but importance, of a map [T, T + 1].
+std::array<double, head_measures> measures_of(const std::vector<double>& map, const ModelConfig& m,
+                                              const SampleBuffer& buffer) {
+  const std::int64_t length = m.context, columns = m.image.columns();
+  const bool image = m.family == ModelFamily::vision;
+  const std::int64_t class_token = image && m.pool == Pool::class_token ? 1 : 0;
+  std::vector<double> entropy, distance, first, previous, induction, sink;
+  for (std::int64_t i = 0; i < length; ++i) {
+    const auto p = [&](std::int64_t j) { return at(map, i * (length + 1) + j); };
+    const std::int64_t begin = buffer.documents.empty() ? 0 : buffer.documents[static_cast<std::size_t>(i)].begin;
+    double bits = 0, total = 0, moment = 0, following = 0;
+    bool follows = false;
+    for (std::int64_t j = 0; j <= length; ++j)
+      if (p(j) > 0) bits -= p(j) * std::log2(p(j));
+    for (std::int64_t j = class_token; j < length && i >= class_token; ++j) {
+      const std::int64_t a = i - class_token, b = j - class_token;
+      total += p(j);
+      moment +=
+          p(j) * (image ? std::sqrt(std::pow(a / columns - b / columns, 2) + std::pow(a % columns - b % columns, 2))
+                        : static_cast<double>(std::abs(i - j)));
+    }
+    entropy.push_back(bits);
+    if (total > 0) distance.push_back(moment / total);
+    if (i > begin) first.push_back(p(begin));
+    if (m.attention.sinks) sink.push_back(p(length));
+    if (image) continue;
+    if (i > begin) previous.push_back(p(i - 1));
+    for (std::int64_t j = begin + 1; j < i; ++j)
+      if (sees(m, buffer, i, j) &&
+          buffer.inputs[static_cast<std::size_t>(j - 1)] == buffer.inputs[static_cast<std::size_t>(i)]) {
+        follows = true;
+        following += p(j);
+      }
+    if (follows) induction.push_back(following);
+  }
+  return {0,
+          mean_over(entropy),
+          mean_over(distance),
+          mean_over(first),
+          mean_over(previous),
+          mean_over(induction),
+          mean_over(sink)};
+}
+
+/// As good as f32: scores are below 20 here, and sums have few terms.
+constexpr double bound = 2e-5;
+
+void expect_same(double value, double expected, const std::string& what) {
+  EXPECT_EQ(std::isnan(value), std::isnan(expected)) << what;
+  if (std::isnan(expected)) return;
+  EXPECT_NEAR(value, expected, bound * (1 + std::abs(expected))) << what;
+}
+
+std::string name_of_head(std::int64_t layer, std::int64_t head) {
+  return "layer " + std::to_string(layer) + ", head " + std::to_string(head);
+}
+
+TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
+  if (device_is_simulated() || world_size() > 1) GTEST_SKIP() << "one rank on the CPU is enough";
+  for (const char* name : {"gpt", "window_8_of_2", "soft_cap_alibi", "documents", "prefix", "sinks",
+                           "encoder_documents", "encoder_window", "classifier", "vision", "class_token"}) {
+    SCOPED_TRACE(name);
+    ModelConfig model = small_model(name);
+    model.dropout = 0;
+    const std::int64_t length = model.context, heads = model.attention.heads;
+    const std::vector<InspectedSample> samples = random_samples(model, batch);
+    SmallRun run(model, plain_sgd(1), one_rank);
+    const Inspection inspection = inspect(run.trainer, samples);
+    ASSERT_EQ(inspection.tile, 1);
+    const Tensors gradients = run.gradients(), masters = run.masters();
+
+    AttentionRecord record;
+    run.trainer.set_attention(&record);
+    run.compute_gradients(0, [&](std::int64_t i, const Sample& sample) {
+      const SampleBuffer& from = samples[static_cast<std::size_t>(i)].buffer;
+      std::ranges::copy(from.inputs, sample.inputs.begin());
+      std::ranges::copy(from.targets, sample.targets.begin());
+      std::ranges::copy(from.patches, sample.patches.begin());
+      std::ranges::copy(from.documents, sample.documents.begin());
+      return std::int64_t{0};
+    });
+    std::vector<std::vector<double>> all_maps(static_cast<std::size_t>(model.layers * heads));
+    for (std::int64_t layer = 0; layer < model.layers; ++layer) {
+      const Recorded recorded(run, record.entries.at({"blocks." + std::to_string(layer) + ".attention", 0}));
+      for (std::int64_t head = 0; head < heads; ++head) {
+        const std::int64_t number = layer * heads + head;
+        for (std::int64_t s = 0; s < batch; ++s) {
+          const SampleBuffer& buffer = samples[static_cast<std::size_t>(s)].buffer;
+          const std::vector<double> map = map_of(recorded, buffer, s, head);
+          const auto measures = measures_of(map, model, buffer);
+          for (std::size_t m = 1; m < head_measures; ++m)
+            expect_same(inspection.samples[static_cast<std::size_t>(s)].values[m][static_cast<std::size_t>(number)],
+                        measures[m], names<HeadMeasure>[m] + (" of " + name_of_head(layer, head)));
+          for (std::int64_t i = 0; i < length; ++i) {
+            for (std::int64_t j = 0; j < length; ++j)
+              ASSERT_NEAR(inspection.samples[static_cast<std::size_t>(s)]
+                              .maps[static_cast<std::size_t>((number * length + i) * length + j)],
+                          at(map, i * (length + 1) + j), bound)
+                  << name_of_head(layer, head) << " " << i << " " << j;
+            for (std::int64_t e = 0; e < model.head_width(); ++e) {
+              double sum = 0;
+              for (std::int64_t j = 0; j < length; ++j)
+                sum += at(map, i * (length + 1) + j) * recorded.kv(1, s * length + j, head, e);
+              ASSERT_NEAR(
+                  at(recorded.out, (s * length + i) * heads * model.head_width() + head * model.head_width() + e), sum,
+                  bound * 20)
+                  << "map times V of " << name_of_head(layer, head);
+            }
+          }
+          std::vector<double>& of_head = all_maps[static_cast<std::size_t>(number)];
+          of_head.insert(of_head.end(), map.begin(), map.end());
+        }
+      }
+    }
+    for (std::size_t a = 0; a < all_maps.size(); ++a)
+      for (std::size_t b = 0; b < all_maps.size(); ++b) {
+        double common = 0;
+        for (std::size_t i = 0; i < all_maps[a].size(); ++i) common += std::min(all_maps[a][i], all_maps[b][i]);
+        EXPECT_NEAR(inspection.similarity[a * all_maps.size() + b], common / static_cast<double>(batch * length),
+                    bound);
+      }
+  }
+}
+
+// A gate of a head multiplies the columns of the output weight that read the head: d loss / d gate = sum of W dW there.
+TEST(Inspect, ImportanceIsTheSlopeOfTheLossAlongAGate) {
+  if (device_is_simulated() || world_size() > 1) GTEST_SKIP() << "one rank on the CPU is enough";
+  for (const char* name : {"gpt", "window_8_of_2", "sinks", "encoder", "class_token"}) {
+    SCOPED_TRACE(name);
+    ModelConfig model = small_model(name);
+    model.dropout = 0;
+    SmallRun run(model, plain_sgd(1), one_rank);
+    const Inspection inspection = inspect(run.trainer, random_samples(model, 1));
+    const Tensors gradients = run.gradients(), masters = run.masters();
+    const std::int64_t columns = model.attention.heads * model.head_width();
+    for (std::int64_t layer = 0; layer < model.layers; ++layer)
+      for (std::int64_t head = 0; head < model.attention.heads; ++head) {
+        const std::string weight = "blocks." + std::to_string(layer) + ".attention.out.weight";
+        double slope = 0, magnitude = 0;
+        for (std::int64_t i = 0; i < model.width; ++i)
+          for (std::int64_t e = head * model.head_width(); e < (head + 1) * model.head_width(); ++e) {
+            const double term = at(gradients.at(weight), i * columns + e) * at(masters.at(weight), i * columns + e);
+            slope += term, magnitude += std::abs(term);
+          }
+        EXPECT_NEAR(at(inspection.values(0, HeadMeasure::importance), layer * model.attention.heads + head),
+                    std::abs(slope), bound * magnitude)
+            << name_of_head(layer, head);
+      }
+  }
+}
+
+TEST(Inspect, IsThatOfOneRankInEveryLayout) {
+  if (device_is_simulated()) GTEST_SKIP() << "the arithmetic is that of the host";
+  for (const char* name : {"window_8_of_2", "sinks", "encoder_documents", "class_token"}) {
+    ModelConfig model = small_model(name);
+    model.dropout = 0;
+    const std::vector<InspectedSample> samples = random_samples(model, 5);  // of a batch of 12
+    const Inspection alone = inspect(run_alone(model, plain_sgd(1))->trainer, samples);
+    for (const Layout& layout : layouts(world_size(), model)) {
+      SCOPED_TRACE(name + (": " + layout.name));
+      SmallRun run(model, plain_sgd(1), layout);
+      const Inspection inspection = inspect(run.trainer, samples);
+      ASSERT_EQ(inspection.samples.size(), samples.size());
+      for (std::size_t s = 0; s < samples.size(); ++s) {
+        for (std::size_t m = 0; m < head_measures; ++m)
+          for (std::size_t head = 0; head < alone.samples[s].values[m].size(); ++head)
+            expect_same(inspection.samples[s].values[m][head], alone.samples[s].values[m][head], names<HeadMeasure>[m]);
+        ASSERT_EQ(inspection.samples[s].maps.size(), alone.samples[s].maps.size());
+        for (std::size_t i = 0; i < alone.samples[s].maps.size(); ++i)
+          ASSERT_NEAR(inspection.samples[s].maps[i], alone.samples[s].maps[i], bound);
+      }
+      for (std::size_t i = 0; i < alone.similarity.size(); ++i)
+        ASSERT_NEAR(inspection.similarity[i], alone.similarity[i], bound);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace choir::tests
