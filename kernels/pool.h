@@ -1,35 +1,47 @@
-// Sums over positions of each sequence, and their way back: what turns a sequence into one row.
+// The mean over positions of each sequence, and its way back: what turns a sequence into one row.
 //
-//   sums[b] = factor * sum of x[r] over the rows r of sequence b at these positions
+//   means[b] = sum of x[r] / n over the rows r of sequence b at its n positions that are read
 //
-// A rank may hold some rows of a sequence only: the sum over ranks is then the sequence's.
+// A rank may hold some rows of a sequence only: the sum over ranks is then the mean.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/documents.h"
 #include "kernels/rows.h"
 #include "kernels/types.h"
 
 namespace choir::kernels {
 
-/// Rows that stand at no position of `positions`, and those beyond the rows held, do not count.
+/// Rows that stand at no position that is read, and those beyond the rows held, do not count.
 struct PoolShape {
   std::int64_t rows, width;
   RowMap map;
-  Run positions;      ///< that are summed
-  double factor = 1;  ///< 1 / positions.count(): the mean
+  Run positions;                             ///< that are read
+  const DocumentRange* documents = nullptr;  ///< [sequences, map.length]: if given, only those of them are read that
+                                             ///< are in the document of the first one
 
-  /// Of run `run`: the rows [begin, end) of the tensor with the positions of `positions` in sequence `sequence`.
+  constexpr Run positions_of(std::int64_t sequence) const {
+    if (!documents) return positions;
+    const DocumentRange first = documents[sequence * map.length + positions.begin];
+    return intersect(positions, Run{first.begin, first.end});
+  }
+  template <class Number>
+  constexpr Number factor(std::int64_t sequence) const {
+    return Number(1) / static_cast<Number>(positions_of(sequence).count());
+  }
+  /// Of run `run`: the rows [begin, end) of the tensor with the positions that are read of sequence `sequence`.
   constexpr Run rows_of(std::int64_t sequence, int run) const {
-    const Run held = map.runs[run], summed = intersect(held, positions);
+    const Run held = map.runs[run], summed = intersect(held, positions_of(sequence));
     const std::int64_t before = run == 0 ? 0 : map.sequences * map.runs[0].count();
     const std::int64_t first = before + sequence * held.count() - held.begin - map.first_row;
     return intersect(Run{first + summed.begin, first + summed.end}, Run{0, rows});
   }
-  /// Of row `row`, at position `position` of its sequence.
-  constexpr bool is_summed(std::int64_t row, std::int64_t position) const {
-    return map.first_row + row < map.sequences * map.positions() && position >= positions.begin &&
-           position < positions.end;
+  /// Of row `row`, at place `at`.
+  constexpr bool is_read(std::int64_t row, const RowMap::Place& at) const {
+    if (map.first_row + row >= map.sequences * map.positions()) return false;
+    const Run read = positions_of(at.sequence);
+    return at.position >= read.begin && at.position < read.end;
   }
 };
 
@@ -37,16 +49,16 @@ struct PoolShape {
 template <class T>
 struct PoolForward {
   PoolShape shape;
-  const T* x;           ///< [rows, width]
-  Accumulate<T>* sums;  ///< [map.sequences, width]
+  const T* x;            ///< [rows, width]
+  Accumulate<T>* means;  ///< [map.sequences, width]
 };
 
-/// dx[r] = factor * dsums[b] in the rows that were summed, 0 in the others.
+/// dx[r] = dmeans[b] / n in the rows that were read, 0 in the others.
 template <class T>
 struct PoolBackward {
   PoolShape shape;
-  const T* dsums;  ///< [map.sequences, width]
-  T* dx;           ///< [rows, width]
+  const T* dmeans;  ///< [map.sequences, width]
+  T* dx;            ///< [rows, width]
 };
 
 template <class T>

@@ -126,6 +126,10 @@ struct ModelConfig {
   /// Rows of the output head.
   std::int64_t outputs() const { return is_classifier() ? classes : vocabulary; }
   std::int64_t targets_of_sequence() const { return is_classifier() ? 1 : context; }
+  /// True if a token sees only a part of its sequence: its document, or the text without what fills the sequence up.
+  bool separates_documents() const {
+    return attention.documents == DocumentBorders::separate || family == ModelFamily::classifier;
+  }
   /// Positions of an image.
   std::int64_t image_positions() const { return image.rows() * image.columns() + (pool == Pool::class_token ? 1 : 0); }
 

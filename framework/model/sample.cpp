@@ -10,8 +10,6 @@
 namespace choir {
 namespace {
 
-bool separates_documents(const ModelConfig& config) { return config.attention.documents == DocumentBorders::separate; }
-
 bool reads_images(const ModelConfig& config) { return config.family == ModelFamily::vision; }
 
 std::size_t count_of(const Shape& shape) {
@@ -26,7 +24,7 @@ SampleBuffer::SampleBuffer(const ModelConfig& config)
     : inputs(static_cast<std::size_t>(reads_images(config) ? 0 : config.context)),
       targets(static_cast<std::size_t>(config.targets_of_sequence())),
       patches(static_cast<std::size_t>(reads_images(config) ? config.context * config.image.features() : 0)),
-      documents(static_cast<std::size_t>(separates_documents(config) ? config.context : 0),
+      documents(static_cast<std::size_t>(config.separates_documents() ? config.context : 0),
                 {0, static_cast<std::int32_t>(config.context)}) {}
 
 void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t index, const Sample& sample) {
@@ -40,9 +38,13 @@ void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t in
   // Another part of the words than the class: in [-1, 1).
   for (std::size_t i = 0; i < sample.patches.size(); ++i)
     sample.patches[i] = static_cast<float>(static_cast<std::int32_t>(word(i + (std::size_t{1} << 32)))) * 0x1p-31f;
-  for (std::size_t begin = 0, end = 0; begin < sample.documents.size(); begin = end) {  // of three tokens or so
+  const std::size_t length = sample.documents.size();
+  const bool is_text =
+      config.family == ModelFamily::classifier;  // then it is filled up; else documents of three tokens or so
+  for (std::size_t begin = 0, end = 0; begin < length; begin = end) {
+    if (is_text && begin > 0) end = length - 1;
     do ++end;
-    while (end < sample.documents.size() && word(end + (std::size_t{1} << 33)) % 3 != 0);
+    while (end < length && word(end + (std::size_t{1} << 33)) % (is_text ? length : 3) != 0);
     std::ranges::fill(sample.documents.subspan(begin, end - begin),
                       kernels::DocumentRange{static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end)});
   }
@@ -51,7 +53,7 @@ void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t in
 BatchRows::BatchRows(const ModelConfig& config, const Rows& held, bool count_only)
     : rows(held),
       targets_shape{config.is_classifier() ? held.sequences : held.count()},
-      separate_documents(separates_documents(config)) {
+      separate_documents(config.separates_documents()) {
   if (reads_images(config))
     patches_shape = {held.count(), config.image.features()};
   else

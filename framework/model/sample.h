@@ -19,7 +19,9 @@ struct Sample {
   std::span<std::int32_t> inputs;   ///< [T]: ids of text
   std::span<std::int32_t> targets;  ///< [T], or [1]: the class of the whole sequence; negative: not counted
   std::span<float> patches;         ///< [T, features]: squares of an image, in rows; a class token's are zeros
-  std::span<kernels::DocumentRange> documents{};  ///< [T]: of separate documents, the positions of each token's
+  std::span<kernels::DocumentRange> documents{};  ///< [T]: the positions of each token's document, if they are
+                                                  ///< separate. Of a classifier the text is the first, and what fills
+                                                  ///< the sequence up the second
 };
 
 /// Writes sample `index` (of the step's global batch, or of an evaluation). Returns the bytes of text that the targets

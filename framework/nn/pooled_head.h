@@ -1,6 +1,7 @@
 // The head of a classifier: one row of each sequence, and its class.
 //
-//   pooled = mean of x over the positions read        summed over the ranks that hold some of them
+//   pooled = mean of x over the positions read, of separate documents those of the first document only; summed over
+//            the ranks that hold some of them
 //   loss   = sum over sequences of -log softmax(pooled W^T)[class]
 #pragma once
 

@@ -4,30 +4,38 @@
 
 namespace choir::ops {
 
+static kernels::PoolShape shape_of(std::int64_t rows, std::int64_t width, const kernels::RowMap& map,
+                                   const kernels::Run& positions, const Tensor& documents) {
+  check(!documents || (documents.dtype() == DType::i32 && documents.width() == 2 &&
+                       documents.rows() == map.sequences * map.length),
+        "pool: documents [B * T, 2] i32");
+  return {.rows = rows,
+          .width = width,
+          .map = map,
+          .positions = positions,
+          .documents = static_cast<const kernels::DocumentRange*>(documents ? documents.raw() : nullptr)};
+}
+
 Tensor pool(Runtime& runtime, const Tensor& x, const kernels::RowMap& rows, const kernels::Run& positions,
-            double factor) {
+            const Tensor& documents) {
   check(x.contiguous(), "pool: x [N, D] is contiguous");
-  Tensor sums = runtime.empty({rows.sequences, x.width()}, accumulate_type(x.dtype()));
+  const kernels::PoolShape shape = shape_of(x.rows(), x.width(), rows, positions, documents);
+  Tensor means = runtime.empty({rows.sequences, x.width()}, accumulate_type(x.dtype()));
   with_type(x.dtype(), [&]<class T>() {
-    const kernels::PoolForward<T> args{
-        .shape = {.rows = x.rows(), .width = x.width(), .map = rows, .positions = positions, .factor = factor},
-        .x = x.data<T>(),
-        .sums = sums.data<Accumulate<T>>()};
+    const kernels::PoolForward<T> args{.shape = shape, .x = x.data<T>(), .means = means.data<Accumulate<T>>()};
     launch<T>(runtime, "pool forward", {.flops = static_cast<double>(x.count()), .bytes = bytes_of({x})},
               [args](auto device) { kernels::pool_forward(device, args); });
   });
-  return sums;
+  return means;
 }
 
-Tensor pool_backward(Runtime& runtime, const Tensor& dsums, std::int64_t rows, const kernels::RowMap& map,
-                     const kernels::Run& positions, double factor) {
-  check(dsums.contiguous() && dsums.rows() == map.sequences, "pool backward: a row of dsums for each sequence");
-  Tensor dx = runtime.empty({rows, dsums.width()}, dsums.dtype());
-  with_type(dsums.dtype(), [&]<class T>() {
-    const kernels::PoolBackward<T> args{
-        .shape = {.rows = rows, .width = dsums.width(), .map = map, .positions = positions, .factor = factor},
-        .dsums = dsums.data<T>(),
-        .dx = dx.data<T>()};
+Tensor pool_backward(Runtime& runtime, const Tensor& dmeans, std::int64_t rows, const kernels::RowMap& map,
+                     const kernels::Run& positions, const Tensor& documents) {
+  check(dmeans.contiguous() && dmeans.rows() == map.sequences, "pool backward: a row of dmeans for each sequence");
+  const kernels::PoolShape shape = shape_of(rows, dmeans.width(), map, positions, documents);
+  Tensor dx = runtime.empty({rows, dmeans.width()}, dmeans.dtype());
+  with_type(dmeans.dtype(), [&]<class T>() {
+    const kernels::PoolBackward<T> args{.shape = shape, .dmeans = dmeans.data<T>(), .dx = dx.data<T>()};
     launch<T>(runtime, "pool backward", {.flops = static_cast<double>(dx.count()), .bytes = bytes_of({dx})},
               [args](auto device) { kernels::pool_backward(device, args); });
   });

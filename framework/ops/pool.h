@@ -6,10 +6,12 @@
 
 namespace choir::ops {
 
-/// sums [B, D], f32 (f64 of f64): of the rows of x [N, D] at `positions`, times `factor`; of the rows held here.
-Tensor pool(Runtime&, const Tensor& x, const kernels::RowMap& rows, const kernels::Run& positions, double factor);
-/// dx [rows, D] of dsums [B, D], of the type of dsums.
-Tensor pool_backward(Runtime&, const Tensor& dsums, std::int64_t rows, const kernels::RowMap& map,
-                     const kernels::Run& positions, double factor);
+/// means [B, D], f32 (f64 of f64): over the rows of x [N, D] at `positions`, as far as they are held here. `documents`
+/// [B * T, 2] i32, if not empty: only those of the document of the first of these positions.
+Tensor pool(Runtime&, const Tensor& x, const kernels::RowMap& rows, const kernels::Run& positions,
+            const Tensor& documents = {});
+/// dx [rows, D] of dmeans [B, D], of the type of dmeans.
+Tensor pool_backward(Runtime&, const Tensor& dmeans, std::int64_t rows, const kernels::RowMap& map,
+                     const kernels::Run& positions, const Tensor& documents = {});
 
 }  // namespace choir::ops

@@ -1,5 +1,5 @@
 // Texts and their classes. A sample is one document: its first tokens, filled up with the end-of-document token, which
-// is also the class token if there is one.
+// is also the class token if there is one. What fills it up is a document of its own, which the text does not see.
 
 #include <fmt/format.h>
 
@@ -92,6 +92,11 @@ class LabelledDataset final : public Dataset {
     const auto first = static_cast<std::size_t>(config_.model.context - room());
     const auto count = static_cast<std::size_t>(std::min(length(document), room()));
     file_.read(file_.document_offsets()[static_cast<std::size_t>(document)], sample.inputs.subspan(first, count));
+    const auto text = static_cast<std::int32_t>(std::max<std::size_t>(1, first + count));  // an empty one has its end
+    const auto filled = sample.documents.begin() + text;
+    std::fill(sample.documents.begin(), filled, kernels::DocumentRange{0, text});
+    std::fill(filled, sample.documents.end(),
+              kernels::DocumentRange{text, static_cast<std::int32_t>(sample.documents.size())});
     sample.targets[0] = file_.labels()[static_cast<std::size_t>(document)];
     return 0;
   }

@@ -1,4 +1,4 @@
-// Sums over positions on the CPU, divided by sequences: no two threads write to one element.
+// Means over positions on the CPU, divided by sequences: no two threads write to one element.
 #include "kernels/pool.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -17,20 +17,20 @@ void pool(const PoolForward<T>& args, Part sequences) {
   const Tag<T> d;
   const PoolShape& s = args.shape;
   for (std::int64_t sequence = sequences.begin; sequence < sequences.end; ++sequence) {
-    A* sums = args.sums + sequence * s.width;
-    std::fill(sums, sums + s.width, A(0));
+    A* means = args.means + sequence * s.width;
+    std::fill(means, means + s.width, A(0));
     for (int run = 0; run < 2; ++run) {
       const Run rows = s.rows_of(sequence, run);
       for (std::int64_t row = rows.begin; row < rows.end; ++row) {
         const T* x = args.x + row * s.width;
         for_each_vector(d, s.width, [&](auto i, auto extent) HWY_ATTR {
-          store(d, hn::Add(load(d, sums + i, extent), load(d, x + i, extent)), sums + i, extent);
+          store(d, hn::Add(load(d, means + i, extent), load(d, x + i, extent)), means + i, extent);
         });
       }
     }
     for_each_vector(d, s.width, [&](auto i, auto extent) HWY_ATTR {
-      const auto factor = hn::Set(d, static_cast<A>(s.factor));
-      store(d, hn::Mul(load(d, sums + i, extent), factor), sums + i, extent);
+      const auto factor = hn::Set(d, s.factor<A>(sequence));
+      store(d, hn::Mul(load(d, means + i, extent), factor), means + i, extent);
     });
   }
 }
@@ -43,14 +43,14 @@ void pool_backward(const PoolBackward<T>& args, Part rows) {
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
     T* dx = args.dx + row * s.width;
     const RowMap::Place at = s.map.place(row);
-    if (!s.is_summed(row, at.position)) {
+    if (!s.is_read(row, at)) {
       std::fill(dx, dx + s.width, T(0));
       continue;
     }
-    const T* dsums = args.dsums + at.sequence * s.width;
+    const T* dmeans = args.dmeans + at.sequence * s.width;
     for_each_vector(d, s.width, [&](auto i, auto extent) HWY_ATTR {
-      const auto factor = hn::Set(d, static_cast<A>(s.factor));
-      store(d, hn::Mul(load(d, dsums + i, extent), factor), dx + i, extent);
+      const auto factor = hn::Set(d, s.factor<A>(at.sequence));
+      store(d, hn::Mul(load(d, dmeans + i, extent), factor), dx + i, extent);
     });
   }
 }

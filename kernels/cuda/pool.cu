@@ -1,4 +1,4 @@
-// Sums over positions on the GPU. No atomics: one thread adds all rows of one element, in ascending order, which gives
+// Means over positions on the GPU. No atomics: one thread adds all rows of one element, in ascending order, which gives
 // the same bits as the CPU kernel.
 #include "kernels/cuda/failure.h"
 #include "kernels/cuda/vector.cuh"
@@ -10,7 +10,6 @@ namespace choir::kernels {
 template <class T, int N>
 __global__ void pool_forward_kernel(PoolForward<T> args) {
   const PoolShape& s = args.shape;
-  const auto factor = static_cast<float>(s.factor);
   const std::int64_t packs = s.width / N;
   for (std::int64_t i = cuda::thread_of_grid(); i < s.map.sequences * packs; i += cuda::threads_of_grid()) {
     const std::int64_t sequence = i / packs, column = i % packs * N;
@@ -25,16 +24,17 @@ __global__ void pool_forward_kernel(PoolForward<T> args) {
         for (int j = 0; j < N; ++j) total.value[j] += term.value[j];
       }
     }
+    const auto factor = s.factor<float>(sequence);
 #pragma unroll
     for (int j = 0; j < N; ++j) total.value[j] *= factor;
-    cuda::store(total, args.sums + sequence * s.width + column);
+    cuda::store(total, args.means + sequence * s.width + column);
   }
 }
 
 template <class T>
 void pool_forward(Cuda cuda, const PoolForward<T>& args) {
   const std::int64_t width = args.shape.width;
-  cuda::with_pack_size<T>(width, {args.x, args.sums}, [&]<int N>() {
+  cuda::with_pack_size<T>(width, {args.x, args.means}, [&]<int N>() {
     pool_forward_kernel<T, N><<<cuda::blocks_for_elements<N>(cuda, args.shape.map.sequences * width),
                                 cuda::threads_per_block, 0, cuda.stream>>>(args);
   });
@@ -45,14 +45,14 @@ void pool_forward(Cuda cuda, const PoolForward<T>& args) {
 template <class T, int N>
 __global__ void pool_backward_kernel(PoolBackward<T> args) {
   const PoolShape& s = args.shape;
-  const auto factor = static_cast<float>(s.factor);
   const std::int64_t packs = s.width / N;
   for (std::int64_t i = cuda::thread_of_grid(); i < s.rows * packs; i += cuda::threads_of_grid()) {
     const std::int64_t row = i / packs, column = i % packs * N;
     const RowMap::Place at = s.map.place(row);
     cuda::Pack<N> dx{};
-    if (s.is_summed(row, at.position)) {
-      dx = cuda::load<N>(args.dsums + at.sequence * s.width + column);
+    if (s.is_read(row, at)) {
+      const auto factor = s.factor<float>(at.sequence);
+      dx = cuda::load<N>(args.dmeans + at.sequence * s.width + column);
 #pragma unroll
       for (int j = 0; j < N; ++j) dx.value[j] *= factor;
     }
@@ -63,7 +63,7 @@ __global__ void pool_backward_kernel(PoolBackward<T> args) {
 template <class T>
 void pool_backward(Cuda cuda, const PoolBackward<T>& args) {
   const std::int64_t width = args.shape.width;
-  cuda::with_pack_size<T>(width, {args.dsums, args.dx}, [&]<int N>() {
+  cuda::with_pack_size<T>(width, {args.dmeans, args.dx}, [&]<int N>() {
     pool_backward_kernel<T, N>
         <<<cuda::blocks_for_elements<N>(cuda, args.shape.rows * width), cuda::threads_per_block, 0, cuda.stream>>>(
             args);

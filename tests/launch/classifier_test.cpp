@@ -62,6 +62,14 @@ TEST_F(Classifier, LearnsToTellTheClassesApart) {
   EXPECT_TRUE(contains(evaluated, "100.00 % right, over 12 held-out texts")) << evaluated.output;
 }
 
+TEST_F(Classifier, WhatFillsATextUpChangesNothing) {
+  const std::string words = words_ + "train.steps=3 model.dropout=0 model.attention.position=rotary model.context=";
+  ASSERT_EQ(shop_.train(1, "short", words + "16").code, 0);
+  ASSERT_EQ(shop_.train(1, "long", words + "40").code, 0);
+  for (const char* key : {"loss", "gradient_norm", "held_out_loss"})
+    expect_near(shop_.metric("long", key), shop_.metric("short", key), relative);
+}
+
 TEST_F(Classifier, TakesTheWeightsOfAnEncoder) {
   const std::string vocabulary = "model.vocabulary=258 ";
   ASSERT_EQ(shop_.train(2, "encoder", vocabulary + "model.family=encoder parallel.tensor=2").code, 0);

@@ -292,9 +292,16 @@ void AdjointOfAnOperation::pool() {
   const kernels::RowMap map{.sequences = sequences, .length = 43, .runs = {{3, 12}, {31, 37}}, .first_row = 1};
   const kernels::Run positions{5, 40};
   const Tensor x = random({rows, width});
-  expect_adjoint(
-      {{"x", x}}, 13, [&] { return ops::pool(runtime, x, map, positions, 0.125); },
-      [&](const Tensor& dy) { return std::vector{ops::pool_backward(runtime, dy, rows, map, positions, 0.125)}; });
+  std::vector<std::int32_t> ranges;  // the first document ends at position 33 of each sequence
+  for (std::int64_t n = 0; n < sequences * map.length; ++n)
+    ranges.insert(ranges.end(), {n % map.length < 33 ? 0 : 33, n % map.length < 33 ? 33 : 43});
+  for (const Tensor& documents :
+       {Tensor{}, ops::to_device(runtime, ranges, DType::i32).reshape({sequences * map.length, 2})})
+    expect_adjoint(
+        {{"x", x}}, 13, [&] { return ops::pool(runtime, x, map, positions, documents); },
+        [&](const Tensor& dy) {
+          return std::vector{ops::pool_backward(runtime, dy, rows, map, positions, documents)};
+        });
 }
 
 void AdjointOfAnOperation::grouped_linear() {

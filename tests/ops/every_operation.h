@@ -351,12 +351,12 @@ inline std::vector<Operation> every_operation() {
       // One row of each sequence
       {"pool",
        [](Operands& o) {
-         o.expect("pool", ops::pool(o.runtime, o.x(), o.sequences(), {0, o.length}, 0.2), {3, o.D}, o.accumulate);
+         o.expect("pool", ops::pool(o.runtime, o.x(), o.sequences(), {0, o.length}), {3, o.D}, o.accumulate);
        }},
       {"pool_backward",
        [](Operands& o) {
          o.expect("pool_backward",
-                  ops::pool_backward(o.runtime, o.filled({3, o.D}, o.type), o.N, o.sequences(), {0, 1}, 1), {o.N, o.D},
+                  ops::pool_backward(o.runtime, o.filled({3, o.D}, o.type), o.N, o.sequences(), {0, 1}), {o.N, o.D},
                   o.type);
        }},
 

@@ -287,10 +287,13 @@ void RefusedOperands::of_positions() {
 
 void RefusedOperands::of_pooling() {
   const kernels::RowMap map = kernels::whole_sequences(2, 5);
-  expect_refused("pool: x [N, D] is contiguous", [&] { ops::pool(runtime, strided(10, 3), map, {0, 5}, 1); });
-  const std::string backward = "pool backward: a row of dsums for each sequence";
-  expect_refused(backward, [&] { ops::pool_backward(runtime, tensor({3, 3}), 10, map, {0, 5}, 1); });
-  expect_refused(backward, [&] { ops::pool_backward(runtime, strided(2, 3), 10, map, {0, 5}, 1); });
+  expect_refused("pool: x [N, D] is contiguous", [&] { ops::pool(runtime, strided(10, 3), map, {0, 5}); });
+  const std::string documents = "pool: documents [B * T, 2] i32";
+  expect_refused(documents, [&] { ops::pool(runtime, tensor({10, 3}), map, {0, 5}, tensor({10, 2})); });
+  expect_refused(documents, [&] { ops::pool(runtime, tensor({10, 3}), map, {0, 5}, tensor({9, 2}, DType::i32)); });
+  const std::string backward = "pool backward: a row of dmeans for each sequence";
+  expect_refused(backward, [&] { ops::pool_backward(runtime, tensor({3, 3}), 10, map, {0, 5}); });
+  expect_refused(backward, [&] { ops::pool_backward(runtime, strided(2, 3), 10, map, {0, 5}); });
 }
 
 void RefusedOperands::of_grouped_linear_layers() {
