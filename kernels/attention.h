@@ -38,7 +38,7 @@ struct AttentionShape {
   Score score{};
   Documents documents{};
 
-  /// No option that the kernels for tiles, the plain CUDA kernels and cuDNN lack.
+  /// No option that the plain CUDA kernels and cuDNN lack.
   constexpr bool is_plain() const { return score.is_product() && !documents.separate; }
 };
 

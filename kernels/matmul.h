@@ -95,6 +95,13 @@ bool has_native_bf16();
 /// operating system lets this process use them. The first call asks the operating system.
 bool has_tiles();
 
+/// True if this processor multiplies pairs of bf16 in vectors (AVX-512 bf16).
+bool has_pairs();
+
+/// True if it does so at twice the rate of f32: AMD's do, Intel's at half of that rate or at the same. The maker
+/// decides and not a measurement, so that a run computes the same bits whenever it is started.
+bool has_fast_pairs();
+
 }  // namespace cpu
 
 namespace cuda {

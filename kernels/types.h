@@ -41,11 +41,18 @@ namespace cpu {
 class MatmulPlans;
 }
 
+/// What multiplies in those kernels of bf16 that have a choice.
+enum class Bf16Unit : std::uint8_t {
+  widened,  ///< attention multiplies in f32; oneDNN multiplies matrices
+  pairs,    ///< attention multiplies pairs of bf16 in vectors; oneDNN multiplies matrices; requires cpu::has_pairs()
+  tiles,    ///< attention and products of matrices run on tiles; requires cpu::has_tiles()
+};
+
 /// Selects the CPU kernels. Plain values: the owner is `choir::Device`.
 struct Cpu {
   int threads = 1;                    ///< OpenMP threads that a kernel may use
   cpu::MatmulPlans* plans = nullptr;  ///< cached oneDNN primitives, by shape
-  bool tiles = false;                 ///< kernels of bf16 run on tiles if there are such; requires cpu::has_tiles()
+  Bf16Unit bf16_unit = Bf16Unit::widened;
 };
 
 /// True if the build found the CUDA toolkit: the overloads for Cuda exist, for f32 and bf16, not for f64.

@@ -31,7 +31,7 @@ enum class TrainDevice { automatic, cpu, cuda };
 template <>
 inline constexpr auto names<TrainDevice> = std::array{"auto", "cpu", "cuda"};
 
-/// What multiplies matrices of bf16 on the CPU. automatic: oneDNN, until tiles have been measured.
+/// What multiplies bf16 on the CPU. automatic: never tiles, until they have been measured.
 enum class CpuKernels { automatic, tiles, onednn };
 template <>
 inline constexpr auto names<CpuKernels> = std::array{"auto", "tiles", "onednn"};

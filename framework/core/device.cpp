@@ -6,8 +6,12 @@
 
 namespace choir {
 
-Device::Device(int threads, StreamMode streams, bool tiles)
-    : kind_(DeviceKind::cpu), threads_(threads), tiles_(tiles), allocator_(host_memory()), compute_(streams, threads) {
+Device::Device(int threads, StreamMode streams, kernels::Bf16Unit bf16_unit)
+    : kind_(DeviceKind::cpu),
+      threads_(threads),
+      bf16_unit_(bf16_unit),
+      allocator_(host_memory()),
+      compute_(streams, threads) {
   communicate_.emplace_back(streams);
   settle_team(threads);
 }
@@ -26,7 +30,7 @@ Device::Device(CountOnly what, int threads)
     : kind_(what.kind),
       counts_only_(true),
       threads_(threads),
-      tiles_(what.tiles),
+      bf16_unit_(what.bf16_unit),
       planned_for_(what.gpu),
       allocator_(counted_memory()),
       compute_(StreamMode::immediate) {

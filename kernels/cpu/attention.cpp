@@ -125,19 +125,13 @@ struct UnitKeys {
 
   UnitKeys(const AttentionShape& s, const cpu::Unit& unit, std::int64_t count)
       : pairs(visible_pairs(s)), separate(s.documents.separate) {
-    for (std::int64_t i = 0; separate && i < count; ++i)
-      rows[i] = intersect(pairs.keys_of(unit.first_query + i),
-                          s.documents.keys_of<std::int64_t>(unit.batch, unit.first_query + i));
+    const cpu::SequencePairs sequence(s, unit.batch);
+    for (std::int64_t i = 0; separate && i < count; ++i) rows[i] = sequence.keys_of(unit.first_query + i);
   }
   /// Those that some of the queries [begin, end) of the unit see, without gaps.
   Range of(std::int64_t first_query, Range queries) const {
     if (!separate) return pairs.keys_of(Range{first_query + queries.begin, first_query + queries.end});
-    Range all{pairs.kv_length, 0};
-    for (std::int64_t i = queries.begin; i < queries.end; ++i) {
-      if (rows[i].empty()) continue;
-      all = {std::min(all.begin, rows[i].begin), std::max(all.end, rows[i].end)};
-    }
-    return all;
+    return cpu::cover(queries, [&](std::int64_t i) { return rows[i]; });
   }
   /// The queries, of the first `count`, that see some of these keys, without gaps.
   Range queries_of(std::int64_t first_query, std::int64_t count, Range keys) const {
@@ -589,11 +583,11 @@ void add_shared_groups(Cpu device, const AttentionBackward<T>& args) {
   }
 }
 
-/// True if attention runs on tiles. These divide the work by key/value heads only, so that with many threads and few
-/// such heads the kernels here, which divide it by queries too, are preferred.
+/// True if attention multiplies in bf16 (tile_attention.h). Those kernels divide the work by key/value heads only, so
+/// that with many threads and few such heads the kernels here, which divide it by queries too, are preferred.
 template <class T>
-bool runs_on_tiles(Cpu device, const AttentionShape& s) {
-  return std::is_same_v<T, bf16> && device.tiles && s.is_plain() && 2 * s.batch * s.kv_heads >= device.threads;
+bool multiplies_bf16(Cpu device, const AttentionShape& s) {
+  return std::is_same_v<T, bf16> && device.bf16_unit != Bf16Unit::widened && 2 * s.batch * s.kv_heads >= device.threads;
 }
 
 /// dk = dv = 0 for the key/value heads that no query reads.
@@ -616,13 +610,13 @@ void clear_unread_heads(const AttentionBackward<T>& args) {
 
 template <class T>
 std::int64_t attention_forward_workspace_bytes(Cpu device, const AttentionShape& shape) {
-  if (runs_on_tiles<T>(device, shape)) return cpu::tile_attention_forward_workspace_bytes(device, shape);
+  if (multiplies_bf16<T>(device, shape)) return cpu::tile_attention_forward_workspace_bytes(device, shape);
   return device.threads * cpu::ForwardMemory<Accumulate<T>>(shape, nullptr).bytes;
 }
 
 template <class T>
 std::int64_t attention_backward_workspace_bytes(Cpu device, const AttentionShape& shape) {
-  if (runs_on_tiles<T>(device, shape)) return cpu::tile_attention_backward_workspace_bytes(device, shape);
+  if (multiplies_bf16<T>(device, shape)) return cpu::tile_attention_backward_workspace_bytes(device, shape);
   return device.threads * cpu::BackwardMemory<Accumulate<T>>(shape, nullptr).bytes;
 }
 
@@ -630,7 +624,7 @@ template <class T>
 void attention_forward(Cpu device, const AttentionForward<T>& args) {
   check(args.shape);
   if constexpr (std::is_same_v<T, bf16>) {
-    if (runs_on_tiles<T>(device, args.shape)) return cpu::tile_attention_forward(device, args);
+    if (multiplies_bf16<T>(device, args.shape)) return cpu::tile_attention_forward(device, args);
   }
   run_parts(device, args);
 }
@@ -639,7 +633,7 @@ template <class T>
 void attention_backward(Cpu device, const AttentionBackward<T>& args) {
   check(args.shape);
   if constexpr (std::is_same_v<T, bf16>) {
-    if (runs_on_tiles<T>(device, args.shape)) return cpu::tile_attention_backward(device, args);
+    if (multiplies_bf16<T>(device, args.shape)) return cpu::tile_attention_backward(device, args);
   }
   run_parts(device, args);
   add_shared_groups(device, args);

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "kernels/attention.h"
 #include "kernels/cpu/carver.h"
@@ -26,6 +27,54 @@ using Range = Pairs::Range;
 inline constexpr std::int64_t num_blocks(std::int64_t length, std::int64_t block) {
   return (length + block - 1) / block;
 }
+
+// ---- Pairs
+
+/// From the first to the last of range_of(i), i in `indices`, without gaps.
+template <class RangeOf>
+Range cover(Range indices, const RangeOf& range_of) {
+  Range all{std::numeric_limits<std::int64_t>::max(), 0};
+  for (std::int64_t i = indices.begin; i < indices.end; ++i) {
+    const Range range = range_of(i);
+    if (!range.empty()) all = {std::min(all.begin, range.begin), std::max(all.end, range.end)};
+  }
+  return all;
+}
+
+/// What one sequence sees: the pairs of the band, of those the pairs of one document if documents are separate.
+struct SequencePairs {
+  const Pairs pairs;
+  const Documents& documents;
+  const std::int64_t batch;
+
+  SequencePairs(const AttentionShape& s, std::int64_t sequence)
+      : pairs(visible_pairs(s)), documents(s.documents), batch(sequence) {}
+
+  /// As in VisiblePairs.
+  Range keys_of(std::int64_t query) const {
+    const Range keys = pairs.keys_of(query);
+    return documents.separate ? intersect(keys, documents.keys_of(batch, query)) : keys;
+  }
+  Range keys_of(Range queries) const {
+    if (!documents.separate) return pairs.keys_of(queries);
+    return cover({queries.begin, std::min(queries.end, pairs.q_length)}, [&](std::int64_t i) { return keys_of(i); });
+  }
+  Range queries_of(std::int64_t key) const {
+    const Range queries = pairs.queries_of(key);
+    return documents.separate ? intersect(queries, documents.queries_of(batch, key)) : queries;
+  }
+  Range queries_of(Range keys) const {
+    if (!documents.separate) return pairs.queries_of(keys);
+    return cover({keys.begin, std::min(keys.end, pairs.kv_length)}, [&](std::int64_t j) { return queries_of(j); });
+  }
+  bool all(Range queries, Range keys) const {
+    if (!pairs.all(queries, keys)) return false;
+    const auto sees_all = [&](std::int64_t query) {  // if the first and the last query do, so do those between them
+      return intersect(documents.keys_of(batch, query), keys).count() == keys.count();
+    };
+    return !documents.separate || (sees_all(queries.begin) && sees_all(queries.end - 1));
+  }
+};
 
 // ---- Units, groups, parts
 

@@ -304,7 +304,7 @@ std::int64_t matmul_workspace_bytes(Cpu device, const Matmul<In, Out>& args) {
   } else {
     if (args.m == 0 || args.n == 0 || cpu::is_plain(args)) return 0;
     if constexpr (std::is_same_v<In, bf16>) {
-      if (device.tiles) return cpu::tile_matmul_workspace_bytes(device, args);
+      if (device.bf16_unit == Bf16Unit::tiles) return cpu::tile_matmul_workspace_bytes(device, args);
       if (!cpu::has_native_bf16()) {
         const cpu::WidenedProduct<Out> widened(args);
         return widened.copies_bytes + matmul_workspace_bytes(device, widened.product);
@@ -336,7 +336,7 @@ void matmul(Cpu device, const Matmul<In, Out>& args) {
   }
   if (cpu::is_plain(args)) return cpu::plain_product(device, args);
   if constexpr (std::is_same_v<In, bf16>) {
-    if (device.tiles) return cpu::tile_matmul(device, args);
+    if (device.bf16_unit == Bf16Unit::tiles) return cpu::tile_matmul(device, args);
     if (!cpu::has_native_bf16()) return cpu::widened_product(device, args);
   }
   if constexpr (!std::is_same_v<In, double>) cpu::library_product(device, args);

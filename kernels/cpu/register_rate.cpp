@@ -83,6 +83,21 @@ void multiply_on_tiles(const RegisterRate& args, Part thread) {
   args.sums[thread.index] = tile[0];
   args.operations[thread.index] = 2.0 * 4 * 16 * 16 * 32 * static_cast<double>(args.rounds);
 }
+
+/// Sixteen chains of products of pairs.
+void multiply_pairs(const RegisterRate& args, Part thread) {
+  constexpr int chains = 16;
+  f32x16 sums[chains] = {}, all{};
+  const u16x32 factors{};
+  for (std::int64_t round = 0; round < args.rounds; ++round) {
+#pragma GCC unroll 16
+    for (int i = 0; i < chains; ++i) sums[i] = PairInstructions::dot(sums[i], factors, factors);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < chains; ++i) all += sums[i];
+  args.sums[thread.index] = all[0];
+  args.operations[thread.index] = 2.0 * chains * 32 * static_cast<double>(args.rounds);
+}
 #endif
 
 cpu::KernelSet<RegisterRate> kernels() { return {multiply}; }
@@ -103,7 +118,8 @@ double multiply_in_registers(Cpu cpu, std::int64_t rounds) {
   const RegisterRate args{rounds, sums.data(), operations.data()};
   auto kernel = std::get<0>(HWY_DYNAMIC_DISPATCH(kernels)());
 #if HWY_TARGETS & HWY_AVX3
-  if (cpu.tiles) kernel = N_AVX3::multiply_on_tiles;
+  if (cpu.bf16_unit == Bf16Unit::pairs) kernel = N_AVX3::multiply_pairs;
+  if (cpu.bf16_unit == Bf16Unit::tiles) kernel = N_AVX3::multiply_on_tiles;
 #endif
   cpu::for_each_part(cpu.threads, cpu.threads, 1, [&](cpu::Part thread) { kernel(args, thread); });
   double sum = 0;

@@ -18,18 +18,26 @@ static bool request_tiles() {
   return syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) == 0;
 }
 
-static bool find_tiles() {
+bool has_pairs() {
   if ((HWY_TARGETS & HWY_AVX3) == 0) return false;  // the kernels are not in this program
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+
+bool has_fast_pairs() { return has_pairs() && __builtin_cpu_is("amd"); }
+
+static bool find_tiles() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & amx_bf16) == 0 || (edx & amx_tile) == 0) return false;
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bf16") && request_tiles();
+  return has_pairs() && request_tiles();
 }
 
 #else
 
+bool has_pairs() { return false; }
+bool has_fast_pairs() { return false; }
 static bool find_tiles() { return false; }
 
 #endif

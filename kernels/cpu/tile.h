@@ -1,13 +1,19 @@
-// The tile unit of x86 (Intel AMX) as kernels see it: eight tiles of 16 rows of 64 bytes, and one product.
+// What multiplies bf16 on x86, as kernels see it. Two units do, of which a processor can have both.
+//
+// The tile unit (Intel AMX) has eight tiles of 16 rows of 64 bytes, and one product.
 //
 //   dot<c, a, b>   c [16, 16] f32 += a [16, 32] b [32, 16], a and b in bf16
 //
 // b is stored in pairs of rows: row p of its tile is b[2p][0], b[2p+1][0], b[2p][1], b[2p+1][1], ... The even and the
 // odd rows of b are summed apart in f32, and both sums are then added to c. Denormal numbers count as 0.
 //
-// A kernel is a template on its unit, which has the members of TileInstructions. Tests pass a double in plain C++
-// (tests/kernels/tile_double.h). What surrounds the unit is written on vectors of the compiler, 64 bytes wide on every
-// instruction set, so that tests of the double run the code of the kernels on any processor.
+// Vectors (AVX-512 bf16) have the product of a pair of bf16 with a row of b's tile.
+//
+//   dot(c, a, b)   c [16] f32 += a[0] b[2p] + a[1] b[2p+1]
+//
+// A kernel is a template on its unit, which has the members of TileInstructions or of PairInstructions. Tests pass
+// doubles in plain C++ (tests/kernels/tile_double.h). What surrounds the unit is written on vectors of the compiler, 64
+// bytes wide on every instruction set, so that tests of the doubles run the code of the kernels on any processor.
 //
 // This header is included after "hwy/foreach_target.h", once per instruction set, as simd.h is.
 
@@ -36,9 +42,9 @@ using u16x32 = std::uint16_t __attribute__((vector_size(64)));
 
 #if HWY_TARGET == HWY_AVX3
 
-/// The instructions. To be run only if has_tiles() (kernels/matmul.h). They are assembly, because a tile's number is
-/// part of the instruction, because the compiler must know that loads read memory, which GCC's own definitions do not
-/// tell it, and because no other file is to be compiled for them.
+/// The instructions of tiles. To be run only if has_tiles() (kernels/matmul.h). They are assembly, because a tile's
+/// number is part of the instruction, because the compiler must know that loads read memory, which GCC's own
+/// definitions do not tell it, and because no other file is to be compiled for them.
 struct TileInstructions {
   /// Eight whole tiles, for this thread, until release().
   static HWY_INLINE void configure() {
@@ -81,6 +87,24 @@ struct TileInstructions {
     asm volatile("vmovntdq %1, %0" : "=m"(*static_cast<u16x32*>(to)) : "v"(value));
   }
   static HWY_INLINE void fence() { asm volatile("sfence" ::: "memory"); }
+};
+
+/// The instructions of vectors. To be run only if has_pairs().
+struct PairInstructions {
+  static void configure() {}
+  static void release() {}
+
+  /// The pair in all lanes.
+  static HWY_INLINE u16x32 broadcast(const bf16* pair) {
+    u16x32 pairs;
+    asm("vpbroadcastd %1, %0" : "=v"(pairs) : "m"(*reinterpret_cast<const char(*)[4]>(pair)));
+    return pairs;
+  }
+  static HWY_INLINE f32x16 dot(f32x16 c, u16x32 a, u16x32 b) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+  }
+  static HWY_INLINE u16x32 round(f32x16 low, f32x16 high) { return TileInstructions::round(low, high); }
 };
 
 #endif

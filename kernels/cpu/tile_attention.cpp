@@ -13,20 +13,26 @@ namespace choir::kernels {
 namespace HWY_NAMESPACE {
 namespace {
 
+template <class Unit>
 void forward(const AttentionForward<bf16>& args, cpu::Part groups, void* workspace) {
-  tile_forward_part<TileInstructions>(args, groups, workspace);
+  tile_forward_part<Unit>(args, groups, workspace);
 }
+template <class Unit>
 void backward(const AttentionBackward<bf16>& args, cpu::Part groups, void* workspace) {
-  tile_backward_part<TileInstructions>(args, groups, workspace);
+  tile_backward_part<Unit>(args, groups, workspace);
 }
 
 }  // namespace
 
 void tile_attention_forward(Cpu cpu, const AttentionForward<bf16>& args) {
-  cpu::run_tile_attention<cpu::TileForwardMemory>(cpu, args, forward);
+  const bool tiles = cpu.bf16_unit == Bf16Unit::tiles;
+  cpu::run_tile_attention<cpu::TileForwardMemory>(cpu, args,
+                                                  tiles ? forward<TileInstructions> : forward<PairInstructions>);
 }
 void tile_attention_backward(Cpu cpu, const AttentionBackward<bf16>& args) {
-  cpu::run_tile_attention<cpu::TileBackwardMemory>(cpu, args, backward);
+  const bool tiles = cpu.bf16_unit == Bf16Unit::tiles;
+  cpu::run_tile_attention<cpu::TileBackwardMemory>(cpu, args,
+                                                   tiles ? backward<TileInstructions> : backward<PairInstructions>);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -44,10 +50,10 @@ void tile_attention_backward(Cpu cpu, const AttentionBackward<bf16>& args) {
 }
 #else
 void tile_attention_forward(Cpu, const AttentionForward<bf16>&) {
-  throw std::runtime_error("attention: this program was not built for tiles");
+  throw std::runtime_error("attention: this program was not built for bf16 instructions");
 }
 void tile_attention_backward(Cpu, const AttentionBackward<bf16>&) {
-  throw std::runtime_error("attention: this program was not built for tiles");
+  throw std::runtime_error("attention: this program was not built for bf16 instructions");
 }
 #endif
 

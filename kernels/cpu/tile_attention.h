@@ -1,4 +1,4 @@
-// How attention on tiles (tile_attention_kernel.h) divides its work, and the memory of each thread.
+// How attention in bf16 (tile_attention_kernel.h) divides its work, and the memory of each thread.
 //
 // A unit of work is a group: the query heads of one sequence that read one key/value head. So no sum is shared between
 // threads, and results do not depend on their number.
@@ -115,7 +115,7 @@ void run_tile_attention(Cpu cpu, const Args& args, void (*compute)(const Args&, 
                 [&](Part part) { compute(args, part, static_cast<std::byte*>(args.workspace) + part.index * bytes); });
 }
 
-/// On the tile unit of this processor. Requires has_tiles().
+/// On the unit that `bf16_unit` names.
 void tile_attention_forward(Cpu, const AttentionForward<bf16>&);
 void tile_attention_backward(Cpu, const AttentionBackward<bf16>&);
 

@@ -1,13 +1,14 @@
-// Attention in bf16 on tiles, for any unit (tile.h): the same formulas and masks as attention.cpp. Scores, sums and
-// statistics are f32; probabilities and their gradients are rounded to bf16, as operands of the next product.
+// Attention in bf16 on packed panels, for any unit (tile.h): the same formulas and masks as attention.cpp. Scores, sums
+// and statistics are f32; probabilities and their gradients are rounded to bf16, as operands of the next product.
 //
 //   forward    of 32 queries, over spans of keys     s = q k^T,  p = 2^(s c - max),  out = (out 2^(old max - max)) + p v
 //   backward   of 32 keys, over all their queries    s^T = k q^T,  dp^T = v dout^T,  p^T = 2^(s^T c - lse),
 //                                                    ds^T = p^T (dp^T - delta),  dv += p^T dout,  dk += ds^T q
 //              of 32 queries, over spans of keys     dq += ds k
 //
-// c = scale log2(e). Backward computes scores transposed, so that p^T and ds^T are left operands as they are stored and
-// lse and delta are vectors; ds is their transpose, packed while it is in the first cache.
+// c = scale log2(e); s c is a score as kernels/score.h says, if it has options, and ds is times its derivative.
+// Backward computes scores transposed, so that p^T and ds^T are left operands as they are stored and lse and delta are
+// vectors; ds is their transpose, packed while it is in the first cache.
 #if defined(CHOIR_KERNELS_CPU_TILE_ATTENTION_KERNEL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef CHOIR_KERNELS_CPU_TILE_ATTENTION_KERNEL_H
 #undef CHOIR_KERNELS_CPU_TILE_ATTENTION_KERNEL_H
@@ -96,16 +97,39 @@ HWY_INLINE void store_rows(const float* sums, std::int64_t rows, std::int64_t wi
   }
 }
 
-HWY_INLINE void nothing() {}
+/// HeadScore of 16 products; `distance` of each. Writes the derivatives. An error of tanh is up to 3 units of 2^-24.
+HWY_INLINE f32x16 score_of(const HeadScore<float>& head, f32x16 product, f32x16 distance, f32x16& derivative) {
+  derivative = splat(1);
+  if (head.cap > 0) {
+    const f32x16 x = product * head.inverse_cap, away = x < f32x16{} ? -x : x;
+    const f32x16 power = exp2(away * static_cast<float>(-2 * cpu::log2_of_e)), size = (1 - power) / (1 + power);
+    const f32x16 share = x < f32x16{} ? -size : size;
+    product = share * head.cap;
+    derivative = 1 - share * share;
+  }
+  return product - head.slope * (distance < f32x16{} ? -distance : distance);
+}
+
+/// first, first + 1, ...
+HWY_INLINE f32x16 ascending(std::int64_t first) {
+  const f32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return lane + static_cast<float>(first);
+}
+
+HWY_INLINE HeadScore<float> head_score_of(const Score& score, std::int64_t head) {
+  return {score, head, [](float x) { return std::exp2(x); }};
+}
 
 // ---- Forward
 
 /// Scores of 32 queries against the keys of panels `span` -> probabilities up to a factor: updates row_max and row_sum,
 /// and returns the factors of earlier sums in `rescale`.
 template <class Unit>
-HWY_INLINE void tile_softmax(const cpu::Pairs& pairs, std::int64_t first_query, std::int64_t rows, PanelRange span,
-                             float factor, const cpu::TileForwardMemory& memory, float* rescale) {
+HWY_INLINE void tile_softmax(const AttentionShape& s, const cpu::SequencePairs& pairs, const HeadScore<float>& head,
+                             std::int64_t first_query, std::int64_t rows, PanelRange span,
+                             const cpu::TileForwardMemory& memory, float* rescale) {
   constexpr float infinity = std::numeric_limits<float>::infinity();
+  const auto factor = static_cast<float>(s.scale * cpu::log2_of_e);
   for (std::int64_t r = 0; r < panel; ++r) {
     const std::int64_t query = first_query + std::min(r, rows - 1);  // rows beyond the last are as that
     const cpu::Range seen = pairs.keys_of(query);
@@ -113,6 +137,12 @@ HWY_INLINE void tile_softmax(const cpu::Pairs& pairs, std::int64_t first_query, 
     for (std::int64_t j = span.begin; j < span.end; ++j) {
       float* row = memory.scores + (j - span.begin) * cpu::step_elements + sums_of_row(r);
       f32x16 low = load_vector<f32x16>(row) * factor, high = load_vector<f32x16>(row + 256) * factor;
+      if (!s.score.is_product()) {
+        const std::int64_t distance = j * panel - query - s.score.diagonal;
+        f32x16 unused;
+        low = score_of(head, low, ascending(distance), unused);
+        high = score_of(head, high, ascending(distance + 16), unused);
+      }
       const std::int64_t begin = seen.begin - j * panel, end = seen.end - j * panel;
       if (begin > 0 || end < panel) {
         low = within(begin, end, low, -infinity);
@@ -143,7 +173,8 @@ HWY_INLINE void tile_forward_queries(const AttentionForward<bf16>& args, const A
                                      std::int64_t first_query, const cpu::TileForwardMemory& memory) {
   const AttentionShape& s = args.shape;
   const AttentionPanels panels(s);
-  const cpu::Pairs pairs = visible_pairs(s);
+  const cpu::SequencePairs pairs(s, group.batch);
+  const HeadScore<float> score = head_score_of(s.score, head);
   const std::int64_t rows = std::min(panel, s.q_length - first_query);
   const std::int64_t token = group.batch * s.q_length + first_query;
   pack<PackRows>(args.q + token * s.q_stride + head * s.head_width, s.q_stride, rows, s.head_width, memory.query);
@@ -154,10 +185,10 @@ HWY_INLINE void tile_forward_queries(const AttentionForward<bf16>& args, const A
   for (std::int64_t begin = keys.begin; begin < keys.end; begin += panels_of_span) {
     const PanelRange span{begin, std::min(begin + panels_of_span, keys.end)};
     for (std::int64_t j = span.begin; j < span.end; ++j)
-      tile_block<Unit>(memory.query, memory.keys + j * panels.width * cpu::step_elements, panels.width, nullptr,
-                       memory.scores + (j - span.begin) * cpu::step_elements, nothing);
+      block_product<Unit>(memory.query, memory.keys + j * panels.width * cpu::step_elements, panels.width, nullptr,
+                          memory.scores + (j - span.begin) * cpu::step_elements);
     float rescale[panel];
-    tile_softmax<Unit>(pairs, first_query, rows, span, static_cast<float>(s.scale * cpu::log2_of_e), memory, rescale);
+    tile_softmax<Unit>(s, pairs, score, first_query, rows, span, memory, rescale);
     for (std::int64_t e = 0; e < panels.width; ++e) {
       float* out = memory.out + e * cpu::step_elements;
       const bool first = begin == keys.begin;
@@ -166,8 +197,8 @@ HWY_INLINE void tile_forward_queries(const AttentionForward<bf16>& args, const A
         store_vector(row, load_vector<f32x16>(row) * rescale[r]);
         store_vector(row + 256, load_vector<f32x16>(row + 256) * rescale[r]);
       }
-      tile_block<Unit>(memory.probabilities, memory.values + (e * panels.keys + span.begin) * cpu::step_elements,
-                       span.end - span.begin, first ? nullptr : out, out, nothing);
+      block_product<Unit>(memory.probabilities, memory.values + (e * panels.keys + span.begin) * cpu::step_elements,
+                          span.end - span.begin, first ? nullptr : out, out);
     }
   }
   store_rows<Unit>(
@@ -201,8 +232,10 @@ HWY_INLINE void tile_forward_part(const AttentionForward<bf16>& args, cpu::Part 
 
 /// The scores s^T and dp^T of key panel j and query panel i -> p^T and ds^T as left operands, and ds in its place.
 template <class Unit>
-HWY_INLINE void tile_softmax_gradient(const cpu::Pairs& pairs, std::int64_t j, std::int64_t i, float factor,
+HWY_INLINE void tile_softmax_gradient(const AttentionShape& s, const cpu::SequencePairs& pairs,
+                                      const HeadScore<float>& head, std::int64_t j, std::int64_t i,
                                       const cpu::TileBackwardMemory& memory) {
+  const auto factor = static_cast<float>(s.scale * cpu::log2_of_e);
   const bool all = pairs.all(cpu::Range{i * panel, (i + 1) * panel}, cpu::Range{j * panel, (j + 1) * panel});
   bf16* p = memory.probabilities_transposed + i * cpu::step_elements;
   bf16* ds = memory.dscores_transposed + i * cpu::step_elements;
@@ -210,29 +243,37 @@ HWY_INLINE void tile_softmax_gradient(const cpu::Pairs& pairs, std::int64_t j, s
   const f32x16 lse_low = load_vector<f32x16>(lse), lse_high = load_vector<f32x16>(lse + 16);
   const f32x16 delta_low = load_vector<f32x16>(delta), delta_high = load_vector<f32x16>(delta + 16);
   for (std::int64_t r = 0; r < panel; ++r) {
+    const std::int64_t key = j * panel + r;
     const float *s_row = memory.scores + sums_of_row(r), *dp_row = memory.dprobabilities + sums_of_row(r);
-    f32x16 low = exp2(load_vector<f32x16>(s_row) * factor - lse_low);
-    f32x16 high = exp2(load_vector<f32x16>(s_row + 256) * factor - lse_high);
+    f32x16 low = load_vector<f32x16>(s_row) * factor, high = load_vector<f32x16>(s_row + 256) * factor;
+    f32x16 slope_low = splat(1), slope_high = splat(1);
+    if (!s.score.is_product()) {
+      const std::int64_t distance = i * panel + s.score.diagonal - key;
+      low = score_of(head, low, ascending(distance), slope_low);
+      high = score_of(head, high, ascending(distance + 16), slope_high);
+    }
+    low = exp2(low - lse_low);
+    high = exp2(high - lse_high);
     if (!all) {
-      const std::int64_t key = j * panel + r;
-      const cpu::Range seen = key < pairs.kv_length ? pairs.queries_of(key) : cpu::Range{0, 0};
+      const cpu::Range seen = key < s.kv_length ? pairs.queries_of(key) : cpu::Range{0, 0};
       low = within(seen.begin - i * panel, seen.end - i * panel, low, 0);
       high = within(seen.begin - i * panel - 16, seen.end - i * panel - 16, high, 0);
     }
     store_vector(p + r * panel, Unit::round(low, high));
-    store_vector(ds + r * panel, Unit::round(low * (load_vector<f32x16>(dp_row) - delta_low),
-                                             high * (load_vector<f32x16>(dp_row + 256) - delta_high)));
+    store_vector(ds + r * panel, Unit::round(low * slope_low * (load_vector<f32x16>(dp_row) - delta_low),
+                                             high * slope_high * (load_vector<f32x16>(dp_row + 256) - delta_high)));
   }
   PackRowsTransposed::step(ds, panel, memory.dscores + (i * panels_of_span + j % panels_of_span) * cpu::step_elements);
 }
 
-/// dk and dv of key panel j from one head, and its ds. `first`: of the first head, so sums begin at 0.
+/// dk and dv of key panel j from one head, and its ds. Of the group's first head, sums begin at 0.
 template <class Unit>
-HWY_INLINE void tile_backward_keys(const AttentionBackward<bf16>& args, const AttentionGroup& group, std::int64_t j,
-                                   bool first, const cpu::TileBackwardMemory& memory) {
+HWY_INLINE void tile_backward_keys(const AttentionBackward<bf16>& args, const AttentionGroup& group, std::int64_t head,
+                                   std::int64_t j, const cpu::TileBackwardMemory& memory) {
   const AttentionShape& s = args.shape;
   const AttentionPanels panels(s);
-  const cpu::Pairs pairs = visible_pairs(s);
+  const cpu::SequencePairs pairs(s, group.batch);
+  const HeadScore<float> score = head_score_of(s.score, head);
   const std::int64_t lines = std::min(panel, s.kv_length - j * panel), token = group.batch * s.kv_length + j * panel;
   const PanelRange queries = panels_of(pairs.queries_of(cpu::Range{j * panel, j * panel + lines}));
   if (queries.empty()) return;
@@ -240,17 +281,16 @@ HWY_INLINE void tile_backward_keys(const AttentionBackward<bf16>& args, const At
   pack<PackRows>(args.k + token * s.k_stride + feature, s.k_stride, lines, s.head_width, memory.key_rows);
   pack<PackRows>(args.v + token * s.v_stride + feature, s.v_stride, lines, s.head_width, memory.value_rows);
   for (std::int64_t i = queries.begin; i < queries.end; ++i) {
-    tile_block<Unit>(memory.key_rows, memory.queries + i * of_panel, panels.width, nullptr, memory.scores, nothing);
-    tile_block<Unit>(memory.value_rows, memory.douts + i * of_panel, panels.width, nullptr, memory.dprobabilities,
-                     nothing);
-    tile_softmax_gradient<Unit>(pairs, j, i, static_cast<float>(s.scale * cpu::log2_of_e), memory);
+    block_product<Unit>(memory.key_rows, memory.queries + i * of_panel, panels.width, nullptr, memory.scores);
+    block_product<Unit>(memory.value_rows, memory.douts + i * of_panel, panels.width, nullptr, memory.dprobabilities);
+    tile_softmax_gradient<Unit>(s, pairs, score, j, i, memory);
   }
   const auto add = [&](const bf16* left, const bf16* right, float* sums) HWY_ATTR {
     for (std::int64_t e = 0; e < panels.width; ++e) {
       float* block = sums + j * of_panel + e * cpu::step_elements;
-      tile_block<Unit>(left + queries.begin * cpu::step_elements,
-                       right + (e * panels.queries + queries.begin) * cpu::step_elements, queries.end - queries.begin,
-                       first ? nullptr : block, block, nothing);
+      block_product<Unit>(left + queries.begin * cpu::step_elements,
+                          right + (e * panels.queries + queries.begin) * cpu::step_elements,
+                          queries.end - queries.begin, head == group.first_head ? nullptr : block, block);
     }
   };
   add(memory.probabilities_transposed, memory.douts_of_dv, memory.dvalues);
@@ -286,7 +326,6 @@ template <class Unit>
 HWY_INLINE void tile_backward_part(const AttentionBackward<bf16>& args, cpu::Part groups, void* workspace) {
   const AttentionShape& s = args.shape;
   const AttentionPanels panels(s);
-  const cpu::Pairs pairs = visible_pairs(s);
   const cpu::TileBackwardMemory memory(s, workspace);
   const std::int64_t of_panel = panels.width * cpu::step_elements;
   const auto scaled = [&](std::int64_t) HWY_ATTR { return static_cast<float>(s.scale); };
@@ -294,23 +333,23 @@ HWY_INLINE void tile_backward_part(const AttentionBackward<bf16>& args, cpu::Par
   Unit::configure();
   for (std::int64_t g = groups.begin; g < groups.end; ++g) {
     const AttentionGroup group(s, g);
+    const cpu::SequencePairs pairs(s, group.batch);
     const std::int64_t token = group.batch * s.kv_length, feature = group.kv_head * s.head_width;
     pack<PackColumns>(args.k + token * s.k_stride + feature, s.k_stride, s.head_width, s.kv_length, memory.keys);
     for (std::int64_t head = group.first_head; head < group.end_head; ++head) {
       tile_pack_head(args, group, head, memory);
       for (std::int64_t begin = 0; begin < panels.keys; begin += panels_of_span) {
         const PanelRange span{begin, std::min(begin + panels_of_span, panels.keys)};
-        for (std::int64_t j = span.begin; j < span.end; ++j)
-          tile_backward_keys<Unit>(args, group, j, head == group.first_head, memory);
+        for (std::int64_t j = span.begin; j < span.end; ++j) tile_backward_keys<Unit>(args, group, head, j, memory);
         for (std::int64_t i = 0; i < panels.queries; ++i) {
           const PanelRange all_keys = panels_of(pairs.keys_of(cpu::Range{i * panel, (i + 1) * panel}));
           const PanelRange keys = intersect(all_keys, span);
           if (keys.empty()) continue;
           for (std::int64_t e = 0; e < panels.width; ++e) {
             float* dq = memory.dqueries + i * of_panel + e * cpu::step_elements;
-            tile_block<Unit>(memory.dscores + (i * panels_of_span + keys.begin - span.begin) * cpu::step_elements,
-                             memory.keys + (e * panels.keys + keys.begin) * cpu::step_elements, keys.end - keys.begin,
-                             all_keys.begin == keys.begin ? nullptr : dq, dq, nothing);
+            block_product<Unit>(memory.dscores + (i * panels_of_span + keys.begin - span.begin) * cpu::step_elements,
+                                memory.keys + (e * panels.keys + keys.begin) * cpu::step_elements,
+                                keys.end - keys.begin, all_keys.begin == keys.begin ? nullptr : dq, dq);
           }
         }
       }

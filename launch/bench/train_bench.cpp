@@ -14,8 +14,10 @@
 #include "framework/train/plan.h"
 #include "framework/train/product_rate.h"
 #include "kernels/elementwise.h"
+#include "kernels/matmul.h"
 #include "kernels/philox.h"
 #include "kernels/register_rate.h"
+#include "launch/process.h"
 
 namespace choir {
 namespace {
@@ -76,13 +78,22 @@ double over_ranks(Trainer& trainer, double value, Reduce op) {
   return value;
 }
 
+/// The best of this processor at products of this precision, whatever train.cpu_kernels uses.
+kernels::Bf16Unit fastest_unit(Precision precision) {
+  if (precision != Precision::bf16) return kernels::Bf16Unit::widened;
+  if (kernels::cpu::has_tiles()) return kernels::Bf16Unit::tiles;
+  return kernels::cpu::has_fast_pairs() ? kernels::Bf16Unit::pairs : kernels::Bf16Unit::widened;
+}
+
 /// The limit of this rank's processor now, in some milliseconds; of a GPU always its peak.
 double limit_rate(const Config& config, Device& device) {
   if (device.kind() == DeviceKind::cuda)
     return config.train.precision == Precision::bf16 ? device.gpu_facts().bf16_flops_per_second
                                                      : device.gpu_facts().f32_flops_per_second;
+  kernels::Cpu cpu = device.cpu();
+  cpu.bf16_unit = fastest_unit(config.train.precision);
   const auto begin = Clock::now();
-  const double operations = kernels::multiply_in_registers(device.cpu(), 1'000'000);
+  const double operations = kernels::multiply_in_registers(cpu, 1'000'000);
   return operations / seconds_since(begin);
 }
 
@@ -97,7 +108,7 @@ bool undisturbed(const Timing& timing, double best) { return timing.limit >= 0.9
 
 TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::int64_t warm_up, std::int64_t steps,
                        bool profile) {
-  TrainBench bench{.steps = steps, .resident_before_bytes = peak_resident(), .tiles = device.tiles()};
+  TrainBench bench{.steps = steps, .resident_before_bytes = peak_resident(), .bf16_unit = describe(device.bf16_unit())};
   const ReadSample random = [&](std::int64_t index, const Sample& sample) {
     random_sample(config.model, 1, index, sample);
     return std::int64_t{0};
@@ -202,9 +213,9 @@ std::string describe_profile(const TrainBench& b) {
                         o.seconds * 1e3, 100 * o.seconds / total, o.cost.flops / o.seconds / 1e9,
                         o.cost.bytes / o.seconds / 1e9, least * 1e3);
   }
-  text +=
-      fmt::format("{:<22} {:>6} {:>9.2f}; the step without timing {:.2f} ms; copy {:.1f} GB/s{}\n", "total", "",
-                  total * 1e3, b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9, b.tiles ? "; bf16 on tiles" : "");
+  text += fmt::format("{:<22} {:>6} {:>9.2f}; the step without timing {:.2f} ms; copy {:.1f} GB/s{}{}\n", "total", "",
+                      total * 1e3, b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9, b.bf16_unit.empty() ? "" : "; ",
+                      b.bf16_unit);
   return text;
 }
 

@@ -74,7 +74,7 @@ struct Problem {
   std::int64_t q_offset, k_offset, v_offset;
   std::vector<T> q, k, v, out, dout, dq, dk, dv;
   std::vector<Accumulate<T>> lse;
-  const tests::TileKernels* tiles = nullptr;  // the kernels to use instead of those that attention.h chooses
+  const tests::AttentionKernels* kernels = nullptr;  // to be used instead of those that attention.h chooses
 
   explicit Problem(const Case& c) : shape(tests::shape_of(c, 3, 5, 1)), device{.threads = c.threads} {
     std::mt19937 random(static_cast<unsigned>(c.q_length * 1000 + c.width));
@@ -98,13 +98,18 @@ struct Problem {
     lse.assign(static_cast<std::size_t>(c.batch * c.heads * c.q_length), untouched);
   }
 
+  void use(const tests::AttentionKernels& chosen) {
+    kernels = &chosen;
+    device.bf16_unit = chosen.unit;
+  }
+
   void forward() {
-    const std::int64_t bytes = tiles ? cpu::tile_attention_forward_workspace_bytes(device, shape)
-                                     : attention_forward_workspace_bytes<T>(device, shape);
+    const std::int64_t bytes = kernels ? cpu::tile_attention_forward_workspace_bytes(device, shape)
+                                       : attention_forward_workspace_bytes<T>(device, shape);
     const auto workspace = not_numbers(bytes);
     const auto run = [&](const AttentionForward<T>& args) {
       if constexpr (std::is_same_v<T, bf16>) {
-        if (tiles) return tiles->attention_forward(device, args);
+        if (kernels) return kernels->forward(device, args);
       }
       attention_forward(device, args);
     };
@@ -119,12 +124,12 @@ struct Problem {
   }
 
   void backward() {
-    const std::int64_t bytes = tiles ? cpu::tile_attention_backward_workspace_bytes(device, shape)
-                                     : attention_backward_workspace_bytes<T>(device, shape);
+    const std::int64_t bytes = kernels ? cpu::tile_attention_backward_workspace_bytes(device, shape)
+                                       : attention_backward_workspace_bytes<T>(device, shape);
     const auto workspace = not_numbers(bytes);
     const auto run = [&](const AttentionBackward<T>& args) {
       if constexpr (std::is_same_v<T, bf16>) {
-        if (tiles) return tiles->attention_backward(device, args);
+        if (kernels) return kernels->backward(device, args);
       }
       attention_backward(device, args);
     };
@@ -245,12 +250,14 @@ void expect_near(const char* name, const std::vector<T>& values, const std::vect
   }
 }
 
-/// On tiles, probabilities and their gradients are rounded to bf16 before they are summed: at most u of the magnitude.
+/// In `kernels` probabilities and their gradients are rounded to bf16 before they are summed: at most u of the
+/// magnitude. They count denormal numbers as 0, which is less than 2^-126 of a factor: nothing beside terms of 2^-100
+/// and more.
 template <class T>
-void expect_formula(const Case& c, const tests::TileKernels* tiles = nullptr) {
+void expect_formula(const Case& c, const tests::AttentionKernels* kernels = nullptr) {
   SCOPED_TRACE(c.name);
   Problem<T> p(c);
-  p.tiles = tiles;
+  if (kernels) p.use(*kernels);
   p.forward();
   p.backward();
   const Reference<T> r(p);
@@ -260,7 +267,7 @@ void expect_formula(const Case& c, const tests::TileKernels* tiles = nullptr) {
     return 4 * unit_roundoff<Accumulate<T>> * std::sqrt(static_cast<double>(terms + s.head_width)) *
            (1 + r.largest_score);
   };
-  const double of_operand = tiles ? unit_roundoff<bf16> : 0;
+  const double of_operand = kernels ? unit_roundoff<bf16> : 0;
   const std::int64_t q_width = s.heads * s.head_width, kv_width = s.kv_heads * s.head_width;
   expect_near("out", p.out, r.out, s.out_stride, q_width, relative(s.kv_length) + of_operand, rounding);
   expect_near("lse", p.lse, r.lse, 1, 1, relative(s.kv_length), 0);
@@ -402,10 +409,10 @@ TYPED_TEST(AttentionTest, LargeScoresDoNotOverflow) {
   }
 }
 
-// ---- The kernels for tiles
+// ---- The kernels that multiply in bf16
 
-TEST(TileAttention, EqualsTheFormula) {
-  tests::on_every_tile_unit([](const tests::TileKernels& kernels) {
+TEST(AttentionInBf16, EqualsTheFormula) {
+  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
     for (const Case& c : cases) expect_formula<bf16>(c, &kernels);
     for (const std::int64_t width : {16, 32, 33, 80, 96, 128, 256})
       expect_formula<bf16>({"a width", 1, 70, 70, 2, 1, width, 2, 0, causal_band(70, 70), 2}, &kernels);
@@ -416,8 +423,8 @@ TEST(TileAttention, EqualsTheFormula) {
   });
 }
 
-TEST(TileAttention, EqualsTheFormulaUnderEveryBand) {
-  tests::on_every_tile_unit([](const tests::TileKernels& kernels) {
+TEST(AttentionInBf16, EqualsTheFormulaUnderEveryBand) {
+  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
     for (const auto& [name, q_length, kv_length, band] : tests::band_cases) {
       expect_formula<bf16>({name, 1, q_length, kv_length, 2, 1, 12, 2, 0, band, 1}, &kernels);
       expect_formula<bf16>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3}, &kernels);
@@ -425,12 +432,33 @@ TEST(TileAttention, EqualsTheFormulaUnderEveryBand) {
   });
 }
 
-TEST(TileAttention, BitsDoNotDependOnThreads) {
-  tests::on_every_tile_unit([](const tests::TileKernels& kernels) {
+TEST(AttentionInBf16, EqualsTheFormulaOfEveryScore) {
+  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
+    for (const auto& [name, score] : tests::score_cases) {
+      expect_formula<bf16>({name, 2, 100, 130, 3, 2, 20, 2, 1, causal_band(100, 130), 3, score}, &kernels);
+      expect_formula<bf16>({name, 1, 70, 70, 2, 2, 12, 1, 0, {-20, 40}, 1, score}, &kernels);
+    }
+  });
+}
+
+TEST(AttentionInBf16, EqualsTheFormulaWithinDocuments) {
+  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
+    for (const auto& [name, q_length, kv_length, length, first_query, first_key, mean, band] : tests::document_cases) {
+      const std::vector<DocumentRange> ranges = tests::random_documents(2, length, mean);
+      const Documents documents{true, ranges.data(), length, first_query, first_key};
+      expect_formula<bf16>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3, {}, documents}, &kernels);
+      expect_formula<bf16>({name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band, 1, {.soft_cap = 2}, documents},
+                           &kernels);
+    }
+  });
+}
+
+TEST(AttentionInBf16, BitsDoNotDependOnThreads) {
+  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
     Problem<bf16> one({"", 2, 150, 150, 6, 3, 20, 2, 0, causal_band(150, 150), 1}), many = one;
     many.device.threads = 5;
     for (auto* p : {&one, &many}) {
-      p->tiles = &kernels;
+      p->use(kernels);
       p->forward();
       p->backward();
     }
@@ -445,10 +473,10 @@ TEST(TileAttention, BitsDoNotDependOnThreads) {
   });
 }
 
-TEST(TileAttention, LaterTokensChangeNoBitOfEarlierOnes) {
-  tests::on_every_tile_unit([](const tests::TileKernels& kernels) {
+TEST(AttentionInBf16, LaterTokensChangeNoBitOfEarlierOnes) {
+  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
     Problem<bf16> p({"", 1, 100, 100, 1, 1, 16, 1, 0, causal_band(100, 100), 1});
-    p.tiles = &kernels;
+    p.use(kernels);
     p.forward();
     const auto before = p.out;
     const std::int64_t kept = 61;
@@ -461,10 +489,10 @@ TEST(TileAttention, LaterTokensChangeNoBitOfEarlierOnes) {
   });
 }
 
-TEST(TileAttention, NotANumberIsNotHiddenAndLargeScoresDoNotOverflow) {
-  tests::on_every_tile_unit([](const tests::TileKernels& kernels) {
+TEST(AttentionInBf16, NotANumberIsNotHiddenAndLargeScoresDoNotOverflow) {
+  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
     Problem<bf16> p({"", 1, 60, 60, 1, 1, 8, 1, 0, causal_band(60, 60), 1});
-    p.tiles = &kernels;
+    p.use(kernels);
     const Problem<bf16> before = p;
     p.k[20 * p.shape.k_stride] = bf16(std::numeric_limits<float>::quiet_NaN());
     p.forward();

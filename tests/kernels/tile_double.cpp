@@ -89,6 +89,22 @@ struct TileDouble {
   static void fence() {}
 };
 
+struct PairDouble {
+  static void configure() {}
+  static void release() {}
+  static HWY_INLINE u16x32 broadcast(const bf16* pair) {
+    u16x32 pairs{};
+    for (int i = 0; i < 32; ++i) pairs[i] = pair[i % 2].bits;
+    return pairs;
+  }
+  static HWY_INLINE f32x16 dot(f32x16 c, u16x32 a, u16x32 b) {
+    const auto value = [](std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); };
+    for (int i = 0; i < 16; ++i) c[i] += value(a[2 * i]) * value(b[2 * i]) + value(a[2 * i + 1]) * value(b[2 * i + 1]);
+    return c;
+  }
+  static HWY_INLINE u16x32 round(f32x16 low, f32x16 high) { return TileDouble::round(low, high); }
+};
+
 template <class Out>
 void multiply_part(const Matmul<bf16, Out>& args, const TileMatmulPlan& plan, int index, void* workspace) {
   tile_matmul_part<TileDouble>(args, plan, index, workspace);
@@ -97,19 +113,29 @@ template <class Out>
 void multiply(Cpu cpu, const Matmul<bf16, Out>& args) {
   cpu::tile_matmul<Out>(cpu, args, multiply_part<Out>);
 }
+template <class Unit>
 void forward_groups(const AttentionForward<bf16>& args, cpu::Part groups, void* workspace) {
-  tile_forward_part<TileDouble>(args, groups, workspace);
+  tile_forward_part<Unit>(args, groups, workspace);
 }
+template <class Unit>
 void backward_groups(const AttentionBackward<bf16>& args, cpu::Part groups, void* workspace) {
-  tile_backward_part<TileDouble>(args, groups, workspace);
+  tile_backward_part<Unit>(args, groups, workspace);
 }
+template <class Unit>
 void forward(Cpu cpu, const AttentionForward<bf16>& args) {
-  cpu::run_tile_attention<cpu::TileForwardMemory>(cpu, args, forward_groups);
+  cpu::run_tile_attention<cpu::TileForwardMemory>(cpu, args, forward_groups<Unit>);
 }
+template <class Unit>
 void backward(Cpu cpu, const AttentionBackward<bf16>& args) {
-  cpu::run_tile_attention<cpu::TileBackwardMemory>(cpu, args, backward_groups);
+  cpu::run_tile_attention<cpu::TileBackwardMemory>(cpu, args, backward_groups<Unit>);
 }
-tests::TileKernels kernels() { return {"double", multiply<bf16>, multiply<float>, forward, backward}; }
+tests::TileKernels products() { return {"double", multiply<bf16>, multiply<float>}; }
+tests::AttentionKernels attention_on_tiles() {
+  return {"double of tiles", Bf16Unit::tiles, forward<TileDouble>, backward<TileDouble>};
+}
+tests::AttentionKernels attention_on_pairs() {
+  return {"double of pairs", Bf16Unit::pairs, forward<PairDouble>, backward<PairDouble>};
+}
 
 template <class Packer>
 void pack_with(const bf16* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, bf16* to) {
@@ -127,11 +153,15 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace choir::kernels {
 namespace {
-HWY_EXPORT(kernels);
+HWY_EXPORT(products);
+HWY_EXPORT(attention_on_tiles);
+HWY_EXPORT(attention_on_pairs);
 HWY_EXPORT(packers);
 }  // namespace
 
-tests::TileKernels tests::kernels_on_double() { return HWY_DYNAMIC_DISPATCH(kernels)(); }
+tests::TileKernels tests::products_on_double() { return HWY_DYNAMIC_DISPATCH(products)(); }
+tests::AttentionKernels tests::attention_on_tile_double() { return HWY_DYNAMIC_DISPATCH(attention_on_tiles)(); }
+tests::AttentionKernels tests::attention_on_pair_double() { return HWY_DYNAMIC_DISPATCH(attention_on_pairs)(); }
 tests::TilePackers tests::tile_packers() { return HWY_DYNAMIC_DISPATCH(packers)(); }
 
 }  // namespace choir::kernels

@@ -1,6 +1,6 @@
-// The kernels for tiles on a double of the tile unit in plain C++: for tests on any processor.
+// The kernels for tiles, and for vectors of pairs, on doubles of these units in plain C++: for tests on any processor.
 //
-// The double follows Intel's definition of the instructions, except that it does not take denormal numbers as 0. To use
+// The doubles follow Intel's definition of the instructions, except that they do not take denormal numbers as 0. To use
 // a tile between release() and configure() is a failure of the test.
 #pragma once
 
@@ -14,20 +14,28 @@ namespace choir::kernels::tests {
 /// pack() of tile_pack.h with one of its packers.
 using TilePacker = void (*)(const bf16* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, bf16* to);
 
-/// The kernels on one unit.
+/// Products on one unit.
 struct TileKernels {
   std::string unit;
   void (*multiply_to_bf16)(Cpu, const Matmul<bf16, bf16>&);
   void (*multiply_to_f32)(Cpu, const Matmul<bf16, float>&);
-  void (*attention_forward)(Cpu, const AttentionForward<bf16>&);
-  void (*attention_backward)(Cpu, const AttentionBackward<bf16>&);
 
   void multiply(Cpu cpu, const Matmul<bf16, bf16>& args) const { multiply_to_bf16(cpu, args); }
   void multiply(Cpu cpu, const Matmul<bf16, float>& args) const { multiply_to_f32(cpu, args); }
 };
 
-/// On the double, for the instruction set that Highway has chosen.
-TileKernels kernels_on_double();
+/// Attention on one unit.
+struct AttentionKernels {
+  std::string name;
+  Bf16Unit unit;
+  void (*forward)(Cpu, const AttentionForward<bf16>&);
+  void (*backward)(Cpu, const AttentionBackward<bf16>&);
+};
+
+/// On doubles, for the instruction set that Highway has chosen.
+TileKernels products_on_double();
+AttentionKernels attention_on_tile_double();
+AttentionKernels attention_on_pair_double();
 
 struct TilePackers {
   TilePacker rows, rows_transposed, columns, columns_transposed;

@@ -37,11 +37,15 @@ TEST(CpuKernels, APlanNamesTheChoice) {
   const auto plan = [&](const std::string& keys) {
     return shop.choir("plan " + shop.path("tiny.yaml") + " --ranks 1" + keys);
   };
-  const std::string named = "matrix products of bf16 run on tiles";
+  const std::string named = "matrix products and attention of bf16 on tiles",
+                    pairs = "attention of bf16 in vectors of pairs";
   EXPECT_TRUE(contains(plan(bf16 + " train.cpu_kernels=tiles"), named));
   EXPECT_FALSE(contains(plan(bf16), named));
   EXPECT_FALSE(contains(plan(bf16 + " train.cpu_kernels=onednn"), named));
   EXPECT_FALSE(contains(plan(" train.threads=1 train.cpu_kernels=tiles"), named));
+  EXPECT_EQ(contains(plan(bf16), pairs), kernels::cpu::has_fast_pairs());
+  EXPECT_FALSE(contains(plan(bf16 + " train.cpu_kernels=onednn"), pairs));
+  EXPECT_FALSE(contains(plan(" train.threads=1"), pairs));
 }
 
 }  // namespace
