@@ -49,7 +49,9 @@ inline void PrintTo(const Layout& of, std::ostream* to) { *to << of.name; }
 /// layer and option.
 inline std::vector<SmallModel> models_under_test() {
   std::vector<const char*> names;
-  if (device_is_simulated())
+  if (device_is_simulated() && world_size() > 2)  // they differ from two in what does not divide by three
+    names = {"window_8_of_2", "biased_experts"};
+  else if (device_is_simulated())
     names = {"gpt", "window_8_of_2", "dropout", "biased_experts", "class_token"};
   else if (world_size() > 4)
     names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "encoder", "vision"};
