@@ -1,4 +1,5 @@
-// choir generate CHECKPOINT [key=value ...]: text from a checkpoint, on one rank.
+// choir generate CHECKPOINT [key=value ...]: text from a checkpoint, on one rank: what follows generate.prompt, or of
+// an encoder-decoder the target to this source.
 #include <fmt/format.h>
 
 #include "framework/core/quantity.h"
@@ -27,7 +28,7 @@ int generate_text(CommandLine& line, const Arguments& arguments) {
   words.insert(words.end(), arguments.words.begin(), arguments.words.end());
   const Config config = config_of(reader, words);
   throw_if_any(validate(config, process.ranks()));
-  if (config.model.family != ModelFamily::decoder)
+  if (config.model.family != ModelFamily::decoder && !config.model.has_source())
     throw ConfigError(Problem{
         .what = fmt::format("choir generate: {} has model.family = {}", reader.path(), name_of(config.model.family)),
         .why = config.model.family == ModelFamily::encoder
@@ -36,8 +37,13 @@ int generate_text(CommandLine& line, const Arguments& arguments) {
         .fix = "choir evaluate measures how well it does so"});
   const Tokenizer tokenizer = tokenizer_of(reader);
   const LoadedModel model = load_model(reader, config, process);
-  write_now(config.generate.prompt);
-  generate(*model.trainer, tokenizer, config.generate, write_now);
+  if (config.model.has_source()) {
+    const std::vector<std::int32_t> source = source_of(config.generate.prompt, tokenizer, config.model);
+    write_now(tokenizer.decode(translate(*model.trainer, tokenizer, config.generate, source)));
+  } else {
+    write_now(config.generate.prompt);
+    generate(*model.trainer, tokenizer, config.generate, write_now);
+  }
   write_now("\n");
   return 0;
 }

@@ -1,5 +1,6 @@
 // choir prepare CONFIG text files ... [key=value ...]: text to the token file data.path; for a classifier, each line is
-// a class, a tab and a text. For a vision model, CONFIG folders or IDX files ...: pictures to the image file data.path.
+// a class, a tab and a text, for an encoder-decoder a source, a tab and a target. For a vision model, CONFIG folders or
+// IDX files ...: pictures to the image file data.path.
 #include <unistd.h>
 
 #include <chrono>
@@ -12,6 +13,7 @@
 #include "framework/data/prepare.h"
 #include "framework/data/prepare_images.h"
 #include "framework/data/prepare_labelled.h"
+#include "framework/data/prepare_pairs.h"
 #include "framework/data/token_file.h"
 #include "framework/train/snapshot.h"
 #include "launch/checkpoint_path.h"
@@ -84,6 +86,10 @@ int prepare_data(ConfigArguments arguments, bool binary) {
   });
   const Config config = arguments.read();
   const bool images = config.model.family == ModelFamily::vision;
+  if (binary && config.model.has_source())
+    throw ConfigError(Problem{.what = "choir prepare --binary with model.family = encoder_decoder",
+                              .why = "pairs are lines of text",
+                              .fix = "leave --binary out"});
   std::vector<Problem> problems = validate(config, 0);
   if (options.inputs.empty())
     problems.push_back({.what = images ? "no folders of pictures are named" : "no text files are named",
@@ -105,8 +111,13 @@ int prepare_data(ConfigArguments arguments, bool binary) {
     options.tokenizer.vocabulary = config.model.text_vocabulary();
   create_folder_of(options.output);
   const bool labelled = config.model.family == ModelFamily::classifier;
+  const bool pairs = config.model.has_source();
   std::string of_classes;  // the end of the line about the documents
   const auto prepare_text = [&] {
+    if (pairs)
+      return prepare_pairs(
+          {.inputs = options.inputs, .output = options.output, .tokenizer = options.tokenizer, .given = options.given},
+          progress_line());
     if (!labelled) return prepare(options, progress_line());
     const PrepareLabelledResult result = prepare_labelled({.inputs = options.inputs,
                                                            .output = options.output,
@@ -122,9 +133,10 @@ int prepare_data(ConfigArguments arguments, bool binary) {
   end_progress_line();
   for (const std::string& note : result.notes) std::printf("%s\n", note.c_str());
   std::printf("%s: %s%s, %.2f MB of text, %s of a vocabulary of %lld (%.2f bytes a token), %.1f s\n",
-              options.output.c_str(), quantity(result.documents, "document").c_str(), of_classes.c_str(),
-              static_cast<double>(result.text_bytes) / 1e6, quantity(result.tokens, "token").c_str(),
-              static_cast<long long>(result.vocabulary),
+              options.output.c_str(),
+              quantity(pairs ? result.documents / 2 : result.documents, pairs ? "pair" : "document").c_str(),
+              of_classes.c_str(), static_cast<double>(result.text_bytes) / 1e6,
+              quantity(result.tokens, "token").c_str(), static_cast<long long>(result.vocabulary),
               static_cast<double>(result.text_bytes) / static_cast<double>(result.tokens),
               std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   return 0;
@@ -139,7 +151,9 @@ void add_prepare_command(CommandLine& line) {
   auto binary = std::make_shared<bool>(false);
   arguments->add_to(
       *verb,
-      "text files, each one document, for a classifier each line a class, a tab and a text; or for a vision "
+      "text files, each one document, for a classifier each line a class, a tab and a text, for an encoder-decoder "
+      "each "
+      "line a source, a tab and a target, or in files *.jsonl {\"source\": ..., \"target\": ...}; or for a vision "
       "model folders with a folder of pictures for each class, "
       "or two IDX files; and key=value overrides");
   verb->add_flag("--binary", *binary,

@@ -19,6 +19,7 @@ namespace choir {
 struct KeyValueCache {
   Tensor keys, values;  ///< [positions, key/value heads held * E]
   Tensor choices;       ///< [experts] i32: how many of these tokens chose each expert; empty without experts
+  Tensor source;        ///< [source positions, 2 * key/value heads held * E]: keys and values; empty without a source
 };
 
 /// The experts that the tokens of a step choose: written by a run, and used instead of its own choices by another one.
@@ -56,6 +57,15 @@ struct SeparateDocuments {
   Tensor positions;  ///< [rows] i32, of the rows held and the padding of the last share: the position in its document
 };
 
+/// What the encoder of a model reads: for each sequence of a micro-batch another one, with positions of its own.
+struct Source {
+  Rows rows = no_rows();  ///< those held; none: the model has no encoder, or has read the source already (generation)
+  /// The tokens of a source are at its front; what is behind them is padding. Both empty: there is none.
+  Tensor documents{};  ///< [B * S, 2] i32: SeparateDocuments::ranges of the source: its tokens, and the padding
+  Tensor seen{};       ///< [B * (S + T), 2] i32, of source and target: ops::AttentionOptions::documents of
+                       ///< cross-attention, in which target i stands at position S + i
+};
+
 /// Called after each part of a stage with what it has computed: y of forward, or dx of backward (model/part.h).
 using WatchParts = std::function<void(bool backward, std::size_t part, const Tensor& result, struct Context&)>;
 
@@ -64,6 +74,7 @@ struct Context {
   Mesh& mesh;
   Rows rows{};  ///< of this micro-batch
   SeparateDocuments documents{};
+  Source source{};
   ContextKind kind = ContextKind::automatic;
   DeferredWork* deferred = nullptr;      ///< where linear layers leave their weight gradients; null: computed at once
   const KeyValueCache* cache = nullptr;  ///< of the current layer, in generation
@@ -76,5 +87,15 @@ struct Context {
   AttentionRecord* attention = nullptr;  ///< null: nobody looks into the heads
   const WatchParts* watch = nullptr;     ///< of a replay; null: nobody looks at what is between the parts
 };
+
+/// For a layer that computes on the rows of the source.
+inline Context of_source(const Context& context) {
+  Context source = context;
+  source.rows = context.source.rows;
+  source.documents = {.ranges = context.source.documents, .positions = {}};
+  source.source = {};
+  source.cache = nullptr;  // the encoder reads the whole source at once
+  return source;
+}
 
 }  // namespace choir

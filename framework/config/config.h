@@ -96,6 +96,7 @@ struct TrainConfig {
 struct GenerateConfig {
   std::string prompt;
   std::int64_t tokens = 200;  ///< at most this many new tokens
+  std::int64_t beam = 4;      ///< of an encoder-decoder: unfinished texts that the search keeps; 1: greedy
   double temperature = 1.0;   ///< 0: always the likeliest token
   std::int64_t top_k = 0;     ///< 0: all
   double top_p = 1.0;         ///< 1: all

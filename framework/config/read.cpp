@@ -185,11 +185,8 @@ struct Store {
 // `name` is not one of the names that `field` takes.
 Problem unknown_name(const Field& field, std::string name) {
   const std::vector<std::string>& names = std::get<Choice>(field.slot).names;
-  const std::vector<std::string>& planned = field.limits.planned;
   const std::string given = fmt::format("{} = {}", field.key, value_text(&name));
   const std::string set = fmt::format("set {} to {}", field.key, fmt::join(names, " or "));
-  if (std::find(planned.begin(), planned.end(), name) != planned.end())
-    return {given + " is not built yet", field.limits.why, set};
   const std::string near = nearest(name, names);
   return {given + " is not a known value",
           fmt::format("{} is {}: {}", field.key, type_text(field), field.documentation),

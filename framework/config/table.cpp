@@ -21,9 +21,6 @@ Limits at_least(double least, double most = largest) { return {.least = least, .
 Limits positive() { return {.least = 0, .above_least = true}; }
 Limits not_negative() { return {.least = 0}; }
 Limits below_one() { return {.least = 0, .most = 1, .below_most = true}; }
-Limits planned(std::vector<std::string> names, std::string why) {
-  return {.planned = std::move(names), .why = std::move(why)};
-}
 
 std::vector<Field> fields(AttentionConfig& c) {
   return {
@@ -107,10 +104,12 @@ std::vector<Field> fields(ModelConfig& c) {
   return {
       {"model.family", &c.family,
        "decoder: a token sees those before it, and the next one is the target; encoder: a token sees all, and masked "
-       "ones are the targets; classifier: the same, and the class of a whole text is the target; vision: squares of an "
-       "image see each other, and its class is the target",
-       planned({"encoder_decoder"}, "encoder-decoders are not built yet")},
+       "ones are the targets; encoder_decoder: a decoder whose tokens also see another text, the source, through an "
+       "encoder; classifier: a token sees all, and the class of a whole text is the target; vision: squares of an "
+       "image see each other, and its class is the target"},
       {"model.layers", &c.layers, "transformer blocks", at_least(1)},
+      {"model.encoder_layers", &c.encoder_layers, "encoder_decoder: transformer blocks of the encoder; 0: model.layers",
+       at_least(0)},
       {"model.width", &c.width, "width of the residual stream", at_least(1)},
       {"model.vocabulary", &c.vocabulary,
        "token ids run from 0 to vocabulary - 1, which is the mask token of an encoder", at_least(1)},
@@ -120,11 +119,14 @@ std::vector<Field> fields(ModelConfig& c) {
        "for none of the input"},
       {"model.context", &c.context,
        "tokens in a training sequence, or squares of an image and its class token; the most positions", at_least(1)},
+      {"model.source_context", &c.source_context, "encoder_decoder: tokens of a source, the most; 0: model.context",
+       at_least(0)},
       {"model.tied", &c.tied, "the output head of a text model is the transposed token embedding"},
       {"model.bias", &c.bias, "biases in linear layers and in layer norm"},
       {"model.dropout", &c.dropout, "share of embeddings and residual branches dropped in training", below_one()},
       {"model.initial_deviation", &c.initial_deviation,
-       "standard deviation of initial weights; residual outputs get it / sqrt(2 * layers)", positive()},
+       "standard deviation of initial weights; residual outputs get it / sqrt(their number), which is 2 * layers",
+       positive()},
   };
 }
 
@@ -313,8 +315,10 @@ std::vector<Field> fields(CheckpointConfig& c) {
 
 std::vector<Field> fields(GenerateConfig& c) {
   return {
-      {"generate.prompt", &c.prompt, "the text to continue"},
+      {"generate.prompt", &c.prompt, "the text to continue; encoder_decoder: the source"},
       {"generate.tokens", &c.tokens, "new tokens, at most", at_least(1)},
+      {"generate.beam", &c.beam,
+       "encoder_decoder: unfinished texts that the search for the likeliest one keeps; 1: greedy", at_least(1, 1000)},
       {"generate.temperature", &c.temperature, "above 1 is bolder, below 1 safer; 0: always the likeliest token",
        not_negative()},
       {"generate.top_k", &c.top_k, "draw from the k likeliest tokens; 0: from all", at_least(0)},

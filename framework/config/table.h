@@ -36,10 +36,9 @@ using Slot = std::variant<std::int64_t*, std::uint64_t*, double*, bool*, std::st
 struct Limits {
   double least = -std::numeric_limits<double>::infinity();
   double most = std::numeric_limits<double>::infinity();
-  bool above_least = false;            ///< `least` itself is left out
-  bool below_most = false;             ///< `most` itself is left out
-  std::vector<std::string> planned{};  ///< names of a Choice that are not built yet
-  std::string why{};                   ///< why a planned name, or a number beyond `most`, is not available
+  bool above_least = false;  ///< `least` itself is left out
+  bool below_most = false;   ///< `most` itself is left out
+  std::string why{};         ///< why a number beyond `most` is not available
 };
 
 struct Field {

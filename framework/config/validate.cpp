@@ -85,6 +85,10 @@ std::int64_t largest_divisor(std::int64_t n, std::int64_t most) {
 
 /// The most tensor ranks: feed-forward columns are split in units of 8, and so many tokens are in each slice.
 std::int64_t most_by_columns(const ModelConfig& m) { return std::max<std::int64_t>(1, m.feed_forward_width() / 8); }
+/// Positions of the shorter of the sequences that the context ranks split.
+std::int64_t shortest_sequence(const ModelConfig& m) {
+  return m.has_source() ? std::min(m.context, m.source_length()) : m.context;
+}
 std::int64_t most_by_vocabulary(const ModelConfig& m) { return std::max<std::int64_t>(1, m.vocabulary / 8); }
 
 class Validator {
@@ -101,6 +105,7 @@ class Validator {
     check_tokenizer();
     check_masked();
     check_images();
+    check_pairs();
     check_precision();
     check_cpu_kernels();
     check_schedule();
@@ -125,6 +130,7 @@ class Validator {
   void check_tokenizer();
   void check_masked();
   void check_images();
+  void check_pairs();
   void check_precision();
   void check_cpu_kernels();
   void check_schedule();
@@ -251,6 +257,19 @@ void Validator::check_images() {
         "every square is a position", fmt::format("set model.context to {}", m.image_positions()));
 }
 
+void Validator::check_pairs() {
+  const ModelConfig& m = config_.model;
+  if (!m.has_source())
+    return refuse_changed({"model.encoder_layers", "model.source_context", "generate.beam"},
+                          "only an encoder-decoder reads a source", "encoder_decoder");
+  refuse_changed({"generate.temperature", "generate.top_k", "generate.top_p", "generate.seed"},
+                 "the likeliest text is searched for, none is drawn", "decoder");
+  refuse_changed({"model.experts.", "parallel.expert"}, "encoder-decoders with experts are not built yet", "decoder");
+  if (m.attention.documents == DocumentBorders::separate)
+    add("model.attention.documents = separate with model.family = encoder_decoder",
+        "a sample of an encoder-decoder is one pair of texts", "delete model.attention.documents");
+}
+
 void Validator::check_precision() {
   const TrainConfig& t = config_.train;
   if (t.device == TrainDevice::cuda && !kernels::built_with_cuda)
@@ -351,7 +370,7 @@ bool Validator::fits_the_model(std::int64_t tensor, std::int64_t context, std::i
   if (are_sound({"model.width", "model.feed_forward.width"}) && tensor > most_by_columns(m)) return false;
   if (m.is_classifier() && are_sound({"model.classes"}) && tensor > m.classes) return false;
   if (!m.is_classifier() && are_sound({"model.vocabulary"}) && tensor > most_by_vocabulary(m)) return false;
-  if (are_sound({"model.context"}) && context > m.context) return false;
+  if (are_sound({"model.context", "model.source_context"}) && context > shortest_sequence(m)) return false;
   return !are_sound({"model.layers", "parallel.chunks"}) ||
          saturating_product({pipeline, p.chunks_of_stage()}) <= num_parts(m);
 }
@@ -409,9 +428,10 @@ void Validator::check_shard() {
 // Each context rank holds at least one position; if they share the heads, at least one of those.
 void Validator::check_context() {
   const ParallelConfig& p = config_.parallel;
-  const std::int64_t length = config_.model.context, heads = config_.model.attention.heads;
-  if (are_sound({"model.context"}) && p.context > length)
-    add(fmt::format("parallel.context = {} is too many for model.context = {}", p.context, length),
+  const std::int64_t length = shortest_sequence(config_.model), heads = config_.model.attention.heads;
+  if (are_sound({"model.context", "model.source_context"}) && p.context > length)
+    add(fmt::format("parallel.context = {} is too many for {} = {}", p.context,
+                    length < config_.model.context ? "model.source_context" : "model.context", length),
         "each context rank holds at least one position of a sequence",
         fmt::format("set parallel.context to {} or less", length));
   if (p.context_kind != ContextKind::heads || !are_sound({"model.attention.heads"}) || p.tensor > heads) return;

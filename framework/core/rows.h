@@ -37,6 +37,9 @@ struct Rows {
   kernels::RowMap share_map() const { return {first_sample, sequences, length, {runs[0], runs[1]}, share().begin}; }
 };
 
+/// Of sequences without positions.
+inline Rows no_rows() { return {.length = 0, .runs = {{0, 0}, {0, 0}}}; }
+
 /// All positions of `sequences` sequences.
 inline Rows whole_rows(std::int64_t sequences, std::int64_t length, std::int64_t first_sample = 0) {
   return {.first_sample = first_sample, .sequences = sequences, .length = length, .runs = {{0, length}, {0, 0}}};

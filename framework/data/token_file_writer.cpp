@@ -64,7 +64,7 @@ TokenFileWriter::Layout TokenFileWriter::write_structure(const std::string& path
     token_bytes.push_back(tokenizer_.byte_length(token));
 
   const std::string names = text_of_lines(class_names_);
-  constexpr std::uint64_t headers = 1 << 16;  // more than HDF5 takes for six datasets and six attributes
+  constexpr std::uint64_t headers = 1 << 16;  // more than HDF5 takes for six datasets and seven attributes
   const std::uint64_t room = spilt_bytes_ + bytes_of(document_offsets_).size() + bytes_of(token_bytes).size() +
                              tokenizer_.serialized().size() + bytes_of(labels_).size() + names.size() + headers;
   const Hdf5Silence silence;
@@ -75,6 +75,7 @@ TokenFileWriter::Layout TokenFileWriter::write_structure(const std::string& path
   write_attribute(file, "tokenizer_kind", tokenizer_.kind());
   write_attribute(file, "tokenizer_digest", tokenizer_.digest());
   write_attribute(file, "end_of_document", tokenizer_.end_of_document());
+  if (pairs_) write_attribute(file, "pairs", num_documents() / 2);
   const std::string& model = tokenizer_.serialized();
   write_dataset(file, "tokenizer_model", H5T_STD_U8LE, H5T_NATIVE_UINT8, model.data(), model.size());
   write_dataset(file, "token_bytes", H5T_STD_I32LE, H5T_NATIVE_INT32, token_bytes.data(), token_bytes.size());

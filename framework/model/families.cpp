@@ -15,6 +15,8 @@ std::vector<PartSpec> make_parts(const ModelConfig& config, bool recompute) {
       return decoder_parts(config, recompute);
     case ModelFamily::encoder:
       return encoder_parts(config, recompute);
+    case ModelFamily::encoder_decoder:
+      return encoder_decoder_parts(config, recompute);
     case ModelFamily::classifier:
       return classifier_parts(config, recompute);
     case ModelFamily::vision:
@@ -24,19 +26,15 @@ std::vector<PartSpec> make_parts(const ModelConfig& config, bool recompute) {
 }
 
 std::int64_t num_parts(const ModelConfig& config) {
-  switch (config.family) {
-    case ModelFamily::decoder:
-    case ModelFamily::encoder:
-    case ModelFamily::classifier:
-    case ModelFamily::vision:
-      return std::min(config.layers, std::numeric_limits<std::int64_t>::max() - 2) + 2;  // embedding and head
-  }
-  std::abort();  // all values are above
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max() / 2 - 3;
+  // Blocks, embedding and head; of an encoder-decoder also the norm of the encoder.
+  return std::min(config.layers, most) + std::min(config.encoder_blocks(), most) + (config.has_source() ? 3 : 2);
 }
 
 kernels::Band attention_band(const ModelConfig& config) {
   switch (config.family) {
     case ModelFamily::decoder:
+    case ModelFamily::encoder_decoder:
       return decoder_band(config);
     case ModelFamily::encoder:
     case ModelFamily::classifier:
@@ -62,15 +60,25 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const auto d = [](std::int64_t x) { return static_cast<double>(x); };
   const double gates = c.feed_forward.kind == FeedForwardKind::swiglu ? 3 : 2;
   const double feed_forward = gates * d(c.width) * d(c.feed_forward_width());
-  const double block = d(c.width) * d(c.head_width()) * (2 * d(c.attention.heads) + 2 * d(c.kv_heads())) + feed_forward;
+  const double queries = d(c.width) * d(c.head_width()) * 2 * d(c.attention.heads);  // with their outputs
+  const double keys = d(c.width) * d(c.head_width()) * 2 * d(c.kv_heads());          // with values
+  const double block = queries + keys + feed_forward;
   const double with_experts = d(c.experts.chosen + c.experts.shared - 1) * feed_forward + d(c.experts.count * c.width);
   // A lookup of tokens is no product.
   const double stem = c.family == ModelFamily::vision ? d(c.image.features() * c.width) : 0;
   const double parameters = d(c.layers) * block + d(c.blocks_with_experts()) * with_experts + stem;
   const double head = d(c.outputs()) * d(c.width) * d(c.targets_of_sequence());
-  const double pairs = d(kernels::VisiblePairs<std::int64_t>(attention_band(c), c.context, c.context).count());
-  const double attention = 3 * 4 * pairs * d(c.attention.heads) * d(c.head_width()) * d(c.layers);
-  return d(sequences) * (6 * (parameters * d(c.context) + head) + attention);
+  const double of_source = d(c.encoder_blocks()) * block + (c.has_source() ? d(c.layers) * keys : 0);
+  const double across = c.has_source() ? d(c.layers) * queries : 0;
+  const auto pairs = [&](const kernels::Band& band, std::int64_t q_length, std::int64_t kv_length) {
+    return d(kernels::VisiblePairs<std::int64_t>(band, q_length, kv_length).count());
+  };
+  const std::int64_t source = c.source_length();
+  double seen = d(c.layers) * pairs(attention_band(c), c.context, c.context);
+  if (c.has_source())
+    seen += d(c.encoder_blocks()) * pairs(source_band(c), source, source) + d(c.layers) * d(c.context) * d(source);
+  const double products = (parameters + across) * d(c.context) + of_source * d(source) + head;
+  return d(sequences) * (6 * products + 3 * 4 * seen * d(c.attention.heads) * d(c.head_width()));
 }
 
 }  // namespace choir

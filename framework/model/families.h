@@ -25,11 +25,13 @@ std::vector<PartSpec> decoder_parts(const ModelConfig&, bool recompute);  // GPT
 kernels::Band decoder_band(const ModelConfig&);
 std::vector<PartSpec> encoder_parts(const ModelConfig&, bool recompute);  // masked tokens: encoder.cpp
 kernels::Band encoder_band(const ModelConfig&);
-std::vector<PartSpec> classifier_parts(const ModelConfig&, bool recompute);  // classes of texts: classifier.cpp
-std::vector<PartSpec> vision_parts(const ModelConfig&, bool recompute);      // classes of images: vision.cpp
+std::vector<PartSpec> encoder_decoder_parts(const ModelConfig&, bool recompute);  // encoder_decoder.cpp
+kernels::Band source_band(const ModelConfig&);                                    // of its encoder
+std::vector<PartSpec> classifier_parts(const ModelConfig&, bool recompute);       // classes of texts: classifier.cpp
+std::vector<PartSpec> vision_parts(const ModelConfig&, bool recompute);           // classes of images: vision.cpp
 kernels::Band vision_band(const ModelConfig&);
 
-/// Which positions of a sequence a token sees, from its own.
+/// Which positions of a sequence a token sees, from its own; of a source: source_band().
 kernels::Band attention_band(const ModelConfig&);
 /// What the product of a query and a key becomes before the softmax.
 kernels::Score attention_score(const ModelConfig&);

@@ -8,9 +8,9 @@
 
 namespace choir {
 
-enum class ModelFamily { decoder, encoder, classifier, vision };
+enum class ModelFamily { decoder, encoder, encoder_decoder, classifier, vision };
 template <>
-inline constexpr auto names<ModelFamily> = std::array{"decoder", "encoder", "classifier", "vision"};
+inline constexpr auto names<ModelFamily> = std::array{"decoder", "encoder", "encoder_decoder", "classifier", "vision"};
 
 /// How a token knows its position.
 enum class Position { learned, rotary, none, alibi };
@@ -109,10 +109,12 @@ struct ModelConfig {
   std::int64_t width = 768;
   std::int64_t vocabulary = 50257;
   std::int64_t context = 1024;      ///< tokens in a training sequence; the most positions
+  std::int64_t encoder_layers = 0;  ///< blocks of an encoder-decoder's encoder; 0: as many as layers
+  std::int64_t source_context = 0;  ///< tokens that an encoder-decoder's encoder reads; 0: as many as context
   bool tied = true;                 ///< the output head is the transposed token embedding
   bool bias = true;                 ///< biases in linear layers and in layer norm
   double dropout = 0;               ///< on embeddings and residual branches
-  double initial_deviation = 0.02;  ///< of weights; residual outputs get it / sqrt(2 * layers)
+  double initial_deviation = 0.02;  ///< of weights; residual outputs get it / sqrt(their number)
   AttentionConfig attention;
   FeedForwardConfig feed_forward;
   ExpertsConfig experts;
@@ -126,6 +128,11 @@ struct ModelConfig {
   /// Rows of the output head.
   std::int64_t outputs() const { return is_classifier() ? classes : vocabulary; }
   std::int64_t targets_of_sequence() const { return is_classifier() ? 1 : context; }
+  /// True if an encoder reads another sequence than the one whose tokens are the targets.
+  bool has_source() const { return family == ModelFamily::encoder_decoder; }
+  std::int64_t encoder_blocks() const { return !has_source() ? 0 : encoder_layers > 0 ? encoder_layers : layers; }
+  /// Positions of a whole source; 0: there is none.
+  std::int64_t source_length() const { return !has_source() ? 0 : source_context > 0 ? source_context : context; }
   /// True if a token sees only a part of its sequence: its document, or the text without what fills the sequence up.
   bool separates_documents() const {
     return attention.documents == DocumentBorders::separate || family == ModelFamily::classifier;

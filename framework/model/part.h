@@ -17,6 +17,7 @@ namespace choir {
 /// The input of one micro-batch.
 struct Batch {
   Tensor ids;      ///< [N] i32; empty for images
+  Tensor source;   ///< [rows of the source] i32; empty without one; negative: padding
   Tensor targets;  ///< [N] i32, or one for each sequence; negative: not counted. Empty in generation
   Tensor patches;  ///< [N, features] of images
 };
@@ -42,8 +43,9 @@ class Part {
   Part& operator=(const Part&) = delete;
 
   virtual std::unique_ptr<Saved> make_saved() const = 0;
-  /// x [rows held, D] -> y [rows held, D]. The first part of a model reads batch.ids and gets an empty x. The last one
-  /// returns an empty y; without targets, the logits [1, V] of the token after the last one.
+  /// x [rows held, D] -> y [rows held, D], of a model with a source as in joined_rows.h. The first part of a model
+  /// reads batch.ids and gets an empty x. The last one returns an empty y; without targets, the logits [1, V] of the
+  /// token after the last one.
   virtual Tensor forward(const Tensor& x, const Batch&, const Loss&, Saved&, Context&) const = 0;
   /// dy [rows held, D] -> dx [rows held, D], empty as y and x are. Weight gradients accumulate.
   virtual Tensor backward(const Tensor& dy, Saved&, Context&) const = 0;

@@ -7,7 +7,7 @@
 #include <cstdlib>
 
 #include "framework/model/families.h"
-#include "framework/nn/block.h"
+#include "framework/model/joined_rows.h"
 #include "framework/nn/norm.h"
 #include "framework/nn/output_head.h"
 #include "framework/nn/patch_embedding.h"
@@ -32,12 +32,12 @@ ops::Activation activation_of(FeedForwardKind kind) {
 struct TablePositions {
   std::int64_t learned = 0, rotary = 0;
 };
-TablePositions table_positions(const ModelConfig& c) {
+TablePositions table_positions(const ModelConfig& c, std::int64_t positions) {
   switch (c.attention.position) {
     case Position::learned:
-      return {.learned = c.context};
+      return {.learned = positions};
     case Position::rotary:
-      return {.rotary = c.context};
+      return {.rotary = positions};
     case Position::none:
     case Position::alibi:
       return {};
@@ -64,48 +64,6 @@ ExpertsShape experts_shape(const ModelConfig& c, const FeedForwardShape& expert)
           .expert = expert};
 }
 
-BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, bool has_experts) {
-  const auto deviation = static_cast<float>(c.initial_deviation);
-  // The outputs of the 2 L residual branches are added, so each starts smaller: the sum does not grow with depth
-  // (GPT-2).
-  const auto out_deviation = static_cast<float>(c.initial_deviation / std::sqrt(2.0 * static_cast<double>(c.layers)));
-  const bool rms = c.norm.kind == NormKind::rms_norm;
-  const FeedForwardShape feed_forward{.width = c.width,
-                                      .hidden = c.feed_forward_width(),
-                                      .activation = activation_of(c.feed_forward.kind),
-                                      .bias = c.bias,
-                                      .dropout = c.dropout,
-                                      .deviation = deviation,
-                                      .down_deviation = out_deviation};
-  return {.attention = {.width = c.width,
-                        .heads = c.attention.heads,
-                        .kv_heads = c.kv_heads(),
-                        .head_width = c.head_width(),
-                        .band = band,
-                        .score = attention_score(c),
-                        .rotary_positions = table_positions(c).rotary,
-                        .rotary_base = c.attention.rotary_base,
-                        .norm = c.attention.norm,
-                        .norm_epsilon = c.norm.epsilon,
-                        .sinks = c.attention.sinks,
-                        .bias = c.bias,
-                        .dropout = c.dropout,
-                        .deviation = deviation,
-                        .out_deviation = out_deviation},
-          .feed_forward = feed_forward,
-          .experts = has_experts ? experts_shape(c, feed_forward) : ExpertsShape{},
-          .rms_norm = rms,
-          .norm_bias = c.bias,
-          .norm_epsilon = c.norm.epsilon};
-}
-
-VocabularyTable token_table(const ModelConfig& c) {
-  return {.name = "embedding.token.weight",
-          .vocabulary = c.vocabulary,
-          .width = c.width,
-          .deviation = static_cast<float>(c.initial_deviation)};
-}
-
 /// Rows are the values of the pixels of a square.
 VocabularyTable patch_table(const ModelConfig& c) {
   return {.name = "embedding.patch.weight",
@@ -124,7 +82,7 @@ VocabularyTable class_table(const ModelConfig& c) {
 class EmbeddingPart final : public Part {
  public:
   EmbeddingPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
-      : embedding_(token_table(c), table_positions(c).learned, c.dropout, share, store) {}
+      : embedding_("embedding", token_table(c), learned_positions(c, c.context), c.dropout, share, store) {}
 
   struct State final : Saved {
     Embedding::Saved embedding;
@@ -147,7 +105,7 @@ class EmbeddingPart final : public Part {
 class PatchEmbeddingPart final : public Part {
  public:
   PatchEmbeddingPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
-      : embedding_(patch_table(c), table_positions(c).learned, c.dropout, share, store) {}
+      : embedding_(patch_table(c), learned_positions(c, c.context), c.dropout, share, store) {}
 
   struct State final : Saved {
     PatchEmbedding::Saved embedding;
@@ -225,8 +183,7 @@ class Recomputed final : public Part {
 class HeadPart final : public Part {
  public:
   HeadPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
-      : norm_("final_norm", c.width, c.norm.kind == NormKind::rms_norm, c.bias, c.norm.epsilon, share, store),
-        head_(head_table(c), share, store) {}
+      : norm_(make_norm("final_norm", c, share, store)), head_(head_table(c), share, store) {}
 
   /// The output head's table: the embedding's, or its own.
   static VocabularyTable head_table(const ModelConfig& c) {
@@ -237,7 +194,7 @@ class HeadPart final : public Part {
 
   struct State final : Saved {
     Norm::Saved norm;
-    Tensor dx;  // [rows held, D]: the gradient of what the head read
+    Tensor dx;  // [rows held, D]: the gradient of what the head read, without rows of a source
   };
   std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
 
@@ -245,14 +202,14 @@ class HeadPart final : public Part {
     auto& state = static_cast<State&>(saved);
     if (!batch.targets)
       return head_.logits(norm_.forward(x.slice_rows(x.rows() - 1, x.rows()), state.norm, context), context);
-    const Tensor normed = norm_.forward(x, state.norm, context);
+    const Tensor normed = norm_.forward(target_rows(x, context), state.norm, context);
     state.dx = head_.loss(normed, batch.targets, loss.sum, loss.right, loss.scale, loss.gradient, context);
     if (loss.gradient) keep(state.dx);
     return {};
   }
   Tensor backward(const Tensor&, Saved& saved, Context& context) const override {
     auto& state = static_cast<State&>(saved);
-    return norm_.backward(state.dx, {}, state.norm, context);
+    return join_rows({}, norm_.backward(state.dx, {}, state.norm, context), context);
   }
   bool forward_adds_gradients() const override { return true; }  // of the head, with the losses
 
@@ -265,7 +222,7 @@ class HeadPart final : public Part {
 class PooledHeadPart final : public Part {
  public:
   PooledHeadPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
-      : norm_("final_norm", c.width, c.norm.kind == NormKind::rms_norm, c.bias, c.norm.epsilon, share, store),
+      : norm_(make_norm("final_norm", c, share, store)),
         head_(class_table(c), c.pool == Pool::mean ? kernels::Run{0, c.context} : kernels::Run{0, 1}, share, store) {}
 
   struct State final : Saved {
@@ -294,6 +251,63 @@ class PooledHeadPart final : public Part {
 
 }  // namespace
 
+BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, std::int64_t positions, std::int64_t branches,
+                       bool has_experts) {
+  const auto deviation = static_cast<float>(c.initial_deviation);
+  // The outputs of the residual branches are added, so each starts smaller: the sum does not grow with depth (GPT-2).
+  const auto out_deviation = static_cast<float>(c.initial_deviation / std::sqrt(static_cast<double>(branches)));
+  const bool rms = c.norm.kind == NormKind::rms_norm;
+  const FeedForwardShape feed_forward{.width = c.width,
+                                      .hidden = c.feed_forward_width(),
+                                      .activation = activation_of(c.feed_forward.kind),
+                                      .bias = c.bias,
+                                      .dropout = c.dropout,
+                                      .deviation = deviation,
+                                      .down_deviation = out_deviation};
+  return {.attention = {.width = c.width,
+                        .heads = c.attention.heads,
+                        .kv_heads = c.kv_heads(),
+                        .head_width = c.head_width(),
+                        .band = band,
+                        .score = attention_score(c),
+                        .rotary_positions = table_positions(c, positions).rotary,
+                        .rotary_base = c.attention.rotary_base,
+                        .norm = c.attention.norm,
+                        .norm_epsilon = c.norm.epsilon,
+                        .sinks = c.attention.sinks,
+                        .bias = c.bias,
+                        .dropout = c.dropout,
+                        .deviation = deviation,
+                        .out_deviation = out_deviation},
+          .feed_forward = feed_forward,
+          .experts = has_experts ? experts_shape(c, feed_forward) : ExpertsShape{},
+          .rms_norm = rms,
+          .norm_bias = c.bias,
+          .norm_epsilon = c.norm.epsilon};
+}
+
+VocabularyTable token_table(const ModelConfig& c) {
+  return {.name = "embedding.token.weight",
+          .vocabulary = c.vocabulary,
+          .width = c.width,
+          .deviation = static_cast<float>(c.initial_deviation)};
+}
+
+std::int64_t learned_positions(const ModelConfig& c, std::int64_t positions) {
+  return table_positions(c, positions).learned;
+}
+
+Norm make_norm(const std::string& name, const ModelConfig& c, const TensorShare& share, ParameterStore& store) {
+  return {name, c.width, c.norm.kind == NormKind::rms_norm, c.bias, c.norm.epsilon, share, store};
+}
+
+std::unique_ptr<Part> make_block(const std::string& name, const BlockShape& shape, const TensorShare& share,
+                                 ParameterStore& store) {
+  return std::make_unique<BlockPart>(name, shape, share, store);
+}
+
+std::unique_ptr<Part> recomputed(std::unique_ptr<Part> part) { return std::make_unique<Recomputed>(std::move(part)); }
+
 PartSpec token_embedding_part(const ModelConfig& config) {
   return {"embedding", "embedding", token_table(config), [=](const TensorShare& share, ParameterStore& store) {
             return std::make_unique<EmbeddingPart>(config, share, store);
@@ -313,29 +327,33 @@ PartSpec pooled_head_part(const ModelConfig& config) {
 }
 
 std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band& band, bool recompute) {
-  const BlockShape plain = block_shape(config, band, false);
-  const BlockShape with_experts = block_shape(config, band, config.experts.count > 0);
+  const BlockShape plain = block_shape(config, band, config.context, 2 * config.layers, false);
+  const BlockShape with_experts =
+      block_shape(config, band, config.context, 2 * config.layers, config.experts.count > 0);
   std::vector<PartSpec> parts;
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "blocks." + std::to_string(i);
     const bool has_experts = config.has_experts(i);
     const BlockShape& shape = has_experts ? with_experts : plain;
     const auto make = [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
-      auto block = std::make_unique<BlockPart>(name, shape, share, store);
-      if (!recompute) return block;
-      return std::make_unique<Recomputed>(std::move(block));
+      std::unique_ptr<Part> block = make_block(name, shape, share, store);
+      return recompute ? recomputed(std::move(block)) : std::move(block);
     };
     parts.push_back({name, has_experts ? "block with experts" : "block", {}, make});
   }
   return parts;
 }
 
+PartSpec token_head_part(const ModelConfig& config) {
+  return {"head", "head", HeadPart::head_table(config), [=](const TensorShare& share, ParameterStore& store) {
+            return std::make_unique<HeadPart>(config, share, store);
+          }};
+}
+
 std::vector<PartSpec> text_parts(const ModelConfig& config, const kernels::Band& band, bool recompute) {
   std::vector<PartSpec> parts{token_embedding_part(config)};
   for (PartSpec& block : block_parts(config, band, recompute)) parts.push_back(std::move(block));
-  parts.push_back({"head", "head", HeadPart::head_table(config), [=](const TensorShare& share, ParameterStore& store) {
-                     return std::make_unique<HeadPart>(config, share, store);
-                   }});
+  parts.push_back(token_head_part(config));
   return parts;
 }
 

@@ -23,6 +23,7 @@ std::size_t count_of(const Shape& shape) {
 SampleBuffer::SampleBuffer(const ModelConfig& config)
     : inputs(static_cast<std::size_t>(reads_images(config) ? 0 : config.context)),
       targets(static_cast<std::size_t>(config.targets_of_sequence())),
+      source(static_cast<std::size_t>(config.source_length())),
       patches(static_cast<std::size_t>(reads_images(config) ? config.context * config.image.features() : 0)),
       documents(static_cast<std::size_t>(config.separates_documents() ? config.context : 0),
                 {0, static_cast<std::int32_t>(config.context)}) {}
@@ -35,6 +36,16 @@ void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t in
   for (std::size_t i = 0; i < sample.inputs.size(); ++i) sample.inputs[i] = below(config.vocabulary, i);
   for (std::size_t i = 0; i < sample.targets.size(); ++i)
     sample.targets[i] = below(config.is_classifier() ? config.classes : config.vocabulary, i + 1);
+  if (!sample.source.empty()) {  // of another key, and not all of the same length
+    const std::uint64_t of_source = ~key;
+    const auto place = static_cast<std::uint64_t>(index);
+    const std::size_t length =
+        sample.source.size() - kernels::philox_word(of_source, place, sample.source.size()) % sample.source.size();
+    for (std::size_t i = 0; i < length; ++i)
+      sample.source[i] = static_cast<std::int32_t>(kernels::philox_word(of_source, place, i) %
+                                                   static_cast<std::uint64_t>(config.vocabulary));
+    std::ranges::fill(sample.source.subspan(length), -1);
+  }
   // Another part of the words than the class: in [-1, 1).
   for (std::size_t i = 0; i < sample.patches.size(); ++i)
     sample.patches[i] = static_cast<float>(static_cast<std::int32_t>(word(i + (std::size_t{1} << 32)))) * 0x1p-31f;
@@ -50,15 +61,20 @@ void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t in
   }
 }
 
-BatchRows::BatchRows(const ModelConfig& config, const Rows& held, bool count_only)
+BatchRows::BatchRows(const ModelConfig& config, const Rows& held, const Rows& held_source, bool count_only)
     : rows(held),
+      source_rows(held_source),
       targets_shape{config.is_classifier() ? held.sequences : held.count()},
       separate_documents(config.separates_documents()) {
   if (reads_images(config))
     patches_shape = {held.count(), config.image.features()};
   else
     ids_shape = {held.count()};
+  if (config.has_source()) source_shape = {held_source.count()};
   if (count_only) return;
+  if (config.has_source())
+    source_lengths.resize(static_cast<std::size_t>(held.sequences), static_cast<std::int32_t>(held_source.length));
+  source.resize(count_of(source_shape));
   ids.resize(count_of(ids_shape));
   targets.resize(count_of(targets_shape), -1);
   patches.resize(count_of(patches_shape));
@@ -70,19 +86,29 @@ BatchRows::BatchRows(const ModelConfig& config, const Rows& held, bool count_onl
 void BatchRows::set(std::int64_t sequence, const SampleBuffer& sample) {
   std::copy(sample.documents.begin(), sample.documents.end(),
             documents.begin() + (documents.empty() ? 0 : sequence * rows.length));
-  std::int64_t first_row = 0;
-  for (int run = 0; run < 2; first_row += rows.count(run++)) {
-    const auto [begin, end] = rows.runs[run];
-    const std::int64_t row = first_row + sequence * (end - begin);
-    const auto copy = [&](const auto& from, auto& to, std::int64_t width) {
-      if (!from.empty()) std::copy(from.begin() + begin * width, from.begin() + end * width, to.begin() + row * width);
-    };
-    copy(sample.inputs, ids, 1);
-    copy(sample.patches, patches, patches_shape.empty() ? 0 : patches_shape[1]);
+  const auto for_each_run = [sequence](const Rows& held, const auto& body) {
+    for (std::int64_t run = 0, first_row = 0; run < 2; first_row += held.count(static_cast<int>(run++))) {
+      const auto [begin, end] = held.runs[run];
+      body(begin, end, first_row + sequence * (end - begin));
+    }
+  };
+  const auto copy = [](const auto& from, std::int64_t begin, std::int64_t end, auto& to, std::int64_t row,
+                       std::int64_t width) {
+    if (!from.empty()) std::copy(from.begin() + begin * width, from.begin() + end * width, to.begin() + row * width);
+  };
+  for_each_run(rows, [&](std::int64_t begin, std::int64_t end, std::int64_t row) {
+    copy(sample.inputs, begin, end, ids, row, 1);
+    copy(sample.patches, begin, end, patches, row, patches_shape.empty() ? 0 : patches_shape[1]);
     const bool of_positions = std::ssize(sample.targets) == rows.length;
-    if (of_positions) copy(sample.targets, targets, 1);
+    if (of_positions) copy(sample.targets, begin, end, targets, row, 1);
     if (!of_positions && begin == 0 && end > 0) targets[static_cast<std::size_t>(sequence)] = sample.targets[0];
-  }
+  });
+  for_each_run(source_rows, [&](std::int64_t begin, std::int64_t end, std::int64_t row) {
+    copy(sample.source, begin, end, source, row, 1);
+  });
+  if (!source_lengths.empty())
+    source_lengths[static_cast<std::size_t>(sequence)] = static_cast<std::int32_t>(
+        std::ranges::find_if(sample.source, [](std::int32_t id) { return id < 0; }) - sample.source.begin());
 }
 
 std::int64_t BatchRows::num_targets() const {
@@ -91,6 +117,28 @@ std::int64_t BatchRows::num_targets() const {
 
 SeparateDocuments BatchRows::upload_documents(Runtime& runtime) const {
   return separate_documents ? choir::upload_documents(runtime, documents, rows) : SeparateDocuments{};
+}
+
+Source BatchRows::upload_source(Runtime& runtime) const {
+  Source result{.rows = source_rows};
+  if (source_shape.empty()) return result;
+  const auto tokens = static_cast<std::int32_t>(source_rows.length),
+             targets_end = static_cast<std::int32_t>(source_rows.length + rows.length);
+  std::vector<kernels::DocumentRange> own, seen;
+  for (const std::int32_t length : source_lengths) {
+    const kernels::DocumentRange all_tokens{0, length};
+    own.insert(own.end(), static_cast<std::size_t>(length), all_tokens);
+    own.insert(own.end(), static_cast<std::size_t>(tokens - length), {length, tokens});
+    // A token of the source is seen by all targets, one behind its end by none; a target sees all tokens of the source.
+    seen.insert(seen.end(), static_cast<std::size_t>(length), {tokens, targets_end});
+    seen.insert(seen.end(), static_cast<std::size_t>(tokens - length), {targets_end, targets_end});
+    seen.insert(seen.end(), static_cast<std::size_t>(rows.length), all_tokens);
+  }
+  result.documents = runtime.empty({rows.sequences * source_rows.length, 2}, DType::i32);
+  result.seen = runtime.empty({rows.sequences * (source_rows.length + rows.length), 2}, DType::i32);
+  ops::upload(runtime, own.data(), result.documents);
+  ops::upload(runtime, seen.data(), result.seen);
+  return result;
 }
 
 Batch BatchRows::upload(Runtime& runtime) const {
@@ -102,6 +150,7 @@ Batch BatchRows::upload(Runtime& runtime) const {
     return tensor;
   };
   batch.ids = put(ids.data(), ids_shape, DType::i32);
+  batch.source = put(source.data(), source_shape, DType::i32);
   batch.targets = put(targets.data(), targets_shape, DType::i32);
   ops::with_type(runtime.compute_type, [&]<class T>() {
     const std::vector<T> converted(patches.begin(), patches.end());

@@ -22,6 +22,7 @@ struct Sample {
   std::span<kernels::DocumentRange> documents{};  ///< [T]: the positions of each token's document, if they are
                                                   ///< separate. Of a classifier the text is the first, and what fills
                                                   ///< the sequence up the second
+  std::span<std::int32_t> source{};               ///< [S]: ids of the text that an encoder reads; behind its end -1
 };
 
 /// Writes sample `index` (of the step's global batch, or of an evaluation). Returns the bytes of text that the targets
@@ -31,9 +32,9 @@ using ReadSample = std::function<std::int64_t(std::int64_t index, const Sample&)
 /// Memory of one sample.
 struct SampleBuffer {
   explicit SampleBuffer(const ModelConfig&);
-  Sample view() { return {inputs, targets, patches, documents}; }
+  Sample view() { return {inputs, targets, patches, documents, source}; }
 
-  std::vector<std::int32_t> inputs, targets;
+  std::vector<std::int32_t> inputs, targets, source;
   std::vector<float> patches;
   std::vector<kernels::DocumentRange> documents;  ///< at first a sample is one document
 };
@@ -43,8 +44,9 @@ void random_sample(const ModelConfig&, std::uint64_t key, std::int64_t index, co
 
 /// The rows of a micro-batch that a rank holds.
 struct BatchRows {
-  /// No sequence has targets. With `count_only` there is no memory, for device `count`.
-  BatchRows(const ModelConfig&, const Rows&, bool count_only = false);
+  /// No sequence has targets. `source`: the rows of their sources. With `count_only` there is no memory, for device
+  /// `count`.
+  BatchRows(const ModelConfig&, const Rows&, const Rows& source, bool count_only = false);
   /// The rows of sequence `sequence` of the micro-batch. The target of a whole sequence belongs to the rank with its
   /// first position.
   void set(std::int64_t sequence, const SampleBuffer&);
@@ -53,13 +55,15 @@ struct BatchRows {
   Batch upload(Runtime&) const;
   /// What every part of the model reads; empty tensors if documents are joined.
   SeparateDocuments upload_documents(Runtime&) const;
+  Source upload_source(Runtime&) const;
 
-  Rows rows;
-  Shape ids_shape, targets_shape, patches_shape;  ///< on the device; empty: the family does not read it
-  std::vector<std::int32_t> ids, targets;         ///< -1: no target
+  Rows rows, source_rows;
+  Shape ids_shape, targets_shape, patches_shape, source_shape;  ///< on the device; empty: the family does not read it
+  std::vector<std::int32_t> ids, targets, source;               ///< -1: no target, no token
   std::vector<float> patches;
   bool separate_documents;
   std::vector<kernels::DocumentRange> documents;  ///< [B, T]: of all positions, if they are separate
+  std::vector<std::int32_t> source_lengths;       ///< [B]: tokens of each source, if there is one
 };
 
 }  // namespace choir

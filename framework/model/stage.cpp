@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "framework/model/joined_rows.h"
 #include "framework/model/sample.h"
 #include "framework/ops/elementwise.h"
 
@@ -168,13 +169,13 @@ std::vector<KeyValueCache> Stage::make_caches(std::int64_t positions, Runtime& r
   return caches;
 }
 
-Tensor Stage::generate(const Tensor& ids, const std::vector<KeyValueCache>& caches, Context& context,
+Tensor Stage::generate(const Batch& batch, const std::vector<KeyValueCache>& caches, Context& context,
                        Shards& shards) const {
   Tensor x;
   for (std::size_t i = 0; i < parts_.size(); ++i) {
     context.cache = &caches[i];
     acquire(i, context, shards);
-    x = parts_[i]->forward(x, {.ids = ids}, {}, *parts_[i]->make_saved(), context);
+    x = parts_[i]->forward(x, batch, {}, *parts_[i]->make_saved(), context);
     release(i, shards);
   }
   context.cache = nullptr;
@@ -221,8 +222,11 @@ PieceTimes count_costs(const std::vector<PartSpec>& model, const ModelConfig& co
       Shards shards(store, {}, context);
       shards.begin_step(context);
       device.ledger().enabled = true;
-      const Tensor x = runtime.empty({context.rows.count(), config.width}, runtime.compute_type);
-      const Batch batch = BatchRows(config, context.rows, /*count_only=*/true).upload(runtime);
+      const Rows source = config.has_source() ? whole_rows(1, config.source_length()) : no_rows();
+      const BatchRows held(config, context.rows, source, /*count_only=*/true);
+      context.source = held.upload_source(runtime);
+      const Tensor x = runtime.empty({joined_rows(context), config.width}, runtime.compute_type);
+      const Batch batch = held.upload(runtime);
       const Loss loss{.sum = runtime.empty({1}, DType::f64), .gradient = true};
       Stage::Saved saved;
       double before = 0;

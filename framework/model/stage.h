@@ -45,8 +45,9 @@ class Stage {
 
   /// Caches for one sequence of at most `positions` tokens; for generate().
   std::vector<KeyValueCache> make_caches(std::int64_t positions, Runtime&) const;
-  /// Logits [1, V] of the token after ids [n], which stand at the positions of context.rows. The whole model.
-  Tensor generate(const Tensor& ids, const std::vector<KeyValueCache>& caches, Context&, Shards&) const;
+  /// Logits [1, V] of the token after batch.ids [n], which stand at the positions of context.rows. A source is read by
+  /// the first call: in later ones no row of context.source is held. The whole model.
+  Tensor generate(const Batch& batch, const std::vector<KeyValueCache>& caches, Context&, Shards&) const;
 
   /// True if another stage holds a table of this group, so that its gradient is complete only with theirs.
   bool shares(int group) const { return shared_[static_cast<std::size_t>(group)]; }

@@ -4,9 +4,9 @@
 #include "framework/ops/elementwise.h"
 
 namespace choir {
-namespace {
-
-Slice times(const Slice& heads, std::int64_t head_width) { return {heads.begin * head_width, heads.end * head_width}; }
+static Slice times(const Slice& heads, std::int64_t head_width) {
+  return {heads.begin * head_width, heads.end * head_width};
+}
 
 std::vector<ColumnPart> qkv_parts(const std::string& name, const AttentionShapeConfig& c, const HeadPartition& p,
                                   std::int64_t rank) {
@@ -17,7 +17,29 @@ std::vector<ColumnPart> qkv_parts(const std::string& name, const AttentionShapeC
           {name + ".v", c.kv_heads * c.head_width, kv, owned, p.any_shared()}};
 }
 
-}  // namespace
+Weight* add_sinks(const std::string& name, const AttentionShapeConfig& config, const HeadPartition& partition,
+                  const TensorShare& share, ParameterStore& store) {
+  if (!config.sinks) return nullptr;
+  const Slice held = partition.query(share.rank);
+  Weight* sinks = store.add_weight(held.count(), 1, false);
+  store.add({.name = name + ".sinks",
+             .shape = {config.heads},
+             .held = {held.begin, held.end, 0, 1},
+             .owned_end = held.count(),
+             .initial = {0, config.deviation},
+             .decays = false,
+             .weight = sinks});
+  return sinks;
+}
+
+std::optional<Norm> add_head_norm(const std::string& name, const char* which, const AttentionShapeConfig& config,
+                                  const TensorShare& share, ParameterStore& store) {
+  if (!config.norm) return {};
+  return Norm(name + "." + which, config.head_width, /*rms=*/true, /*bias=*/false, config.norm_epsilon, share, store,
+              /*of_heads=*/true);
+}
+
+Tensor by_head(const Tensor& weight) { return weight ? weight.reshape({weight.count()}) : Tensor{}; }
 
 Attention::Attention(const std::string& name, const AttentionShapeConfig& config, const TensorShare& share,
                      ParameterStore& store)
@@ -28,24 +50,9 @@ Attention::Attention(const std::string& name, const AttentionShapeConfig& config
       qkv_(qkv_parts(name, config, partition_, share.rank), config.width, config.bias, config.deviation, store),
       out_(name + ".out", config.width, config.heads * config.head_width,
            times(partition_.query(share.rank), config.head_width), config.bias, config.out_deviation, share, store) {
-  if (config.sinks) {
-    const Slice held = partition_.query(share.rank);
-    sinks_ = store.add_weight(held.count(), 1, false);
-    store.add({.name = name + ".sinks",
-               .shape = {config.heads},
-               .held = {held.begin, held.end, 0, 1},
-               .owned_end = held.count(),
-               .initial = {0, config.deviation},
-               .decays = false,
-               .weight = sinks_});
-  }
-  if (!config.norm) return;
-  const auto norm = [&](const char* which) {
-    return Norm(name + which, config.head_width, /*rms=*/true, /*bias=*/false, config.norm_epsilon, share, store,
-                /*of_heads=*/true);
-  };
-  q_norm_ = norm(".q_norm");
-  k_norm_ = norm(".k_norm");
+  sinks_ = add_sinks(name, config, partition_, share, store);
+  q_norm_ = add_head_norm(name, "q_norm", config, share, store);
+  k_norm_ = add_head_norm(name, "k_norm", config, share, store);
 }
 
 template <class Body>
@@ -57,24 +64,15 @@ void Attention::for_each_norm(const Tensor& qkv, const Body& body) const {
   body(*k_norm_, &Saved::k_norm, qkv.slice_columns(q, q + k));
 }
 
-/// A copy of x [N, heads * E] as [N * heads, E].
-static Tensor by_heads(Runtime& runtime, const Tensor& x, std::int64_t head_width) {
-  const Tensor copy = runtime.empty({x.rows(), x.width()}, x.dtype());
-  ops::copy(runtime, x, copy);
-  return copy.reshape({copy.count() / head_width, head_width});
-}
-
 void Attention::normalise(const Tensor& qkv, Saved& saved, Context& context) const {
   for_each_norm(qkv, [&](const Norm& norm, Norm::Saved Saved::*of_norm, const Tensor& x) {
-    const Tensor y = norm.forward(by_heads(context.runtime, x, config_.head_width), saved.*of_norm, context);
-    ops::copy(context.runtime, y.reshape({x.rows(), x.width()}), x);
+    normalise_heads(norm, config_.head_width, x, saved.*of_norm, context);
   });
 }
 
 void Attention::normalise_backward(const Tensor& dqkv, const Saved& saved, Context& context) const {
   for_each_norm(dqkv, [&](const Norm& norm, Norm::Saved Saved::*of_norm, const Tensor& dy) {
-    const Tensor dx = norm.backward(by_heads(context.runtime, dy, config_.head_width), {}, saved.*of_norm, context);
-    ops::copy(context.runtime, dx.reshape({dy.rows(), dy.width()}), dy);
+    normalise_heads_backward(norm, config_.head_width, dy, saved.*of_norm, context);
   });
 }
 
@@ -86,9 +84,6 @@ void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const 
   const Tensor q_and_k = qkv.slice_columns(0, heads * config_.head_width);  // side by side: one call turns both
   ops::rotary(runtime, q_and_k, table, config_.head_width, context.rows.map(), inverse, context.documents.positions);
 }
-
-/// A weight [H, 1] as [H]; empty while there is none.
-static Tensor by_head(const Tensor& weight) { return weight ? weight.reshape({weight.count()}) : Tensor{}; }
 
 AttentionSpec Attention::spec() const {
   return {.heads = partition_,

@@ -33,6 +33,20 @@ struct AttentionShapeConfig {
   float deviation = 0.02f, out_deviation = 0.02f;
 };
 
+// ---- The parameters of a layer named `name`, which cross-attention has too.
+
+/// Those of q, k and v, of the heads held here.
+std::vector<ColumnPart> qkv_parts(const std::string& name, const AttentionShapeConfig&, const HeadPartition&,
+                                  std::int64_t rank);
+/// [query heads held, 1]; null: there are none.
+Weight* add_sinks(const std::string& name, const AttentionShapeConfig&, const HeadPartition&, const TensorShare&,
+                  ParameterStore&);
+/// `which` is "q_norm" or "k_norm"; empty: there are none.
+std::optional<Norm> add_head_norm(const std::string& name, const char* which, const AttentionShapeConfig&,
+                                  const TensorShare&, ParameterStore&);
+/// A weight [H, 1] as [H]; empty while there is none.
+Tensor by_head(const Tensor& weight);
+
 class Attention {
  public:
   struct Saved {

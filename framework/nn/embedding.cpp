@@ -23,12 +23,12 @@ Weight* vocabulary_table(const VocabularyTable& table, const TensorShare& share,
   return weight;
 }
 
-Places::Places(std::int64_t positions, std::int64_t width, float deviation, double dropout, const TensorShare& share,
-               ParameterStore& store)
-    : dropout_(dropout) {
+Places::Places(const std::string& name, std::int64_t positions, std::int64_t width, float deviation, double dropout,
+               const TensorShare& share, ParameterStore& store)
+    : name_(name), dropout_(dropout) {
   if (positions == 0) return;
   position_ = store.add_weight(positions, width, true);
-  store.add({.name = "embedding.position.weight",
+  store.add({.name = name + ".position.weight",
              .shape = {positions, width},
              .held = {0, positions, 0, width},
              .owned_end = share.rank == 0 ? positions : 0,
@@ -48,13 +48,13 @@ Tensor Places::forward(const Tensor& x, Context& context) const {
   const Tensor placed =
       position_ ? ops::add_position(runtime, x, position_->value, context.rows.share_map(), positions_of(x, context))
                 : x;
-  const ops::Dropout dropped = row_dropout(context, dropout_, "embedding");
+  const ops::Dropout dropped = row_dropout(context, dropout_, name_);
   return dropped.p > 0 ? ops::residual(runtime, {}, placed, {}, dropped) : placed;
 }
 
 Tensor Places::backward(const Tensor& dx, Context& context) const {
   Runtime& runtime = context.runtime;
-  const Tensor d = ops::residual_backward(runtime, dx, row_dropout(context, dropout_, "embedding"));
+  const Tensor d = ops::residual_backward(runtime, dx, row_dropout(context, dropout_, name_));
   if (position_ && context.documents.positions)
     ops::embedding_backward(runtime, positions_of(d, context), d, position_->gradient, 0);
   else if (position_)
@@ -62,11 +62,11 @@ Tensor Places::backward(const Tensor& dx, Context& context) const {
   return d;
 }
 
-Embedding::Embedding(const VocabularyTable& table, std::int64_t positions, double dropout, const TensorShare& share,
-                     ParameterStore& store)
+Embedding::Embedding(const std::string& name, const VocabularyTable& table, std::int64_t positions, double dropout,
+                     const TensorShare& share, ParameterStore& store)
     : slice_(vocabulary_slice(table.vocabulary, share)),
       token_(vocabulary_table(table, share, store)),
-      places_(positions, table.width, table.deviation, dropout, share, store) {}
+      places_(name, positions, table.width, table.deviation, dropout, share, store) {}
 
 Tensor Embedding::forward(const Tensor& ids, Saved& saved, Context& context) const {
   saved.ids = keep(ids);

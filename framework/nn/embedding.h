@@ -34,15 +34,16 @@ Weight* vocabulary_table(const VocabularyTable&, const TensorShare&, ParameterSt
 /// What an embedding adds to its rows: learned positions, and dropout.
 class Places {
  public:
-  /// positions == 0: no learned positions.
-  Places(std::int64_t positions, std::int64_t width, float deviation, double dropout, const TensorShare&,
-         ParameterStore&);
+  /// `name`: of the embedding. positions == 0: no learned positions.
+  Places(const std::string& name, std::int64_t positions, std::int64_t width, float deviation, double dropout,
+         const TensorShare&, ParameterStore&);
 
   /// x [rows held, D] -> [rows held, D]
   Tensor forward(const Tensor& x, Context&) const;
   Tensor backward(const Tensor& dx, Context&) const;
 
  private:
+  std::string name_;
   double dropout_;
   Weight* position_ = nullptr;
 };
@@ -53,10 +54,11 @@ class Embedding {
     Tensor ids;  // [N] i32
   };
 
-  /// positions == 0: no learned positions.
-  Embedding(const VocabularyTable&, std::int64_t positions, double dropout, const TensorShare&, ParameterStore&);
+  /// `name` is that of its learned positions, not of the table. positions == 0: no learned positions.
+  Embedding(const std::string& name, const VocabularyTable&, std::int64_t positions, double dropout, const TensorShare&,
+            ParameterStore&);
 
-  /// ids [N] -> x [rows held, D]
+  /// ids [N] -> x [rows held, D]. A negative id is padding, and has no token.
   Tensor forward(const Tensor& ids, Saved&, Context&) const;
   void backward(const Tensor& dx, const Saved&, Context&) const;
 

@@ -1,5 +1,7 @@
 #include "framework/nn/norm.h"
 
+#include "framework/ops/elementwise.h"
+
 namespace choir {
 
 Norm::Norm(const std::string& name, std::int64_t width, bool rms, bool bias, double epsilon, const TensorShare& share,
@@ -33,6 +35,24 @@ Tensor Norm::forward(const Tensor& x, Saved& saved, Context& context) const {
 Tensor Norm::backward(const Tensor& dy, const Tensor& residual, const Saved& saved, Context& context) const {
   return ops::norm_backward(context.runtime, dy, saved.x, weight_->value, saved.statistics, residual, weight_->gradient,
                             bias_ ? bias_->gradient : Tensor{});
+}
+
+/// A copy of x [N, heads * E] as [N * heads, E].
+static Tensor by_heads(Runtime& runtime, const Tensor& x, std::int64_t head_width) {
+  const Tensor copy = runtime.empty({x.rows(), x.width()}, x.dtype());
+  ops::copy(runtime, x, copy);
+  return copy.reshape({copy.count() / head_width, head_width});
+}
+
+void normalise_heads(const Norm& norm, std::int64_t head_width, const Tensor& x, Norm::Saved& saved, Context& context) {
+  const Tensor y = norm.forward(by_heads(context.runtime, x, head_width), saved, context);
+  ops::copy(context.runtime, y.reshape({x.rows(), x.width()}), x);
+}
+
+void normalise_heads_backward(const Norm& norm, std::int64_t head_width, const Tensor& dy, const Norm::Saved& saved,
+                              Context& context) {
+  const Tensor dx = norm.backward(by_heads(context.runtime, dy, head_width), {}, saved, context);
+  ops::copy(context.runtime, dx.reshape({dy.rows(), dy.width()}), dy);
 }
 
 }  // namespace choir

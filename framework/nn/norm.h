@@ -33,4 +33,9 @@ class Norm {
   Weight* bias_ = nullptr;
 };
 
+/// x [N, heads * E], in place: the norm of each head, by a norm made `of_heads`.
+void normalise_heads(const Norm&, std::int64_t head_width, const Tensor& x, Norm::Saved&, Context&);
+/// dy [N, heads * E] becomes dx.
+void normalise_heads_backward(const Norm&, std::int64_t head_width, const Tensor& dy, const Norm::Saved&, Context&);
+
 }  // namespace choir

@@ -9,7 +9,7 @@ PatchEmbedding::PatchEmbedding(const VocabularyTable& table, std::int64_t positi
                                const TensorShare& share, ParameterStore& store)
     : slice_(vocabulary_slice(table.vocabulary, share)),
       table_(vocabulary_table(table, share, store)),
-      places_(positions, table.width, table.deviation, dropout, share, store) {}
+      places_("embedding", positions, table.width, table.deviation, dropout, share, store) {}
 
 // The rows of the table are the inputs of the product, so y = x W, which is what a linear layer computes as the
 // gradient of its input.

@@ -55,6 +55,24 @@ Tensor attended_here(const Tensor& out, const AttentionSpec&, Context&);
 /// dout [N, H E held] -> dqkv [N, (H + 2 K) E held]
 Tensor attend_backward(const Tensor& dout, const AttentionSpec&, const Attended&, Context&);
 
+/// What backward of attention to another sequence reads.
+struct AttendedAcross {
+  Tensor q;    // [N, H E held]
+  Tensor kv;   // [M, 2 K E held]: k, v side by side, of the rows of the source held
+  Tensor out;  // [N, H E held]
+  Tensor lse;  // [H held * N]: [B, H held, positions] of each run
+};
+
+/// The rows of context.rows attend to those of context.source: q [N, H E held], kv [M, 2 K E held] -> out [N, H E
+/// held]. The band is between no positions: it is full. On several context ranks keys and values are gathered, of
+/// whatever kind the context is. Collective over the context axis.
+Tensor attend_across(const Tensor& q, const Tensor& kv, const AttentionSpec&, AttendedAcross& saved, Context&);
+
+struct AcrossGradients {
+  Tensor dq, dkv;  // as q and kv
+};
+AcrossGradients attend_across_backward(const Tensor& dout, const AttentionSpec&, const AttendedAcross&, Context&);
+
 /// The offsets s of the ring's steps, ascending from 0: rank i sees keys of rank i - s, for some i.
 std::vector<std::int64_t> ring_steps(const AttentionSpec&, std::int64_t length, std::int64_t ranks);
 

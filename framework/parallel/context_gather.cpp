@@ -1,4 +1,5 @@
-// Context parallelism by an all-gather of keys and values. In bytes it is the ring's traffic in one call.
+// Context parallelism by an all-gather of keys and values. In bytes it is the ring's traffic in one call. Attention to
+// another sequence has no other way.
 
 #include <algorithm>
 
@@ -16,6 +17,7 @@ std::int64_t gather_block(const ContextAxis& axis) {
 
 /// x [N, width] of all ranks, by position: [B * T, width].
 Tensor gather_positions(const ContextAxis& axis, const Tensor& x) {
+  if (axis.ranks == 1) return x;
   Runtime& runtime = axis.runtime;
   const std::int64_t block = gather_block(axis), width = x.width();
   const Tensor mine = runtime.empty({block, width}, x.dtype());
@@ -28,6 +30,42 @@ Tensor gather_positions(const ContextAxis& axis, const Tensor& x) {
     for_each_run(blocks.slice_rows(r * block, (r + 1) * block), axis.rows_of(r), whole,
                  [&](const Tensor& from, const Tensor& to) { ops::copy(runtime, from, to); });
   return whole;
+}
+
+/// A gradient of keys and values of all positions, of which the ranks have terms: their sum, at home.
+class GatheredGradient {
+ public:
+  /// Of `axis`, which outlives this, and [rows, width] held.
+  GatheredGradient(const ContextAxis& axis, std::int64_t width)
+      : axis_(axis), block_(gather_block(axis)), sums_(axis.zeros({axis.ranks * block_, width})) {}
+
+  /// Adds a term [B * T, width].
+  void add(const Tensor& term) const {
+    for (std::int64_t r = 0; r < axis_.ranks; ++r)
+      for_each_run(sums_.slice_rows(r * block_, (r + 1) * block_), axis_.rows_of(r), term,
+                   [&](const Tensor& sum, const Tensor& part) { ops::accumulate(axis_.runtime, part, sum); });
+  }
+
+  /// The sum over the ranks goes to `to` [rows held, width]. Collective over the context axis.
+  void scatter(const Tensor& to) const {
+    Runtime& runtime = axis_.runtime;
+    const Tensor mine = runtime.empty({block_, sums_.width()}, sums_.dtype());
+    axis_.communicator.reduce_scatter(sums_, mine, Reduce::sum, runtime.device.compute(), "keys and values");
+    ops::narrow(runtime, mine.slice_rows(0, to.rows()), to);
+  }
+
+ private:
+  const ContextAxis& axis_;
+  std::int64_t block_;
+  Tensor sums_;  // by rank
+};
+
+/// Queries from position `first_query` on, and all keys of the source.
+ops::AttentionOptions across(const ContextAxis& axis, std::int64_t first_query) {
+  ops::AttentionOptions options = axis.options(axis.held, first_query, 0);
+  options.documents = axis.context.source.seen;
+  options.first_query = axis.context.source.rows.length + first_query;
+  return options;
 }
 
 }  // namespace
@@ -51,11 +89,11 @@ Tensor attend_gathered(const ContextAxis& axis, const Tensor& qkv, Attended& sav
 
 Tensor attend_gathered_backward(const ContextAxis& axis, const Tensor& dout, const Attended& saved) {
   Runtime& runtime = axis.runtime;
-  const std::int64_t heads = axis.held.query.count(), block = gather_block(axis);
+  const std::int64_t heads = axis.held.query.count();
   const Tensor kv = gather_positions(axis, axis.kv(saved.qkv, axis.held)), q = axis.q(saved.qkv, axis.held);
   const Tensor dqkv = runtime.empty({saved.qkv.rows(), saved.qkv.width()}, saved.qkv.dtype());
   const Tensor dq = axis.q(dqkv, axis.held);
-  const Tensor sums = axis.zeros({axis.ranks * block, kv.width()});  // by rank
+  const GatheredGradient sum(axis, kv.width());
   for (int run = 0; run < runs_of_a_rank; ++run) {
     const kernels::Run& queries = axis.rows.runs[run];
     if (queries.empty()) continue;
@@ -65,14 +103,56 @@ Tensor attend_gathered_backward(const ContextAxis& axis, const Tensor& dout, con
     ops::attention_backward(runtime, axis.options(axis.held, queries.begin, 0), of_run(q, axis.rows, run), axis.k(kv),
                             axis.v(kv), of_run(saved.out, axis.rows, run), lse_of_run(saved.lse, axis.rows, run, heads),
                             of_run(dout, axis.rows, run), of_run(dq, axis.rows, run), axis.k(dkv), axis.v(dkv));
-    for (std::int64_t r = 0; r < axis.ranks; ++r)
-      for_each_run(sums.slice_rows(r * block, (r + 1) * block), axis.rows_of(r), dkv,
-                   [&](const Tensor& sum, const Tensor& part) { ops::accumulate(runtime, part, sum); });
+    sum.add(dkv);
   }
-  const Tensor mine = runtime.empty({block, kv.width()}, sums.dtype());
-  axis.communicator.reduce_scatter(sums, mine, Reduce::sum, runtime.device.compute(), "keys and values");
-  ops::narrow(runtime, mine.slice_rows(0, q.rows()), axis.kv(dqkv, axis.held));
+  sum.scatter(axis.kv(dqkv, axis.held));
   return dqkv;
+}
+
+Tensor attend_across(const Tensor& q, const Tensor& kv, const AttentionSpec& spec, AttendedAcross& saved,
+                     Context& context) {
+  Runtime& runtime = context.runtime;
+  Context of_keys = of_source(context);
+  const ContextAxis axis{spec, context}, source{spec, of_keys};
+  const std::int64_t heads = axis.held.query.count();
+  const Tensor all = gather_positions(source, kv);
+  saved.q = keep(q);
+  saved.kv = keep(kv);
+  saved.out = keep(runtime.empty({q.rows(), q.width()}, q.dtype()));
+  saved.lse = keep(runtime.empty({heads * q.rows()}, accumulate_type(q.dtype())));
+  for (int run = 0; run < runs_of_a_rank; ++run) {
+    if (axis.rows.runs[run].empty()) continue;
+    const Tensor out = of_run(saved.out, axis.rows, run), lse = lse_of_run(saved.lse, axis.rows, run, heads);
+    ops::attention(runtime, across(axis, axis.rows.runs[run].begin), of_run(q, axis.rows, run), axis.k(all),
+                   axis.v(all), out, lse);
+    axis.add_sinks(axis.held, out, lse);
+  }
+  return saved.out;
+}
+
+AcrossGradients attend_across_backward(const Tensor& dout, const AttentionSpec& spec, const AttendedAcross& saved,
+                                       Context& context) {
+  Runtime& runtime = context.runtime;
+  Context of_keys = of_source(context);
+  const ContextAxis axis{spec, context}, source{spec, of_keys};
+  const std::int64_t heads = axis.held.query.count();
+  const Tensor all = gather_positions(source, saved.kv);
+  const Tensor dq = runtime.empty({saved.q.rows(), saved.q.width()}, saved.q.dtype());
+  const Tensor dkv = runtime.empty({saved.kv.rows(), saved.kv.width()}, saved.kv.dtype());
+  const GatheredGradient sum(source, dkv.width());
+  for (int run = 0; run < runs_of_a_rank; ++run) {
+    if (axis.rows.runs[run].empty()) continue;
+    const Tensor out = of_run(saved.out, axis.rows, run), lse = lse_of_run(saved.lse, axis.rows, run, heads);
+    const Tensor dout_run = of_run(dout, axis.rows, run);
+    axis.add_sinks_backward(axis.held, out, lse, dout_run);
+    const Tensor term = runtime.empty({all.rows(), all.width()}, all.dtype());
+    ops::attention_backward(runtime, across(axis, axis.rows.runs[run].begin), of_run(saved.q, axis.rows, run),
+                            axis.k(all), axis.v(all), out, lse, dout_run, of_run(dq, axis.rows, run), axis.k(term),
+                            axis.v(term));
+    sum.add(term);
+  }
+  sum.scatter(dkv);
+  return {.dq = dq, .dkv = dkv};
 }
 
 }  // namespace choir

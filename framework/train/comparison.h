@@ -11,8 +11,10 @@
 // sum over ranks, residual, norm, up, activation, down, its sum over ranks, residual. Backward meets each twice: in the
 // gradient that flows through it, and in the saved value that it is multiplied by. Experts add four: router, weights,
 // weighted sum, shared experts; norms of q and k add two. Around the blocks there are embedding, position, final norm
-// and head, forward and back. n: the longest of the widths and of the rows of the global batch; but bf16 products are
-// summed in f32 and only their results are rounded, so that n is 1 there.
+// and head, forward and back. An encoder's blocks are links of the chain too; cross-attention adds seven: norm, q or
+// kv, softmax, mix, out, its sum over ranks, residual; and the encoder's end a norm. n: the longest of the widths and
+// of the rows of the global batch; but bf16 products are summed in f32 and only their results are rounded, so that n is
+// 1 there.
 //
 // With two layers in bf16 this is 0.108: a tensor of zeros is off by 1, one whose heads changed places by sqrt(2).
 #pragma once
@@ -43,9 +45,12 @@ constexpr double unit_roundoff(DType type) {
 /// The bound above, for gradients of `rows` rows of the global batch computed in `type`.
 inline double rounding_bound(const ModelConfig& c, std::int64_t rows, DType type) {
   const std::int64_t of_block = c.attention.norm ? 16 : 14;
-  const auto results = static_cast<double>(3 * of_block * c.layers + 3 * 4 * c.blocks_with_experts() + 3 * 4);
-  const auto longest = static_cast<double>(
-      std::max({c.width, c.feed_forward_width(), c.attention.heads * c.head_width(), c.outputs(), rows}));
+  const std::int64_t of_source = c.has_source() ? of_block * c.encoder_blocks() + of_block / 2 * c.layers + 1 : 0;
+  const auto results =
+      static_cast<double>(3 * (of_block * c.layers + of_source) + 3 * 4 * c.blocks_with_experts() + 3 * 4);
+  const std::int64_t rows_of_source = rows / c.context * c.source_length();
+  const auto longest = static_cast<double>(std::max(
+      {c.width, c.feed_forward_width(), c.attention.heads * c.head_width(), c.outputs(), rows, rows_of_source}));
   return 2 * std::sqrt(2 * results * (type == DType::bf16 ? 1 : longest)) * unit_roundoff(type);
 }
 
@@ -81,7 +86,7 @@ inline std::vector<double> difference_of(const std::vector<double>& a, const std
 inline double error_scale(const NamedTensors& tensors, const std::string& name) {
   const double own = root_mean_square(tensors.at(name));
   for (const std::string end : {".k.bias", ".q_norm.weight", ".k_norm.weight"})
-    if (name.ends_with(".attention" + end))
+    if (name.ends_with("attention" + end))
       return std::max(own, root_mean_square(tensors.at(name.substr(0, name.size() - end.size() + 2) + ".weight")));
   return own;
 }

@@ -15,6 +15,8 @@ std::unique_ptr<Dataset> open_dataset(const Config& config) {
     case ModelFamily::decoder:
     case ModelFamily::encoder:
       return open_text(config);
+    case ModelFamily::encoder_decoder:
+      return open_pairs(config);
     case ModelFamily::classifier:
       return open_labelled_text(config);
     case ModelFamily::vision:

@@ -58,6 +58,7 @@ ReadSample training_batch(const Dataset&, std::int64_t first, const LeftOut& lef
 std::unique_ptr<Dataset> open_dataset(const Config&);
 
 std::unique_ptr<Dataset> open_text(const Config&);           // decoders and encoders: text_dataset.cpp
+std::unique_ptr<Dataset> open_pairs(const Config&);          // encoder-decoders: pair_dataset.cpp
 std::unique_ptr<Dataset> open_labelled_text(const Config&);  // classifiers: labelled_dataset.cpp
 std::unique_ptr<Dataset> open_images(const Config&);         // vision models: image_dataset.cpp
 

@@ -9,6 +9,7 @@
 #include "framework/core/quantity.h"
 #include "framework/ops/elementwise.h"
 #include "framework/parallel/documents.h"
+#include "framework/train/beam_search.h"
 #include "kernels/philox.h"
 
 namespace choir {
@@ -69,17 +70,99 @@ std::vector<kernels::DocumentRange> documents_of(std::span<const std::int32_t> t
   return documents;
 }
 
+static void check_vocabulary(std::int64_t vocabulary, const Tokenizer& tokenizer) {
+  if (vocabulary < tokenizer.vocabulary())
+    throw ConfigError(Problem{.what = "model.vocabulary = " + std::to_string(vocabulary) + " is less than the " +
+                                      std::to_string(tokenizer.vocabulary()) + " tokens of the tokenizer",
+                              .why = "the model cannot read or write all of its tokens",
+                              .fix = "use the tokenizer that the model was trained with"});
+}
+
+std::vector<std::int32_t> source_of(const std::string& text, const Tokenizer& tokenizer, const ModelConfig& model) {
+  std::vector<std::int32_t> source = tokenizer.encode(text);
+  if (source.empty())
+    throw ConfigError(Problem{.what = "generate.prompt is empty",
+                              .why = "it is the source, to which an encoder-decoder gives the target",
+                              .fix = "generate.prompt='a text'"});
+  source.push_back(tokenizer.end_of_document());
+  if (std::ssize(source) > model.source_length())
+    throw ConfigError(
+        Problem{.what = fmt::format("generate.prompt has {}, and the model reads {}",
+                                    quantity(std::ssize(source), "token"), model.source_length()),
+                .why = "the last of them is the end of the text; model.source_context is fixed when a model is trained",
+                .fix = "give a shorter prompt"});
+  return source;
+}
+
+std::vector<std::int32_t> translate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig& config,
+                                    const std::vector<std::int32_t>& source) {
+  using Caches = std::vector<KeyValueCache>;
+  Runtime& runtime = trainer.runtime();
+  const ModelConfig& model = trainer.config().model;
+  check_vocabulary(model.vocabulary, tokenizer);
+  const std::vector<std::int32_t> choices = drawable_tokens(tokenizer);
+  const BeamSearch search{.beam = config.beam,
+                          .most = std::min(config.tokens, model.context),
+                          .begin = tokenizer.end_of_document(),
+                          .end = tokenizer.end_of_document(),
+                          .choices = choices};
+  Context context = trainer.context();
+  context.training = false;
+  context.source.rows = whole_rows(1, std::ssize(source));
+  std::vector<Caches> held, spare;  // of the texts of the beam; of none
+  held.push_back(trainer.stage().make_caches(search.most, runtime));
+  std::int64_t position = 0;
+
+  const auto copy_of = [&](const Caches& from) {
+    if (spare.empty()) spare.push_back(trainer.stage().make_caches(search.most, runtime));
+    Caches to = std::move(spare.back());
+    spare.pop_back();
+    for (std::size_t part = 0; part < from.size(); ++part) {
+      to[part].source = from[part].source;  // all texts have the same source
+      if (!from[part].keys) continue;
+      ops::copy(runtime, from[part].keys.slice_rows(0, position), to[part].keys.slice_rows(0, position));
+      ops::copy(runtime, from[part].values.slice_rows(0, position), to[part].values.slice_rows(0, position));
+    }
+    return to;
+  };
+  // The last text that goes on from another one takes its caches, the others copies.
+  const auto take_caches = [&](const std::vector<Extension>& extensions) {
+    std::vector<std::int64_t> longer(held.size());
+    for (const Extension& extension : extensions) ++longer[static_cast<std::size_t>(extension.parent)];
+    for (std::size_t i = 0; i < held.size(); ++i)
+      if (longer[i] == 0) spare.push_back(std::move(held[i]));
+    std::vector<Caches> now;
+    for (const Extension& extension : extensions) {
+      const auto parent = static_cast<std::size_t>(extension.parent);
+      now.push_back(--longer[parent] == 0 ? std::move(held[parent]) : copy_of(held[parent]));
+    }
+    held = std::move(now);
+  };
+  const NextLogits next = [&](const std::vector<Extension>& extensions) {
+    take_caches(extensions);
+    context.rows = {.length = position + 1, .runs = {{position, position + 1}, {0, 0}}};
+    std::vector<std::vector<float>> logits;
+    for (std::size_t i = 0; i < extensions.size(); ++i) {
+      Batch batch{.ids = ops::to_device(runtime, std::vector<std::int32_t>{extensions[i].token}, DType::i32)};
+      if (position == 0) batch.source = ops::to_device(runtime, source, DType::i32);
+      const Tensor result = trainer.stage().generate(batch, held[i], context, trainer.shards());
+      context.source.rows.runs[0] = {0, 0};  // it has been read
+      logits.emplace_back(static_cast<std::size_t>(model.vocabulary));
+      ops::download(runtime, result.reshape({result.count()}), logits.back().data());
+    }
+    ++position;
+    return logits;
+  };
+  return beam_search(search, next);
+}
+
 void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig& config,
               const std::function<void(const std::string&)>& emit) {
   Runtime& runtime = trainer.runtime();
   Context context = trainer.context();
   context.training = false;
   const std::int64_t room = trainer.config().model.context, vocabulary = trainer.config().model.vocabulary;
-  if (vocabulary < tokenizer.vocabulary())
-    throw ConfigError(Problem{.what = "model.vocabulary = " + std::to_string(vocabulary) + " is less than the " +
-                                      std::to_string(tokenizer.vocabulary()) + " tokens of the tokenizer",
-                              .why = "the model cannot read or write all of its tokens",
-                              .fix = "use the tokenizer that the model was trained with"});
+  check_vocabulary(vocabulary, tokenizer);
   const std::vector<std::int32_t> choices = drawable_tokens(tokenizer);
   const std::vector<KeyValueCache> caches = trainer.stage().make_caches(room, runtime);
 
@@ -107,7 +190,7 @@ void generate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig
       const auto read = std::span(text).last(static_cast<std::size_t>(context.rows.length));
       context.documents = upload_documents(runtime, documents_of(read, tokenizer.end_of_document()), context.rows);
     }
-    const Tensor next = trainer.stage().generate(ids, caches, context, trainer.shards());
+    const Tensor next = trainer.stage().generate({.ids = ids}, caches, context, trainer.shards());
     ops::download(runtime, next.reshape({next.count()}), logits.data());
     position += ids.count();
     const auto word = kernels::philox_word(random_key(config.seed, "generate"), 0, static_cast<std::uint64_t>(i));

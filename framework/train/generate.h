@@ -35,4 +35,13 @@ std::vector<kernels::DocumentRange> documents_of(std::span<const std::int32_t> t
 /// ConfigError if the model's vocabulary is smaller than the tokenizer's.
 void generate(Trainer&, const Tokenizer&, const GenerateConfig&, const std::function<void(const std::string&)>& emit);
 
+/// Tokens of the text that an encoder-decoder gives for a source [1 to source_length()], found by a search with
+/// config.beam texts; at most config.tokens, and no more than the model's context. One rank.
+std::vector<std::int32_t> translate(Trainer&, const Tokenizer&, const GenerateConfig&,
+                                    const std::vector<std::int32_t>& source);
+
+/// The source that `text` is: its tokens, and the end of the text. Throws ConfigError if it is empty or too long for
+/// the model.
+std::vector<std::int32_t> source_of(const std::string& text, const Tokenizer&, const ModelConfig&);
+
 }  // namespace choir

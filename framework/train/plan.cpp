@@ -36,7 +36,8 @@ struct Share {
   std::vector<Part> parameters;    // held
   std::int64_t group_offset = 0;   // of the first query head in the group of its key/value head
   std::int64_t rows_of_batch = 0;  // of a micro-batch, held between layers
-  ContextWork context_work;
+  std::int64_t rows_of_source = 0;
+  ContextWork context_work, source_work;
   std::vector<std::int64_t> table_bytes;  // of the optimizer's tables: segments of each bucket, counted ranges
   std::int64_t sign_steps = 0;            // kernel calls of the optimizer for these
   bool operator==(const Share&) const = default;
@@ -52,6 +53,16 @@ Share share_of(Trainer& trainer, const MeshShape& shape, const MeshShape::Coordi
       .group_offset = attention.heads.group_offset(at.tensor),
       .rows_of_batch = rows.end - rows.begin,
       .context_work = context_work(attention, trainer.context_kind(), config.model.context, shape.context, at.context)};
+  if (config.model.has_source()) {
+    const RowShare of_source = source_rows_at(config, shape, at, 0, trainer.micro_batch()).share();
+    const std::int64_t length = config.model.source_length();
+    AttentionSpec encoder = attention;
+    encoder.band = source_band(config.model);
+    const ContextKind kind =
+        context_kind(config.parallel.context_kind, encoder, length, shape.context, trainer.runtime().compute_type);
+    share.rows_of_source = of_source.end - of_source.begin;
+    share.source_work = context_work(encoder, kind, length, shape.context, at.context);
+  }
   for (const Parameter& p : trainer.parameters().parameters())
     share.parameters.push_back({p.held.rows(), p.held.columns(), p.owned_end - p.owned_begin});
 

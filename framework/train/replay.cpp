@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "framework/checkpoint/agreement.h"
+#include "framework/model/joined_rows.h"
 #include "framework/ops/elementwise.h"
 
 namespace choir {
@@ -147,22 +148,31 @@ class Replay {
   /// What `part` gives forward, or backward.
   void look_between(bool backward, const std::pair<std::string, std::int64_t>& part, const Tensor& result,
                     Context& context) {
+    if (context.source.rows.count() > 0)
+      look_at_rows(backward, part, source_rows(result, context), context.source.rows, " of the source");
+    look_at_rows(backward, part, target_rows(result, context), context.rows, "");
+  }
+
+  /// `whose`: the position.
+  void look_at_rows(bool backward, const std::pair<std::string, std::int64_t>& part, const Tensor& result,
+                    const Rows& rows, const char* whose) {
     const auto& [name, place] = part;
-    const RowShare share = context.rows.share();
+    const RowShare share = rows.share();
     const std::vector<float> elements = on_host(runtime_, result);
     const std::int64_t width = result.width();
     for (std::int64_t row = 0; row < std::min(share.end - share.begin, result.rows()); ++row) {
-      const auto at = context.rows.share_map().place(row);
-      const std::int64_t in_batch = context.rows.first_sample + at.sequence;
+      const auto at = rows.share_map().place(row);
+      const std::int64_t in_batch = rows.first_sample + at.sequence;
       for (std::int64_t i = 0; i < width; ++i) {
         const float value = elements[static_cast<std::size_t>(row * width + i)];
         if (backward && place == 1)
           sample_squares_[static_cast<std::size_t>(in_batch)] += static_cast<double>(value) * value;
         if (std::isfinite(value)) continue;
         first_.offer(std::ssize(places_) + (backward ? 2 * most_parts - 1 - place : place), [&] {
-          return fmt::format("{} {} is {} for sample {} of the run (place {} of the batch, position {}, feature {}){}",
-                             backward ? "the gradient of the input of" : "the output of", name, value,
-                             sample_of_(in_batch), in_batch, at.position, i, largest_weight(name));
+          return fmt::format(
+              "{} {} is {} for sample {} of the run (place {} of the batch, position {}{}, feature {}){}",
+              backward ? "the gradient of the input of" : "the output of", name, value, sample_of_(in_batch), in_batch,
+              at.position, whose, i, largest_weight(name));
         });
       }
     }

@@ -26,6 +26,7 @@ Prepare prepare_for(const Config& config, const Sampler& sampler, std::uint64_t 
                              .mask_token = static_cast<std::int32_t>(config.model.text_vocabulary()),
                              .text_vocabulary = sampler.tokenizer().vocabulary()}](
               std::int64_t index, const Sample& sample) { mask_tokens(masking, index, sample.inputs, sample.targets); };
+    case ModelFamily::encoder_decoder:
     case ModelFamily::classifier:
     case ModelFamily::vision:
       break;  // these read whole texts, and images

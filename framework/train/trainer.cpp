@@ -9,6 +9,7 @@
 #include <numbers>
 
 #include "framework/core/error.h"
+#include "framework/model/joined_rows.h"
 #include "framework/ops/elementwise.h"
 #include "framework/optim/schedule.h"
 #include "kernels/verdict.h"
@@ -103,14 +104,23 @@ MeshShape mesh_shape(const Config& config, std::int64_t ranks) {
           .expert = static_cast<int>(p.expert)};
 }
 
+static Rows held_rows(Rows whole, const Config& config, const MeshShape& shape, const MeshShape::Coordinates& at) {
+  if (config.parallel.sequence) {
+    whole.split = shape.tensor;
+    whole.part = at.tensor;
+  }
+  return context_rows(whole, shape.context, at.context);
+}
+
 Rows rows_at(const Config& config, const MeshShape& shape, const MeshShape::Coordinates& at, std::int64_t first_sample,
              std::int64_t sequences) {
-  Rows rows = whole_rows(sequences, config.model.context, first_sample);
-  if (config.parallel.sequence) {
-    rows.split = shape.tensor;
-    rows.part = at.tensor;
-  }
-  return context_rows(rows, shape.context, at.context);
+  return held_rows(whole_rows(sequences, config.model.context, first_sample), config, shape, at);
+}
+
+Rows source_rows_at(const Config& config, const MeshShape& shape, const MeshShape::Coordinates& at,
+                    std::int64_t first_sample, std::int64_t sequences) {
+  if (!config.model.has_source()) return no_rows();
+  return held_rows(whole_rows(sequences, config.model.source_length(), first_sample), config, shape, at);
 }
 
 Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inference)
@@ -192,7 +202,8 @@ ContextKind Trainer::context_kind() const {
 Trainer::MicroBatch Trainer::read_micro_batch(std::int64_t first_sample, std::int64_t sequences, std::int64_t real,
                                               const ReadSample& read) const {
   const bool count_only = runtime_.device.counts_only();
-  MicroBatch batch{.held = BatchRows(config_.model, rows(first_sample, sequences), count_only)};
+  MicroBatch batch{.held = BatchRows(config_.model, rows(first_sample, sequences), source_rows(first_sample, sequences),
+                                     count_only)};
   if (count_only) return batch;
   SampleBuffer sample(config_.model);
   for (std::int64_t s = 0; s < real; ++s) {
@@ -227,11 +238,16 @@ void Trainer::run(const std::vector<StageStep>& steps, const std::vector<MicroBa
     return micro_batches[static_cast<std::size_t>(micro_batch)];
   };
   std::vector<SeparateDocuments> documents;
-  for (const MicroBatch& batch : micro_batches) documents.push_back(batch.held.upload_documents(runtime_));
+  std::vector<Source> sources;
+  for (const MicroBatch& batch : micro_batches) {
+    documents.push_back(batch.held.upload_documents(runtime_));
+    sources.push_back(batch.held.upload_source(runtime_));
+  }
   const auto context_of = [&](int micro_batch) {
     Context here = context();
     here.rows = at(micro_batch).held.rows;
     here.documents = documents[static_cast<std::size_t>(micro_batch)];
+    here.source = sources[static_cast<std::size_t>(micro_batch)];
     here.training = training;
     here.row_scale = loss.gradient ? row_scale() : 0;
     here.watch = loss.gradient ? watch_ : nullptr;
@@ -239,7 +255,7 @@ void Trainer::run(const std::vector<StageStep>& steps, const std::vector<MicroBa
     return here;
   };
   const auto shape_between_parts = [&](int micro_batch) -> Shape {
-    return {at(micro_batch).held.rows.share().block, config_.model.width};
+    return {joined_rows(context_of(micro_batch)), config_.model.width};
   };
   int last = 0;
   for (const StageStep& step : steps)
@@ -414,6 +430,8 @@ const char* samples_noun(const ModelConfig& model) {
     case ModelFamily::decoder:
     case ModelFamily::encoder:
       return "sequence";
+    case ModelFamily::encoder_decoder:
+      return "pair";
     case ModelFamily::classifier:
       return "text";
     case ModelFamily::vision:

@@ -57,7 +57,7 @@ struct LossSum {
 /// "loss 2.6931 nats a token, 1.8211 bits per byte", or of a classifier "loss 0.1033 nats an image, 97.22 % right".
 std::string describe(const LossSum&, const ModelConfig&);
 
-/// "sequence", "text" or "image": what a held-out sample of the model is.
+/// "sequence", "pair", "text" or "image": what a held-out sample of the model is.
 const char* samples_noun(const ModelConfig&);
 
 /// The mesh that the configuration asks for; the data axis gets the remaining ranks. Call validate() first.
@@ -69,6 +69,9 @@ std::string describe_layout(const ParallelConfig&, const MeshShape&, ContextKind
 /// Of `sequences` sequences from `first_sample` on: the rows that the rank at `at` computes.
 Rows rows_at(const Config&, const MeshShape& shape, const MeshShape::Coordinates& at, std::int64_t first_sample,
              std::int64_t sequences);
+/// Of their sources; no_rows() if the model has none.
+Rows source_rows_at(const Config&, const MeshShape& shape, const MeshShape::Coordinates& at, std::int64_t first_sample,
+                    std::int64_t sequences);
 
 class Trainer {
  public:
@@ -116,9 +119,12 @@ class Trainer {
   void set_watch(const WatchParts* watch) { watch_ = watch; }
   /// The names of the parts of this stage, and their places in the model.
   std::vector<std::pair<std::string, std::int64_t>> parts_here() const;
-  /// rows_at() this rank.
+  /// rows_at() and source_rows_at() this rank.
   Rows rows(std::int64_t first_sample, std::int64_t sequences) const {
     return rows_at(config_, mesh_.shape, mesh_.here, first_sample, sequences);
+  }
+  Rows source_rows(std::int64_t first_sample, std::int64_t sequences) const {
+    return source_rows_at(config_, mesh_.shape, mesh_.here, first_sample, sequences);
   }
   ParameterStore& parameters() { return store_; }
   const Stage& stage() const { return stage_; }
@@ -130,7 +136,7 @@ class Trainer {
   const Pipeline& pipeline() const { return pipeline_; }
   /// A line for each stage, "stage 0: embedding, blocks.0 to blocks.2"; empty without a pipeline.
   std::string describe_stages() const;
-  /// Of every layer.
+  /// Of every layer; of an encoder-decoder those of the decoder.
   AttentionSpec attention_spec() const;
   /// How attention gets the keys and values of other context ranks.
   ContextKind context_kind() const;

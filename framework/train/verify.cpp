@@ -185,13 +185,17 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   // A part for each stretch: two of them are the embedding and the head.
   c.parallel.stages = {};
   c.model.layers = std::min(c.model.layers, std::max<std::int64_t>(2, c.parallel.pieces() - 2));
+  if (c.model.has_source()) c.model.encoder_layers = std::min<std::int64_t>(original.model.encoder_blocks(), 2);
   c.model.attention.head_width = 8;
   c.model.width = 8 * std::min<std::int64_t>(c.model.attention.heads, 8);
   c.model.initial_deviation = 1 / std::sqrt(static_cast<double>(c.model.width));
   c.model.feed_forward.width = 2 * unit + original.model.feed_forward_width() % unit;
   c.model.vocabulary = 3 * unit + original.model.vocabulary % unit;
   // A query that sees one key has no gradient, so there are at least two; and each context rank has some.
-  c.model.context = std::clamp<std::int64_t>(c.model.context, 2, std::max<std::int64_t>(16, 4 * c.parallel.context));
+  const std::int64_t longest = std::max<std::int64_t>(16, 4 * c.parallel.context);
+  c.model.context = std::clamp<std::int64_t>(c.model.context, 2, longest);
+  if (c.model.has_source())
+    c.model.source_context = std::clamp<std::int64_t>(original.model.source_length(), 2, longest);
   if (c.model.family == ModelFamily::vision) {  // a strip of small squares
     c.model.image.patch = std::min<std::int64_t>(c.model.image.patch, 3);
     c.model.image.height = c.model.image.patch;

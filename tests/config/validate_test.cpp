@@ -125,10 +125,9 @@ TEST(Validate, WhatATokenSeesFitsTheFamily) {
 
 TEST(Validate, EnumeratedValues) {
   check({
-      {{"model.family=encoder_decoder"},
+      {{"model.family=encoder-decoder"},
        1,
-       {"model.family = encoder_decoder is not built yet", "encoder-decoders are not built yet",
-        "set model.family to decoder or encoder or classifier or vision"}},
+       {"model.family = encoder-decoder is not a known value", "did you mean encoder_decoder?"}},
       {{"train.device=gpu"}, 1, {"train.device = gpu is not a known value", "auto | cpu | cuda"}},
       {{"train.attention.implementation=flsh"}, 1, {"auto | cudnn | flash", "did you mean flash?"}},
       {{"model.feed_forward.kind=swigul"},
@@ -144,6 +143,29 @@ TEST(Validate, EnumeratedValues) {
       {{"optimizer.schedule=cosin"}, 1, {"optimizer.schedule = cosin", "did you mean cosine?"}},
       {{"data.tokenizer.kind=bpe"}, 1, {"data.tokenizer.kind = bpe", "bytes or sentencepiece"}},
       {{"optimizer.kind="}, 1, {"optimizer.kind = \"\" is not a known value"}},
+  });
+}
+
+TEST(Validate, AnEncoderDecoderHasASource) {
+  check({
+      {{"model.family=encoder_decoder", "model.context=64", "model.source_context=32", "parallel.context=4"}, 4, {}},
+      {{"model.source_context=32"},
+       1,
+       {"model.source_context = 32 with model.family = decoder", "or set model.family to encoder_decoder"}},
+      {{"model.encoder_layers=2"}, 1, {"model.encoder_layers = 2 with model.family = decoder"}},
+      {{"generate.beam=2"}, 1, {"generate.beam = 2 with model.family = decoder"}},
+      {{"model.family=encoder_decoder", "model.context=64", "model.source_context=2", "parallel.context=4"},
+       4,
+       {"parallel.context = 4 is too many for model.source_context = 2"}},
+      {{"model.family=encoder_decoder", "generate.temperature=0.5"},
+       1,
+       {"generate.temperature = 0.5 with model.family = encoder_decoder", "the likeliest text is searched for"}},
+      {{"model.family=encoder_decoder", "model.experts.count=4"},
+       1,
+       {"model.experts.count = 4 with model.family = encoder_decoder", "with experts are not built yet"}},
+      {{"model.family=encoder_decoder", "model.attention.documents=separate"},
+       1,
+       {"model.attention.documents = separate with model.family = encoder_decoder", "one pair of texts"}},
   });
 }
 

@@ -50,12 +50,16 @@ struct DoubleRun {
       Context here = context();
       here.row_scale = gradient ? row_scale : 0;
       here.expert_sums = expert_sums;
-      here.rows = context_rows(whole_rows(micro_batch, length, begin), mesh.shape.context, mesh.here.context);
-      if (sequence) {
-        here.rows.split = mesh.tensor->size();
-        here.rows.part = mesh.tensor->rank();
-      }
-      BatchRows held(model, here.rows);
+      const auto held_rows = [&](std::int64_t positions) {
+        Rows rows = context_rows(whole_rows(micro_batch, positions, begin), mesh.shape.context, mesh.here.context);
+        if (sequence) {
+          rows.split = mesh.tensor->size();
+          rows.part = mesh.tensor->rank();
+        }
+        return rows;
+      };
+      here.rows = held_rows(length);
+      BatchRows held(model, here.rows, model.has_source() ? held_rows(model.source_length()) : no_rows());
       SampleBuffer sample(model);
       for (std::int64_t s = 0; s < micro_batch; ++s) {
         random_sample(model, random_key_of_tests, begin + s, sample.view());
@@ -64,6 +68,7 @@ struct DoubleRun {
         held.set(s, sample);
       }
       here.documents = held.upload_documents(runtime);
+      here.source = held.upload_source(runtime);
       const Batch read = held.upload(runtime);
       Stage::Saved saved;
       stage.forward(0, {}, read, {.sum = loss_sum, .scale = scale, .gradient = gradient}, saved, here, shards);
@@ -118,6 +123,9 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
   const auto caches = run.stage.make_caches(length, run.runtime);
   double loss = 0;
   std::vector<double> logits(static_cast<std::size_t>(vocabulary));
+  std::vector<std::int32_t> source = sample.source;
+  std::erase_if(source, [](std::int32_t id) { return id < 0; });
+  if (!source.empty()) context.source.rows = whole_rows(1, std::ssize(source));
   for (std::int64_t position = 0; position < length;) {
     const std::int64_t count = std::min(pieces.front(), length - position);
     if (pieces.size() > 1) pieces.erase(pieces.begin());
@@ -126,8 +134,10 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
     if (!sample.documents.empty())
       context.documents = upload_documents(
           run.runtime, {sample.documents.begin(), sample.documents.begin() + position + count}, context.rows);
-    const Tensor result =
-        run.stage.generate(ops::to_device(run.runtime, piece, DType::i32), caches, context, run.shards);
+    Batch batch{.ids = ops::to_device(run.runtime, piece, DType::i32)};
+    if (context.source.rows.count() > 0) batch.source = ops::to_device(run.runtime, source, DType::i32);
+    const Tensor result = run.stage.generate(batch, caches, context, run.shards);
+    context.source.rows.runs[0] = {0, 0};  // it has been read
     ops::download(run.runtime, result, logits.data());
     double sum = 0;
     for (const double logit : logits) sum += std::exp(logit);

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Losses and gradients of small decoders, encoders and vision models, computed by PyTorch: the reference values of Choir's tests.
+"""Losses and gradients of small decoders, encoders, encoder-decoders and vision models, computed by PyTorch: the reference values of Choir's tests.
 
 The model is written from the papers on PyTorch's own functions (F.scaled_dot_product_attention, F.layer_norm,
 F.rms_norm, F.gelu, torch.optim) and shares no formula with Choir. Everything stored is computed in float64 from
@@ -251,13 +251,53 @@ documents: separate}
   norm: {kind: rms_norm, epsilon: 1.0e-5}
 train: {batch: 3}
 """,
+    # A small BART (Lewis et al. 2019) with norms first and sources of several lengths. It is what
+    # torch.nn.TransformerEncoderLayer and TransformerDecoderLayer can do, which compute it too.
+    "encoder_decoder": """\
+model:
+  family: encoder_decoder
+  layers: 1
+  encoder_layers: 2
+  width: 40
+  vocabulary: 53
+  context: 12
+  source_context: 16
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 5, kv_heads: 5, head_width: 8, position: learned, window: 0}
+  feed_forward: {kind: gelu_erf, width: 72}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 4}
+""",
+    # The same of Llama's parts, with norms of q and k; the encoder sees three tokens on either side, the decoder the last
+    # four of its own.
+    "encoder_decoder_window": """\
+model:
+  family: encoder_decoder
+  layers: 2
+  encoder_layers: 1
+  width: 36
+  vocabulary: 61
+  context: 14
+  source_context: 9
+  tied: false
+  bias: false
+  dropout: 0
+  attention: {heads: 6, kv_heads: 2, head_width: 6, position: rotary, rotary_base: 10000, window: 4, norm: true}
+  feed_forward: {kind: swiglu, width: 56}
+  norm: {kind: rms_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
 }
-IGNORED_TARGETS = {"five_heads"}
+IGNORED_TARGETS = {"five_heads", "encoder_decoder"}
 
 class Tokens(typing.NamedTuple):
-    """Ids [B, T], or pixels, and for each position of a sequence the position at which its document begins [B, T]: 0 where sequences are one document."""
+    """Ids [B, T], or pixels, and for each position of a sequence the position at which its document begins [B, T]: 0 where sequences are one document.
+    Of an encoder-decoder the ids of the source [B, S], and -1 behind its end."""
     ids: torch.Tensor
     begins: torch.Tensor
+    source: torch.Tensor | None = None
 
 
 STEPS = 5
@@ -298,22 +338,37 @@ def shapes(model):
         found["embedding.token.weight"] = (model["vocabulary"], width)
     if attention["position"] == "learned":
         found["embedding.position.weight"] = (model["context"], width)
-    for i in range(model["layers"]):
-        norm(f"blocks.{i}.attention_norm")
-        linear(f"blocks.{i}.attention.q", q_width, width)
-        linear(f"blocks.{i}.attention.k", kv_width, width)
-        linear(f"blocks.{i}.attention.v", kv_width, width)
-        linear(f"blocks.{i}.attention.out", width, q_width)
+    def attend(name):
+        norm(f"{name}_norm")
+        linear(f"{name}.q", q_width, width)
+        linear(f"{name}.k", kv_width, width)
+        linear(f"{name}.v", kv_width, width)
+        linear(f"{name}.out", width, q_width)
         if attention.get("norm"):
-            found[f"blocks.{i}.attention.q_norm.weight"] = (attention["head_width"],)
-            found[f"blocks.{i}.attention.k_norm.weight"] = (attention["head_width"],)
+            found[f"{name}.q_norm.weight"] = (attention["head_width"],)
+            found[f"{name}.k_norm.weight"] = (attention["head_width"],)
         if attention.get("sinks"):
-            found[f"blocks.{i}.attention.sinks"] = (attention["heads"],)
-        norm(f"blocks.{i}.feed_forward_norm")
+            found[f"{name}.sinks"] = (attention["heads"],)
+
+    def feed(name):
+        norm(f"{name}_norm")
         if feed_forward["kind"] == "swiglu":
-            linear(f"blocks.{i}.feed_forward.gate", hidden, width)
-        linear(f"blocks.{i}.feed_forward.up", hidden, width)
-        linear(f"blocks.{i}.feed_forward.down", width, hidden)
+            linear(f"{name}.gate", hidden, width)
+        linear(f"{name}.up", hidden, width)
+        linear(f"{name}.down", width, hidden)
+
+    if model["family"] == "encoder_decoder":
+        if attention["position"] == "learned":
+            found["encoder.embedding.position.weight"] = (model["source_context"], width)
+        for i in range(model["encoder_layers"]):
+            attend(f"encoder.blocks.{i}.attention")
+            feed(f"encoder.blocks.{i}.feed_forward")
+        norm("encoder.final_norm")
+    for i in range(model["layers"]):
+        attend(f"blocks.{i}.attention")
+        if model["family"] == "encoder_decoder":
+            attend(f"blocks.{i}.cross_attention")
+        feed(f"blocks.{i}.feed_forward")
     norm("final_norm")
     if not model.get("tied"):
         found["head.weight"] = (model.get("classes") or model["vocabulary"], width)
@@ -331,7 +386,7 @@ def initial_weights(model, generator):
             w = 0.2 * z
         elif name.endswith(".sinks"):
             w = z
-        elif name.startswith("embedding"):
+        elif "embedding" in name:
             w = 0.4 * z
         else:
             w = z / shape[1] ** 0.5
@@ -355,9 +410,17 @@ def visible(model, begins):
     window = model["attention"]["window"] or model["context"]
     i, j = torch.arange(model["context"])[:, None], torch.arange(model["context"])[None, :]
     prefix = model["attention"].get("prefix", 0)
-    seen = ((j - i).abs() < window) & ((j <= i) | torch.tensor(model["family"] != "decoder"))
+    seen = ((j - i).abs() < window) & ((j <= i) | torch.tensor(not model["family"].endswith("decoder")))
     seen = seen | ((i < prefix) & (j < prefix))
     return (seen & (begins[:, :, None] == begins[:, None, :]))[:, None]
+
+
+def visible_source(model, source):
+    """[B, 1, S, S]: may position i of a source read position j? Both directions; padding only itself."""
+    window = model["attention"]["window"] or model["source_context"]
+    i, j = torch.arange(source.shape[1])[:, None], torch.arange(source.shape[1])[None, :]
+    text = source >= 0
+    return (((j - i).abs() < window) & (text[:, :, None] == text[:, None, :]))[:, None]
 
 
 def alibi_slopes(heads):
@@ -397,7 +460,7 @@ def logits(model, w, tokens):
     """embed() to [B, T, V], of images to [B, classes]: pre-norm blocks x += attention(norm(x)), x += feed_forward(norm(x))."""
     attention, kind = model["attention"], model["feed_forward"]["kind"]
     batch, length = len(tokens.ids), model["context"]
-    mask = visible(model, tokens.begins)
+    causal = visible(model, tokens.begins)
     positions = torch.arange(length)[None, :] - tokens.begins
 
     def linear(name, x):
@@ -410,20 +473,21 @@ def logits(model, w, tokens):
         return F.layer_norm(x, weight.shape, weight, w.get(f"{name}.bias"), epsilon)
 
     def split_heads(x):  # [B, T, heads * E] to [B, heads, T, E]
-        return x.view(batch, length, -1, attention["head_width"]).transpose(1, 2)
+        return x.view(batch, x.shape[1], -1, attention["head_width"]).transpose(1, 2)
 
-    def attend(name, x):
-        q, k, v = (split_heads(linear(f"{name}.{part}", x)) for part in "qkv")
+    def attend(name, x, memory, mask, at):
+        """The tokens of x read those of the memory, which may be x; `at`: positions, or None."""
+        q, k, v = (split_heads(linear(f"{name}.{part}", x if part == "q" else memory)) for part in "qkv")
         if attention.get("norm"):
             q, k = (F.rms_norm(x, x.shape[-1:], w[f"{name}.{part}_norm.weight"], model["norm"]["epsilon"])
                     for part, x in (("q", q), ("k", k)))
-        if attention["position"] == "rotary":
-            q, k = (rotate(x, positions, attention["rotary_base"]) for x in (q, k))
+        if attention["position"] == "rotary" and at is not None:
+            q, k = (rotate(x, at, attention["rotary_base"]) for x in (q, k))
         if attention.get("soft_cap") or attention.get("sinks") or attention["position"] == "alibi":
             y = mix(attention, q, k, v, mask, w.get(f"{name}.sinks"))
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-        return linear(f"{name}.out", y.transpose(1, 2).reshape(batch, length, -1))
+        return linear(f"{name}.out", y.transpose(1, 2).reshape(batch, x.shape[1], -1))
 
     def feed_forward(name, x):
         up = linear(f"{name}.up", x)
@@ -433,11 +497,29 @@ def logits(model, w, tokens):
             y = F.gelu(up, approximate="tanh" if kind == "gelu" else "none")
         return linear(f"{name}.down", y)
 
+    def attend_to_self(name, x, mask, at):
+        normed = norm(f"{name}_norm", x)
+        return x + attend(name, normed, normed, mask, at)
+
+    if model["family"] == "encoder_decoder":
+        at = torch.arange(model["source_context"])[None, :].expand(batch, -1)
+        memory = embed(model, w, tokens.source.clamp(min=0))
+        if attention["position"] == "learned":
+            memory = memory + F.embedding(at, w["encoder.embedding.position.weight"])
+        for i in range(model["encoder_layers"]):
+            name = f"encoder.blocks.{i}"
+            memory = attend_to_self(f"{name}.attention", memory, visible_source(model, tokens.source), at)
+            memory = memory + feed_forward(f"{name}.feed_forward", norm(f"{name}.feed_forward_norm", memory))
+        memory = norm("encoder.final_norm", memory)
+        text = (tokens.source >= 0)[:, None, None, :].expand(-1, -1, length, -1)
     x = embed(model, w, tokens.ids)
     if attention["position"] == "learned":
         x = x + F.embedding(positions, w["embedding.position.weight"])
     for i in range(model["layers"]):
-        x = x + attend(f"blocks.{i}.attention", norm(f"blocks.{i}.attention_norm", x))
+        x = attend_to_self(f"blocks.{i}.attention", x, causal, positions)
+        if model["family"] == "encoder_decoder":
+            name = f"blocks.{i}.cross_attention"
+            x = x + attend(name, norm(f"{name}_norm", x), memory, text, None)
         x = x + feed_forward(f"blocks.{i}.feed_forward", norm(f"blocks.{i}.feed_forward_norm", x))
     head = w["embedding.token.weight"] if model.get("tied") else w["head.weight"]
     x = norm("final_norm", x)
@@ -458,27 +540,50 @@ def loss_and_gradients(model, weights, tokens, targets):
     return loss.item(), {name: value.grad for name, value in w.items()}
 
 
-def loss_and_gradients_of_encoder_layers(model, weights, tokens, targets):
-    """The same by torch.nn.TransformerEncoderLayer, whose weights are given ours. Its q, k and v are one weight."""
+def loss_and_gradients_of_layers(model, weights, tokens, targets):
+    """The same by torch.nn.TransformerEncoderLayer and TransformerDecoderLayer, whose weights are given ours. Their q, k
+    and v are one weight."""
     width, feed_forward = model["width"], model["feed_forward"]
     w = {name: value.clone().requires_grad_() for name, value in weights.items()}
-    x = F.embedding(tokens.ids, w["embedding.token.weight"]) + w["embedding.position.weight"]
-    for i in range(model["layers"]):
-        layer = torch.nn.TransformerEncoderLayer(
-            width, model["attention"]["heads"], feed_forward["width"], dropout=0, activation=F.gelu,
-            layer_norm_eps=model["norm"]["epsilon"], batch_first=True, norm_first=True, dtype=torch.float64)
+
+    def layer_of(kind, prefix, *inputs, **masks):
+        layer = kind(width, model["attention"]["heads"], feed_forward["width"], dropout=0, activation=F.gelu,
+                     layer_norm_eps=model["norm"]["epsilon"], batch_first=True, norm_first=True, dtype=torch.float64)
+        crosses = kind is torch.nn.TransformerDecoderLayer
         given = {}
         for part in ("weight", "bias"):
-            mine = {name: w[f"blocks.{i}.{name}.{part}"] for name in (
-                "attention_norm", "attention.q", "attention.k", "attention.v", "attention.out", "feed_forward_norm",
-                "feed_forward.up", "feed_forward.down")}
-            given |= {
-                f"self_attn.in_proj_{part}": torch.cat([mine[f"attention.{x}"] for x in "qkv"]),
-                f"self_attn.out_proj.{part}": mine["attention.out"],
-                f"linear1.{part}": mine["feed_forward.up"], f"linear2.{part}": mine["feed_forward.down"],
-                f"norm1.{part}": mine["attention_norm"], f"norm2.{part}": mine["feed_forward_norm"]}
-        x = torch.func.functional_call(layer, given, x)
-    x = F.layer_norm(x, (width,), w["final_norm.weight"], w["final_norm.bias"], model["norm"]["epsilon"])
+            def mine(name):
+                return w[f"{prefix}.{name}.{part}"]
+            for ours, theirs in (("attention", "self_attn"), ("cross_attention", "multihead_attn"))[: 1 + crosses]:
+                given[f"{theirs}.in_proj_{part}"] = torch.cat([mine(f"{ours}.{x}") for x in "qkv"])
+                given[f"{theirs}.out_proj.{part}"] = mine(f"{ours}.out")
+            given |= {f"linear1.{part}": mine("feed_forward.up"), f"linear2.{part}": mine("feed_forward.down"),
+                      f"norm1.{part}": mine("attention_norm"),
+                      f"norm{3 if crosses else 2}.{part}": mine("feed_forward_norm")}
+            if crosses:
+                given[f"norm2.{part}"] = mine("cross_attention_norm")
+        return torch.func.functional_call(layer, given, inputs, masks)
+
+    def norm(name, x):
+        return F.layer_norm(x, (width,), w[f"{name}.weight"], w[f"{name}.bias"], model["norm"]["epsilon"])
+
+    x = F.embedding(tokens.ids, w["embedding.token.weight"]) + w["embedding.position.weight"]
+    if model["family"] == "encoder":
+        for i in range(model["layers"]):
+            x = layer_of(torch.nn.TransformerEncoderLayer, f"blocks.{i}", x)
+    else:
+        padding = tokens.source < 0
+        memory = F.embedding(tokens.source.clamp(min=0), w["embedding.token.weight"]) * ~padding[..., None]
+        memory = memory + w["encoder.embedding.position.weight"]
+        for i in range(model["encoder_layers"]):
+            memory = layer_of(torch.nn.TransformerEncoderLayer, f"encoder.blocks.{i}", memory,
+                              src_key_padding_mask=padding)
+        memory = norm("encoder.final_norm", memory)
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        for i in range(model["layers"]):
+            x = layer_of(torch.nn.TransformerDecoderLayer, f"blocks.{i}", x, memory, tgt_mask=later,
+                         memory_key_padding_mask=padding)
+    x = norm("final_norm", x)
     loss = F.cross_entropy(F.linear(x, w["embedding.token.weight"]).flatten(0, 1), targets.flatten(), ignore_index=-1)
     loss.backward()
     return loss.item(), {name: value.grad for name, value in w.items()}
@@ -556,7 +661,14 @@ def make(name, seed, folder):
     if model["attention"].get("documents") == "separate":  # of four tokens or so
         border = torch.rand(size, generator=generator) < 0.25
         begins = torch.cummax(torch.where(border, torch.arange(size[1]), 0), dim=1).values
-    tokens = Tokens(tokens, begins)
+    source = None
+    if model["family"] == "encoder_decoder":
+        positions = model["source_context"]
+        source = torch.randint(model["vocabulary"], (batch, positions), generator=generator)
+        lengths = torch.randint(1, positions + 1, (batch,), generator=generator)
+        lengths[0] = positions
+        source = torch.where(torch.arange(positions) < lengths[:, None], source, -1)
+    tokens = Tokens(tokens, begins, source)
 
     loss, gradients = loss_and_gradients(model, weights, tokens, targets)
     losses = {kind: training_losses(model, weights, tokens, targets, yaml.safe_load(text)["optimizer"])
@@ -566,11 +678,11 @@ def make(name, seed, folder):
     if error > 1e-7:
         sys.exit(f"{name}: gradients and finite differences differ by {error:.1e}")
 
-    if name == "encoder":
-        other, others = loss_and_gradients_of_encoder_layers(model, weights, tokens, targets)
+    if name in ("encoder", "encoder_decoder"):
+        other, others = loss_and_gradients_of_layers(model, weights, tokens, targets)
         apart = max(abs(other / loss - 1), relative_to_tensor(others, gradients))
         if apart > 1e-11:
-            sys.exit(f"{name}: torch.nn.TransformerEncoderLayer differs by {apart:.1e}")
+            sys.exit(f"{name}: the layers of torch.nn differ by {apart:.1e}")
 
     # The error of the same arithmetic in float32: the scale for Choir's f32 differences.
     single = {n: value.float() for n, value in weights.items()}
@@ -589,6 +701,8 @@ def make(name, seed, folder):
         file["tokens/inputs"] = tokens.ids.numpy().astype("<i4")
         if model["attention"].get("documents") == "separate":
             file["tokens/document_begins"] = begins.numpy().astype("<i4")
+        if source is not None:
+            file["tokens/source"] = source.numpy().astype("<i4")
         file["tokens/targets"] = targets.numpy().astype("<i4")
         for parameter, value in weights.items():
             file[f"weights/{parameter}"] = value.numpy().astype("<f4")

@@ -181,6 +181,31 @@ inline std::vector<SmallModel> small_models() {
   near.dropout = 0.1;
   models.push_back({"encoder_window", near});
 
+  // Sources are of another length than the targets. One block of each kind: tests/reference has more of them.
+  ModelConfig pairs = base(20, 61, 7);
+  pairs.family = ModelFamily::encoder_decoder;
+  pairs.layers = 1;
+  pairs.source_context = 9;
+  pairs.attention.heads = 5;
+  pairs.feed_forward.width = 40;
+  models.push_back({"pairs", pairs});
+
+  ModelConfig llama_pairs = base(24, 61, 7);
+  llama_pairs.family = ModelFamily::encoder_decoder;
+  llama_pairs.layers = 1;
+  llama_pairs.source_context = 5;
+  llama_pairs.attention.heads = 6;
+  llama_pairs.attention.kv_heads = 2;
+  llama_pairs.attention.position = Position::rotary;
+  llama_pairs.attention.sinks = true;
+  llama_pairs.attention.soft_cap = 3;
+  llama_pairs.attention.window = 4;
+  llama_pairs.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
+  llama_pairs.norm.kind = NormKind::rms_norm;
+  llama_pairs.tied = false;
+  llama_pairs.dropout = 0.1;
+  models.push_back({"llama_pairs", llama_pairs});
+
   ModelConfig classifier = base(20, 61, 7);
   classifier.family = ModelFamily::classifier;
   classifier.classes = 4;

@@ -79,9 +79,23 @@ void load_weights(Trainer& trainer, const ReferenceFile& file) {
 }
 
 std::vector<std::string> reference_files() {
-  if (device_is_simulated()) return {"gpt", "llama"};
-  return {"gpt",    "llama",       "five_heads", "window", "gelu_erf",  "no_positions",     "encoder", "encoder_window",
-          "vision", "class_token", "soft_cap",   "alibi",  "documents", "encoder_documents"};
+  if (device_is_simulated()) return {"gpt", "llama", "encoder_decoder"};
+  return {"gpt",
+          "llama",
+          "five_heads",
+          "window",
+          "gelu_erf",
+          "no_positions",
+          "encoder",
+          "encoder_window",
+          "vision",
+          "class_token",
+          "soft_cap",
+          "alibi",
+          "documents",
+          "encoder_documents",
+          "encoder_decoder",
+          "encoder_decoder_window"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
@@ -102,6 +116,8 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
              targets = file.dataset<std::int32_t>("tokens/targets");
   const auto begins = file.has("tokens/document_begins") ? file.dataset<std::int32_t>("tokens/document_begins")
                                                          : std::vector<std::int32_t>{};
+  const auto sources =
+      file.has("tokens/source") ? file.dataset<std::int32_t>("tokens/source") : std::vector<std::int32_t>{};
   const ModelConfig model = parse_config(file.text("config"), GetParam()).model;
   const std::size_t targets_each = static_cast<std::size_t>(model.targets_of_sequence());
   const std::size_t samples = targets.size() / targets_each, inputs_each = inputs.size() / samples;
@@ -117,6 +133,7 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
       const auto of_sample = of(inputs, inputs_each);
       to_patches(model, std::vector<float>(of_sample.begin(), of_sample.end()), sample.patches);
     }
+    std::ranges::copy(of(sources, sample.source.size()), sample.source.begin());
     if (!sample.documents.empty()) {
       const auto of_sample = of(begins, inputs_each);
       for (std::size_t position = 0, end = 0; position < inputs_each; ++position) {

@@ -50,14 +50,14 @@ inline void PrintTo(const Layout& of, std::ostream* to) { *to << of.name; }
 inline std::vector<SmallModel> models_under_test() {
   std::vector<const char*> names;
   if (device_is_simulated() && world_size() > 2)  // they differ from two in what does not divide by three
-    names = {"window_8_of_2", "biased_experts"};
+    names = {"window_8_of_2", "biased_experts", "pairs"};
   else if (device_is_simulated())
-    names = {"gpt", "window_8_of_2", "dropout", "biased_experts", "class_token"};
+    names = {"window_8_of_2", "dropout", "biased_experts", "pairs", "class_token"};
   else if (world_size() > 4)
-    names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "encoder", "vision"};
+    names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "encoder", "llama_pairs"};
   else if (world_size() == 4)  // with the most layouts
     names = {"gpt",       "five_heads",     "window_8_of_2", "one_kv_head", "shared_experts", "biased_experts",
-             "documents", "soft_cap_alibi", "sinks",         "encoder",     "classifier",     "class_token"};
+             "documents", "soft_cap_alibi", "sinks",         "pairs",       "classifier",     "class_token"};
   else
     return small_models();
   std::vector<SmallModel> some;

@@ -1,0 +1,43 @@
+#include "framework/nn/decoder_block.h"
+
+namespace choir {
+
+static Norm make_norm(const std::string& name, const BlockShape& s, const TensorShare& share, ParameterStore& store) {
+  return {name, s.attention.width, s.rms_norm, s.norm_bias, s.norm_epsilon, share, store};
+}
+
+DecoderBlock::DecoderBlock(const std::string& name, const BlockShape& s, const TensorShare& share,
+                           ParameterStore& store)
+    : attention_norm_(make_norm(name + ".attention_norm", s, share, store)),
+      attention_(name + ".attention", s.attention, share, store),
+      cross_attention_norm_(make_norm(name + ".cross_attention_norm", s, share, store)),
+      cross_attention_(name + ".cross_attention", s.attention, share, store),
+      feed_forward_norm_(make_norm(name + ".feed_forward_norm", s, share, store)),
+      feed_forward_(name + ".feed_forward", s.feed_forward, share, store) {}
+
+Tensor DecoderBlock::forward(const Tensor& x, const Tensor& memory, Saved& saved, Context& context) const {
+  const Tensor h =
+      attention_.forward(attention_norm_.forward(x, saved.attention_norm, context), x, saved.attention, context);
+  const Tensor g = cross_attention_.forward(cross_attention_norm_.forward(h, saved.cross_attention_norm, context),
+                                            memory, h, saved.cross_attention, context);
+  return feed_forward_.forward(feed_forward_norm_.forward(g, saved.feed_forward_norm, context), g, saved.feed_forward,
+                               context);
+}
+
+CrossAttention::Gradients DecoderBlock::backward(const Tensor& dy, const Saved& saved, Context& context) const {
+  const Tensor dg = feed_forward_norm_.backward(feed_forward_.backward(dy, saved.feed_forward, context), dy,
+                                                saved.feed_forward_norm, context);
+  const auto [dnormed, dmemory] = cross_attention_.backward(dg, saved.cross_attention, context);
+  const Tensor dh = cross_attention_norm_.backward(dnormed, dg, saved.cross_attention_norm, context);
+  const Tensor dx =
+      attention_norm_.backward(attention_.backward(dh, saved.attention, context), dh, saved.attention_norm, context);
+  return {.dx = dx, .dmemory = dmemory};
+}
+
+KeyValueCache DecoderBlock::make_cache(std::int64_t positions, std::int64_t source_positions, Runtime& runtime) const {
+  KeyValueCache cache = attention_.make_cache(positions, runtime);
+  cache.source = cross_attention_.make_cache(source_positions, runtime);
+  return cache;
+}
+
+}  // namespace choir

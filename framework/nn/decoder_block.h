@@ -1,0 +1,43 @@
+// A block of a decoder that reads an encoder's output, the memory, norms first:
+//
+//   h = x + attention(norm(x))
+//   g = h + cross_attention(norm(h), memory)
+//   y = g + feed_forward(norm(g))
+#pragma once
+
+#include <string>
+
+#include "framework/nn/block.h"
+#include "framework/nn/cross_attention.h"
+
+namespace choir {
+
+class DecoderBlock {
+ public:
+  /// Everything backward reads for one micro-batch.
+  struct Saved {
+    Norm::Saved attention_norm, cross_attention_norm, feed_forward_norm;
+    Attention::Saved attention;
+    CrossAttention::Saved cross_attention;
+    FeedForward::Saved feed_forward;
+  };
+
+  /// The shape has no experts.
+  DecoderBlock(const std::string& name, const BlockShape&, const TensorShare&, ParameterStore&);
+
+  /// x [rows held, D], memory [rows of the source held, D] -> y [rows held, D]
+  Tensor forward(const Tensor& x, const Tensor& memory, Saved&, Context&) const;
+  CrossAttention::Gradients backward(const Tensor& dy, const Saved&, Context&) const;
+
+  KeyValueCache make_cache(std::int64_t positions, std::int64_t source_positions, Runtime&) const;
+
+ private:
+  Norm attention_norm_;
+  Attention attention_;
+  Norm cross_attention_norm_;
+  CrossAttention cross_attention_;
+  Norm feed_forward_norm_;
+  FeedForward feed_forward_;
+};
+
+}  // namespace choir

@@ -1,0 +1,100 @@
+// Pairs of texts, for encoder-decoders. The encoder reads the source and the end-of-document token; the decoder reads
+// that token, then the target, and its targets are the tokens of the target and the end of it. What is longer is cut.
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "framework/core/quantity.h"
+#include "framework/data/token_file.h"
+#include "framework/train/items.h"
+#include "framework/train/snapshot.h"
+
+namespace choir {
+namespace {
+
+class PairDataset final : public Dataset {
+ public:
+  explicit PairDataset(const Config& config) : config_(config), file_(config.data.path) {}
+
+  std::vector<Problem> check_model() const override {
+    std::vector<Problem> problems = check_fits(file_, config_.model, config_.data.tokenizer);
+    if (file_.num_pairs() == 0)
+      problems.push_back({.what = "data.path = " + file_.path() + ": its texts are not pairs",
+                          .why = "it was prepared for another family of models",
+                          .fix = "choir prepare lines of a source, a tab and a target with "
+                                 "model.family=encoder_decoder"});
+    return problems;
+  }
+  bool is_that_of(const CheckpointReader& reader) const override {
+    const auto digest = reader.state().find("tokens_digest");
+    return digest == reader.state().end() || digest->second == file_.tokens_digest();
+  }
+  std::vector<Problem> check_weights(const CheckpointReader& reader) const override {
+    return check_tokenizer(file_, tokenizer_of(reader).digest(), reader.path());
+  }
+
+  void split(const CheckpointReader* from) override {
+    items_ = split_items(config_, "pair", file_.num_pairs(),
+                         from && is_that_of(*from) ? position_of(*from).first_held_out : std::nullopt);
+  }
+
+  ReadSample training(std::int64_t first) const override {
+    return [this, first](std::int64_t index, const Sample& sample) {
+      return read(items_.of_sample(first + index), sample);
+    };
+  }
+
+  HeldOut held_out() const override {
+    return items_.held_out(config_.train.evaluate_sequences,
+                           [this](std::int64_t pair, const Sample& sample) { return read(pair, sample); });
+  }
+
+  std::int64_t first_held_out() const override { return items_.first_held_out; }
+
+  void add_to(State& state) const override { add_tokens(file_, state); }
+
+  std::string describe() const override {
+    std::int64_t cut = 0;
+    for (std::int64_t pair = 0; pair < file_.num_pairs(); ++pair)
+      cut += length(2 * pair) > config_.model.source_length() || length(2 * pair + 1) > config_.model.context ? 1 : 0;
+    return fmt::format("{}: {}, {}; {} longer than {} tokens to {} and cut", file_.path(),
+                       quantity(items_.count, "pair"), items_.describe(),
+                       cut == 1 ? "1 is" : fmt::format("{} are", cut), config_.model.source_length(),
+                       config_.model.context);
+  }
+
+ private:
+  /// Tokens of a document, with that of its end.
+  std::int64_t length(std::int64_t document) const {
+    const auto offsets = file_.document_offsets();
+    const auto at = static_cast<std::size_t>(document);
+    return offsets[at + 1] - offsets[at];
+  }
+  /// The first tokens of a document; behind its end `padding`. Returns how many there are.
+  std::size_t read(std::int64_t document, std::span<std::int32_t> tokens, std::int32_t padding) const {
+    const std::size_t count = std::min(static_cast<std::size_t>(length(document)), tokens.size());
+    file_.read(file_.document_offsets()[static_cast<std::size_t>(document)], tokens.first(count));
+    std::ranges::fill(tokens.subspan(count), padding);
+    return count;
+  }
+  std::int64_t read(std::int64_t pair, const Sample& sample) const {
+    read(2 * pair, sample.source, -1);
+    const std::size_t count = read(2 * pair + 1, sample.targets, -1);
+    sample.inputs[0] = file_.tokenizer().end_of_document();
+    std::copy_n(sample.targets.begin(), sample.inputs.size() - 1, sample.inputs.begin() + 1);
+    std::int64_t bytes = 0;
+    for (const std::int32_t token : sample.targets.first(count)) bytes += file_.tokenizer().byte_length(token);
+    return bytes;
+  }
+
+  Config config_;
+  TokenFile file_;
+  Items items_;
+};
+
+}  // namespace
+
+std::unique_ptr<Dataset> open_pairs(const Config& config) { return std::make_unique<PairDataset>(config); }
+
+}  // namespace choir

@@ -1,0 +1,92 @@
+// Encoder-decoders through the program: pairs of texts to a token file, training in layouts, translation and chrF, and
+// what is refused.
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "tests/launch/layouts.h"
+
+namespace choir::tests {
+namespace {
+
+const std::string model = "model.family=encoder_decoder model.source_context=16 model.context=12 data.held_out=0.2 ";
+
+class Pairs : public ::testing::Test {
+ protected:
+  Pairs() {
+    std::ofstream lines(shop_.path("pairs.tsv"));
+    std::ofstream json(shop_.path("pairs.jsonl"));
+    const char* sources[] = {"a lion", "the bird sings", "fish"};
+    const char* targets[] = {"Löwe", "es singt", "ein Fisch"};
+    for (int i = 0; i < 30; ++i) {
+      lines << sources[i % 3] << '\t' << targets[i % 3] << '\n';
+      json << R"({"target": ")" << targets[i % 3] << R"(", "source": ")" << sources[i % 3] << "\"}\n";
+    }
+    lines.close();
+    json.close();
+    prepared_ = prepare(shop_.path("pairs.tsv") + " " + shop_.path("pairs.jsonl"), "pairs.h5");
+  }
+  Finished prepare(const std::string& inputs, const std::string& output) const {
+    return shop_.choir("prepare " + shop_.path("tiny.yaml") + " " + model + "data.path=" + shop_.path(output) + " " +
+                       inputs);
+  }
+  Workshop shop_;
+  std::string words_ = model + "data.path=" + shop_.path("pairs.h5") + " ";
+  Finished prepared_;
+};
+
+TEST_F(Pairs, GiveTheLossesOfOneRankInEveryLayout) {
+  ASSERT_EQ(prepared_.code, 0) << prepared_.output;
+  EXPECT_TRUE(contains(prepared_, "pairs.h5: 60 pairs")) << prepared_.output;
+  const std::vector<LaunchLayout> layouts = {
+      {2, "parallel.pipeline=2 parallel.micro_batch=1"},
+      {4, "parallel.context=2 parallel.tensor=2 parallel.sequence=true parallel.micro_batch=2 parallel.zero=1"},
+  };
+  const std::string words = words_ + "train.evaluate_sequences=0 ";
+  ASSERT_EQ(shop_.train(1, "one", words).code, 0);
+  for (std::size_t i = 0; i < layouts.size(); ++i) {
+    const std::string run = "run" + std::to_string(i);
+    const Finished finished = shop_.train(layouts[i].ranks, run, words + layouts[i].words);
+    ASSERT_EQ(finished.code, 0) << layouts[i].words << "\n" << finished.output;
+    for (const char* key : {"loss", "gradient_norm", "held_out_loss"})
+      expect_near(shop_.metric(run, key), shop_.metric("one", key), relative);
+  }
+}
+
+TEST_F(Pairs, ATrainedModelTranslates) {
+  const Finished run = shop_.train(
+      2, "run", words_ + "train.steps=80 train.evaluate_sequences=0 optimizer.rate=0.005 parallel.tensor=2");
+  ASSERT_EQ(run.code, 0) << run.output;
+  EXPECT_TRUE(contains(run, "pairs.h5: 60 pairs, 48 for training, 12 held out; 0 are longer")) << run.output;
+  const std::string generate = "generate " + shop_.path("run") + " generate.prompt=";
+  for (const char* beam : {" generate.beam=1", " generate.beam=3"})
+    EXPECT_EQ(shop_.choir(generate + "'the bird sings'" + beam).output, "es singt\n") << beam;
+  EXPECT_TRUE(contains(shop_.choir("evaluate " + shop_.path("run") + " --chrf"), ", chrF 100.00, over"));
+  EXPECT_TRUE(contains(shop_.choir(generate + "''"), "generate.prompt is empty"));
+  EXPECT_TRUE(contains(shop_.choir(generate + "'a text of more tokens than that'"), "and the model reads 16"));
+  EXPECT_TRUE(contains(shop_.mpirun(2, "evaluate " + shop_.path("run") + " --chrf"), "--chrf on 2 ranks"));
+}
+
+TEST_F(Pairs, LinesThatAreNoPairAreAllNamedAndNothingIsWritten) {
+  std::ofstream(shop_.path("broken.tsv")) << "a\tb\nno tab here\n\tno source\nno target\t \na\tb\tc\n";
+  std::ofstream(shop_.path("broken.jsonl"))
+      << "{\"source\": \"a\", \"target\": \"b\"}\nnot JSON\n{\"source\": \"a\"}\n{\"source\": 1, \"target\": \"\"}\n";
+  const Finished refused = prepare(shop_.path("broken.tsv") + " " + shop_.path("broken.jsonl"), "new.h5");
+  EXPECT_EQ(refused.code, 2);
+  for (const char* said :
+       {"broken.tsv:2: this line has no tab", "broken.tsv:3: this line has no source before its tab",
+        "broken.tsv:4: this line has no target behind its tab", "broken.tsv:5: this line has 3 columns",
+        "broken.jsonl:2: this line is not a JSON object", "broken.jsonl:3: this line has no \"target\"",
+        "broken.jsonl:4: \"source\" of this line is not a string", "broken.jsonl:4: \"target\" of this line is empty"})
+    EXPECT_TRUE(contains(refused, said)) << said << "\n" << refused.output;
+  EXPECT_EQ(read(shop_.path("new.h5")), "");
+}
+
+TEST_F(Pairs, ATokenFileWithoutPairsIsRefused) {
+  const Finished text = shop_.train(1, "run", model);
+  EXPECT_EQ(text.code, 2);
+  EXPECT_TRUE(contains(text, "its texts are not pairs")) << text.output;
+}
+
+}  // namespace
+}  // namespace choir::tests
