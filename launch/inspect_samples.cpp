@@ -57,13 +57,16 @@ class TextReader {
                                   quantity(std::ssize(ids), "token"), used, model_.context));
     std::ranges::fill(sample.buffer.inputs, tokenizer_.end_of_document());
     std::copy_n(ids.begin(), used, sample.buffer.inputs.begin() + first);
-    if (!sample.buffer.documents.empty())
+    if (model_.is_classifier())
+      leave_out_filler(sample.buffer.documents, first + used);
+    else if (!sample.buffer.documents.empty())
       sample.buffer.documents = documents_of(sample.buffer.inputs, tokenizer_.end_of_document());
     set_targets(sample, ids, used, number);
     // Tokens that see only those before them do not see what fills the context up.
     const bool separate = !sample.buffer.documents.empty();
     sample.length = model_.family == ModelFamily::decoder ? used
-                    : separate                            ? std::min(model_.context, first + used + 1)
+                    : model_.is_classifier()              ? sample.buffer.documents.front().end
+                    : separate                            ? std::min(model_.context, used + 1)
                                                           : model_.context;
     return sample;
   }
@@ -112,6 +115,7 @@ class TextReader {
                     number, sample.buffer.inputs, targets);
         return;
       case ModelFamily::classifier:
+      case ModelFamily::encoder_decoder:  // check_input() has refused it
       case ModelFamily::vision:
         return;
     }
@@ -170,6 +174,10 @@ InspectedSample picture_sample(const std::string& path, const ModelConfig& model
 void check_input(const InspectInput& input, const Config& config) {
   const bool reads_images = config.model.family == ModelFamily::vision;
   std::vector<Problem> problems;
+  if (config.model.has_source())
+    problems.push_back({.what = "choir inspect, but model.family = encoder_decoder",
+                        .why = "maps of attention to another sequence are not built",
+                        .fix = "look at a model of another family"});
   if ((input.texts.empty() ? 0 : 1) + (input.images.empty() ? 0 : 1) + (input.held_out > 0 ? 1 : 0) > 1)
     problems.push_back({.what = "more than one of --text, --images and --held-out is given", .fix = "give one"});
   if (!input.texts.empty() && reads_images)
@@ -217,6 +225,7 @@ void add_held_out(const Config& config, const CheckpointReader& reader, InspectS
     InspectedSample& sample =
         all.samples.emplace_back(InspectedSample{.buffer = SampleBuffer(config.model), .length = config.model.context});
     held.read(i, sample.buffer.view());
+    if (config.model.family == ModelFamily::classifier) sample.length = sample.buffer.documents.front().end;
     all.labels.push_back(fmt::format("held-out {} {}", samples_noun(config.model), i * held.all / held.samples));
   }
 }

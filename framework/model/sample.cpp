@@ -28,6 +28,13 @@ SampleBuffer::SampleBuffer(const ModelConfig& config)
       documents(static_cast<std::size_t>(config.separates_documents() ? config.context : 0),
                 {0, static_cast<std::int32_t>(config.context)}) {}
 
+void leave_out_filler(std::span<kernels::DocumentRange> documents, std::int64_t text) {
+  const auto end = static_cast<std::int32_t>(std::max<std::int64_t>(1, text));
+  const auto filled = documents.begin() + end;
+  std::fill(documents.begin(), filled, kernels::DocumentRange{0, end});
+  std::fill(filled, documents.end(), kernels::DocumentRange{end, static_cast<std::int32_t>(documents.size())});
+}
+
 void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t index, const Sample& sample) {
   const auto word = [&](std::size_t i) { return kernels::philox_word(key, static_cast<std::uint64_t>(index), i); };
   const auto below = [&](std::int64_t limit, std::size_t i) {

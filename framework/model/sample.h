@@ -39,6 +39,10 @@ struct SampleBuffer {
   std::vector<kernels::DocumentRange> documents;  ///< at first a sample is one document
 };
 
+/// The ranges of a sequence of which the first `text` positions are a text and the others only fill it up: neither sees
+/// the other. An empty text has one position.
+void leave_out_filler(std::span<kernels::DocumentRange> documents, std::int64_t text);
+
 /// Sample `index` of endless random data: the next tokens are the targets of text; an image has a random class.
 void random_sample(const ModelConfig&, std::uint64_t key, std::int64_t index, const Sample&);
 

@@ -92,11 +92,7 @@ class LabelledDataset final : public Dataset {
     const auto first = static_cast<std::size_t>(config_.model.context - room());
     const auto count = static_cast<std::size_t>(std::min(length(document), room()));
     file_.read(file_.document_offsets()[static_cast<std::size_t>(document)], sample.inputs.subspan(first, count));
-    const auto text = static_cast<std::int32_t>(std::max<std::size_t>(1, first + count));  // an empty one has its end
-    const auto filled = sample.documents.begin() + text;
-    std::fill(sample.documents.begin(), filled, kernels::DocumentRange{0, text});
-    std::fill(filled, sample.documents.end(),
-              kernels::DocumentRange{text, static_cast<std::int32_t>(sample.documents.size())});
+    leave_out_filler(sample.documents, static_cast<std::int64_t>(first + count));
     sample.targets[0] = file_.labels()[static_cast<std::size_t>(document)];
     return 0;
   }
