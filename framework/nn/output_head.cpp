@@ -16,9 +16,13 @@ OutputHead::OutputHead(const VocabularyTable& table, const TensorShare& share, P
 // The weight gradient reads and writes its f32 sums [V, D] once a chunk: 2 r V D operations and 8 V D bytes of r rows,
 // r / 4 operations a byte. In the time of a byte of memory a CPU core does 4 (f32) to 8 (bf16) operations, by `choir
 // bench train --profile`, and an H100 295, by its data sheet (989 TFLOP/s in bf16, 3.35 TB/s): r / 4 is above either.
-std::int64_t OutputHead::chunk_rows(std::int64_t rows, std::int64_t columns, DeviceKind device) {
+//
+// The more rows, the fewer passes over the sums. On a CPU, 2/3 of the width let the logits in f32 and their gradient,
+// at most 8 r V bytes, take a third of what the table takes with its gradient and moments, 16 V D bytes; more than 1024
+// rows bring nothing.
+std::int64_t OutputHead::chunk_rows(std::int64_t rows, std::int64_t columns, std::int64_t width, DeviceKind device) {
   constexpr std::int64_t elements = 1 << 20;
-  const std::int64_t least = device == DeviceKind::cpu ? 256 : 2048;
+  const std::int64_t least = device == DeviceKind::cpu ? std::clamp<std::int64_t>(2 * width / 3, 256, 1024) : 2048;
   const std::int64_t chunks = std::max<std::int64_t>(1, (rows * columns + elements - 1) / elements);
   const std::int64_t even = (rows + chunks - 1) / chunks;
   return std::min(rows, std::max<std::int64_t>(least, (even + 15) / 16 * 16));
@@ -30,7 +34,8 @@ Tensor OutputHead::loss(const Tensor& x, const Tensor& targets, const Tensor& lo
   Communicator& axis = *context.mesh.tensor;
   Stream& stream = runtime.device.compute();
   const Tensor all = enter(x, context, "head");
-  const std::int64_t rows = all.rows(), chunk = chunk_rows(rows, weight_->value.rows(), runtime.device.kind());
+  const std::int64_t rows = all.rows();
+  const std::int64_t chunk = chunk_rows(rows, weight_->value.rows(), all.width(), runtime.device.kind());
   Tensor dx = gradient ? runtime.empty({rows, all.width()}, all.dtype()) : Tensor{};
   for (std::int64_t begin = 0; begin < rows; begin += chunk) {
     const std::int64_t end = std::min(rows, begin + chunk);

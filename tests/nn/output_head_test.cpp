@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <tuple>
 
 #include "framework/ops/elementwise.h"
 #include "framework/parallel/shards.h"
@@ -21,7 +22,7 @@ double uniform(std::uint64_t stream, std::int64_t i) {
 TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
   constexpr std::int64_t vocabulary = 70001, width = 4, rows = 530;
   constexpr double scale = 0.01;
-  const std::int64_t chunk = OutputHead::chunk_rows(rows, vocabulary, DeviceKind::cpu);
+  const std::int64_t chunk = OutputHead::chunk_rows(rows, vocabulary, width, DeviceKind::cpu);
   ASSERT_GE(rows / chunk, 2) << "the case is about more than one chunk";
   ASSERT_NE(rows % chunk, 0) << "and about a last one that is shorter";
 
@@ -82,8 +83,11 @@ TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
 TEST(OutputHead, ChunksCoverFewAndManyRows) {
   for (const std::int64_t columns : {8, 1000, 50257, 200000, 10000000})
     for (const std::int64_t rows : {1, 7, 63, 64, 65, 1000, 100000}) {
-      for (const auto& [device, least] : {std::pair{DeviceKind::cpu, 256}, {DeviceKind::cuda, 2048}}) {
-        const std::int64_t chunk = OutputHead::chunk_rows(rows, columns, device);
+      for (const auto& [device, width, least] : {std::tuple{DeviceKind::cpu, 384, 256},
+                                                 {DeviceKind::cpu, 768, 512},
+                                                 {DeviceKind::cpu, 4096, 1024},
+                                                 {DeviceKind::cuda, 768, 2048}}) {
+        const std::int64_t chunk = OutputHead::chunk_rows(rows, columns, width, device);
         EXPECT_GE(chunk, std::min<std::int64_t>(rows, least));
         EXPECT_LE(chunk, rows);
         EXPECT_LE(chunk * columns, std::max<std::int64_t>(least * columns, (1 << 20) + 16 * columns))
