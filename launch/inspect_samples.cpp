@@ -216,11 +216,14 @@ std::unique_ptr<Dataset> open_held_out(const Config& config, const CheckpointRea
   }
 }
 
-void add_held_out(const Config& config, const CheckpointReader& reader, InspectSamples& all) {
+void add_held_out(std::int64_t wanted, const Config& config, const CheckpointReader& reader, InspectSamples& all) {
   const std::unique_ptr<Dataset> data = open_held_out(config, reader);
   const HeldOut held = data->held_out();
   if (held.all == 0)
     throw ConfigError(Problem{.what = config.data.path + " has no held-out data", .fix = given_instead(config)});
+  if (held.samples < wanted)
+    all.notes.push_back(fmt::format("--held-out {}: {} has {}", wanted, config.data.path,
+                                    quantity(held.all, std::string("held-out ") + samples_noun(config.model))));
   for (std::int64_t i = 0; i < held.samples; ++i) {
     InspectedSample& sample =
         all.samples.emplace_back(InspectedSample{.buffer = SampleBuffer(config.model), .length = config.model.context});
@@ -244,7 +247,7 @@ std::string beginning_of(const std::string& text) {
 InspectSamples inspect_samples(const InspectInput& input, const Config& config, const CheckpointReader& reader) {
   check_input(input, config);
   InspectSamples all;
-  if (input.texts.empty() && input.images.empty()) add_held_out(config, reader, all);
+  if (input.texts.empty() && input.images.empty()) add_held_out(input.held_out, config, reader, all);
   if (config.model.family == ModelFamily::vision) {
     const std::vector<std::string> classes = class_names(reader), files = picture_files(input.images);
     if (std::ssize(files) > most_inspected)

@@ -86,6 +86,7 @@ struct TrainConfig {
   std::int64_t evaluate_sequences = 64;  ///< held-out sequences per evaluation; 0: all
   std::int64_t log_every = 1;            ///< steps between lines of metrics.jsonl
   std::int64_t check_every = 100;  ///< steps between comparisons of weights and moments that must be equal; 0: never
+  std::int64_t inspect_every = 0;  ///< steps between lines of metrics.jsonl about the attention heads; 0: never
   double straggler_every = 60;     ///< seconds between comparisons of the ranks' times; 0: never
   SpikeConfig spike;
   TrainAttentionConfig attention;

@@ -246,6 +246,10 @@ std::vector<Field> fields(TrainConfig& c) {
        "make "
        "differ; also before each checkpoint; 0: never",
        at_least(0)},
+      {"train.inspect_every", &c.inspect_every,
+       "steps between lines of metrics.jsonl with the entropy, the largest logit and the sink share of every attention "
+       "head; 0: never",
+       at_least(0)},
       {"train.straggler_every", &c.straggler_every,
        "seconds between comparisons of the ranks' times, which name ranks that are slower than others; 0: never",
        not_negative()},

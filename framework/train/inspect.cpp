@@ -3,12 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 
-#include "framework/ops/dispatch.h"
 #include "framework/ops/elementwise.h"
-#include "framework/parallel/context_axis.h"
-#include "kernels/attention_map.h"
+#include "framework/train/layer_heads.h"
 #include "kernels/cpu/parallel.h"
 
 namespace choir {
@@ -20,17 +17,6 @@ constexpr double undefined = std::numeric_limits<double>::quiet_NaN();
 
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
-std::vector<float> on_host(Runtime& runtime, const Tensor& x) {
-  std::vector<float> values(index(x.count()));
-  const Tensor flat = ops::contiguous(runtime, x);
-  ops::with_type(x.dtype(), [&]<class T>() {
-    std::vector<T> host(values.size());
-    ops::download(runtime, flat, host.data());
-    std::transform(host.begin(), host.end(), values.begin(), [](T value) { return static_cast<float>(value); });
-  });
-  return values;
-}
-
 /// Ranks have zeros where others have the numbers. Collective.
 void put_together(Trainer& trainer, std::vector<float>& values) {
   Runtime& runtime = trainer.runtime();
@@ -40,96 +26,28 @@ void put_together(Trainer& trainer, std::vector<float>& values) {
   ops::download(runtime, sum, values.data());
 }
 
-std::string layer_name(std::int64_t layer) { return "blocks." + std::to_string(layer) + ".attention"; }
-
-/// Calls body(entry) for what the ranks have recorded here of a layer and a sample.
-template <class Body>
-void for_entries(const AttentionRecord& record, std::int64_t layer, std::int64_t sample, const Body& body) {
-  for (const auto& [key, entry] : record.entries)
-    if (key.first == layer_name(layer) && key.second <= sample && sample < key.second + entry.rows.sequences)
-      body(entry);
-}
-
-/// What the probabilities of the heads of one layer depend on, of one sequence.
-struct LayerInputs {
-  std::vector<float> q;             // [T, H E]
-  std::vector<float> k_transposed;  // [K, E, T]
-  std::vector<float> lse;           // [H, T]
-  std::vector<float> sinks;         // [H], or empty
-};
-
-void add_here(const AttentionRecord::Entry& entry, std::int64_t sample, Trainer& trainer, LayerInputs& to) {
-  Runtime& runtime = trainer.runtime();
-  const AttentionSpec spec = trainer.attention_spec();
-  const std::int64_t width = spec.head_width, heads = spec.heads.heads, length = entry.rows.length;
-  const Slice query = spec.heads.query(spec.tensor_rank), held = spec.heads.key_value(spec.tensor_rank),
-              owned = spec.heads.owned_key_value(spec.tensor_rank);
-  const std::int64_t sequence = sample - entry.rows.first_sample;
-  const std::vector<float> qkv = on_host(runtime, entry.qkv);
-  const kernels::RowMap map = entry.rows.map();
-  for (std::int64_t row = 0; row < entry.rows.count(); ++row) {
-    const auto at = map.place(row);
-    if (at.sequence != sequence) continue;
-    const float* from = qkv.data() + row * entry.qkv.width();
-    std::copy_n(from, query.count() * width, to.q.begin() + (at.position * heads + query.begin) * width);
-    for (std::int64_t head = owned.begin; head < owned.end; ++head)
-      for (std::int64_t e = 0; e < width; ++e)
-        to.k_transposed[index((head * width + e) * length + at.position)] =
-            from[(query.count() + head - held.begin) * width + e];
-  }
-  // Context parallelism by heads leaves the log-sum-exps of all positions of some of the heads here.
-  const std::int64_t ranks = trainer.mesh().shape.context;
-  const bool by_heads = ranks > 1 && trainer.context_kind() == ContextKind::heads;
-  const Slice of = by_heads ? share_of_heads(spec, spec.tensor_rank, ranks, trainer.mesh().here.context).query : query;
-  const Rows rows = by_heads ? whole_rows(entry.rows.sequences, length, entry.rows.first_sample) : entry.rows;
-  const std::vector<float> lse = on_host(runtime, entry.lse);
-  const float* run_begin = lse.data();
-  for (int run = 0; run < runs_of_a_rank; run_begin += of.count() * rows.count(run++)) {
-    const auto [begin, end] = rows.runs[run];
-    for (std::int64_t head = of.begin; head < of.end; ++head)
-      std::copy_n(run_begin + (sequence * of.count() + head - of.begin) * (end - begin), std::max(begin, end) - begin,
-                  to.lse.begin() + head * length + begin);
-  }
-  if (!entry.sinks || trainer.mesh().here.context > 0) return;
-  const std::vector<float> sinks = on_host(runtime, entry.sinks);
-  std::copy(sinks.begin(), sinks.end(), to.sinks.begin() + query.begin);
-}
-
-LayerInputs gather(Trainer& trainer, const AttentionRecord& record, std::int64_t layer, std::int64_t sample) {
-  const ModelConfig& model = trainer.config().model;
-  const std::int64_t heads = model.attention.heads, width = model.head_width();
-  LayerInputs inputs{.q = std::vector<float>(index(model.context * heads * width)),
-                     .k_transposed = std::vector<float>(index(model.kv_heads() * width * model.context)),
-                     .lse = std::vector<float>(index(heads * model.context)),
-                     .sinks = std::vector<float>(index(model.attention.sinks ? heads : 0))};
-  for_entries(record, layer, sample, [&](const auto& entry) { add_here(entry, sample, trainer, inputs); });
-  for (auto part : {&LayerInputs::q, &LayerInputs::k_transposed, &LayerInputs::lse, &LayerInputs::sinks})
-    put_together(trainer, inputs.*part);
-  return inputs;
-}
-
 /// The sums of out * dout of the heads of all layers, of one sample: the slopes of the loss along their gates.
 std::vector<float> gate_gradients(Trainer& trainer, const AttentionRecord& record, std::int64_t sample) {
   const AttentionSpec spec = trainer.attention_spec();
   const Slice query = spec.heads.query(spec.tensor_rank);
-  std::vector<float> sums(index(trainer.config().model.layers * spec.heads.heads));
-  for (std::int64_t layer = 0; layer < trainer.config().model.layers; ++layer)
-    for_entries(record, layer, sample, [&](const AttentionRecord::Entry& entry) {
-      const std::vector<float> out = on_host(trainer.runtime(), entry.out),
-                               dout = on_host(trainer.runtime(), entry.dout);
-      for (std::int64_t head = 0; head < query.count(); ++head) {
-        double sum = 0;
-        for (std::int64_t row = 0; row < entry.rows.count(); ++row)
-          if (entry.rows.map().place(row).sequence == sample - entry.rows.first_sample)
-            for (std::int64_t e = head * spec.head_width; e < (head + 1) * spec.head_width; ++e) {
-              const std::size_t at = index(row * query.count() * spec.head_width + e);
-              sum += static_cast<double>(out[at]) * static_cast<double>(dout[at]);
-            }
-        sums[index(layer * spec.heads.heads + query.begin + head)] = static_cast<float>(sum);
+  std::vector<double> sums(index(trainer.config().model.layers * spec.heads.heads));
+  for (std::int64_t layer = 0; layer < trainer.config().model.layers; ++layer) {
+    const AttentionRecord::Entry* entry = recorded(record, layer, sample);
+    if (!entry) continue;
+    const std::vector<RunRows> outs = rows_of_sample(entry->out, entry->rows, sample);
+    const std::vector<RunRows> douts = rows_of_sample(entry->dout, entry->rows, sample);
+    for (std::size_t run = 0; run < outs.size(); ++run) {
+      const std::vector<float> out = on_host(trainer.runtime(), outs[run].rows);
+      const std::vector<float> dout = on_host(trainer.runtime(), douts[run].rows);
+      for (std::size_t i = 0; i < out.size(); ++i) {
+        const std::int64_t head = static_cast<std::int64_t>(i) / spec.head_width % query.count();
+        sums[index(layer * spec.heads.heads + query.begin + head)] += static_cast<double>(out[i] * dout[i]);
       }
-    });
-  put_together(trainer, sums);
-  return sums;
+    }
+  }
+  std::vector<float> slopes(sums.begin(), sums.end());
+  put_together(trainer, slopes);
+  return slopes;
 }
 
 /// How far two positions are from each other; negative: one of them is a class token, which has no place.
@@ -230,6 +148,10 @@ float overlap(const float* a, const float* b, std::int64_t count, std::int64_t r
   return static_cast<float>(sum / static_cast<double>(rows));
 }
 
+int threads_for(Trainer& trainer, std::int64_t items) {
+  return static_cast<int>(std::clamp<std::int64_t>(items, 1, trainer.runtime().device.threads()));
+}
+
 ReadSample reader_of(const std::vector<InspectedSample>& samples) {
   return [&samples](std::int64_t i, const Sample& sample) {
     const SampleBuffer& from = samples[index(std::min(i, std::ssize(samples) - 1))].buffer;
@@ -269,7 +191,6 @@ std::vector<double> Inspection::mean(HeadMeasure measure) const {
 
 Inspection inspect(Trainer& trainer, const std::vector<InspectedSample>& samples) {
   const ModelConfig& model = trainer.config().model;
-  const AttentionSpec spec = trainer.attention_spec();
   Inspection result{.layers = model.layers, .heads = model.attention.heads};
   const std::int64_t all_heads = result.layers * result.heads;
   result.tile = tile_for(samples, all_heads);
@@ -279,7 +200,7 @@ Inspection inspect(Trainer& trainer, const std::vector<InspectedSample>& samples
   trainer.compute_gradients(1, reader_of(samples));
   trainer.set_attention(nullptr);
 
-  const Communicator& world = *trainer.mesh().world;
+  const std::int64_t context_rank = trainer.mesh().here.context, context_ranks = trainer.mesh().shape.context;
   std::vector<ComparedRows> compared;
   std::int64_t compared_of_a_head = 0, compared_queries = 0;
   for (const InspectedSample& sample : samples) {
@@ -299,34 +220,22 @@ Inspection inspect(Trainer& trainer, const std::vector<InspectedSample>& samples
     to.maps.resize(index(all_heads * to.cells * to.cells));
     std::vector<float> values(head_measures * index(all_heads));
     for (std::int64_t layer = 0; layer < result.layers; ++layer) {
-      const LayerInputs inputs = gather(trainer, record, layer, static_cast<std::int64_t>(s));
+      const AttentionRecord::Entry* entry = recorded(record, layer, static_cast<std::int64_t>(s));
+      if (!entry) continue;
+      const LayerHeads views(trainer, *entry, static_cast<std::int64_t>(s), sample.buffer);
       const auto read = [&](std::int64_t h) {
-        const std::int64_t head = layer * result.heads + h, width = spec.head_width;
-        const kernels::AttentionHead view{
-            .length = model.context,
-            .head_width = width,
-            .band = spec.band,
-            .score = spec.score,
-            .head = h,
-            .scale = 1 / std::sqrt(static_cast<double>(width)),
-            .documents = {.separate = !sample.buffer.documents.empty(),
-                          .ranges = sample.buffer.documents.data(),
-                          .length = model.context},
-            .q = inputs.q.data() + h * width,
-            .q_stride = result.heads * width,
-            .k_transposed = inputs.k_transposed.data() + h / spec.heads.group_size() * width * model.context,
-            .lse = inputs.lse.data() + h * model.context,
-            .sink = inputs.sinks.empty() ? nullptr : inputs.sinks.data() + h};
+        const std::int64_t head = layer * result.heads + h;
         const auto measured =
-            read_head(view, model, sample, result.tile, to.cells, to.maps.data() + head * to.cells * to.cells,
+            read_head(views.at(h), model, sample, result.tile, to.cells, to.maps.data() + head * to.cells * to.cells,
                       compared[s], compared_rows.data() + head * compared_of_a_head + compared[s].begin);
         for (std::size_t m = 0; m < head_measures; ++m)
           values[m * index(all_heads) + index(head)] = static_cast<float>(measured[m]);
       };
-      const std::int64_t mine = (result.heads - world.rank() + world.size() - 1) / world.size();
-      const int threads = static_cast<int>(std::clamp<std::int64_t>(mine, 1, trainer.runtime().device.threads()));
-      kernels::cpu::for_each_part(threads, std::max<std::int64_t>(0, mine), 1, [&](const kernels::cpu::Part& part) {
-        for (std::int64_t i = part.begin; i < part.end; ++i) read(world.rank() + i * world.size());
+      // The ranks of the context axis have the same heads: each reads some of them.
+      const std::int64_t first = views.heads().begin + context_rank, end = views.heads().end;
+      const std::int64_t mine = std::max<std::int64_t>(0, (end - first + context_ranks - 1) / context_ranks);
+      kernels::cpu::for_each_part(threads_for(trainer, mine), mine, 1, [&](const kernels::cpu::Part& part) {
+        for (std::int64_t i = part.begin; i < part.end; ++i) read(first + i * context_ranks);
       });
     }
     put_together(trainer, values);
@@ -343,8 +252,7 @@ Inspection inspect(Trainer& trainer, const std::vector<InspectedSample>& samples
 
   put_together(trainer, compared_rows);
   result.similarity.resize(index(all_heads * all_heads));
-  const int threads = static_cast<int>(std::clamp<std::int64_t>(all_heads, 1, trainer.runtime().device.threads()));
-  kernels::cpu::for_each_part(threads, all_heads, 1, [&](const kernels::cpu::Part& part) {
+  kernels::cpu::for_each_part(threads_for(trainer, all_heads), all_heads, 1, [&](const kernels::cpu::Part& part) {
     for (std::int64_t a = part.begin; a < part.end; ++a)
       for (std::int64_t b = 0; b < all_heads; ++b)
         result.similarity[index(a * all_heads + b)] =

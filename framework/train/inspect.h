@@ -1,8 +1,8 @@
 // A window into the heads: what every head of a model reads in a few sequences.
 //
-// A step computes the sequences with the run's own kernels, in the run's layout. What attention has computed there
-// (AttentionRecord) is put together from all ranks, layer by layer; from q, k and the log-sum-exp each rank computes
-// the probabilities of some of the heads again (kernels/attention_map.h).
+// A step computes the sequences with the run's own kernels, in the run's layout. From what attention has computed there
+// (AttentionRecord: q, k and the log-sum-exp) each rank computes the probabilities of its heads again
+// (kernels/attention_map.h), and all ranks put the results together.
 //
 // Means over the queries i of a sequence, of p[i, j] and the sink s[i] (0 without sinks):
 //

@@ -191,9 +191,12 @@ RankPlan count_step(const Config& config, const MeshShape& shape, int rank, Coun
   CountingRank counted(config, shape, rank, what, threads);
   Trainer& trainer = counted.trainer;
   const ReadSample nothing = [](std::int64_t, const Sample&) { return std::int64_t{0}; };
-  trainer.step(1, nothing);
+  AttentionRecord attention;  // the largest peak is that of a step that looks into its heads
+  if (config.train.inspect_every > 0) trainer.set_attention(&attention, 1);
+  const auto forget = [&] { attention = {}; };
+  trainer.step(1, nothing, forget);
   counted.device.ledger().enabled = true;
-  trainer.step(2, nothing);
+  trainer.step(2, nothing, forget);
 
   RankPlan result{.at = shape.coordinates(rank), .owned_parameters = trainer.parameters().owned_count()};
   for (const Parameter& p : trainer.parameters().parameters()) result.held_parameters += p.held.count();

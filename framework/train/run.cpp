@@ -19,6 +19,7 @@
 #include "framework/ops/elementwise.h"
 #include "framework/train/bad_step.h"
 #include "framework/train/dataset.h"
+#include "framework/train/head_samples.h"
 #include "framework/train/metrics_file.h"
 #include "framework/train/non_finite.h"
 #include "framework/train/product_rate.h"
@@ -78,6 +79,8 @@ class Run {
   void resume_from(const CheckpointReader& reader, Trainer& trainer);
   void describe(Trainer& trainer);
   void report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done);
+  StepResult step(Trainer& trainer, const RunPosition& before, std::optional<HeadSamples>& heads);
+  void report_heads(const HeadSamples& heads);
   bool evaluation_is_due() const;
   RunEnd evaluate(Trainer& trainer);
   RunEnd evaluate_what_was_missed(Trainer& trainer);
@@ -259,6 +262,21 @@ void Run::report(const StepResult& result, double seconds, double run_seconds, s
                                     100 * result.dropped, 100 * many_dropped);
   }
   metric(line);
+}
+
+/// A line of numbers by layer and head.
+void Run::report_heads(const HeadSamples& heads) {
+  const auto by_layer = [&](const std::vector<double>& values) {
+    nlohmann::ordered_json layers = nlohmann::ordered_json::array();
+    for (auto at = values.begin(); at != values.end(); at += config_.model.attention.heads)
+      layers.push_back(std::vector<double>(at, at + config_.model.attention.heads));
+    return layers;
+  };
+  metric({{"step", position_.step},
+          {"time", utc_now()},
+          {"head_entropy", by_layer(heads.entropy)},
+          {"head_largest_logit", by_layer(heads.largest_logit)},
+          {"head_sink", by_layer(heads.sink)}});
 }
 
 /// True if the step just done ends with an evaluation on held-out text.
@@ -518,6 +536,24 @@ RunEnd Run::reject(Trainer& trainer, RunPosition before, const StepResult& resul
   return RunEnd::done;
 }
 
+/// Step position_.step; `heads` gets what it says of them, if train.inspect_every asks for it.
+StepResult Run::step(Trainer& trainer, const RunPosition& before, std::optional<HeadSamples>& heads) {
+  const ReadSample read = training_batch(*data_, before.samples, before.left_out);
+  const bool inspects = config_.train.inspect_every > 0 && position_.step % config_.train.inspect_every == 0;
+  AttentionRecord attention;
+  trainer.set_attention(inspects ? &attention : nullptr, 1);
+  const StepResult result = trainer.step(position_.step, read, [&] {
+    if (state_check_ && state_check_is_due(position_.step))
+      check_state(state_check_->unchanged(), changed_between_updates);
+    if (!inspects) return;
+    SampleBuffer first(config_.model);
+    read(0, first.view());
+    heads = sample_heads(trainer, std::exchange(attention, {}), first);
+  });
+  trainer.set_attention(nullptr);
+  return result;
+}
+
 RunEnd Run::train() {
   watchdog_.watch(mesh_.communicators(), &io_);
   const LockWait wait{.seconds = config_.train.lock_wait,
@@ -557,17 +593,15 @@ RunEnd Run::train() {
     begin(Phase::step);
     const auto step_time = Clock::now();
     stragglers.begin_step();
-    const StepResult result =
-        trainer.step(position_.step, training_batch(*data_, before.samples, before.left_out), [&] {
-          if (state_check_ && state_check_is_due(position_.step))
-            check_state(state_check_->unchanged(), changed_between_updates);
-        });
+    std::optional<HeadSamples> heads;
+    const StepResult result = step(trainer, before, heads);
     stragglers.end_step();
     begin(Phase::record);
     if (result.accepted) {
       if (position_.step >= last_rejected_) rejected_ = 0;  // after a rewind, steps before it do not count
       position_.samples = end_of_batch(before);
       report(result, seconds_since(step_time), seconds_since(start_time), ++steps_done);
+      if (heads) report_heads(*heads);
       if (std::has_single_bit(static_cast<std::uint64_t>(steps_done))) measure_peak(trainer);  // after 1, 2, 4, ...
     } else {
       if (const RunEnd ended = reject(trainer, before, result); ended != RunEnd::done) return ended;

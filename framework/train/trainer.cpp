@@ -251,6 +251,7 @@ void Trainer::run(const std::vector<StageStep>& steps, const std::vector<MicroBa
     here.training = training;
     here.row_scale = loss.gradient ? row_scale() : 0;
     here.watch = loss.gradient ? watch_ : nullptr;
+    here.attention = loss.gradient && here.rows.first_sample < attention_end_ ? attention_ : nullptr;
     if (loss.gradient) here.expert_sums = expert_sums_;
     return here;
   };

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -104,16 +105,16 @@ class Trainer {
   Runtime& runtime() { return runtime_; }
   Mesh& mesh() { return mesh_; }
   Context context() {
-    return {.runtime = runtime_,
-            .mesh = mesh_,
-            .kind = config_.parallel.context_kind,
-            .choices = choices_,
-            .attention = attention_};
+    return {.runtime = runtime_, .mesh = mesh_, .kind = config_.parallel.context_kind, .choices = choices_};
   }
   /// From now on steps write the choices of experts to `record`, or replay them; null: neither.
   void set_choices(ChoiceRecord* record) { choices_ = record; }
-  /// From now on steps write what their layers of attention compute to `record`; null: they do not.
-  void set_attention(AttentionRecord* record) { attention_ = record; }
+  /// From now on compute_gradients() writes what attention computes in micro-batches that begin before sample `end` of
+  /// the batch to `record`; null: it does not.
+  void set_attention(AttentionRecord* record, std::int64_t end = std::numeric_limits<std::int64_t>::max()) {
+    attention_ = record;
+    attention_end_ = end;
+  }
   /// From now on called with what the parts of compute_gradients() compute, with the part's place in the stage; null:
   /// nobody looks.
   void set_watch(const WatchParts* watch) { watch_ = watch; }
@@ -173,6 +174,7 @@ class Trainer {
   std::vector<StageStep> schedule_;
   ChoiceRecord* choices_ = nullptr;
   AttentionRecord* attention_ = nullptr;
+  std::int64_t attention_end_ = 0;
   const WatchParts* watch_ = nullptr;
   Tensor expert_sums_;   // Context::expert_sums, of a step; empty without experts
   Tensor loss_sum_;      // one f64: over this rank's sequences, then over all

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "framework/data/hdf5_file.h"
 #include "tests/launch/runs.h"
@@ -98,6 +99,34 @@ TEST_F(Inspect, ATextOnOneRankAndInLayoutsGivesThePageAndTheSameNumbers) {
   ASSERT_EQ(bf16.code, 0) << bf16.output;
   EXPECT_EQ(last_line(bf16), shop_.path("run/inspect/inspect.html"));
   expect_alike(shop_.path("run/inspect/inspect.h5"), 0.02f);
+}
+
+TEST_F(Inspect, ARunWritesNumbersOfItsHeadsAndHasTheSameLosses) {
+  ASSERT_EQ(shop_.train(1, "plain").code, 0);
+  ASSERT_EQ(shop_.train(1, "run", "train.inspect_every=5").code, 0);
+  ASSERT_EQ(shop_.train(2, "split", "train.inspect_every=5 parallel.context=2").code, 0);
+  EXPECT_EQ(shop_.metric("run", "loss"), shop_.metric("plain", "loss"));
+  const auto lines = [&](const std::string& run) {
+    std::vector<nlohmann::json> found;
+    std::ifstream file(shop_.path(run + "/metrics.jsonl"));
+    for (std::string line; std::getline(file, line);)
+      if (line.find("head_entropy") != std::string::npos) found.push_back(nlohmann::json::parse(line));
+    return found;
+  };
+  const std::vector<nlohmann::json> alone = lines("run"), split = lines("split");
+  ASSERT_EQ(alone.size(), 2u);
+  ASSERT_EQ(split.size(), 2u);
+  EXPECT_EQ(lines("plain").size(), 0u);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(alone[i]["step"], 5 * (i + 1));
+    for (const char* name : {"head_entropy", "head_largest_logit", "head_sink"})
+      for (std::size_t layer = 0; layer < 2; ++layer)
+        for (std::size_t head = 0; head < 3; ++head) {
+          const double value = alone[i][name].at(layer).at(head);
+          EXPECT_NEAR(value, split[i][name].at(layer).at(head).get<double>(), 1e-4) << name;
+        }
+    EXPECT_GT(alone[i]["head_entropy"][0][0], 2.0) << "the heads of a young model read widely";
+  }
 }
 
 TEST_F(Inspect, LongTextsAreCutAndManySamplesAreLookedAt) {

@@ -2,6 +2,7 @@
 // output weight, and the same in every layout.
 #include <cmath>
 
+#include "framework/train/head_samples.h"
 #include "framework/train/inspect.h"
 #include "tests/train/small_run.h"
 
@@ -33,7 +34,12 @@ struct Recorded {
         model(run.trainer.config().model),
         qkv(elements(run.device, e.qkv)),
         out(elements(run.device, e.out)),
+        lse(elements(run.device, e.lse)),
         sinks(e.sinks ? elements(run.device, e.sinks) : std::vector<double>{}) {}
+  /// Of sample 0, and head `number` of all.
+  double lse_of(std::int64_t number, std::int64_t i) const {
+    return at(lse, number % model.attention.heads * model.context + i);
+  }
   double q(std::int64_t row, std::int64_t head, std::int64_t e) const {
     return at(qkv, row * entry.qkv.width() + head * model.head_width() + e);
   }
@@ -146,6 +152,32 @@ void expect_same(double value, double expected, const std::string& what) {
   EXPECT_NEAR(value, expected, bound * (1 + std::abs(expected))) << what;
 }
 
+/// Of eight queries at even distances from the last one on; `map` [T, T + 1] is that of head `number` of all.
+void expect_sampled(const HeadSamples& sampled, std::int64_t number, const std::vector<double>& map, const Recorded& r,
+                    const SampleBuffer& buffer) {
+  const std::int64_t length = r.model.context, queries = std::min<std::int64_t>(8, length);
+  std::vector<double> entropy, sink;
+  double largest = 0;
+  for (std::int64_t n = 0; n < queries; ++n) {
+    const std::int64_t i = length - 1 - n * length / queries;
+    const std::int64_t begin = buffer.documents.empty() ? 0 : buffer.documents[static_cast<std::size_t>(i)].begin;
+    double bits = 0, total = 0, most = 0;
+    for (std::int64_t j = 0; j <= length; ++j) {
+      const double p = at(map, i * (length + 1) + j);
+      if (p > 0) bits -= p * std::log2(p);
+      if (j < length) most = std::max(most, p);
+      total += p;
+    }
+    EXPECT_NEAR(total, 1, 1e-12);
+    entropy.push_back(bits);
+    largest = n == 0 ? std::log(most) + r.lse_of(number, i) : std::max(largest, std::log(most) + r.lse_of(number, i));
+    if (i > begin) sink.push_back(at(map, i * (length + 1) + begin) + at(map, i * (length + 1) + length));
+  }
+  expect_same(at(sampled.entropy, number), mean_over(entropy), "sampled entropy");
+  expect_same(at(sampled.largest_logit, number), largest, "largest logit");
+  expect_same(at(sampled.sink, number), mean_over(sink), "sink");
+}
+
 std::string name_of_head(std::int64_t layer, std::int64_t head) {
   return "layer " + std::to_string(layer) + ", head " + std::to_string(head);
 }
@@ -174,6 +206,7 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
       std::ranges::copy(from.documents, sample.documents.begin());
       return std::int64_t{0};
     });
+    const HeadSamples sampled = sample_heads(run.trainer, record, samples[0].buffer);
     std::vector<std::vector<double>> all_maps(static_cast<std::size_t>(model.layers * heads));
     for (std::int64_t layer = 0; layer < model.layers; ++layer) {
       const Recorded recorded(run, record.entries.at({"blocks." + std::to_string(layer) + ".attention", 0}));
@@ -202,6 +235,7 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
                   << "map times V of " << name_of_head(layer, head);
             }
           }
+          if (s == 0) expect_sampled(sampled, number, map, recorded, buffer);
           std::vector<double>& of_head = all_maps[static_cast<std::size_t>(number)];
           of_head.insert(of_head.end(), map.begin(), map.end());
         }
@@ -244,18 +278,38 @@ TEST(Inspect, ImportanceIsTheSlopeOfTheLossAlongAGate) {
   }
 }
 
+/// As train.inspect_every has it: of the first micro-batch of a step.
+HeadSamples sampled(SmallRun& run) {
+  const ModelConfig& model = run.trainer.config().model;
+  AttentionRecord record;
+  run.trainer.set_attention(&record, 1);
+  run.compute_gradients();
+  run.trainer.set_attention(nullptr);
+  SampleBuffer first(model);
+  random_sample(model, random_key_of_tests, 0, first.view());
+  return sample_heads(run.trainer, record, first);
+}
+
 TEST(Inspect, IsThatOfOneRankInEveryLayout) {
   if (device_is_simulated()) GTEST_SKIP() << "the arithmetic is that of the host";
   for (const char* name : {"window_8_of_2", "sinks", "encoder_documents", "class_token"}) {
     ModelConfig model = small_model(name);
     model.dropout = 0;
     const std::vector<InspectedSample> samples = random_samples(model, 5);  // of a batch of 12
-    const Inspection alone = inspect(run_alone(model, plain_sgd(1))->trainer, samples);
+    const std::unique_ptr<SmallRun> one = run_alone(model, plain_sgd(1));
+    const Inspection alone = inspect(one->trainer, samples);
+    const HeadSamples sampled_alone = sampled(*one);
     for (const Layout& layout : layouts(world_size(), model)) {
       SCOPED_TRACE(name + (": " + layout.name));
       SmallRun run(model, plain_sgd(1), layout);
       const Inspection inspection = inspect(run.trainer, samples);
       ASSERT_EQ(inspection.samples.size(), samples.size());
+      const HeadSamples few = sampled(run);
+      for (std::size_t head = 0; head < few.entropy.size(); ++head) {
+        expect_same(few.entropy[head], sampled_alone.entropy[head], "sampled entropy");
+        expect_same(few.largest_logit[head], sampled_alone.largest_logit[head], "largest logit");
+        expect_same(few.sink[head], sampled_alone.sink[head], "sink");
+      }
       for (std::size_t s = 0; s < samples.size(); ++s) {
         for (std::size_t m = 0; m < head_measures; ++m)
           for (std::size_t head = 0; head < alone.samples[s].values[m].size(); ++head)

@@ -1,0 +1,75 @@
+#include "framework/train/head_samples.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "framework/ops/elementwise.h"
+#include "framework/train/layer_heads.h"
+
+namespace choir {
+namespace {
+
+struct Sums {
+  double entropy = 0, largest = -std::numeric_limits<double>::infinity(), sink = 0;
+  std::int64_t queries = 0, later = 0;  // later: with a token before them
+};
+
+Sums read_head(const kernels::AttentionHead& head, const SampleBuffer& sample) {
+  Sums sums;
+  std::vector<float> p(static_cast<std::size_t>(head.length));
+  const std::int64_t queries = std::min(sampled_queries, head.length);
+  const auto surprise = [](double share) { return share > 0 ? -share * std::log2(share) : 0; };
+  for (std::int64_t n = 0; n < queries; ++n) {
+    const std::int64_t i = head.length - 1 - n * head.length / queries;
+    const auto keys = kernels::seen_keys(head, i);
+    const std::int64_t first = sample.documents.empty() ? 0 : sample.documents[static_cast<std::size_t>(i)].begin;
+    const auto sink = static_cast<double>(kernels::attention_row(head, i, p.data()));
+    double largest = 0;
+    sums.entropy += surprise(sink);
+    for (std::int64_t j = keys.begin; j < keys.end; ++j) {
+      const auto share = static_cast<double>(p[static_cast<std::size_t>(j)]);
+      sums.entropy += surprise(share);
+      largest = std::max(largest, share);
+    }
+    ++sums.queries;
+    sums.largest = std::max(sums.largest, std::log(largest) + static_cast<double>(head.lse[i]));
+    if (i == first) continue;
+    ++sums.later;
+    sums.sink += sink + (first >= keys.begin ? static_cast<double>(p[static_cast<std::size_t>(first)]) : 0);
+  }
+  return sums;
+}
+
+}  // namespace
+
+HeadSamples sample_heads(Trainer& trainer, const AttentionRecord& record, const SampleBuffer& first) {
+  const ModelConfig& model = trainer.config().model;
+  const std::int64_t heads = model.attention.heads, context_ranks = trainer.mesh().shape.context;
+  const auto all_heads = static_cast<std::size_t>(model.layers * heads);
+  std::vector<double> values(3 * all_heads);
+  for (std::int64_t layer = 0; layer < model.layers; ++layer) {
+    const AttentionRecord::Entry* entry = recorded(record, layer, 0);
+    if (!entry) continue;
+    const LayerHeads views(trainer, *entry, 0, first);
+    for (std::int64_t head = views.heads().begin + trainer.mesh().here.context; head < views.heads().end;
+         head += context_ranks) {
+      const Sums sums = read_head(views.at(head), first);
+      const auto at = static_cast<std::size_t>(layer * heads + head);
+      values[at] = sums.entropy / static_cast<double>(sums.queries);
+      values[all_heads + at] = sums.largest;
+      values[2 * all_heads + at] = sums.sink / static_cast<double>(sums.later);
+    }
+  }
+  Runtime& runtime = trainer.runtime();
+  const Tensor sum = ops::to_device(runtime, values, DType::f64);  // each head is of one rank; the others have zeros
+  trainer.mesh().world->all_reduce(sum, Reduce::sum, runtime.device.compute(), "heads");
+  ops::download(runtime, sum, values.data());
+  const auto part = [&](std::size_t which) {
+    const auto begin = values.begin() + static_cast<std::ptrdiff_t>(which * all_heads);
+    return std::vector<double>(begin, begin + static_cast<std::ptrdiff_t>(all_heads));
+  };
+  return {.entropy = part(0), .largest_logit = part(1), .sink = part(2)};
+}
+
+}  // namespace choir

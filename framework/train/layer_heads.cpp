@@ -1,0 +1,124 @@
+#include "framework/train/layer_heads.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "framework/ops/dispatch.h"
+#include "framework/ops/elementwise.h"
+#include "framework/parallel/context_axis.h"
+
+namespace choir {
+namespace {
+
+std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+/// to[e * to_stride + i] = from[i * from_stride + e], in blocks that a cache holds.
+void transpose(const float* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width, float* to,
+               std::int64_t to_stride) {
+  constexpr std::int64_t block = 64;
+  for (std::int64_t begin = 0; begin < rows; begin += block)
+    for (std::int64_t e = 0; e < width; ++e)
+      for (std::int64_t i = begin; i < std::min(rows, begin + block); ++i)
+        to[e * to_stride + i] = from[i * from_stride + e];
+}
+
+/// Ranks of the context axis have zeros where others have the numbers.
+void put_together(Trainer& trainer, std::vector<float>& values) {
+  Runtime& runtime = trainer.runtime();
+  const Tensor sum = ops::to_device(runtime, values, DType::f32);
+  trainer.mesh().context->all_reduce(sum, Reduce::sum, runtime.device.compute(), "heads");
+  ops::download(runtime, sum, values.data());
+}
+
+}  // namespace
+
+const AttentionRecord::Entry* recorded(const AttentionRecord& record, std::int64_t layer, std::int64_t sample) {
+  const std::string name = "blocks." + std::to_string(layer) + ".attention";
+  for (const auto& [key, entry] : record.entries)
+    if (key.first == name && key.second <= sample && sample < key.second + entry.rows.sequences) return &entry;
+  return nullptr;
+}
+
+std::vector<float> on_host(Runtime& runtime, const Tensor& x) {
+  std::vector<float> values(index(x.count()));
+  const Tensor flat = ops::contiguous(runtime, x);
+  if (x.dtype() == DType::f32) {
+    ops::download(runtime, flat, values.data());
+    return values;
+  }
+  ops::with_type(x.dtype(), [&]<class T>() {
+    std::vector<T> host(values.size());
+    ops::download(runtime, flat, host.data());
+    std::transform(host.begin(), host.end(), values.begin(), [](T value) { return static_cast<float>(value); });
+  });
+  return values;
+}
+
+std::vector<RunRows> rows_of_sample(const Tensor& x, const Rows& rows, std::int64_t sample) {
+  std::vector<RunRows> runs;
+  const std::int64_t sequence = sample - rows.first_sample;
+  for (int run = 0, begin = 0; run < runs_of_a_rank; begin += static_cast<int>(rows.count(run++))) {
+    const std::int64_t positions = rows.runs[run].count(), first = begin + sequence * positions;
+    if (positions > 0) runs.push_back({x.slice_rows(first, first + positions), rows.runs[run].begin});
+  }
+  return runs;
+}
+
+LayerHeads::LayerHeads(Trainer& trainer, const AttentionRecord::Entry& entry, std::int64_t sample,
+                       const SampleBuffer& buffer)
+    : spec_(trainer.attention_spec()),
+      buffer_(buffer),
+      length_(entry.rows.length),
+      heads_(spec_.heads.query(spec_.tensor_rank)) {
+  Runtime& runtime = trainer.runtime();
+  const std::int64_t width = spec_.head_width, q_width = heads_.count() * width;
+  const std::int64_t kv_heads = spec_.heads.key_value(spec_.tensor_rank).count();
+  q_.resize(index(length_ * q_width));
+  k_transposed_.resize(index(kv_heads * width * length_));
+  lse_.resize(index(heads_.count() * length_));
+  for (const auto& [rows, begin] : rows_of_sample(entry.qkv, entry.rows, sample)) {
+    const std::vector<float> q = on_host(runtime, rows.slice_columns(0, q_width));
+    const std::vector<float> k = on_host(runtime, rows.slice_columns(q_width, q_width + kv_heads * width));
+    std::copy(q.begin(), q.end(), q_.begin() + begin * q_width);
+    transpose(k.data(), kv_heads * width, rows.rows(), kv_heads * width, k_transposed_.data() + begin, length_);
+  }
+  // Context parallelism by heads leaves the log-sum-exps of all positions of some of the heads here.
+  const std::int64_t ranks = trainer.mesh().shape.context;
+  const bool by_heads = ranks > 1 && trainer.context_kind() == ContextKind::heads;
+  const Slice of =
+      by_heads ? share_of_heads(spec_, spec_.tensor_rank, ranks, trainer.mesh().here.context).query : heads_;
+  const Rows rows = by_heads ? whole_rows(entry.rows.sequences, length_, entry.rows.first_sample) : entry.rows;
+  for (int run = 0; run < runs_of_a_rank; ++run) {
+    const std::int64_t positions = rows.runs[run].count();
+    if (positions == 0) continue;
+    const std::int64_t begin =
+        (run == 0 ? 0 : rows.count(0)) * of.count() + (sample - rows.first_sample) * of.count() * positions;
+    const Tensor flat = entry.lse.reshape({entry.lse.count()});
+    const std::vector<float> lse = on_host(runtime, flat.slice_columns(begin, begin + of.count() * positions));
+    for (std::int64_t head = 0; head < of.count(); ++head)
+      std::copy_n(lse.begin() + head * positions, positions,
+                  lse_.begin() + (of.begin - heads_.begin + head) * length_ + rows.runs[run].begin);
+  }
+  for (auto* part : {&q_, &k_transposed_, &lse_}) put_together(trainer, *part);
+  if (entry.sinks) sinks_ = on_host(runtime, entry.sinks);
+}
+
+kernels::AttentionHead LayerHeads::at(std::int64_t head) const {
+  const std::int64_t here = head - heads_.begin, width = spec_.head_width;
+  const std::int64_t kv_head = (here + spec_.heads.group_offset(spec_.tensor_rank)) / spec_.heads.group_size();
+  return {.length = length_,
+          .head_width = width,
+          .band = spec_.band,
+          .score = spec_.score,
+          .head = head,
+          .scale = 1 / std::sqrt(static_cast<double>(width)),
+          .documents = {.separate = !buffer_.documents.empty(), .ranges = buffer_.documents.data(), .length = length_},
+          .q = q_.data() + here * width,
+          .q_stride = heads_.count() * width,
+          .k_transposed = k_transposed_.data() + kv_head * width * length_,
+          .lse = lse_.data() + here * length_,
+          .sink = sinks_.empty() ? nullptr : sinks_.data() + here};
+}
+
+}  // namespace choir

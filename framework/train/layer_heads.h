@@ -1,0 +1,48 @@
+// The heads of one layer and sequence as kernels/attention_map.h reads them, from what a step has recorded.
+//
+// A rank has those of its query heads. Positions that other ranks of the context axis hold come from there; nothing
+// else is exchanged.
+#pragma once
+
+#include <vector>
+
+#include "framework/train/trainer.h"
+#include "kernels/attention_map.h"
+
+namespace choir {
+
+/// What this rank has recorded of a layer and a sample of the batch; null: nothing, and then nor have the other ranks
+/// of its context axis.
+const AttentionRecord::Entry* recorded(const AttentionRecord&, std::int64_t layer, std::int64_t sample);
+
+/// The elements in f32, in host memory; x has any row stride.
+std::vector<float> on_host(Runtime&, const Tensor& x);
+
+/// The rows of sample `sample` in x [N, width], where each run of positions is.
+struct RunRows {
+  Tensor rows;           ///< [positions of the run, width]
+  std::int64_t begin{};  ///< position of the first
+};
+std::vector<RunRows> rows_of_sample(const Tensor& x, const Rows& rows, std::int64_t sample);
+
+class LayerHeads {
+ public:
+  /// `sample` is of the entry, and `buffer` is what was read as it. Both outlive this. Collective over the context
+  /// axis.
+  LayerHeads(Trainer&, const AttentionRecord::Entry&, std::int64_t sample, const SampleBuffer& buffer);
+
+  const Slice& heads() const { return heads_; }  ///< by their numbers in the layer
+  kernels::AttentionHead at(std::int64_t head) const;
+
+ private:
+  AttentionSpec spec_;
+  const SampleBuffer& buffer_;
+  std::int64_t length_;
+  Slice heads_;
+  std::vector<float> q_;             // [T, H held * E]
+  std::vector<float> k_transposed_;  // [K held, E, T]
+  std::vector<float> lse_;           // [H held, T]
+  std::vector<float> sinks_;         // [H held], or empty
+};
+
+}  // namespace choir
