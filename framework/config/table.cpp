@@ -48,6 +48,8 @@ std::vector<Field> fields(AttentionConfig& c) {
        at_least(0)},
       {"model.attention.sinks", &c.sinks,
        "each head has a learned logit that joins the sum of its softmax, so that it can attend to nothing"},
+      {"model.attention.dropout", &c.dropout, "share of the probabilities of attention dropped in training",
+       below_one()},
   };
 }
 

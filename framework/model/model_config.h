@@ -42,6 +42,7 @@ struct AttentionConfig {
   DocumentBorders documents = DocumentBorders::joined;
   std::int64_t prefix = 0;  ///< so many first tokens of a decoder's sequence see each other, and are no targets
   bool sinks = false;       ///< each head has a learned logit beside its scores
+  double dropout = 0;       ///< of probabilities
 
   bool operator==(const AttentionConfig&) const = default;
 };

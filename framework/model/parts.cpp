@@ -94,6 +94,7 @@ BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, bool has
                         .sinks = c.attention.sinks,
                         .bias = c.bias,
                         .dropout = c.dropout,
+                        .probability_dropout = c.attention.dropout,
                         .deviation = deviation,
                         .out_deviation = out_deviation},
           .feed_forward = feed_forward,

@@ -90,12 +90,18 @@ void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const 
 /// A weight [H, 1] as [H]; empty while there is none.
 static Tensor by_head(const Tensor& weight) { return weight ? weight.reshape({weight.count()}) : Tensor{}; }
 
-AttentionSpec Attention::spec() const {
+AttentionSpec Attention::spec(const Context& context) const {
   return {.heads = partition_,
           .tensor_rank = rank_,
           .head_width = config_.head_width,
           .band = config_.band,
           .score = config_.score,
+          .dropout = {.p = context.training ? config_.probability_dropout : 0,
+                      .key = random_key(context.runtime.seed, name_ + ".probabilities"),
+                      .scalars = context.runtime.step_scalars(),
+                      .heads = config_.heads,
+                      .length = context.rows.length,
+                      .first_sample = context.rows.first_sample},
           .sinks = sinks_ ? by_head(sinks_->value) : Tensor{},
           .sink_gradient = sinks_ ? by_head(sinks_->gradient) : Tensor{}};
 }
@@ -134,7 +140,7 @@ Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved,
   normalise(qkv, saved, context);
   rotate(qkv, false, context);
   saved.out = keep(context.cache ? attend_to_cache(qkv, *context.cache, context)
-                                 : attend(qkv, spec(), saved.attended, context));
+                                 : attend(qkv, spec(context), saved.attended, context));
   qkv = {};  // attended has it, or its heads
   const Tensor y = leave(out_.forward("attention out", saved.out, context), context, name_.c_str());
   return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
@@ -150,7 +156,7 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
     out_.backward_weight("attention out", dsum, out, later);
   });
 
-  const Tensor dqkv = attend_backward(dout, spec(), saved.attended, context);
+  const Tensor dqkv = attend_backward(dout, spec(context), saved.attended, context);
   rotate(dqkv, true, context);
   normalise_backward(dqkv, saved, context);
 

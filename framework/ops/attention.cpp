@@ -43,7 +43,8 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
                         .ranges = static_cast<const kernels::DocumentRange*>(o.documents ? o.documents.raw() : nullptr),
                         .length = o.documents ? o.documents.rows() / o.batch : 0,
                         .first_query = o.first_query,
-                        .first_key = o.first_key}};
+                        .first_key = o.first_key},
+          .dropout = o.dropout};
 }
 
 Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k, const Tensor& v,

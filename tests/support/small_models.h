@@ -71,6 +71,7 @@ inline std::vector<SmallModel> small_models() {
   dropout.bias = false;
   dropout.tied = false;
   dropout.dropout = 0.1;
+  dropout.attention.dropout = 0.25;
   models.push_back({"dropout", dropout});
 
   ModelConfig one_kv_head = base(21, 37, 7);
@@ -179,6 +180,7 @@ inline std::vector<SmallModel> small_models() {
   near.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
   near.norm.kind = NormKind::rms_norm;
   near.dropout = 0.1;
+  near.attention.dropout = 0.2;
   models.push_back({"encoder_window", near});
 
   ModelConfig classifier = base(20, 61, 7);
