@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <limits>
 
+#include "framework/model/parts.h"
 #include "framework/model/stage.h"
 #include "kernels/band.h"
 
@@ -60,12 +61,18 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const double block = d(c.width) * d(c.head_width()) * (2 * d(c.attention.heads) + 2 * d(c.kv_heads())) + feed_forward;
   const double with_experts = d(c.experts.chosen + c.experts.shared - 1) * feed_forward + d(c.experts.count * c.width);
   // A lookup of tokens is no product.
-  const double stem = c.family == ModelFamily::vision ? d(c.image.features() * c.width) : 0;
-  const double parameters = d(c.layers) * block + d(c.blocks_with_experts()) * with_experts + stem;
+  double stem = 0;
+  if (c.family == ModelFamily::vision && c.image.is_convolved()) {
+    const ConvolutionShape convolutions = convolution_shape(c);
+    stem = convolutions.products() + d(c.context * convolutions.outputs.back() * c.width);
+  } else if (c.family == ModelFamily::vision) {
+    stem = d(c.context * c.image.features() * c.width);
+  }
+  const double parameters = d(c.layers) * block + d(c.blocks_with_experts()) * with_experts;
   const double head = d(c.outputs()) * d(c.width) * d(c.targets_of_sequence());
   const double pairs = d(kernels::VisiblePairs<std::int64_t>(attention_band(c), c.context, c.context).count());
   const double attention = 3 * 4 * pairs * d(c.attention.heads) * d(c.head_width()) * d(c.layers);
-  return d(sequences) * (6 * (parameters * d(c.context) + head) + attention);
+  return d(sequences) * (6 * (parameters * d(c.context) + stem + head) + attention);
 }
 
 }  // namespace choir

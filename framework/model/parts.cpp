@@ -3,10 +3,13 @@
 
 #include "framework/model/parts.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <utility>
 
 #include "framework/nn/block.h"
+#include "framework/nn/convolution_stem.h"
 #include "framework/nn/norm.h"
 #include "framework/nn/output_head.h"
 #include "framework/nn/patch_embedding.h"
@@ -27,16 +30,19 @@ ops::Activation activation_of(FeedForwardKind kind) {
   std::abort();  // all values are above
 }
 
-/// How many positions the learned embedding and the rotary table have; 0: not used.
-struct TablePositions {
-  std::int64_t learned = 0, rotary = 0;
-};
-TablePositions table_positions(const ModelConfig& c) {
+/// Of the squares of an image.
+kernels::Grid grid_of(const ModelConfig& c) {
+  return {.rows = c.image.rows(), .columns = c.image.columns(), .first = c.pool == Pool::class_token ? 1 : 0};
+}
+
+LearnedPositions learned_positions(const ModelConfig& c) {
   switch (c.attention.position) {
     case Position::learned:
-      return {.learned = c.context};
+      return {.count = c.context};
+    case Position::learned_2d:
+      return {.count = c.context, .grid = grid_of(c)};
     case Position::rotary:
-      return {.rotary = c.context};
+    case Position::rotary_2d:
     case Position::none:
     case Position::alibi:
       return {};
@@ -87,7 +93,8 @@ BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, bool has
                         .head_width = c.head_width(),
                         .band = band,
                         .score = attention_score(c),
-                        .rotary_positions = table_positions(c).rotary,
+                        .rotary_positions = is_rotary(c.attention.position) ? c.context : 0,
+                        .rotary_grid = c.attention.position == Position::rotary_2d ? grid_of(c) : kernels::Grid{},
                         .rotary_base = c.attention.rotary_base,
                         .norm = c.attention.norm,
                         .norm_epsilon = c.norm.epsilon,
@@ -111,10 +118,10 @@ VocabularyTable token_table(const ModelConfig& c) {
           .deviation = static_cast<float>(c.initial_deviation)};
 }
 
-/// Rows are the values of the pixels of a square.
+/// Rows are the values of the pixels of a square, or the channels after the last convolution.
 VocabularyTable patch_table(const ModelConfig& c) {
   return {.name = "embedding.patch.weight",
-          .vocabulary = c.image.features(),
+          .vocabulary = c.image.is_convolved() ? convolution_shape(c).outputs.back() : c.image.features(),
           .width = c.width,
           .deviation = static_cast<float>(c.initial_deviation)};
 }
@@ -129,7 +136,7 @@ VocabularyTable class_table(const ModelConfig& c) {
 class EmbeddingPart final : public Part {
  public:
   EmbeddingPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
-      : embedding_(token_table(c), table_positions(c).learned, c.dropout, share, store) {}
+      : embedding_(token_table(c), learned_positions(c), c.dropout, share, store) {}
 
   struct State final : Saved {
     Embedding::Saved embedding;
@@ -149,27 +156,28 @@ class EmbeddingPart final : public Part {
   Embedding embedding_;
 };
 
-class PatchEmbeddingPart final : public Part {
+/// `Stem` is a PatchEmbedding or a ConvolutionStem.
+template <class Stem>
+class ImageStemPart final : public Part {
  public:
-  PatchEmbeddingPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
-      : embedding_(patch_table(c), table_positions(c).learned, c.dropout, share, store) {}
+  explicit ImageStemPart(Stem stem) : stem_(std::move(stem)) {}
 
   struct State final : Saved {
-    PatchEmbedding::Saved embedding;
+    typename Stem::Saved stem;
   };
   std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
 
   Tensor forward(const Tensor&, const Batch& batch, const Loss&, Saved& saved, Context& context) const override {
-    return embedding_.forward(batch.patches, static_cast<State&>(saved).embedding, context);
+    return stem_.forward(batch.patches, static_cast<State&>(saved).stem, context);
   }
   Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
-    embedding_.backward(dy, static_cast<State&>(saved).embedding, context);
+    stem_.backward(dy, static_cast<State&>(saved).stem, context);
     return {};
   }
-  bool backward_reads_values() const override { return false; }
+  bool backward_reads_values() const override { return Stem::backward_reads_values; }
 
  private:
-  PatchEmbedding embedding_;
+  Stem stem_;
 };
 
 class BlockPart final : public Part {
@@ -305,9 +313,23 @@ PartSpec token_embedding_part(const ModelConfig& config) {
           }};
 }
 
-PartSpec patch_embedding_part(const ModelConfig& config) {
-  return {"embedding", "embedding", {}, [=](const TensorShare& share, ParameterStore& store) {
-            return std::make_unique<PatchEmbeddingPart>(config, share, store);
+ConvolutionShape convolution_shape(const ModelConfig& c) {
+  ConvolutionShape shape{
+      .height = c.image.height, .width = c.image.width, .channels = c.image.channels, .bias = c.bias};
+  for (std::int64_t squares = c.image.patch / 2; squares >= 1; squares /= 2)  // the last one has all channels
+    shape.outputs.push_back(std::max<std::int64_t>(1, c.width / squares));
+  return shape;
+}
+
+PartSpec image_stem_part(const ModelConfig& config) {
+  return {"embedding", "embedding", {}, [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
+            const VocabularyTable table = patch_table(config);
+            const LearnedPositions positions = learned_positions(config);
+            if (config.image.is_convolved())
+              return std::make_unique<ImageStemPart<ConvolutionStem>>(ConvolutionStem(
+                  convolution_shape(config), table, grid_of(config), positions, config.dropout, share, store));
+            return std::make_unique<ImageStemPart<PatchEmbedding>>(
+                PatchEmbedding(table, positions, config.dropout, share, store));
           }};
 }
 

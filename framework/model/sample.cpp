@@ -23,7 +23,7 @@ std::size_t count_of(const Shape& shape) {
 SampleBuffer::SampleBuffer(const ModelConfig& config)
     : inputs(static_cast<std::size_t>(reads_images(config) ? 0 : config.context)),
       targets(static_cast<std::size_t>(config.targets_of_sequence())),
-      patches(static_cast<std::size_t>(reads_images(config) ? config.context * config.image.features() : 0)),
+      patches(static_cast<std::size_t>(reads_images(config) ? config.image_rows() * config.image.features() : 0)),
       documents(static_cast<std::size_t>(config.separates_documents() ? config.context : 0),
                 {0, static_cast<std::int32_t>(config.context)}) {}
 
@@ -53,9 +53,10 @@ void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t in
 BatchRows::BatchRows(const ModelConfig& config, const Rows& held, bool count_only)
     : rows(held),
       targets_shape{config.is_classifier() ? held.sequences : held.count()},
-      separate_documents(config.separates_documents()) {
+      separate_documents(config.separates_documents()),
+      whole_images(config.image.is_convolved()) {
   if (reads_images(config))
-    patches_shape = {held.count(), config.image.features()};
+    patches_shape = {whole_images ? held.sequences * config.image_rows() : held.count(), config.image.features()};
   else
     ids_shape = {held.count()};
   if (count_only) return;
@@ -70,6 +71,7 @@ BatchRows::BatchRows(const ModelConfig& config, const Rows& held, bool count_onl
 void BatchRows::set(std::int64_t sequence, const SampleBuffer& sample) {
   std::copy(sample.documents.begin(), sample.documents.end(),
             documents.begin() + (documents.empty() ? 0 : sequence * rows.length));
+  if (whole_images) std::ranges::copy(sample.patches, patches.begin() + sequence * std::ssize(sample.patches));
   std::int64_t first_row = 0;
   for (int run = 0; run < 2; first_row += rows.count(run++)) {
     const auto [begin, end] = rows.runs[run];
@@ -78,7 +80,7 @@ void BatchRows::set(std::int64_t sequence, const SampleBuffer& sample) {
       if (!from.empty()) std::copy(from.begin() + begin * width, from.begin() + end * width, to.begin() + row * width);
     };
     copy(sample.inputs, ids, 1);
-    copy(sample.patches, patches, patches_shape.empty() ? 0 : patches_shape[1]);
+    if (!whole_images) copy(sample.patches, patches, patches_shape.empty() ? 0 : patches_shape[1]);
     const bool of_positions = std::ssize(sample.targets) == rows.length;
     if (of_positions) copy(sample.targets, targets, 1);
     if (!of_positions && begin == 0 && end > 0) targets[static_cast<std::size_t>(sequence)] = sample.targets[0];

@@ -81,7 +81,8 @@ void Attention::normalise_backward(const Tensor& dqkv, const Saved& saved, Conte
 void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const {
   if (config_.rotary_positions == 0) return;
   Runtime& runtime = context.runtime;
-  const Tensor table = ops::rotary_table(runtime, config_.rotary_positions, config_.head_width, config_.rotary_base);
+  const Tensor table = ops::rotary_table(runtime, config_.rotary_positions, config_.head_width, config_.rotary_base,
+                                         config_.rotary_grid);
   const std::int64_t heads = partition_.query(rank_).count() + partition_.key_value(rank_).count();
   const Tensor q_and_k = qkv.slice_columns(0, heads * config_.head_width);  // side by side: one call turns both
   ops::rotary(runtime, q_and_k, table, config_.head_width, context.rows.map(), inverse, context.documents.positions);

@@ -24,6 +24,7 @@ struct AttentionShapeConfig {
   kernels::Band band{};               ///< between positions: what a token sees
   kernels::Score score{};             ///< of all heads, between positions
   std::int64_t rotary_positions = 0;  ///< the most positions; 0: q and k are not turned
+  kernels::Grid rotary_grid{};        ///< of these positions
   double rotary_base = 10000;
   bool norm = false;  ///< RMS norms of q and k
   double norm_epsilon = 1e-5;

@@ -3,6 +3,7 @@
 
 #include "framework/core/runtime.h"
 #include "kernels/attention.h"
+#include "kernels/grid.h"
 #include "kernels/rows.h"
 
 namespace choir::ops {
@@ -49,6 +50,7 @@ void rotary(Runtime&, const Tensor& x, const Tensor& table, std::int64_t head_wi
             bool inverse, const Tensor& positions = {});
 
 /// The table of kernels/rotary.h for `positions` positions. Made by the first call and kept by the runtime.
-Tensor rotary_table(Runtime&, std::int64_t positions, std::int64_t head_width, double base);
+Tensor rotary_table(Runtime&, std::int64_t positions, std::int64_t head_width, double base,
+                    const kernels::Grid& grid = {});
 
 }  // namespace choir::ops

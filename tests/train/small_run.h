@@ -50,12 +50,13 @@ inline void PrintTo(const Layout& of, std::ostream* to) { *to << of.name; }
 inline std::vector<SmallModel> models_under_test() {
   std::vector<const char*> names;
   if (device_is_simulated())
-    names = {"gpt", "window_8_of_2", "dropout", "biased_experts", "class_token"};
+    names = {"gpt", "window_8_of_2", "dropout", "biased_experts", "convolution"};
   else if (world_size() > 4)
-    names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "encoder", "vision"};
+    names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "encoder", "convolution"};
   else if (world_size() == 4)  // with the most layouts
-    names = {"gpt",       "five_heads",     "window_8_of_2", "one_kv_head", "shared_experts", "biased_experts",
-             "documents", "soft_cap_alibi", "sinks",         "encoder",     "classifier",     "class_token"};
+    names = {"gpt",        "five_heads",     "window_8_of_2", "one_kv_head",    "shared_experts", "biased_experts",
+             "documents",  "soft_cap_alibi", "sinks",         "encoder_window", "classifier",     "class_token",
+             "convolution"};
   else
     return small_models();
   std::vector<SmallModel> some;
