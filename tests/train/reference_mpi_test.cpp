@@ -80,8 +80,15 @@ void load_weights(Trainer& trainer, const ReferenceFile& file) {
 
 std::vector<std::string> reference_files() {
   if (device_is_simulated()) return {"gpt", "llama"};
-  return {"gpt",    "llama",       "five_heads", "window", "gelu_erf",  "no_positions",     "encoder", "encoder_window",
-          "vision", "class_token", "soft_cap",   "alibi",  "documents", "encoder_documents"};
+  return {"gpt",        "llama",
+          "five_heads", "window",
+          "gelu_erf",   "no_positions",
+          "encoder",    "encoder_window",
+          "vision",     "class_token",
+          "soft_cap",   "alibi",
+          "documents",  "encoder_documents",
+          "classifier", "learned_2d",
+          "convolution"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
