@@ -10,6 +10,9 @@
 // query that sees no key gives out = 0 and lse = -inf, and contributes no gradient; the gradients of a key that no
 // query sees are 0.
 //
+// Dropout (kernels/dropout.h) acts on the probabilities: out = sum_j m[i, j] softmax(s[i])[j] v[j] with m = 0 or
+// 1 / (1 - p). lse is without it, and backward makes m again.
+//
 // Heads. Query head h reads key/value head (h + group_offset) / group_size (both local indices): a rank may start
 // in the middle of a group.
 #pragma once
@@ -21,6 +24,7 @@
 
 #include "kernels/band.h"
 #include "kernels/documents.h"
+#include "kernels/dropout.h"
 #include "kernels/score.h"
 #include "kernels/types.h"
 
@@ -37,9 +41,10 @@ struct AttentionShape {
   double scale = 1;                                       ///< usually 1 / sqrt(head_width)
   Score score{};
   Documents documents{};
+  AttentionDropout dropout{};
 
   /// No option that the plain CUDA kernels and cuDNN lack.
-  constexpr bool is_plain() const { return score.is_product() && !documents.separate; }
+  constexpr bool is_plain() const { return score.is_product() && !documents.separate && dropout.p == 0; }
 };
 
 template <class Index = std::int64_t>

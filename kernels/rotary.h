@@ -4,11 +4,15 @@
 //   x'[i]       = x[i] cos a - x[i + E/2] sin a
 //   x'[i + E/2] = x[i + E/2] cos a + x[i] sin a
 //
+// On a grid the first half of the i turn by the row and the second by the column, each half with the frequencies of
+// heads of half the width (Heo et al. 2024, arXiv 2403.13298).
+//
 // Backward is the rotation by -a (`inverse`).
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/grid.h"
 #include "kernels/rows.h"
 #include "kernels/types.h"
 
@@ -26,9 +30,9 @@ struct Rotary {
   bool inverse = false;
 };
 
-/// Fills table [positions, head_width], computed in double.
+/// Fills table [positions, head_width], computed in double. On a grid head_width is a multiple of 4.
 template <class A>
-void rotary_table(A* table, std::int64_t positions, std::int64_t head_width, double base);
+void rotary_table(A* table, std::int64_t positions, std::int64_t head_width, double base, const Grid& grid = {});
 
 template <class T>
 void rotary(Cpu, const Rotary<T>&);

@@ -29,7 +29,8 @@ std::vector<Field> fields(AttentionConfig& c) {
        "key/value heads, each shared by heads / kv_heads query heads; 0: heads", at_least(0)},
       {"model.attention.head_width", &c.head_width, "width of one head; 0: model.width / heads", at_least(0)},
       {"model.attention.position", &c.position,
-       "how a token knows its position; alibi: scores fall with the distance, by a slope of each head"},
+       "how a token knows its position; alibi: scores fall with the distance, by a slope of each head; learned_2d, "
+       "rotary_2d: a square of an image by its row and its column"},
       {"model.attention.rotary_base", &c.rotary_base, "base of the rotary wavelengths", positive()},
       {"model.attention.window", &c.window,
        "a token sees itself and the window - 1 tokens before it, in an encoder on either side; 0: all of them",
@@ -45,6 +46,8 @@ std::vector<Field> fields(AttentionConfig& c) {
        at_least(0)},
       {"model.attention.sinks", &c.sinks,
        "each head has a learned logit that joins the sum of its softmax, so that it can attend to nothing"},
+      {"model.attention.dropout", &c.dropout, "share of the probabilities of attention dropped in training",
+       below_one()},
   };
 }
 
@@ -97,6 +100,10 @@ std::vector<Field> fields(ImageConfig& c) {
        at_least(1, 64)},
       {"model.image.patch", &c.patch, "vision: pixels of a side of the squares, each of which is a position",
        at_least(1)},
+      {"model.image.stem", &c.stem,
+       "vision: how a square becomes a row; patch: by one product; convolution: by convolutions of 3 x 3 that each "
+       "halve "
+       "height and width"},
   };
 }
 

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <initializer_list>
 #include <iterator>
@@ -162,12 +163,14 @@ void Validator::check_heads() {
     add(fmt::format("model.width = {} does not divide by model.attention.heads = {}", m.width, a.heads),
         "without model.attention.head_width a head is model.width / heads wide",
         fmt::format("set model.width to {}, or give model.attention.head_width", nearest_multiples(m.width, a.heads)));
-  else if (a.position == Position::rotary && m.head_width() % 2 != 0)
+  else if (const std::int64_t step = is_2d(a.position) ? 4 : 2; is_rotary(a.position) && m.head_width() % step != 0)
     add(fmt::format(
-            "model.attention.position = rotary with heads of width {}{}", m.head_width(),
+            "model.attention.position = {} with heads of width {}{}", name_of(a.position), m.head_width(),
             a.head_width > 0 ? "" : fmt::format(" (model.width = {} / model.attention.heads = {})", m.width, a.heads)),
-        "rotary positions turn pairs of features, so that the width of a head is even",
-        fmt::format("set model.attention.head_width to {}", m.head_width() + 1));
+        is_2d(a.position)
+            ? "a row and a column turn half of the features each, in pairs, so that the width of a head divides by 4"
+            : "rotary positions turn pairs of features, so that the width of a head is even",
+        fmt::format("set model.attention.head_width to {}", m.head_width() / step * step + step));
 }
 
 void Validator::check_attention_mask() {
@@ -241,8 +244,14 @@ void Validator::check_images() {
   if (!m.is_classifier())
     refuse_changed({"model.classes", "model.pool"}, "only classifiers and vision models tell classes apart",
                    "classifier or vision");
-  if (m.family != ModelFamily::vision)
+  if (m.family != ModelFamily::vision) {
+    if (is_2d(m.attention.position))
+      add(fmt::format("model.attention.position = {} with model.family = {}", name_of(m.attention.position),
+                      name_of(m.family)),
+          "only the squares of images have rows and columns",
+          fmt::format("set model.attention.position to {}", is_rotary(m.attention.position) ? "rotary" : "learned"));
     return refuse_changed({"model.image.", "data.augment."}, "only a vision model reads images", "vision");
+  }
   if (!are_sound({"model.image.height", "model.image.width", "model.image.patch", "model.context"})) return;
   const ImageConfig& i = m.image;
   if (i.height % i.patch != 0 || i.width % i.patch != 0)
@@ -250,6 +259,10 @@ void Validator::check_images() {
         fmt::format("model.image.patch = {} does not divide images of {} x {} pixels", i.patch, i.height, i.width),
         "an image is cut into whole squares",
         fmt::format("set model.image.patch to one of {}", fmt::join(divisors(std::gcd(i.height, i.width)), ", ")));
+  if (i.is_convolved() && (i.patch < 2 || !std::has_single_bit(static_cast<std::uint64_t>(i.patch))))
+    add(fmt::format("model.image.patch = {} with model.image.stem = convolution", i.patch),
+        "each convolution halves the sides of a square, until it is one pixel",
+        "set model.image.patch to a power of two that divides height and width, or model.image.stem to patch");
   if (m.context != m.image_positions())
     add(fmt::format("model.context = {}, but images of {} x {} pixels in squares of {} have {} positions{}", m.context,
                     i.height, i.width, i.patch, m.image_positions(),

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "framework/core/device.h"
+#include "kernels/grid.h"
 #include "kernels/step_scalars.h"
 
 namespace choir {
@@ -14,6 +15,7 @@ namespace choir {
 struct RotaryTable {
   std::int64_t positions, head_width;
   double base;
+  kernels::Grid grid;
   Tensor values;  ///< [positions, head_width] f32 (f64 in tests)
 };
 

@@ -152,13 +152,13 @@ void to_patches(const ModelConfig& config, std::span<const float> pixels, std::s
     return pixels[static_cast<std::size_t>((c * i.height + y) * i.width + x)];
   };
   auto to = patches.begin();
-  if (config.pool == Pool::class_token) to = std::fill_n(to, i.features(), 0.0f);
-  for (std::int64_t row = 0; row < i.rows(); ++row)
-    for (std::int64_t column = 0; column < i.columns(); ++column)
+  const std::int64_t patch = i.is_convolved() ? 1 : i.patch;
+  if (config.pool == Pool::class_token && !i.is_convolved()) to = std::fill_n(to, i.features(), 0.0f);
+  for (std::int64_t row = 0; row < i.height; row += patch)
+    for (std::int64_t column = 0; column < i.width; column += patch)
       for (std::int64_t c = 0; c < i.channels; ++c)
-        for (std::int64_t y = 0; y < i.patch; ++y)
-          for (std::int64_t x = 0; x < i.patch; ++x)
-            *to++ = at(c, row * i.patch + y, column * i.patch + x) * (2.0f / 255) - 1;
+        for (std::int64_t y = 0; y < patch; ++y)
+          for (std::int64_t x = 0; x < patch; ++x) *to++ = at(c, row + y, column + x) * (2.0f / 255) - 1;
 }
 
 void augment(const AugmentConfig& config, const ImageConfig& image, std::uint64_t key, std::int64_t sample,

@@ -25,7 +25,8 @@ bool has_image_name(const std::string& path);
 Image decode_image(const std::string& path, std::int64_t channels);
 
 /// Pixels [channels, height, width] of an image to patches [positions, features], features in the order [channels,
-/// patch, patch]: 0 becomes -1 and 255 becomes 1. The class token's patch, if there is one, is zeros.
+/// patch, patch]: 0 becomes -1 and 255 becomes 1. The class token's patch, if there is one, is zeros. For a stem of
+/// convolutions to [pixels, channels].
 void to_patches(const ModelConfig&, std::span<const float> pixels, std::span<float> patches);
 
 /// Moves, turns, scales and mirrors an image by what `sample` draws with `key`, with bilinear interpolation; beyond its

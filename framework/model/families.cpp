@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <limits>
 
+#include "framework/model/parts.h"
 #include "framework/model/stage.h"
 #include "kernels/band.h"
 
@@ -65,8 +66,14 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const double block = queries + keys + feed_forward;
   const double with_experts = d(c.experts.chosen + c.experts.shared - 1) * feed_forward + d(c.experts.count * c.width);
   // A lookup of tokens is no product.
-  const double stem = c.family == ModelFamily::vision ? d(c.image.features() * c.width) : 0;
-  const double parameters = d(c.layers) * block + d(c.blocks_with_experts()) * with_experts + stem;
+  double stem = 0;
+  if (c.family == ModelFamily::vision && c.image.is_convolved()) {
+    const ConvolutionShape convolutions = convolution_shape(c);
+    stem = convolutions.products() + d(c.context * convolutions.outputs.back() * c.width);
+  } else if (c.family == ModelFamily::vision) {
+    stem = d(c.context * c.image.features() * c.width);
+  }
+  const double parameters = d(c.layers) * block + d(c.blocks_with_experts()) * with_experts;
   const double head = d(c.outputs()) * d(c.width) * d(c.targets_of_sequence());
   const double of_source = d(c.encoder_blocks()) * block + (c.has_source() ? d(c.layers) * keys : 0);
   const double across = c.has_source() ? d(c.layers) * queries : 0;
@@ -77,7 +84,7 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   double seen = d(c.layers) * pairs(attention_band(c), c.context, c.context);
   if (c.has_source())
     seen += d(c.encoder_blocks()) * pairs(source_band(c), source, source) + d(c.layers) * d(c.context) * d(source);
-  const double products = (parameters + across) * d(c.context) + of_source * d(source) + head;
+  const double products = (parameters + across) * d(c.context) + of_source * d(source) + stem + head;
   return d(sequences) * (6 * products + 3 * 4 * seen * d(c.attention.heads) * d(c.head_width()));
 }
 

@@ -12,10 +12,13 @@ enum class ModelFamily { decoder, encoder, encoder_decoder, classifier, vision }
 template <>
 inline constexpr auto names<ModelFamily> = std::array{"decoder", "encoder", "encoder_decoder", "classifier", "vision"};
 
-/// How a token knows its position.
-enum class Position { learned, rotary, none, alibi };
+/// How a token knows its position. learned_2d, rotary_2d: a square of an image, by its row and its column.
+enum class Position { learned, rotary, none, alibi, learned_2d, rotary_2d };
 template <>
-inline constexpr auto names<Position> = std::array{"learned", "rotary", "none", "alibi"};
+inline constexpr auto names<Position> = std::array{"learned", "rotary", "none", "alibi", "learned_2d", "rotary_2d"};
+
+constexpr bool is_rotary(Position position) { return position == Position::rotary || position == Position::rotary_2d; }
+constexpr bool is_2d(Position position) { return position == Position::learned_2d || position == Position::rotary_2d; }
 
 /// What a sequence of several documents is. separate: a token sees its own document, and positions begin again there.
 enum class DocumentBorders { joined, separate };
@@ -42,6 +45,7 @@ struct AttentionConfig {
   DocumentBorders documents = DocumentBorders::joined;
   std::int64_t prefix = 0;  ///< so many first tokens of a decoder's sequence see each other, and are no targets
   bool sinks = false;       ///< each head has a learned logit beside its scores
+  double dropout = 0;       ///< of probabilities
 
   bool operator==(const AttentionConfig&) const = default;
 };
@@ -84,15 +88,24 @@ struct NormConfig {
   bool operator==(const NormConfig&) const = default;
 };
 
+/// How the pixels of a square become the row of its position. patch: one product. convolution: convolutions of 3 x 3
+/// that each halve height and width, until a square is one pixel.
+enum class Stem { patch, convolution };
+template <>
+inline constexpr auto names<Stem> = std::array{"patch", "convolution"};
+
 /// The images that a model reads: cut into squares, each of which is a position of the sequence.
 struct ImageConfig {
   std::int64_t height = 28, width = 28;  ///< in pixels
   std::int64_t channels = 1;             ///< values of a pixel: 1 grey, 3 red, green and blue
   std::int64_t patch = 4;                ///< pixels of a side of a square
+  Stem stem = Stem::patch;
 
   std::int64_t rows() const { return height / patch; }
   std::int64_t columns() const { return width / patch; }
-  std::int64_t features() const { return channels * patch * patch; }
+  bool is_convolved() const { return stem == Stem::convolution; }
+  /// Values of a row of what the stem reads: a pixel, or a square.
+  std::int64_t features() const { return is_convolved() ? channels : channels * patch * patch; }
 
   bool operator==(const ImageConfig&) const = default;
 };
@@ -137,6 +150,8 @@ struct ModelConfig {
   bool separates_documents() const {
     return attention.documents == DocumentBorders::separate || family == ModelFamily::classifier;
   }
+  /// Rows of what the stem reads of an image: its pixels, or its squares and the class token.
+  std::int64_t image_rows() const { return image.is_convolved() ? image.height * image.width : context; }
   /// Positions of an image.
   std::int64_t image_positions() const { return image.rows() * image.columns() + (pool == Pool::class_token ? 1 : 0); }
 

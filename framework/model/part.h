@@ -19,7 +19,7 @@ struct Batch {
   Tensor ids;      ///< [N] i32; empty for images
   Tensor source;   ///< [rows of the source] i32; empty without one; negative: padding
   Tensor targets;  ///< [N] i32, or one for each sequence; negative: not counted. Empty in generation
-  Tensor patches;  ///< [N, features] of images
+  Tensor patches;  ///< of images: [N, features], or the pixels of whole images [B * H * W, channels]
 };
 
 /// What the head does with the losses of the targets.

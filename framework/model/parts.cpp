@@ -3,8 +3,10 @@
 
 #include "framework/model/parts.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <utility>
 
 #include "framework/model/families.h"
 #include "framework/model/joined_rows.h"
@@ -28,21 +30,9 @@ ops::Activation activation_of(FeedForwardKind kind) {
   std::abort();  // all values are above
 }
 
-/// How many positions the learned embedding and the rotary table have; 0: not used.
-struct TablePositions {
-  std::int64_t learned = 0, rotary = 0;
-};
-TablePositions table_positions(const ModelConfig& c, std::int64_t positions) {
-  switch (c.attention.position) {
-    case Position::learned:
-      return {.learned = positions};
-    case Position::rotary:
-      return {.rotary = positions};
-    case Position::none:
-    case Position::alibi:
-      return {};
-  }
-  std::abort();  // all values are above
+/// Of the squares of an image.
+kernels::Grid grid_of(const ModelConfig& c) {
+  return {.rows = c.image.rows(), .columns = c.image.columns(), .first = c.pool == Pool::class_token ? 1 : 0};
 }
 
 ExpertsShape experts_shape(const ModelConfig& c, const FeedForwardShape& expert) {
@@ -64,10 +54,9 @@ ExpertsShape experts_shape(const ModelConfig& c, const FeedForwardShape& expert)
           .expert = expert};
 }
 
-/// Rows are the values of the pixels of a square.
 VocabularyTable patch_table(const ModelConfig& c) {
   return {.name = "embedding.patch.weight",
-          .vocabulary = c.image.features(),
+          .vocabulary = c.image.is_convolved() ? convolution_shape(c).outputs.back() : c.image.features(),
           .width = c.width,
           .deviation = static_cast<float>(c.initial_deviation)};
 }
@@ -102,27 +91,28 @@ class EmbeddingPart final : public Part {
   Embedding embedding_;
 };
 
-class PatchEmbeddingPart final : public Part {
+/// `Stem` is a PatchEmbedding or a ConvolutionStem.
+template <class Stem>
+class ImageStemPart final : public Part {
  public:
-  PatchEmbeddingPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
-      : embedding_(patch_table(c), learned_positions(c, c.context), c.dropout, share, store) {}
+  explicit ImageStemPart(Stem stem) : stem_(std::move(stem)) {}
 
   struct State final : Saved {
-    PatchEmbedding::Saved embedding;
+    typename Stem::Saved stem;
   };
   std::unique_ptr<Saved> make_saved() const override { return std::make_unique<State>(); }
 
   Tensor forward(const Tensor&, const Batch& batch, const Loss&, Saved& saved, Context& context) const override {
-    return embedding_.forward(batch.patches, static_cast<State&>(saved).embedding, context);
+    return stem_.forward(batch.patches, static_cast<State&>(saved).stem, context);
   }
   Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
-    embedding_.backward(dy, static_cast<State&>(saved).embedding, context);
+    stem_.backward(dy, static_cast<State&>(saved).stem, context);
     return {};
   }
-  bool backward_reads_values() const override { return false; }
+  bool backward_reads_values() const override { return Stem::backward_reads_values; }
 
  private:
-  PatchEmbedding embedding_;
+  Stem stem_;
 };
 
 class BlockPart final : public Part {
@@ -270,13 +260,15 @@ BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, std::int
                         .head_width = c.head_width(),
                         .band = band,
                         .score = attention_score(c),
-                        .rotary_positions = table_positions(c, positions).rotary,
+                        .rotary_positions = is_rotary(c.attention.position) ? positions : 0,
+                        .rotary_grid = c.attention.position == Position::rotary_2d ? grid_of(c) : kernels::Grid{},
                         .rotary_base = c.attention.rotary_base,
                         .norm = c.attention.norm,
                         .norm_epsilon = c.norm.epsilon,
                         .sinks = c.attention.sinks,
                         .bias = c.bias,
                         .dropout = c.dropout,
+                        .probability_dropout = c.attention.dropout,
                         .deviation = deviation,
                         .out_deviation = out_deviation},
           .feed_forward = feed_forward,
@@ -293,8 +285,19 @@ VocabularyTable token_table(const ModelConfig& c) {
           .deviation = static_cast<float>(c.initial_deviation)};
 }
 
-std::int64_t learned_positions(const ModelConfig& c, std::int64_t positions) {
-  return table_positions(c, positions).learned;
+LearnedPositions learned_positions(const ModelConfig& c, std::int64_t positions) {
+  switch (c.attention.position) {
+    case Position::learned:
+      return {.count = positions};
+    case Position::learned_2d:
+      return {.count = positions, .grid = grid_of(c)};
+    case Position::rotary:
+    case Position::rotary_2d:
+    case Position::none:
+    case Position::alibi:
+      return {};
+  }
+  std::abort();  // all values are above
 }
 
 Norm make_norm(const std::string& name, const ModelConfig& c, const TensorShare& share, ParameterStore& store) {
@@ -314,9 +317,23 @@ PartSpec token_embedding_part(const ModelConfig& config) {
           }};
 }
 
-PartSpec patch_embedding_part(const ModelConfig& config) {
-  return {"embedding", "embedding", {}, [=](const TensorShare& share, ParameterStore& store) {
-            return std::make_unique<PatchEmbeddingPart>(config, share, store);
+ConvolutionShape convolution_shape(const ModelConfig& c) {
+  ConvolutionShape shape{
+      .height = c.image.height, .width = c.image.width, .channels = c.image.channels, .bias = c.bias};
+  for (std::int64_t squares = c.image.patch / 2; squares >= 1; squares /= 2)  // the last one has all channels
+    shape.outputs.push_back(std::max<std::int64_t>(1, c.width / squares));
+  return shape;
+}
+
+PartSpec image_stem_part(const ModelConfig& config) {
+  return {"embedding", "embedding", {}, [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
+            const VocabularyTable table = patch_table(config);
+            const LearnedPositions positions = learned_positions(config, config.context);
+            if (config.image.is_convolved())
+              return std::make_unique<ImageStemPart<ConvolutionStem>>(ConvolutionStem(
+                  convolution_shape(config), table, grid_of(config), positions, config.dropout, share, store));
+            return std::make_unique<ImageStemPart<PatchEmbedding>>(
+                PatchEmbedding(table, positions, config.dropout, share, store));
           }};
 }
 

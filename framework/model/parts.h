@@ -6,6 +6,7 @@
 #include "framework/model/model_config.h"
 #include "framework/model/part.h"
 #include "framework/nn/block.h"
+#include "framework/nn/convolution_stem.h"
 #include "kernels/band.h"
 
 namespace choir {
@@ -16,7 +17,7 @@ BlockShape block_shape(const ModelConfig& config, const kernels::Band& band, std
                        std::int64_t branches, bool has_experts);
 VocabularyTable token_table(const ModelConfig& config);
 /// Of `positions` positions, how many the learned embedding has: all or none.
-std::int64_t learned_positions(const ModelConfig& config, std::int64_t positions);
+LearnedPositions learned_positions(const ModelConfig& config, std::int64_t positions);
 Norm make_norm(const std::string& name, const ModelConfig& config, const TensorShare& share, ParameterStore& store);
 
 std::unique_ptr<Part> make_block(const std::string& name, const BlockShape& shape, const TensorShare& share,
@@ -27,8 +28,13 @@ std::unique_ptr<Part> recomputed(std::unique_ptr<Part> part);
 /// config.layers blocks. `band`: the positions that one sees, from its own.
 std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band& band, bool recompute);
 
+/// Convolutions until a square is a pixel; each has twice the channels of the one before, the last one the model's
+/// width.
+ConvolutionShape convolution_shape(const ModelConfig&);
+
 PartSpec token_embedding_part(const ModelConfig& config);
-PartSpec patch_embedding_part(const ModelConfig& config);
+/// Of squares, or of convolutions.
+PartSpec image_stem_part(const ModelConfig& config);
 PartSpec pooled_head_part(const ModelConfig& config);
 PartSpec token_head_part(const ModelConfig& config);
 

@@ -24,7 +24,7 @@ SampleBuffer::SampleBuffer(const ModelConfig& config)
     : inputs(static_cast<std::size_t>(reads_images(config) ? 0 : config.context)),
       targets(static_cast<std::size_t>(config.targets_of_sequence())),
       source(static_cast<std::size_t>(config.source_length())),
-      patches(static_cast<std::size_t>(reads_images(config) ? config.context * config.image.features() : 0)),
+      patches(static_cast<std::size_t>(reads_images(config) ? config.image_rows() * config.image.features() : 0)),
       documents(static_cast<std::size_t>(config.separates_documents() ? config.context : 0),
                 {0, static_cast<std::int32_t>(config.context)}) {}
 
@@ -72,9 +72,10 @@ BatchRows::BatchRows(const ModelConfig& config, const Rows& held, const Rows& he
     : rows(held),
       source_rows(held_source),
       targets_shape{config.is_classifier() ? held.sequences : held.count()},
-      separate_documents(config.separates_documents()) {
+      separate_documents(config.separates_documents()),
+      whole_images(config.image.is_convolved()) {
   if (reads_images(config))
-    patches_shape = {held.count(), config.image.features()};
+    patches_shape = {whole_images ? held.sequences * config.image_rows() : held.count(), config.image.features()};
   else
     ids_shape = {held.count()};
   if (config.has_source()) source_shape = {held_source.count()};
@@ -93,6 +94,7 @@ BatchRows::BatchRows(const ModelConfig& config, const Rows& held, const Rows& he
 void BatchRows::set(std::int64_t sequence, const SampleBuffer& sample) {
   std::copy(sample.documents.begin(), sample.documents.end(),
             documents.begin() + (documents.empty() ? 0 : sequence * rows.length));
+  if (whole_images) std::ranges::copy(sample.patches, patches.begin() + sequence * std::ssize(sample.patches));
   const auto for_each_run = [sequence](const Rows& held, const auto& body) {
     for (std::int64_t run = 0, first_row = 0; run < 2; first_row += held.count(static_cast<int>(run++))) {
       const auto [begin, end] = held.runs[run];
@@ -105,7 +107,7 @@ void BatchRows::set(std::int64_t sequence, const SampleBuffer& sample) {
   };
   for_each_run(rows, [&](std::int64_t begin, std::int64_t end, std::int64_t row) {
     copy(sample.inputs, begin, end, ids, row, 1);
-    copy(sample.patches, begin, end, patches, row, patches_shape.empty() ? 0 : patches_shape[1]);
+    if (!whole_images) copy(sample.patches, begin, end, patches, row, patches_shape.empty() ? 0 : patches_shape[1]);
     const bool of_positions = std::ssize(sample.targets) == rows.length;
     if (of_positions) copy(sample.targets, begin, end, targets, row, 1);
     if (!of_positions && begin == 0 && end > 0) targets[static_cast<std::size_t>(sequence)] = sample.targets[0];

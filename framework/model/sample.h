@@ -18,7 +18,8 @@ namespace choir {
 struct Sample {
   std::span<std::int32_t> inputs;   ///< [T]: ids of text
   std::span<std::int32_t> targets;  ///< [T], or [1]: the class of the whole sequence; negative: not counted
-  std::span<float> patches;         ///< [T, features]: squares of an image, in rows; a class token's are zeros
+  std::span<float> patches;         ///< [image_rows(), features]: squares of an image, or its pixels, in rows; a
+                                    ///< class token's are zeros
   std::span<kernels::DocumentRange> documents{};  ///< [T]: the positions of each token's document, if they are
                                                   ///< separate. Of a classifier the text is the first, and what fills
                                                   ///< the sequence up the second
@@ -66,6 +67,7 @@ struct BatchRows {
   std::vector<std::int32_t> ids, targets, source;               ///< -1: no target, no token
   std::vector<float> patches;
   bool separate_documents;
+  bool whole_images;                              ///< patches are the pixels of all positions
   std::vector<kernels::DocumentRange> documents;  ///< [B, T]: of all positions, if they are separate
   std::vector<std::int32_t> source_lengths;       ///< [B]: tokens of each source, if there is one
 };

@@ -9,7 +9,7 @@ namespace choir {
 kernels::Band vision_band(const ModelConfig& config) { return kernels::window_band(config.attention.window); }
 
 std::vector<PartSpec> vision_parts(const ModelConfig& config, bool recompute) {
-  std::vector<PartSpec> parts{patch_embedding_part(config)};
+  std::vector<PartSpec> parts{image_stem_part(config)};
   for (PartSpec& block : block_parts(config, vision_band(config), recompute)) parts.push_back(std::move(block));
   parts.push_back(pooled_head_part(config));
   return parts;

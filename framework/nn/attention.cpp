@@ -79,18 +79,25 @@ void Attention::normalise_backward(const Tensor& dqkv, const Saved& saved, Conte
 void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const {
   if (config_.rotary_positions == 0) return;
   Runtime& runtime = context.runtime;
-  const Tensor table = ops::rotary_table(runtime, config_.rotary_positions, config_.head_width, config_.rotary_base);
+  const Tensor table = ops::rotary_table(runtime, config_.rotary_positions, config_.head_width, config_.rotary_base,
+                                         config_.rotary_grid);
   const std::int64_t heads = partition_.query(rank_).count() + partition_.key_value(rank_).count();
   const Tensor q_and_k = qkv.slice_columns(0, heads * config_.head_width);  // side by side: one call turns both
   ops::rotary(runtime, q_and_k, table, config_.head_width, context.rows.map(), inverse, context.documents.positions);
 }
 
-AttentionSpec Attention::spec() const {
+AttentionSpec Attention::spec(const Context& context) const {
   return {.heads = partition_,
           .tensor_rank = rank_,
           .head_width = config_.head_width,
           .band = config_.band,
           .score = config_.score,
+          .dropout = {.p = context.training ? config_.probability_dropout : 0,
+                      .key = random_key(context.runtime.seed, name_ + ".probabilities"),
+                      .scalars = context.runtime.step_scalars(),
+                      .heads = config_.heads,
+                      .length = context.rows.length,
+                      .first_sample = context.rows.first_sample},
           .sinks = sinks_ ? by_head(sinks_->value) : Tensor{},
           .sink_gradient = sinks_ ? by_head(sinks_->gradient) : Tensor{}};
 }
@@ -129,10 +136,10 @@ Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved,
   normalise(qkv, saved, context);
   rotate(qkv, false, context);
   const Tensor out = context.cache ? attend_to_cache(qkv, *context.cache, context)
-                                   : attend(qkv, spec(), saved.attended, context);
+                                   : attend(qkv, spec(context), saved.attended, context);
   if (context.attention)
     context.attention->entries[{name_, context.rows.first_sample}] = {
-        .rows = context.rows, .qkv = qkv, .out = out, .lse = saved.attended.lse, .sinks = spec().sinks};
+        .rows = context.rows, .qkv = qkv, .out = out, .lse = saved.attended.lse, .sinks = spec(context).sinks};
   qkv = {};  // attended has it, or its heads
   const Tensor y = leave(out_.forward("attention out", out, context), context, name_.c_str());
   return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
@@ -145,11 +152,11 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dout = out_.backward_input("attention out", dsum, context);
   compute_weight_gradient(context, [this, dsum, out = saved.attended.out](Context& later) {
-    out_.backward_weight("attention out", dsum, attended_here(out, spec(), later), later);
+    out_.backward_weight("attention out", dsum, attended_here(out, spec(later), later), later);
   });
 
   if (context.attention) context.attention->entries.at({name_, context.rows.first_sample}).dout = dout;
-  const Tensor dqkv = attend_backward(dout, spec(), saved.attended, context);
+  const Tensor dqkv = attend_backward(dout, spec(context), saved.attended, context);
   rotate(dqkv, true, context);
   normalise_backward(dqkv, saved, context);
 

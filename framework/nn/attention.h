@@ -2,7 +2,7 @@
 //
 //   q, k, v = x Wq^T + bq, x Wk^T + bk, x Wv^T + bv     one product; each rank its own heads
 //   q, k    = norm(q), norm(k)                          if asked for: per head, one weight for all heads
-//   a       = softmax(mask(score(q k^T / sqrt(E)))) v    per head; rotary positions turn q and k before
+//   a       = dropout(softmax(mask(score(q k^T / sqrt(E))))) v    per head; rotary positions turn q and k before
 //   y       = residual + dropout(a Wo^T + bo)            summed over the ranks
 //
 // Vaswani et al. 2017, arXiv 1706.03762; grouped key/value heads: Ainslie et al. 2023, arXiv 2305.13245; norms of q and
@@ -24,12 +24,14 @@ struct AttentionShapeConfig {
   kernels::Band band{};               ///< between positions: what a token sees
   kernels::Score score{};             ///< of all heads, between positions
   std::int64_t rotary_positions = 0;  ///< the most positions; 0: q and k are not turned
+  kernels::Grid rotary_grid{};        ///< of these positions
   double rotary_base = 10000;
   bool norm = false;  ///< RMS norms of q and k
   double norm_epsilon = 1e-5;
   bool sinks = false;  ///< each head has a logit beside its scores
   bool bias = true;
-  double dropout = 0;
+  double dropout = 0;              ///< of the residual branch
+  double probability_dropout = 0;  ///< of attention
   float deviation = 0.02f, out_deviation = 0.02f;
 };
 
@@ -73,7 +75,7 @@ class Attention {
   void normalise(const Tensor& qkv, Saved&, Context&) const;
   void normalise_backward(const Tensor& dqkv, const Saved&, Context&) const;
   void rotate(const Tensor& qkv, bool inverse, Context&) const;
-  AttentionSpec spec() const;
+  AttentionSpec spec(const Context&) const;
   Tensor attend_to_cache(const Tensor& qkv, const KeyValueCache&, Context&) const;
   ops::Dropout dropout(const Context&) const;
 

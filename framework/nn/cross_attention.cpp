@@ -1,5 +1,7 @@
 #include "framework/nn/cross_attention.h"
 
+#include <algorithm>
+
 #include "framework/ops/attention.h"
 #include "framework/ops/elementwise.h"
 
@@ -33,12 +35,18 @@ CrossAttention::CrossAttention(const std::string& name, const AttentionShapeConf
   config_.score.alibi_heads = 0;
 }
 
-AttentionSpec CrossAttention::spec() const {
+AttentionSpec CrossAttention::spec(const Context& context) const {
   return {.heads = partition_,
           .tensor_rank = rank_,
           .head_width = config_.head_width,
           .band = config_.band,
           .score = config_.score,
+          .dropout = {.p = context.training ? config_.probability_dropout : 0,
+                      .key = random_key(context.runtime.seed, name_ + ".probabilities"),
+                      .scalars = context.runtime.step_scalars(),
+                      .heads = config_.heads,
+                      .length = std::max(context.rows.length, context.source.rows.length),
+                      .first_sample = context.rows.first_sample},
           .sinks = sinks_ ? by_head(sinks_->value) : Tensor{},
           .sink_gradient = sinks_ ? by_head(sinks_->gradient) : Tensor{}};
 }
@@ -82,9 +90,9 @@ Tensor CrossAttention::forward(const Tensor& x, const Tensor& memory, const Tens
   saved.x = keep(x);
   const Tensor q = q_.forward("cross-attention q", enter(x, context, name_.c_str()), context);
   if (q_norm_) normalise_heads(*q_norm_, config_.head_width, q, saved.q_norm, context);
-  const Tensor out = context.cache
-                         ? attend_to_cache(q, memory, saved, context)
-                         : attend_across(q, keys_and_values(memory, saved, context), spec(), saved.attended, context);
+  const Tensor out =
+      context.cache ? attend_to_cache(q, memory, saved, context)
+                    : attend_across(q, keys_and_values(memory, saved, context), spec(context), saved.attended, context);
   const Tensor y = leave(out_.forward("cross-attention out", out, context), context, name_.c_str());
   return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
 }
@@ -100,7 +108,7 @@ CrossAttention::Gradients CrossAttention::backward(const Tensor& dy, const Saved
   });
 
   Context source = of_source(context);
-  const auto [dq, dkv] = attend_across_backward(dout, spec(), saved.attended, context);
+  const auto [dq, dkv] = attend_across_backward(dout, spec(context), saved.attended, context);
   if (q_norm_) normalise_heads_backward(*q_norm_, config_.head_width, dq, saved.q_norm, context);
   if (k_norm_)
     normalise_heads_backward(*k_norm_, config_.head_width, dkv.slice_columns(0, key_width()), saved.k_norm, source);

@@ -43,7 +43,7 @@ class CrossAttention {
   Tensor make_cache(std::int64_t positions, Runtime&) const;
 
  private:
-  AttentionSpec spec() const;
+  AttentionSpec spec(const Context&) const;
   std::int64_t key_width() const { return partition_.key_value(rank_).count() * config_.head_width; }
   Tensor keys_and_values(const Tensor& memory, Saved&, Context&) const;
   Tensor attend_to_cache(const Tensor& q, const Tensor& memory, Saved&, Context&) const;

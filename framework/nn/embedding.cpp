@@ -1,5 +1,8 @@
 #include "framework/nn/embedding.h"
 
+#include <algorithm>
+
+#include "framework/ops/elementwise.h"
 #include "framework/ops/embedding.h"
 
 namespace choir {
@@ -23,31 +26,44 @@ Weight* vocabulary_table(const VocabularyTable& table, const TensorShare& share,
   return weight;
 }
 
-Places::Places(const std::string& name, std::int64_t positions, std::int64_t width, float deviation, double dropout,
-               const TensorShare& share, ParameterStore& store)
-    : name_(name), dropout_(dropout) {
-  if (positions == 0) return;
-  position_ = store.add_weight(positions, width, true);
-  store.add({.name = name + ".position.weight",
-             .shape = {positions, width},
-             .held = {0, positions, 0, width},
-             .owned_end = share.rank == 0 ? positions : 0,
-             .tensor_sum = share.whole_tensor_sum(),
-             .initial = {0, deviation},
-             .weight = position_});
+Places::Places(const std::string& name, const LearnedPositions& positions, std::int64_t width, float deviation,
+               double dropout, const TensorShare& share, ParameterStore& store)
+    : name_(name), dropout_(dropout), grid_(positions.grid) {
+  const auto add = [&](Of of, const char* table, std::int64_t count) {
+    Weight* weight = store.add_weight(count, width, true);
+    store.add({.name = name + table,
+               .shape = {count, width},
+               .held = {0, count, 0, width},
+               .owned_end = share.rank == 0 ? count : 0,
+               .tensor_sum = share.whole_tensor_sum(),
+               .initial = {0, deviation},
+               .weight = weight});
+    tables_.push_back({of, weight});
+  };
+  if (positions.count > 0 && !grid_.is_given()) add(Of::position, ".position.weight", positions.count);
+  if (positions.count == 0 || !grid_.is_given()) return;
+  add(Of::row, ".position.row.weight", grid_.first + grid_.rows);
+  add(Of::column, ".position.column.weight", grid_.first + grid_.columns);
 }
 
-/// Of the rows of x, in their documents; empty if a sequence is one document.
-static Tensor positions_of(const Tensor& x, const Context& context) {
+Tensor Places::indices(const Table& table, std::int64_t rows, Context& context) const {
   const std::int64_t first = context.rows.share().begin;
-  return context.documents.positions ? context.documents.positions.slice_columns(first, first + x.rows()) : Tensor{};
+  if (table.of == Of::position)
+    return context.documents.positions ? context.documents.positions.slice_columns(first, first + rows) : Tensor{};
+  std::vector<std::int32_t> of_rows(static_cast<std::size_t>(rows));  // 0 in the padding of the last share
+  for (std::int64_t row = 0; row < std::min(rows, context.rows.count() - first); ++row) {
+    const kernels::Grid::Place at = grid_.place(context.rows.map().position(first + row));
+    of_rows[static_cast<std::size_t>(row)] = static_cast<std::int32_t>(table.of == Of::row ? at.row : at.column);
+  }
+  return ops::to_device(context.runtime, of_rows, DType::i32);
 }
 
 Tensor Places::forward(const Tensor& x, Context& context) const {
   Runtime& runtime = context.runtime;
-  const Tensor placed =
-      position_ ? ops::add_position(runtime, x, position_->value, context.rows.share_map(), positions_of(x, context))
-                : x;
+  Tensor placed = x;
+  for (const Table& table : tables_)
+    placed = ops::add_position(runtime, placed, table.weight->value, context.rows.share_map(),
+                               indices(table, x.rows(), context));
   const ops::Dropout dropped = row_dropout(context, dropout_, name_);
   return dropped.p > 0 ? ops::residual(runtime, {}, placed, {}, dropped) : placed;
 }
@@ -55,15 +71,17 @@ Tensor Places::forward(const Tensor& x, Context& context) const {
 Tensor Places::backward(const Tensor& dx, Context& context) const {
   Runtime& runtime = context.runtime;
   const Tensor d = ops::residual_backward(runtime, dx, row_dropout(context, dropout_, name_));
-  if (position_ && context.documents.positions)
-    ops::embedding_backward(runtime, positions_of(d, context), d, position_->gradient, 0);
-  else if (position_)
-    ops::add_position_backward(runtime, d, position_->gradient, context.rows.share_map());
+  for (const Table& table : tables_) {
+    if (const Tensor given = indices(table, d.rows(), context))
+      ops::embedding_backward(runtime, given, d, table.weight->gradient, 0);
+    else
+      ops::add_position_backward(runtime, d, table.weight->gradient, context.rows.share_map());
+  }
   return d;
 }
 
-Embedding::Embedding(const std::string& name, const VocabularyTable& table, std::int64_t positions, double dropout,
-                     const TensorShare& share, ParameterStore& store)
+Embedding::Embedding(const std::string& name, const VocabularyTable& table, const LearnedPositions& positions,
+                     double dropout, const TensorShare& share, ParameterStore& store)
     : slice_(vocabulary_slice(table.vocabulary, share)),
       token_(vocabulary_table(table, share, store)),
       places_(name, positions, table.width, table.deviation, dropout, share, store) {}

@@ -1,14 +1,16 @@
 // Token and position embeddings; the vocabulary is split over the tensor axis.
 //
-//   x = dropout(token[id] + position[t])
+//   x = dropout(token[id] + position[t])         position[t] = row[y] + column[x] of the square t of an image
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "framework/comm/context.h"
 #include "framework/core/parameter.h"
 #include "framework/ops/residual.h"
 #include "framework/parallel/tensor.h"
+#include "kernels/grid.h"
 
 namespace choir {
 
@@ -31,11 +33,17 @@ struct VocabularyTable {
 /// pipeline stage counts a new one.
 Weight* vocabulary_table(const VocabularyTable&, const TensorShare&, ParameterStore&, bool owned = true);
 
+/// Tables of learned positions: one with a row for each position; on a grid, one for its rows and one for its columns.
+struct LearnedPositions {
+  std::int64_t count = 0;  ///< 0: none are learned
+  kernels::Grid grid{};
+};
+
 /// What an embedding adds to its rows: learned positions, and dropout.
 class Places {
  public:
-  /// `name`: of the embedding. positions == 0: no learned positions.
-  Places(const std::string& name, std::int64_t positions, std::int64_t width, float deviation, double dropout,
+  /// `name`: of the embedding.
+  Places(const std::string& name, const LearnedPositions&, std::int64_t width, float deviation, double dropout,
          const TensorShare&, ParameterStore&);
 
   /// x [rows held, D] -> [rows held, D]
@@ -43,9 +51,18 @@ class Places {
   Tensor backward(const Tensor& dx, Context&) const;
 
  private:
+  enum class Of { position, row, column };
+  struct Table {
+    Of of;
+    Weight* weight;
+  };
+  /// Which row of the table each of `rows` rows adds: [rows] i32; empty: that of its position.
+  Tensor indices(const Table&, std::int64_t rows, Context&) const;
+
   std::string name_;
   double dropout_;
-  Weight* position_ = nullptr;
+  kernels::Grid grid_;
+  std::vector<Table> tables_;
 };
 
 class Embedding {
@@ -54,9 +71,9 @@ class Embedding {
     Tensor ids;  // [N] i32
   };
 
-  /// `name` is that of its learned positions, not of the table. positions == 0: no learned positions.
-  Embedding(const std::string& name, const VocabularyTable&, std::int64_t positions, double dropout, const TensorShare&,
-            ParameterStore&);
+  /// `name` is that of its learned positions, not of the table.
+  Embedding(const std::string& name, const VocabularyTable&, const LearnedPositions&, double dropout,
+            const TensorShare&, ParameterStore&);
 
   /// ids [N] -> x [rows held, D]. A negative id is padding, and has no token.
   Tensor forward(const Tensor& ids, Saved&, Context&) const;

@@ -5,7 +5,7 @@
 
 namespace choir {
 
-PatchEmbedding::PatchEmbedding(const VocabularyTable& table, std::int64_t positions, double dropout,
+PatchEmbedding::PatchEmbedding(const VocabularyTable& table, const LearnedPositions& positions, double dropout,
                                const TensorShare& share, ParameterStore& store)
     : slice_(vocabulary_slice(table.vocabulary, share)),
       table_(vocabulary_table(table, share, store)),

@@ -10,12 +10,13 @@ namespace choir {
 
 class PatchEmbedding {
  public:
+  static constexpr bool backward_reads_values = false;
   struct Saved {
     Tensor patches;  // [N, table rows held]: the values held here, zeros behind them
   };
 
-  /// `table` has a row for each value of a square. positions == 0: no learned positions.
-  PatchEmbedding(const VocabularyTable& table, std::int64_t positions, double dropout, const TensorShare&,
+  /// `table` has a row for each value of a square.
+  PatchEmbedding(const VocabularyTable& table, const LearnedPositions&, double dropout, const TensorShare&,
                  ParameterStore&);
 
   /// patches [N, values] -> x [rows held, D]

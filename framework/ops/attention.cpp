@@ -43,7 +43,8 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
                         .ranges = static_cast<const kernels::DocumentRange*>(o.documents ? o.documents.raw() : nullptr),
                         .length = o.documents ? o.documents.rows() / o.batch : 0,
                         .first_query = o.first_query,
-                        .first_key = o.first_key}};
+                        .first_key = o.first_key},
+          .dropout = o.dropout};
 }
 
 Tensor attention(Runtime& runtime, const AttentionOptions& options, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -192,15 +193,17 @@ void rotary(Runtime& runtime, const Tensor& x, const Tensor& table, std::int64_t
   });
 }
 
-Tensor rotary_table(Runtime& runtime, std::int64_t positions, std::int64_t head_width, double base) {
+Tensor rotary_table(Runtime& runtime, std::int64_t positions, std::int64_t head_width, double base,
+                    const kernels::Grid& grid) {
   for (const RotaryTable& made : runtime.rotary_tables)
-    if (made.positions == positions && made.head_width == head_width && made.base == base) return made.values;
+    if (made.positions == positions && made.head_width == head_width && made.base == base && made.grid == grid)
+      return made.values;
   Tensor table = runtime.empty({positions, head_width}, accumulate_type(runtime.compute_type), MemoryKind::parameters);
-  runtime.rotary_tables.push_back({positions, head_width, base, table});
+  runtime.rotary_tables.push_back({positions, head_width, base, grid, table});
   if (runtime.device.counts_only()) return table;
   const auto make = [&]<class A>() {
     std::vector<A> host(static_cast<std::size_t>(table.count()));
-    kernels::rotary_table(host.data(), positions, head_width, base);
+    kernels::rotary_table(host.data(), positions, head_width, base, grid);
     upload(runtime, host.data(), table);
   };
   table.dtype() == DType::f64 ? make.template operator()<double>() : make.template operator()<float>();

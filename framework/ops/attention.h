@@ -3,12 +3,13 @@
 
 #include "framework/core/runtime.h"
 #include "kernels/attention.h"
+#include "kernels/grid.h"
 #include "kernels/rows.h"
 
 namespace choir::ops {
 
 /// What the tensors do not say. Group size and offset: kernels/attention.h; the band: kernels/band.h; the score:
-/// kernels/score.h.
+/// kernels/score.h; dropout: kernels/dropout.h.
 struct AttentionOptions {
   std::int64_t batch = 1, heads = 1, kv_heads = 1, head_width = 1;
   std::int64_t group_size = 1, group_offset = 0;
@@ -16,6 +17,7 @@ struct AttentionOptions {
   kernels::Score score{};  ///< of a query and a key, likewise
   Tensor documents{};      ///< [B * T, 2] i32: a kernels::DocumentRange for each position; empty: not separate
   std::int64_t first_query = 0, first_key = 0;  ///< positions of query 0 and key 0; only documents need them
+  kernels::AttentionDropout dropout{};          ///< of the probabilities of these tensors
 };
 
 /// Writes out [B*Tq, H*E] and lse [B, H, Tq].
@@ -48,6 +50,7 @@ void rotary(Runtime&, const Tensor& x, const Tensor& table, std::int64_t head_wi
             bool inverse, const Tensor& positions = {});
 
 /// The table of kernels/rotary.h for `positions` positions. Made by the first call and kept by the runtime.
-Tensor rotary_table(Runtime&, std::int64_t positions, std::int64_t head_width, double base);
+Tensor rotary_table(Runtime&, std::int64_t positions, std::int64_t head_width, double base,
+                    const kernels::Grid& grid = {});
 
 }  // namespace choir::ops

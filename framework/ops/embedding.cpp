@@ -44,7 +44,7 @@ Tensor add_position(Runtime& runtime, const Tensor& x, const Tensor& table, cons
                     const Tensor& positions) {
   check(x.contiguous() && table.contiguous() && x.width() == table.width(),
         "positions: x [N, D], table [positions, D]");
-  check(rows.last_position() < table.rows(), "positions: within the table");
+  check(positions || rows.last_position() < table.rows(), "positions: within the table");
   check(!positions || (positions.dtype() == DType::i32 && positions.count() == x.rows()), "positions: [N] i32");
   Tensor y = runtime.empty({x.rows(), x.width()}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {

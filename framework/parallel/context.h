@@ -19,6 +19,7 @@
 #include "framework/comm/context.h"
 #include "framework/parallel/head_partition.h"
 #include "kernels/band.h"
+#include "kernels/dropout.h"
 #include "kernels/score.h"
 
 namespace choir {
@@ -34,9 +35,10 @@ struct AttentionSpec {
   HeadPartition heads{};  ///< over the tensor axis
   std::int64_t tensor_rank = 0;
   std::int64_t head_width = 1;
-  kernels::Band band{};             ///< between positions of a sequence
-  kernels::Score score{};           ///< of all heads and positions of a sequence
-  Tensor sinks{}, sink_gradient{};  ///< [query heads held]; empty: none
+  kernels::Band band{};                 ///< between positions of a sequence
+  kernels::Score score{};               ///< of all heads and positions of a sequence
+  kernels::AttentionDropout dropout{};  ///< likewise, from the first sample here on
+  Tensor sinks{}, sink_gradient{};      ///< [query heads held]; empty: none
 };
 
 /// What backward reads. `heads` has here other heads and positions than the input.

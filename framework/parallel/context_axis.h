@@ -57,7 +57,8 @@ struct ContextAxis {
             .score = kernels::score_between(spec.score, heads.query.begin, first_query, first_key),
             .documents = context.documents.ranges,
             .first_query = first_query,
-            .first_key = first_key};
+            .first_key = first_key,
+            .dropout = kernels::dropout_between(spec.dropout, heads.query.begin, first_query, first_key)};
   }
   /// Attention has written out [rows, heads * E] and lse: adds the sinks of these heads.
   void add_sinks(const HeadRange& heads, const Tensor& out, const Tensor& lse) const {

@@ -196,10 +196,12 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   c.model.context = std::clamp<std::int64_t>(c.model.context, 2, longest);
   if (c.model.has_source())
     c.model.source_context = std::clamp<std::int64_t>(original.model.source_length(), 2, longest);
-  if (c.model.family == ModelFamily::vision) {  // a strip of small squares
-    c.model.image.patch = std::min<std::int64_t>(c.model.image.patch, 3);
-    c.model.image.height = c.model.image.patch;
-    c.model.image.width = c.model.image.patch * (c.model.context - (c.model.pool == Pool::class_token ? 1 : 0));
+  if (c.model.family == ModelFamily::vision) {  // small squares, in two rows if it can be
+    const std::int64_t squares = c.model.context - (c.model.pool == Pool::class_token ? 1 : 0);
+    const std::int64_t rows = squares % 2 == 0 ? 2 : 1;
+    c.model.image.patch = std::min<std::int64_t>(c.model.image.patch, c.model.image.is_convolved() ? 4 : 3);
+    c.model.image.height = c.model.image.patch * rows;
+    c.model.image.width = c.model.image.patch * (squares / rows);
     c.model.classes = std::min<std::int64_t>(c.model.classes, 3 * unit + original.model.classes % unit);
   }
   c.model.attention.prefix = std::min(c.model.attention.prefix, c.model.context / 3);

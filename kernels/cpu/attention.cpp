@@ -19,6 +19,7 @@
 #include "hwy/highway.h"
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/philox.h"
 #include "kernels/cpu/register_tile.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/tile_attention.h"
@@ -268,6 +269,24 @@ void score_block(const Block& block, const HeadScore<A>& head, std::int64_t diag
   }
 }
 
+/// The values of a block, of a unit of `s`, times 0 or 1 / (1 - p).
+template <class A>
+void drop_block(const Block& block, const AttentionShape& s, const cpu::Unit& unit, A* values) {
+  const std::uint32_t threshold = drop_below(s.dropout.p);
+  const A scale = static_cast<A>(1 / (1 - s.dropout.p));
+  alignas(64) std::uint32_t words[key_block + 4 * (2 + philox_overrun)];
+  for (std::int64_t i = 0; i < block.rows; ++i) {
+    const Range seen = block.keys_of({i, i + 1});
+    if (seen.empty()) continue;
+    const AttentionDropout::Word first =
+        s.dropout.word_of(unit.batch, unit.head, block.first_query + i, block.first_key + seen.begin);
+    philox_blocks(s.dropout.key, s.dropout.scalars->step, first.block, (first.number + seen.count() + 3) / 4, words);
+    A* row = values + i * score_stride + seen.begin;
+    for (std::int64_t j = 0; j < seen.count(); ++j)
+      row[j] = words[first.number + j] >= threshold ? row[j] * scale : A(0);
+  }
+}
+
 // ---- Forward
 
 /// scores -> exp(scores - running maximum); updates row_max and row_sum; rescale[i] is the factor for the sums over
@@ -335,6 +354,7 @@ void forward_unit(const AttentionForward<T>& args, const cpu::ForwardMemory<Accu
     if (!s.score.is_product())
       score_block<A>(block, head_score<A>(s, unit.head), s.score.diagonal, memory.scores, nullptr);
     online_softmax(block, memory);
+    if (s.dropout.p > 0) drop_block(block, s, unit, memory.scores);
     value_product<Update::rescale_add>(
         {0, rows}, s.head_width, TileOperand<A>{memory.scores, score_stride, 1}, memory.values + k * key_block * stride,
         memory.out, stride,
@@ -453,7 +473,9 @@ void backward_unit(const AttentionBackward<T>& args, const cpu::BackwardMemory<A
     score_product(block, s.head_width, memory.dout, stride, memory.values_transposed + transposed, memory.dscores);
     if (!s.score.is_product())
       score_block(block, head_score<A>(s, unit.head), s.score.diagonal, memory.probabilities, memory.derivatives);
+    if (s.dropout.p > 0) drop_block(block, s, unit, memory.dscores);
     softmax_gradient(block, memory);
+    if (s.dropout.p > 0) drop_block(block, s, unit, memory.probabilities);
     if (memory.derivatives) multiply_block(block, memory.derivatives, memory.dscores);
     const auto queries = [&](std::int64_t j) { return block.queries_of({j, j + tile_rows}); };
     const Range block_keys = block.keys_of({0, rows});

@@ -55,12 +55,13 @@ void rotary(Cpu cpu, const Rotary<T>& args) {
 }
 
 template <class A>
-void rotary_table(A* table, std::int64_t positions, std::int64_t head_width, double base) {
-  const std::int64_t half = head_width / 2;
+void rotary_table(A* table, std::int64_t positions, std::int64_t head_width, double base, const Grid& grid) {
+  const std::int64_t half = head_width / 2, frequencies = grid.is_given() ? half / 2 : half;
   for (std::int64_t i = 0; i < half; ++i) {
-    const double frequency = std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_width));
+    const double frequency = std::pow(base, -static_cast<double>(i % frequencies) / static_cast<double>(frequencies));
     for (std::int64_t position = 0; position < positions; ++position) {
-      const double angle = static_cast<double>(position) * frequency;
+      const Grid::Place at = grid.is_given() ? grid.place(position) : Grid::Place{position, 0};
+      const double angle = static_cast<double>(i < frequencies ? at.row : at.column) * frequency;
       table[position * head_width + i] = static_cast<A>(std::cos(angle));
       table[position * head_width + half + i] = static_cast<A>(std::sin(angle));
     }
@@ -70,8 +71,8 @@ void rotary_table(A* table, std::int64_t positions, std::int64_t head_width, dou
 template void rotary(Cpu, const Rotary<float>&);
 template void rotary(Cpu, const Rotary<bf16>&);
 template void rotary(Cpu, const Rotary<double>&);
-template void rotary_table(float*, std::int64_t, std::int64_t, double);
-template void rotary_table(double*, std::int64_t, std::int64_t, double);
+template void rotary_table(float*, std::int64_t, std::int64_t, double, const Grid&);
+template void rotary_table(double*, std::int64_t, std::int64_t, double, const Grid&);
 
 }  // namespace choir::kernels
 #endif

@@ -125,6 +125,7 @@ std::string own_refusal(const AttentionShape& s) {
   if (s.score.soft_cap > 0) return "scores with a soft cap are built into Choir's kernels only";
   if (s.score.alibi_heads > 0) return "scores with ALiBi are built into Choir's kernels only";
   if (s.documents.separate) return "separate documents are built into Choir's kernels only";
+  if (s.dropout.p > 0) return "dropout of attention is built into Choir's kernels only";
   const VisiblePairs<std::int64_t> pairs = visible_pairs(s);
   if (pairs.prefix_queries > 0) return "masks with a prefix are built into Choir's kernels only";
   if (pairs.keys_of(0).empty() || pairs.keys_of(s.q_length - 1).empty())

@@ -14,6 +14,7 @@
 #include "kernels/cuda/failure.h"
 #include "kernels/cuda/flash_attention.h"
 #include "kernels/cuda/flash_attention_tile.cuh"
+#include "kernels/philox.h"
 
 namespace choir::kernels::cuda {
 
@@ -183,6 +184,40 @@ __device__ inline float distance_of(const AttentionShape& s, int query, int key)
 /// HeadScore of a product. `derivative`: of the score by it.
 __device__ inline float score_of(const HeadScore<float>& head, float product, float distance, float& derivative) {
   return head(product, distance, derivative, [](float x) { return tanhf(x); });
+}
+
+// ---- Dropout
+
+/// Which values of a lane are kept, a bit for each, and what these are multiplied by.
+struct LaneDropout {
+  std::uint32_t kept = 0xffffffffu;
+  float scale = 1;
+
+  template <class Tile>
+  __device__ float factor(int i, int j) const {
+    return (kept >> (i * Tile::columns_per_lane + j) & 1) != 0 ? scale : 0.0f;
+  }
+};
+
+/// `query_of(i, j)` and `key_of(i, j)`: of value[i][j] of a tile of the lane. The loop has one body, since its random
+/// numbers would take many registers if several were made at a time.
+template <class Tile, class QueryOf, class KeyOf>
+__device__ LaneDropout lane_dropout(const AttentionShape& s, int batch, int head, const QueryOf& query_of,
+                                    const KeyOf& key_of) {
+  static_assert(Tile::rows_per_lane * Tile::columns_per_lane <= 32);
+  if (s.dropout.p == 0) return {};
+  const std::uint32_t threshold = drop_below(s.dropout.p);
+  LaneDropout dropout{0, static_cast<float>(1 / (1 - s.dropout.p))};
+#pragma unroll 1
+  for (int n = 0; n < Tile::rows_per_lane * Tile::columns_per_lane; ++n) {
+    const int i = n / Tile::columns_per_lane, j = n % Tile::columns_per_lane;
+    const AttentionDropout::Word word = s.dropout.word_of(batch, head, query_of(i, j), key_of(i, j));
+    const PhiloxBlock words = philox(s.dropout.key, word.block, s.dropout.scalars->step);
+    const std::uint32_t low = word.number % 2 == 0 ? words[0] : words[1];
+    const std::uint32_t high = word.number % 2 == 0 ? words[2] : words[3];
+    dropout.kept |= static_cast<std::uint32_t>((word.number < 2 ? low : high) >= threshold) << n;
+  }
+  return dropout;
 }
 
 // ---- On the host

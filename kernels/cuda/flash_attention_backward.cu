@@ -1,8 +1,10 @@
 // Flash attention, backward: Dao, "FlashAttention-2" (2023), arXiv 2307.08691, algorithm 2, without its atomics.
 //
-//   delta_i = sum_e dout_ie out_ie        p_ij = exp(s_ij - lse_i)        dp_ij = dout_i v_j
+//   delta_i = sum_e dout_ie out_ie        p_ij = exp(s_ij - lse_i)        dp_ij = m_ij dout_i v_j
 //   ds_ij   = p_ij (dp_ij - delta_i) times the derivative of the score s_ij by its product
-//   dq_i    = scale sum_j ds_ij k_j       dk_j = scale sum_i ds_ij q_i             dv_j  = sum_i p_ij dout_i
+//   dq_i    = scale sum_j ds_ij k_j       dk_j = scale sum_i ds_ij q_i             dv_j  = sum_i m_ij p_ij dout_i
+//
+// m is the factor of dropout, 1 without.
 //
 // Three kernels: delta; dq, a block per 64 queries of a head; dk and dv, a block per 64 keys of a key/value head, which
 // passes over the queries of all heads that read it. p and ds are computed twice, so that every sum has one owner and
@@ -101,6 +103,11 @@ __global__ void __launch_bounds__(dq_threads<T, width>, plain ? resident_blocks<
     const T* const k_tile = kv_tiles + 2 * buffer * Tiles::streamed * stride;
     const T* const v_tile = k_tile + Tiles::streamed * stride;
 
+    [[maybe_unused]] LaneDropout dropout;
+    if constexpr (!plain)
+      dropout = lane_dropout<Scores>(
+          s, batch, head, [&](int i, int) { return warp_query + Scores::row(i); },
+          [&](int, int j) { return first_key + Scores::column(j); });
     Scores scores, ds;
     multiply_add_transposed<width, stride>(scores, q_tile + warp_row * stride, k_tile);
     multiply_add_transposed<width, stride>(ds, dout_tile + warp_row * stride, v_tile);
@@ -120,7 +127,8 @@ __global__ void __launch_bounds__(dq_threads<T, width>, plain ? resident_blocks<
                                      distance + static_cast<float>(ds.column(j) - ds.row(i)), derivative);
         const int key = first_key + ds.column(j);
         const bool seen = (all || pairs.sees(warp_query + ds.row(i), key)) && documents.sees(i, key);
-        return seen ? power_of_two(score - log2_sum[i]) * (dp - row_delta[i]) * derivative : 0.0f;
+        const float dprobability = dp * dropout.factor<Scores>(i, j);
+        return seen ? power_of_two(score - log2_sum[i]) * (dprobability - row_delta[i]) * derivative : 0.0f;
       });
     }
     multiply_add<stride>(gradient, ds, k_tile);
@@ -215,6 +223,11 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
     const float* const lse_tile = lse_tiles + 2 * buffer * Tiles::streamed;
     const float* const delta_tile = lse_tile + Tiles::streamed;
 
+    [[maybe_unused]] LaneDropout dropout;
+    if constexpr (!plain)
+      dropout = lane_dropout<Scores>(
+          s, batch, heads.begin + tile / tiles_per_head, [&](int, int j) { return first_query + Scores::column(j); },
+          [&](int i, int) { return warp_key + Scores::row(i); });
     Scores p, ds;
     multiply_add_transposed<width, stride>(p, k_tile + warp_row * stride, q_tile);
     multiply_add_transposed<width, stride>(ds, v_tile + warp_row * stride, dout_tile);
@@ -238,8 +251,9 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
         const int query = first_query + p.column(j);
         const bool seen = (all || pairs.sees(query, warp_key + p.row(i))) && documents.sees(i, query);
         const float probability = seen ? power_of_two(score - log2_sum) : 0.0f;
-        ds.value[i][j] = probability * (ds.value[i][j] - delta_tile[p.column(j)]) * derivative;
-        return probability;
+        const float factor = dropout.factor<Scores>(i, j);
+        ds.value[i][j] = probability * (ds.value[i][j] * factor - delta_tile[p.column(j)]) * derivative;
+        return probability * factor;
       });
       multiply_add<stride>(of_v, p, dout_tile + first_feature);
     }

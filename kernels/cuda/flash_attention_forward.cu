@@ -3,7 +3,8 @@
 // A block takes 64 queries of one head and passes over the keys that they see. With s = scale log2(e) q k^T for a tile
 // of keys, and m, l, o the maximum, the sum and the output so far (all 0 or -inf at first):
 //   m' = max(m, max_j s_j),  p_j = 2^(s_j - m'),  l' = 2^(m - m') l + sum_j p_j,  o' = 2^(m - m') o + p v
-// and at the end out = o / l and lse = log(2) m + log(l). p is rounded to T for the product with v, l is not.
+// and at the end out = o / l and lse = log(2) m + log(l). p is rounded to T for the product with v, l is not. Dropout
+// changes the p of this product only.
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/flash_attention.cuh"
 
@@ -110,6 +111,12 @@ __global__ void __launch_bounds__(forward_threads<T, width>,
       }
 #pragma unroll
       for (int j = 0; j < Output::columns_per_lane; ++j) output.value[i][j] *= rescale;
+    }
+    if constexpr (!plain) {
+      const LaneDropout dropout = lane_dropout<Scores>(
+          s, batch, head, [&](int i, int) { return warp_query + p.row(i); },
+          [&](int, int j) { return first_key + p.column(j); });
+      for_each(p, [&](float probability, int i, int j) { return probability * dropout.factor<Scores>(i, j); });
     }
     multiply_add<stride>(output, p, v_tile);
   }

@@ -196,6 +196,16 @@ TEST(Validate, AnEncoderHasAMaskTokenAndShares) {
        {"model.image.patch = 5 does not divide images of 28 x 28 pixels",
         "set model.image.patch to one of 1, 2, 4, 7, 14, 28"}},
       {{"model.family=vision", "model.context=49"}, 1, {}},
+      {{"model.family=vision", "model.context=49", "model.image.stem=convolution",
+        "model.attention.position=learned_2d", "model.attention.dropout=0.1"},
+       1,
+       {}},
+      {{"model.family=vision", "model.context=16", "model.image.stem=convolution", "model.image.patch=7"},
+       1,
+       {"model.image.patch = 7 with model.image.stem = convolution", "set model.image.patch to a power of two"}},
+      {{"model.attention.position=rotary_2d"},
+       1,
+       {"model.attention.position = rotary_2d with model.family = decoder", "set model.attention.position to rotary"}},
       {{"model.family=vision", "model.context=49", "data.masked.share=0.3"},
        1,
        {"data.masked.share = 0.3 with model.family = vision"}},
@@ -320,6 +330,10 @@ TEST(Validate, Heads) {
       {{"model.attention.position=rotary", "model.attention.head_width=5"},
        1,
        {"rotary with heads of width 5\n", "head_width to 6"}},
+      {{"model.attention.position=rotary_2d", "model.attention.head_width=6", "model.family=vision",
+        "model.context=49"},
+       1,
+       {"rotary_2d with heads of width 6\n", "so that the width of a head divides by 4", "head_width to 8"}},
   });
 }
 

@@ -128,6 +128,13 @@ TEST(Patches, AreInRowsWithTheirPlanesOneAfterAnother) {
   to_patches(model, pixels, with_token);
   EXPECT_EQ(std::vector<float>(with_token.begin(), with_token.begin() + 8), std::vector<float>(8));
   EXPECT_EQ(std::vector<float>(with_token.begin() + 8, with_token.end()), patches);
+
+  model.image.stem = Stem::convolution;  // the values of a pixel side by side, and no class token
+  to_patches(model, pixels, patches);
+  for (std::size_t i = 0; i < 24; ++i) {
+    EXPECT_EQ(patches[2 * i], value(static_cast<float>(i))) << i;
+    EXPECT_EQ(patches[2 * i + 1], value(static_cast<float>(i + 24))) << i;
+  }
 }
 
 class Augmentation : public ::testing::Test {

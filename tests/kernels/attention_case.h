@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/philox.h"
 
 namespace choir::kernels::tests {
 
@@ -134,6 +135,31 @@ inline constexpr ScoreCase score_cases[] = {
     {"ALiBi of eight heads", {.alibi_heads = 8}},
     {"ALiBi, later heads of eleven, in a ring's block", {.alibi_heads = 11, .first_head = 6, .diagonal = 90}},
     {"both, keys after the queries", {.soft_cap = 3, .alibi_heads = 3, .diagonal = -70}},
+};
+
+/// The definition of dropout: the factor of the probability of query i and key j.
+inline double drop_factor(const AttentionShape& s, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
+  const AttentionDropout& d = s.dropout;
+  if (d.p == 0) return 1;
+  const std::int64_t row = ((d.first_sample + b) * d.heads + d.first_head + h) * d.length + d.first_query + i;
+  const std::int64_t key = d.first_key + j, blocks_of_row = (d.length + 3) / 4;
+  const PhiloxBlock words = philox(d.key, static_cast<std::uint64_t>(row * blocks_of_row + key / 4), d.scalars->step);
+  return words[static_cast<std::size_t>(key % 4)] * 0x1p-32 < d.p ? 0 : 1 / (1 - d.p);
+}
+
+/// Whole sequences, and parts of longer ones that begin anywhere.
+struct DropoutCase {
+  const char* name;
+  std::int64_t q_length, kv_length;
+  AttentionDropout dropout;
+  Band band;
+};
+inline constexpr StepScalars dropout_step{.step = 7};
+inline constexpr DropoutCase dropout_cases[] = {
+    {"causal", 70, 70, {0.1, 11, &dropout_step, 3, 70}, causal_band(70, 70)},
+    {"both sides, more dropped than kept", 50, 97, {0.7, 12, &dropout_step, 3, 97}, full_band()},
+    {"later heads, in a ring's block", 61, 53, {0.4, 13, &dropout_step, 11, 203, 5, 6, 102, 41}, {-unlimited, 61}},
+    {"a window", 100, 100, {0.25, 14, &dropout_step, 3, 101, 1, 0, 1, 1}, causal_band(100, 100, 9)},
 };
 
 /// k and v are in one fused buffer; between the rows are so many elements that a kernel must not touch.

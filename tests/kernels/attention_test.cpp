@@ -33,6 +33,7 @@ struct Case : tests::AttentionCase {
   int threads;
   Score score{};
   Documents documents{};
+  AttentionDropout dropout{};
 };
 
 const Case cases[] = {
@@ -87,6 +88,7 @@ struct Problem {
     };
     shape.score = c.score;
     shape.documents = c.documents;
+    shape.dropout = c.dropout;
     fill(q, c.q_length, shape.q_stride, c.heads * c.width);
     fill(k, c.kv_length, shape.k_stride, c.kv_heads * c.width);
     fill(v, c.kv_length, shape.v_stride, c.kv_heads * c.width);
@@ -215,19 +217,20 @@ struct Reference {
     const Sum delta = dot(p.dout, o0, p.out, o0);  // of the kernel's own out, which backward reads
     for (std::int64_t j = 0; j < s.kv_length; ++j) {
       if (weight[j] == 0) continue;
-      const double probability = weight[j] / total;
+      const double probability = weight[j] / total, kept = tests::drop_factor(s, b, h, i, j);
       const Sum dp = dot(p.dout, o0, p.v, key(j));
-      const double ds = probability * (dp.value - delta.value) * s.scale * derivative[j];
+      const double ds = probability * (kept * dp.value - delta.value) * s.scale * derivative[j];
       // A derivative is 1 - t^2: both terms count.
-      const double ds_magnitude = probability * (dp.magnitude + delta.magnitude) * s.scale * (2 - derivative[j]);
+      const double ds_magnitude =
+          probability * (kept * dp.magnitude + delta.magnitude) * s.scale * (2 - derivative[j]);
       const auto add = [](Sum& sum, double factor, double factor_magnitude, T value) {
         sum.add(factor * static_cast<double>(value), factor_magnitude * std::abs(static_cast<double>(value)));
       };
       for (std::int64_t e = 0; e < s.head_width; ++e) {
-        add(out[o0 + e], probability, probability, p.v[key(j) + e]);
+        add(out[o0 + e], kept * probability, kept * probability, p.v[key(j) + e]);
         add(dq[q0 + e], ds, ds_magnitude, p.k[key(j) + e]);
         add(dk[key(j) + e], ds, ds_magnitude, p.q[q0 + e]);
-        add(dv[key(j) + e], probability, probability, p.dout[o0 + e]);
+        add(dv[key(j) + e], kept * probability, kept * probability, p.dout[o0 + e]);
       }
     }
   }
@@ -327,6 +330,15 @@ TYPED_TEST(AttentionTest, EqualsTheFormulaWithinDocuments) {
       const Documents documents{true, ranges.data(), length, first_query, first_key};
       expect_formula<TypeParam>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3, {}, documents});
       expect_formula<TypeParam>({name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band, 1, {.soft_cap = 2}, documents});
+    }
+  });
+}
+
+TYPED_TEST(AttentionTest, EqualsTheFormulaUnderDropout) {
+  on_each_instruction_set([&] {
+    for (const auto& [name, q_length, kv_length, dropout, band] : tests::dropout_cases) {
+      expect_formula<TypeParam>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3, {}, {}, dropout});
+      expect_formula<TypeParam>({name, 1, q_length, kv_length, 1, 1, 12, 1, 0, band, 1, {.soft_cap = 2}, {}, dropout});
     }
   });
 }
@@ -536,25 +548,27 @@ TEST(Attention, ProbabilitiesAreAccurateDownToTheSmallest) {
 // Five-point differences: with step h the error of the formula is of order h^4, that of rounding is u |loss terms| / h.
 TEST(Attention, GradientEqualsFiniteDifferences) {
   constexpr double h = 1e-3;
-  for (const Case& c : {Case{"causal", 1, 7, 7, 2, 2, 5, 1, 0, causal_band(7, 7), 1},
-                        Case{"groups, window", 1, 9, 11, 4, 2, 3, 3, 1, causal_band(9, 11, 4), 1},
-                        Case{"no mask", 2, 4, 6, 1, 1, 4, 1, 0, full_band(), 1},
-                        Case{"first queries see nothing", 1, 8, 3, 2, 1, 3, 2, 0, causal_band(8, 3), 1},
-                        Case{"right of the diagonal", 1, 6, 9, 2, 1, 3, 2, 0, {2, 4}, 1},
-                        Case{"earlier keys only", 1, 7, 7, 1, 1, 4, 1, 0, {-unlimited, -1}, 2},
-                        Case{"soft cap", 1, 7, 7, 2, 1, 4, 2, 0, causal_band(7, 7), 1, {.soft_cap = 2}},
-                        Case{"soft cap and ALiBi",
-                             1,
-                             6,
-                             9,
-                             3,
-                             3,
-                             3,
-                             1,
-                             0,
-                             full_band(),
-                             2,
-                             {.soft_cap = 3, .alibi_heads = 3, .diagonal = 3}}}) {
+  for (const Case& c :
+       {Case{"causal", 1, 7, 7, 2, 2, 5, 1, 0, causal_band(7, 7), 1},
+        Case{"groups, window", 1, 9, 11, 4, 2, 3, 3, 1, causal_band(9, 11, 4), 1},
+        Case{"no mask", 2, 4, 6, 1, 1, 4, 1, 0, full_band(), 1},
+        Case{"first queries see nothing", 1, 8, 3, 2, 1, 3, 2, 0, causal_band(8, 3), 1},
+        Case{"right of the diagonal", 1, 6, 9, 2, 1, 3, 2, 0, {2, 4}, 1},
+        Case{"earlier keys only", 1, 7, 7, 1, 1, 4, 1, 0, {-unlimited, -1}, 2},
+        Case{"soft cap", 1, 7, 7, 2, 1, 4, 2, 0, causal_band(7, 7), 1, {.soft_cap = 2}},
+        Case{"dropout", 2, 7, 7, 2, 1, 4, 2, 0, causal_band(7, 7), 1, {}, {}, {0.3, 15, &tests::dropout_step, 2, 7}},
+        Case{"soft cap and ALiBi",
+             1,
+             6,
+             9,
+             3,
+             3,
+             3,
+             1,
+             0,
+             full_band(),
+             2,
+             {.soft_cap = 3, .alibi_heads = 3, .diagonal = 3}}}) {
     SCOPED_TRACE(c.name);
     Problem<double> p(c);
     p.forward();

@@ -85,5 +85,18 @@ TYPED_TEST(RotaryTest, GivenPositionsCountInsteadOfThoseOfTheMap) {
   });
 }
 
+// Squares in rows of 3 behind a class token, heads of 8: two pairs turn by the row and two by the column.
+TEST(RotaryTable, TurnsBySquareOnAGrid) {
+  std::vector<double> table(7 * 8);
+  rotary_table(table.data(), 7, 8, 100.0, Grid{.rows = 2, .columns = 3, .first = 1});
+  const double rows[] = {0, 1, 1, 1, 2, 2, 2}, columns[] = {0, 1, 2, 3, 1, 2, 3}, frequencies[] = {1, 0.1};
+  for (std::size_t position = 0; position < 7; ++position)
+    for (std::size_t i = 0; i < 4; ++i) {
+      const double angle = (i < 2 ? rows : columns)[position] * frequencies[i % 2];
+      EXPECT_DOUBLE_EQ(table[position * 8 + i], std::cos(angle)) << position << ' ' << i;
+      EXPECT_DOUBLE_EQ(table[position * 8 + 4 + i], std::sin(angle)) << position << ' ' << i;
+    }
+}
+
 }  // namespace
 }  // namespace choir::kernels::tests

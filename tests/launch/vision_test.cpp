@@ -81,7 +81,9 @@ TEST_F(Vision, LearnsToTellTheClassesApart) {
 }
 
 TEST_F(Vision, GoesOnInAnotherLayoutAndExactlyInTheSame) {
-  const std::string words = words_ + "model.pool=class_token model.context=13 ";
+  const std::string words = words_ +
+                            "model.pool=class_token model.context=13 model.image.stem=convolution "
+                            "model.attention.position=learned_2d model.attention.dropout=0.1 ";
   ASSERT_EQ(shop_.train(2, "run", words + "parallel.tensor=2").code, 0);
   const std::vector<double> losses = shop_.metric("run", "loss");
   for (const std::string layout : {"parallel.tensor=2", "parallel.context=2"}) {
@@ -100,7 +102,7 @@ TEST_F(Vision, VerifyProvesTensorRanksAndAProduct) {
        {LaunchLayout{2, "parallel.tensor=2"},
         LaunchLayout{4,
                      "parallel.tensor=2 parallel.context=2 parallel.sequence=true model.pool=class_token "
-                     "model.context=13"}}) {
+                     "model.context=13 model.image.stem=convolution model.attention.position=rotary_2d"}}) {
     const Finished verify =
         shop_.mpirun(layout.ranks, "verify " + shop_.path("tiny.yaml") + " " + model + layout.words);
     EXPECT_EQ(verify.code, 0) << verify.output;

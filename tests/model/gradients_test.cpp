@@ -106,7 +106,7 @@ TEST_P(Gradients, AStepTakesTheSameMemoryEachTime) {
 TEST_P(Gradients, GenerationGivesTheProbabilitiesThatTrainingSaw) {
   ModelConfig model = GetParam().config;
   if (model.family != ModelFamily::decoder && !model.has_source()) GTEST_SKIP() << "only a decoder generates text";
-  model.dropout = 0;
+  model.dropout = model.attention.dropout = 0;
   model.experts.balance = ExpertBalance::none;
   DoubleRun run(model, device, mesh);
   const std::int64_t length = model.context;

@@ -91,7 +91,7 @@ TEST_P(Layouts, GradientsInDoubleAreThoseOfOneRank) {
 TEST_P(Layouts, GenerationOnAllRanksIsThatOfOneRank) {
   if (GetParam().config.is_classifier()) GTEST_SKIP() << "a classifier has no logits of tokens";
   ModelConfig model = GetParam().config;
-  model.dropout = 0;
+  model.dropout = model.attention.dropout = 0;
   CallRing ring;
   Device device(1);
   Mesh alone = make_mesh(MPI_COMM_SELF, {}, device, ring);

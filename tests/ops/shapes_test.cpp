@@ -48,6 +48,7 @@ TEST(RotaryTable, IsMadeOnceByARuntime) {
   EXPECT_NE(ops::rotary_table(runtime, 6, 4, 100).raw(), table.raw());
   EXPECT_NE(ops::rotary_table(runtime, 5, 2, 100).raw(), table.raw());
   EXPECT_NE(ops::rotary_table(runtime, 5, 4, 1000).raw(), table.raw());
+  EXPECT_NE(ops::rotary_table(runtime, 5, 4, 100, {.rows = 1, .columns = 5}).raw(), table.raw());
 }
 
 TEST(Shapes, DropoutHasAKeyForEachUse) {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Losses and gradients of small decoders, encoders, encoder-decoders and vision models, computed by PyTorch: the reference values of Choir's tests.
+"""Losses and gradients of small decoders, encoders, classifiers, encoder-decoders and vision models, computed by PyTorch: the reference values of Choir's tests.
 
 The model is written from the papers on PyTorch's own functions (F.scaled_dot_product_attention, F.layer_norm,
 F.rms_norm, F.gelu, torch.optim) and shares no formula with Choir. Everything stored is computed in float64 from
@@ -290,6 +290,60 @@ model:
 train: {batch: 3}
 """,
 }
+CASES |= {
+    # A classifier of texts of 2 to 16 tokens, filled up: torch.nn.TransformerEncoderLayer with src_key_padding_mask gives
+    # the same.
+    "classifier": """\
+model:
+  family: classifier
+  layers: 2
+  width: 40
+  vocabulary: 53
+  classes: 4
+  pool: mean
+  context: 16
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 5, kv_heads: 5, head_width: 8, position: learned, window: 0}
+  feed_forward: {kind: gelu_erf, width: 72}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 4}
+""",
+    # Positions by row and column, learned; and rotary, behind a stem of two convolutions.
+    "learned_2d": """\
+model:
+  family: vision
+  layers: 2
+  width: 40
+  image: {height: 6, width: 8, channels: 2, patch: 2}
+  classes: 7
+  pool: class_token
+  context: 13
+  bias: true
+  dropout: 0
+  attention: {heads: 5, kv_heads: 5, head_width: 8, position: learned_2d, window: 0}
+  feed_forward: {kind: gelu, width: 72}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 4}
+""",
+    "convolution": """\
+model:
+  family: vision
+  layers: 2
+  width: 36
+  image: {height: 12, width: 16, channels: 3, patch: 4, stem: convolution}
+  classes: 5
+  pool: mean
+  context: 12
+  bias: true
+  dropout: 0
+  attention: {heads: 3, kv_heads: 3, head_width: 12, position: rotary_2d, rotary_base: 100, window: 0}
+  feed_forward: {kind: swiglu, width: 56}
+  norm: {kind: rms_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
+}
 IGNORED_TARGETS = {"five_heads", "encoder_decoder"}
 
 class Tokens(typing.NamedTuple):
@@ -313,6 +367,24 @@ optimizer: {kind: sgd, rate: 2.0e-2, schedule: constant, warmup: 0, momentum: 0.
 }
 
 
+def is_convolved(model):
+    return model["family"] == "vision" and model["image"].get("stem") == "convolution"
+
+
+def convolution_channels(model):
+    """Doubled by each convolution, up to the model's width."""
+    squares = model["image"]["patch"] // 2
+    return [] if not squares else [model["width"] * 2 ** n // squares for n in range(int(np.log2(squares)) + 1)]
+
+
+def places(model):
+    """Row and column [T] of each square; a class token stands before the first row and column."""
+    image, token = model["image"], int(model["pool"] == "class_token")
+    square = torch.arange(image["height"] * image["width"] // image["patch"] ** 2)
+    columns = image["width"] // image["patch"]
+    return tuple(F.pad(at + token, (token, 0)) for at in (square // columns, square % columns))
+
+
 def shapes(model):
     """Every parameter's name and shape. Weights of linear layers are [out, in]."""
     attention, feed_forward = model["attention"], model["feed_forward"]
@@ -332,12 +404,25 @@ def shapes(model):
         if model["bias"] and model["norm"]["kind"] == "layer_norm":
             found[f"{name}.bias"] = (width,)
 
-    if model["family"] == "vision":
+    if is_convolved(model):
+        inputs = model["image"]["channels"]
+        for n, outputs in enumerate(convolution_channels(model)):
+            found[f"embedding.convolution.{n}.weight"] = (outputs, 9 * inputs)
+            if model["bias"]:
+                found[f"embedding.convolution.{n}.bias"] = (outputs,)
+            inputs = outputs
+        found["embedding.patch.weight"] = (inputs, width)
+    elif model["family"] == "vision":
         found["embedding.patch.weight"] = (model["image"]["channels"] * model["image"]["patch"] ** 2, width)
     else:
         found["embedding.token.weight"] = (model["vocabulary"], width)
     if attention["position"] == "learned":
         found["embedding.position.weight"] = (model["context"], width)
+    if attention["position"] == "learned_2d":
+        rows, columns = (int(at.max()) + 1 for at in places(model))
+        found["embedding.position.row.weight"] = (rows, width)
+        found["embedding.position.column.weight"] = (columns, width)
+
     def attend(name):
         norm(f"{name}_norm")
         linear(f"{name}.q", q_width, width)
@@ -370,7 +455,7 @@ def shapes(model):
             attend(f"blocks.{i}.cross_attention")
         feed(f"blocks.{i}.feed_forward")
     norm("final_norm")
-    if not model.get("tied"):
+    if not model.get("tied") or "classes" in model:
         found["head.weight"] = (model.get("classes") or model["vocabulary"], width)
     return found
 
@@ -396,7 +481,12 @@ def initial_weights(model, generator):
 
 def rotate(x, positions, base):
     """Rotary positions (Su et al. 2021) on x [B, heads, T, E], positions [B, T]: features i and i + E/2 are one complex
-    number."""
+    number. With a pair of positions, row and column, half of the pairs turn by each."""
+    if isinstance(positions, tuple):
+        quarter = x.shape[-1] // 4
+        parts = x.split(quarter, dim=-1)
+        turned = [rotate(torch.cat(parts[n::2], dim=-1), positions[n][None], base).split(quarter, dim=-1) for n in (0, 1)]
+        return torch.cat([turned[0][0], turned[1][0], turned[0][1], turned[1][1]], dim=-1)
     width = x.shape[-1]
     frequency = base ** (-torch.arange(0, width, 2, dtype=x.dtype) / width)
     angle = positions.to(x.dtype)[:, None, :, None] * frequency
@@ -412,6 +502,8 @@ def visible(model, begins):
     prefix = model["attention"].get("prefix", 0)
     seen = ((j - i).abs() < window) & ((j <= i) | torch.tensor(not model["family"].endswith("decoder")))
     seen = seen | ((i < prefix) & (j < prefix))
+    if model["family"] == "classifier":  # a key padding mask
+        return (seen & (begins == 0)[:, None, :])[:, None]
     return (seen & (begins[:, :, None] == begins[:, None, :]))[:, None]
 
 
@@ -451,8 +543,14 @@ def embed(model, w, inputs):
     if model["family"] != "vision":
         return F.embedding(inputs, w["embedding.token.weight"])
     table, image = w["embedding.patch.weight"], model["image"]
-    kernel = table.T.reshape(-1, image["channels"], image["patch"], image["patch"])
-    x = F.conv2d(inputs.to(table.dtype) / 127.5 - 1, kernel, stride=image["patch"]).flatten(2).transpose(1, 2)
+    x, side = inputs.to(table.dtype) / 127.5 - 1, image["patch"]
+    if is_convolved(model):  # a weight's columns are pixels of the square, then channels
+        for n in range(len(convolution_channels(model))):
+            kernel = w[f"embedding.convolution.{n}.weight"].unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+            x = F.conv2d(x, kernel, w.get(f"embedding.convolution.{n}.bias"), stride=2, padding=1)
+            x = F.gelu(x, approximate="tanh")
+        side = 1
+    x = F.conv2d(x, table.T.reshape(-1, x.shape[1], side, side), stride=side).flatten(2).transpose(1, 2)
     return F.pad(x, (0, 0, 1, 0)) if model["pool"] == "class_token" else x
 
 
@@ -461,7 +559,7 @@ def logits(model, w, tokens):
     attention, kind = model["attention"], model["feed_forward"]["kind"]
     batch, length = len(tokens.ids), model["context"]
     causal = visible(model, tokens.begins)
-    positions = torch.arange(length)[None, :] - tokens.begins
+    positions = torch.arange(length)[None, :] - (0 if model["family"] == "classifier" else tokens.begins)
 
     def linear(name, x):
         return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
@@ -481,7 +579,7 @@ def logits(model, w, tokens):
         if attention.get("norm"):
             q, k = (F.rms_norm(x, x.shape[-1:], w[f"{name}.{part}_norm.weight"], model["norm"]["epsilon"])
                     for part, x in (("q", q), ("k", k)))
-        if attention["position"] == "rotary" and at is not None:
+        if attention["position"] in ("rotary", "rotary_2d") and at is not None:
             q, k = (rotate(x, at, attention["rotary_base"]) for x in (q, k))
         if attention.get("soft_cap") or attention.get("sinks") or attention["position"] == "alibi":
             y = mix(attention, q, k, v, mask, w.get(f"{name}.sinks"))
@@ -515,16 +613,21 @@ def logits(model, w, tokens):
     x = embed(model, w, tokens.ids)
     if attention["position"] == "learned":
         x = x + F.embedding(positions, w["embedding.position.weight"])
+    at = places(model) if attention["position"] == "rotary_2d" else positions
+    if attention["position"] == "learned_2d":
+        row, column = places(model)
+        x = x + w["embedding.position.row.weight"][row] + w["embedding.position.column.weight"][column]
     for i in range(model["layers"]):
-        x = attend_to_self(f"blocks.{i}.attention", x, causal, positions)
+        x = attend_to_self(f"blocks.{i}.attention", x, causal, at)
         if model["family"] == "encoder_decoder":
             name = f"blocks.{i}.cross_attention"
             x = x + attend(name, norm(f"{name}_norm", x), memory, text, None)
         x = x + feed_forward(f"blocks.{i}.feed_forward", norm(f"blocks.{i}.feed_forward_norm", x))
-    head = w["embedding.token.weight"] if model.get("tied") else w["head.weight"]
+    head = w["embedding.token.weight"] if "head.weight" not in w else w["head.weight"]
     x = norm("final_norm", x)
-    if model["family"] == "vision":
-        x = x[:, 0] if model["pool"] == "class_token" else x.mean(1)
+    if "classes" in model:
+        is_read = (tokens.begins == 0)[..., None]
+        x = x[:, 0] if model["pool"] == "class_token" else (x * is_read).sum(1) / is_read.sum(1)
     return F.linear(x, head)
 
 
@@ -568,9 +671,10 @@ def loss_and_gradients_of_layers(model, weights, tokens, targets):
         return F.layer_norm(x, (width,), w[f"{name}.weight"], w[f"{name}.bias"], model["norm"]["epsilon"])
 
     x = F.embedding(tokens.ids, w["embedding.token.weight"]) + w["embedding.position.weight"]
-    if model["family"] == "encoder":
+    if model["family"] != "encoder_decoder":
+        padding = tokens.begins > 0 if model["family"] == "classifier" else None
         for i in range(model["layers"]):
-            x = layer_of(torch.nn.TransformerEncoderLayer, f"blocks.{i}", x)
+            x = layer_of(torch.nn.TransformerEncoderLayer, f"blocks.{i}", x, src_key_padding_mask=padding)
     else:
         padding = tokens.source < 0
         memory = F.embedding(tokens.source.clamp(min=0), w["embedding.token.weight"]) * ~padding[..., None]
@@ -584,7 +688,10 @@ def loss_and_gradients_of_layers(model, weights, tokens, targets):
             x = layer_of(torch.nn.TransformerDecoderLayer, f"blocks.{i}", x, memory, tgt_mask=later,
                          memory_key_padding_mask=padding)
     x = norm("final_norm", x)
-    loss = F.cross_entropy(F.linear(x, w["embedding.token.weight"]).flatten(0, 1), targets.flatten(), ignore_index=-1)
+    if model["family"] == "classifier":
+        x = torch.stack([text[begins == 0].mean(0) for text, begins in zip(x, tokens.begins)])[:, None]
+    head = w.get("head.weight", w["embedding.token.weight"])
+    loss = F.cross_entropy(F.linear(x, head).flatten(0, 1), targets.flatten(), ignore_index=-1)
     loss.backward()
     return loss.item(), {name: value.grad for name, value in w.items()}
 
@@ -649,7 +756,8 @@ def make(name, seed, folder):
         targets = torch.randint(model["classes"], (batch,), generator=generator)
     else:
         tokens = torch.randint(model["vocabulary"], size, generator=generator)
-        targets = torch.randint(model["vocabulary"], size, generator=generator)
+        targets = torch.randint(model.get("classes") or model["vocabulary"], size[: 1 if "classes" in model else 2],
+                                generator=generator)
     if name in IGNORED_TARGETS:
         targets[torch.rand(size, generator=generator) < 1 / 3] = -1
     if model["family"] == "encoder":  # three in ten are targets; most of these are read as the mask token
@@ -668,6 +776,10 @@ def make(name, seed, folder):
         lengths = torch.randint(1, positions + 1, (batch,), generator=generator)
         lengths[0] = positions
         source = torch.where(torch.arange(positions) < lengths[:, None], source, -1)
+    if model["family"] == "classifier":  # what fills a text up is a document of its own
+        ends = torch.randint(2, model["context"] + 1, (batch, 1), generator=generator)
+        ends[0] = model["context"]
+        begins = torch.where(torch.arange(size[1]) < ends, 0, ends)
     tokens = Tokens(tokens, begins, source)
 
     loss, gradients = loss_and_gradients(model, weights, tokens, targets)
@@ -678,7 +790,7 @@ def make(name, seed, folder):
     if error > 1e-7:
         sys.exit(f"{name}: gradients and finite differences differ by {error:.1e}")
 
-    if name in ("encoder", "encoder_decoder"):
+    if name in ("encoder", "encoder_decoder", "classifier"):
         other, others = loss_and_gradients_of_layers(model, weights, tokens, targets)
         apart = max(abs(other / loss - 1), relative_to_tensor(others, gradients))
         if apart > 1e-11:
@@ -699,7 +811,7 @@ def make(name, seed, folder):
         file.attrs["loss"] = np.float64(loss)
         file.attrs["made_by"] = np.bytes_(f"PyTorch {torch.__version__}")
         file["tokens/inputs"] = tokens.ids.numpy().astype("<i4")
-        if model["attention"].get("documents") == "separate":
+        if begins.any():
             file["tokens/document_begins"] = begins.numpy().astype("<i4")
         if source is not None:
             file["tokens/source"] = source.numpy().astype("<i4")

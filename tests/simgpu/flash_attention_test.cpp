@@ -32,6 +32,7 @@ using kernels::full_band;
 struct Case : kernels::tests::AttentionCase {
   kernels::Score score{};
   kernels::Documents documents{};  // on the CPU
+  kernels::AttentionDropout dropout{};
 };
 
 const Case cases[] = {
@@ -80,6 +81,7 @@ struct Problem {
         lse(static_cast<std::size_t>(c.batch * c.heads * c.q_length), untouched) {
     shape.score = c.score;
     shape.documents = c.documents;
+    shape.dropout = c.dropout;
   }
 
   std::vector<T> rows(std::int64_t length, std::int64_t stride, unsigned seed) const {
@@ -134,7 +136,9 @@ Problem<T> solve_on_gpu(kernels::Cuda cuda, const Problem<T>& p, std::int64_t of
       documents.separate ? std::vector<std::int32_t>(&documents.ranges->begin,
                                                      &documents.ranges->begin + 2 * p.shape.batch * documents.length)
                          : std::vector<std::int32_t>(1));
+  const DeviceArray<kernels::StepScalars> scalars({kernels::tests::dropout_step});
   AttentionForward<T> forward = result.forward();
+  forward.shape.dropout.scalars = scalars.data();
   forward.shape.documents.ranges = reinterpret_cast<const kernels::DocumentRange*>(ranges.data());
   forward.q = q.data();
   forward.k = kv.data();
@@ -149,6 +153,7 @@ Problem<T> solve_on_gpu(kernels::Cuda cuda, const Problem<T>& p, std::int64_t of
   const DeviceArray<std::uint8_t> workspace(kernels::cuda::flash_backward_workspace_bytes<T>(p.shape));
   AttentionBackward<T> backward = result.backward();
   backward.shape.documents = forward.shape.documents;
+  backward.shape.dropout = forward.shape.dropout;
   backward.q = q.data();
   backward.k = kv.data();
   backward.v = kv.data() + p.v_offset;
@@ -187,12 +192,13 @@ struct Magnitudes {
     const AttentionShape& s = p.shape;
     const std::int64_t query = (b * s.q_length + i) * s.q_stride + h * s.head_width;
     const std::int64_t key = (b * s.kv_length + j) * s.k_stride + (h + s.group_offset) / s.group_size * s.head_width;
+    const double factor = kernels::tests::drop_factor(s, b, h, i, j);
     double score = 0, score_magnitude = 0, slope = 0;  // slope: |dp| + |delta|
     for (std::int64_t e = 0; e < s.head_width; ++e) {
       const double product = double{p.q[query + e]} * p.kv[key + e];
       score += product;
       score_magnitude += std::abs(product);
-      slope += std::abs(double{p.dout[query + e]} * p.kv[key + p.v_offset + e]) +
+      slope += factor * std::abs(double{p.dout[query + e]} * p.kv[key + p.v_offset + e]) +
                std::abs(double{p.dout[query + e]} * p.out[query + e]);
     }
     const auto defined = kernels::tests::defined_score(s.score, s.scale * score, h, i, j);
@@ -200,10 +206,10 @@ struct Magnitudes {
     slope *= 2 - defined.derivative;  // which is 1 - t^2: both terms count
     const double probability = std::exp(defined.value - p.lse[(b * s.heads + h) * s.q_length + i]);
     for (std::int64_t e = 0; e < s.head_width; ++e) {
-      out[query + e] += probability * std::abs(p.kv[key + p.v_offset + e]);
+      out[query + e] += factor * probability * std::abs(p.kv[key + p.v_offset + e]);
       dq[query + e] += s.scale * probability * slope * std::abs(p.kv[key + e]);
       dkv[key + e] += s.scale * probability * slope * std::abs(p.q[query + e]);
-      dkv[key + p.v_offset + e] += probability * std::abs(p.dout[query + e]);
+      dkv[key + p.v_offset + e] += factor * probability * std::abs(p.dout[query + e]);
     }
   }
 };
@@ -276,6 +282,15 @@ TEST_P(FlashAttention, AgreesWithTheCpuWithinDocuments) {
     const kernels::Documents documents{true, ranges.data(), length, first_query, first_key};
     agrees<float>(cuda(), {{name, 1, q_length, kv_length, 2, 1, 8, 2, 0, band}, {}, documents}, 0);
     agrees<bf16>(cuda(), {{name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band}, {.soft_cap = 2}, documents}, 0);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(FlashAttention, AgreesWithTheCpuUnderDropout) {
+  for (const auto& [name, q_length, kv_length, dropout, band] : kernels::tests::dropout_cases) {
+    SCOPED_TRACE(name);
+    agrees<float>(cuda(), {{name, 1, q_length, kv_length, 3, 2, 8, 2, 1, band}, {}, {}, dropout}, 0);
+    agrees<bf16>(cuda(), {{name, 2, q_length, kv_length, 1, 1, 16, 1, 0, band}, {.soft_cap = 2}, {}, dropout}, 0);
     if (HasFatalFailure()) return;
   }
 }

@@ -71,6 +71,7 @@ inline std::vector<SmallModel> small_models() {
   dropout.bias = false;
   dropout.tied = false;
   dropout.dropout = 0.1;
+  dropout.attention.dropout = 0.25;
   models.push_back({"dropout", dropout});
 
   ModelConfig one_kv_head = base(21, 37, 7);
@@ -179,6 +180,7 @@ inline std::vector<SmallModel> small_models() {
   near.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
   near.norm.kind = NormKind::rms_norm;
   near.dropout = 0.1;
+  near.attention.dropout = 0.2;
   models.push_back({"encoder_window", near});
 
   // Sources are of another length than the targets. One block of each kind: tests/reference has more of them.
@@ -229,10 +231,21 @@ inline std::vector<SmallModel> small_models() {
   class_token.pool = Pool::class_token;
   class_token.attention.heads = 6;
   class_token.attention.kv_heads = 2;
+  class_token.attention.position = Position::learned_2d;
   class_token.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
   class_token.norm.kind = NormKind::rms_norm;
   class_token.dropout = 0.1;
   models.push_back({"class_token", class_token});
+
+  ModelConfig convolution = base(20, 61, 7);  // channels 10 and 20
+  convolution.family = ModelFamily::vision;
+  convolution.image = {.height = 8, .width = 12, .channels = 2, .patch = 4, .stem = Stem::convolution};
+  convolution.classes = 5;
+  convolution.pool = Pool::class_token;
+  convolution.attention.heads = 5;
+  convolution.attention.position = Position::rotary_2d;
+  convolution.feed_forward.width = 40;
+  models.push_back({"convolution", convolution});
   return models;
 }
 

@@ -95,7 +95,10 @@ std::vector<std::string> reference_files() {
           "documents",
           "encoder_documents",
           "encoder_decoder",
-          "encoder_decoder_window"};
+          "encoder_decoder_window",
+          "classifier",
+          "learned_2d",
+          "convolution"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
