@@ -36,7 +36,7 @@ Config inspect_config(const CheckpointReader& reader, const Arguments& arguments
                            "train.recompute=none"})
     words.push_back(word);
   words.insert(words.end(), arguments.words.begin(), arguments.words.end());
-  words.push_back("model.dropout=0");
+  for (const char* word : {"model.dropout=0", "model.attention.dropout=0"}) words.emplace_back(word);
   words.push_back(fmt::format("train.evaluate_sequences={}", std::max<std::int64_t>(1, arguments.input.held_out)));
   return config_of(reader, words);
 }

@@ -605,11 +605,13 @@ void add_shared_groups(Cpu device, const AttentionBackward<T>& args) {
   }
 }
 
-/// True if attention multiplies in bf16 (tile_attention.h). Those kernels divide the work by key/value heads only, so
-/// that with many threads and few such heads the kernels here, which divide it by queries too, are preferred.
+/// True if attention multiplies in bf16 (tile_attention.h). Those kernels have no dropout, and divide the work by
+/// key/value heads only, so that with many threads and few such heads the kernels here, which divide it by queries too,
+/// are preferred.
 template <class T>
 bool multiplies_bf16(Cpu device, const AttentionShape& s) {
-  return std::is_same_v<T, bf16> && device.bf16_unit != Bf16Unit::widened && 2 * s.batch * s.kv_heads >= device.threads;
+  const bool has_unit = std::is_same_v<T, bf16> && device.bf16_unit != Bf16Unit::widened;
+  return has_unit && s.dropout.p == 0 && 2 * s.batch * s.kv_heads >= device.threads;
 }
 
 /// dk = dv = 0 for the key/value heads that no query reads.
