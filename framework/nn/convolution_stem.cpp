@@ -92,7 +92,7 @@ double ConvolutionShape::products() const {
 ConvolutionStem::ConvolutionStem(const ConvolutionShape& shape, const VocabularyTable& table, const kernels::Grid& grid,
                                  const LearnedPositions& positions, double dropout, const TensorShare& share,
                                  ParameterStore& store)
-    : shape_(shape), grid_(grid), places_(positions, table.width, table.deviation, dropout, share, store) {
+    : shape_(shape), grid_(grid), places_("embedding", positions, table.width, table.deviation, dropout, share, store) {
   std::int64_t inputs = shape.channels;
   for (std::size_t n = 0; n < shape.outputs.size(); ++n) {
     const std::string name = "embedding.convolution." + std::to_string(n);
