@@ -28,6 +28,8 @@ done
 
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
+# PyTorch's compiled kernels: a run that is ended can leave half of one, so that every run has a folder of its own.
+export TORCHINDUCTOR_CACHE_DIR=$results/compiled
 preload=''
 if grep -q AuthenticAMD /proc/cpuinfo; then
   preload=$results/mkl_intel.so
