@@ -270,7 +270,7 @@ model:
   norm: {kind: layer_norm, epsilon: 1.0e-5}
 train: {batch: 4}
 """,
-    # The same of Llama's parts, with norms of q and k; the encoder sees three tokens on either side, the decoder the last
+    # The same of Llama's parts, with norms of q and k and sinks; the encoder sees three tokens on either side, the decoder the last
     # four of its own.
     "encoder_decoder_window": """\
 model:
@@ -284,7 +284,7 @@ model:
   tied: false
   bias: false
   dropout: 0
-  attention: {heads: 6, kv_heads: 2, head_width: 6, position: rotary, rotary_base: 10000, window: 4, norm: true}
+  attention: {heads: 6, kv_heads: 2, head_width: 6, position: rotary, rotary_base: 10000, window: 4, norm: true, sinks: true}
   feed_forward: {kind: swiglu, width: 56}
   norm: {kind: rms_norm, epsilon: 1.0e-5}
 train: {batch: 3}

@@ -199,7 +199,6 @@ inline std::vector<SmallModel> small_models() {
   llama_pairs.attention.heads = 6;
   llama_pairs.attention.kv_heads = 2;
   llama_pairs.attention.position = Position::rotary;
-  llama_pairs.attention.sinks = true;
   llama_pairs.attention.soft_cap = 3;
   llama_pairs.attention.window = 4;
   llama_pairs.feed_forward = {.kind = FeedForwardKind::swiglu, .width = 40};
