@@ -54,8 +54,10 @@ TEST_F(Pairs, GiveTheLossesOfOneRankInEveryLayout) {
 }
 
 TEST_F(Pairs, ATrainedModelTranslates) {
-  const Finished run = shop_.train(
-      2, "run", words_ + "train.steps=80 train.evaluate_sequences=0 optimizer.rate=0.005 parallel.tensor=2");
+  const Finished run = shop_.train(2, "run",
+                                   words_ +
+                                       "train.steps=120 train.evaluate_sequences=0 checkpoint.every=0 "
+                                       "optimizer.rate=0.01 model.dropout=0 parallel.tensor=2");
   ASSERT_EQ(run.code, 0) << run.output;
   EXPECT_TRUE(contains(run, "pairs.h5: 60 pairs, 48 for training, 12 held out; 0 are longer")) << run.output;
   const std::string generate = "generate " + shop_.path("run") + " generate.prompt=";
