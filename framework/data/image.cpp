@@ -146,19 +146,31 @@ Image decode_image(const std::string& path, std::int64_t channels) {
   refuse(path, "it begins neither as a PNG, nor as a JPEG, nor as a PNM file");
 }
 
-void to_patches(const ModelConfig& config, std::span<const float> pixels, std::span<float> patches) {
+/// Calls body(place in pixels, place in patches) for each value of an image.
+template <class Body>
+static void for_each_value(const ModelConfig& config, const Body& body) {
   const ImageConfig& i = config.image;
-  const auto at = [&](std::int64_t c, std::int64_t y, std::int64_t x) {
-    return pixels[static_cast<std::size_t>((c * i.height + y) * i.width + x)];
-  };
-  auto to = patches.begin();
   const std::int64_t patch = i.is_convolved() ? 1 : i.patch;
-  if (config.pool == Pool::class_token && !i.is_convolved()) to = std::fill_n(to, i.features(), 0.0f);
+  std::int64_t place = config.pool == Pool::class_token && !i.is_convolved() ? i.features() : 0;
   for (std::int64_t row = 0; row < i.height; row += patch)
     for (std::int64_t column = 0; column < i.width; column += patch)
       for (std::int64_t c = 0; c < i.channels; ++c)
-        for (std::int64_t y = 0; y < patch; ++y)
-          for (std::int64_t x = 0; x < patch; ++x) *to++ = at(c, row + y, column + x) * (2.0f / 255) - 1;
+        for (std::int64_t y = row; y < row + patch; ++y)
+          for (std::int64_t x = column; x < column + patch; ++x)
+            body(static_cast<std::size_t>((c * i.height + y) * i.width + x), static_cast<std::size_t>(place++));
+}
+
+void to_patches(const ModelConfig& config, std::span<const float> pixels, std::span<float> patches) {
+  std::ranges::fill(patches, 0.0f);
+  for_each_value(config,
+                 [&](std::size_t pixel, std::size_t place) { patches[place] = pixels[pixel] * (2.0f / 255) - 1; });
+}
+
+std::vector<float> from_patches(const ModelConfig& config, std::span<const float> patches) {
+  std::vector<float> pixels(static_cast<std::size_t>(config.image.channels * config.image.height * config.image.width));
+  for_each_value(config,
+                 [&](std::size_t pixel, std::size_t place) { pixels[pixel] = (patches[place] + 1) * (255.0f / 2); });
+  return pixels;
 }
 
 void augment(const AugmentConfig& config, const ImageConfig& image, std::uint64_t key, std::int64_t sample,

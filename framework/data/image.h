@@ -28,6 +28,8 @@ Image decode_image(const std::string& path, std::int64_t channels);
 /// patch, patch]: 0 becomes -1 and 255 becomes 1. The class token's patch, if there is one, is zeros. For a stem of
 /// convolutions to [pixels, channels].
 void to_patches(const ModelConfig&, std::span<const float> pixels, std::span<float> patches);
+/// The way back.
+std::vector<float> from_patches(const ModelConfig&, std::span<const float> patches);
 
 /// Moves, turns, scales and mirrors an image by what `sample` draws with `key`, with bilinear interpolation; beyond its
 /// border the border goes on. `pixels` and `result` are [channels, height, width].

@@ -9,14 +9,13 @@
 
 #include "framework/checkpoint/durable.h"
 #include "framework/checkpoint/global_file.h"
+#include "framework/data/image.h"
 #include "framework/train/inspect_page.h"
 
 namespace choir {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 /// RFC 4648.
 std::string base64(const std::vector<std::uint8_t>& bytes) {
@@ -57,18 +56,10 @@ std::string readable(const std::string& bytes) {
   return text;
 }
 
-/// The pixels [channels, height, width] of to_patches() of data/image.h.
+/// The pixels [channels, height, width] of a sample.
 std::vector<std::uint8_t> pixels_of(const ModelConfig& model, const std::vector<float>& patches) {
-  const ImageConfig& i = model.image;
-  std::vector<std::uint8_t> pixels(index(i.channels * i.height * i.width));
-  const float* from = patches.data() + (model.pool == Pool::class_token ? i.features() : 0);
-  for (std::int64_t row = 0; row < i.rows(); ++row)
-    for (std::int64_t column = 0; column < i.columns(); ++column)
-      for (std::int64_t c = 0; c < i.channels; ++c)
-        for (std::int64_t y = 0; y < i.patch; ++y)
-          for (std::int64_t x = 0; x < i.patch; ++x)
-            pixels[index((c * i.height + row * i.patch + y) * i.width + column * i.patch + x)] =
-                byte_of((static_cast<double>(*from++) + 1) / 2);
+  std::vector<std::uint8_t> pixels;
+  for (const float pixel : from_patches(model, patches)) pixels.push_back(byte_of(static_cast<double>(pixel) / 255));
   return pixels;
 }
 

@@ -135,6 +135,13 @@ TEST(Patches, AreInRowsWithTheirPlanesOneAfterAnother) {
     EXPECT_EQ(patches[2 * i], value(static_cast<float>(i))) << i;
     EXPECT_EQ(patches[2 * i + 1], value(static_cast<float>(i + 24))) << i;
   }
+  for (const Stem stem : {Stem::patch, Stem::convolution}) {
+    model.image.stem = stem;
+    std::vector<float> there(stem == Stem::patch ? 56 : 48);
+    to_patches(model, pixels, there);
+    const std::vector<float> back = from_patches(model, there);
+    for (std::size_t i = 0; i < pixels.size(); ++i) EXPECT_NEAR(back[i], pixels[i], 1e-4) << i;
+  }
 }
 
 class Augmentation : public ::testing::Test {
