@@ -188,7 +188,7 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
                            "encoder_documents", "encoder_window", "classifier", "vision", "class_token"}) {
     SCOPED_TRACE(name);
     ModelConfig model = small_model(name);
-    model.dropout = 0;
+    model.dropout = model.attention.dropout = 0;
     const std::int64_t length = model.context, heads = model.attention.heads;
     const std::vector<InspectedSample> samples = random_samples(model, batch);
     SmallRun run(model, plain_sgd(1), one_rank);
@@ -257,7 +257,7 @@ TEST(Inspect, ImportanceIsTheSlopeOfTheLossAlongAGate) {
   for (const char* name : {"gpt", "window_8_of_2", "sinks", "encoder", "class_token"}) {
     SCOPED_TRACE(name);
     ModelConfig model = small_model(name);
-    model.dropout = 0;
+    model.dropout = model.attention.dropout = 0;
     SmallRun run(model, plain_sgd(1), one_rank);
     const Inspection inspection = inspect(run.trainer, random_samples(model, 1));
     const Tensors gradients = run.gradients(), masters = run.masters();
@@ -294,7 +294,7 @@ TEST(Inspect, IsThatOfOneRankInEveryLayout) {
   if (device_is_simulated()) GTEST_SKIP() << "the arithmetic is that of the host";
   for (const char* name : {"window_8_of_2", "sinks", "encoder_documents", "class_token"}) {
     ModelConfig model = small_model(name);
-    model.dropout = 0;
+    model.dropout = model.attention.dropout = 0;
     const std::vector<InspectedSample> samples = random_samples(model, 5);  // of a batch of 12
     const std::unique_ptr<SmallRun> one = run_alone(model, plain_sgd(1));
     const Inspection alone = inspect(one->trainer, samples);
