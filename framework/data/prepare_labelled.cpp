@@ -7,8 +7,8 @@
 
 #include "framework/core/quantity.h"
 #include "framework/data/classes.h"
-#include "framework/data/file.h"
 #include "framework/data/file_seal.h"
+#include "framework/data/lines.h"
 #include "framework/data/sampler.h"
 #include "framework/data/token_file_writer.h"
 
@@ -19,24 +19,10 @@ struct Line {
   std::string_view label, text;
 };
 
-std::string contents_of(const std::string& path) {
-  const File file = File::open(path);
-  std::string text(file.size(), '\0');
-  text.resize(file.read(0, text));
-  return text;
-}
-
 /// The lines of a file. What is wrong with them goes to `problems`.
 std::vector<Line> lines_of_file(const std::string& path, std::string_view contents, ProblemList& problems) {
   std::vector<Line> lines;
-  std::int64_t number = 0;
-  while (!contents.empty()) {
-    const std::size_t end = std::min(contents.find('\n'), contents.size());
-    std::string_view line = contents.substr(0, end);
-    contents.remove_prefix(std::min(end + 1, contents.size()));
-    ++number;
-    if (line.ends_with('\r')) line.remove_suffix(1);
-    if (line.empty()) continue;
+  for_each_line(contents, [&](std::string_view line, std::int64_t number) {
     const std::size_t tab = line.find('\t');
     const auto refuse = [&](const char* what) {
       problems.add({.what = fmt::format("{}:{}: {}", path, number, what),
@@ -51,7 +37,7 @@ std::vector<Line> lines_of_file(const std::string& path, std::string_view conten
       refuse("this line has no text behind its tab");
     else
       lines.push_back({line.substr(0, tab), line.substr(tab + 1)});
-  }
+  });
   return lines;
 }
 

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "framework/data/file.h"
 #include "framework/data/file_seal.h"
+#include "framework/data/lines.h"
 #include "framework/data/sampler.h"
 #include "framework/data/token_file_writer.h"
 
@@ -16,13 +16,6 @@ namespace {
 struct Pair {
   std::string source, target;
 };
-
-std::string contents_of(const std::string& path) {
-  const File file = File::open(path);
-  std::string text(file.size(), '\0');
-  text.resize(file.read(0, text));
-  return text;
-}
 
 bool is_empty(std::string_view text) { return text.find_first_not_of(" \t") == std::string_view::npos; }
 
@@ -64,17 +57,8 @@ Pair pair_of_json(std::string_view line, const Refuse& refuse) {
 /// The pairs of a file. What is wrong with its lines goes to `problems`.
 std::vector<Pair> pairs_of_file(const std::string& path, ProblemList& problems) {
   const bool is_json = path.ends_with(".jsonl") || path.ends_with(".json");
-  const std::string contents = contents_of(path);
-  std::string_view rest = contents;
   std::vector<Pair> pairs;
-  std::int64_t number = 0;
-  while (!rest.empty()) {
-    const std::size_t end = std::min(rest.find('\n'), rest.size());
-    std::string_view line = rest.substr(0, end);
-    rest.remove_prefix(std::min(end + 1, rest.size()));
-    ++number;
-    if (line.ends_with('\r')) line.remove_suffix(1);
-    if (line.empty()) continue;
+  for_each_line(contents_of(path), [&](std::string_view line, std::int64_t number) {
     const auto refuse = [&](const std::string& what) {
       problems.add({.what = fmt::format("{}:{}: {}", path, number, what),
                     .why = is_json ? "a line is {\"source\": text, \"target\": text}"
@@ -82,7 +66,7 @@ std::vector<Pair> pairs_of_file(const std::string& path, ProblemList& problems) 
                     .fix = "correct or remove the line"});
     };
     pairs.push_back(is_json ? pair_of_json(line, refuse) : pair_of_columns(line, refuse));
-  }
+  });
   return pairs;
 }
 

@@ -1,9 +1,12 @@
 #include "framework/nn/attention.h"
 
+#include <algorithm>
+
 #include "framework/ops/attention.h"
 #include "framework/ops/elementwise.h"
 
 namespace choir {
+
 static Slice times(const Slice& heads, std::int64_t head_width) {
   return {heads.begin * head_width, heads.end * head_width};
 }
@@ -40,6 +43,24 @@ std::optional<Norm> add_head_norm(const std::string& name, const char* which, co
 }
 
 Tensor by_head(const Tensor& weight) { return weight ? weight.reshape({weight.count()}) : Tensor{}; }
+
+AttentionSpec attention_spec(const std::string& name, const AttentionShapeConfig& config,
+                             const HeadPartition& partition, std::int64_t rank, const Weight* sinks,
+                             const Context& context) {
+  return {.heads = partition,
+          .tensor_rank = rank,
+          .head_width = config.head_width,
+          .band = config.band,
+          .score = config.score,
+          .dropout = {.p = context.training ? config.probability_dropout : 0,
+                      .key = random_key(context.runtime.seed, name + ".probabilities"),
+                      .scalars = context.runtime.step_scalars(),
+                      .heads = config.heads,
+                      .length = std::max(context.rows.length, context.source.rows.length),
+                      .first_sample = context.rows.first_sample},
+          .sinks = sinks ? by_head(sinks->value) : Tensor{},
+          .sink_gradient = sinks ? by_head(sinks->gradient) : Tensor{}};
+}
 
 Attention::Attention(const std::string& name, const AttentionShapeConfig& config, const TensorShare& share,
                      ParameterStore& store)
@@ -87,19 +108,7 @@ void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const 
 }
 
 AttentionSpec Attention::spec(const Context& context) const {
-  return {.heads = partition_,
-          .tensor_rank = rank_,
-          .head_width = config_.head_width,
-          .band = config_.band,
-          .score = config_.score,
-          .dropout = {.p = context.training ? config_.probability_dropout : 0,
-                      .key = random_key(context.runtime.seed, name_ + ".probabilities"),
-                      .scalars = context.runtime.step_scalars(),
-                      .heads = config_.heads,
-                      .length = context.rows.length,
-                      .first_sample = context.rows.first_sample},
-          .sinks = sinks_ ? by_head(sinks_->value) : Tensor{},
-          .sink_gradient = sinks_ ? by_head(sinks_->gradient) : Tensor{}};
+  return attention_spec(name_, config_, partition_, rank_, sinks_, context);
 }
 
 /// qkv [n, ...] of the next n tokens of one sequence: adds their keys and values to the cache.

@@ -48,6 +48,9 @@ std::optional<Norm> add_head_norm(const std::string& name, const char* which, co
                                   const TensorShare&, ParameterStore&);
 /// A weight [H, 1] as [H]; empty while there is none.
 Tensor by_head(const Tensor& weight);
+/// What the layer `name` computes with its heads on rank `rank` of the tensor axis, of the rows of the context.
+AttentionSpec attention_spec(const std::string& name, const AttentionShapeConfig&, const HeadPartition&,
+                             std::int64_t rank, const Weight* sinks, const Context&);
 
 class Attention {
  public:

@@ -1,7 +1,5 @@
 #include "framework/nn/cross_attention.h"
 
-#include <algorithm>
-
 #include "framework/ops/attention.h"
 #include "framework/ops/elementwise.h"
 
@@ -36,19 +34,7 @@ CrossAttention::CrossAttention(const std::string& name, const AttentionShapeConf
 }
 
 AttentionSpec CrossAttention::spec(const Context& context) const {
-  return {.heads = partition_,
-          .tensor_rank = rank_,
-          .head_width = config_.head_width,
-          .band = config_.band,
-          .score = config_.score,
-          .dropout = {.p = context.training ? config_.probability_dropout : 0,
-                      .key = random_key(context.runtime.seed, name_ + ".probabilities"),
-                      .scalars = context.runtime.step_scalars(),
-                      .heads = config_.heads,
-                      .length = std::max(context.rows.length, context.source.rows.length),
-                      .first_sample = context.rows.first_sample},
-          .sinks = sinks_ ? by_head(sinks_->value) : Tensor{},
-          .sink_gradient = sinks_ ? by_head(sinks_->gradient) : Tensor{}};
+  return attention_spec(name_, config_, partition_, rank_, sinks_, context);
 }
 
 ops::Dropout CrossAttention::dropout(const Context& context) const {

@@ -38,7 +38,7 @@ std::ptrdiff_t starts(const Workshop& shop) {
 
 TEST(Supervise, ARunWhoseRanksDieOrStopGoesOnWithTheLossesOfAnUndisturbedOne) {
   const Workshop shop;
-  const std::string arguments = "train.steps=120 checkpoint.every=5 train.heartbeat=2 ";
+  const std::string arguments = "train.steps=400 checkpoint.every=5 train.heartbeat=2 ";
   const Finished whole = shop.train(2, "whole", "parallel.tensor=2 " + arguments);
   ASSERT_EQ(whole.code, 0) << whole.output;
 

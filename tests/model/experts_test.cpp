@@ -26,7 +26,8 @@ struct ExpertsInAModel : ::testing::Test {
     ops::fill(run.runtime, sum, 0);
     Stage::Saved saved;
     run.stage.forward(0, {},
-                      {ops::to_device(run.runtime, ids, DType::i32), ops::to_device(run.runtime, targets, DType::i32)},
+                      {.ids = ops::to_device(run.runtime, ids, DType::i32),
+                       .targets = ops::to_device(run.runtime, targets, DType::i32)},
                       {.sum = sum}, saved, here, run.shards);
     double loss = 0;
     ops::download(run.runtime, sum, &loss);
