@@ -4,7 +4,6 @@
 #include <cmath>
 #include <limits>
 
-#include "framework/ops/elementwise.h"
 #include "framework/train/layer_heads.h"
 
 namespace choir {
@@ -61,10 +60,7 @@ HeadSamples sample_heads(Trainer& trainer, const AttentionRecord& record, const 
       values[2 * all_heads + at] = sums.sink / static_cast<double>(sums.later);
     }
   }
-  Runtime& runtime = trainer.runtime();
-  const Tensor sum = ops::to_device(runtime, values, DType::f64);  // each head is of one rank; the others have zeros
-  trainer.mesh().world->all_reduce(sum, Reduce::sum, runtime.device.compute(), "heads");
-  ops::download(runtime, sum, values.data());
+  put_together(trainer.runtime(), *trainer.mesh().world, values);
   const auto part = [&](std::size_t which) {
     const auto begin = values.begin() + static_cast<std::ptrdiff_t>(which * all_heads);
     return std::vector<double>(begin, begin + static_cast<std::ptrdiff_t>(all_heads));

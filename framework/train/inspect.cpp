@@ -4,7 +4,6 @@
 #include <cmath>
 #include <limits>
 
-#include "framework/ops/elementwise.h"
 #include "framework/train/layer_heads.h"
 #include "kernels/cpu/parallel.h"
 
@@ -16,15 +15,6 @@ constexpr std::int64_t most_compared_queries = 64;  // of a sample
 constexpr double undefined = std::numeric_limits<double>::quiet_NaN();
 
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-/// Ranks have zeros where others have the numbers. Collective.
-void put_together(Trainer& trainer, std::vector<float>& values) {
-  Runtime& runtime = trainer.runtime();
-  if (values.empty()) return;
-  const Tensor sum = ops::to_device(runtime, values, DType::f32);
-  trainer.mesh().world->all_reduce(sum, Reduce::sum, runtime.device.compute(), "inspect");
-  ops::download(runtime, sum, values.data());
-}
 
 /// The sums of out * dout of the heads of all layers, of one sample: the slopes of the loss along their gates.
 std::vector<float> gate_gradients(Trainer& trainer, const AttentionRecord& record, std::int64_t sample) {
@@ -46,7 +36,7 @@ std::vector<float> gate_gradients(Trainer& trainer, const AttentionRecord& recor
     }
   }
   std::vector<float> slopes(sums.begin(), sums.end());
-  put_together(trainer, slopes);
+  put_together(trainer.runtime(), *trainer.mesh().world, slopes);
   return slopes;
 }
 
@@ -238,8 +228,8 @@ Inspection inspect(Trainer& trainer, const std::vector<InspectedSample>& samples
         for (std::int64_t i = part.begin; i < part.end; ++i) read(first + i * context_ranks);
       });
     }
-    put_together(trainer, values);
-    put_together(trainer, to.maps);
+    put_together(trainer.runtime(), *trainer.mesh().world, values);
+    put_together(trainer.runtime(), *trainer.mesh().world, to.maps);
     for (std::size_t m = 0; m < head_measures; ++m) {
       const auto begin = values.begin() + static_cast<std::ptrdiff_t>(m) * all_heads;
       to.values[m].assign(begin, begin + all_heads);
@@ -250,7 +240,7 @@ Inspection inspect(Trainer& trainer, const std::vector<InspectedSample>& samples
                      [](float slope) { return std::abs(slope); });
   }
 
-  put_together(trainer, compared_rows);
+  put_together(trainer.runtime(), *trainer.mesh().world, compared_rows);
   result.similarity.resize(index(all_heads * all_heads));
   kernels::cpu::for_each_part(threads_for(trainer, all_heads), all_heads, 1, [&](const kernels::cpu::Part& part) {
     for (std::int64_t a = part.begin; a < part.end; ++a)

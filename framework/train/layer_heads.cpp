@@ -23,15 +23,17 @@ void transpose(const float* from, std::int64_t from_stride, std::int64_t rows, s
         to[e * to_stride + i] = from[i * from_stride + e];
 }
 
-/// Ranks of the context axis have zeros where others have the numbers.
-void put_together(Trainer& trainer, std::vector<float>& values) {
-  Runtime& runtime = trainer.runtime();
-  const Tensor sum = ops::to_device(runtime, values, DType::f32);
-  trainer.mesh().context->all_reduce(sum, Reduce::sum, runtime.device.compute(), "heads");
+}  // namespace
+
+template <class T>
+void put_together(Runtime& runtime, Communicator& axis, std::vector<T>& values) {
+  if (values.empty()) return;
+  const Tensor sum = ops::to_device(runtime, values, dtype_of<T>);
+  axis.all_reduce(sum, Reduce::sum, runtime.device.compute(), "heads");
   ops::download(runtime, sum, values.data());
 }
-
-}  // namespace
+template void put_together(Runtime&, Communicator&, std::vector<float>&);
+template void put_together(Runtime&, Communicator&, std::vector<double>&);
 
 const AttentionRecord::Entry* recorded(const AttentionRecord& record, std::int64_t layer, std::int64_t sample) {
   const std::string name = "blocks." + std::to_string(layer) + ".attention";
@@ -100,7 +102,7 @@ LayerHeads::LayerHeads(Trainer& trainer, const AttentionRecord::Entry& entry, st
       std::copy_n(lse.begin() + head * positions, positions,
                   lse_.begin() + (of.begin - heads_.begin + head) * length_ + rows.runs[run].begin);
   }
-  for (auto* part : {&q_, &k_transposed_, &lse_}) put_together(trainer, *part);
+  for (auto* part : {&q_, &k_transposed_, &lse_}) put_together(runtime, *trainer.mesh().context, *part);
   if (entry.sinks) sinks_ = on_host(runtime, entry.sinks);
 }
 

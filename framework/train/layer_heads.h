@@ -15,6 +15,10 @@ namespace choir {
 /// of its context axis.
 const AttentionRecord::Entry* recorded(const AttentionRecord&, std::int64_t layer, std::int64_t sample);
 
+/// values = their sums over the ranks of `axis`. Each number is of one rank, and the others have zeros. Collective.
+template <class T>
+void put_together(Runtime&, Communicator& axis, std::vector<T>& values);
+
 /// The elements in f32, in host memory; x has any row stride.
 std::vector<float> on_host(Runtime&, const Tensor& x);
 
