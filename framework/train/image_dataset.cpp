@@ -14,10 +14,10 @@
 namespace choir {
 namespace {
 
-class ImageDataset final : public Dataset {
+class ImageDataset final : public ItemDataset {
  public:
   explicit ImageDataset(const Config& config)
-      : config_(config), key_(random_key(config.train.seed, "augment")), file_(config.data.path) {}
+      : ItemDataset(config, "image"), key_(random_key(config.train.seed, "augment")), file_(config.data.path) {}
 
   std::vector<Problem> check_model() const override { return check_fits(file_, config_.model); }
   bool is_that_of(const CheckpointReader& reader) const override {
@@ -26,29 +26,15 @@ class ImageDataset final : public Dataset {
   }
   std::vector<Problem> check_weights(const CheckpointReader&) const override { return {}; }
 
-  void split(const CheckpointReader* from) override {
-    items_ = split_items(config_, "image", file_.num_images(),
-                         from && is_that_of(*from) ? position_of(*from).first_held_out : std::nullopt);
-  }
-
   ReadSample training(std::int64_t first) const override {
     return [this, first](std::int64_t index, const Sample& sample) {
-      const std::vector<float> pixels = read(items_.of_sample(first + index), sample);
+      const std::vector<float> pixels = read_image(items_.of_sample(first + index), sample);
       std::vector<float> changed(pixels.size());
       augment(config_.data.augment, config_.model.image, key_, first + index, pixels, changed);
       to_patches(config_.model, changed, sample.patches);
       return std::int64_t{0};
     };
   }
-
-  HeldOut held_out() const override {
-    return items_.held_out(config_.train.evaluate_sequences, [this](std::int64_t image, const Sample& sample) {
-      to_patches(config_.model, read(image, sample), sample.patches);
-      return std::int64_t{0};
-    });
-  }
-
-  std::int64_t first_held_out() const override { return items_.first_held_out; }
 
   void add_to(State& state) const override {
     state["pixels_digest"] = file_.digest();
@@ -62,17 +48,21 @@ class ImageDataset final : public Dataset {
 
  private:
   /// Writes the class of an image, and returns its pixels.
-  std::vector<float> read(std::int64_t image, const Sample& sample) const {
+  std::vector<float> read_image(std::int64_t image, const Sample& sample) const {
     std::vector<std::uint8_t> pixels(static_cast<std::size_t>(file_.image_bytes()));
     file_.read(image, pixels);
     sample.targets[0] = file_.label(image);
     return {pixels.begin(), pixels.end()};
   }
 
-  Config config_;
+  std::int64_t num_items() const override { return file_.num_images(); }
+  std::int64_t read(std::int64_t image, const Sample& sample) const override {
+    to_patches(config_.model, read_image(image, sample), sample.patches);
+    return 0;
+  }
+
   std::uint64_t key_;
   ImageFile file_;
-  Items items_;
 };
 
 }  // namespace

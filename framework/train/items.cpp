@@ -8,6 +8,7 @@
 
 #include "framework/core/quantity.h"
 #include "framework/data/sampler.h"
+#include "framework/train/snapshot.h"
 
 namespace choir {
 
@@ -37,6 +38,21 @@ Items split_items(const Config& config, const std::string& one, std::int64_t cou
                                                  config.data.held_out, count - first, quantity(count, one)),
                               .fix = fmt::format("prepare more {}s, or set a smaller data.held_out", one)});
   return {.count = count, .first_held_out = first, .seed = config.train.seed};
+}
+
+void ItemDataset::split(const CheckpointReader* from) {
+  items_ = split_items(config_, one_, num_items(),
+                       from && is_that_of(*from) ? position_of(*from).first_held_out : std::nullopt);
+}
+
+ReadSample ItemDataset::training(std::int64_t first) const {
+  return
+      [this, first](std::int64_t index, const Sample& sample) { return read(items_.of_sample(first + index), sample); };
+}
+
+HeldOut ItemDataset::held_out() const {
+  return items_.held_out(config_.train.evaluate_sequences,
+                         [this](std::int64_t item, const Sample& sample) { return read(item, sample); });
 }
 
 }  // namespace choir

@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "framework/config/config.h"
 #include "framework/train/dataset.h"
@@ -28,5 +29,28 @@ struct Items {
 /// continued. Throws ConfigError if none is left for training; `one` is what the message calls one: "image".
 Items split_items(const Config&, const std::string& one, std::int64_t count,
                   std::optional<std::int64_t> first_held_out);
+
+/// Data that is a list of items, each of which is one sample.
+class ItemDataset : public Dataset {
+ public:
+  void split(const CheckpointReader* from) final;
+  ReadSample training(std::int64_t first) const override;
+  HeldOut held_out() const final;
+  std::int64_t first_held_out() const final { return items_.first_held_out; }
+
+ protected:
+  /// `one` is what messages call an item: "image".
+  ItemDataset(const Config& config, std::string one) : config_(config), one_(std::move(one)) {}
+
+  virtual std::int64_t num_items() const = 0;
+  /// Writes an item as ReadSample does.
+  virtual std::int64_t read(std::int64_t item, const Sample&) const = 0;
+
+  Config config_;
+  Items items_;  // after split()
+
+ private:
+  std::string one_;
+};
 
 }  // namespace choir

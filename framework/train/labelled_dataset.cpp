@@ -16,9 +16,9 @@
 namespace choir {
 namespace {
 
-class LabelledDataset final : public Dataset {
+class LabelledDataset final : public ItemDataset {
  public:
-  explicit LabelledDataset(const Config& config) : config_(config), file_(config.data.path) {
+  explicit LabelledDataset(const Config& config) : ItemDataset(config, "text"), file_(config.data.path) {
     Digest digest;
     digest.add(file_.labels());
     labels_digest_ = digest.text();
@@ -46,24 +46,6 @@ class LabelledDataset final : public Dataset {
     return check_tokenizer(file_, tokenizer_of(reader).digest(), reader.path());
   }
 
-  void split(const CheckpointReader* from) override {
-    items_ = split_items(config_, "text", file_.num_documents(),
-                         from && is_that_of(*from) ? position_of(*from).first_held_out : std::nullopt);
-  }
-
-  ReadSample training(std::int64_t first) const override {
-    return [this, first](std::int64_t index, const Sample& sample) {
-      return read(items_.of_sample(first + index), sample);
-    };
-  }
-
-  HeldOut held_out() const override {
-    return items_.held_out(config_.train.evaluate_sequences,
-                           [this](std::int64_t document, const Sample& sample) { return read(document, sample); });
-  }
-
-  std::int64_t first_held_out() const override { return items_.first_held_out; }
-
   void add_to(State& state) const override {
     add_tokens(file_, state);
     state["labels_digest"] = labels_digest_;
@@ -87,7 +69,8 @@ class LabelledDataset final : public Dataset {
     const auto at = static_cast<std::size_t>(document);
     return offsets[at + 1] - offsets[at] - 1;
   }
-  std::int64_t read(std::int64_t document, const Sample& sample) const {
+  std::int64_t num_items() const override { return file_.num_documents(); }
+  std::int64_t read(std::int64_t document, const Sample& sample) const override {
     std::ranges::fill(sample.inputs, file_.tokenizer().end_of_document());
     const auto first = static_cast<std::size_t>(config_.model.context - room());
     const auto count = static_cast<std::size_t>(std::min(length(document), room()));
@@ -97,10 +80,8 @@ class LabelledDataset final : public Dataset {
     return 0;
   }
 
-  Config config_;
   TokenFile file_;
   std::string labels_digest_;
-  Items items_;
 };
 
 }  // namespace

@@ -13,9 +13,9 @@
 namespace choir {
 namespace {
 
-class PairDataset final : public Dataset {
+class PairDataset final : public ItemDataset {
  public:
-  explicit PairDataset(const Config& config) : config_(config), file_(config.data.path) {}
+  explicit PairDataset(const Config& config) : ItemDataset(config, "pair"), file_(config.data.path) {}
 
   std::vector<Problem> check_model() const override {
     std::vector<Problem> problems = check_fits(file_, config_.model, config_.data.tokenizer);
@@ -33,24 +33,6 @@ class PairDataset final : public Dataset {
   std::vector<Problem> check_weights(const CheckpointReader& reader) const override {
     return check_tokenizer(file_, tokenizer_of(reader).digest(), reader.path());
   }
-
-  void split(const CheckpointReader* from) override {
-    items_ = split_items(config_, "pair", file_.num_pairs(),
-                         from && is_that_of(*from) ? position_of(*from).first_held_out : std::nullopt);
-  }
-
-  ReadSample training(std::int64_t first) const override {
-    return [this, first](std::int64_t index, const Sample& sample) {
-      return read(items_.of_sample(first + index), sample);
-    };
-  }
-
-  HeldOut held_out() const override {
-    return items_.held_out(config_.train.evaluate_sequences,
-                           [this](std::int64_t pair, const Sample& sample) { return read(pair, sample); });
-  }
-
-  std::int64_t first_held_out() const override { return items_.first_held_out; }
 
   void add_to(State& state) const override { add_tokens(file_, state); }
 
@@ -72,15 +54,16 @@ class PairDataset final : public Dataset {
     return offsets[at + 1] - offsets[at];
   }
   /// The first tokens of a document; behind its end `padding`. Returns how many there are.
-  std::size_t read(std::int64_t document, std::span<std::int32_t> tokens, std::int32_t padding) const {
+  std::size_t read_tokens(std::int64_t document, std::span<std::int32_t> tokens, std::int32_t padding) const {
     const std::size_t count = std::min(static_cast<std::size_t>(length(document)), tokens.size());
     file_.read(file_.document_offsets()[static_cast<std::size_t>(document)], tokens.first(count));
     std::ranges::fill(tokens.subspan(count), padding);
     return count;
   }
-  std::int64_t read(std::int64_t pair, const Sample& sample) const {
-    read(2 * pair, sample.source, -1);
-    const std::size_t count = read(2 * pair + 1, sample.targets, -1);
+  std::int64_t num_items() const override { return file_.num_pairs(); }
+  std::int64_t read(std::int64_t pair, const Sample& sample) const override {
+    read_tokens(2 * pair, sample.source, -1);
+    const std::size_t count = read_tokens(2 * pair + 1, sample.targets, -1);
     sample.inputs[0] = file_.tokenizer().end_of_document();
     std::copy_n(sample.targets.begin(), sample.inputs.size() - 1, sample.inputs.begin() + 1);
     std::int64_t bytes = 0;
@@ -88,9 +71,7 @@ class PairDataset final : public Dataset {
     return bytes;
   }
 
-  Config config_;
   TokenFile file_;
-  Items items_;
 };
 
 }  // namespace
