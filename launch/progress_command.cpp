@@ -14,6 +14,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "framework/checkpoint/publish.h"
 #include "framework/train/run_folder.h"
 #include "launch/command_line.h"
 
@@ -36,7 +37,7 @@ struct Progress {
 
 Progress progress_of(const RunFolder& folder, std::int64_t after) {
   Progress progress;
-  if (const std::optional<RunRecord> record = read_record(folder)) progress.published = record->published;
+  progress.published = last_published(read_record(folder), list_steps(folder.checkpoints()));
   std::ifstream file(folder.metrics());
   for (std::string text; std::getline(file, text);) {
     const auto line = nlohmann::json::parse(text, nullptr, false);

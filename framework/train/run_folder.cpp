@@ -123,6 +123,10 @@ void publish_record(const RunFolder& folder, const RunRecord& record) {
   publish_text(folder.record(), json.dump() + "\n");
 }
 
+std::int64_t last_published(const std::optional<RunRecord>& record, const std::vector<std::int64_t>& steps) {
+  return std::max(record ? record->published : 0, steps.empty() ? 0 : steps.front());
+}
+
 void publish_text(const std::string& path, const std::string& text) {
   const std::string temporary = path + ".tmp";
   std::error_code ignored;

@@ -42,6 +42,9 @@ std::string new_run_id();
 std::optional<RunRecord> read_record(const RunFolder&);
 /// Published like a checkpoint: written under another name, synced, renamed. Throws Error.
 void publish_record(const RunFolder&, const RunRecord&);
+/// The step of the checkpoint published last, 0 if none: what the record says, or the newest of `steps`, those that the
+/// folder holds, newest first. A process that is killed after it has published a checkpoint leaves a record without it.
+std::int64_t last_published(const std::optional<RunRecord>&, const std::vector<std::int64_t>& steps);
 
 /// Writes `text` to a file beside `path`, syncs it and renames it to `path`. Throws Error; `path` is then unchanged.
 void publish_text(const std::string& path, const std::string& text);

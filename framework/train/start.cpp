@@ -19,7 +19,7 @@ struct Look {
   std::optional<RunRecord> record;
   std::vector<std::int64_t> steps;  // newest first
 
-  std::int64_t published() const { return std::max(record ? record->published : 0, steps.empty() ? 0 : steps.front()); }
+  std::int64_t published() const { return last_published(record, steps); }
 };
 
 Look look_into(const RunFolder& folder) { return {read_record(folder), list_steps(folder.checkpoints())}; }
