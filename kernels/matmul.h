@@ -4,10 +4,11 @@
 //   input gradient   dx [N, in]   = dy [N, out] w               a = dy, b = w
 //   weight gradient  dw [out, in] += dy^T x                     a = dy, transpose_a, b = x, accumulate
 //
-// CPU: oneDNN, its primitives cached by shape in MatmulPlans; products of bf16 on tiles instead, if Cpu::tiles
-// (kernels/cpu/tile_matmul.h); f64 (tests only) and vectors with gaps are a plain loop.
-// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32. Only cuBLASLt computes
-// epilogues: matmul_fuses() says which, and the CPU runs the kernels of activation.h and reduce.h instead.
+// CPU: oneDNN, its primitives cached by shape in MatmulPlans; or by Cpu::unit products in vectors, for all but few rows
+// (kernels/cpu/vector_matmul.h), or those of bf16 on tiles (kernels/cpu/tile_matmul.h); f64 (tests only) and vectors
+// with gaps are a plain loop.
+// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32. cuBLASLt and products in vectors
+// compute epilogues: matmul_fuses() says which, and the others run the kernels of activation.h and reduce.h instead.
 #pragma once
 
 #include <cstdint>
@@ -98,9 +99,10 @@ bool has_tiles();
 /// True if this processor multiplies pairs of bf16 in vectors (AVX-512 bf16).
 bool has_pairs();
 
-/// True if it does so at twice the rate of f32: AMD's do, Intel's at half of that rate or at the same. The maker
-/// decides and not a measurement, so that a run computes the same bits whenever it is started.
-bool has_fast_pairs();
+/// True if CpuUnit::vectors is the fastest here: AMD's multiply pairs at twice the rate of f32, Intel's at half of that
+/// rate or at the same, and there products in vectors have not been measured. The maker decides and not a measurement,
+/// so that a run computes the same bits whenever it is started.
+bool has_fast_vectors();
 
 }  // namespace cpu
 

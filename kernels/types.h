@@ -41,18 +41,18 @@ namespace cpu {
 class MatmulPlans;
 }
 
-/// What multiplies in those kernels of bf16 that have a choice.
-enum class Bf16Unit : std::uint8_t {
-  widened,  ///< attention multiplies in f32; oneDNN multiplies matrices
-  pairs,    ///< attention multiplies pairs of bf16 in vectors; oneDNN multiplies matrices; requires cpu::has_pairs()
-  tiles,    ///< attention and products of matrices run on tiles; requires cpu::has_tiles()
+/// What multiplies in those kernels that have a choice.
+enum class CpuUnit : std::uint8_t {
+  library,  ///< oneDNN multiplies matrices; attention of bf16 multiplies in f32
+  vectors,  ///< matrices and attention of bf16 are multiplied in vectors of AVX-512; requires cpu::has_pairs()
+  tiles,    ///< those of bf16 are multiplied on tiles, as matrices of f32 are by oneDNN; requires cpu::has_tiles()
 };
 
 /// Selects the CPU kernels. Plain values: the owner is `choir::Device`.
 struct Cpu {
   int threads = 1;                    ///< OpenMP threads that a kernel may use
   cpu::MatmulPlans* plans = nullptr;  ///< cached oneDNN primitives, by shape
-  Bf16Unit bf16_unit = Bf16Unit::widened;
+  CpuUnit unit = CpuUnit::library;
 };
 
 /// True if the build found the CUDA toolkit: the overloads for Cuda exist, for f32 and bf16, not for f64.

@@ -23,8 +23,8 @@ struct Arguments {
 int print_plan(Config config, std::int64_t ranks, int processors, bool json) {
   const DeviceKind kind = config.train.device == TrainDevice::cuda ? DeviceKind::cuda : DeviceKind::cpu;
   const bool bf16_on_cpu = kind == DeviceKind::cpu && config.train.precision == Precision::bf16;
-  const kernels::Bf16Unit unit = bf16_unit(config, kernels::cpu::has_fast_pairs());
-  const bool emulated = bf16_on_cpu && unit != kernels::Bf16Unit::tiles && !kernels::cpu::has_native_bf16();
+  const kernels::CpuUnit unit = cpu_unit(config, kernels::cpu::has_fast_vectors());
+  const bool emulated = bf16_on_cpu && unit != kernels::CpuUnit::tiles && !kernels::cpu::has_native_bf16();
   if (bf16_on_cpu) {  // planning needs no bf16 instructions
     config.train.emulate_bf16 = true;
     config.train.cpu_kernels = CpuKernels::automatic;
@@ -35,7 +35,7 @@ int print_plan(Config config, std::int64_t ranks, int processors, bool json) {
   std::unique_ptr<Device> gpu;
   if (kind == DeviceKind::cuda && cuda::visible_gpus(no_gpu) > 0)
     gpu = std::make_unique<Device>(gpu_options(config), threads);
-  const Plan plan = make_plan(config, ranks, {.kind = kind, .gpu = gpu.get(), .bf16_unit = unit}, threads);
+  const Plan plan = make_plan(config, ranks, {.kind = kind, .gpu = gpu.get(), .unit = unit}, threads);
   if (json) {
     std::fputs(to_json(plan).c_str(), stdout);
     return 0;
@@ -50,7 +50,7 @@ int print_plan(Config config, std::int64_t ranks, int processors, bool json) {
         no_gpu.c_str());
   else
     std::printf("\nplanned for CPU ranks with %s each%s\n", quantity(threads, "thread").c_str(),
-                unit != kernels::Bf16Unit::widened ? ("; " + describe(unit) + " (train.cpu_kernels)").c_str()
+                unit != kernels::CpuUnit::library ? ("; " + describe(unit) + " (train.cpu_kernels)").c_str()
                 : emulated ? "; workspaces are those of emulated bf16, since this processor has no bf16 instructions"
                            : "");
   return 0;

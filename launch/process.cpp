@@ -35,9 +35,9 @@ MpiProcess::MpiProcess(int* argc, char*** argv) {
   processors_.resize(static_cast<std::size_t>(local_ranks_));
   MPI_Allgather(&own, sizeof(own), MPI_BYTE, processors_.data(), sizeof(own), MPI_BYTE, local);
   MPI_Comm_free(&local);
-  const bool own_tiles = kernels::cpu::has_tiles(), own_fast_pairs = kernels::cpu::has_fast_pairs();
+  const bool own_tiles = kernels::cpu::has_tiles(), own_fast_vectors = kernels::cpu::has_fast_vectors();
   MPI_Allreduce(&own_tiles, &all_have_tiles_, 1, MPI_CXX_BOOL, MPI_LAND, MPI_COMM_WORLD);
-  MPI_Allreduce(&own_fast_pairs, &all_have_fast_pairs_, 1, MPI_CXX_BOOL, MPI_LAND, MPI_COMM_WORLD);
+  MPI_Allreduce(&own_fast_vectors, &all_have_fast_vectors_, 1, MPI_CXX_BOOL, MPI_LAND, MPI_COMM_WORLD);
 }
 
 MpiProcess::~MpiProcess() { MPI_Finalize(); }
@@ -103,20 +103,20 @@ Config with_device(Config config) {
 }
 
 // Automatic does not choose tiles: their kernels have not been measured on a processor that has them.
-kernels::Bf16Unit bf16_unit(const Config& config, bool fast_pairs) {
-  using enum kernels::Bf16Unit;
-  if (config.train.precision != Precision::bf16 || config.train.device == TrainDevice::cuda) return widened;
-  if (config.train.cpu_kernels == CpuKernels::tiles) return tiles;
-  return config.train.cpu_kernels == CpuKernels::automatic && fast_pairs ? pairs : widened;
+kernels::CpuUnit cpu_unit(const Config& config, bool fast_vectors) {
+  using enum kernels::CpuUnit;
+  if (config.train.device == TrainDevice::cuda) return library;
+  if (config.train.cpu_kernels == CpuKernels::tiles) return config.train.precision == Precision::bf16 ? tiles : library;
+  return config.train.cpu_kernels == CpuKernels::automatic && fast_vectors ? vectors : library;
 }
 
-std::string describe(kernels::Bf16Unit unit) {
+std::string describe(kernels::CpuUnit unit) {
   switch (unit) {
-    case kernels::Bf16Unit::widened:
+    case kernels::CpuUnit::library:
       break;
-    case kernels::Bf16Unit::pairs:
-      return "attention of bf16 in vectors of pairs";
-    case kernels::Bf16Unit::tiles:
+    case kernels::CpuUnit::vectors:
+      return "matrix products and attention of bf16 in vectors of AVX-512";
+    case kernels::CpuUnit::tiles:
       return "matrix products and attention of bf16 on tiles";
   }
   return "";
@@ -166,8 +166,8 @@ std::unique_ptr<Device> make_device(const Config& config, const MpiProcess& proc
                  "OMP_PROC_BIND, OMP_PLACES and GOMP_CPU_AFFINITY, or give each rank its own (mpirun --map-by "
                  "slot:PE=N)\n");
   if (config.train.device == TrainDevice::cuda) return make_gpu_device(config, process, threads);
-  const kernels::Bf16Unit unit = bf16_unit(config, process.all_have_fast_pairs());
-  if (unit == kernels::Bf16Unit::tiles &&
+  const kernels::CpuUnit unit = cpu_unit(config, process.all_have_fast_vectors());
+  if (unit == kernels::CpuUnit::tiles &&
       !process.all_have_tiles())  // validate() has refused only where they are missing
     throw ConfigError(Problem{.what = "train.cpu_kernels = tiles, but the processors of some ranks have no tiles",
                               .why = "all ranks compute with the same kernels",

@@ -32,13 +32,13 @@ class MpiProcess {
   int processors() const { return processors_of_rank(processors_, local_rank_); }
   /// True if the processors of all ranks have tiles, or multiply pairs of bf16 fast (kernels/matmul.h).
   bool all_have_tiles() const { return all_have_tiles_; }
-  bool all_have_fast_pairs() const { return all_have_fast_pairs_; }
+  bool all_have_fast_vectors() const { return all_have_fast_vectors_; }
   /// True if other ranks of this machine may use the same processors.
   bool shares_processors() const;
 
  private:
   int rank_ = 0, ranks_ = 1, local_ranks_ = 1, local_rank_ = 0;
-  bool all_have_tiles_ = false, all_have_fast_pairs_ = false;
+  bool all_have_tiles_ = false, all_have_fast_vectors_ = false;
   std::vector<ProcessorSet> processors_;  // by local rank
 };
 
@@ -58,11 +58,11 @@ Config with_device(Config config);
 /// The options of GPU 0 by the configuration; its `say` prints on stderr why something is slower.
 GpuOptions gpu_options(const Config&);
 
-/// What multiplies in kernels of bf16, by train.cpu_kernels. `fast_pairs`: the processors have them (kernels/matmul.h).
-kernels::Bf16Unit bf16_unit(const Config&, bool fast_pairs);
+/// What multiplies on the CPU, by train.cpu_kernels. `fast_vectors`: the processors have them (kernels/matmul.h).
+kernels::CpuUnit cpu_unit(const Config&, bool fast_vectors);
 
 /// "attention of bf16 in vectors of pairs"; empty if nothing is to be said.
-std::string describe(kernels::Bf16Unit);
+std::string describe(kernels::CpuUnit);
 
 /// The device that train.device asks for, and on rank 0 a line about it on stderr. A GPU rank drives the GPU of its
 /// number on the machine; throws ConfigError if there are too few, or two ranks drive the same one. The device has

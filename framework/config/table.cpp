@@ -221,8 +221,9 @@ std::vector<Field> fields(TrainConfig& c) {
       {"train.seed", &c.seed, "of initial weights, data order and dropout"},
       {"train.device", &c.device, "where the arithmetic runs; auto: on a GPU if one is visible"},
       {"train.cpu_kernels", &c.cpu_kernels,
-       "what multiplies bf16 on the CPU. tiles: Choir's kernels on tiles (AMX); onednn: oneDNN, and f32 in attention; "
-       "auto: as onednn, but attention in vectors of bf16 if all processors are AMD's with avx512_bf16"},
+       "what multiplies on the CPU. onednn: oneDNN, and f32 in attention; tiles: bf16 by Choir's kernels on tiles "
+       "(AMX); "
+       "auto: Choir's kernels in vectors if all processors are AMD's with avx512_bf16, else as onednn"},
       {"train.streams", &c.streams, "CPU streams run at once, or on a worker thread each"},
       {"train.threads", &c.threads, "threads per rank; 0: OMP_NUM_THREADS, else the processors of the rank",
        at_least(0, 65536)},

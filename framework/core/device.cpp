@@ -6,12 +6,8 @@
 
 namespace choir {
 
-Device::Device(int threads, StreamMode streams, kernels::Bf16Unit bf16_unit)
-    : kind_(DeviceKind::cpu),
-      threads_(threads),
-      bf16_unit_(bf16_unit),
-      allocator_(host_memory()),
-      compute_(streams, threads) {
+Device::Device(int threads, StreamMode streams, kernels::CpuUnit unit)
+    : kind_(DeviceKind::cpu), threads_(threads), unit_(unit), allocator_(host_memory()), compute_(streams, threads) {
   communicate_.emplace_back(streams);
   settle_team(threads);
 }
@@ -30,7 +26,7 @@ Device::Device(CountOnly what, int threads)
     : kind_(what.kind),
       counts_only_(true),
       threads_(threads),
-      bf16_unit_(what.bf16_unit),
+      unit_(what.unit),
       planned_for_(what.gpu),
       allocator_(counted_memory()),
       compute_(StreamMode::immediate) {

@@ -28,15 +28,15 @@ struct CountOnly {
   /// A GPU of this machine, asked for its libraries' workspaces; it outlives the device. Null: an H100 is assumed,
   /// and Choir's own attention kernels, since cuDNN's answers depend on the GPU.
   const Device* gpu = nullptr;
-  kernels::Bf16Unit bf16_unit = kernels::Bf16Unit::widened;  ///< as in Device(threads, streams, bf16_unit)
+  kernels::CpuUnit unit = kernels::CpuUnit::library;  ///< as in Device(threads, streams, unit)
 };
 
 class Device {
  public:
   /// The CPU, with so many OpenMP threads. Settles the teams of the calling thread and of the streams' workers; throws
-  /// ConfigError if OpenMP gives fewer threads (framework/core/team.h). `bf16_unit`: kernels/types.h.
+  /// ConfigError if OpenMP gives fewer threads (framework/core/team.h). `unit`: kernels/types.h.
   explicit Device(int threads, StreamMode streams = StreamMode::immediate,
-                  kernels::Bf16Unit bf16_unit = kernels::Bf16Unit::widened);
+                  kernels::CpuUnit unit = kernels::CpuUnit::library);
   /// A GPU. The host's own work (start values, sampling) runs on so many OpenMP threads of the calling thread, whose
   /// teams are settled as for the CPU.
   Device(const GpuOptions& gpu, int threads);
@@ -48,7 +48,7 @@ class Device {
   DeviceKind kind() const { return kind_; }
   bool counts_only() const { return counts_only_; }
   int threads() const { return threads_; }
-  kernels::Bf16Unit bf16_unit() const { return bf16_unit_; }
+  kernels::CpuUnit unit() const { return unit_; }
 
   Allocator& allocator() { return allocator_; }
   Stream& compute() { return compute_; }  ///< all arithmetic
@@ -73,7 +73,7 @@ class Device {
     return kernel(cpu());
   }
   /// For work of the host, too.
-  kernels::Cpu cpu() { return {.threads = threads_, .plans = &plans_, .bf16_unit = bf16_unit_}; }
+  kernels::Cpu cpu() { return {.threads = threads_, .plans = &plans_, .unit = unit_}; }
   kernels::Cuda cuda() const;
   const GpuFacts& gpu_facts() const { return gpu_->facts(); }  ///< of a real GPU only
 
@@ -90,7 +90,7 @@ class Device {
   DeviceKind kind_;
   bool counts_only_ = false;
   int threads_;
-  kernels::Bf16Unit bf16_unit_ = kernels::Bf16Unit::widened;
+  kernels::CpuUnit unit_ = kernels::CpuUnit::library;
   kernels::cpu::MatmulPlans plans_;
   const Device* planned_for_ = nullptr;  // CountOnly::gpu
   std::unique_ptr<cuda::Gpu> gpu_;       // before the allocator and the streams, which use it to the last
@@ -102,9 +102,7 @@ class Device {
 
 /// What counts as `device` would allocate.
 inline CountOnly count_like(const Device& device) {
-  return {.kind = device.kind(),
-          .gpu = device.kind() == DeviceKind::cuda ? &device : nullptr,
-          .bf16_unit = device.bf16_unit()};
+  return {.kind = device.kind(), .gpu = device.kind() == DeviceKind::cuda ? &device : nullptr, .unit = device.unit()};
 }
 
 }  // namespace choir

@@ -1,10 +1,9 @@
-// The nonlinearities on the CPU. Each is x times a cumulative distribution c(x), with one exp per element:
+// The nonlinearities on the CPU. Each is x times a cumulative distribution c(x), with one exp per element, and has the
+// derivative c + x c':
 //
-//   gelu      c = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3), since (1 + tanh u) / 2 = sigmoid(2 u)
+//   gelu      gelu.h
 //   gelu_erf  c = Phi, the standard normal distribution
 //   silu      c = sigmoid(x)
-//
-// and has the derivative c + x c'.
 #include "kernels/activation.h"
 
 #include <cmath>
@@ -12,39 +11,13 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/activation.cpp"
 #include "hwy/foreach_target.h"
+#include "kernels/cpu/gelu.h"
 #include "kernels/cpu/simd.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace choir::kernels {
 namespace HWY_NAMESPACE {
 namespace {
-
-/// c(x) and x c'(x). They may be numbers if x is NaN: forward multiplies by x, which keeps the NaN.
-template <class V>
-struct Gate {
-  V value, slope;
-};
-
-/// `x` clamped to [-bound, bound]; outside, a gate is 0 or 1 and its slope 0 in every type.
-template <class D>
-HWY_INLINE hn::Vec<D> limit(D d, hn::Vec<D> x, double bound) {
-  const auto high = hn::Set(d, static_cast<hn::TFromD<D>>(bound));
-  return hn::Min(hn::Max(x, hn::Neg(high)), high);
-}
-
-struct Gelu {
-  template <class D>
-  static HWY_INLINE Gate<hn::Vec<D>> gate(D d, hn::Vec<D> x) {
-    using A = hn::TFromD<D>;
-    constexpr double linear = 1.5957691216057308, cubic = linear * 0.044715;  // 2 u = linear x + cubic x^3
-    x = limit(d, x, 30);
-    const auto x2 = hn::Mul(x, x);
-    const auto c1 = hn::Set(d, static_cast<A>(linear)), c3 = hn::Set(d, static_cast<A>(cubic));
-    const auto value = sigmoid(d, hn::Mul(x, hn::MulAdd(c3, x2, c1)));
-    const auto slope = hn::Mul(x, hn::MulAdd(hn::Set(d, static_cast<A>(3 * cubic)), x2, c1));
-    return {value, hn::Mul(hn::NegMulAdd(value, value, value), slope)};
-  }
-};
 
 struct Silu {
   template <class D>

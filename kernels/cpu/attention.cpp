@@ -610,7 +610,7 @@ void add_shared_groups(Cpu device, const AttentionBackward<T>& args) {
 /// are preferred.
 template <class T>
 bool multiplies_bf16(Cpu device, const AttentionShape& s) {
-  const bool has_unit = std::is_same_v<T, bf16> && device.bf16_unit != Bf16Unit::widened;
+  const bool has_unit = std::is_same_v<T, bf16> && device.unit != CpuUnit::library;
   return has_unit && s.dropout.p == 0 && 2 * s.batch * s.kv_heads >= device.threads;
 }
 

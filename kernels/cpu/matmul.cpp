@@ -1,5 +1,5 @@
 // Matrix products through oneDNN 2.6 or 3.x, the plain loop that is their oracle in f64, and the choice between these
-// and products on tiles.
+// and products in vectors or on tiles.
 //
 // One oneDNN primitive per shape lives in MatmulPlans with its memory objects and argument list, so that a call only
 // sets pointers and executes. oneDNN reads transposed and strided operands at full speed (measured on AVX2 and AVX-512:
@@ -28,6 +28,7 @@
 
 #include "kernels/cpu/team.h"
 #include "kernels/cpu/tile_matmul.h"
+#include "kernels/cpu/vector_matmul.h"
 
 namespace choir::kernels {
 namespace cpu {
@@ -198,6 +199,12 @@ bool is_plain(const Matmul<In, Out>& args) {
          has_gaps(args.transpose_b ? args.k : args.n, args.b_stride) || has_gaps(args.n, args.c_stride);
 }
 
+/// True if vector_matmul() computes the product. Few rows do not pay for packing b, which oneDNN does not.
+template <class In, class Out>
+bool is_in_vectors(const Cpu& device, const Matmul<In, Out>& args) {
+  return device.unit == CpuUnit::vectors && args.m >= 32 && args.n >= vector_columns;
+}
+
 /// c = op(a) op(b) + bias (+ c) element by element, 64 columns at a time so that rows of b stay in the first cache.
 template <class In, class Out>
 void plain_product(const Cpu& device, const Matmul<In, Out>& args) {
@@ -303,8 +310,9 @@ std::int64_t matmul_workspace_bytes(Cpu device, const Matmul<In, Out>& args) {
     return 0;
   } else {
     if (args.m == 0 || args.n == 0 || cpu::is_plain(args)) return 0;
+    if (cpu::is_in_vectors(device, args)) return cpu::vector_matmul_workspace_bytes(device, args);
     if constexpr (std::is_same_v<In, bf16>) {
-      if (device.bf16_unit == Bf16Unit::tiles) return cpu::tile_matmul_workspace_bytes(device, args);
+      if (device.unit == CpuUnit::tiles) return cpu::tile_matmul_workspace_bytes(device, args);
       if (!cpu::has_native_bf16()) {
         const cpu::WidenedProduct<Out> widened(args);
         return widened.copies_bytes + matmul_workspace_bytes(device, widened.product);
@@ -315,13 +323,15 @@ std::int64_t matmul_workspace_bytes(Cpu device, const Matmul<In, Out>& args) {
 }
 
 template <class In, class Out>
-bool matmul_fuses(Cpu, const Matmul<In, Out>& args) {
-  return args.epilogue == Epilogue::none;
+bool matmul_fuses(Cpu device, const Matmul<In, Out>& args) {
+  if (args.epilogue == Epilogue::none) return true;
+  if (args.epilogue == Epilogue::bias_gradient && !args.transpose_a) return false;
+  return !cpu::is_plain(args) && cpu::is_in_vectors(device, args);
 }
 
 template <class In, class Out>
 void matmul(Cpu device, const Matmul<In, Out>& args) {
-  if (!matmul_fuses(device, args)) throw std::runtime_error("matmul: the product on the CPU has no epilogues");
+  if (!matmul_fuses(device, args)) throw std::runtime_error("matmul: on the CPU, only products in vectors have epilogues");
   if (args.m == 0 || args.n == 0) return;
   if (args.batch != 1) {  // one primitive serves all: their shapes are equal
     Matmul<In, Out> one = args;
@@ -336,10 +346,15 @@ void matmul(Cpu device, const Matmul<In, Out>& args) {
   }
   if (cpu::is_plain(args)) return cpu::plain_product(device, args);
   if constexpr (std::is_same_v<In, bf16>) {
-    if (device.bf16_unit == Bf16Unit::tiles) return cpu::tile_matmul(device, args);
-    if (!cpu::has_native_bf16()) return cpu::widened_product(device, args);
+    if (device.unit == CpuUnit::tiles) return cpu::tile_matmul(device, args);
   }
-  if constexpr (!std::is_same_v<In, double>) cpu::library_product(device, args);
+  if constexpr (!std::is_same_v<In, double>) {
+    if (cpu::is_in_vectors(device, args)) return cpu::vector_matmul(device, args);
+    if constexpr (std::is_same_v<In, bf16>) {
+      if (!cpu::has_native_bf16()) return cpu::widened_product(device, args);
+    }
+    cpu::library_product(device, args);
+  }
 }
 
 template std::int64_t matmul_workspace_bytes(Cpu, const Matmul<float, float>&);

@@ -118,8 +118,8 @@ double multiply_in_registers(Cpu cpu, std::int64_t rounds) {
   const RegisterRate args{rounds, sums.data(), operations.data()};
   auto kernel = std::get<0>(HWY_DYNAMIC_DISPATCH(kernels)());
 #if HWY_TARGETS & HWY_AVX3
-  if (cpu.bf16_unit == Bf16Unit::pairs) kernel = N_AVX3::multiply_pairs;
-  if (cpu.bf16_unit == Bf16Unit::tiles) kernel = N_AVX3::multiply_on_tiles;
+  if (cpu.unit == CpuUnit::vectors) kernel = N_AVX3::multiply_pairs;
+  if (cpu.unit == CpuUnit::tiles) kernel = N_AVX3::multiply_on_tiles;
 #endif
   cpu::for_each_part(cpu.threads, cpu.threads, 1, [&](cpu::Part thread) { kernel(args, thread); });
   double sum = 0;

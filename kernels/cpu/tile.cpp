@@ -25,7 +25,7 @@ bool has_pairs() {
          __builtin_cpu_supports("avx512bf16");
 }
 
-bool has_fast_pairs() { return has_pairs() && __builtin_cpu_is("amd"); }
+bool has_fast_vectors() { return has_pairs() && __builtin_cpu_is("amd"); }
 
 static bool find_tiles() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -37,7 +37,7 @@ static bool find_tiles() {
 #else
 
 bool has_pairs() { return false; }
-bool has_fast_pairs() { return false; }
+bool has_fast_vectors() { return false; }
 static bool find_tiles() { return false; }
 
 #endif

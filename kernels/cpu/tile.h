@@ -89,8 +89,11 @@ struct TileInstructions {
   static HWY_INLINE void fence() { asm volatile("sfence" ::: "memory"); }
 };
 
-/// The instructions of vectors. To be run only if has_pairs().
+/// The instructions of vectors, on pairs. To be run only if has_pairs().
 struct PairInstructions {
+  using Element = bf16;
+  using Row = u16x32;
+
   static void configure() {}
   static void release() {}
 
@@ -105,6 +108,22 @@ struct PairInstructions {
     return c;
   }
   static HWY_INLINE u16x32 round(f32x16 low, f32x16 high) { return TileInstructions::round(low, high); }
+};
+
+/// The same on f32.
+struct FmaInstructions {
+  using Element = float;
+  using Row = f32x16;
+
+  static HWY_INLINE f32x16 broadcast(const float* value) {
+    f32x16 values;
+    asm("vbroadcastss %1, %0" : "=v"(values) : "m"(*value));
+    return values;
+  }
+  static HWY_INLINE f32x16 dot(f32x16 c, f32x16 a, f32x16 b) {
+    asm("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+  }
 };
 
 #endif

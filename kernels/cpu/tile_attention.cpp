@@ -25,12 +25,12 @@ void backward(const AttentionBackward<bf16>& args, cpu::Part groups, void* works
 }  // namespace
 
 void tile_attention_forward(Cpu cpu, const AttentionForward<bf16>& args) {
-  const bool tiles = cpu.bf16_unit == Bf16Unit::tiles;
+  const bool tiles = cpu.unit == CpuUnit::tiles;
   cpu::run_tile_attention<cpu::TileForwardMemory>(cpu, args,
                                                   tiles ? forward<TileInstructions> : forward<PairInstructions>);
 }
 void tile_attention_backward(Cpu cpu, const AttentionBackward<bf16>& args) {
-  const bool tiles = cpu.bf16_unit == Bf16Unit::tiles;
+  const bool tiles = cpu.unit == CpuUnit::tiles;
   cpu::run_tile_attention<cpu::TileBackwardMemory>(cpu, args,
                                                    tiles ? backward<TileInstructions> : backward<PairInstructions>);
 }

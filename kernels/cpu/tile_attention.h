@@ -115,7 +115,7 @@ void run_tile_attention(Cpu cpu, const Args& args, void (*compute)(const Args&, 
                 [&](Part part) { compute(args, part, static_cast<std::byte*>(args.workspace) + part.index * bytes); });
 }
 
-/// On the unit that `bf16_unit` names.
+/// On the unit that `unit` names.
 void tile_attention_forward(Cpu, const AttentionForward<bf16>&);
 void tile_attention_backward(Cpu, const AttentionBackward<bf16>&);
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/cpu/carver.h"
+#include "kernels/cpu/matmul_parts.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/tile_panel.h"
 #include "kernels/matmul.h"
@@ -20,7 +21,7 @@ struct TileMatmulPlan {
   static constexpr std::int64_t packed_columns_bytes = 1 << 20, packed_rows_bytes = 1 << 18;
   static constexpr std::int64_t longest_chunk = 1536, usual_chunk = 1024, rows_of_sums = 512;
 
-  int row_parts = 1, column_parts = 1;  ///< each thread has one of row_parts * column_parts parts of c
+  MatmulParts parts;
   std::int64_t depth_of_chunk, chunks;
   std::int64_t rows_kept, rows_packed, columns_packed;  ///< multiples of 32
 
@@ -29,39 +30,18 @@ struct TileMatmulPlan {
     depth_of_chunk = panel * num_panels((k + chunks - 1) / chunks);
     chunks = (k + depth_of_chunk - 1) / depth_of_chunk;
 
-    // Each thread packs the a and b of its part; b takes about twice as long.
-    const int parts = num_parts(cpu, num_panels(m) * num_panels(n), k * panel / 4);
-    std::int64_t least = -1;
-    for (int rows = 1; rows <= parts; ++rows) {
-      if (parts % rows != 0) continue;
-      const std::int64_t cost =
-          part_of(num_panels(m), rows, 0).count + 2 * part_of(num_panels(n), parts / rows, 0).count;
-      if (least >= 0 && cost >= least) continue;
-      least = cost;
-      row_parts = rows;
-      column_parts = parts / rows;
-    }
+    parts = MatmulParts::of(num_parts(cpu, num_panels(m) * num_panels(n), k * panel / 4), m, n);
     const std::int64_t panel_bytes = depth_of_chunk * panel * 2;
     const auto fitting = [&](std::int64_t panels, std::int64_t bytes) {  // equal groups of at most so many bytes
       const std::int64_t most = std::max<std::int64_t>(1, bytes / panel_bytes), groups = (panels + most - 1) / most;
       return panel * std::max<std::int64_t>(1, (panels + groups - 1) / std::max<std::int64_t>(1, groups));
     };
-    const std::int64_t rows = part_of(num_panels(m), row_parts, 0).count;
-    const std::int64_t columns = part_of(num_panels(n), column_parts, 0).count;
+    const std::int64_t rows = num_panels(MatmulParts::part(m, panel, parts.rows, 0).end);
+    const std::int64_t columns = num_panels(MatmulParts::part(n, panel, parts.columns, 0).end);
     rows_kept = chunks == 1 ? rows * panel : std::min(rows * panel, rows_of_sums);
     rows_packed = std::min(rows_kept, fitting(rows, packed_rows_bytes));
     columns_packed = fitting(columns, packed_columns_bytes);
   }
-
-  struct Panels {
-    std::int64_t first, count;
-  };
-  /// Part `index` of `parts` of so many panels. The first part is the largest.
-  static Panels part_of(std::int64_t panels, int parts, int index) {
-    const std::int64_t most = (panels + parts - 1) / parts, first = std::min(panels, most * index);
-    return {first, std::min(most, panels - first)};
-  }
-  int parts() const { return row_parts * column_parts; }
 };
 
 /// The workspace of one part. Sums of 32 x 32 are laid out as in tile_block.h.
@@ -84,7 +64,7 @@ struct TileMatmulMemory {
 template <class Out>
 std::int64_t tile_matmul_workspace_bytes(Cpu cpu, const Matmul<bf16, Out>& args) {
   const TileMatmulPlan plan(cpu, args.m, args.n, args.k);
-  return plan.parts() * TileMatmulMemory(plan, nullptr).bytes;
+  return plan.parts.count() * TileMatmulMemory(plan, nullptr).bytes;
 }
 
 /// Computes one part; see tile_matmul_part().
@@ -96,7 +76,7 @@ template <class Out>
 void tile_matmul(Cpu cpu, const Matmul<bf16, Out>& args, TileMatmulPart<Out> compute) {
   const TileMatmulPlan plan(cpu, args.m, args.n, args.k);
   const std::int64_t bytes = TileMatmulMemory(plan, nullptr).bytes;
-  for_each_part(plan.parts(), plan.parts(), 1, [&](Part part) {
+  for_each_part(plan.parts.count(), plan.parts.count(), 1, [&](Part part) {
     for (std::int64_t i = part.begin; i < part.end; ++i)
       compute(args, plan, static_cast<int>(i), static_cast<std::byte*>(args.workspace) + i * bytes);
   });

@@ -30,7 +30,7 @@ HWY_BEFORE_NAMESPACE();
 namespace choir::kernels {
 namespace HWY_NAMESPACE {
 
-using cpu::TileMatmulMemory, cpu::TileMatmulPlan;
+using cpu::MatmulParts, cpu::TileMatmulMemory, cpu::TileMatmulPlan;
 
 /// Stores rows of sums in c: adds the bias, adds to c if asked, rounds.
 template <class Unit, class Out>
@@ -88,15 +88,13 @@ struct TileOutput {
   }
 };
 
-/// Computes part `index` of plan.parts() of c.
+/// Computes part `index` of plan.parts of c.
 template <class Unit, class Out>
 HWY_INLINE void tile_matmul_part(const Matmul<bf16, Out>& args, const TileMatmulPlan& plan, int index,
                                  void* workspace) {
-  const auto rows = TileMatmulPlan::part_of(num_panels(args.m), plan.row_parts, index / plan.column_parts);
-  const auto columns = TileMatmulPlan::part_of(num_panels(args.n), plan.column_parts, index % plan.column_parts);
-  const std::int64_t first_row = rows.first * panel, end_row = std::min(args.m, (rows.first + rows.count) * panel);
-  const std::int64_t first_column = columns.first * panel;
-  const std::int64_t end_column = std::min(args.n, (columns.first + columns.count) * panel);
+  const auto [first_row, end_row] = MatmulParts::part(args.m, panel, plan.parts.rows, index / plan.parts.columns);
+  const auto [first_column, end_column] =
+      MatmulParts::part(args.n, panel, plan.parts.columns, index % plan.parts.columns);
   const TileMatmulMemory memory(plan, workspace);
   const TileOutput<Unit, Out> output(args);
 

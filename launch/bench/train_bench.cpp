@@ -79,10 +79,10 @@ double over_ranks(Trainer& trainer, double value, Reduce op) {
 }
 
 /// The best of this processor at products of this precision, whatever train.cpu_kernels uses.
-kernels::Bf16Unit fastest_unit(Precision precision) {
-  if (precision != Precision::bf16) return kernels::Bf16Unit::widened;
-  if (kernels::cpu::has_tiles()) return kernels::Bf16Unit::tiles;
-  return kernels::cpu::has_fast_pairs() ? kernels::Bf16Unit::pairs : kernels::Bf16Unit::widened;
+kernels::CpuUnit fastest_unit(Precision precision) {
+  if (precision != Precision::bf16) return kernels::CpuUnit::library;
+  if (kernels::cpu::has_tiles()) return kernels::CpuUnit::tiles;
+  return kernels::cpu::has_fast_vectors() ? kernels::CpuUnit::vectors : kernels::CpuUnit::library;
 }
 
 /// The limit of this rank's processor now, in some milliseconds; of a GPU always its peak.
@@ -91,7 +91,7 @@ double limit_rate(const Config& config, Device& device) {
     return config.train.precision == Precision::bf16 ? device.gpu_facts().bf16_flops_per_second
                                                      : device.gpu_facts().f32_flops_per_second;
   kernels::Cpu cpu = device.cpu();
-  cpu.bf16_unit = fastest_unit(config.train.precision);
+  cpu.unit = fastest_unit(config.train.precision);
   const auto begin = Clock::now();
   const double operations = kernels::multiply_in_registers(cpu, 1'000'000);
   return operations / seconds_since(begin);
@@ -108,7 +108,7 @@ bool undisturbed(const Timing& timing, double best) { return timing.limit >= 0.9
 
 TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::int64_t warm_up, std::int64_t steps,
                        bool profile) {
-  TrainBench bench{.steps = steps, .resident_before_bytes = peak_resident(), .bf16_unit = describe(device.bf16_unit())};
+  TrainBench bench{.steps = steps, .resident_before_bytes = peak_resident(), .unit = describe(device.unit())};
   const ReadSample random = [&](std::int64_t index, const Sample& sample) {
     random_sample(config.model, 1, index, sample);
     return std::int64_t{0};
@@ -214,8 +214,8 @@ std::string describe_profile(const TrainBench& b) {
                         o.cost.bytes / o.seconds / 1e9, least * 1e3);
   }
   text += fmt::format("{:<22} {:>6} {:>9.2f}; the step without timing {:.2f} ms; copy {:.1f} GB/s{}{}\n", "total", "",
-                      total * 1e3, b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9, b.bf16_unit.empty() ? "" : "; ",
-                      b.bf16_unit);
+                      total * 1e3, b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9, b.unit.empty() ? "" : "; ",
+                      b.unit);
   return text;
 }
 

@@ -35,7 +35,7 @@ struct TrainBench {
   double first_step_seconds = 0;           ///< from the launch of the process to the start of the first step
   double loss = 0;
   std::vector<Ledger::Operation> operations;  ///< of one step, on this rank; if profiled
-  std::string bf16_unit;                      ///< which kernels of bf16 ran, by train.cpu_kernels; or empty
+  std::string unit;                      ///< which kernels ran, by train.cpu_kernels; or empty
   double copy_bytes_per_second = 0;           ///< read and written by a large copy, for the least possible time
 };
 

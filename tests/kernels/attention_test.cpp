@@ -102,7 +102,7 @@ struct Problem {
 
   void use(const tests::AttentionKernels& chosen) {
     kernels = &chosen;
-    device.bf16_unit = chosen.unit;
+    device.unit = chosen.unit;
   }
 
   void forward() {
@@ -221,8 +221,7 @@ struct Reference {
       const Sum dp = dot(p.dout, o0, p.v, key(j));
       const double ds = probability * (kept * dp.value - delta.value) * s.scale * derivative[j];
       // A derivative is 1 - t^2: both terms count.
-      const double ds_magnitude =
-          probability * (kept * dp.magnitude + delta.magnitude) * s.scale * (2 - derivative[j]);
+      const double ds_magnitude = probability * (kept * dp.magnitude + delta.magnitude) * s.scale * (2 - derivative[j]);
       const auto add = [](Sum& sum, double factor, double factor_magnitude, T value) {
         sum.add(factor * static_cast<double>(value), factor_magnitude * std::abs(static_cast<double>(value)));
       };

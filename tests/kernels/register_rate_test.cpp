@@ -17,11 +17,11 @@ TEST(RegisterRate, CountsTheMultiplyAddsOfAllThreads) {
   EXPECT_EQ(multiply_in_registers(Cpu{.threads = 1}, 3000), 3 * one);
   EXPECT_EQ(multiply_in_registers(Cpu{.threads = 2}, 1000), 2 * one);
   if (cpu::has_tiles()) {
-    EXPECT_EQ(multiply_in_registers(Cpu{.threads = 2, .bf16_unit = Bf16Unit::tiles}, 1000),
+    EXPECT_EQ(multiply_in_registers(Cpu{.threads = 2, .unit = CpuUnit::tiles}, 1000),
               2 * 2.0 * 4 * 16 * 16 * 32 * 1000);
   }
   if (cpu::has_pairs()) {
-    EXPECT_EQ(multiply_in_registers(Cpu{.threads = 2, .bf16_unit = Bf16Unit::pairs}, 1000), 2 * 2.0 * 16 * 32 * 1000);
+    EXPECT_EQ(multiply_in_registers(Cpu{.threads = 2, .unit = CpuUnit::vectors}, 1000), 2 * 2.0 * 16 * 32 * 1000);
   }
 }
 

@@ -13,6 +13,7 @@
 #include "kernels/cpu/tile_attention_kernel.h"
 #include "kernels/cpu/tile_matmul_kernel.h"
 #include "kernels/cpu/tile_pack.h"
+#include "kernels/cpu/vector_matmul_kernel.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace choir::kernels {
@@ -90,6 +91,8 @@ struct TileDouble {
 };
 
 struct PairDouble {
+  using Element = bf16;
+  using Row = u16x32;
   static void configure() {}
   static void release() {}
   static HWY_INLINE u16x32 broadcast(const bf16* pair) {
@@ -105,6 +108,13 @@ struct PairDouble {
   static HWY_INLINE u16x32 round(f32x16 low, f32x16 high) { return TileDouble::round(low, high); }
 };
 
+struct FmaDouble {
+  using Element = float;
+  using Row = f32x16;
+  static HWY_INLINE f32x16 broadcast(const float* value) { return f32x16{} + *value; }
+  static HWY_INLINE f32x16 dot(f32x16 c, f32x16 a, f32x16 b) { return c + a * b; }
+};
+
 template <class Out>
 void multiply_part(const Matmul<bf16, Out>& args, const TileMatmulPlan& plan, int index, void* workspace) {
   tile_matmul_part<TileDouble>(args, plan, index, workspace);
@@ -112,6 +122,15 @@ void multiply_part(const Matmul<bf16, Out>& args, const TileMatmulPlan& plan, in
 template <class Out>
 void multiply(Cpu cpu, const Matmul<bf16, Out>& args) {
   cpu::tile_matmul<Out>(cpu, args, multiply_part<Out>);
+}
+template <class Unit, class Out>
+void multiply_vector_part(const Matmul<typename Unit::Element, Out>& args, const VectorMatmulPlan& plan, int index,
+                          void* workspace) {
+  vector_matmul_part<Unit>(args, plan, index, workspace);
+}
+template <class Unit, class Out>
+void multiply_in_vectors(Cpu cpu, const Matmul<typename Unit::Element, Out>& args) {
+  cpu::vector_matmul<typename Unit::Element, Out>(cpu, args, multiply_vector_part<Unit, Out>);
 }
 template <class Unit>
 void forward_groups(const AttentionForward<bf16>& args, cpu::Part groups, void* workspace) {
@@ -129,12 +148,24 @@ template <class Unit>
 void backward(Cpu cpu, const AttentionBackward<bf16>& args) {
   cpu::run_tile_attention<cpu::TileBackwardMemory>(cpu, args, backward_groups<Unit>);
 }
-tests::TileKernels products() { return {"double", multiply<bf16>, multiply<float>}; }
+tests::ProductKernels products_on_tiles() {
+  return {{"double of tiles", multiply<bf16>, cpu::tile_matmul_workspace_bytes<bf16>},
+          {"double of tiles", multiply<float>, cpu::tile_matmul_workspace_bytes<float>},
+          {}};
+}
+tests::ProductKernels products_in_vectors() {
+  return {{"double of vectors", multiply_in_vectors<PairDouble, bf16>, cpu::vector_matmul_workspace_bytes<bf16, bf16>,
+           true},
+          {"double of vectors", multiply_in_vectors<PairDouble, float>, cpu::vector_matmul_workspace_bytes<bf16, float>,
+           true},
+          {"double of vectors", multiply_in_vectors<FmaDouble, float>, cpu::vector_matmul_workspace_bytes<float, float>,
+           true}};
+}
 tests::AttentionKernels attention_on_tiles() {
-  return {"double of tiles", Bf16Unit::tiles, forward<TileDouble>, backward<TileDouble>};
+  return {"double of tiles", CpuUnit::tiles, forward<TileDouble>, backward<TileDouble>};
 }
 tests::AttentionKernels attention_on_pairs() {
-  return {"double of pairs", Bf16Unit::pairs, forward<PairDouble>, backward<PairDouble>};
+  return {"double of pairs", CpuUnit::vectors, forward<PairDouble>, backward<PairDouble>};
 }
 
 template <class Packer>
@@ -153,13 +184,15 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace choir::kernels {
 namespace {
-HWY_EXPORT(products);
+HWY_EXPORT(products_on_tiles);
+HWY_EXPORT(products_in_vectors);
 HWY_EXPORT(attention_on_tiles);
 HWY_EXPORT(attention_on_pairs);
 HWY_EXPORT(packers);
 }  // namespace
 
-tests::TileKernels tests::products_on_double() { return HWY_DYNAMIC_DISPATCH(products)(); }
+tests::ProductKernels tests::products_on_tile_double() { return HWY_DYNAMIC_DISPATCH(products_on_tiles)(); }
+tests::ProductKernels tests::products_on_vector_double() { return HWY_DYNAMIC_DISPATCH(products_in_vectors)(); }
 tests::AttentionKernels tests::attention_on_tile_double() { return HWY_DYNAMIC_DISPATCH(attention_on_tiles)(); }
 tests::AttentionKernels tests::attention_on_pair_double() { return HWY_DYNAMIC_DISPATCH(attention_on_pairs)(); }
 tests::TilePackers tests::tile_packers() { return HWY_DYNAMIC_DISPATCH(packers)(); }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
 
 #include "kernels/attention.h"
 #include "kernels/matmul.h"
@@ -15,25 +16,39 @@ namespace choir::kernels::tests {
 using TilePacker = void (*)(const bf16* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, bf16* to);
 
 /// Products on one unit.
-struct TileKernels {
+template <class In, class Out>
+struct ProductKernel {
   std::string unit;
-  void (*multiply_to_bf16)(Cpu, const Matmul<bf16, bf16>&);
-  void (*multiply_to_f32)(Cpu, const Matmul<bf16, float>&);
-
-  void multiply(Cpu cpu, const Matmul<bf16, bf16>& args) const { multiply_to_bf16(cpu, args); }
-  void multiply(Cpu cpu, const Matmul<bf16, float>& args) const { multiply_to_f32(cpu, args); }
+  void (*multiply)(Cpu, const Matmul<In, Out>&);
+  std::int64_t (*workspace_bytes)(Cpu, const Matmul<In, Out>&);
+  bool has_epilogues = false;
 };
+struct ProductKernels {
+  ProductKernel<bf16, bf16> bf16_to_bf16;
+  ProductKernel<bf16, float> bf16_to_f32;
+  ProductKernel<float, float> f32;  ///< of vectors only
+};
+template <class In, class Out>
+ProductKernel<In, Out> product_of(const ProductKernels& kernels) {
+  if constexpr (std::is_same_v<In, float>)
+    return kernels.f32;
+  else if constexpr (std::is_same_v<Out, float>)
+    return kernels.bf16_to_f32;
+  else
+    return kernels.bf16_to_bf16;
+}
 
 /// Attention on one unit.
 struct AttentionKernels {
   std::string name;
-  Bf16Unit unit;
+  CpuUnit unit;
   void (*forward)(Cpu, const AttentionForward<bf16>&);
   void (*backward)(Cpu, const AttentionBackward<bf16>&);
 };
 
 /// On doubles, for the instruction set that Highway has chosen.
-TileKernels products_on_double();
+ProductKernels products_on_tile_double();
+ProductKernels products_on_vector_double();
 AttentionKernels attention_on_tile_double();
 AttentionKernels attention_on_pair_double();
 

@@ -5,18 +5,30 @@
 
 #include "kernels/cpu/tile_attention.h"
 #include "kernels/cpu/tile_matmul.h"
+#include "kernels/cpu/vector_matmul.h"
 #include "tests/kernels/compare.h"
 #include "tests/kernels/tile_double.h"
 
 namespace choir::kernels::tests {
 
-/// Calls body(kernels) for the double on each instruction set, and for the tile unit of this processor if it has one.
-template <class Body>
-void on_every_tile_unit(const Body& body) {
-  on_every_instruction_set([&] { body(products_on_double()); });
-  if (!cpu::has_tiles() || ::testing::Test::HasFatalFailure()) return;
-  SCOPED_TRACE("tile instructions");
-  body(TileKernels{"instructions", &cpu::tile_matmul<bf16>, &cpu::tile_matmul<float>});
+/// Calls body(kernel) for the product on the doubles, for each instruction set, and on the units that this processor
+/// has.
+template <class In, class Out, class Body>
+void on_every_product_unit(const Body& body) {
+  const auto run = [&](const ProductKernel<In, Out>& kernel) {
+    if (kernel.multiply == nullptr || ::testing::Test::HasFatalFailure()) return;
+    SCOPED_TRACE(kernel.unit);
+    body(kernel);
+  };
+  on_every_instruction_set([&] {
+    run(product_of<In, Out>(products_on_tile_double()));
+    run(product_of<In, Out>(products_on_vector_double()));
+  });
+  if constexpr (std::is_same_v<In, bf16>) {
+    if (cpu::has_tiles()) run({"tile instructions", &cpu::tile_matmul<Out>, &cpu::tile_matmul_workspace_bytes<Out>});
+  }
+  if (cpu::has_pairs())
+    run({"vector instructions", &cpu::vector_matmul<In, Out>, &cpu::vector_matmul_workspace_bytes<In, Out>, true});
 }
 
 /// The same for attention, on tiles and on pairs.
@@ -31,11 +43,11 @@ void on_every_attention_unit(const Body& body) {
     run(attention_on_tile_double());
     run(attention_on_pair_double());
   });
-  const auto run_instructions = [&](const char* name, Bf16Unit unit) {
+  const auto run_instructions = [&](const char* name, CpuUnit unit) {
     run({name, unit, &cpu::tile_attention_forward, &cpu::tile_attention_backward});
   };
-  if (cpu::has_tiles()) run_instructions("tile instructions", Bf16Unit::tiles);
-  if (cpu::has_pairs()) run_instructions("pair instructions", Bf16Unit::pairs);
+  if (cpu::has_tiles()) run_instructions("tile instructions", CpuUnit::tiles);
+  if (cpu::has_pairs()) run_instructions("pair instructions", CpuUnit::vectors);
 }
 
 }  // namespace choir::kernels::tests

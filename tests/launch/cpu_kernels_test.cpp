@@ -38,14 +38,14 @@ TEST(CpuKernels, APlanNamesTheChoice) {
     return shop.choir("plan " + shop.path("tiny.yaml") + " --ranks 1" + keys);
   };
   const std::string named = "matrix products and attention of bf16 on tiles",
-                    pairs = "attention of bf16 in vectors of pairs";
+                    vectors = "matrix products and attention of bf16 in vectors of AVX-512";
   EXPECT_TRUE(contains(plan(bf16 + " train.cpu_kernels=tiles"), named));
   EXPECT_FALSE(contains(plan(bf16), named));
   EXPECT_FALSE(contains(plan(bf16 + " train.cpu_kernels=onednn"), named));
   EXPECT_FALSE(contains(plan(" train.threads=1 train.cpu_kernels=tiles"), named));
-  EXPECT_EQ(contains(plan(bf16), pairs), kernels::cpu::has_fast_pairs());
-  EXPECT_FALSE(contains(plan(bf16 + " train.cpu_kernels=onednn"), pairs));
-  EXPECT_FALSE(contains(plan(" train.threads=1"), pairs));
+  EXPECT_EQ(contains(plan(bf16), vectors), kernels::cpu::has_fast_vectors());
+  EXPECT_FALSE(contains(plan(bf16 + " train.cpu_kernels=onednn"), vectors));
+  EXPECT_EQ(contains(plan(" train.threads=1"), vectors), kernels::cpu::has_fast_vectors());
 }
 
 }  // namespace
