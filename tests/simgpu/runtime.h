@@ -26,6 +26,7 @@ struct Options {
   Order order = Order::random;
   unsigned seed = 1;
   bool check = true;         ///< shadow memory of kernels, happens-before of streams
+  bool computes = true;      ///< false: kernels and libraries are counted, but do nothing, and memory is not filled
   double hang_seconds = 60;  ///< an operation that waits longer is a finding "hang"
   bool shared = false;       ///< every process of the machine sees the same GPUs; else each has its own
   int failing_operation = -1, failing_collective = -1;  ///< as fail_device() and fail_collective(); -1: none
@@ -46,8 +47,8 @@ void configure(const Options&);
 std::vector<Finding> take_findings();
 void add_finding(Finding);
 
-/// Global memory that a kernel has read and written so far under one of Choir's labels, each access counted;
-/// traffic_mpi_test.cpp compares it with the least possible.
+/// What a kernel, or a function of a library, has done so far under one of Choir's labels. Of a kernel also the global
+/// memory that it has read and written, each access counted; traffic_mpi_test.cpp compares it with the least possible.
 struct KernelTraffic {
   std::string label, kernel;
   std::int64_t launches = 0, instructions = 0, bytes_read = 0, bytes_written = 0;

@@ -372,6 +372,13 @@ std::vector<KernelTraffic> Simulator::traffic() {
   return all;
 }
 
+KernelTraffic& Simulator::traffic_of(const Task& task, const std::string& kernel) {
+  KernelTraffic& traffic = traffic_[{task.label, kernel}];
+  traffic.label = task.label;
+  traffic.kernel = kernel;
+  return traffic;
+}
+
 void Simulator::fail_allocation(int after) {
   const Lock lock(mutex_);
   allocations_until_failure_ = after;
@@ -416,12 +423,12 @@ cudaError_t Simulator::allocate(void** address, std::int64_t bytes, bool pinned,
 
   const auto rounded = (static_cast<std::size_t>(bytes) + alignment - 1) / alignment * alignment;
   void* memory = std::aligned_alloc(alignment, rounded);
-  std::memset(memory, nan_bits, rounded);
+  if (options_.computes) std::memset(memory, nan_bits, rounded);
   const std::uintptr_t end = number(memory) + static_cast<std::uintptr_t>(bytes);
   memory_[end] = {.begin = number(memory), .end = end, .pinned = pinned};
   if (!pinned) {
     allocated_ += bytes;
-    checker_->add_allocation(memory, bytes);
+    if (options_.computes) checker_->add_allocation(memory, bytes);
   }
   if (in_stream != nullptr) {  // other streams may use it only after this stream has reached this point
     SimulatedStream* stream = find(*in_stream);
@@ -446,7 +453,7 @@ void Simulator::free(SimulatedMemory& memory, const std::string& by) {
   const auto bytes = static_cast<std::int64_t>(memory.end - memory.begin);
   auto* begin = reinterpret_cast<void*>(memory.begin);
   memory.freed_by = by;
-  std::memset(begin, nan_bits, memory.end - memory.begin);
+  if (options_.computes) std::memset(begin, nan_bits, memory.end - memory.begin);
   checker_->mark_uninitialised(begin, bytes);
   if (!memory.pinned) allocated_ -= bytes;
   freed_.push_back(memory.begin);
@@ -730,6 +737,11 @@ cudaError_t Simulator::add(cudaStream_t handle, Operation operation) {
   if (handle == nullptr) note("null stream", operation.name + " on the null stream, which orders everything");
   Task task;
   task.operation = std::move(operation);
+  task.operation.run = [this, stream, name = task.operation.name, run = std::move(task.operation.run)] {
+    if (options_.computes && run) run();
+    const Lock again(mutex_);
+    ++traffic_of(stream->queue.front(), name).launches;
+  };
   push(*stream, std::move(task));
   return cudaSuccess;
 }
@@ -788,15 +800,13 @@ cudaError_t Simulator::launch(RegisteredKernel& kernel, dim3 grid, dim3 block, v
                            .parameters = *parameters,
                            .seed = seed,
                            .check = options_.check};
-    const LaunchResult result = module->launch(name, launch, *checker_);
+    const LaunchResult result = options_.computes ? module->launch(name, launch, *checker_) : LaunchResult{};
     const Lock again(mutex_);
     const Task& running = stream->queue.front();
     for (const Access& access : result.accesses) touch(access, *stream, running);
     const std::string label = running.label.empty() ? "" : " [" + running.label + "]";
     for (const Finding& finding : result.findings) note(finding.kind, finding.text + label);
-    KernelTraffic& traffic = traffic_[{running.label, name}];
-    traffic.label = running.label;
-    traffic.kernel = name;
+    KernelTraffic& traffic = traffic_of(running, name);
     ++traffic.launches;
     traffic.instructions += result.instructions;
     traffic.bytes_read += result.bytes_read;

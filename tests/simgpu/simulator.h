@@ -152,6 +152,7 @@ class Simulator {
   void free(SimulatedMemory&, const std::string& by);
   void release(std::uintptr_t begin);
   PtxModule& module_of(std::size_t fat_binary);
+  KernelTraffic& traffic_of(const Task&, const std::string& kernel);
   std::string pending() const;
   static std::string name_of(const Task&, const SimulatedStream&);
 
