@@ -1,4 +1,4 @@
-// Optimizer updates on flat f32 buffers, one pass over memory.
+// Optimizer updates in f32, one pass over memory, and one kernel for all parameters.
 //
 //   g   = clip_factor * gradient
 //   AdamW (Loshchilov, Hutter 2017, arXiv 1711.05101):
@@ -21,10 +21,13 @@
 
 namespace choir::kernels {
 
-/// Elements [begin, end) of the buffers, and the decay that they get.
+/// Neighbouring elements with the same decay. Their state is [begin, end) of the arrays of state.
 struct OptimizerSegment {
   std::int64_t begin, end;
   float weight_decay;
+  float* weight = nullptr;  ///< the f32 master, [end - begin]
+  const float* gradient = nullptr;
+  bf16* value = nullptr;  ///< rounded copy of weight for a bf16 run, or null
 };
 
 /// average = beta average + (1 - beta) x, in f32 with factors that are computed in f64. beta is kept in two parts: in
@@ -40,27 +43,21 @@ struct MovingAverage {
 };
 
 struct AdamW {
-  float* weight;  ///< the f32 master
-  const float* gradient;
+  const OptimizerSegment* segments;  ///< disjoint, their states in ascending order
+  std::int64_t num_segments;
+  std::int64_t count;  ///< elements of the state
   float* first_moment;
   float* second_moment;
-  bf16* value = nullptr;             ///< rounded copy of weight for a bf16 run, or null
-  std::int64_t count;                ///< elements of the buffers
-  const OptimizerSegment* segments;  ///< in ascending order, disjoint, relative to the pointers above
-  std::int64_t num_segments;
   const StepScalars* scalars;
   MovingAverage first, second;
   float epsilon;
 };
 
 struct Sgd {
-  float* weight;
-  const float* gradient;
-  float* momentum_buffer = nullptr;  ///< null if momentum == 0
-  bf16* value = nullptr;
-  std::int64_t count;
-  const OptimizerSegment* segments;
+  const OptimizerSegment* segments;  ///< as of AdamW
   std::int64_t num_segments;
+  std::int64_t count;
+  float* momentum_buffer = nullptr;  ///< null if momentum == 0
   const StepScalars* scalars;
   float momentum;
 };

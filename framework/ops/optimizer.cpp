@@ -1,6 +1,10 @@
 #include "framework/ops/optimizer.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "framework/ops/dispatch.h"
+#include "framework/ops/elementwise.h"
 #include "kernels/clip.h"
 
 namespace choir::ops {
@@ -9,45 +13,58 @@ static std::int64_t count_of(const Tensor& table, std::size_t entry) {
   return table.bytes() / static_cast<std::int64_t>(entry);
 }
 
-void adamw(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const Tensor& first_moment,
-           const Tensor& second_moment, const Tensor& value, const Tensor& segments, double beta1, double beta2,
-           float epsilon) {
-  check(weight.count() == gradient.count() && weight.count() == first_moment.count() &&
-            weight.count() == second_moment.count() && (!value || value.count() == weight.count()),
-        "adamw: weight, gradient and moments [n]");
-  const kernels::AdamW args{.weight = weight.data<float>(),
-                            .gradient = gradient.data<float>(),
+UpdateTable make_update_table(Runtime& runtime, std::vector<Update> updates) {
+  std::sort(updates.begin(), updates.end(),
+            [](const Update& a, const Update& b) { return a.state_begin < b.state_begin; });
+  UpdateTable table;
+  std::vector<kernels::OptimizerSegment> segments;
+  for (const Update& update : updates) {
+    const std::int64_t n = update.weight.count();
+    check(update.gradient.count() == n && (!update.value || update.value.count() == n),
+          "update: weight, gradient and value [n]");
+    check(update.state_begin >= table.state_size, "update: elements of the state that no other update has");
+    segments.push_back({.begin = update.state_begin,
+                        .end = update.state_begin + n,
+                        .weight_decay = update.weight_decay,
+                        .weight = update.weight.data<float>(),
+                        .gradient = update.gradient.data<float>(),
+                        .value = data_or_null<bf16>(update.value)});
+    table.elements += n;
+    if (update.value) table.rounded += n;
+    table.state_size = segments.back().end;
+  }
+  table.segments = to_device(runtime, segments, DType::u8, MemoryKind::optimizer);
+  return table;
+}
+
+void adamw(Runtime& runtime, const UpdateTable& table, const Tensor& first_moment, const Tensor& second_moment,
+           double beta1, double beta2, float epsilon) {
+  check(first_moment.count() >= table.state_size && second_moment.count() == first_moment.count(),
+        "adamw: moments [state]");
+  const kernels::AdamW args{.segments = static_cast<const kernels::OptimizerSegment*>(table.segments.raw()),
+                            .num_segments = count_of(table.segments, sizeof(kernels::OptimizerSegment)),
+                            .count = first_moment.count(),
                             .first_moment = first_moment.data<float>(),
                             .second_moment = second_moment.data<float>(),
-                            .value = data_or_null<bf16>(value),
-                            .count = weight.count(),
-                            .segments = static_cast<const kernels::OptimizerSegment*>(segments.raw()),
-                            .num_segments = count_of(segments, sizeof(kernels::OptimizerSegment)),
                             .scalars = runtime.step_scalars(),
                             .first = kernels::MovingAverage(beta1),
                             .second = kernels::MovingAverage(beta2),
                             .epsilon = epsilon};
-  const auto n = static_cast<double>(weight.count());
-  launch<float>(runtime, "optimizer", {.flops = 19 * n, .bytes = n * (value ? 30 : 28)},
+  const auto n = static_cast<double>(table.elements), rounded = static_cast<double>(table.rounded);
+  launch<float>(runtime, "optimizer", {.flops = 19 * n, .bytes = 28 * n + 2 * rounded},
                 [args](auto device) { kernels::adamw(device, args); });
 }
 
-void sgd(Runtime& runtime, const Tensor& weight, const Tensor& gradient, const Tensor& momentum_buffer,
-         const Tensor& value, const Tensor& segments, float momentum) {
-  check(weight.count() == gradient.count() && (!momentum_buffer || momentum_buffer.count() == weight.count()) &&
-            (!value || value.count() == weight.count()),
-        "sgd: weight, gradient and momentum [n]");
-  const kernels::Sgd args{.weight = weight.data<float>(),
-                          .gradient = gradient.data<float>(),
+void sgd(Runtime& runtime, const UpdateTable& table, const Tensor& momentum_buffer, float momentum) {
+  check(!momentum_buffer || momentum_buffer.count() >= table.state_size, "sgd: momentum [state]");
+  const kernels::Sgd args{.segments = static_cast<const kernels::OptimizerSegment*>(table.segments.raw()),
+                          .num_segments = count_of(table.segments, sizeof(kernels::OptimizerSegment)),
+                          .count = table.state_size,
                           .momentum_buffer = data_or_null<float>(momentum_buffer),
-                          .value = data_or_null<bf16>(value),
-                          .count = weight.count(),
-                          .segments = static_cast<const kernels::OptimizerSegment*>(segments.raw()),
-                          .num_segments = count_of(segments, sizeof(kernels::OptimizerSegment)),
                           .scalars = runtime.step_scalars(),
                           .momentum = momentum};
-  const auto n = static_cast<double>(weight.count());
-  launch<float>(runtime, "optimizer", {.flops = 6 * n, .bytes = n * (momentum_buffer ? 20 : 12)},
+  const auto n = static_cast<double>(table.elements), rounded = static_cast<double>(table.rounded);
+  launch<float>(runtime, "optimizer", {.flops = 6 * n, .bytes = n * (momentum_buffer ? 20 : 12) + 2 * rounded},
                 [args](auto device) { kernels::sgd(device, args); });
 }
 

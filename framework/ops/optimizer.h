@@ -11,15 +11,30 @@
 
 namespace choir::ops {
 
-/// One AdamW update of `weight` [n] and its moments [n]; `value` (bf16) may be empty. `segments` holds
-/// kernels::OptimizerSegment in device memory, relative to the tensors.
-void adamw(Runtime&, const Tensor& weight, const Tensor& gradient, const Tensor& first_moment,
-           const Tensor& second_moment, const Tensor& value, const Tensor& segments, double beta1, double beta2,
-           float epsilon);
+/// Neighbouring elements that an update treats alike.
+struct Update {
+  std::int64_t state_begin;  ///< their first element in the arrays of state
+  float weight_decay;
+  Tensor weight, gradient;  ///< [n] f32
+  Tensor value;             ///< [n] bf16, or empty
+};
 
-/// One SGD update; `momentum_buffer` may be empty if momentum is 0.
-void sgd(Runtime&, const Tensor& weight, const Tensor& gradient, const Tensor& momentum_buffer, const Tensor& value,
-         const Tensor& segments, float momentum);
+/// Everything that one kernel updates. The memory of the tensors outlives it.
+struct UpdateTable {
+  Tensor segments;                         ///< kernels::OptimizerSegment in device memory
+  std::int64_t elements = 0, rounded = 0;  ///< of all updates, and of those with values in bf16
+  std::int64_t state_size = 0;             ///< the least that an array of state has
+};
+
+/// The updates in any order; their states do not overlap.
+UpdateTable make_update_table(Runtime&, std::vector<Update>);
+
+/// One AdamW update, with moments [state].
+void adamw(Runtime&, const UpdateTable&, const Tensor& first_moment, const Tensor& second_moment, double beta1,
+           double beta2, float epsilon);
+
+/// One SGD update; `momentum_buffer` [state] may be empty if momentum is 0.
+void sgd(Runtime&, const UpdateTable&, const Tensor& momentum_buffer, float momentum);
 
 /// weight [n] -= step * sign(gradient [n])
 void sign_step(Runtime&, const Tensor& weight, const Tensor& gradient, float step);

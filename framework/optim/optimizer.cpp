@@ -1,11 +1,10 @@
 #include "framework/optim/optimizer.h"
 
-#include <algorithm>
 #include <cassert>
 #include <cmath>
+#include <utility>
 
 #include "framework/ops/elementwise.h"
-#include "framework/ops/optimizer.h"
 
 namespace choir {
 
@@ -14,24 +13,28 @@ Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store,
   Runtime& runtime = context.runtime;
   const auto weight_decay = static_cast<float>(config.weight_decay);
   std::int64_t state_size = 0;
+  std::vector<ops::Update> updates;
   for (const Bucket& bucket : shards.buckets()) {
     const FlatRange& range = bucket.updated;
     const std::vector<ParameterPart> parts = parts_in(store, {range}, false);
-    std::vector<kernels::OptimizerSegment> segments;
+    const bool rounds = bucket.value.dtype() != bucket.master.dtype();
     for (const ParameterPart& part : parts) {
       const Parameter& parameter = *part.parameter;
       const FlatRange flat = part.flat();
+      const Tensor master = shards.at(flat, &Bucket::master), gradient = shards.at(flat, &Bucket::gradient);
       if (parameter.sign_step)
-        sign_parts_.push_back(
-            {shards.at(flat, &Bucket::master), shards.at(flat, &Bucket::gradient), *parameter.sign_step});
+        sign_parts_.push_back({master, gradient, *parameter.sign_step});
       else
-        segments.push_back({flat.begin - range.begin, flat.end - range.begin, parameter.decays ? weight_decay : 0.0f});
+        updates.push_back({.state_begin = state_size + flat.begin - range.begin,
+                           .weight_decay = parameter.decays ? weight_decay : 0.0f,
+                           .weight = master,
+                           .gradient = gradient,
+                           .value = rounds ? shards.at(flat, &Bucket::value) : Tensor{}});
     }
-    std::sort(segments.begin(), segments.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
-    if (!parts.empty())
-      pieces_.push_back({&bucket, state_size, ops::to_device(runtime, segments, DType::u8, MemoryKind::optimizer)});
+    if (!parts.empty()) pieces_.push_back({range, state_size});
     state_size += range.count();
   }
+  table_ = ops::make_update_table(runtime, std::move(updates));
   const auto add_state = [&](const char* name) {
     state_.push_back({name, runtime.empty({state_size}, DType::f32, MemoryKind::optimizer)});
     ops::fill(runtime, state_.back().values, 0.0f);
@@ -67,8 +70,8 @@ kernels::StepScalars Optimizer::scalars(std::int64_t step, double rate) const {
 }
 
 std::int64_t Optimizer::state_offset(std::int64_t flat) const {
-  for (const auto& [bucket, state_begin, segments] : pieces_)
-    if (bucket->updated.begin <= flat && flat < bucket->updated.end) return state_begin + flat - bucket->updated.begin;
+  for (const auto& [updated, state_begin] : pieces_)
+    if (updated.begin <= flat && flat < updated.end) return state_begin + flat - updated.begin;
   assert(false && "an element that this rank does not update");
   return -1;
 }
@@ -80,21 +83,14 @@ Tensor Optimizer::step(Context& context, const StepLimits& limits) {
   ops::clip_factor(runtime, squared_norm_, config_.clip);
   ops::judge_step(runtime, limits.loss_sum, squared_norm_, limits.window, limits.length, limits.sigma);
 
-  for (const auto& [bucket, state_begin, segments] : pieces_) {
-    const auto state = [&, begin = state_begin, count = bucket->updated.count()](std::size_t i) {
-      return i < state_.size() ? state_[i].values.slice_columns(begin, begin + count) : Tensor{};
-    };
-    const Tensor rounded = bucket->value.dtype() == bucket->master.dtype() ? Tensor{} : bucket->value;
-    switch (config_.kind) {
-      case OptimizerKind::adamw:
-        ops::adamw(runtime, bucket->master, bucket->gradient, state(0), state(1), rounded, segments, config_.betas[0],
-                   config_.betas[1], static_cast<float>(config_.epsilon));
-        break;
-      case OptimizerKind::sgd:
-        ops::sgd(runtime, bucket->master, bucket->gradient, state(0), rounded, segments,
-                 static_cast<float>(config_.momentum));
-        break;
-    }
+  switch (config_.kind) {
+    case OptimizerKind::adamw:
+      ops::adamw(runtime, table_, state_[0].values, state_[1].values, config_.betas[0], config_.betas[1],
+                 static_cast<float>(config_.epsilon));
+      break;
+    case OptimizerKind::sgd:
+      ops::sgd(runtime, table_, state_.empty() ? Tensor{} : state_[0].values, static_cast<float>(config_.momentum));
+      break;
   }
   for (const SignPart& part : sign_parts_) ops::sign_step(runtime, part.master, part.gradient, part.step);
   shards_.publish(context);

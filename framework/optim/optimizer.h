@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "framework/ops/optimizer.h"
 #include "framework/optim/optimizer_config.h"
 #include "framework/parallel/shards.h"
 
@@ -53,16 +54,16 @@ class Optimizer {
     float step;
   };
 
-  /// One kernel call: a bucket, and its segments (kernels::OptimizerSegment) relative to Bucket::updated.
+  /// Where the state of a bucket begins.
   struct Piece {
-    const Bucket* bucket;
+    FlatRange updated;
     std::int64_t state_begin;
-    Tensor segments;
   };
 
   OptimizerConfig config_;
   Shards& shards_;
   std::vector<Piece> pieces_;
+  ops::UpdateTable table_;  // all buckets
   std::vector<SignPart> sign_parts_;
   std::vector<StateArray> state_;
   Tensor counted_;  // kernels::Range: what this rank adds to the gradient norm

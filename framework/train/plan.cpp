@@ -38,7 +38,7 @@ struct Share {
   std::int64_t rows_of_batch = 0;  // of a micro-batch, held between layers
   std::int64_t rows_of_source = 0;
   ContextWork context_work, source_work;
-  std::vector<std::int64_t> table_bytes;  // of the optimizer's tables: segments of each bucket, counted ranges
+  std::vector<std::int64_t> table_bytes;  // of the optimizer's tables: segments, counted ranges
   std::int64_t sign_steps = 0;            // kernel calls of the optimizer for these
   bool operator==(const Share&) const = default;
 };
@@ -74,20 +74,14 @@ Share share_of(Trainer& trainer, const MeshShape& shape, const MeshShape::Coordi
     updated.push_back(bucket.updated);
     counted.push_back(bucket.counted);
   }
-  std::vector<std::int64_t> segments(updated.size());
-  for (const ParameterPart& part : parts_in(trainer.parameters(), updated, false)) {
-    const auto after = std::upper_bound(updated.begin(), updated.end(), part.flat_begin,
-                                        [](std::int64_t flat, const FlatRange& range) { return flat < range.begin; });
-    if (part.parameter->sign_step)
-      ++share.sign_steps;
-    else
-      ++segments[static_cast<std::size_t>(after - updated.begin()) - 1];
-  }
+  std::int64_t segments = 0;
+  for (const ParameterPart& part : parts_in(trainer.parameters(), updated, false))
+    ++(part.parameter->sign_step ? share.sign_steps : segments);
   const std::vector<ParameterPart> squared = parts_in(trainer.parameters(), counted, true);
   const auto add_table = [&](std::int64_t entries, std::size_t size) {
     share.table_bytes.push_back(entries == 0 ? 0 : Allocator::rounded(entries * static_cast<std::int64_t>(size)));
   };
-  for (const std::int64_t count : segments) add_table(count, sizeof(kernels::OptimizerSegment));
+  add_table(segments, sizeof(kernels::OptimizerSegment));
   add_table(std::count_if(squared.begin(), squared.end(),
                           [](const ParameterPart& part) { return !part.parameter->sign_step; }),
             sizeof(kernels::Range));

@@ -1,5 +1,5 @@
-// The optimizer updates on the CPU. The threads divide the buffer, not the segments: a model has hundreds of segments
-// of a few elements and a few of millions.
+// The optimizer updates on the CPU. The threads divide the state, not the segments: a model has hundreds of segments of
+// a few elements and a few of millions.
 #include "kernels/optimizer.h"
 
 #include <algorithm>
@@ -14,13 +14,13 @@ namespace choir::kernels {
 namespace HWY_NAMESPACE {
 namespace {
 
-/// Calls body(begin, end, weight decay) for what `elements` has in common with each segment.
+/// Calls body(segment, begin, end) for what `elements` has in common with each segment.
 template <class Args, class Body>
 HWY_INLINE void for_each_segment(const Args& args, Part elements, const Body& body) {
   for (std::int64_t i = 0; i < args.num_segments; ++i) {
     const OptimizerSegment& segment = args.segments[i];
     const std::int64_t begin = std::max(segment.begin, elements.begin), end = std::min(segment.end, elements.end);
-    if (begin < end) body(begin, end, segment.weight_decay);
+    if (begin < end) body(segment, begin, end);
   }
 }
 
@@ -34,12 +34,12 @@ void adamw_part(const AdamW& args, Part elements) {
   const auto rest1 = hn::Set(d, args.first.keep_rest), rest2 = hn::Set(d, args.second.keep_rest);
   const auto take1 = hn::Set(d, args.first.take), take2 = hn::Set(d, args.second.take);
   const auto epsilon = hn::Set(d, args.epsilon);
-  for_each_segment(args, elements, [&](std::int64_t begin, std::int64_t end, float weight_decay) HWY_ATTR {
-    const auto decay = hn::Set(d, weight_decay);
+  for_each_segment(args, elements, [&](const OptimizerSegment& segment, std::int64_t begin, std::int64_t end) HWY_ATTR {
+    const auto decay = hn::Set(d, segment.weight_decay);
     for_each_vector(d, end - begin, [&](auto offset, auto extent) HWY_ATTR {
-      const std::int64_t i = begin + offset;
-      const auto w = load(d, args.weight + i, extent);
-      const auto g = hn::Mul(clip, load(d, args.gradient + i, extent));
+      const std::int64_t i = begin + offset, at = i - segment.begin;
+      const auto w = load(d, segment.weight + at, extent);
+      const auto g = hn::Mul(clip, load(d, segment.gradient + at, extent));
       const auto m0 = load(d, args.first_moment + i, extent), v0 = load(d, args.second_moment + i, extent);
       const auto m = hn::MulAdd(keep1, m0, hn::MulAdd(rest1, m0, hn::Mul(take1, g)));
       const auto v = hn::MulAdd(keep2, v0, hn::MulAdd(rest2, v0, hn::Mul(hn::Mul(take2, g), g)));
@@ -48,8 +48,8 @@ void adamw_part(const AdamW& args, Part elements) {
       const auto updated = hn::NegMulAdd(rate, direction, w);
       store(d, m, args.first_moment + i, extent);
       store(d, v, args.second_moment + i, extent);
-      store(d, updated, args.weight + i, extent);
-      if (args.value) store(d, updated, args.value + i, extent);
+      store(d, updated, segment.weight + at, extent);
+      if (segment.value) store(d, updated, segment.value + at, extent);
     });
   });
 }
@@ -59,19 +59,19 @@ void sgd_part(const Sgd& args, Part elements) {
   if (!args.scalars->accepted) return;
   const auto rate = hn::Set(d, args.scalars->rate), clip = hn::Set(d, args.scalars->clip_factor);
   const auto momentum = hn::Set(d, args.momentum);
-  for_each_segment(args, elements, [&](std::int64_t begin, std::int64_t end, float weight_decay) HWY_ATTR {
-    const auto decay = hn::Set(d, weight_decay);
+  for_each_segment(args, elements, [&](const OptimizerSegment& segment, std::int64_t begin, std::int64_t end) HWY_ATTR {
+    const auto decay = hn::Set(d, segment.weight_decay);
     for_each_vector(d, end - begin, [&](auto offset, auto extent) HWY_ATTR {
-      const std::int64_t i = begin + offset;
-      const auto w = load(d, args.weight + i, extent);
-      auto m = hn::Mul(clip, load(d, args.gradient + i, extent));
+      const std::int64_t i = begin + offset, at = i - segment.begin;
+      const auto w = load(d, segment.weight + at, extent);
+      auto m = hn::Mul(clip, load(d, segment.gradient + at, extent));
       if (args.momentum_buffer) {
         m = hn::MulAdd(momentum, load(d, args.momentum_buffer + i, extent), m);
         store(d, m, args.momentum_buffer + i, extent);
       }
       const auto updated = hn::NegMulAdd(rate, hn::MulAdd(decay, w, m), w);
-      store(d, updated, args.weight + i, extent);
-      if (args.value) store(d, updated, args.value + i, extent);
+      store(d, updated, segment.weight + at, extent);
+      if (segment.value) store(d, updated, segment.value + at, extent);
     });
   });
 }

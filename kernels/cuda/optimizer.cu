@@ -1,4 +1,4 @@
-// The optimizer updates on the GPU, one kernel for all parameters. The blocks divide the buffer, not the segments: a
+// The optimizer updates on the GPU, one kernel for all parameters. The blocks divide the state, not the segments: a
 // model has hundreds of segments of a few elements and a few of millions. The host does not read the segments.
 #include <algorithm>
 
@@ -24,11 +24,22 @@ __device__ inline std::int64_t segments_before(const OptimizerSegment* segments,
   return low;
 }
 
-/// The grid passes over all elements of all segments: body<N>(i, weight decay) for elements [i, i + N) if i is a
-/// multiple of N and they are all of one segment, body<1> for others.
-template <int N, class Body>
+/// True if four elements at a time can be accessed at every fourth element of the state.
+__device__ inline bool is_aligned(const OptimizerSegment& segment, const float* state, const float* other_state) {
+  const auto of_element_0 = [&](const auto* address) {
+    return reinterpret_cast<std::uintptr_t>(address) - segment.begin * sizeof(*address);
+  };
+  std::uintptr_t bits = of_element_0(segment.weight) | of_element_0(segment.gradient) |
+                        reinterpret_cast<std::uintptr_t>(state) | reinterpret_cast<std::uintptr_t>(other_state);
+  if (segment.value) bits |= 2 * of_element_0(segment.value);  // 8 bytes
+  return bits % 16 == 0;
+}
+
+/// The grid passes over all elements of all segments: body<4>(segment, i) for elements [i, i + 4) of the state if they
+/// are all of one segment and aligned, body<1> for others.
+template <class Body>
 __device__ void for_each_pack_of_segments(const OptimizerSegment* segments, std::int64_t num_segments,
-                                          const Body& body) {
+                                          const float* state, const float* other_state, const Body& body) {
   const std::int64_t end = num_segments == 0 ? 0 : segments[num_segments - 1].end;
   for (std::int64_t tile = std::int64_t{blockIdx.x} * tile_size; tile < end;
        tile += std::int64_t{gridDim.x} * tile_size) {
@@ -37,13 +48,13 @@ __device__ void for_each_pack_of_segments(const OptimizerSegment* segments, std:
       const OptimizerSegment segment = segments[s];
       if (segment.begin >= tile_end) break;
       const std::int64_t first = max(segment.begin, tile), last = min(segment.end, tile_end);
+      const bool aligned = is_aligned(segment, state, other_state);
 #pragma unroll 1
-      for (std::int64_t i = first / N * N + threadIdx.x * N; i < last; i += cuda::threads_per_block * N) {
-        if (i >= first && i + N <= last) {
-          body.template operator()<N>(i, segment.weight_decay);
-        } else if constexpr (N > 1) {
-          for (std::int64_t j = max(i, first); j < min(i + N, last); ++j)
-            body.template operator()<1>(j, segment.weight_decay);
+      for (std::int64_t i = first / 4 * 4 + threadIdx.x * 4; i < last; i += cuda::threads_per_block * 4) {
+        if (aligned && i >= first && i + 4 <= last) {
+          body.template operator()<4>(segment, i);
+        } else {
+          for (std::int64_t j = max(i, first); j < min(i + 4, last); ++j) body.template operator()<1>(segment, j);
         }
       }
     }
@@ -66,54 +77,59 @@ __device__ inline float moved(const MovingAverage& average, float before, float 
   return fmaf(average.keep, before, fmaf(average.keep_rest, before, taken));
 }
 
-template <int N>
 __global__ void __launch_bounds__(cuda::threads_per_block) adamw_kernel(AdamW args) {
   const StepScalars scalars = *args.scalars;
   if (!scalars.accepted) return;
-  for_each_pack_of_segments<N>(args.segments, args.num_segments, [&]<int M>(std::int64_t i, float decay) {
-    cuda::Pack<M> weight = cuda::load<M>(args.weight + i);
-    const cuda::Pack<M> gradient = cuda::load<M>(args.gradient + i);
-    cuda::Pack<M> first = cuda::load<M>(args.first_moment + i), second = cuda::load<M>(args.second_moment + i);
+  for_each_pack_of_segments(
+      args.segments, args.num_segments, args.first_moment, args.second_moment,
+      [&]<int M>(const OptimizerSegment& segment, std::int64_t i) {
+        const std::int64_t at = i - segment.begin;
+        cuda::Pack<M> weight = cuda::load<M>(segment.weight + at);
+        const cuda::Pack<M> gradient = cuda::load<M>(segment.gradient + at);
+        cuda::Pack<M> first = cuda::load<M>(args.first_moment + i), second = cuda::load<M>(args.second_moment + i);
 #pragma unroll
-    for (int j = 0; j < M; ++j) {
-      const float w = weight.value[j], g = scalars.clip_factor * gradient.value[j];
-      const float m = moved(args.first, first.value[j], args.first.take * g);
-      const float v = moved(args.second, second.value[j], args.second.take * g * g);
-      const float deviation = sqrtf(v * scalars.bias_correction2) + args.epsilon;
-      const float direction = fmaf(decay, w, m * scalars.bias_correction1 / deviation);
-      weight.value[j] = fmaf(-scalars.rate, direction, w);
-      first.value[j] = m;
-      second.value[j] = v;
-    }
-    cuda::store(weight, args.weight + i);
-    cuda::store(first, args.first_moment + i);
-    cuda::store(second, args.second_moment + i);
-    if (args.value) store_value(weight, args.value + i);
-  });
+        for (int j = 0; j < M; ++j) {
+          const float w = weight.value[j], g = scalars.clip_factor * gradient.value[j];
+          const float m = moved(args.first, first.value[j], args.first.take * g);
+          const float v = moved(args.second, second.value[j], args.second.take * g * g);
+          const float deviation = sqrtf(v * scalars.bias_correction2) + args.epsilon;
+          const float direction = fmaf(segment.weight_decay, w, m * scalars.bias_correction1 / deviation);
+          weight.value[j] = fmaf(-scalars.rate, direction, w);
+          first.value[j] = m;
+          second.value[j] = v;
+        }
+        cuda::store(weight, segment.weight + at);
+        cuda::store(first, args.first_moment + i);
+        cuda::store(second, args.second_moment + i);
+        if (segment.value) store_value(weight, segment.value + at);
+      });
 }
 
-template <int N>
 __global__ void __launch_bounds__(cuda::threads_per_block) sgd_kernel(Sgd args) {
   const StepScalars scalars = *args.scalars;
   if (!scalars.accepted) return;
-  for_each_pack_of_segments<N>(args.segments, args.num_segments, [&]<int M>(std::int64_t i, float decay) {
-    cuda::Pack<M> weight = cuda::load<M>(args.weight + i), m = cuda::load<M>(args.gradient + i);
+  for_each_pack_of_segments(args.segments, args.num_segments, args.momentum_buffer, nullptr,
+                            [&]<int M>(const OptimizerSegment& segment, std::int64_t i) {
+                              const std::int64_t at = i - segment.begin;
+                              cuda::Pack<M> weight = cuda::load<M>(segment.weight + at);
+                              cuda::Pack<M> m = cuda::load<M>(segment.gradient + at);
 #pragma unroll
-    for (int j = 0; j < M; ++j) m.value[j] *= scalars.clip_factor;
-    if (args.momentum_buffer) {
-      const cuda::Pack<M> before = cuda::load<M>(args.momentum_buffer + i);
+                              for (int j = 0; j < M; ++j) m.value[j] *= scalars.clip_factor;
+                              if (args.momentum_buffer) {
+                                const cuda::Pack<M> before = cuda::load<M>(args.momentum_buffer + i);
 #pragma unroll
-      for (int j = 0; j < M; ++j) m.value[j] = fmaf(args.momentum, before.value[j], m.value[j]);
-      cuda::store(m, args.momentum_buffer + i);
-    }
+                                for (int j = 0; j < M; ++j)
+                                  m.value[j] = fmaf(args.momentum, before.value[j], m.value[j]);
+                                cuda::store(m, args.momentum_buffer + i);
+                              }
 #pragma unroll
-    for (int j = 0; j < M; ++j) {
-      const float w = weight.value[j];
-      weight.value[j] = fmaf(-scalars.rate, fmaf(decay, w, m.value[j]), w);
-    }
-    cuda::store(weight, args.weight + i);
-    if (args.value) store_value(weight, args.value + i);
-  });
+                              for (int j = 0; j < M; ++j) {
+                                const float w = weight.value[j];
+                                weight.value[j] = fmaf(-scalars.rate, fmaf(segment.weight_decay, w, m.value[j]), w);
+                              }
+                              cuda::store(weight, segment.weight + at);
+                              if (segment.value) store_value(weight, segment.value + at);
+                            });
 }
 
 __global__ void sign_step_kernel(SignStep args) {
@@ -131,18 +147,13 @@ static int optimizer_blocks(Cuda cuda, std::int64_t count) {
 
 void adamw(Cuda cuda, const AdamW& args) {
   if (args.num_segments == 0) return;
-  cuda::with_pack_size<float>(
-      0, {args.weight, args.gradient, args.first_moment, args.second_moment, args.value}, [&]<int N>() {
-        adamw_kernel<N><<<optimizer_blocks(cuda, args.count), cuda::threads_per_block, 0, cuda.stream>>>(args);
-      });
+  adamw_kernel<<<optimizer_blocks(cuda, args.count), cuda::threads_per_block, 0, cuda.stream>>>(args);
   cuda::check_launch("adamw");
 }
 
 void sgd(Cuda cuda, const Sgd& args) {
   if (args.num_segments == 0) return;
-  cuda::with_pack_size<float>(0, {args.weight, args.gradient, args.momentum_buffer, args.value}, [&]<int N>() {
-    sgd_kernel<N><<<optimizer_blocks(cuda, args.count), cuda::threads_per_block, 0, cuda.stream>>>(args);
-  });
+  sgd_kernel<<<optimizer_blocks(cuda, args.count), cuda::threads_per_block, 0, cuda.stream>>>(args);
   cuda::check_launch("sgd");
 }
 

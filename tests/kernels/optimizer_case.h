@@ -25,6 +25,17 @@ struct OptimizerCase {
   std::int64_t count;
   std::vector<OptimizerSegment> segments;
 
+  /// The segments with the addresses of their elements in flat arrays.
+  std::vector<OptimizerSegment> segments_of(float* weight, const float* gradient, bf16* value) const {
+    std::vector<OptimizerSegment> all = segments;
+    for (OptimizerSegment& segment : all) {
+      segment.weight = weight + segment.begin;
+      segment.gradient = gradient + segment.begin;
+      segment.value = value ? value + segment.begin : nullptr;
+    }
+    return all;
+  }
+
   /// The segment of element i; null in a gap, which must not change.
   const OptimizerSegment* segment_of(std::int64_t i) const {
     for (const OptimizerSegment& segment : segments)

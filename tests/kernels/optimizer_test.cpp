@@ -57,23 +57,21 @@ TEST(Optimizer, AdamWIsItsFormula) {
       for (int step = 1; step <= steps; ++step) {
         const StepScalars s = scalars_of(step);
         const std::vector<float> gradient = random_values<float>(c.count, 10 + step);
-        AdamW args{.weight = weight.data(),
-                   .gradient = gradient.data(),
+        const std::vector<OptimizerSegment> segments = c.segments_of(weight.data(), gradient.data(), value.data());
+        const std::vector<OptimizerSegment> of_no_copy = c.segments_of(no_copy.data(), gradient.data(), nullptr);
+        AdamW args{.segments = segments.data(),
+                   .num_segments = std::ssize(segments),
+                   .count = c.count,
                    .first_moment = first.data(),
                    .second_moment = second.data(),
-                   .value = value.data(),
-                   .count = c.count,
-                   .segments = c.segments.data(),
-                   .num_segments = static_cast<std::int64_t>(c.segments.size()),
                    .scalars = &s,
                    .first = MovingAverage(beta1),
                    .second = MovingAverage(beta2),
                    .epsilon = epsilon};
         adamw(cpu, args);
-        args.weight = no_copy.data();
+        args.segments = of_no_copy.data();
         args.first_moment = first2.data();
         args.second_moment = second2.data();
-        args.value = nullptr;
         adamw(cpu, args);
       }
       expect_state(weight, value, w, c, 8 * steps);
@@ -90,7 +88,7 @@ TEST(Optimizer, AdamWIsItsFormula) {
 // place of 1 the error of the mean would be up to 0.5 u / (1 - beta2) = 500 u.
 TEST(Optimizer, ALongAverageIsItsFormula) {
   constexpr int count = 256, many_steps = 5000;
-  const std::vector<OptimizerSegment> segments = {{0, count, 0.0f}};
+  const OptimizerCase whole = {count, {{0, count, 0.0f}}};
   on_every_target([&](Cpu cpu) {
     std::vector<float> weight(count), first(count), second(count);
     std::vector<double> expected(count);
@@ -99,13 +97,12 @@ TEST(Optimizer, ALongAverageIsItsFormula) {
       const std::vector<float> gradient = random_values<float>(count, static_cast<unsigned>(step));
       for (std::size_t i = 0; i < count; ++i)
         expected[i] = beta2 * expected[i] + (1 - beta2) * double{gradient[i]} * gradient[i];
-      adamw(cpu, AdamW{.weight = weight.data(),
-                       .gradient = gradient.data(),
+      const std::vector<OptimizerSegment> segments = whole.segments_of(weight.data(), gradient.data(), nullptr);
+      adamw(cpu, AdamW{.segments = segments.data(),
+                       .num_segments = 1,
+                       .count = static_cast<std::int64_t>(count),
                        .first_moment = first.data(),
                        .second_moment = second.data(),
-                       .count = static_cast<std::int64_t>(count),
-                       .segments = segments.data(),
-                       .num_segments = 1,
                        .scalars = &s,
                        .first = MovingAverage(beta1),
                        .second = MovingAverage(beta2),
@@ -143,13 +140,11 @@ TEST(Optimizer, SgdIsItsFormula) {
         for (int step = 1; step <= steps; ++step) {
           const StepScalars s = scalars_of(step);
           const std::vector<float> gradient = random_values<float>(c.count, 10 + step);
-          sgd(cpu, Sgd{.weight = weight.data(),
-                       .gradient = gradient.data(),
-                       .momentum_buffer = with_momentum ? buffer.data() : nullptr,
-                       .value = value.data(),
+          const std::vector<OptimizerSegment> segments = c.segments_of(weight.data(), gradient.data(), value.data());
+          sgd(cpu, Sgd{.segments = segments.data(),
+                       .num_segments = std::ssize(segments),
                        .count = c.count,
-                       .segments = c.segments.data(),
-                       .num_segments = static_cast<std::int64_t>(c.segments.size()),
+                       .momentum_buffer = with_momentum ? buffer.data() : nullptr,
                        .scalars = &s,
                        .momentum = with_momentum ? momentum : 0});
         }

@@ -67,7 +67,14 @@ struct Operands {
   static Tensor v(const Tensor& all) { return all.slice_columns((H + K) * E, (H + 2 * K) * E); }
   // The optimizers' are f32 whatever the run.
   Tensor flat(DType of = DType::f32) { return filled({n}, of); }
-  Tensor segments() { return of_host(std::vector<kernels::OptimizerSegment>{{0, 20, 0.1f}, {20, n, 0}}, DType::u8); }
+  ops::UpdateTable updates(const Tensor& weight, const Tensor& value) {
+    const auto part = [&](const Tensor& of, std::int64_t begin, std::int64_t end) {
+      return of ? of.slice_columns(begin, end) : Tensor{};
+    };
+    gradient = flat();
+    return ops::make_update_table(runtime, {{20, 0, part(weight, 20, n), part(gradient, 20, n), part(value, 20, n)},
+                                            {0, 0.1f, part(weight, 0, 20), part(gradient, 0, 20), part(value, 0, 20)}});
+  }
 
   // Three sequences of five tokens that choose two of four experts, and their slots.
   static constexpr std::int64_t experts = 4, chosen = 2;
@@ -90,6 +97,7 @@ struct Operands {
                                       .group_size = 2,
                                       .band = kernels::causal_band(length, length, 4)};
   std::vector<Returned> returned;
+  Tensor gradient;  // of the last table of updates
 };
 
 struct Operation {
@@ -490,11 +498,17 @@ inline std::vector<Operation> every_operation() {
        updates, flat_only},
       {"clip_factor", [](Operands& o) { ops::clip_factor(o.runtime, o.filled({1}, DType::f64), 1); }, updates,
        flat_only},
+      {"make_update_table",
+       [](Operands& o) {
+         const ops::UpdateTable table = o.updates(o.flat(), {});
+         o.expect("segments", table.segments, {2 * sizeof(kernels::OptimizerSegment)}, DType::u8);
+       },
+       updates},
       {"adamw",
        [](Operands& o) {
          for (const Tensor& rounded : {Tensor{}, o.flat(DType::bf16)}) {
            const Tensor master = o.flat();
-           ops::adamw(o.runtime, master, o.flat(), o.flat(), o.flat(), rounded, o.segments(), 0.9, 0.99, 1e-8f);
+           ops::adamw(o.runtime, o.updates(master, rounded), o.flat(), o.flat(), 0.9, 0.99, 1e-8f);
            o.expect("adamw", master, {o.n}, DType::f32);
          }
        },
@@ -504,7 +518,7 @@ inline std::vector<Operation> every_operation() {
          for (const Tensor& rounded : {Tensor{}, o.flat(DType::bf16)})
            for (const float momentum : {0.0f, 0.9f}) {
              const Tensor master = o.flat();
-             ops::sgd(o.runtime, master, o.flat(), momentum > 0 ? o.flat() : Tensor{}, rounded, o.segments(), momentum);
+             ops::sgd(o.runtime, o.updates(master, rounded), momentum > 0 ? o.flat() : Tensor{}, momentum);
              o.expect("sgd", master, {o.n}, DType::f32);
            }
        },

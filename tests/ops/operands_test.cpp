@@ -417,19 +417,18 @@ void RefusedOperands::of_cross_entropy() {
 }
 
 void RefusedOperands::of_optimizers() {
-  const Tensor w = tensor({6}), other = tensor({5}), segments = tensor({0}, DType::u8);
-  const auto adamw = [&](const Tensor& g, const Tensor& m, const Tensor& v, const Tensor& value) {
-    ops::adamw(runtime, w, g, m, v, value, segments, 0.9, 0.99, 1e-8f);
-  };
-  const std::string adamw_rule = "adamw: weight, gradient and moments [n]";
-  expect_refused(adamw_rule, [&] { adamw(other, w, w, {}); });
-  expect_refused(adamw_rule, [&] { adamw(w, other, w, {}); });
-  expect_refused(adamw_rule, [&] { adamw(w, w, other, {}); });
-  expect_refused(adamw_rule, [&] { adamw(w, w, w, tensor({5}, DType::bf16)); });
-  const std::string sgd_rule = "sgd: weight, gradient and momentum [n]";
-  expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, other, {}, {}, segments, 0); });
-  expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, w, other, {}, segments, 0.9f); });
-  expect_refused(sgd_rule, [&] { ops::sgd(runtime, w, w, {}, tensor({5}, DType::bf16), segments, 0); });
+  const Tensor w = tensor({6}), other = tensor({5});
+  const std::string of_update = "update: weight, gradient and value [n]";
+  expect_refused(of_update, [&] { ops::make_update_table(runtime, {{0, 0, w, other, {}}}); });
+  expect_refused(of_update, [&] { ops::make_update_table(runtime, {{0, 0, w, w, tensor({5}, DType::bf16)}}); });
+  expect_refused("update: elements of the state that no other update has", [&] {
+    ops::make_update_table(runtime, {{5, 0, w, w, {}}, {0, 0, w, w, {}}});
+  });
+  const ops::UpdateTable updates = ops::make_update_table(runtime, {{0, 0, w, w, {}}});
+  const auto adamw = [&](const Tensor& m, const Tensor& v) { ops::adamw(runtime, updates, m, v, 0.9, 0.99, 1e-8f); };
+  expect_refused("adamw: moments [state]", [&] { adamw(other, other); });
+  expect_refused("adamw: moments [state]", [&] { adamw(w, other); });
+  expect_refused("sgd: momentum [state]", [&] { ops::sgd(runtime, updates, other, 0.9f); });
   expect_refused("sign step: weight and gradient [n]", [&] { ops::sign_step(runtime, w, other, 0.1f); });
   expect_refused("digest: one u64 for each range", [&] {
     ops::digest(runtime, w, tensor({2 * sizeof(kernels::Range)}, DType::u8), tensor({8}, DType::u8));
@@ -488,6 +487,7 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"cross_entropy_max", &RefusedOperands::of_cross_entropy},
       {"cross_entropy_sum", &RefusedOperands::of_cross_entropy},
       {"cross_entropy_gradient", &RefusedOperands::of_cross_entropy},
+      {"make_update_table", &RefusedOperands::of_optimizers},
       {"adamw", &RefusedOperands::of_optimizers},
       {"sgd", &RefusedOperands::of_optimizers},
       {"sign_step", &RefusedOperands::of_optimizers},

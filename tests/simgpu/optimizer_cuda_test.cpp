@@ -46,34 +46,31 @@ void expect_state(const OptimizerCase& c, const std::vector<float>& weight, cons
 void adamw_agrees(kernels::Cuda cuda, const OptimizerCase& c, std::int64_t offset, bool with_value) {
   std::vector<float> weight = random_values<float>(c.count, 1), first(c.count), second(c.count);
   std::vector<bf16> value(c.count, bf16(7.0f));
-  const DeviceArray<float> device_weight(weight, offset), device_first(first, offset), device_second(second, offset);
+  const DeviceArray<float> device_weight(weight, offset), device_first(first), device_second(second);
   const DeviceArray<bf16> device_value(value, offset);
-  const DeviceArray<OptimizerSegment> device_segments(c.segments);
   double change = 0;
   for (int step = 1; step <= steps; ++step) {
     const std::vector<StepScalars> scalars = {scalars_of(step)};
     const std::vector<float> gradient = random_values<float>(c.count, 10 + step);
     const DeviceArray<StepScalars> device_scalars(scalars);
     const DeviceArray<float> device_gradient(gradient, offset);
-    kernels::AdamW args{.weight = weight.data(),
-                        .gradient = gradient.data(),
+    const std::vector<OptimizerSegment> segments =
+        c.segments_of(weight.data(), gradient.data(), with_value ? value.data() : nullptr);
+    const DeviceArray<OptimizerSegment> device_segments(
+        c.segments_of(device_weight.data(), device_gradient.data(), with_value ? device_value.data() : nullptr));
+    kernels::AdamW args{.segments = segments.data(),
+                        .num_segments = std::ssize(segments),
+                        .count = c.count,
                         .first_moment = first.data(),
                         .second_moment = second.data(),
-                        .value = with_value ? value.data() : nullptr,
-                        .count = c.count,
-                        .segments = c.segments.data(),
-                        .num_segments = static_cast<std::int64_t>(c.segments.size()),
                         .scalars = scalars.data(),
                         .first = kernels::MovingAverage(beta1),
                         .second = kernels::MovingAverage(beta2),
                         .epsilon = epsilon};
     adamw(Cpu{}, args);
-    args.weight = device_weight.data();
-    args.gradient = device_gradient.data();
+    args.segments = device_segments.data();
     args.first_moment = device_first.data();
     args.second_moment = device_second.data();
-    if (with_value) args.value = device_value.data();
-    args.segments = device_segments.data();
     args.scalars = device_scalars.data();
     adamw(cuda, args);
     cudaStreamSynchronize(cuda.stream);  // before the gradient is freed
@@ -102,28 +99,24 @@ void sgd_agrees(kernels::Cuda cuda, const OptimizerCase& c, std::int64_t offset,
   std::vector<bf16> value(c.count, bf16(7.0f));
   const DeviceArray<float> device_weight(weight, offset), device_momentum(momentum, offset);
   const DeviceArray<bf16> device_value(value, offset);
-  const DeviceArray<OptimizerSegment> device_segments(c.segments);
   double change = 0;
   for (int step = 1; step <= steps; ++step) {
     const std::vector<StepScalars> scalars = {scalars_of(step)};
     const std::vector<float> gradient = random_values<float>(c.count, 10 + step);
     const DeviceArray<StepScalars> device_scalars(scalars);
     const DeviceArray<float> device_gradient(gradient, offset);
-    kernels::Sgd args{.weight = weight.data(),
-                      .gradient = gradient.data(),
-                      .momentum_buffer = with_momentum ? momentum.data() : nullptr,
-                      .value = value.data(),
+    const std::vector<OptimizerSegment> segments = c.segments_of(weight.data(), gradient.data(), value.data());
+    const DeviceArray<OptimizerSegment> device_segments(
+        c.segments_of(device_weight.data(), device_gradient.data(), device_value.data()));
+    kernels::Sgd args{.segments = segments.data(),
+                      .num_segments = std::ssize(segments),
                       .count = c.count,
-                      .segments = c.segments.data(),
-                      .num_segments = static_cast<std::int64_t>(c.segments.size()),
+                      .momentum_buffer = with_momentum ? momentum.data() : nullptr,
                       .scalars = scalars.data(),
                       .momentum = 0.9f};
     sgd(Cpu{}, args);
-    args.weight = device_weight.data();
-    args.gradient = device_gradient.data();
-    if (with_momentum) args.momentum_buffer = device_momentum.data();
-    args.value = device_value.data();
     args.segments = device_segments.data();
+    if (with_momentum) args.momentum_buffer = device_momentum.data();
     args.scalars = device_scalars.data();
     sgd(cuda, args);
     cudaStreamSynchronize(cuda.stream);
@@ -166,29 +159,24 @@ TEST_P(OptimizerCuda, ARejectedStepChangesNothing) {
   const DeviceArray<float> weight(start), first(start), second(start),
       gradient(std::vector<float>(count, std::numeric_limits<float>::quiet_NaN()));
   const DeviceArray<bf16> device_value(value);
-  const DeviceArray<OptimizerSegment> segments({{0, count, 0.1f}});
+  const OptimizerCase whole = {count, {{0, count, 0.1f}}};
+  const DeviceArray<OptimizerSegment> segments(whole.segments_of(weight.data(), gradient.data(), device_value.data()));
   StepScalars scalars = scalars_of(3);
   scalars.accepted = 0;
   const DeviceArray<StepScalars> device_scalars(std::vector<StepScalars>{scalars});
-  adamw(cuda(), kernels::AdamW{.weight = weight.data(),
-                               .gradient = gradient.data(),
+  adamw(cuda(), kernels::AdamW{.segments = segments.data(),
+                               .num_segments = 1,
+                               .count = count,
                                .first_moment = first.data(),
                                .second_moment = second.data(),
-                               .value = device_value.data(),
-                               .count = count,
-                               .segments = segments.data(),
-                               .num_segments = 1,
                                .scalars = device_scalars.data(),
                                .first = kernels::MovingAverage(beta1),
                                .second = kernels::MovingAverage(beta2),
                                .epsilon = epsilon});
-  sgd(cuda(), kernels::Sgd{.weight = weight.data(),
-                           .gradient = gradient.data(),
-                           .momentum_buffer = first.data(),
-                           .value = device_value.data(),
-                           .count = count,
-                           .segments = segments.data(),
+  sgd(cuda(), kernels::Sgd{.segments = segments.data(),
                            .num_segments = 1,
+                           .count = count,
+                           .momentum_buffer = first.data(),
                            .scalars = device_scalars.data(),
                            .momentum = 0.9f});
   sign_step(cuda(), kernels::SignStep{weight.data(), gradient.data(), count, 0.3f, device_scalars.data()});

@@ -17,7 +17,7 @@
 namespace choir::simgpu::tests {
 namespace {
 
-constexpr std::int64_t most_launches = 483;
+constexpr std::int64_t most_launches = 437;
 constexpr double most_bytes = 90e9;
 
 Config gpt2(std::int64_t sequences) {
