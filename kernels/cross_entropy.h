@@ -1,10 +1,12 @@
-// Softmax cross-entropy over a vocabulary of which this rank holds a slice, in three passes over one buffer.
+// Softmax cross-entropy over a vocabulary of which this rank holds a slice.
 //
-//   1. max[r]      = max_j logits[r, j]                                       then all-reduce (max) over the slices
-//   2. logits      = exp(logits - max), sum[r] = sum_j, target[r] = logit of the target if held, else 0
-//                                                                             then all-reduce (sum) over the slices
-//   3. loss_sum   += sum_r log(sum[r]) + max[r] - target[r]
-//      dlogits     = scale * (logits / sum - [j is the target])
+//   statistics: of each slice, for each row r
+//     max[r] = max_j logits[r, j]    sum[r] = sum_j exp(logits[r, j] - max[r])    target[r] = its logit if held, else 0
+//   then, from those of all slices, with the largest max[r], the sum relative to it, and the target's logit
+//     loss[r]    = log(sum[r]) + max[r] - target[r]
+//     dlogits    = scale * (exp(logits - max) / sum - [j is the target])
+//
+// Logits are in the type of the run and become their gradient in place. All that is in between is in Accumulate<T>.
 //
 // Rows whose target is negative are padding: no loss, zero gradient. Columns from num_tokens up to the stride are
 // padding of the storage: never read, and dlogits is zero there.
@@ -16,49 +18,44 @@
 
 namespace choir::kernels {
 
-/// A is Accumulate<T> of the run: f32, or f64 in tests.
-template <class A>
-struct CrossEntropyMax {
-  const A* logits;  ///< [rows, stride], the first num_tokens of each row are used
-  A* max;           ///< [rows]
-  std::int64_t rows, num_tokens, stride;
-};
-
-template <class A>
-struct CrossEntropySum {
-  A* logits;                    ///< [rows, stride]; overwritten by exp(logits - max)
-  const A* max;                 ///< [rows]
+template <class T>
+struct CrossEntropyStatistics {
+  const T* logits;              ///< [rows, stride], the first num_tokens of each row are used
   const std::int32_t* targets;  ///< [rows], global ids
-  A* sum;                       ///< [rows]
-  A* target;                    ///< [rows]
+  Accumulate<T>* statistics;    ///< [3, rows]: max, sum, target
   std::int64_t rows, num_tokens, stride, first_token;
 };
 
 template <class T>
-struct CrossEntropyGradient {
-  const Accumulate<T>* exps;    ///< [rows, stride], from pass 2
-  const Accumulate<T>* max;     ///< [rows]
-  const Accumulate<T>* sum;     ///< [rows]
-  const Accumulate<T>* target;  ///< [rows]
+struct CrossEntropy {
+  T* logits;                                  ///< [rows, stride]; becomes dlogits if `gradient`
+  const Accumulate<T>* statistics = nullptr;  ///< [slices, 3, rows]; null: the slice is the whole vocabulary, and they
+                                              ///< are computed on the way, so that a row is read once
+  std::int64_t slices = 0;
   const std::int32_t* targets;  ///< [rows], global ids
-  T* dlogits = nullptr;         ///< [rows, stride]; may be exps if the types are equal; null: loss only
-  double* loss_sum;             ///< one value; the rows are added in ascending order
+  double* losses;               ///< [rows]
+  double* right = nullptr;      ///< [rows]: 1 if the target has the largest logit, else 0; null: not asked for
   std::int64_t rows, num_tokens, stride, first_token;
-  double scale;             ///< usually 1 / target tokens of the global batch
-  double* right = nullptr;  ///< one value: += the rows whose target has the largest logit; null: not counted
+  double scale;  ///< usually 1 / target tokens of the global batch
+  bool gradient;
 };
 
-template <class A>
-void cross_entropy_max(Cpu, const CrossEntropyMax<A>&);
-template <class A>
-void cross_entropy_max(Cuda, const CrossEntropyMax<A>&);
-template <class A>
-void cross_entropy_sum(Cpu, const CrossEntropySum<A>&);
-template <class A>
-void cross_entropy_sum(Cuda, const CrossEntropySum<A>&);
+/// sum += the losses, in an order that depends on their number alone.
+struct SumOfLosses {
+  const double* losses;  ///< [rows]
+  std::int64_t rows;
+  double* sum;
+};
+
 template <class T>
-void cross_entropy_gradient(Cpu, const CrossEntropyGradient<T>&);
+void cross_entropy_statistics(Cpu, const CrossEntropyStatistics<T>&);
 template <class T>
-void cross_entropy_gradient(Cuda, const CrossEntropyGradient<T>&);
+void cross_entropy_statistics(Cuda, const CrossEntropyStatistics<T>&);
+template <class T>
+void cross_entropy(Cpu, const CrossEntropy<T>&);
+template <class T>
+void cross_entropy(Cuda, const CrossEntropy<T>&);
+void sum_of_losses(Cpu, const SumOfLosses&);
+void sum_of_losses(Cuda, const SumOfLosses&);
 
 }  // namespace choir::kernels

@@ -1,4 +1,5 @@
-// Softmax cross-entropy on the CPU: the three passes of kernels/cross_entropy.h, a row at a time.
+// Softmax cross-entropy on the CPU, a row at a time: a row of logits stays in the second-level cache. The exponentials
+// are computed twice, which costs less than to keep them in a type with room for them.
 #include "kernels/cross_entropy.h"
 
 #include <algorithm>
@@ -15,66 +16,96 @@ namespace choir::kernels {
 namespace HWY_NAMESPACE {
 namespace {
 
+/// Of a row.
 template <class A>
-void max_of_rows(const CrossEntropyMax<A>& args, Part rows) {
-  const Tag<A> d;
-  constexpr A lowest = -std::numeric_limits<A>::infinity();
-  for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-    const A* logits = args.logits + row * args.stride;
-    const auto largest = fold(
-        d, args.num_tokens, hn::Set(d, lowest),
-        [&](auto i, auto extent, auto running)
-            HWY_ATTR { return hn::Max(running, fill_rest(d, load(d, logits + i, extent), extent, lowest)); },
-        [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
-    args.max[row] = hn::GetLane(hn::MaxOfLanes(d, largest));
-  }
-}
+struct Statistics {
+  A max, sum, target;
+};
 
-template <class A>
-void exp_and_sum(const CrossEntropySum<A>& args, Part rows) {
-  const Tag<A> d;
-  for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-    A* logits = args.logits + row * args.stride;
-    const std::int64_t token = args.targets[row] - args.first_token;
-    const bool held = args.targets[row] >= 0 && token >= 0 && token < args.num_tokens;
-    args.target[row] = held ? logits[token] : A(0);
-    const auto max = hn::Set(d, args.max[row]);
-    args.sum[row] = sum_over(d, args.num_tokens, [&](auto i, auto extent, auto sum) HWY_ATTR {
-      const auto e = exp(d, hn::Sub(load(d, logits + i, extent), max));
-      store(d, e, logits + i, extent);
-      return hn::Add(sum, fill_rest(d, e, extent, A(0)));
-    });
-  }
+/// The column of a row's target in this slice, or -1 if the row is padding or the target is in another slice.
+template <class Args>
+std::int64_t column_of_target(const Args& args, std::int64_t row) {
+  const std::int64_t token = args.targets[row] - args.first_token;
+  return args.targets[row] >= 0 && token >= 0 && token < args.num_tokens ? token : -1;
 }
 
 template <class T>
-void gradient(const CrossEntropyGradient<T>& args, Part rows) {
+HWY_INLINE Statistics<Accumulate<T>> statistics_of(const T* logits, std::int64_t num_tokens, std::int64_t column) {
   using A = Accumulate<T>;
   const Tag<T> d;
+  constexpr A lowest = -std::numeric_limits<A>::infinity();
+  const auto largest = fold(
+      d, num_tokens, hn::Set(d, lowest),
+      [&](auto i, auto extent, auto running)
+          HWY_ATTR { return hn::Max(running, fill_rest(d, load(d, logits + i, extent), extent, lowest)); },
+      [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
+  const A max = hn::GetLane(hn::MaxOfLanes(d, largest));
+  const auto shift = hn::Set(d, max);
+  const A sum = sum_over(d, num_tokens, [&](auto i, auto extent, auto running) HWY_ATTR {
+    const auto e = exp(d, hn::Sub(load(d, logits + i, extent), shift));
+    return hn::Add(running, fill_rest(d, e, extent, A(0)));
+  });
+  return {max, sum, column < 0 ? A(0) : static_cast<A>(logits[column])};
+}
+
+template <class T>
+void statistics_part(const CrossEntropyStatistics<T>& args, Part rows) {
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-    const A* exps = args.exps + row * args.stride;
-    T* dlogits = args.dlogits + row * args.stride;
-    if (args.targets[row] < 0) {
-      std::fill(dlogits, dlogits + args.stride, T(0));
-      continue;
-    }
-    const std::int64_t token = args.targets[row] - args.first_token;
-    const bool held = token >= 0 && token < args.num_tokens;
-    const A factor = static_cast<A>(args.scale) / args.sum[row];
-    const A at_target = held ? exps[token] * factor - static_cast<A>(args.scale) : A(0);
-    for_each_vector(d, args.num_tokens, [&](auto i, auto extent) HWY_ATTR {
-      store(d, hn::Mul(load(d, exps + i, extent), hn::Set(d, factor)), dlogits + i, extent);
-    });
-    if (held) dlogits[token] = static_cast<T>(at_target);
-    std::fill(dlogits + args.num_tokens, dlogits + args.stride, T(0));
+    const auto of_row = statistics_of(args.logits + row * args.stride, args.num_tokens, column_of_target(args, row));
+    args.statistics[row] = of_row.max;
+    args.statistics[args.rows + row] = of_row.sum;
+    args.statistics[2 * args.rows + row] = of_row.target;
   }
 }
 
-cpu::KernelSet<CrossEntropyMax<float>, CrossEntropyMax<double>, CrossEntropySum<float>, CrossEntropySum<double>,
-               CrossEntropyGradient<float>, CrossEntropyGradient<bf16>, CrossEntropyGradient<double>>
+/// Those of all slices, from those of each.
+template <class T>
+Statistics<Accumulate<T>> joined(const CrossEntropy<T>& args, std::int64_t row) {
+  using A = Accumulate<T>;
+  const auto at = [&](std::int64_t slice, int which) { return args.statistics[(3 * slice + which) * args.rows + row]; };
+  Statistics<A> all{-std::numeric_limits<A>::infinity(), 0, 0};
+  for (std::int64_t slice = 0; slice < args.slices; ++slice) all.max = std::max(all.max, at(slice, 0));
+  for (std::int64_t slice = 0; slice < args.slices; ++slice) {
+    all.sum += at(slice, 1) * std::exp(at(slice, 0) - all.max);
+    all.target += at(slice, 2);
+  }
+  return all;
+}
+
+template <class T>
+void cross_entropy_part(const CrossEntropy<T>& args, Part rows) {
+  using A = Accumulate<T>;
+  const Tag<T> d;
+  for (std::int64_t row = rows.begin; row < rows.end; ++row) {
+    T* logits = args.logits + row * args.stride;
+    if (args.targets[row] < 0) {
+      args.losses[row] = 0;
+      if (args.right) args.right[row] = 0;
+      if (args.gradient) std::fill(logits, logits + args.stride, T(0));
+      continue;
+    }
+    const std::int64_t column = column_of_target(args, row);
+    const auto [max, sum, target] =
+        args.statistics ? joined(args, row) : statistics_of<T>(logits, args.num_tokens, column);
+    args.losses[row] = std::log(static_cast<double>(sum)) + static_cast<double>(max) - static_cast<double>(target);
+    if (args.right) args.right[row] = target == max ? 1 : 0;
+    if (!args.gradient) continue;
+    const A scale = static_cast<A>(args.scale), factor = scale / sum, held = column < 0 ? A(0) : A(logits[column]);
+    const auto shift = hn::Set(d, max), factors = hn::Set(d, factor);
+    for_each_vector(d, args.num_tokens, [&](auto i, auto extent) HWY_ATTR {
+      const auto e = exp(d, hn::Sub(load(d, logits + i, extent), shift));
+      store(d, hn::Mul(e, factors), logits + i, extent);
+    });
+    if (column >= 0) logits[column] = static_cast<T>(std::exp(held - max) * factor - scale);
+    std::fill(logits + args.num_tokens, logits + args.stride, T(0));
+  }
+}
+
+cpu::KernelSet<CrossEntropyStatistics<float>, CrossEntropyStatistics<bf16>, CrossEntropyStatistics<double>,
+               CrossEntropy<float>, CrossEntropy<bf16>, CrossEntropy<double>>
 kernels() {
-  return {max_of_rows<float>, max_of_rows<double>, exp_and_sum<float>, exp_and_sum<double>,
-          gradient<float>,    gradient<bf16>,      gradient<double>};
+  return {statistics_part<float>,    statistics_part<bf16>,    statistics_part<double>,
+          cross_entropy_part<float>, cross_entropy_part<bf16>, cross_entropy_part<double>};
 }
 
 }  // namespace
@@ -86,35 +117,26 @@ HWY_AFTER_NAMESPACE();
 namespace choir::kernels {
 HWY_EXPORT(kernels);
 
-template <class A>
-void cross_entropy_max(Cpu cpu, const CrossEntropyMax<A>& args) {
-  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, args.rows, args.num_tokens);
-}
-
-template <class A>
-void cross_entropy_sum(Cpu cpu, const CrossEntropySum<A>& args) {
+template <class T>
+void cross_entropy_statistics(Cpu cpu, const CrossEntropyStatistics<T>& args) {
   cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, args.rows, args.num_tokens);
 }
 
 template <class T>
-void cross_entropy_gradient(Cpu cpu, const CrossEntropyGradient<T>& args) {
-  for (std::int64_t row = 0; row < args.rows; ++row) {
-    if (args.targets[row] < 0) continue;
-    *args.loss_sum += std::log(static_cast<double>(args.sum[row])) + static_cast<double>(args.max[row]) -
-                      static_cast<double>(args.target[row]);
-    if (args.right && args.target[row] == args.max[row]) *args.right += 1;
-  }
-  if (!args.dlogits) return;
+void cross_entropy(Cpu cpu, const CrossEntropy<T>& args) {
   cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), args, args.rows, args.stride);
 }
 
-template void cross_entropy_max(Cpu, const CrossEntropyMax<float>&);
-template void cross_entropy_max(Cpu, const CrossEntropyMax<double>&);
-template void cross_entropy_sum(Cpu, const CrossEntropySum<float>&);
-template void cross_entropy_sum(Cpu, const CrossEntropySum<double>&);
-template void cross_entropy_gradient(Cpu, const CrossEntropyGradient<float>&);
-template void cross_entropy_gradient(Cpu, const CrossEntropyGradient<bf16>&);
-template void cross_entropy_gradient(Cpu, const CrossEntropyGradient<double>&);
+void sum_of_losses(Cpu, const SumOfLosses& args) {
+  for (std::int64_t row = 0; row < args.rows; ++row) *args.sum += args.losses[row];
+}
+
+template void cross_entropy_statistics(Cpu, const CrossEntropyStatistics<float>&);
+template void cross_entropy_statistics(Cpu, const CrossEntropyStatistics<bf16>&);
+template void cross_entropy_statistics(Cpu, const CrossEntropyStatistics<double>&);
+template void cross_entropy(Cpu, const CrossEntropy<float>&);
+template void cross_entropy(Cpu, const CrossEntropy<bf16>&);
+template void cross_entropy(Cpu, const CrossEntropy<double>&);
 
 }  // namespace choir::kernels
 #endif

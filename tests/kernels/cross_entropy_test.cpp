@@ -30,22 +30,23 @@ TYPED_TEST(CrossEntropy, LossAndGradientAreTheirFormula) {
   using A = Accumulate<T>;
   const double u = half_ulp<A>(), scale = 1.0 / 37;
   for (const Case& c : cases) {
-    std::vector<A> logits = random_values<A>(c.rows * c.vocabulary, 1, 3);
-    for (A& logit : logits) logit += static_cast<A>(c.shift);
+    std::vector<T> logits = random_values<T>(c.rows * c.vocabulary, 1, 3);
+    for (T& logit : logits) logit = static_cast<T>(static_cast<A>(logit) + static_cast<A>(c.shift));
     std::vector<std::int32_t> targets(c.rows);
     for (std::int64_t row = 0; row < c.rows; ++row) {
       targets[row] = row % 4 == 3 ? -1 : static_cast<std::int32_t>(row * 911 % c.vocabulary);
     }
 
-    double expected_loss = 0, loss_bound = 0;
+    double expected_loss = 0, loss_bound = 0, expected_right = 3;
     std::vector<double> expected(logits.size());
     std::vector<double> bound(logits.size());
     for (std::int64_t row = 0; row < c.rows; ++row) {
-      const A* l = logits.data() + row * c.vocabulary;
-      const double max = *std::max_element(l, l + c.vocabulary);
+      const std::vector<double> l(&logits[row * c.vocabulary], &logits[row * c.vocabulary] + c.vocabulary);
+      const double max = *std::max_element(l.begin(), l.end());
       double sum = 0;
-      for (std::int64_t j = 0; j < c.vocabulary; ++j) sum += std::exp(l[j] - max);
+      for (const double logit : l) sum += std::exp(logit - max);
       if (targets[row] < 0) continue;
+      if (l[targets[row]] == max) ++expected_right;
       expected_loss += std::log(sum) + max - l[targets[row]];
       const double roundings = 4 * std::sqrt(static_cast<double>(c.vocabulary)) + 40;  // |l - max| < 30
       loss_bound += roundings * u + 1e-15 * std::abs(c.shift);
@@ -60,64 +61,53 @@ TYPED_TEST(CrossEntropy, LossAndGradientAreTheirFormula) {
       // Each slice as a rank has it: padded rows, poison beyond num_tokens.
       struct Slice {
         std::int64_t first, tokens, stride;
-        std::vector<A> logits, max, sum, target;
+        std::vector<T> logits;
       };
       std::vector<Slice> slices;
-      std::vector<A> max(c.rows, -std::numeric_limits<A>::infinity()), sum(c.rows), target(c.rows);
+      std::vector<A> statistics;
       for (std::size_t s = 0; s < c.first_tokens.size(); ++s) {
         const std::int64_t first = c.first_tokens[s];
         const std::int64_t end = s + 1 < c.first_tokens.size() ? c.first_tokens[s + 1] : c.vocabulary;
-        Slice slice{first,
-                    end - first,
-                    (end - first + 7) / 8 * 8,
-                    {},
-                    std::vector<A>(c.rows),
-                    std::vector<A>(c.rows),
-                    std::vector<A>(c.rows)};
-        slice.logits.assign(c.rows * slice.stride, std::numeric_limits<A>::quiet_NaN());
+        Slice slice{first, end - first, (end - first + 7) / 8 * 8, {}};
+        slice.logits.assign(c.rows * slice.stride, static_cast<T>(std::numeric_limits<float>::quiet_NaN()));
         for (std::int64_t row = 0; row < c.rows; ++row) {
           std::copy_n(&logits[row * c.vocabulary] + first, slice.tokens, slice.logits.begin() + row * slice.stride);
         }
-        cross_entropy_max(
-            cpu, CrossEntropyMax<A>{slice.logits.data(), slice.max.data(), c.rows, slice.tokens, slice.stride});
-        for (std::int64_t row = 0; row < c.rows; ++row) max[row] = std::max(max[row], slice.max[row]);
+        std::vector<A> of_slice(3 * c.rows);
+        cross_entropy_statistics(cpu, CrossEntropyStatistics<T>{slice.logits.data(), targets.data(), of_slice.data(),
+                                                                c.rows, slice.tokens, slice.stride, slice.first});
+        statistics.insert(statistics.end(), of_slice.begin(), of_slice.end());
         slices.push_back(std::move(slice));
       }
       for (Slice& slice : slices) {
-        cross_entropy_sum(cpu,
-                          CrossEntropySum<A>{slice.logits.data(), max.data(), targets.data(), slice.sum.data(),
-                                             slice.target.data(), c.rows, slice.tokens, slice.stride, slice.first});
-        for (std::int64_t row = 0; row < c.rows; ++row) {
-          sum[row] += slice.sum[row];
-          target[row] += slice.target[row];
-        }
-      }
-      for (Slice& slice : slices) {
-        double loss = 0.25, loss_alone = 0.25, right = 3;
-        std::vector<T> separate(slice.logits.size(), T(7));
-        CrossEntropyGradient<T> args{slice.logits.data(), max.data(),   sum.data(),  target.data(),
-                                     targets.data(),      nullptr,      &loss_alone, c.rows,
-                                     slice.tokens,        slice.stride, slice.first, scale};
-        args.right = &right;
-        cross_entropy_gradient(cpu, args);
-        double expected_right = 3;
-        for (std::int64_t row = 0; row < c.rows; ++row)
-          if (targets[row] >= 0 && target[row] == max[row]) ++expected_right;
-        ASSERT_EQ(right, expected_right);
+        double loss = 0.25, right = 3;
+        std::vector<double> losses(c.rows), losses_alone(c.rows), is_right(c.rows);
+        kernels::CrossEntropy<T> args{.logits = slice.logits.data(),
+                                      .statistics = statistics.data(),
+                                      .slices = std::ssize(slices),
+                                      .targets = targets.data(),
+                                      .losses = losses_alone.data(),
+                                      .right = is_right.data(),
+                                      .rows = c.rows,
+                                      .num_tokens = slice.tokens,
+                                      .stride = slice.stride,
+                                      .first_token = slice.first,
+                                      .scale = scale,
+                                      .gradient = false};
+        cross_entropy(cpu, args);
+        if (slices.size() == 1) args.statistics = nullptr;  // the kernel makes them
         args.right = nullptr;
-        args.loss_sum = &loss;
-        args.dlogits = separate.data();
-        cross_entropy_gradient(cpu, args);
-        ASSERT_EQ(loss, loss_alone);
+        args.losses = losses.data();
+        args.gradient = true;
+        cross_entropy(cpu, args);
+        ASSERT_EQ(losses, losses_alone);
+        sum_of_losses(cpu, {losses.data(), c.rows, &loss});
+        sum_of_losses(cpu, {is_right.data(), c.rows, &right});
+        ASSERT_EQ(right, expected_right);
         ASSERT_NEAR(loss - 0.25, expected_loss, loss_bound + 1e-12);
-        if constexpr (std::is_same_v<T, A>) {  // again, in place
-          args.dlogits = slice.logits.data();
-          cross_entropy_gradient(cpu, args);
-          ASSERT_EQ(slice.logits, separate);
-        }
         for (std::int64_t row = 0; row < c.rows; ++row) {
           for (std::int64_t j = 0; j < slice.stride; ++j) {
-            const double actual = separate[row * slice.stride + j];
+            const double actual = slice.logits[row * slice.stride + j];
             if (j >= slice.tokens || targets[row] < 0) {
               ASSERT_EQ(actual, 0) << "padding, row " << row << ", column " << j;
             } else {
@@ -131,40 +121,42 @@ TYPED_TEST(CrossEntropy, LossAndGradientAreTheirFormula) {
   }
 }
 
+/// Of a whole vocabulary: the sum of the losses.
+template <class T>
+double loss_of(Cpu cpu, std::vector<T>& logits, const std::vector<std::int32_t>& targets, bool gradient) {
+  const std::int64_t rows = std::ssize(targets), vocabulary = std::ssize(logits) / rows;
+  std::vector<double> losses(rows);
+  cross_entropy(cpu, kernels::CrossEntropy<T>{.logits = logits.data(),
+                                              .targets = targets.data(),
+                                              .losses = losses.data(),
+                                              .rows = rows,
+                                              .num_tokens = vocabulary,
+                                              .stride = vocabulary,
+                                              .first_token = 0,
+                                              .scale = 1,
+                                              .gradient = gradient});
+  double sum = 0;
+  sum_of_losses(cpu, {losses.data(), rows, &sum});
+  return sum;
+}
+
 TEST(CrossEntropyNaN, IsSeenInTheLoss) {
   on_every_target([&](Cpu cpu) {
-    std::vector<float> logits(37, 1.0f), max(1), sum(1), target(1);
+    std::vector<float> logits(37, 1.0f);
     logits[20] = std::numeric_limits<float>::quiet_NaN();
-    const std::vector<std::int32_t> targets = {3};
-    double loss = 0;
-    cross_entropy_max(cpu, CrossEntropyMax<float>{logits.data(), max.data(), 1, 37, 37});
-    cross_entropy_sum(cpu, CrossEntropySum<float>{logits.data(), max.data(), targets.data(), sum.data(), target.data(),
-                                                  1, 37, 37, 0});
-    cross_entropy_gradient(cpu, CrossEntropyGradient<float>{logits.data(), max.data(), sum.data(), target.data(),
-                                                            targets.data(), nullptr, &loss, 1, 37, 37, 0, 1.0});
-    EXPECT_TRUE(std::isnan(loss));
+    EXPECT_TRUE(std::isnan(loss_of(cpu, logits, {3}, true)));
   });
 }
 
 TEST(CrossEntropyGradientTest, AgreesWithFiniteDifferences) {
   const std::int64_t rows = 3, vocabulary = 17;
-  std::vector<double> logits = random_values<double>(rows * vocabulary, 1, 2);
+  std::vector<double> logits = random_values<double>(rows * vocabulary, 1, 2), dlogits = logits;
   const std::vector<std::int32_t> targets = {3, -1, 16};
-  std::vector<double> dlogits(logits.size());
-  const auto loss = [&](double* gradient) {
-    std::vector<double> work = logits, max(rows), sum(rows), target(rows);
-    double total = 0;
-    cross_entropy_max(Cpu{}, CrossEntropyMax<double>{work.data(), max.data(), rows, vocabulary, vocabulary});
-    cross_entropy_sum(Cpu{}, CrossEntropySum<double>{work.data(), max.data(), targets.data(), sum.data(), target.data(),
-                                                     rows, vocabulary, vocabulary, 0});
-    cross_entropy_gradient(
-        Cpu{}, CrossEntropyGradient<double>{work.data(), max.data(), sum.data(), target.data(), targets.data(),
-                                            gradient, &total, rows, vocabulary, vocabulary, 0, 1.0});
-    return total;
-  };
-  loss(dlogits.data());
+  loss_of(Cpu{}, dlogits, targets, true);
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    EXPECT_NEAR(dlogits[i], finite_difference(logits[i], [&] { return loss(nullptr); }), finite_difference_bound) << i;
+    EXPECT_NEAR(dlogits[i], finite_difference(logits[i], [&] { return loss_of(Cpu{}, logits, targets, false); }),
+                finite_difference_bound)
+        << i;
   }
 }
 

@@ -86,7 +86,7 @@ TEST(OutputHead, ChunksCoverFewAndManyRows) {
       for (const auto& [device, width, least] : {std::tuple{DeviceKind::cpu, 384, 256},
                                                  {DeviceKind::cpu, 768, 512},
                                                  {DeviceKind::cpu, 4096, 1024},
-                                                 {DeviceKind::cuda, 768, 2048}}) {
+                                                 {DeviceKind::cuda, 768, 8192}}) {
         const std::int64_t chunk = OutputHead::chunk_rows(rows, columns, width, device);
         EXPECT_GE(chunk, std::min<std::int64_t>(rows, least));
         EXPECT_LE(chunk, rows);

@@ -368,27 +368,22 @@ void AdjointOfAnOperation::cross_entropy() {
     values[r] = r % 7 == 3 ? -1 : static_cast<std::int32_t>(r * 7919 % (tokens[0] + tokens[1]));
   const Tensor targets = ops::to_device(runtime, values, DType::i32);
   const Tensor logits[2] = {random({rows, stride}, 2), random({rows, stride}, 2)};
-  const auto reduce = [](const Tensor& here, const Tensor& there, auto reduction) {
-    double* to = here.data<double>();
-    std::transform(to, to + here.count(), there.data<double>(), to, reduction);
-    return here;
-  };
   const auto loss = [&](double scale, std::vector<Tensor>* gradients) {
-    const Tensor exps[2] = {copy_of(logits[0]), copy_of(logits[1])};
-    const Tensor max =
-        reduce(ops::cross_entropy_max(runtime, exps[0], tokens[0]), ops::cross_entropy_max(runtime, exps[1], tokens[1]),
-               [](double a, double b) { return std::max(a, b); });
-    const Tensor sums =
-        reduce(ops::cross_entropy_sum(runtime, exps[0], max, targets, tokens[0], 0),
-               ops::cross_entropy_sum(runtime, exps[1], max, targets, tokens[1], tokens[0]), std::plus<>());
-    const Tensor losses[2] = {zeros({1}), zeros({1})};
+    const Tensor work[2] = {copy_of(logits[0]), copy_of(logits[1])};
+    const Tensor statistics = runtime.empty({6, rows}, DType::f64);
+    for (const int slice : {0, 1})
+      ops::copy(runtime, ops::cross_entropy_statistics(runtime, work[slice], targets, tokens[slice], slice * tokens[0]),
+                statistics.slice_rows(3 * slice, 3 * slice + 3));
+    const Tensor sums[2] = {zeros({1}), zeros({1})};
     for (const int slice : {0, 1}) {
-      const Tensor dlogits = ops::cross_entropy_gradient(runtime, exps[slice], max, sums, targets, losses[slice], {},
-                                                         tokens[slice], slice * tokens[0], scale, gradients != nullptr);
-      if (gradients) gradients->push_back(dlogits.slice_columns(0, tokens[slice]));
+      const Tensor losses = zeros({rows});
+      ops::cross_entropy(runtime, work[slice], statistics, targets, losses, {}, tokens[slice], slice * tokens[0], scale,
+                         gradients != nullptr);
+      if (gradients) gradients->push_back(work[slice].slice_columns(0, tokens[slice]));
+      ops::sum_of_losses(runtime, losses, sums[slice]);
     }
-    EXPECT_EQ(*losses[0].data<double>(), *losses[1].data<double>()) << "each slice has the whole loss";
-    return losses[0];
+    EXPECT_EQ(*sums[0].data<double>(), *sums[1].data<double>()) << "each slice has the whole loss";
+    return sums[0];
   };
   expect_adjoint(
       {{"logits", logits[0].slice_columns(0, tokens[0])},
@@ -435,9 +430,9 @@ TEST_P(AdjointOfAnOperation, IsItsBackward) {
       {"combine_weight_gradient", &AdjointOfAnOperation::experts},
       {"route_gradient", &AdjointOfAnOperation::experts},
       {"add_expert_sums", &AdjointOfAnOperation::experts},
-      {"cross_entropy_max", &AdjointOfAnOperation::cross_entropy},
-      {"cross_entropy_sum", &AdjointOfAnOperation::cross_entropy},
-      {"cross_entropy_gradient", &AdjointOfAnOperation::cross_entropy},
+      {"cross_entropy_statistics", &AdjointOfAnOperation::cross_entropy},
+      {"cross_entropy", &AdjointOfAnOperation::cross_entropy},
+      {"sum_of_losses", &AdjointOfAnOperation::cross_entropy},
   };
   const auto found = adjoints.find(GetParam().name);
   if (found == adjoints.end()) {

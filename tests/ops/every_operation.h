@@ -462,29 +462,28 @@ inline std::vector<Operation> every_operation() {
        }},
 
       // Cross-entropy, with three columns of padding
-      {"cross_entropy_max",
+      {"cross_entropy_statistics",
        [](Operands& o) {
-         o.expect("cross_entropy_max", ops::cross_entropy_max(o.runtime, o.filled({o.N, o.V + 3}, o.accumulate), o.V),
-                  {o.N}, o.accumulate);
+         o.expect("cross_entropy_statistics",
+                  ops::cross_entropy_statistics(o.runtime, o.filled({o.N, o.V + 3}, o.type), o.ids(), o.V, 0), {3, o.N},
+                  o.accumulate);
        }},
-      {"cross_entropy_sum",
-       [](Operands& o) {
-         o.expect("cross_entropy_sum",
-                  ops::cross_entropy_sum(o.runtime, o.filled({o.N, o.V + 3}, o.accumulate),
-                                         o.filled({o.N}, o.accumulate), o.ids(), o.V, 0),
-                  {2, o.N}, o.accumulate);
-       }},
-      {"cross_entropy_gradient",
+      {"cross_entropy",
        [](Operands& o) {
          for (const bool gradient : {false, true}) {
-           const Tensor loss_sum = o.filled({1}, DType::f64, 0),
-                        right = gradient ? Tensor{} : o.filled({1}, DType::f64, 0);
-           const Tensor dlogits = ops::cross_entropy_gradient(
-               o.runtime, o.filled({o.N, o.V + 3}, o.accumulate), o.filled({o.N}, o.accumulate),
-               o.filled({2, o.N}, o.accumulate), o.ids(), loss_sum, right, o.V, 0, 0.1, gradient);
-           if (gradient) o.expect("cross_entropy_gradient", dlogits, {o.N, o.V + 3}, o.type);
-           o.expect("loss_sum", loss_sum, {1}, DType::f64);
+           const Tensor logits = o.filled({o.N, o.V + 3}, o.type), losses = o.filled({o.N}, DType::f64),
+                        right = gradient ? Tensor{} : o.filled({o.N}, DType::f64),
+                        statistics = gradient ? Tensor{} : o.filled({2 * 3, o.N}, o.accumulate);
+           ops::cross_entropy(o.runtime, logits, statistics, o.ids(), losses, right, o.V, 0, 0.1, gradient);
+           if (gradient) o.expect("cross_entropy", logits, {o.N, o.V + 3}, o.type);
+           o.expect("losses", losses, {o.N}, DType::f64);
          }
+       }},
+      {"sum_of_losses",
+       [](Operands& o) {
+         const Tensor sum = o.filled({1}, DType::f64);
+         ops::sum_of_losses(o.runtime, o.filled({o.N}, DType::f64), sum);
+         o.expect("sum_of_losses", sum, {1}, DType::f64);
        }},
 
       // Optimizers

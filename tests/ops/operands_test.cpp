@@ -373,47 +373,31 @@ void RefusedOperands::of_residual_branches() {
 }
 
 void RefusedOperands::of_cross_entropy() {
-  const std::string types = "cross-entropy: logits are f32 or f64";
-  expect_refused(types, [&] { ops::cross_entropy_max(runtime, tensor({5, 8}, DType::bf16), 8); });
-  expect_refused(types, [&] { ops::cross_entropy_max(runtime, tensor({5, 8}, DType::i32), 8); });
+  const Tensor logits = tensor({5, 8}), targets = tensor({5}, DType::i32), losses = tensor({5}, DType::f64);
+  const auto statistics = [&](const Tensor& x, const Tensor& t, std::int64_t num_tokens) {
+    ops::cross_entropy_statistics(runtime, x, t, num_tokens, 0);
+  };
+  const auto loss = [&](const Tensor& x, const Tensor& s, const Tensor& t, const Tensor& l, const Tensor& right,
+                        std::int64_t num_tokens) {
+    ops::cross_entropy(runtime, x, s, t, l, right, num_tokens, 0, 1, true);
+  };
   const std::string columns = "cross-entropy: the tokens are columns of the logits";
-  expect_refused(columns, [&] { ops::cross_entropy_max(runtime, tensor({5, 8}), 9); });
-
-  const Tensor logits = tensor({5, 8}), max = tensor({5}), targets = tensor({5}, DType::i32);
-  const auto sum = [&](const Tensor& x, const Tensor& m, const Tensor& t, std::int64_t num_tokens) {
-    ops::cross_entropy_sum(runtime, x, m, t, num_tokens, 0);
-  };
-  const std::string of_max = "cross-entropy: max [N], of the logits' type";
+  expect_refused(columns, [&] { statistics(logits, targets, 9); });
+  expect_refused(columns, [&] { statistics(strided(5, 8), targets, 8); });
+  expect_refused(columns, [&] { loss(logits, {}, targets, losses, {}, 9); });
   const std::string of_targets = "cross-entropy: targets [N], i32";
-  expect_refused(types, [&] { sum(tensor({5, 8}, DType::bf16), max, targets, 8); });
-  expect_refused(columns, [&] { sum(logits, max, targets, 9); });
-  expect_refused(of_max, [&] { sum(logits, tensor({4}), targets, 8); });
-  expect_refused(of_max, [&] { sum(logits, tensor({5}, DType::f64), targets, 8); });
-  expect_refused(of_targets, [&] { sum(logits, max, tensor({4}, DType::i32), 8); });
-  expect_refused(of_targets, [&] { sum(logits, max, tensor({5}), 8); });
-
-  const Tensor sums = tensor({2, 5}), loss_sum = tensor({1}, DType::f64);
-  const auto gradient = [&](const Tensor& x, const Tensor& m, const Tensor& s, const Tensor& t, const Tensor& loss,
-                            std::int64_t num_tokens) {
-    ops::cross_entropy_gradient(runtime, x, m, s, t, loss, {}, num_tokens, 0, 1, true);
-  };
-  expect_refused("cross-entropy: right is one f64", [&] {
-    ops::cross_entropy_gradient(runtime, logits, max, sums, targets, loss_sum, tensor({1}), 8, 0, 1, true);
-  });
-  expect_refused(columns, [&] { gradient(logits, max, sums, targets, loss_sum, 9); });
-  expect_refused(of_max, [&] { gradient(logits, tensor({6}), sums, targets, loss_sum, 8); });
-  expect_refused(of_targets, [&] { gradient(logits, max, sums, tensor({6}, DType::i32), loss_sum, 8); });
-  const std::string of_exps = "cross-entropy: exps are contiguous, and of the run's type";
-  expect_refused(of_exps, [&] { gradient(strided(5, 8), max, sums, targets, loss_sum, 8); });
-  expect_refused(of_exps, [&] {
-    gradient(tensor({5, 8}, DType::f64), tensor({5}, DType::f64), sums, targets, loss_sum, 8);
-  });
-  const std::string of_sums = "cross-entropy: sums and targets' logits [2, N], of the logits' type";
-  expect_refused(of_sums, [&] { gradient(logits, max, tensor({2, 4}), targets, loss_sum, 8); });
-  expect_refused(of_sums, [&] { gradient(logits, max, tensor({2, 5}, DType::f64), targets, loss_sum, 8); });
-  const std::string of_loss = "cross-entropy: loss_sum is one f64";
-  expect_refused(of_loss, [&] { gradient(logits, max, sums, targets, tensor({1}), 8); });
-  expect_refused(of_loss, [&] { gradient(logits, max, sums, targets, tensor({2}, DType::f64), 8); });
+  expect_refused(of_targets, [&] { statistics(logits, tensor({4}, DType::i32), 8); });
+  expect_refused(of_targets, [&] { loss(logits, {}, tensor({5}), losses, {}, 8); });
+  const std::string of_statistics = "cross-entropy: statistics [3 slices, N], f32 or f64";
+  expect_refused(of_statistics, [&] { loss(logits, tensor({3, 4}), targets, losses, {}, 8); });
+  expect_refused(of_statistics, [&] { loss(logits, tensor({4, 5}), targets, losses, {}, 8); });
+  expect_refused(of_statistics, [&] { loss(logits, tensor({3, 5}, DType::f64), targets, losses, {}, 8); });
+  expect_refused("cross-entropy: losses [N], f64", [&] { loss(logits, {}, targets, tensor({5}), {}, 8); });
+  expect_refused("cross-entropy: right [N], f64", [&] { loss(logits, {}, targets, losses, tensor({5}), 8); });
+  expect_refused("no kernels for elements of type i32", [&] { statistics(tensor({5, 8}, DType::i32), targets, 8); });
+  const std::string of_sum = "sum of losses: losses [N] f64, sum one f64";
+  expect_refused(of_sum, [&] { ops::sum_of_losses(runtime, tensor({5}), tensor({1}, DType::f64)); });
+  expect_refused(of_sum, [&] { ops::sum_of_losses(runtime, losses, tensor({2}, DType::f64)); });
 }
 
 void RefusedOperands::of_optimizers() {
@@ -484,9 +468,9 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"add_expert_sums", &RefusedOperands::of_experts},
       {"residual", &RefusedOperands::of_residual_branches},
       {"residual_backward", &RefusedOperands::of_residual_branches},
-      {"cross_entropy_max", &RefusedOperands::of_cross_entropy},
-      {"cross_entropy_sum", &RefusedOperands::of_cross_entropy},
-      {"cross_entropy_gradient", &RefusedOperands::of_cross_entropy},
+      {"cross_entropy_statistics", &RefusedOperands::of_cross_entropy},
+      {"cross_entropy", &RefusedOperands::of_cross_entropy},
+      {"sum_of_losses", &RefusedOperands::of_cross_entropy},
       {"make_update_table", &RefusedOperands::of_optimizers},
       {"adamw", &RefusedOperands::of_optimizers},
       {"sgd", &RefusedOperands::of_optimizers},
