@@ -1,5 +1,6 @@
-// Layer norm and RMS norm on the GPU: a block per row. A row is read two or three times, but from memory once: the
-// first-level cache has room for the rows of the running blocks. The variance is computed in two passes.
+// Layer norm and RMS norm on the GPU: a block per row, or a warp per row in the backward of rows that its registers
+// have room for. A row is read two or three times, but from memory once: the first-level cache has room for the rows of
+// the running blocks. The variance is computed in two passes.
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/failure.h"
 #include "kernels/cuda/partial_sums.h"
@@ -59,22 +60,98 @@ void norm_forward(Cuda cuda, const NormForward<T>& args) {
   cuda::check_launch("norm_forward");
 }
 
-// ---- Backward. A block adds its rows' share of dweight and dbias to its own sums, in shared memory if they fit, else
-// in its row of the workspace; a second kernel adds the rows of the workspace. A thread owns the same columns in every
-// row, so these sums need no barrier.
+// ---- Backward. A block adds its rows' share of dweight and dbias to sums of its own, and writes them to its part of
+// the workspace; a second kernel adds the parts. A thread owns the same columns in every row, so these sums need no
+// barrier.
 
-/// Shared memory that a block can have by default on every GPU.
-constexpr std::int64_t shared_bytes = 48 * 1024 - 1024;
+constexpr int widest_row_of_warp = 1024;
+constexpr int warps_of_block = cuda::threads_per_block / 32;
+constexpr int blocks_of_multiprocessor = 2;  // with a warp per row: 128 registers for each thread
 
-static std::int64_t sums_bytes(std::int64_t width, bool with_bias) {
-  return cuda::padded(width) * (with_bias ? 2 : 1) * std::int64_t{sizeof(float)};
+/// Blocks, and parts of the workspace: enough to occupy the device, but few enough that each has several rows.
+static int norm_backward_parts(Cuda cuda, std::int64_t rows, std::int64_t width) {
+  if (width > widest_row_of_warp) return cuda::blocks_for(cuda, (rows + 3) / 4, 4);
+  const std::int64_t rows_of_block = 2 * warps_of_block;
+  return cuda::blocks_for(cuda, (rows + rows_of_block - 1) / rows_of_block, blocks_of_multiprocessor);
 }
-
-static int norm_backward_parts(Cuda cuda, std::int64_t rows) { return cuda::blocks_for(cuda, (rows + 3) / 4, 4); }
 
 // With n = (x - mean) rstd and g = dy weight:
 //   dx      = rstd (g - mean_of(g) - n mean_of(g n)) + residual,   mean_of(g) = 0 in RMS norm
 //   dweight = sum over rows of dy n,  dbias = sum over rows of dy
+//
+/// A lane has `packs` packs of N columns, 32 N apart.
+template <class T, int N, int packs>
+__global__ void __launch_bounds__(cuda::threads_per_block, blocks_of_multiprocessor)
+    norm_backward_of_warps_kernel(NormBackward<T> args, std::int64_t padded_width) {
+  constexpr int columns = packs * N;
+  __shared__ float of_block[2][32 * columns];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const auto width = static_cast<int>(args.width);
+  const auto for_each_column = [&](const auto& body) {  // of this lane
+#pragma unroll
+    for (int pack = 0; pack < packs; ++pack)
+      if (const int i = (pack * 32 + lane) * N; i < width) body(pack, i);
+  };
+  float of_weight[columns] = {}, of_bias[columns] = {};
+  const float share = 1 / static_cast<float>(args.width);
+  for (std::int64_t row = std::int64_t{blockIdx.x} * warps_of_block + warp; row < args.rows;
+       row += std::int64_t{gridDim.x} * warps_of_block) {
+    const T* x = args.x + row * args.width;
+    const T* dy = args.dy + row * args.width;
+    const T* residual = args.residual ? args.residual + row * args.width : nullptr;
+    T* dx = args.dx + row * args.width;
+    const float mean = args.mean ? args.mean[row] : 0.0f, rstd = args.rstd[row];
+    float sum_g = 0, sum_gn = 0;
+    for_each_column([&](int, int i) {
+      const cuda::Pack<N> values = cuda::load<N>(x + i), slope = cuda::load<N>(dy + i);
+      const cuda::Pack<N> weight = cuda::load<N>(args.weight + i);
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const float n = (values.value[j] - mean) * rstd, g = slope.value[j] * weight.value[j];
+        sum_g += g;
+        sum_gn = fmaf(g, n, sum_gn);
+      }
+    });
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+      sum_g += __shfl_xor_sync(0xffffffffu, sum_g, distance);
+      sum_gn += __shfl_xor_sync(0xffffffffu, sum_gn, distance);
+    }
+    const float mean_g = args.mean ? sum_g * share : 0.0f, mean_gn = sum_gn * share;
+    for_each_column([&](int pack, int i) {
+      const cuda::Pack<N> values = cuda::load<N>(x + i), slope = cuda::load<N>(dy + i);
+      const cuda::Pack<N> weight = cuda::load<N>(args.weight + i);
+      cuda::Pack<N> result = residual ? cuda::load<N>(residual + i) : cuda::Pack<N>{};
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        const float n = (values.value[j] - mean) * rstd, g = slope.value[j] * weight.value[j];
+        result.value[j] = fmaf(fmaf(-n, mean_gn, g - mean_g), rstd, result.value[j]);
+        of_weight[pack * N + j] = fmaf(slope.value[j], n, of_weight[pack * N + j]);
+        of_bias[pack * N + j] += slope.value[j];
+      }
+      cuda::store(result, dx + i);
+    });
+  }
+  for (int turn = 0; turn < warps_of_block; ++turn) {  // in one order
+    if (turn == warp) {
+      for_each_column([&](int pack, int i) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+          of_block[0][i + j] = (turn > 0 ? of_block[0][i + j] : 0.0f) + of_weight[pack * N + j];
+          of_block[1][i + j] = (turn > 0 ? of_block[1][i + j] : 0.0f) + of_bias[pack * N + j];
+        }
+      });
+    }
+    __syncthreads();
+  }
+  float* partial = static_cast<float*>(args.workspace) + blockIdx.x * 2 * padded_width;
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += cuda::threads_per_block) {
+    partial[i] = of_block[0][i];
+    if (args.dbias) partial[padded_width + i] = of_block[1][i];
+  }
+}
+
+/// A block per row. Its sums are in shared memory if they fit, else in its part of the workspace.
 template <class T, int N, bool in_shared>
 __global__ void __launch_bounds__(cuda::threads_per_block)
     norm_backward_kernel(NormBackward<T> args, std::int64_t padded_width) {
@@ -135,17 +212,34 @@ __global__ void __launch_bounds__(cuda::threads_per_block)
   }
 }
 
+/// Shared memory that a block can have by default on every GPU.
+constexpr std::int64_t shared_bytes = 48 * 1024 - 1024;
+
+static std::int64_t sums_bytes(std::int64_t width, bool with_bias) {
+  return cuda::padded(width) * (with_bias ? 2 : 1) * std::int64_t{sizeof(float)};
+}
+
 template <class T>
 std::int64_t norm_backward_workspace_bytes(Cuda cuda, std::int64_t rows, std::int64_t width) {
-  return norm_backward_parts(cuda, rows) * sums_bytes(width, true);
+  return norm_backward_parts(cuda, rows, width) * sums_bytes(width, true);
 }
 
 template <class T>
 void norm_backward(Cuda cuda, const NormBackward<T>& args) {
-  const int parts = norm_backward_parts(cuda, args.rows);
+  const int parts = norm_backward_parts(cuda, args.rows, args.width);
   const std::int64_t padded_width = cuda::padded(args.width), bytes = sums_bytes(args.width, args.dbias);
+  const auto warp_per_row = [&]<int N, int columns>() {  // columns of a lane
+    norm_backward_of_warps_kernel<T, N, columns / N>
+        <<<parts, cuda::threads_per_block, 0, cuda.stream>>>(args, padded_width);
+  };
   cuda::with_pack_size<T>(
       args.width, {args.dy, args.x, args.weight, args.residual, args.dx, args.workspace}, [&]<int N>() {
+        if constexpr (N > 1) {
+          if (args.width <= 256) return warp_per_row.template operator()<N, 8>();
+          if (args.width <= 768) return warp_per_row.template operator()<N, 24>();
+          if constexpr (N == 8)  // f32 would spill
+            if (args.width <= widest_row_of_warp) return warp_per_row.template operator()<N, 32>();
+        }
         const int threads = cuda::threads_for_row(args.width / N);
         if (bytes <= shared_bytes)
           norm_backward_kernel<T, N, true>
@@ -154,9 +248,8 @@ void norm_backward(Cuda cuda, const NormBackward<T>& args) {
           norm_backward_kernel<T, N, false><<<parts, threads, 0, cuda.stream>>>(args, padded_width);
       });
   cuda::check_launch("norm_backward");
-  const auto* partial = static_cast<const float*>(args.workspace);
-  cuda::add_partial_sums(cuda, args.dweight, partial, parts, 2 * padded_width, args.width);
-  if (args.dbias) cuda::add_partial_sums(cuda, args.dbias, partial + padded_width, parts, 2 * padded_width, args.width);
+  cuda::add_partial_sums(cuda, args.dweight, args.dbias, 2, static_cast<const float*>(args.workspace), parts,
+                         args.width);
 }
 
 template void norm_forward(Cuda, const NormForward<float>&);

@@ -10,7 +10,9 @@ namespace choir::kernels::cuda {
 /// Elements from one row of partial sums to the next, so that each begins at an aligned address.
 inline std::int64_t padded(std::int64_t width) { return (width + 15) / 16 * 16; }
 
-/// sum[i] += sum over parts of partial[part * stride + i], i in [0, count), in an order that depends on `parts` alone.
-void add_partial_sums(Cuda cuda, float* sum, const float* partial, int parts, std::int64_t stride, std::int64_t count);
+/// sum[i] += sum over parts of partial[part][0][i], i in [0, count), in an order that depends on `parts` alone; and
+/// other[i] that of partial[part][1][i], unless it is null. A part has padded(count) elements for each of `num_sums` sums.
+void add_partial_sums(Cuda cuda, float* sum, float* other, int num_sums, const float* partial, int parts,
+                      std::int64_t count);
 
 }  // namespace choir::kernels::cuda

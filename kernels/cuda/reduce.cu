@@ -12,10 +12,13 @@ namespace cuda {
 
 constexpr int lanes = 32, groups = threads_per_block / lanes;  // a block is `groups` warps, each with its own rows
 
-// A warp has 32 neighbouring columns of every `groups`th part; then the warps' sums are added in order.
-__global__ void add_partial_sums_kernel(float* sum, const float* partial, int parts, std::int64_t stride,
-                                        std::int64_t count) {
+// A warp has 32 neighbouring columns of every `groups`th part; then the warps' sums are added in order. blockIdx.y is
+// the sum.
+__global__ void add_partial_sums_kernel(float* first, float* second, std::int64_t stride, const float* partial,
+                                        int parts, std::int64_t padded_count, std::int64_t count) {
   __shared__ float of_group[groups][lanes];
+  float* sum = blockIdx.y == 0 ? first : second;
+  partial += blockIdx.y * padded_count;
   const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes;
   const std::int64_t column = std::int64_t{blockIdx.x} * lanes + lane;
   float total = 0;
@@ -30,9 +33,11 @@ __global__ void add_partial_sums_kernel(float* sum, const float* partial, int pa
   sum[column] += total;
 }
 
-void add_partial_sums(Cuda cuda, float* sum, const float* partial, int parts, std::int64_t stride, std::int64_t count) {
-  add_partial_sums_kernel<<<static_cast<unsigned>((count + lanes - 1) / lanes), threads_per_block, 0, cuda.stream>>>(
-      sum, partial, parts, stride, count);
+void add_partial_sums(Cuda cuda, float* sum, float* other, int num_sums, const float* partial, int parts,
+                      std::int64_t count) {
+  const dim3 grid(static_cast<unsigned>((count + lanes - 1) / lanes), other ? 2 : 1);
+  add_partial_sums_kernel<<<grid, threads_per_block, 0, cuda.stream>>>(sum, other, num_sums * padded(count), partial,
+                                                                       parts, padded(count), count);
   check_launch("add_partial_sums");
 }
 
@@ -95,7 +100,7 @@ void column_sum(Cuda cuda, const ColumnSum<T>& args) {
     column_sum_kernel<T, N><<<grid, cuda::threads_per_block, 0, cuda.stream>>>(args, stride);
   });
   cuda::check_launch("column_sum");
-  cuda::add_partial_sums(cuda, args.sum, static_cast<const float*>(args.workspace), parts, stride, args.width);
+  cuda::add_partial_sums(cuda, args.sum, nullptr, 1, static_cast<const float*>(args.workspace), parts, args.width);
 }
 
 // ---- Squares. The ranges are cut into chunks of fixed length, assigned in turn to the blocks, each of which keeps one

@@ -12,10 +12,12 @@ struct Case {
   std::int64_t rows, width;
   bool rms, bias, residual;
 };
-// The last is too wide for sums in shared memory.
-const Case cases[] = {{1, 1, false, true, false},   {5, 3, false, true, true},    {4, 17, true, false, false},
-                      {3, 64, false, false, true},  {7, 100, false, true, true},  {2, 1000, true, true, true},
-                      {70, 96, false, true, false}, {3, 6024, false, true, false}};
+// In aligned rows of up to 1024 columns a warp has a row: one that is full, one with lanes to spare, and one with packs
+// to spare. The last is too wide for sums in shared memory.
+const Case cases[] = {{1, 1, false, true, false},    {5, 3, false, true, true},     {4, 17, true, false, false},
+                      {3, 64, false, false, true},   {7, 100, false, true, true},   {2, 1000, true, true, true},
+                      {70, 96, false, true, false},  {3, 6024, false, true, false}, {37, 256, false, true, true},
+                      {150, 768, false, true, true}, {20, 1024, true, false, true}};
 
 struct NormCuda : CudaTest {};
 

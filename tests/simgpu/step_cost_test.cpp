@@ -17,7 +17,7 @@
 namespace choir::simgpu::tests {
 namespace {
 
-constexpr std::int64_t most_launches = 428;
+constexpr std::int64_t most_launches = 403;
 constexpr double most_bytes = 43.5e9;
 
 Config gpt2(std::int64_t sequences) {
