@@ -31,40 +31,24 @@ void embedding_forward(Cuda cuda, const EmbeddingForward<T>& args) {
   cuda::check_launch("embedding_forward");
 }
 
-// ---- Backward. The block of the first row with a token adds all rows with this token. A block finds them by reading
-// the ids, which stay in the second-level cache: at most rows^2 / 2 ids, little compared with dy up to about 10^5 rows
-// per call.
+// ---- Backward. Each block has every so many-th token of the table: frequent tokens are neighbours in most
+// vocabularies. It reads all ids, lists the rows with its tokens, and adds the rows of one token after another. The
+// number of blocks is fixed, so the time grows with the rows, and not with their square.
 
-/// True, in all threads, if one of ids[0, end) is `id`.
-__device__ inline bool occurs(const std::int32_t* ids, std::int64_t end, std::int32_t id) {
-  constexpr int ahead = 4;  // ids of a thread between two barriers
-  const std::int64_t step = std::int64_t{blockDim.x} * ahead;
-  for (std::int64_t begin = 0; begin < end; begin += step) {
-    bool found = false;
-#pragma unroll
-    for (int k = 0; k < ahead; ++k) {
-      const std::int64_t row = begin + k * blockDim.x + threadIdx.x;
-      if (row < end) found |= ids[row] == id;
-    }
-    if (__syncthreads_or(found)) return true;
-  }
-  return false;
-}
+constexpr int rows_at_once = 32 * 32;  ///< 32 words of 32 bits
 
-/// Rows that are searched at once: 32 words of 32 bits.
-constexpr int rows_of_map = 32 * 32;
-
-/// Writes which of the rows [begin, begin + rows_of_map) have `id`, in ascending order, as offsets from `begin`.
-/// Returns how many.
-__device__ inline int rows_with(const std::int32_t* ids, std::int64_t begin, std::int64_t end, std::int32_t id,
-                                std::int32_t (&rows)[rows_of_map]) {
+/// Which of the rows [begin, end), rows_at_once at most, fulfil `condition`: their offsets from `begin` in ascending
+/// order. Returns how many. All threads of the block call it; it is a barrier.
+template <class Condition>
+__device__ int select(std::int64_t begin, std::int64_t end, std::int32_t (&selected)[rows_at_once],
+                      const Condition& condition) {
   __shared__ std::uint32_t map[32];
   const int warps = static_cast<int>(blockDim.x) / 32;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   bool found = false;
   for (int word = warp; word < 32; word += warps) {
     const std::int64_t row = begin + word * 32 + lane;
-    const std::uint32_t matches = __ballot_sync(0xffffffffu, row < end && ids[row] == id);
+    const std::uint32_t matches = __ballot_sync(0xffffffffu, row < end && condition(row));
     if (lane == 0) map[word] = matches;
     found |= matches != 0;
   }
@@ -78,44 +62,73 @@ __device__ inline int rows_with(const std::int32_t* ids, std::int64_t begin, std
   for (int word = warp; word < 32; word += warps) {
     const std::uint32_t matches = map[word], lower = matches & ((1u << lane) - 1);
     const int before = __shfl_sync(0xffffffffu, up_to, word) - __popc(matches);
-    if (matches >> lane & 1) rows[before + __popc(lower)] = word * 32 + lane;
+    if (matches >> lane & 1) selected[before + __popc(lower)] = word * 32 + lane;
   }
-  __syncthreads();  // the next call writes to `rows` after its own first barrier only
+  __syncthreads();  // the next call writes to `selected` after its own first barrier only
   return __shfl_sync(0xffffffffu, up_to, 31);
+}
+
+/// Rows that have one of a block's tokens, in ascending order.
+struct RowsOfBlock {
+  std::int32_t row[rows_at_once], id[rows_at_once];
+};
+
+/// Adds the rows of the list to their tokens.
+template <class T, int N>
+__device__ void add_rows(const EmbeddingBackward<T>& args, const RowsOfBlock& list, int count,
+                         std::int32_t (&selected)[rows_at_once]) {
+  for (int first = 0; first < count; ++first) {
+    const std::int32_t id = list.id[first];
+    bool earlier = false;
+    for (int k = static_cast<int>(threadIdx.x); k < first; k += static_cast<int>(blockDim.x))
+      earlier |= list.id[k] == id;
+    if (__syncthreads_or(earlier)) continue;
+    const int rows = select(first, count, selected, [&](std::int64_t k) { return list.id[k] == id; });
+    float* sum = args.dtable + (id - args.first_token) * args.width;
+    for (std::int64_t i = std::int64_t{threadIdx.x} * N; i < args.width; i += std::int64_t{blockDim.x} * N) {
+      cuda::Pack<N> total = cuda::load<N>(sum + i);
+#pragma unroll 8  // loads that do not wait for one another: a frequent token has thousands of rows
+      for (int k = 0; k < rows; ++k) {
+        const cuda::Pack<N> term = cuda::load<N>(args.dy + list.row[first + selected[k]] * args.width + i);
+#pragma unroll
+        for (int j = 0; j < N; ++j) total.value[j] += term.value[j];
+      }
+      cuda::store(total, sum + i);
+    }
+  }
 }
 
 template <class T, int N>
 __global__ void __launch_bounds__(cuda::threads_per_block) embedding_backward_kernel(EmbeddingBackward<T> args) {
-  __shared__ std::int32_t rows[rows_of_map];
-  for (std::int64_t first = blockIdx.x; first < args.rows; first += gridDim.x) {
-    const std::int32_t id = args.ids[first];
-    const std::int64_t token = id - args.first_token;
-    if (token < 0 || token >= args.num_tokens || occurs(args.ids, first, id)) continue;
-    float* sum = args.dtable + token * args.width;
-    for (std::int64_t begin = first; begin < args.rows; begin += rows_of_map) {
-      const int count = rows_with(args.ids, begin, args.rows, id, rows);
-      if (count == 0) continue;
-      const T* dy = args.dy + begin * args.width;
-      for (std::int64_t i = std::int64_t{threadIdx.x} * N; i < args.width; i += std::int64_t{blockDim.x} * N) {
-        cuda::Pack<N> total = cuda::load<N>(sum + i);
-#pragma unroll 8  // loads that do not wait for one another: a frequent token has thousands of rows
-        for (int k = 0; k < count; ++k) {
-          const cuda::Pack<N> term = cuda::load<N>(dy + rows[k] * args.width + i);
-#pragma unroll
-          for (int j = 0; j < N; ++j) total.value[j] += term.value[j];
-        }
-        cuda::store(total, sum + i);
-      }
+  __shared__ std::int32_t selected[rows_at_once], of_token[rows_at_once];
+  __shared__ RowsOfBlock list;
+  int count = 0;
+  for (std::int64_t begin = 0; begin < args.rows; begin += rows_at_once) {
+    const int found = select(begin, args.rows, selected, [&](std::int64_t row) {
+      const std::int64_t token = args.ids[row] - args.first_token;
+      return token >= 0 && token < args.num_tokens && static_cast<std::uint32_t>(token) % gridDim.x == blockIdx.x;
+    });
+    if (count + found > rows_at_once) {
+      add_rows<T, N>(args, list, count, of_token);
+      __syncthreads();  // before the list is written
+      count = 0;
     }
+    for (int k = static_cast<int>(threadIdx.x); k < found; k += static_cast<int>(blockDim.x)) {
+      const std::int64_t row = begin + selected[k];
+      list.row[count + k] = static_cast<std::int32_t>(row);
+      list.id[count + k] = args.ids[row];
+    }
+    count += found;
+    __syncthreads();
   }
+  add_rows<T, N>(args, list, count, of_token);
 }
 
 template <class T>
 void embedding_backward(Cuda cuda, const EmbeddingBackward<T>& args) {
   cuda::with_pack_size<T>(args.width, {args.dy, args.dtable}, [&]<int N>() {
-    // As many blocks as rows: most of them end at once, and the rows of a frequent token keep one block busy.
-    const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(args.rows, 1, 0x7fffffff));
-    embedding_backward_kernel<T, N><<<blocks, cuda::threads_for_row(args.width / N), 0, cuda.stream>>>(args);
+    embedding_backward_kernel<T, N>
+        <<<cuda::blocks_for(cuda, args.num_tokens, 4), cuda::threads_for_row(args.width / N), 0, cuda.stream>>>(args);
   });
   cuda::check_launch("embedding_backward");
 }

@@ -8,9 +8,10 @@ namespace {
 struct Case {
   std::int64_t rows, width, first_token, num_tokens, length, first_row;
 };
-// Rows of the same token in one map of 1024 rows, and in several.
-const Case cases[] = {{1, 1, 0, 1, 1, 0},    {7, 3, 2, 5, 3, 2},       {40, 17, 0, 10, 8, 20}, {3, 64, 4, 3, 5, 0},
-                      {12, 104, 3, 6, 4, 6}, {60, 1000, 5, 8, 50, 75}, {2500, 8, 3, 6, 100, 7}};
+// Rows of the same token among 1024 rows, and in several thousands; the last has more rows of one token than a list.
+const Case cases[] = {{1, 1, 0, 1, 1, 0},      {7, 3, 2, 5, 3, 2},      {40, 17, 0, 10, 8, 20},
+                      {3, 64, 4, 3, 5, 0},     {12, 104, 3, 6, 4, 6},   {60, 1000, 5, 8, 50, 75},
+                      {2500, 8, 3, 6, 100, 7}, {13400, 2, 3, 2, 100, 7}};
 
 struct EmbeddingCuda : CudaTest {};
 
