@@ -3,6 +3,7 @@
 
 #include "framework/core/cuda.h"
 #include "framework/core/error.h"
+#include "framework/core/gpu_timer.h"
 
 namespace choir::cuda {
 namespace {
@@ -35,6 +36,7 @@ void synchronize(CUstream_st*) { absent(); }
 std::shared_ptr<CUevent_st> record(CUstream_st*) { absent(); }
 void wait(CUstream_st*, CUevent_st*) { absent(); }
 bool done(CUevent_st*) { absent(); }
+double seconds_of(CUstream_st*, const std::function<void()>&) { absent(); }
 Range::Range(const char*) {}
 Range::~Range() = default;
 

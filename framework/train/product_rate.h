@@ -9,8 +9,8 @@
 namespace choir {
 
 /// Floating-point operations a second of plain products (no bias, no sum) of the given shapes on this rank, weighted by
-/// the operations of each in a step. Runs each shape for at most `seconds_each`, but at least three times, and takes
-/// the median.
+/// the operations of each in a step, on random numbers. Runs each shape for at most `seconds_each`, but at least three
+/// times, and takes the median.
 double product_rate(Runtime&, const std::vector<Ledger::Product>& products, double seconds_each);
 
 }  // namespace choir

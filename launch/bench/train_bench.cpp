@@ -17,6 +17,7 @@
 #include "kernels/matmul.h"
 #include "kernels/philox.h"
 #include "kernels/register_rate.h"
+#include "launch/bench/data_sheet.h"
 #include "launch/process.h"
 
 namespace choir {
@@ -163,6 +164,8 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
     o.cost.bytes /= static_cast<double>(profiled);
   }
   bench.limit_flops_per_second = best * mesh.shape.ranks();
+  if (device.kind() == DeviceKind::cuda && config.train.precision == Precision::bf16)
+    bench.sheet_flops_per_second = bf16_of_data_sheet(device.gpu_facts().name) * mesh.shape.ranks();
   bench.share_of_limit = bench.model_flops_per_second / bench.limit_flops_per_second;
   bench.gemm_flops_per_second =
       over_ranks(trainer, product_rate(trainer.runtime(), ledger.products(), 0.15), Reduce::sum);
@@ -186,6 +189,9 @@ std::string describe(const TrainBench& b) {
                       b.model_flops_per_second / 1e9, b.gemm_flops_per_second / 1e9, b.share_of_gemm);
   text += fmt::format("the limit of the processors, without memory, is {:.2f} GFLOP/s: share {:.3f}\n",
                       b.limit_flops_per_second / 1e9, b.share_of_limit);
+  if (b.sheet_flops_per_second > 0)
+    text += fmt::format("the data sheet of the GPUs says {:.2f} GFLOP/s: share {:.3f}\n",
+                        b.sheet_flops_per_second / 1e9, b.model_flops_per_second / b.sheet_flops_per_second);
   text += fmt::format(
       "memory: resident at most {:.3f} GB ({:.3f} GB before the model); parameters + gradients + optimizer + saved "
       "{:.3f} GB: ratio {:.3f}\n",
@@ -226,6 +232,7 @@ std::string to_json(const TrainBench& b) {
                                  {"share_of_gemm", b.share_of_gemm},
                                  {"limit_flops_per_second", b.limit_flops_per_second},
                                  {"share_of_limit", b.share_of_limit},
+                                 {"sheet_flops_per_second", b.sheet_flops_per_second},
                                  {"steps", b.steps},
                                  {"thrown_away", b.thrown_away},
                                  {"peak_resident_bytes", b.peak_resident_bytes},

@@ -25,6 +25,7 @@ struct TrainBench {
   double share_of_gemm = 0;
   double limit_flops_per_second = 0;  ///< of the processors, or GPUs, of all ranks
   double share_of_limit = 0;
+  double sheet_flops_per_second = 0;       ///< of all ranks, by the data sheet of the GPU; 0: of a CPU, or not known
   std::int64_t thrown_away = 0;            ///< steps besides these, during which the processor was slower
   std::int64_t peak_resident_bytes = 0;    ///< of this process, as the system counts it
   std::int64_t resident_before_bytes = 0;  ///< of it, before the trainer: the program and its libraries

@@ -271,8 +271,8 @@ cudaError_t CUDARTAPI cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event
   return noted(simulator().wait_for_event(stream, event));
 }
 cudaError_t CUDARTAPI cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
-  if (flags != cudaEventDisableTiming) return noted(cudaErrorInvalidValue);  // the simulated GPU does not measure times
-  return noted(simulator().create_event(event, host_thread().device));
+  if (flags != cudaEventDisableTiming && flags != cudaEventDefault) return noted(cudaErrorInvalidValue);
+  return noted(simulator().create_event(event, host_thread().device, flags == cudaEventDefault));
 }
 cudaError_t CUDARTAPI cudaEventDestroy(cudaEvent_t event) { return noted(simulator().destroy_event(event)); }
 cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
@@ -281,11 +281,12 @@ cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t CUDARTAPI cudaEventSynchronize(cudaEvent_t event) { return noted(simulator().synchronize_event(event)); }
 cudaError_t CUDARTAPI cudaEventQuery(cudaEvent_t event) { return noted(simulator().query_event(event)); }
 
-// The headers of cudnn-frontend refer to these; they are never called. Every event here was created without timing.
-cudaError_t CUDARTAPI cudaEventCreate(cudaEvent_t*) { return noted(cudaErrorNotSupported); }
-cudaError_t CUDARTAPI cudaEventElapsedTime(float*, cudaEvent_t, cudaEvent_t) {
-  return noted(cudaErrorInvalidResourceHandle);
+cudaError_t CUDARTAPI cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  return noted(simulator().elapsed_time(milliseconds, begin, end));
 }
+
+// The headers of cudnn-frontend refer to it; it is never called.
+cudaError_t CUDARTAPI cudaEventCreate(cudaEvent_t*) { return noted(cudaErrorNotSupported); }
 
 // --- errors
 

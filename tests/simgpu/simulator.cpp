@@ -212,6 +212,7 @@ void Simulator::execute(SimulatedStream& stream, Lock& lock) {
   executing_ = false;
   if (task.records) {
     task.records->done = std::max(task.records->done, task.version);
+    task.records->at = std::chrono::steady_clock::now();
     task.records->clocks[task.version] = stream.clock;
   }
   stream.done = task.number;
@@ -584,14 +585,28 @@ cudaError_t Simulator::synchronize_device() {
   return result;
 }
 
-cudaError_t Simulator::create_event(cudaEvent_t* handle, int device) {
+cudaError_t Simulator::create_event(cudaEvent_t* handle, int device, bool timed) {
   Lock lock(mutex_);
   start(lock);
   if (broken_ != cudaSuccess) return broken_;
   auto event = std::make_shared<SimulatedEvent>();
   event->device = device;
+  event->timed = timed;
   *handle = reinterpret_cast<cudaEvent_t>(event.get());
   events_[*handle] = std::move(event);
+  return cudaSuccess;
+}
+
+/// The times are those of the interpreter.
+cudaError_t Simulator::elapsed_time(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  const Lock lock(mutex_);
+  const auto first = events_.find(begin), last = events_.find(end);
+  if (first == events_.end() || last == events_.end()) return cudaErrorInvalidResourceHandle;
+  for (const auto& event : {first->second, last->second}) {
+    if (!event->timed || event->recorded == 0) return cudaErrorInvalidResourceHandle;
+    if (event->done < event->recorded) return cudaErrorNotReady;
+  }
+  *milliseconds = std::chrono::duration<float, std::milli>(last->second->at - first->second->at).count();
   return cudaSuccess;
 }
 

@@ -34,8 +34,10 @@ void join(Clock& into, const Clock& other);
 
 struct SimulatedEvent {
   int device = 0;
-  std::uint64_t recorded = 0, done = 0;   ///< the number of times
-  std::map<std::uint64_t, Clock> clocks;  ///< of each record that is done; the last is kept
+  bool timed = false;
+  std::chrono::steady_clock::time_point at;  ///< of the last record that is done
+  std::uint64_t recorded = 0, done = 0;      ///< the number of times
+  std::map<std::uint64_t, Clock> clocks;     ///< of each record that is done; the last is kept
 };
 
 struct Task {
@@ -105,7 +107,8 @@ class Simulator {
   cudaError_t synchronize_stream(cudaStream_t stream);
   cudaError_t query_stream(cudaStream_t stream);
   cudaError_t synchronize_device();
-  cudaError_t create_event(cudaEvent_t* event, int device);
+  cudaError_t create_event(cudaEvent_t*, int device, bool timed);
+  cudaError_t elapsed_time(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
   cudaError_t destroy_event(cudaEvent_t event);
   cudaError_t record_event(cudaEvent_t event, cudaStream_t stream);
   cudaError_t wait_for_event(cudaStream_t stream, cudaEvent_t event);
