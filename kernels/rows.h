@@ -34,6 +34,12 @@ struct RowMap {
     return {sequence, run.begin + (of_run - sequence * run.count())};
   }
   constexpr std::int64_t position(std::int64_t row) const { return place(row).position; }
+  /// The row of the rows held that is position `index` of a sequence, counting the positions held.
+  constexpr std::int64_t row_at(std::int64_t sequence, std::int64_t index) const {
+    const std::int64_t in_first = runs[0].count(), in_second = runs[1].count();
+    return index < in_first ? sequence * in_first + index
+                            : sequences * in_first + sequence * in_second + index - in_first;
+  }
   /// sample * length + position
   constexpr std::int64_t global_row(std::int64_t row) const {
     const Place at = place(row);

@@ -19,10 +19,11 @@ namespace choir {
 struct KeyValueCache {
   Tensor keys, values;  ///< [positions, key/value heads held * E]
   Tensor choices;       ///< [experts] i32: how many of these tokens chose each expert; empty without experts
+  Tensor head_choices;  ///< [routed heads] i32: how many of these tokens chose each; empty without routed heads
   Tensor source;        ///< [source positions, 2 * key/value heads held * E]: keys and values; empty without a source
 };
 
-/// The experts that the tokens of a step choose: written by a run, and used instead of its own choices by another one.
+/// The experts and heads that the tokens of a step choose: written by a run, and used instead of its own choices by another one.
 struct ChoiceRecord {
   bool replays = false;
   std::int64_t first_row = 0;  ///< of this step, in the tensors below
@@ -79,10 +80,11 @@ struct Context {
   DeferredWork* deferred = nullptr;      ///< where linear layers leave their weight gradients; null: computed at once
   const KeyValueCache* cache = nullptr;  ///< of the current layer, in generation
   bool training = true;                  ///< false: no dropout
-  /// Of losses that every row has, the balance of experts: gradients are those of row_scale * their sum. 0: no gradient
+  /// Of losses that every row has, the balance of experts and of heads: gradients are those of row_scale * their sum. 0: no gradient
   /// is wanted.
   double row_scale = 0;
   Tensor expert_sums{};                  ///< [3] f64: kernels::ExpertSums adds to it; empty: nothing is counted
+  Tensor head_sums{};                    ///< [3 + routed heads] f64: as those, then kernels::HeadCounts; or empty
   ChoiceRecord* choices = nullptr;       ///< null: choices are neither written nor replayed
   AttentionRecord* attention = nullptr;  ///< null: nobody looks into the heads
   const WatchParts* watch = nullptr;     ///< of a replay; null: nobody looks at what is between the parts

@@ -51,6 +51,21 @@ std::vector<Field> fields(AttentionConfig& c) {
   };
 }
 
+std::vector<Field> fields(HeadRoutingConfig& c) {
+  return {
+      {"model.attention.routing.chosen", &c.chosen,
+       "heads that a token chooses, by the scores of a router; the others are not computed for it; 0: it has all heads",
+       at_least(0, kernels::most_chosen_experts)},
+      {"model.attention.routing.always", &c.always, "heads that every token has besides those chosen", at_least(0)},
+      {"model.attention.routing.capacity", &c.capacity,
+       "a head computes the first capacity * chosen * model.context / (heads - always) tokens of a sequence that chose "
+       "it; 0: all",
+       not_negative()},
+      {"model.attention.routing.balance_weight", &c.balance_weight,
+       "weight of a loss beside that of tokens, which makes the router use all heads", not_negative()},
+  };
+}
+
 std::vector<Field> fields(FeedForwardConfig& c) {
   return {
       {"model.feed_forward.kind", &c.kind, "activation; gelu is the tanh form, swiglu has a gate"},
@@ -411,6 +426,7 @@ std::vector<Field> table(Config& config) {
   const auto add = [&rows](std::vector<Field> more) { std::move(more.begin(), more.end(), std::back_inserter(rows)); };
   add(fields(config.model));
   add(fields(config.model.attention));
+  add(fields(config.model.attention.routing));
   add(fields(config.model.feed_forward));
   add(fields(config.model.experts));
   add(fields(config.model.norm));

@@ -103,6 +103,7 @@ class Validator {
     }
     check_heads();
     check_attention_mask();
+    check_head_routing();
     check_tokenizer();
     check_masked();
     check_images();
@@ -128,6 +129,7 @@ class Validator {
 
   void check_heads();
   void check_attention_mask();
+  void check_head_routing();
   void check_tokenizer();
   void check_masked();
   void check_images();
@@ -191,6 +193,45 @@ void Validator::check_attention_mask() {
     add(fmt::format("{} with model.attention.documents = separate", given),
         "the prefix is that of a sequence, and a sequence of several documents would have it in the first one only",
         "set model.attention.prefix to 0, or model.attention.documents to joined");
+}
+
+// The queries of a routed head stand at positions that only the router knows.
+void Validator::check_head_routing() {
+  const AttentionConfig& a = config_.model.attention;
+  const HeadRoutingConfig& r = a.routing;
+  const ParallelConfig& p = config_.parallel;
+  if (!are_sound({"model.attention.heads", "model.attention.routing.chosen", "model.attention.routing.always"})) return;
+  const std::string given = fmt::format("model.attention.routing.chosen = {}", r.chosen);
+  if (r.chosen == 0) {
+    if (r.always > 0)
+      add(fmt::format("model.attention.routing.always = {} with {}", r.always, given),
+          "without a choice every token has all heads",
+          "set model.attention.routing.chosen to 1 or more, or delete model.attention.routing.always");
+    return;
+  }
+  if (r.always + r.chosen > a.heads)
+    add(fmt::format("{} and model.attention.routing.always = {} are more than model.attention.heads = {}", given,
+                    r.always, a.heads),
+        "a token chooses different heads, of those that are not always on",
+        fmt::format("set model.attention.routing.chosen and model.attention.routing.always to numbers whose sum is {} "
+                    "or less",
+                    a.heads));
+  if (a.position == Position::alibi)
+    add(fmt::format("model.attention.position = alibi with {}", given),
+        "the kernels of ALiBi know the positions of queries from their numbers, and a head that is chosen has queries "
+        "anywhere",
+        "set model.attention.position to rotary or learned");
+  if (a.dropout > 0)
+    add(fmt::format("model.attention.dropout = {} with {}", value_text(&config_.model.attention.dropout), given),
+        "probabilities are dropped by the positions of their queries, and a head that is chosen has queries anywhere",
+        "delete model.attention.dropout; model.dropout works");
+  if (p.context > 1 && (p.context_kind == ContextKind::ring || p.context_kind == ContextKind::heads))
+    add(fmt::format("parallel.context_kind = {} with {}", name_of(p.context_kind), given),
+        "the queries of a head that is chosen need the keys of all positions at once",
+        "set parallel.context_kind to gather or auto");
+  if (config_.train.inspect_every > 0)
+    add(fmt::format("train.inspect_every = {} with {}", config_.train.inspect_every, given),
+        "the probabilities of heads that are not computed for a token are not known", "delete train.inspect_every");
 }
 
 void Validator::check_tokenizer() {
@@ -278,6 +319,8 @@ void Validator::check_pairs() {
   refuse_changed({"generate.temperature", "generate.top_k", "generate.top_p", "generate.seed"},
                  "the likeliest text is searched for, none is drawn", "decoder");
   refuse_changed({"model.experts.", "parallel.expert"}, "encoder-decoders with experts are not built yet", "decoder");
+  refuse_changed({"model.attention.routing."}, "encoder-decoders whose tokens choose heads are not built yet",
+                 "decoder");
   if (m.attention.documents == DocumentBorders::separate)
     add("model.attention.documents = separate with model.family = encoder_decoder",
         "a sample of an encoder-decoder is one pair of texts", "delete model.attention.documents");

@@ -63,7 +63,7 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const double feed_forward = gates * d(c.width) * d(c.feed_forward_width());
   const double queries = d(c.width) * d(c.head_width()) * 2 * d(c.attention.heads);  // with their outputs
   const double keys = d(c.width) * d(c.head_width()) * 2 * d(c.kv_heads());          // with values
-  const double block = queries + keys + feed_forward;
+  const double block = queries + keys + d(c.routed_heads() * c.width) + feed_forward;
   const double with_experts = d(c.experts.chosen + c.experts.shared - 1) * feed_forward + d(c.experts.count * c.width);
   // A lookup of tokens is no product.
   double stem = 0;
@@ -85,7 +85,7 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   if (c.has_source())
     seen += d(c.encoder_blocks()) * pairs(source_band(c), source, source) + d(c.layers) * d(c.context) * d(source);
   const double products = (parameters + across) * d(c.context) + of_source * d(source) + stem + head;
-  return d(sequences) * (6 * products + 3 * 4 * seen * d(c.attention.heads) * d(c.head_width()));
+  return d(sequences) * (6 * products + 3 * 4 * seen * d(c.heads_of_token()) * d(c.head_width()));
 }
 
 }  // namespace choir

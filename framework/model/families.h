@@ -35,10 +35,12 @@ kernels::Band vision_band(const ModelConfig&);
 kernels::Band attention_band(const ModelConfig&);
 /// What the product of a query and a key becomes before the softmax.
 kernels::Score attention_score(const ModelConfig&);
+/// Which heads compute a token.
+HeadRouting head_routing(const ModelConfig&);
 
 /// Floating-point operations of one training step on `sequences` sequences: 6 a parameter in a matrix product and
 /// token, of the experts those that a token chooses and those shared, plus attention, of which the pairs count that see
-/// each other. The model's own work: recomputation and padding do not count.
+/// each other, in the heads that compute the query. The model's own work: recomputation and padding do not count.
 double model_flops(const ModelConfig&, std::int64_t sequences);
 
 }  // namespace choir

@@ -33,6 +33,16 @@ enum class NormKind { layer_norm, rms_norm };
 template <>
 inline constexpr auto names<NormKind> = std::array{"layer_norm", "rms_norm"};
 
+/// Of the heads of attention, each token has those that are always on and chooses some of the others.
+struct HeadRoutingConfig {
+  std::int64_t chosen = 0;       ///< by each token; 0: it has all heads
+  std::int64_t always = 0;       ///< heads that every token has besides
+  double capacity = 1.25;        ///< of a head and sequence, times chosen * context / (heads - always) tokens; 0: no limit
+  double balance_weight = 0.01;  ///< of the balance loss
+
+  bool operator==(const HeadRoutingConfig&) const = default;
+};
+
 struct AttentionConfig {
   std::int64_t heads = 12;
   std::int64_t kv_heads = 0;    ///< 0: as many as heads
@@ -46,6 +56,7 @@ struct AttentionConfig {
   std::int64_t prefix = 0;  ///< so many first tokens of a decoder's sequence see each other, and are no targets
   bool sinks = false;       ///< each head has a learned logit beside its scores
   double dropout = 0;       ///< of probabilities
+  HeadRoutingConfig routing;
 
   bool operator==(const AttentionConfig&) const = default;
 };
@@ -161,6 +172,13 @@ struct ModelConfig {
   std::int64_t head_width() const { return attention.head_width > 0 ? attention.head_width : width / attention.heads; }
   std::int64_t feed_forward_width() const { return feed_forward.width > 0 ? feed_forward.width : 4 * width; }
 
+  bool routes_heads() const { return attention.routing.chosen > 0; }
+  /// Heads of which a token chooses some.
+  std::int64_t routed_heads() const { return routes_heads() ? attention.heads - attention.routing.always : 0; }
+  /// Heads that compute a token.
+  std::int64_t heads_of_token() const {
+    return routes_heads() ? attention.routing.always + attention.routing.chosen : attention.heads;
+  }
   bool has_experts(std::int64_t block) const { return experts.count > 0 && (block + 1) % experts.every == 0; }
   std::int64_t blocks_with_experts() const { return experts.count > 0 ? layers / experts.every : 0; }
 

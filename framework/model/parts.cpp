@@ -35,20 +35,28 @@ kernels::Grid grid_of(const ModelConfig& c) {
   return {.rows = c.image.rows(), .columns = c.image.columns(), .first = c.pool == Pool::class_token ? 1 : 0};
 }
 
+/// The tokens of a sequence that one of `count` experts or heads takes, of which a token chooses `chosen`.
+std::int64_t capacity_of(double factor, std::int64_t chosen, std::int64_t count, std::int64_t context) {
+  const double mean = static_cast<double>(chosen * context) / static_cast<double>(count);
+  const double capacity = std::ceil(factor * mean * (1 - 1e-12));  // 1.25 * 8 / 5 is 2, not 3
+  if (factor == 0 || capacity > static_cast<double>(context)) return context;
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(capacity));
+}
+
+/// Weight of: count * sum over e of (share of the choices of a sequence) * (mean score), as one sum over tokens.
+double balance_factor(double weight, std::int64_t chosen, std::int64_t count, std::int64_t context) {
+  return weight * static_cast<double>(count) / static_cast<double>(chosen * context);
+}
+
 ExpertsShape experts_shape(const ModelConfig& c, const FeedForwardShape& expert) {
   const ExpertsConfig& e = c.experts;
-  const auto tokens = static_cast<double>(e.chosen * c.context), count = static_cast<double>(e.count);
-  const double capacity = std::ceil(e.capacity * tokens / count * (1 - 1e-12));  // 1.25 * 8 / 5 is 2, not 3
   const bool balances = e.balance == ExpertBalance::loss;
   return {.count = e.count,
           .chosen = e.chosen,
-          .capacity = e.capacity == 0 || capacity > static_cast<double>(c.context)
-                          ? c.context
-                          : std::max<std::int64_t>(1, static_cast<std::int64_t>(capacity)),
+          .capacity = capacity_of(e.capacity, e.chosen, e.count, c.context),
           .shared = e.shared,
           .score = e.score == ExpertScoreKind::softmax ? ops::ExpertScore::softmax : ops::ExpertScore::sigmoid,
-          // experts * sum over e of (share of the choices of a sequence) * (mean score), as one sum over tokens
-          .balance_factor = balances ? e.balance_weight * count / tokens : 0,
+          .balance_factor = balances ? balance_factor(e.balance_weight, e.chosen, e.count, c.context) : 0,
           .biased = e.balance == ExpertBalance::bias,
           .bias_step = static_cast<float>(e.bias_step),
           .expert = expert};
@@ -157,7 +165,7 @@ class Recomputed final : public Part {
     Tensor& x = static_cast<State&>(saved).x;
     const std::unique_ptr<Saved> again = part_->make_saved();
     Context repeated = context;
-    repeated.expert_sums = {};  // what forward has counted
+    repeated.expert_sums = repeated.head_sums = {};  // what forward has counted
     part_->forward(x, {}, {.sum = {}, .gradient = true}, *again, repeated);
     x = {};
     return part_->backward(dy, *again, context);
@@ -266,6 +274,7 @@ BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, std::int
                         .norm = c.attention.norm,
                         .norm_epsilon = c.norm.epsilon,
                         .sinks = c.attention.sinks,
+                        .routing = head_routing(c),
                         .bias = c.bias,
                         .dropout = c.dropout,
                         .probability_dropout = c.attention.dropout,
@@ -276,6 +285,15 @@ BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, std::int
           .rms_norm = rms,
           .norm_bias = c.bias,
           .norm_epsilon = c.norm.epsilon};
+}
+
+HeadRouting head_routing(const ModelConfig& c) {
+  const HeadRoutingConfig& r = c.attention.routing;
+  if (!c.routes_heads()) return {};
+  return {.chosen = r.chosen,
+          .always = r.always,
+          .capacity = capacity_of(r.capacity, r.chosen, c.routed_heads(), c.context),
+          .balance_factor = balance_factor(r.balance_weight, r.chosen, c.routed_heads(), c.context)};
 }
 
 VocabularyTable token_table(const ModelConfig& c) {

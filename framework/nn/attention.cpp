@@ -4,6 +4,7 @@
 
 #include "framework/ops/attention.h"
 #include "framework/ops/elementwise.h"
+#include "framework/parallel/head_slots.h"
 
 namespace choir {
 
@@ -59,7 +60,8 @@ AttentionSpec attention_spec(const std::string& name, const AttentionShapeConfig
                       .length = std::max(context.rows.length, context.source.rows.length),
                       .first_sample = context.rows.first_sample},
           .sinks = sinks ? by_head(sinks->value) : Tensor{},
-          .sink_gradient = sinks ? by_head(sinks->gradient) : Tensor{}};
+          .sink_gradient = sinks ? by_head(sinks->gradient) : Tensor{},
+          .routing = config.routing};
 }
 
 Attention::Attention(const std::string& name, const AttentionShapeConfig& config, const TensorShare& share,
@@ -74,6 +76,8 @@ Attention::Attention(const std::string& name, const AttentionShapeConfig& config
   sinks_ = add_sinks(name, config, partition_, share, store);
   q_norm_ = add_head_norm(name, "q_norm", config, share, store);
   k_norm_ = add_head_norm(name, "k_norm", config, share, store);
+  if (config.routing.chosen > 0)
+    router_.emplace(name, config.width, config.heads, config.deviation, config.routing, share, store);
 }
 
 template <class Body>
@@ -112,14 +116,15 @@ AttentionSpec Attention::spec(const Context& context) const {
 }
 
 /// qkv [n, ...] of the next n tokens of one sequence: adds their keys and values to the cache.
-Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache, Context& context) const {
+Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache, const Saved& saved,
+                                  Context& context) const {
   Runtime& runtime = context.runtime;
   const auto [begin, end] = context.rows.runs[0];
   const std::int64_t heads = partition_.query(rank_).count(), kv_heads = partition_.key_value(rank_).count();
   const std::int64_t q = heads * config_.head_width, kv = kv_heads * config_.head_width;
   ops::copy(runtime, qkv.slice_columns(q, q + kv), cache.keys.slice_rows(begin, end));
   ops::copy(runtime, qkv.slice_columns(q + kv, q + 2 * kv), cache.values.slice_rows(begin, end));
-  const ops::AttentionOptions options{
+  const ops::AttentionOptions all{
       .heads = heads,
       .kv_heads = kv_heads,
       .head_width = config_.head_width,
@@ -129,11 +134,15 @@ Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache,
       .score = kernels::score_between(config_.score, partition_.query(rank_).begin, begin, 0),
       .documents = context.documents.ranges,
       .first_query = begin};
+  const ops::HeadRows& chosen = saved.router.rows;
+  const ops::AttentionOptions options =
+      router_ ? options_of_slots(all, chosen, spec(context), context.rows) : all;
+  const Tensor queries = qkv.slice_columns(0, q);
   Tensor lse;
-  const Tensor out = ops::attention(runtime, options, qkv.slice_columns(0, q), cache.keys.slice_rows(0, end),
-                                    cache.values.slice_rows(0, end), lse);
+  const Tensor out = ops::attention(runtime, options, router_ ? to_slots(runtime, queries, {}, chosen) : queries,
+                                    cache.keys.slice_rows(0, end), cache.values.slice_rows(0, end), lse);
   if (sinks_) ops::attention_sink(runtime, options, by_head(sinks_->value), out, lse);
-  return out;
+  return router_ ? from_slots(runtime, out, chosen.gates, chosen) : out;
 }
 
 ops::Dropout Attention::dropout(const Context& context) const { return row_dropout(context, config_.dropout, name_); }
@@ -141,10 +150,14 @@ ops::Dropout Attention::dropout(const Context& context) const { return row_dropo
 Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
   saved.x = keep(x);
-  Tensor qkv = qkv_.forward("attention qkv", enter(x, context, name_.c_str()), context);
+  Tensor all = enter(x, context, name_.c_str());
+  Tensor qkv = qkv_.forward("attention qkv", all, context);
+  if (router_) router_->choose(all, spec(context), saved.router, context);
+  all = {};
   normalise(qkv, saved, context);
   rotate(qkv, false, context);
-  const Tensor out = context.cache ? attend_to_cache(qkv, *context.cache, context)
+  const Tensor out = context.cache ? attend_to_cache(qkv, *context.cache, saved, context)
+                     : router_     ? attend_chosen(qkv, saved.router.rows, spec(context), saved.attended, context)
                                    : attend(qkv, spec(context), saved.attended, context);
   if (context.attention)
     context.attention->entries[{name_, context.rows.first_sample}] = {
@@ -160,16 +173,28 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
   out_.backward_bias(dbranch, context);
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dout = out_.backward_input("attention out", dsum, context);
-  compute_weight_gradient(context, [this, dsum, out = saved.attended.out](Context& later) {
-    out_.backward_weight("attention out", dsum, attended_here(out, spec(later), later), later);
+  compute_weight_gradient(context, [this, dsum, out = saved.attended.out, chosen = saved.router.rows](Context& later) {
+    const Tensor all = router_ ? from_slots(later.runtime, out, chosen.gates, chosen)
+                               : attended_here(out, spec(later), later);
+    out_.backward_weight("attention out", dsum, all, later);
   });
 
   if (context.attention) context.attention->entries.at({name_, context.rows.first_sample}).dout = dout;
-  const Tensor dqkv = attend_backward(dout, spec(context), saved.attended, context);
+  Tensor dqkv, of_router;
+  if (router_) {
+    const ChosenGradients gradients =
+        attend_chosen_backward(dout, saved.router.rows, spec(context), saved.attended, context);
+    dqkv = gradients.dqkv;
+    of_router = router_->backward(gradients.dgates, saved.x, spec(context), saved.router, context);
+  } else {
+    dqkv = attend_backward(dout, spec(context), saved.attended, context);
+  }
   rotate(dqkv, true, context);
   normalise_backward(dqkv, saved, context);
 
-  const PendingTensor dx = enter_backward(qkv_.backward_input("attention qkv", dqkv, context), context, name_.c_str());
+  Tensor dall = qkv_.backward_input("attention qkv", dqkv, context);
+  if (router_) dall = ops::residual(runtime, of_router, dall, {}, {});
+  const PendingTensor dx = enter_backward(dall, context, name_.c_str());
   compute_weight_gradient(context, [this, dqkv, x = saved.x](Context& later) {
     qkv_.backward_weight("attention qkv", dqkv, enter(x, later, name_.c_str()), later);
   });
@@ -178,8 +203,11 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
 
 KeyValueCache Attention::make_cache(std::int64_t positions, Runtime& runtime) const {
   const std::int64_t width = partition_.key_value(rank_).count() * config_.head_width;
-  return {runtime.empty({positions, width}, runtime.compute_type, MemoryKind::saved),
-          runtime.empty({positions, width}, runtime.compute_type, MemoryKind::saved)};
+  return {.keys = runtime.empty({positions, width}, runtime.compute_type, MemoryKind::saved),
+          .values = runtime.empty({positions, width}, runtime.compute_type, MemoryKind::saved),
+          .choices = {},
+          .head_choices = router_ ? router_->make_cache(runtime) : Tensor{},
+          .source = {}};
 }
 
 }  // namespace choir

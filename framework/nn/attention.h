@@ -5,6 +5,9 @@
 //   a       = dropout(softmax(mask(score(q k^T / sqrt(E))))) v    per head; rotary positions turn q and k before
 //   y       = residual + dropout(a Wo^T + bo)            summed over the ranks
 //
+// A token may choose some of the heads (framework/nn/head_router.h): a is then times the gate of the head, and 0 of the
+// others, which are not computed for it.
+//
 // Vaswani et al. 2017, arXiv 1706.03762; grouped key/value heads: Ainslie et al. 2023, arXiv 2305.13245; norms of q and
 // k: Dehghani et al. 2023, arXiv 2302.05442.
 #pragma once
@@ -12,6 +15,7 @@
 #include <optional>
 #include <string>
 
+#include "framework/nn/head_router.h"
 #include "framework/nn/linear.h"
 #include "framework/nn/norm.h"
 #include "framework/ops/residual.h"
@@ -29,6 +33,7 @@ struct AttentionShapeConfig {
   bool norm = false;  ///< RMS norms of q and k
   double norm_epsilon = 1e-5;
   bool sinks = false;  ///< each head has a logit beside its scores
+  HeadRouting routing{};
   bool bias = true;
   double dropout = 0;              ///< of the residual branch
   double probability_dropout = 0;  ///< of attention
@@ -58,6 +63,7 @@ class Attention {
     Tensor x;                    // [rows held, D]: the input
     Norm::Saved q_norm, k_norm;  // of [N * heads held, E]
     Attended attended;           // of q, k, v side by side, after norms and rotary
+    HeadRouter::Saved router;    // of routed heads
   };
 
   Attention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
@@ -79,7 +85,7 @@ class Attention {
   void normalise_backward(const Tensor& dqkv, const Saved&, Context&) const;
   void rotate(const Tensor& qkv, bool inverse, Context&) const;
   AttentionSpec spec(const Context&) const;
-  Tensor attend_to_cache(const Tensor& qkv, const KeyValueCache&, Context&) const;
+  Tensor attend_to_cache(const Tensor& qkv, const KeyValueCache&, const Saved&, Context&) const;
   ops::Dropout dropout(const Context&) const;
 
   AttentionShapeConfig config_;
@@ -90,6 +96,7 @@ class Attention {
   RowLinear out_;
   std::optional<Norm> q_norm_, k_norm_;
   Weight* sinks_ = nullptr;  // [H held]
+  std::optional<HeadRouter> router_;
 };
 
 }  // namespace choir

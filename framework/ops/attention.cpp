@@ -19,11 +19,12 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
         "attention: rows are batch times tokens");
   check((o.group_offset + o.heads - 1) / o.group_size < o.kv_heads,
         "attention: every query head has its key/value head");
+  const std::int64_t document_heads = o.documents_of_heads ? o.heads : 1, sequences = o.batch * document_heads;
   check(!o.documents ||
-            (o.documents.dtype() == DType::i32 && o.documents.width() == 2 && o.documents.rows() % o.batch == 0 &&
-             o.first_query + q.rows() / o.batch <= o.documents.rows() / o.batch &&
-             o.first_key + k.rows() / o.batch <= o.documents.rows() / o.batch),
-        "attention: documents [B * T, 2] i32, of all queries and keys");
+            (o.documents.dtype() == DType::i32 && o.documents.width() == 2 && o.documents.rows() % sequences == 0 &&
+             o.first_query + q.rows() / o.batch <= o.documents.rows() / sequences &&
+             o.first_key + k.rows() / o.batch <= o.documents.rows() / sequences),
+        "attention: documents [B * T, 2] i32, of all queries and keys, or [B * H * T, 2] of heads");
   return {.batch = o.batch,
           .q_length = q.rows() / o.batch,
           .kv_length = k.rows() / o.batch,
@@ -41,9 +42,10 @@ static kernels::AttentionShape shape_of(const AttentionOptions& o, const Tensor&
           .score = o.score,
           .documents = {.separate = static_cast<bool>(o.documents),
                         .ranges = static_cast<const kernels::DocumentRange*>(o.documents ? o.documents.raw() : nullptr),
-                        .length = o.documents ? o.documents.rows() / o.batch : 0,
+                        .length = o.documents ? o.documents.rows() / sequences : 0,
                         .first_query = o.first_query,
-                        .first_key = o.first_key},
+                        .first_key = o.first_key,
+                        .heads = document_heads},
           .dropout = o.dropout};
 }
 
@@ -72,7 +74,7 @@ void attention(Runtime& runtime, const AttentionOptions& options, const Tensor& 
                                             .lse = lse.data<Accumulate<T>>(),
                                             .workspace = scratch.raw()};
     launch<T>(runtime, "attention forward",
-              {.flops = kernels::attention_flops(shape), .bytes = bytes_of({q, k, v, out})},
+              {.flops = options.counted_share * kernels::attention_flops(shape), .bytes = bytes_of({q, k, v, out})},
               [args](auto device) { kernels::attention_forward(device, args); });
   });
 }
@@ -167,7 +169,8 @@ void attention_backward(Runtime& runtime, const AttentionOptions& options, const
                                              .dv = dv.data<T>(),
                                              .workspace = scratch.raw()};
     launch<T>(runtime, "attention backward",
-              {.flops = 2.5 * kernels::attention_flops(shape), .bytes = bytes_of({q, k, v, out, dout, dq, dk, dv})},
+              {.flops = 2.5 * options.counted_share * kernels::attention_flops(shape),
+               .bytes = bytes_of({q, k, v, out, dout, dq, dk, dv})},
               [args](auto device) { kernels::attention_backward(device, args); });
   });
 }

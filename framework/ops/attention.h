@@ -17,6 +17,8 @@ struct AttentionOptions {
   kernels::Score score{};  ///< of a query and a key, likewise
   Tensor documents{};      ///< [B * T, 2] i32: a kernels::DocumentRange for each position; empty: not separate
   std::int64_t first_query = 0, first_key = 0;  ///< positions of query 0 and key 0; only documents need them
+  bool documents_of_heads = false;              ///< documents [B * H * T, 2]: each head has ranges of its own
+  double counted_share = 1;                     ///< of the pairs of the band: documents are data, and leave out more
   kernels::AttentionDropout dropout{};          ///< of the probabilities of these tensors
 };
 

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "framework/parallel/context_axis.h"
+#include "framework/parallel/head_slots.h"
 
 namespace choir {
 
@@ -61,6 +62,7 @@ ContextWork context_work(const AttentionSpec& spec, ContextKind kind, std::int64
       }
     work.steps.push_back(step);
   }
+  work.slots = slots_of_heads(spec, here, ranks);
   if (kind != ContextKind::heads) return work;
   const HeadRange share = share_of_heads(spec, spec.tensor_rank, ranks, rank);
   work.heads = share.query.count();
@@ -92,6 +94,7 @@ ContextBytes context_bytes(const AttentionSpec& spec, std::int64_t length, std::
 
 ContextKind context_kind(ContextKind asked, const AttentionSpec& spec, std::int64_t length, std::int64_t ranks,
                          DType type) {
+  if (spec.routing.chosen > 0) return ContextKind::gather;
   if (asked != ContextKind::automatic) return asked;
   const ContextBytes bytes = context_bytes(spec, length, ranks, type);
   if (bytes.ring <= std::min(bytes.heads, bytes.gather)) return ContextKind::ring;

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "framework/comm/context.h"
+#include "framework/ops/head_routing.h"
 #include "framework/parallel/head_partition.h"
 #include "kernels/band.h"
 #include "kernels/dropout.h"
@@ -30,6 +31,14 @@ Rows context_rows(Rows whole, std::int64_t ranks, std::int64_t rank);
 /// The most positions of a sequence that one of the ranks of the context axis holds, if `held` are those of this one.
 std::int64_t most_positions(const Rows& held, std::int64_t ranks);
 
+/// Of the heads of a layer the first `always` compute all tokens; of the others, each token chooses `chosen`, and a head
+/// computes the first `capacity` tokens of a sequence that chose it (kernels/head_routing.h).
+struct HeadRouting {
+  std::int64_t chosen = 0;  ///< 0: all heads compute all tokens
+  std::int64_t always = 0, capacity = 0;
+  double balance_factor = 0;  ///< ops::BalanceLoss::factor; 0: no balance loss
+};
+
 /// What attention needs besides its input [N, (H + 2 K) E held]: q, k, v side by side.
 struct AttentionSpec {
   HeadPartition heads{};  ///< over the tensor axis
@@ -39,6 +48,7 @@ struct AttentionSpec {
   kernels::Score score{};               ///< of all heads and positions of a sequence
   kernels::AttentionDropout dropout{};  ///< likewise, from the first sample here on
   Tensor sinks{}, sink_gradient{};      ///< [query heads held]; empty: none
+  HeadRouting routing{};
 };
 
 /// What backward reads. `heads` has here other heads and positions than the input.
@@ -75,6 +85,16 @@ struct AcrossGradients {
 };
 AcrossGradients attend_across_backward(const Tensor& dout, const AttentionSpec&, const AttendedAcross&, Context&);
 
+/// attend() of heads that compute some of the rows: `rows` are those of the heads held. On several context ranks keys
+/// and values are gathered, of whatever kind the context is. Attended::out and lse are those of slots, without gates.
+Tensor attend_chosen(const Tensor& qkv, const ops::HeadRows& rows, const AttentionSpec&, Attended& saved, Context&);
+struct ChosenGradients {
+  Tensor dqkv;    // [N, (H + 2 K) E held]
+  Tensor dgates;  // [N * H held, 1]
+};
+ChosenGradients attend_chosen_backward(const Tensor& dout, const ops::HeadRows& rows, const AttentionSpec&,
+                                       const Attended&, Context&);
+
 /// The offsets s of the ring's steps, ascending from 0: rank i sees keys of rank i - s, for some i.
 std::vector<std::int64_t> ring_steps(const AttentionSpec&, std::int64_t length, std::int64_t ranks);
 
@@ -88,6 +108,7 @@ struct ContextWork {
   std::int64_t positions[2] = {};  ///< of each run
   std::vector<Step> steps;
   std::int64_t heads = 0, kv_heads = 0, group_offset = 0;  ///< of the share of the heads, if the kind is `heads`
+  std::int64_t slots = 0;                                  ///< slots_of_heads()
   bool operator==(const ContextWork&) const = default;
 };
 ContextWork context_work(const AttentionSpec&, ContextKind, std::int64_t length, std::int64_t ranks, std::int64_t rank);
@@ -99,7 +120,8 @@ struct ContextBytes {
 };
 ContextBytes context_bytes(const AttentionSpec&, std::int64_t length, std::int64_t ranks, DType type);
 
-/// `asked`; if automatic, the one with the fewest bytes: ring if it is as good as any. The same on all ranks.
+/// `asked`; if automatic, the one with the fewest bytes: ring if it is as good as any. If heads are routed: gather. The
+/// same on all ranks.
 ContextKind context_kind(ContextKind asked, const AttentionSpec&, std::int64_t length, std::int64_t ranks, DType type);
 
 }  // namespace choir

@@ -1,9 +1,10 @@
 // Context parallelism by an all-gather of keys and values. In bytes it is the ring's traffic in one call. Attention to
-// another sequence has no other way.
+// another sequence, and that of heads that compute some of the rows, have no other way.
 
 #include <algorithm>
 
 #include "framework/parallel/context_axis.h"
+#include "framework/parallel/head_slots.h"
 
 namespace choir {
 namespace {
@@ -107,6 +108,47 @@ Tensor attend_gathered_backward(const ContextAxis& axis, const Tensor& dout, con
   }
   sum.scatter(axis.kv(dqkv, axis.held));
   return dqkv;
+}
+
+Tensor attend_chosen(const Tensor& qkv, const ops::HeadRows& rows, const AttentionSpec& spec, Attended& saved,
+                     Context& context) {
+  Runtime& runtime = context.runtime;
+  const ContextAxis axis{spec, context};
+  const Tensor kv = gather_positions(axis, axis.kv(qkv, axis.held));
+  const ops::AttentionOptions options = options_of_slots(axis.options(axis.held, 0, 0), rows, spec, context.rows);
+  saved.qkv = keep(qkv);
+  saved.out = keep(ops::attention(runtime, options, to_slots(runtime, axis.q(qkv, axis.held), {}, rows), axis.k(kv),
+                                  axis.v(kv), saved.lse));
+  keep(saved.lse);
+  axis.add_sinks(axis.held, saved.out, saved.lse);
+  return from_slots(runtime, saved.out, rows.gates, rows);
+}
+
+ChosenGradients attend_chosen_backward(const Tensor& dout, const ops::HeadRows& rows, const AttentionSpec& spec,
+                                       const Attended& saved, Context& context) {
+  Runtime& runtime = context.runtime;
+  const ContextAxis axis{spec, context};
+  const std::int64_t width = spec.head_width;
+  const ops::AttentionOptions options = options_of_slots(axis.options(axis.held, 0, 0), rows, spec, context.rows);
+  ChosenGradients gradients;
+  gradients.dgates =
+      ops::combine_weight_gradient(runtime, dout.reshape({dout.count() / width, width}),
+                                   saved.out.reshape({saved.out.count() / width, width}), rows.slots);
+  const Tensor dslots = to_slots(runtime, dout, rows.gates, rows);
+  axis.add_sinks_backward(axis.held, saved.out, saved.lse, dslots);
+  gradients.dqkv = runtime.empty({saved.qkv.rows(), saved.qkv.width()}, saved.qkv.dtype());
+  const Tensor kv = gather_positions(axis, axis.kv(saved.qkv, axis.held)), dkv_here = axis.kv(gradients.dqkv, axis.held);
+  const Tensor dkv = axis.ranks == 1 ? dkv_here : runtime.empty({kv.rows(), kv.width()}, kv.dtype());
+  const Tensor q = to_slots(runtime, axis.q(saved.qkv, axis.held), {}, rows);
+  const Tensor dq = runtime.empty({q.rows(), q.width()}, q.dtype());
+  ops::attention_backward(runtime, options, q, axis.k(kv), axis.v(kv), saved.out, saved.lse, dslots, dq, axis.k(dkv),
+                          axis.v(dkv));
+  ops::copy(runtime, from_slots(runtime, dq, {}, rows), axis.q(gradients.dqkv, axis.held));
+  if (axis.ranks == 1) return gradients;
+  const GatheredGradient sum(axis, kv.width());
+  sum.add(dkv);
+  sum.scatter(dkv_here);
+  return gradients;
 }
 
 Tensor attend_across(const Tensor& q, const Tensor& kv, const AttentionSpec& spec, AttendedAcross& saved,

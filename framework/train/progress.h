@@ -16,7 +16,7 @@ namespace choir {
 struct StepReport {
   std::int64_t step = 0, steps = 0;
   double loss = 0, rate = 0, gradient_norm = 0;
-  double dropped = -1;  ///< share of the choices of experts for which the expert had no room; negative: no experts
+  double dropped = -1;  ///< share of the choices of experts or heads for which there was no room; negative: no choices
   double tokens_per_second = 0;
   double share_of_peak = 0;       ///< of this machine's matrix-product rate; 0: not known; above 1: not shown
   std::int64_t memory_bytes = 0;  ///< the allocator's peak on this rank

@@ -220,7 +220,7 @@ void Run::describe(Trainer& trainer) {
 
 void Run::report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done) {
   const std::int64_t step = position_.step;
-  const bool has_experts = config_.model.blocks_with_experts() > 0;
+  const bool has_experts = config_.model.blocks_with_experts() > 0, routes_heads = config_.model.routes_heads();
   const double tokens = static_cast<double>(config_.train.batch * config_.model.context);
   const double flops = model_flops(config_.model, config_.train.batch);
   const double share = peak_flops_per_second_ > 0 ? flops / seconds / peak_flops_per_second_ : 0;
@@ -235,7 +235,7 @@ void Run::report(const StepResult& result, double seconds, double run_seconds, s
                   .loss = result.loss,
                   .rate = result.rate,
                   .gradient_norm = result.gradient_norm,
-                  .dropped = has_experts ? result.dropped : -1,
+                  .dropped = std::max(has_experts ? result.dropped : -1, routes_heads ? result.heads_dropped : -1),
                   .tokens_per_second = tokens / seconds,
                   .share_of_peak = share,
                   .memory_bytes = device_.allocator().at_peak().total(),
@@ -260,6 +260,11 @@ void Run::report(const StepResult& result, double seconds, double run_seconds, s
     if (result.dropped > many_dropped)
       line["warning"] = fmt::format("{:.1f} % of the choices of experts are dropped, more than {:.0f} %",
                                     100 * result.dropped, 100 * many_dropped);
+  }
+  if (routes_heads) {
+    line["heads_dropped"] = result.heads_dropped;
+    line["head_balance_loss"] = result.head_balance_loss;
+    line["head_imbalance"] = result.head_imbalance;
   }
   metric(line);
 }

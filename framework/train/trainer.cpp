@@ -138,6 +138,8 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
   loss_sum_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
   right_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
   if (config.model.blocks_with_experts() > 0) expert_sums_ = runtime_.empty({3}, DType::f64, MemoryKind::optimizer);
+  if (config.model.routes_heads())
+    head_sums_ = runtime_.empty({3 + config.model.routed_heads()}, DType::f64, MemoryKind::optimizer);
   Context all = context();
   shards_ = std::make_unique<Shards>(
       store_,
@@ -189,7 +191,8 @@ AttentionSpec Trainer::attention_spec() const {
           .tensor_rank = share_.rank,
           .head_width = model.head_width(),
           .band = attention_band(model),
-          .score = attention_score(model)};
+          .score = attention_score(model),
+          .routing = head_routing(model)};
 }
 
 ContextKind Trainer::context_kind() const {
@@ -252,7 +255,10 @@ void Trainer::run(const std::vector<StageStep>& steps, const std::vector<MicroBa
     here.row_scale = loss.gradient ? row_scale() : 0;
     here.watch = loss.gradient ? watch_ : nullptr;
     here.attention = loss.gradient && here.rows.first_sample < attention_end_ ? attention_ : nullptr;
-    if (loss.gradient) here.expert_sums = expert_sums_;
+    if (loss.gradient) {
+      here.expert_sums = expert_sums_;
+      here.head_sums = head_sums_;
+    }
     return here;
   };
   const auto shape_between_parts = [&](int micro_batch) -> Shape {
@@ -303,7 +309,8 @@ BatchLoss Trainer::compute_gradients(std::int64_t step, const ReadSample& read) 
   Context all = context();
   shards_->begin_step(all);
   ops::fill(runtime_, loss_sum_, 0.0f);
-  if (expert_sums_) ops::fill(runtime_, expert_sums_, 0.0f);
+  for (const Tensor* sums : {&expert_sums_, &head_sums_})
+    if (*sums) ops::fill(runtime_, *sums, 0.0f);
 
   // The whole batch is read before the first backward: gradients are divided by the number of its targets.
   std::vector<MicroBatch> mine;
@@ -322,6 +329,7 @@ BatchLoss Trainer::compute_gradients(std::int64_t step, const ReadSample& read) 
   shards_->finish(all);
   sum_over_rows_and_stages(loss_sum_, mesh_, "loss");
   if (expert_sums_) sum_over_rows_and_stages(expert_sums_, mesh_, "choices of experts");
+  if (head_sums_) sum_over_rows_and_stages(head_sums_, mesh_, "choices of heads");
   return {.sum = loss_sum_, .targets = targets};
 }
 
@@ -378,7 +386,31 @@ StepResult Trainer::step(std::int64_t step, const ReadSample& read, const std::f
     result.dropped = sums[0] > 0 ? sums[1] / sums[0] : 0;
     result.balance_loss = sums[2] / static_cast<double>(config_.train.batch * config_.model.context);
   }
+  if (head_sums_) {
+    std::vector<double> sums(static_cast<std::size_t>(head_sums_.count()));
+    ops::download(runtime_, head_sums_, sums.data());
+    result.heads_dropped = sums[0] > 0 ? sums[1] / sums[0] : 0;
+    result.head_balance_loss = sums[2] / static_cast<double>(config_.train.batch * config_.model.context);
+    result.head_imbalance = imbalance_of_heads(std::span(sums).subspan(3));
+  }
   return result;
+}
+
+/// Of the rows that the heads of a step compute, the largest share of a tensor rank over the mean. `routed`: those of
+/// each routed head.
+double Trainer::imbalance_of_heads(std::span<const double> routed) const {
+  const HeadPartition heads = attention_spec().heads;
+  const std::int64_t always = config_.model.attention.routing.always;
+  const auto all_rows = static_cast<double>(config_.train.batch * config_.model.context * config_.model.layers);
+  double largest = 0, sum = 0;
+  for (std::int64_t rank = 0; rank < heads.ranks; ++rank) {
+    double of_rank = 0;
+    for (std::int64_t head = heads.query(rank).begin; head < heads.query(rank).end; ++head)
+      of_rank += head < always ? all_rows : routed[static_cast<std::size_t>(head - always)];
+    largest = std::max(largest, of_rank);
+    sum += of_rank;
+  }
+  return sum > 0 ? largest * static_cast<double>(heads.ranks) / sum : 1;
 }
 
 /// The forward actions of the schedule for `micro_batches` micro-batches.

@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "framework/comm/mesh.h"
@@ -33,6 +34,9 @@ struct StepResult {
   double rate = 0;           ///< learning rate
   double dropped = 0;        ///< share of the choices of experts for which the expert had no room
   double balance_loss = 0;   ///< of experts, with its weight; not in `loss`
+  double heads_dropped = 0;  ///< likewise, of the choices of heads
+  double head_balance_loss = 0;
+  double head_imbalance = 1;  ///< of the rows that heads compute, the largest share of a tensor rank over the mean
   bool accepted = true;      ///< false: the step has changed neither weights nor the optimizer's state
   /// Of the loss and the gradient norm, in standard deviations above their means; 0: not compared.
   double loss_deviations = 0, norm_deviations = 0;
@@ -107,7 +111,7 @@ class Trainer {
   Context context() {
     return {.runtime = runtime_, .mesh = mesh_, .kind = config_.parallel.context_kind, .choices = choices_};
   }
-  /// From now on steps write the choices of experts to `record`, or replay them; null: neither.
+  /// From now on steps write the choices of experts and heads to `record`, or replay them; null: neither.
   void set_choices(ChoiceRecord* record) { choices_ = record; }
   /// From now on compute_gradients() writes what attention computes in micro-batches that begin before sample `end` of
   /// the batch to `record`; null: it does not.
@@ -157,6 +161,7 @@ class Trainer {
   std::int64_t count_targets(std::int64_t step, const std::vector<MicroBatch>&);
   void run(const std::vector<StageStep>& steps, const std::vector<MicroBatch>&, const Loss&, bool training);
   double row_scale() const;
+  double imbalance_of_heads(std::span<const double> routed) const;
   std::vector<StageStep> forward_steps(std::int64_t micro_batches) const;
 
   Config config_;
@@ -177,6 +182,7 @@ class Trainer {
   std::int64_t attention_end_ = 0;
   const WatchParts* watch_ = nullptr;
   Tensor expert_sums_;   // Context::expert_sums, of a step; empty without experts
+  Tensor head_sums_;     // Context::head_sums, likewise
   Tensor loss_sum_;      // one f64: over this rank's sequences, then over all
   Tensor right_;         // one f64: Loss::right of an evaluation
   Tensor spike_window_;  // kernels::SpikeWindow; empty if no step is a spike

@@ -106,23 +106,33 @@ struct Outcome {
 
 constexpr std::int64_t compared_steps = 3;
 
+/// "experts", "heads" or both: what tokens choose. Empty: nothing.
+std::string what_is_chosen(const ModelConfig& model) {
+  const std::string experts = model.blocks_with_experts() > 0 ? "experts" : "";
+  if (!model.routes_heads()) return experts;
+  return experts.empty() ? "heads" : experts + " and heads";
+}
+
 /// The record of rank 0, on every rank. Collective.
 void share_choices(const Config& config, Device& device, Mesh& mesh, ChoiceRecord& record) {
   Runtime runtime{.device = device};
-  const std::int64_t count = compared_steps * config.train.batch * config.model.context * config.model.experts.chosen;
-  for (std::int64_t i = 0; i < config.model.layers; ++i) {
-    if (!config.model.has_experts(i)) continue;
-    std::vector<std::int32_t>& choices = record.choices["blocks." + std::to_string(i) + ".feed_forward"];
-    choices.resize(static_cast<std::size_t>(count), -1);
+  const auto share = [&](const std::string& layer, std::int64_t chosen) {
+    std::vector<std::int32_t>& choices = record.choices[layer];
+    choices.resize(static_cast<std::size_t>(compared_steps * config.train.batch * config.model.context * chosen), -1);
     const Tensor shared = ops::to_device(runtime, choices, DType::i32);
     mesh.world->broadcast(shared, 0, device.compute(), "verify");
     ops::download(runtime, shared, choices.data());
+  };
+  for (std::int64_t i = 0; i < config.model.layers; ++i) {
+    const std::string block = "blocks." + std::to_string(i);
+    if (config.model.routes_heads()) share(block + ".attention", config.model.attention.routing.chosen);
+    if (config.model.has_experts(i)) share(block + ".feed_forward", config.model.experts.chosen);
   }
 }
 
 /// Where a choice of this layout is not that of one rank, the scores are equal up to rounding. Collective.
-Comparison compare_choices(const std::string& what, const ChoiceRecord& record, Device& device, Mesh& mesh,
-                           double bound) {
+Comparison compare_choices(const std::string& name, const std::string& chosen, const ChoiceRecord& record,
+                           Device& device, Mesh& mesh, double bound) {
   Runtime runtime{.device = device};
   double differing = static_cast<double>(record.differing), widest = record.widest;
   const Tensor sum = ops::to_device(runtime, std::vector<double>{differing}, DType::f64);
@@ -132,11 +142,11 @@ Comparison compare_choices(const std::string& what, const ChoiceRecord& record, 
   mesh.world->all_reduce(largest_gap, Reduce::max, device.compute(), "verify");
   ops::download(runtime, sum, &differing);
   ops::download(runtime, largest_gap, &widest);
-  return {.what = what,
+  return {.what = name + " choices of " + chosen,
           .difference = widest,
           .tolerance = bound,
           .note = std::to_string(static_cast<std::int64_t>(differing)) +
-                  " near ties: rows whose choice of experts is not that of one rank"};
+                  " near ties: rows whose choice of " + chosen + " is not that of one rank"};
 }
 
 /// One gradient, and three steps from the same start. Collective over `mesh`.
@@ -148,7 +158,7 @@ Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string&
   Trainer trainer(config, device, mesh);
   const auto of_step = [&](std::int64_t step) {
     choices.first_row = (step - 1) * config.train.batch * config.model.context;
-    if (config.model.experts.count > 0) trainer.set_choices(&choices);
+    if (!what_is_chosen(config.model).empty()) trainer.set_choices(&choices);
   };
   of_step(1);
   Outcome outcome;
@@ -249,9 +259,9 @@ std::vector<Comparison> verify_layout(const Config& config, Device& device, Mesh
       share_choices(c, device, mesh, choices);
       choices.replays = true;
       const Outcome asked = run(c, device, mesh, name, choices);
-      if (c.model.experts.count > 0) {
+      if (const std::string chosen = what_is_chosen(c.model); !chosen.empty()) {
         // Of the difference of two scores, each off by as much.
-        const Comparison of_choices = compare_choices(name + " choices of experts", choices, device, mesh, 2 * bound);
+        const Comparison of_choices = compare_choices(name, chosen, choices, device, mesh, 2 * bound);
         if (compares) add({of_choices});
       }
       if (kind == OptimizerKind::sgd) {

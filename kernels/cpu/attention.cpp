@@ -118,7 +118,8 @@ void unpack_rows(const A* from, std::int64_t from_stride, std::int64_t rows, std
 
 // ---- A block of scores: the queries of a unit against the keys of one key block
 
-/// The keys that the queries of a unit see.
+/// The keys that the queries of a unit see. Their ranges ascend, begins and ends both, so that those of several queries
+/// are between the first begin and the last end.
 struct UnitKeys {
   const cpu::Pairs pairs;
   const bool separate;      // documents are
@@ -126,13 +127,13 @@ struct UnitKeys {
 
   UnitKeys(const AttentionShape& s, const cpu::Unit& unit, std::int64_t count)
       : pairs(visible_pairs(s)), separate(s.documents.separate) {
-    const cpu::SequencePairs sequence(s, unit.batch);
+    const cpu::SequencePairs sequence(s, unit.batch, unit.head);
     for (std::int64_t i = 0; separate && i < count; ++i) rows[i] = sequence.keys_of(unit.first_query + i);
   }
   /// Those that some of the queries [begin, end) of the unit see, without gaps.
   Range of(std::int64_t first_query, Range queries) const {
     if (!separate) return pairs.keys_of(Range{first_query + queries.begin, first_query + queries.end});
-    return cpu::cover(queries, [&](std::int64_t i) { return rows[i]; });
+    return {rows[queries.begin].begin, rows[queries.end - 1].end};
   }
   /// The queries, of the first `count`, that see some of these keys, without gaps.
   Range queries_of(std::int64_t first_query, std::int64_t count, Range keys) const {
@@ -140,10 +141,9 @@ struct UnitKeys {
       const Range queries = pairs.queries_of(keys);
       return intersect<std::int64_t>({0, count}, {queries.begin - first_query, queries.end - first_query});
     }
-    Range all{count, 0};
-    for (std::int64_t i = 0; i < count; ++i)
-      if (!intersect(rows[i], keys).empty()) all = {std::min(all.begin, i), i + 1};
-    return all;
+    const Range* const end = rows + count;
+    return {std::partition_point(rows, end, [&](const Range& row) { return row.end <= keys.begin; }) - rows,
+            std::partition_point(rows, end, [&](const Range& row) { return row.begin < keys.end; }) - rows};
   }
 };
 

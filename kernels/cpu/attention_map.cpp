@@ -10,7 +10,7 @@ using Range = IndexRange<std::int64_t>;
 Range seen_keys(const AttentionHead& a, std::int64_t query) {
   const VisiblePairs<std::int64_t> pairs(a.band, a.length, a.length);
   const Range keys = intersect(pairs.keys_of(query), {0, a.length});
-  return a.documents.separate ? intersect(keys, a.documents.keys_of<std::int64_t>(0, query)) : keys;
+  return a.documents.separate ? intersect(keys, a.documents.keys_of<std::int64_t>(0, 0, query)) : keys;
 }
 
 float attention_row(const AttentionHead& a, std::int64_t query, float* p) {

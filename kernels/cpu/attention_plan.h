@@ -41,19 +41,19 @@ Range cover(Range indices, const RangeOf& range_of) {
   return all;
 }
 
-/// What one sequence sees: the pairs of the band, of those the pairs of one document if documents are separate.
+/// What one head of a sequence sees: the pairs of the band, of those the pairs of one document if documents are separate.
 struct SequencePairs {
   const Pairs pairs;
   const Documents& documents;
-  const std::int64_t batch;
+  const std::int64_t batch, head;
 
-  SequencePairs(const AttentionShape& s, std::int64_t sequence)
-      : pairs(visible_pairs(s)), documents(s.documents), batch(sequence) {}
+  SequencePairs(const AttentionShape& s, std::int64_t sequence, std::int64_t query_head)
+      : pairs(visible_pairs(s)), documents(s.documents), batch(sequence), head(query_head) {}
 
   /// As in VisiblePairs.
   Range keys_of(std::int64_t query) const {
     const Range keys = pairs.keys_of(query);
-    return documents.separate ? intersect(keys, documents.keys_of(batch, query)) : keys;
+    return documents.separate ? intersect(keys, documents.keys_of(batch, head, query)) : keys;
   }
   Range keys_of(Range queries) const {
     if (!documents.separate) return pairs.keys_of(queries);
@@ -61,7 +61,7 @@ struct SequencePairs {
   }
   Range queries_of(std::int64_t key) const {
     const Range queries = pairs.queries_of(key);
-    return documents.separate ? intersect(queries, documents.queries_of(batch, key)) : queries;
+    return documents.separate ? intersect(queries, documents.queries_of(batch, head, key)) : queries;
   }
   Range queries_of(Range keys) const {
     if (!documents.separate) return pairs.queries_of(keys);
@@ -70,7 +70,7 @@ struct SequencePairs {
   bool all(Range queries, Range keys) const {
     if (!pairs.all(queries, keys)) return false;
     const auto sees_all = [&](std::int64_t query) {  // if the first and the last query do, so do those between them
-      return intersect(documents.keys_of(batch, query), keys).count() == keys.count();
+      return intersect(documents.keys_of(batch, head, query), keys).count() == keys.count();
     };
     return !documents.separate || (sees_all(queries.begin) && sees_all(queries.end - 1));
   }

@@ -172,23 +172,25 @@ void assign_part(const AssignSlots& args, Part items) {
   }
 }
 
+/// y [width] = weight x[row], or zeros if `row` is negative. Without a weight: 1.
+template <class T>
+void gather_row(const T* x, std::int64_t row, const Accumulate<T>* weight, std::int64_t width, T* y) {
+  using A = Accumulate<T>;
+  if (row < 0) {
+    std::fill_n(y, width, T(A(0)));
+  } else if (weight == nullptr) {
+    std::copy_n(x + row * width, width, y);
+  } else {
+    for (std::int64_t d = 0; d < width; ++d) y[d] = T(*weight * static_cast<A>(x[row * width + d]));
+  }
+}
+
 template <class T>
 void gather_part(const GatherSlots<T>& args, Part slots) {
-  using A = Accumulate<T>;
   for (std::int64_t i = slots.begin; i < slots.end; ++i) {
-    T* y = args.y + i * args.width;
-    const std::int64_t from = args.rows_of_slots[i];
-    if (from < 0) {
-      std::fill_n(y, args.width, T(A(0)));
-      continue;
-    }
-    const T* x = args.x + from / args.chosen * args.width;
-    if (args.weights == nullptr) {
-      std::copy_n(x, args.width, y);
-      continue;
-    }
-    const A weight = args.weights[from];
-    for (std::int64_t d = 0; d < args.width; ++d) y[d] = T(weight * static_cast<A>(x[d]));
+    const std::int64_t from = args.rows_of_slots[i], row = from < 0 ? -1 : from / args.chosen;
+    gather_row(args.x, row, from >= 0 && args.weights != nullptr ? args.weights + from : nullptr, args.width,
+               args.y + i * args.width);
   }
 }
 
@@ -196,7 +198,12 @@ template <class T>
 void combine_part(const CombineSlots<T>& args, Part rows) {
   using A = Accumulate<T>;
   constexpr std::int64_t block = 64;
-  for (std::int64_t row = rows.begin; row < rows.end; ++row)
+  for (std::int64_t row = rows.begin; row < rows.end; ++row) {
+    if (args.chosen == 1) {  // a row of one head: often without a slot
+      gather_row(args.x, args.slots[row], args.weights != nullptr ? &args.weights[row] : nullptr, args.width,
+                 args.y + row * args.width);
+      continue;
+    }
     for (std::int64_t begin = 0; begin < args.width; begin += block) {
       const std::int64_t count = std::min(block, args.width - begin);
       A sum[block] = {};
@@ -209,6 +216,7 @@ void combine_part(const CombineSlots<T>& args, Part rows) {
       }
       for (std::int64_t d = 0; d < count; ++d) args.y[row * args.width + begin + d] = T(sum[d]);
     }
+  }
 }
 
 template <class T>

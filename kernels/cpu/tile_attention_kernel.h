@@ -173,7 +173,7 @@ HWY_INLINE void tile_forward_queries(const AttentionForward<bf16>& args, const A
                                      std::int64_t first_query, const cpu::TileForwardMemory& memory) {
   const AttentionShape& s = args.shape;
   const AttentionPanels panels(s);
-  const cpu::SequencePairs pairs(s, group.batch);
+  const cpu::SequencePairs pairs(s, group.batch, head);
   const HeadScore<float> score = head_score_of(s.score, head);
   const std::int64_t rows = std::min(panel, s.q_length - first_query);
   const std::int64_t token = group.batch * s.q_length + first_query;
@@ -266,13 +266,14 @@ HWY_INLINE void tile_softmax_gradient(const AttentionShape& s, const cpu::Sequen
   PackRowsTransposed::step(ds, panel, memory.dscores + (i * panels_of_span + j % panels_of_span) * cpu::step_elements);
 }
 
-/// dk and dv of key panel j from one head, and its ds. Of the group's first head, sums begin at 0.
+/// dk and dv of key panel j from one head, and its ds. Of the group's first head, sums begin at 0; if documents are
+/// separate, they begin as zeros: it need not be the first head that sees the keys.
 template <class Unit>
 HWY_INLINE void tile_backward_keys(const AttentionBackward<bf16>& args, const AttentionGroup& group, std::int64_t head,
                                    std::int64_t j, const cpu::TileBackwardMemory& memory) {
   const AttentionShape& s = args.shape;
   const AttentionPanels panels(s);
-  const cpu::SequencePairs pairs(s, group.batch);
+  const cpu::SequencePairs pairs(s, group.batch, head);
   const HeadScore<float> score = head_score_of(s.score, head);
   const std::int64_t lines = std::min(panel, s.kv_length - j * panel), token = group.batch * s.kv_length + j * panel;
   const PanelRange queries = panels_of(pairs.queries_of(cpu::Range{j * panel, j * panel + lines}));
@@ -285,12 +286,13 @@ HWY_INLINE void tile_backward_keys(const AttentionBackward<bf16>& args, const At
     block_product<Unit>(memory.value_rows, memory.douts + i * of_panel, panels.width, nullptr, memory.dprobabilities);
     tile_softmax_gradient<Unit>(s, pairs, score, j, i, memory);
   }
+  const bool starts = head == group.first_head && !s.documents.separate;
   const auto add = [&](const bf16* left, const bf16* right, float* sums) HWY_ATTR {
     for (std::int64_t e = 0; e < panels.width; ++e) {
       float* block = sums + j * of_panel + e * cpu::step_elements;
       block_product<Unit>(left + queries.begin * cpu::step_elements,
                           right + (e * panels.queries + queries.begin) * cpu::step_elements,
-                          queries.end - queries.begin, head == group.first_head ? nullptr : block, block);
+                          queries.end - queries.begin, starts ? nullptr : block, block);
     }
   };
   add(memory.probabilities_transposed, memory.douts_of_dv, memory.dvalues);
@@ -333,13 +335,19 @@ HWY_INLINE void tile_backward_part(const AttentionBackward<bf16>& args, cpu::Par
   Unit::configure();
   for (std::int64_t g = groups.begin; g < groups.end; ++g) {
     const AttentionGroup group(s, g);
-    const cpu::SequencePairs pairs(s, group.batch);
     const std::int64_t token = group.batch * s.kv_length, feature = group.kv_head * s.head_width;
     pack<PackColumns>(args.k + token * s.k_stride + feature, s.k_stride, s.head_width, s.kv_length, memory.keys);
+    if (s.documents.separate) {
+      std::fill_n(memory.dkeys, panels.keys * of_panel, 0.0f);
+      std::fill_n(memory.dvalues, panels.keys * of_panel, 0.0f);
+    }
     for (std::int64_t head = group.first_head; head < group.end_head; ++head) {
+      const cpu::SequencePairs pairs(s, group.batch, head);
       tile_pack_head(args, group, head, memory);
       for (std::int64_t begin = 0; begin < panels.keys; begin += panels_of_span) {
         const PanelRange span{begin, std::min(begin + panels_of_span, panels.keys)};
+        if (s.documents.separate)  // between the keys of two neighbouring queries there may be keys that neither sees
+          std::fill_n(memory.dscores, panels.queries * panels_of_span * cpu::step_elements, bf16{});
         for (std::int64_t j = span.begin; j < span.end; ++j) tile_backward_keys<Unit>(args, group, head, j, memory);
         for (std::int64_t i = 0; i < panels.queries; ++i) {
           const PanelRange all_keys = panels_of(pairs.keys_of(cpu::Range{i * panel, (i + 1) * panel}));
@@ -362,8 +370,9 @@ HWY_INLINE void tile_backward_part(const AttentionBackward<bf16>& args, cpu::Par
     }
     for (std::int64_t j = 0; j < panels.keys; ++j) {
       const std::int64_t lines = std::min(panel, s.kv_length - j * panel), row = token + j * panel;
-      const bool seen =
-          group.first_head < group.end_head && !pairs.queries_of(cpu::Range{j * panel, j * panel + lines}).empty();
+      const cpu::Range keys{j * panel, j * panel + lines};
+      const bool seen = group.first_head < group.end_head &&
+                        (s.documents.separate || !visible_pairs(s).queries_of(keys).empty());
       store_rows<Unit>(seen ? memory.dkeys + j * of_panel : nullptr, lines, s.head_width, scaled,
                        args.dk + row * s.k_stride + feature, s.k_stride);
       store_rows<Unit>(seen ? memory.dvalues + j * of_panel : nullptr, lines, s.head_width, as_it_is,

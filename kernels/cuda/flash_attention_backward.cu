@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(dq_threads<T, width>, plain ? resident_blocks<
 
   // Under a causal mask the last queries see the most keys: they start first.
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Tiles::rows;
-  [[maybe_unused]] const auto keys_of = [&](int query) { return s.documents.keys_of(batch, query); };
+  [[maybe_unused]] const auto keys_of = [&](int query) { return s.documents.keys_of(batch, head, query); };
   Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
   if constexpr (!plain)
     keys = within_documents(s.documents.separate, keys, first_query, min(first_query + Tiles::rows, pairs.q_length),
@@ -176,12 +176,20 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
   // The tiles of queries that see these keys, of the first head of the group, then of the second, ...: none if no query
   // head of this rank reads the key/value head.
   const int first_key = static_cast<int>(blockIdx.x) * Tiles::rows;
-  [[maybe_unused]] const auto queries_of = [&](int key) { return s.documents.queries_of(batch, key); };
-  Range queries = pairs.queries_of(Range{first_key, first_key + Tiles::rows});
-  if constexpr (!plain)
-    queries = within_documents(s.documents.separate, queries, first_key, min(first_key + Tiles::rows, pairs.kv_length),
-                               queries_of);
   const Range heads = heads_of_group(s, kv_head);
+  Range queries = pairs.queries_of(Range{first_key, first_key + Tiles::rows});
+  if constexpr (!plain) {
+    const auto of_head = [&](int head) {
+      return within_documents(s.documents.separate, queries, first_key, min(first_key + Tiles::rows, pairs.kv_length),
+                              [&](int key) { return s.documents.queries_of(batch, head, key); });
+    };
+    Range all = heads.empty() ? Range{0, 0} : of_head(heads.begin);
+    for (int head = heads.begin + 1; head < heads.end && s.documents.heads > 1; ++head) {
+      const Range more = of_head(head);
+      if (!more.empty()) all = all.empty() ? more : Range{min(all.begin, more.begin), max(all.end, more.end)};
+    }
+    queries = all;
+  }
   const int tiles_per_head = max(0, queries.end - queries.begin + Tiles::streamed - 1) / Tiles::streamed;
   const int tiles = max(0, heads.end - heads.begin) * tiles_per_head;
   const auto first_query_of = [&](int tile) { return queries.begin + tile % tiles_per_head * Tiles::streamed; };
@@ -206,13 +214,17 @@ __global__ void __launch_bounds__(dkv_threads<T, width>, 1)
   const int first_feature = warp / Tiles::row_warps * features;
   const float scale = static_cast<float>(s.scale * log2_of_e);
   [[maybe_unused]] WarpDocuments<Scores::rows_per_lane> documents;
-  if constexpr (!plain) documents.template read<Scores>(s.documents.separate, warp_key, pairs.kv_length, queries_of);
   Gradient of_k, of_v;
   for (int tile = 0; tile < tiles; ++tile) {
     wait_for_copies();
     __syncthreads();  // this tile is here, and everyone is done with the tile before
     const int buffer = tile % 2;
     if (tile + 1 < tiles) load_queries(tile + 1, buffer ^ 1);
+    if constexpr (!plain)
+      if (tile % tiles_per_head == 0)
+        documents.template read<Scores>(s.documents.separate, warp_key, pairs.kv_length, [&](int key) {
+          return s.documents.queries_of(batch, heads.begin + tile / tiles_per_head, key);
+        });
     const int first_query = first_query_of(tile);
     const Range of_tile = {first_query, first_query + Tiles::streamed}, of_warp = {warp_key, warp_key + warp_rows};
     if (!pairs.any(of_tile, of_warp)) continue;

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(forward_threads<T, width>,
 
   // Under a causal mask the last queries see the most keys: they start first.
   const int first_query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * Tiles::rows;
-  [[maybe_unused]] const auto keys_of = [&](int query) { return s.documents.keys_of(batch, query); };
+  [[maybe_unused]] const auto keys_of = [&](int query) { return s.documents.keys_of(batch, head, query); };
   Range keys = pairs.keys_of(Range{first_query, first_query + Tiles::rows});
   if constexpr (!plain)
     keys = within_documents(s.documents.separate, keys, first_query, min(first_query + Tiles::rows, pairs.q_length),

@@ -1,6 +1,7 @@
 // What the tests of attention share, on the CPU and on a GPU.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -18,11 +19,15 @@ struct AttentionCase {
   Band band;
 };
 
-/// The definition of a mask: what query i of sequence b sees.
-inline bool sees(const AttentionShape& s, std::int64_t b, std::int64_t i, std::int64_t j) {
+/// The definition of a mask: what query i of head h of sequence b sees.
+inline bool sees(const AttentionShape& s, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
   const bool of_band =
       (s.band.first <= j - i && j - i <= s.band.last) || (i < s.band.prefix_queries && j < s.band.prefix_keys);
   if (!of_band || !s.documents.separate) return of_band;
+  if (s.documents.heads > 1) {
+    const DocumentRange keys = s.documents.ranges[(b * s.heads + h) * s.documents.length + i];
+    return keys.begin <= s.documents.first_key + j && s.documents.first_key + j < keys.end;
+  }
   const auto begin_of = [&](std::int64_t position) {
     return s.documents.ranges[b * s.documents.length + position].begin;
   };
@@ -42,6 +47,49 @@ inline std::vector<DocumentRange> random_documents(std::int64_t batch, std::int6
     }
   return ranges;
 }
+
+/// Documents of heads whose queries stand at positions of their own, ascending: kernels/head_routing.h. Of the `keys`
+/// positions some heads have a third, some two thirds, as far as there are slots, some none and some all.
+struct HeadRanges {
+  std::vector<DocumentRange> ranges;
+  Documents documents;
+};
+inline HeadRanges ranges_of_heads(std::int64_t batch, std::int64_t heads, std::int64_t slots, std::int64_t keys,
+                                  std::int64_t window) {
+  std::mt19937 random(static_cast<unsigned>(slots * 1000 + keys));
+  HeadRanges all;
+  for (std::int64_t n = 0; n < batch * heads; ++n) {
+    std::vector<std::int64_t> positions;
+    for (std::int64_t position = 0; position < keys; ++position)
+      if (static_cast<std::int64_t>(random() % 3) < (n + 1) % 4 && std::ssize(positions) < slots)
+        positions.push_back(position);
+    const auto index = [](std::int64_t i) { return static_cast<std::int32_t>(i); };
+    const auto first_of = [&](std::int64_t position) {
+      return window == 0 ? 0 : std::max<std::int64_t>(0, position - window + 1);
+    };
+    const std::int64_t last = positions.empty() ? -1 : positions.back();
+    for (const std::int64_t position : positions)
+      all.ranges.push_back({index(slots + first_of(position)), index(slots + position + 1)});
+    for (std::int64_t i = std::ssize(positions); i < slots; ++i)
+      all.ranges.push_back({index(slots + last + 1), index(slots + last + 1)});
+    for (std::int64_t key = 0; key < keys; ++key) {
+      const auto before = std::count_if(positions.begin(), positions.end(), [&](std::int64_t p) { return p < key; });
+      const auto until = std::count_if(positions.begin(), positions.end(), [&](std::int64_t p) { return first_of(p) <= key; });
+      all.ranges.push_back({index(before), index(until)});
+    }
+  }
+  all.documents = {true, all.ranges.data(), slots + keys, 0, slots, heads};
+  return all;
+}
+
+/// Of ranges_of_heads().
+struct HeadRangesCase {
+  const char* name;
+  std::int64_t slots, keys, window;
+};
+inline constexpr HeadRangesCase head_ranges_cases[] = {{"a head's rows", 60, 130, 0},
+                                                       {"a head's rows, with windows and gaps between them", 100, 300, 9},
+                                                       {"more slots than rows", 150, 70, 0}};
 
 /// A call of attention on parts of longer sequences.
 struct DocumentCase {

@@ -95,7 +95,7 @@ TEST(AttentionMap, IsItsDefinitionAndGivesWhatTheKernelsGive) {
         std::vector<double> scores(static_cast<std::size_t>(length), -INFINITY);
         double total = c.sinks ? std::exp(double(sinks[static_cast<std::size_t>(h)])) : 0, magnitude = 1;
         for (std::int64_t j = 0; j < length; ++j) {
-          if (!sees(shape, 0, i, j)) continue;
+          if (!sees(shape, 0, 0, i, j)) continue;
           double product = 0, terms = 0;
           for (std::int64_t e = 0; e < width; ++e) {
             const double term = double(q[static_cast<std::size_t>((i * heads + h) * width + e)]) *

@@ -200,7 +200,7 @@ struct Reference {
     std::vector<double> weight(static_cast<std::size_t>(s.kv_length)), derivative(weight.size());
     double maximum = -std::numeric_limits<double>::infinity(), total = 0;
     for (std::int64_t j = 0; j < s.kv_length; ++j) {
-      if (!tests::sees(s, b, i, j)) continue;
+      if (!tests::sees(s, b, h, i, j)) continue;
       const Sum score = dot(p.q, q0, p.k, key(j));
       const tests::DefinedScore defined = tests::defined_score(s.score, s.scale * score.value, h, i, j);
       weight[j] = defined.value;
@@ -209,7 +209,7 @@ struct Reference {
       largest_score = std::max(largest_score, s.scale * score.magnitude + defined.magnitude);
     }
     for (std::int64_t j = 0; j < s.kv_length; ++j) {
-      weight[j] = tests::sees(s, b, i, j) ? std::exp(weight[j] - maximum) : 0;
+      weight[j] = tests::sees(s, b, h, i, j) ? std::exp(weight[j] - maximum) : 0;
       total += weight[j];
     }
     const double log_sum = maximum + std::log(total);
@@ -329,6 +329,15 @@ TYPED_TEST(AttentionTest, EqualsTheFormulaWithinDocuments) {
       const Documents documents{true, ranges.data(), length, first_query, first_key};
       expect_formula<TypeParam>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3, {}, documents});
       expect_formula<TypeParam>({name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band, 1, {.soft_cap = 2}, documents});
+    }
+  });
+}
+
+TYPED_TEST(AttentionTest, EqualsTheFormulaIfHeadsHaveRangesOfTheirOwn) {
+  on_each_instruction_set([&] {
+    for (const auto& [name, slots, keys, window] : tests::head_ranges_cases) {
+      const auto [ranges, documents] = tests::ranges_of_heads(2, 5, slots, keys, window);
+      expect_formula<TypeParam>({name, 2, slots, keys, 5, 3, 20, 2, 1, full_band(), 3, {}, documents});
     }
   });
 }
@@ -460,6 +469,15 @@ TEST(AttentionInBf16, EqualsTheFormulaWithinDocuments) {
       expect_formula<bf16>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3, {}, documents}, &kernels);
       expect_formula<bf16>({name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band, 1, {.soft_cap = 2}, documents},
                            &kernels);
+    }
+  });
+}
+
+TEST(AttentionInBf16, EqualsTheFormulaIfHeadsHaveRangesOfTheirOwn) {
+  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
+    for (const auto& [name, slots, keys, window] : tests::head_ranges_cases) {
+      const auto [ranges, documents] = tests::ranges_of_heads(2, 5, slots, keys, window);
+      expect_formula<bf16>({name, 2, slots, keys, 5, 3, 20, 2, 1, full_band(), 3, {}, documents}, &kernels);
     }
   });
 }
@@ -604,7 +622,7 @@ TEST(Attention, FlopsCountThePairsThatTheMaskAllows) {
     const AttentionShape s = Problem<float>(c).shape;
     double pairs = 0;
     for (std::int64_t i = 0; i < s.q_length; ++i) {
-      for (std::int64_t j = 0; j < s.kv_length; ++j) pairs += tests::sees(s, 0, i, j);
+      for (std::int64_t j = 0; j < s.kv_length; ++j) pairs += tests::sees(s, 0, 0, i, j);
     }
     EXPECT_EQ(attention_flops(s), 4.0 * static_cast<double>(c.batch * c.heads * c.width) * pairs) << c.name;
   };

@@ -32,9 +32,34 @@ TEST(AttentionOptions, APrefixAndSinksGiveTheLossesOfOneRankInEveryLayout) {
   expect_metrics_of_one_rank(layouts, {{"loss"}, {"gradient_norm"}, {"bits_per_byte"}}, prefix_and_sinks);
 }
 
+const std::string chosen_heads = "model.attention.routing.chosen=1 model.attention.routing.always=1 ";
+
+TEST(AttentionOptions, ChosenHeadsGiveTheLossesOfOneRankInEveryLayout) {
+  std::vector<LaunchLayout> gathering;
+  for (const LaunchLayout& layout : layouts)
+    if (layout.words.find("context=2 ") == std::string::npos || layout.words.find("gather") != std::string::npos)
+      gathering.push_back(layout);
+  expect_metrics_of_one_rank(
+      gathering,
+      {{"loss"}, {"gradient_norm"}, {"bits_per_byte"}, {"heads_dropped"}, {"head_balance_loss", 10 * relative}},
+      chosen_heads);
+}
+
+TEST(AttentionOptions, HeadsThatAreChosenCannotBeInspected) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(2, "run", chosen_heads + "parallel.tensor=2").code, 0);
+  for (const double imbalance : shop.metric("run", "head_imbalance")) {
+    EXPECT_GE(imbalance, 1);
+    EXPECT_LT(imbalance, 2);
+  }
+  const Finished inspected = shop.choir("inspect " + shop.path("run"));
+  EXPECT_EQ(inspected.code, 2) << inspected.output;
+  EXPECT_TRUE(contains(inspected, "the model chooses 1 of its heads for each token")) << inspected.output;
+}
+
 TEST(AttentionOptions, AreInCheckpointsPlansAndGeneratedText) {
   const Workshop shop;
-  for (const std::string& options : {scores, documents, prefix_and_sinks}) {
+  for (const std::string& options : {scores, documents, prefix_and_sinks, chosen_heads}) {
     SCOPED_TRACE(options);
     const std::string run = "run" + std::to_string(options.size());
     ASSERT_EQ(shop.train(2, run, options + "parallel.tensor=2").code, 0);

@@ -33,7 +33,7 @@ struct DoubleRun {
 
   Context context() { return {.runtime = runtime, .mesh = mesh, .kind = kind, .choices = &choices}; }
 
-  /// The mean loss, with the balance loss of experts, of samples [0, batch) of the random text, in micro-batches of
+  /// The mean loss, with the balance losses of experts and heads, of samples [0, batch) of the random text, in micro-batches of
   /// `micro_batch` sequences. With `gradient`, its gradients are then in the buckets.
   double loss(std::int64_t batch, std::int64_t micro_batch, bool gradient) {
     const std::int64_t length = model.context, here_begin = batch / mesh.shape.data * mesh.here.data;
@@ -42,6 +42,8 @@ struct DoubleRun {
     ops::fill(runtime, loss_sum, 0);
     const Tensor expert_sums = runtime.empty({3}, DType::f64);
     ops::fill(runtime, expert_sums, 0);
+    const Tensor head_sums = model.routes_heads() ? runtime.empty({3 + model.routed_heads()}, DType::f64) : Tensor{};
+    if (head_sums) ops::fill(runtime, head_sums, 0);
     Context all = context();
     if (gradient) shards.begin_step(all);
     const double scale = 1.0 / static_cast<double>(batch * model.targets_of_sequence());
@@ -50,6 +52,7 @@ struct DoubleRun {
       Context here = context();
       here.row_scale = gradient ? row_scale : 0;
       here.expert_sums = expert_sums;
+      here.head_sums = head_sums;
       const auto held_rows = [&](std::int64_t positions) {
         Rows rows = context_rows(whole_rows(micro_batch, positions, begin), mesh.shape.context, mesh.here.context);
         if (sequence) {
@@ -82,7 +85,15 @@ struct DoubleRun {
     ops::download(runtime, loss_sum, &sum);
     ops::download(runtime, expert_sums, of_experts);
     dropped = of_experts[1];
-    return sum * scale + of_experts[2] * row_scale;
+    rows_of_heads.assign(static_cast<std::size_t>(3 + model.routed_heads()), 0);
+    if (head_sums) {
+      mesh.gradient->all_reduce(head_sums, Reduce::sum, runtime.device.compute(), "choices");
+      ops::download(runtime, head_sums, rows_of_heads.data());
+    }
+    const double balance = of_experts[2] + rows_of_heads[2];
+    heads_dropped = rows_of_heads[1];
+    rows_of_heads.erase(rows_of_heads.begin(), rows_of_heads.begin() + 3);
+    return sum * scale + balance * row_scale;
   }
 
   Tensors gradients() {
@@ -100,6 +111,8 @@ struct DoubleRun {
   Shards shards;
   ChoiceRecord choices;  // written by each loss(), or replayed
   double dropped = 0;    // choices without a slot, of the last loss()
+  double heads_dropped = 0;
+  std::vector<double> rows_of_heads;  // computed by each routed head, likewise
 
  private:
   Shards make_shards(int zero) {

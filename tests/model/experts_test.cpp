@@ -1,5 +1,8 @@
-// Layers of experts: what a token chooses, and what is dropped, never depends on later tokens.
+// Layers of experts, and attention of which tokens choose heads: what a token chooses, and what is dropped, never
+// depends on later tokens.
 #include <gtest/gtest.h>
+
+#include <numeric>
 
 #include "tests/model/double_run.h"
 
@@ -40,16 +43,46 @@ struct ExpertsInAModel : ::testing::Test {
 };
 
 TEST_F(ExpertsInAModel, ALaterTokenChangesNothingBefore) {
-  ModelConfig model = small_model("experts");
-  model.context = 16;
-  model.experts.capacity = 0.7;
-  DoubleRun run(model, device, mesh);
-  run.loss(1, 1, false);
-  ASSERT_GT(run.dropped, 0) << "no token is dropped: the test shows nothing";
-  for (std::int64_t t = 1; t < model.context; ++t) {
-    EXPECT_EQ(loss_of_first(run, t, t), loss_of_first(run, t, model.context)) << "token " << t;
-    EXPECT_NE(loss_of_first(run, t + 1, t), loss_of_first(run, t + 1, model.context)) << "token " << t;
+  for (const char* name : {"experts", "chosen_heads"}) {
+    SCOPED_TRACE(name);
+    ModelConfig model = small_model(name);
+    model.context = 16;
+    model.experts.capacity = model.attention.routing.capacity = 0.7;
+    DoubleRun run(model, device, mesh);
+    run.loss(1, 1, false);
+    ASSERT_GT(run.dropped + run.heads_dropped, 0) << "no token is dropped: the test shows nothing";
+    for (std::int64_t t = 1; t < model.context; ++t) {
+      EXPECT_EQ(loss_of_first(run, t, t), loss_of_first(run, t, model.context)) << "token " << t;
+      EXPECT_NE(loss_of_first(run, t + 1, t), loss_of_first(run, t + 1, model.context)) << "token " << t;
+    }
   }
+}
+
+TEST_F(ExpertsInAModel, AllHeadsWithEqualScoresAreAttentionOfAllHeads) {
+  ModelConfig model = small_model("chosen_heads");
+  model.attention.routing = {.chosen = model.attention.heads, .capacity = 0, .balance_weight = 0};
+  DoubleRun routed(model, device, mesh);
+  for (std::int64_t i = 0; i < model.layers; ++i) {
+    const Parameter& router = *routed.store.find("blocks." + std::to_string(i) + ".attention.router.weight");
+    std::fill_n(router.value().data<double>(), router.held.count(), 0.0);
+  }
+  const double loss = routed.loss(2, 2, true);
+  model.attention.routing = {};
+  DoubleRun plain(model, device, mesh);
+  EXPECT_NEAR(plain.loss(2, 2, true), loss, 1e-13 * loss);
+  for (const char* name : {"blocks.0.attention.q.weight", "blocks.0.attention.k.weight", "blocks.1.attention.v.weight"}) {
+    const Parameter &a = *routed.store.find(name), &b = *plain.store.find(name);
+    for (std::int64_t i = 0; i < a.held.count(); ++i)
+      ASSERT_NEAR(a.gradient().data<double>()[i], b.gradient().data<double>()[i], 1e-13) << name;
+  }
+}
+
+TEST_F(ExpertsInAModel, HeadsComputeTheRowsThatAreKept) {
+  DoubleRun run(small_model("chosen_heads"), device, mesh);
+  run.loss(4, 2, false);
+  const double choices = 4.0 * static_cast<double>(run.model.context * run.model.layers) * 3;
+  EXPECT_GT(run.heads_dropped, 0);
+  EXPECT_EQ(std::accumulate(run.rows_of_heads.begin(), run.rows_of_heads.end(), 0.0), choices - run.heads_dropped);
 }
 
 TEST_F(ExpertsInAModel, TheGradientOfABiasIsTheChoicesAboveTheMean) {

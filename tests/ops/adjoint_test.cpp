@@ -27,6 +27,7 @@ class AdjointOfAnOperation : public Adjoint, public ::testing::WithParamInterfac
   void pool();
   void grouped_linear();
   void experts();
+  void heads();
   void cross_entropy();
 
   Tensor copy_of(const Tensor& x) {
@@ -359,6 +360,40 @@ void AdjointOfAnOperation::experts() {
   }
 }
 
+// The gates of heads 1 to 3, of which each row chooses two of 2, 3 and 4, with choices that do not change; head 0 is
+// always on. The sum over choices.
+void AdjointOfAnOperation::heads() {
+  constexpr std::int64_t sequences = 3, length = 47, routed_heads = 3, chosen = 2, held = 3;
+  const kernels::RowMap map = kernels::whole_sequences(sequences, length);
+  const Tensor logits = random({sequences * length, routed_heads}, 2);
+  const Tensor given = ops::route(runtime, logits, {}, {}, chosen, ops::ExpertScore::softmax).choices;
+  const ops::SlotRule slot_rule{.capacity = 31, .per_sequence = 31, .places = {routed_heads, 1}};
+  const ops::Slots slots =
+      ops::assign_slots(runtime, given, ops::count_choices(runtime, given, routed_heads, map), {}, slot_rule, map);
+  const ops::HeadRowsRule rule{.always = 2,
+                               .first_head = 1,
+                               .heads = held,
+                               .routed_per_sequence = 31,
+                               .per_sequence = length,
+                               .keys = length,
+                               .band = kernels::causal_band(length, length)};
+  ops::Routed routed;
+  expect_adjoint(
+      {{"logits", logits}}, chosen,
+      [&] {
+        routed = ops::route(runtime, logits, {}, given, chosen, ops::ExpertScore::softmax);
+        return ops::head_rows(runtime, routed, slots, rule, map).gates;
+      },
+      [&](const Tensor& dgates) {
+        const Tensor used = copy_of(dgates), gates = ops::head_rows(runtime, routed, slots, rule, map).gates;
+        for (std::int64_t i = 0; i < used.count(); ++i)
+          if (gates.data<double>()[i] == 0) used.data<double>()[i] = 0;  // as that of a head that is not computed
+        return std::vector{ops::route_gradient(runtime, logits, routed,
+                                               ops::head_weight_gradient(runtime, used, routed, rule),
+                                               ops::ExpertScore::softmax, {}, map)};
+      });
+}
+
 // The loss of a vocabulary in two slices, reduced here by hand: y is one number. A sum of exponentials, then a sum of
 // rows.
 void AdjointOfAnOperation::cross_entropy() {
@@ -433,6 +468,8 @@ TEST_P(AdjointOfAnOperation, IsItsBackward) {
       {"cross_entropy_statistics", &AdjointOfAnOperation::cross_entropy},
       {"cross_entropy", &AdjointOfAnOperation::cross_entropy},
       {"sum_of_losses", &AdjointOfAnOperation::cross_entropy},
+      {"head_rows", &AdjointOfAnOperation::heads},
+      {"head_weight_gradient", &AdjointOfAnOperation::heads},
   };
   const auto found = adjoints.find(GetParam().name);
   if (found == adjoints.end()) {

@@ -16,6 +16,7 @@
 #include "framework/ops/elementwise.h"
 #include "framework/ops/embedding.h"
 #include "framework/ops/experts.h"
+#include "framework/ops/head_routing.h"
 #include "framework/ops/linear.h"
 #include "framework/ops/norm.h"
 #include "framework/ops/optimizer.h"
@@ -87,6 +88,20 @@ struct Operands {
                              slot_rule(), sequences());
   }
   static constexpr std::int64_t num_slots = experts * 3 * 4;
+
+  // The same choices of heads 1 to 4 of a layer, of which heads 0 to 2 are here, and head 0 is always on.
+  static ops::HeadRowsRule head_rule() {
+    return {.always = 1,
+            .first_head = 0,
+            .heads = H,
+            .routed_per_sequence = slot_rule().per_sequence,
+            .per_sequence = length,
+            .keys = length,
+            .band = kernels::causal_band(length, length)};
+  }
+  ops::HeadRows head_rows(const ops::Routed& r) {
+    return ops::head_rows(runtime, r, slots(r), head_rule(), sequences());
+  }
 
   Runtime& runtime;
   const DType type = runtime.compute_type, accumulate = accumulate_type(runtime.compute_type);
@@ -441,6 +456,29 @@ inline std::vector<Operation> every_operation() {
                               o.sequences());
          o.expect("add_expert_sums", sums, {3}, DType::f64);
        }},
+
+      // Heads
+      {"head_rows",
+       [](Operands& o) {
+         const ops::HeadRows rows = o.head_rows(o.routed());
+         o.expect("slots of rows", rows.slots.of_rows, {o.N * o.H, 1}, DType::i32);
+         o.expect("rows of slots", rows.slots.rows_of_slots, {3 * o.length * o.H}, DType::i32);
+         o.expect("gates", rows.gates, {o.N * o.H, 1}, o.accumulate);
+         o.expect("ranges", rows.ranges, {3 * o.H * 2 * o.length, 2}, DType::i32);
+       }},
+      {"head_weight_gradient",
+       [](Operands& o) {
+         const Tensor dgates = o.filled({o.N * o.H, 1}, o.accumulate);
+         o.expect("head_weight_gradient", ops::head_weight_gradient(o.runtime, dgates, o.routed(), o.head_rule()),
+                  {o.N, o.chosen}, o.accumulate);
+       }},
+      {"add_head_counts",
+       [](Operands& o) {
+         const Tensor sums = o.filled({o.experts}, DType::f64, 0);
+         ops::add_head_counts(o.runtime, o.slots(o.routed()), sums);
+         o.expect("add_head_counts", sums, {o.experts}, DType::f64);
+       },
+       moves},
 
       // Residual branches
       {"dropout_for", [](Operands& o) { ops::dropout_for(o.runtime, 0.25, "test", {}); }, "it makes a key",

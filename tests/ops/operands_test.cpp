@@ -27,6 +27,7 @@ class RefusedOperands : public ::testing::TestWithParam<Operation> {
   void of_pooling();
   void of_grouped_linear_layers();
   void of_experts();
+  void of_heads();
   void of_residual_branches();
   void of_cross_entropy();
   void of_optimizers();
@@ -310,6 +311,33 @@ void RefusedOperands::of_grouped_linear_layers() {
   });
 }
 
+void RefusedOperands::of_heads() {
+  const kernels::RowMap map = kernels::whole_sequences(2, 3);
+  const ops::Routed routed =
+      ops::route(runtime, tensor({6, 4}), {}, {}, 2, ops::ExpertScore::softmax);
+  const ops::Slots slots =
+      ops::assign_slots(runtime, routed.choices, ops::count_choices(runtime, routed.choices, 4, map), {},
+                        {.capacity = 2, .per_sequence = 2, .places = {4, 1}}, map);
+  const ops::HeadRowsRule rule{
+      .always = 1, .heads = 3, .routed_per_sequence = 2, .per_sequence = 3, .keys = 3, .band = kernels::full_band()};
+  const auto expect_head_rows = [&](const std::string& why, const auto& change) {
+    ops::HeadRowsRule changed = rule;
+    change(changed);
+    expect_refused("head rows: " + why, [&] { ops::head_rows(runtime, routed, slots, changed, map); });
+  };
+  expect_head_rows("routed slots", [](ops::HeadRowsRule& r) { r.first_head = 3; });
+  expect_head_rows("a slot for each row of a head", [](ops::HeadRowsRule& r) { r.per_sequence = 2; });
+  expect_head_rows("a key for each position held", [](ops::HeadRowsRule& r) { r.keys = 2; });
+  expect_head_rows("documents", [&](ops::HeadRowsRule& r) { r.documents = tensor({4, 2}, DType::i32); });
+  expect_refused("head rows: choices [N, k]", [&] {
+    ops::head_rows(runtime, routed, slots, rule, kernels::whole_sequences(2, 4));
+  });
+  expect_refused("head weight gradient: dgates [N * H, 1]", [&] {
+    ops::head_weight_gradient(runtime, tensor({6, 4}), routed, rule);
+  });
+  expect_refused("head counts: f64 sums", [&] { ops::add_head_counts(runtime, slots, tensor({4})); });
+}
+
 void RefusedOperands::of_experts() {
   using enum ops::ExpertScore;
   const kernels::RowMap map = kernels::whole_sequences(2, 3);
@@ -466,6 +494,9 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"combine_weight_gradient", &RefusedOperands::of_experts},
       {"route_gradient", &RefusedOperands::of_experts},
       {"add_expert_sums", &RefusedOperands::of_experts},
+      {"head_rows", &RefusedOperands::of_heads},
+      {"head_weight_gradient", &RefusedOperands::of_heads},
+      {"add_head_counts", &RefusedOperands::of_heads},
       {"residual", &RefusedOperands::of_residual_branches},
       {"residual_backward", &RefusedOperands::of_residual_branches},
       {"cross_entropy_statistics", &RefusedOperands::of_cross_entropy},

@@ -343,6 +343,23 @@ model:
   norm: {kind: rms_norm, epsilon: 1.0e-5}
 train: {batch: 3}
 """,
+    # Each token has one head and two of the five others (a mixture of heads: Jin et al. 2024); some find no room.
+    "chosen_heads": """\
+model:
+  family: decoder
+  layers: 2
+  width: 36
+  vocabulary: 61
+  context: 16
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 6, kv_heads: 2, head_width: 6, position: rotary, rotary_base: 10000, window: 9, \
+routing: {chosen: 2, always: 1, capacity: 1.1, balance_weight: 0.1}}
+  feed_forward: {kind: swiglu, width: 56}
+  norm: {kind: rms_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
 }
 IGNORED_TARGETS = {"five_heads", "encoder_decoder"}
 
@@ -434,6 +451,8 @@ def shapes(model):
             found[f"{name}.k_norm.weight"] = (attention["head_width"],)
         if attention.get("sinks"):
             found[f"{name}.sinks"] = (attention["heads"],)
+        if routing := attention.get("routing"):
+            found[f"{name}.router.weight"] = (attention["heads"] - routing["always"], width)
 
     def feed(name):
         norm(f"{name}_norm")
@@ -538,6 +557,28 @@ def mix(attention, q, k, v, seen, sinks):
     return torch.softmax(scores, dim=-1)[..., : k.shape[2]] @ v
 
 
+class Choices:
+    """The heads that tokens choose, by layer: those of `given`, if it has them. And the sum of the layers' balance losses."""
+    def __init__(self, given=None):
+        self.given, self.of_layers, self.balance = given, {}, 0.0
+
+
+def gates(model, name, scores, choices):
+    """[B, T, heads], by scores [B, T, heads that are routed]: 1 of heads that are always on; of those chosen the softmax
+    over them times their number, if fewer than `capacity` earlier tokens have chosen the head; else 0."""
+    routing, length = model["attention"]["routing"], scores.shape[1]
+    chosen = choices.given.of_layers[name] if choices.given else torch.zeros_like(scores, dtype=torch.bool).scatter(
+        -1, scores.topk(routing["chosen"], dim=-1).indices, True)
+    choices.of_layers[name] = chosen
+    share = chosen.sum(1) / (routing["chosen"] * length)
+    mean = torch.softmax(scores, dim=-1).mean(1)
+    choices.balance = choices.balance + routing["balance_weight"] * scores.shape[-1] * (share * mean).sum(-1).mean()
+    capacity = int(np.ceil(routing["capacity"] * routing["chosen"] * length / scores.shape[-1] - 1e-9))
+    computed = chosen & (chosen.cumsum(1) <= capacity)
+    gate = routing["chosen"] * torch.softmax(scores.masked_fill(~chosen, -torch.inf), dim=-1) * computed
+    return torch.cat([torch.ones_like(gate[..., : routing["always"]]), gate], dim=-1)
+
+
 def embed(model, w, inputs):
     """[B, T] token ids, or pixels [B, C, height, width] from 0 to 255, to [B, T, D]."""
     if model["family"] != "vision":
@@ -554,9 +595,10 @@ def embed(model, w, inputs):
     return F.pad(x, (0, 0, 1, 0)) if model["pool"] == "class_token" else x
 
 
-def logits(model, w, tokens):
+def logits(model, w, tokens, choices=None):
     """embed() to [B, T, V], of images to [B, classes]: pre-norm blocks x += attention(norm(x)), x += feed_forward(norm(x))."""
     attention, kind = model["attention"], model["feed_forward"]["kind"]
+    choices = choices or Choices()
     batch, length = len(tokens.ids), model["context"]
     causal = visible(model, tokens.begins)
     positions = torch.arange(length)[None, :] - (0 if model["family"] == "classifier" else tokens.begins)
@@ -585,6 +627,9 @@ def logits(model, w, tokens):
             y = mix(attention, q, k, v, mask, w.get(f"{name}.sinks"))
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        if attention.get("routing"):
+            scores = F.linear(x, w[f"{name}.router.weight"])
+            y = y * gates(model, name, scores, choices).transpose(1, 2)[..., None]
         return linear(f"{name}.out", y.transpose(1, 2).reshape(batch, x.shape[1], -1))
 
     def feed_forward(name, x):
@@ -631,15 +676,22 @@ def logits(model, w, tokens):
     return F.linear(x, head)
 
 
-def mean_loss(model, w, tokens, targets):
+def mean_loss(model, w, tokens, targets, choices=None):
     """The mean over the targets that are not -1."""
-    return F.cross_entropy(logits(model, w, tokens).flatten(0, -2), targets.flatten(), ignore_index=-1)
+    return F.cross_entropy(logits(model, w, tokens, choices).flatten(0, -2), targets.flatten(), ignore_index=-1)
+
+
+def both_losses(model, w, tokens, targets, given=None):
+    """mean_loss(), and what the gradients are of: it and the balance loss."""
+    choices = Choices(given)
+    loss = mean_loss(model, w, tokens, targets, choices)
+    return loss, loss + choices.balance
 
 
 def loss_and_gradients(model, weights, tokens, targets):
     w = {name: value.clone().requires_grad_() for name, value in weights.items()}
-    loss = mean_loss(model, w, tokens, targets)
-    loss.backward()
+    loss, objective = both_losses(model, w, tokens, targets)
+    objective.backward()
     return loss.item(), {name: value.grad for name, value in w.items()}
 
 
@@ -710,8 +762,8 @@ def training_losses(model, weights, tokens, targets, optimizer):
     losses = []
     for _ in range(STEPS):
         step.zero_grad()
-        loss = mean_loss(model, w, tokens, targets)
-        loss.backward()
+        loss, objective = both_losses(model, w, tokens, targets)
+        objective.backward()
         step.step()
         losses.append(loss.item())
     return losses + [mean_loss(model, w, tokens, targets).item()]
@@ -723,12 +775,15 @@ def worst_finite_difference(model, weights, gradients, tokens, targets, generato
     Returns the largest relative error. Error of the formula: h^4 from the series, 1e-16 / h from rounding.
     """
     worst, h = 0.0, 1e-3
+    chosen = Choices()  # which do not change along the direction
+    logits(model, weights, tokens, chosen)
     for name, weight in weights.items():
         direction = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
         direction /= direction.norm()
 
         def loss_at(step):
-            return mean_loss(model, {**weights, name: weight + step * direction}, tokens, targets).item()
+            moved = {**weights, name: weight + step * direction}
+            return both_losses(model, moved, tokens, targets, chosen if chosen.of_layers else None)[1].item()
 
         slope = (8 * (loss_at(h) - loss_at(-h)) - (loss_at(2 * h) - loss_at(-2 * h))) / (12 * h)
         expected = (gradients[name] * direction).sum().item()

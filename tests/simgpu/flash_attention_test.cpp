@@ -134,7 +134,8 @@ Problem<T> solve_on_gpu(kernels::Cuda cuda, const Problem<T>& p, std::int64_t of
   const kernels::Documents& documents = p.shape.documents;
   const DeviceArray<std::int32_t> ranges(
       documents.separate ? std::vector<std::int32_t>(&documents.ranges->begin,
-                                                     &documents.ranges->begin + 2 * p.shape.batch * documents.length)
+                                                     &documents.ranges->begin + 2 * p.shape.batch * documents.heads *
+                                                                                    documents.length)
                          : std::vector<std::int32_t>(1));
   const DeviceArray<kernels::StepScalars> scalars({kernels::tests::dropout_step});
   AttentionForward<T> forward = result.forward();
@@ -185,7 +186,7 @@ struct Magnitudes {
       for (std::int64_t h = 0; h < s.heads; ++h)
         for (std::int64_t i = 0; i < s.q_length; ++i)
           for (std::int64_t j = 0; j < s.kv_length; ++j)
-            if (kernels::tests::sees(s, b, i, j)) pair(p, b, h, i, j);
+            if (kernels::tests::sees(s, b, h, i, j)) pair(p, b, h, i, j);
   }
 
   void pair(const Problem<T>& p, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
@@ -282,6 +283,16 @@ TEST_P(FlashAttention, AgreesWithTheCpuWithinDocuments) {
     const kernels::Documents documents{true, ranges.data(), length, first_query, first_key};
     agrees<float>(cuda(), {{name, 1, q_length, kv_length, 2, 1, 8, 2, 0, band}, {}, documents}, 0);
     agrees<bf16>(cuda(), {{name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band}, {.soft_cap = 2}, documents}, 0);
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(FlashAttention, AgreesWithTheCpuIfHeadsHaveRangesOfTheirOwn) {
+  for (const auto& [name, slots, keys, window] : kernels::tests::head_ranges_cases) {
+    SCOPED_TRACE(name);
+    const auto [ranges, documents] = kernels::tests::ranges_of_heads(1, 3, slots, keys, window);
+    agrees<float>(cuda(), {{name, 1, slots, keys, 3, 2, 8, 2, 1, full_band()}, {}, documents}, 0);
+    agrees<bf16>(cuda(), {{name, 1, slots, keys, 3, 2, 16, 2, 1, full_band()}, {}, documents}, 0);
     if (HasFatalFailure()) return;
   }
 }

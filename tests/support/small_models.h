@@ -91,6 +91,18 @@ inline std::vector<SmallModel> small_models() {
   experts.experts = {.count = 5, .chosen = 2, .capacity = 1.1, .balance_weight = 0.1};
   models.push_back({"experts", experts});
 
+  ModelConfig chosen_heads = base(21, 40, 7);  // some tokens find no room, and ranks begin inside a group
+  chosen_heads.attention.heads = 7;
+  chosen_heads.attention.kv_heads = 1;
+  chosen_heads.attention.head_width = 4;
+  chosen_heads.attention.position = Position::rotary;
+  chosen_heads.attention.window = 4;
+  chosen_heads.attention.sinks = true;
+  chosen_heads.attention.routing = {.chosen = 3, .always = 1, .capacity = 1.1, .balance_weight = 0.1};
+  chosen_heads.feed_forward.width = 33;
+  chosen_heads.dropout = 0.1;
+  models.push_back({"chosen_heads", chosen_heads});
+
   ModelConfig shared = base(24, 61, 7);
   shared.attention.heads = 6;
   shared.attention.kv_heads = 2;

@@ -98,7 +98,8 @@ std::vector<std::string> reference_files() {
           "encoder_decoder_window",
           "classifier",
           "learned_2d",
-          "convolution"};
+          "convolution",
+          "chosen_heads"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
