@@ -1,6 +1,6 @@
-// The routing of attention's heads (mixture of heads: Jin et al. 2024, arXiv 2410.11842): the first heads of a layer are
-// always on, and of the others each token chooses some, by the routing of experts (kernels/experts.h), of which a head
-// is one. A head computes attention for the rows that chose it:
+// The routing of attention's heads (mixture of heads: Jin et al. 2024, arXiv 2410.11842): the first heads of a layer
+// are always on, and of the others each token chooses some, by the routing of experts (kernels/experts.h), of which a
+// head is one. A head computes attention for the rows that chose it:
 //
 //   compute_head_rows      where the rows of each head are: slots, gates, and the keys that they see
 //   head_weight_gradient   gradients of gates -> gradients of the weights of choices
@@ -30,8 +30,9 @@ struct HeadRows {
   A* gates;                            ///< [rows, heads]: 0 if the head does not compute the row
   std::int32_t* slots;                 ///< [rows, heads]: the slot, or -1
   std::int32_t* rows_of_slots;         ///< [sequences, per_sequence, heads]: row * heads + head, or -1
-  DocumentRange* ranges;  ///< [sequences, heads, per_sequence + keys]: the slots of a head, then the keys. A slot's range
-                          ///< is that of the keys it sees, from per_sequence on; a key's, that of the slots that see it
+  /// [sequences, heads, per_sequence + keys]: of the slots of a head, then of the keys. A slot's range is that of the
+  /// keys that it sees, from per_sequence on; a key's, that of the slots that see it.
+  DocumentRange* ranges;
   std::int64_t chosen, always;  ///< heads from `always` on are routed
   std::int64_t first_head, heads;
   std::int64_t routed_per_sequence, per_sequence;

@@ -23,7 +23,7 @@ struct KeyValueCache {
   Tensor source;        ///< [source positions, 2 * key/value heads held * E]: keys and values; empty without a source
 };
 
-/// The experts and heads that the tokens of a step choose: written by a run, and used instead of its own choices by another one.
+/// What the tokens of a step choose of experts and heads: written by a run, and used by another one instead of its own.
 struct ChoiceRecord {
   bool replays = false;
   std::int64_t first_row = 0;  ///< of this step, in the tensors below
@@ -80,8 +80,8 @@ struct Context {
   DeferredWork* deferred = nullptr;      ///< where linear layers leave their weight gradients; null: computed at once
   const KeyValueCache* cache = nullptr;  ///< of the current layer, in generation
   bool training = true;                  ///< false: no dropout
-  /// Of losses that every row has, the balance of experts and of heads: gradients are those of row_scale * their sum. 0: no gradient
-  /// is wanted.
+  /// Of losses that every row has, the balance of experts and of heads: gradients are those of row_scale * their sum.
+  /// 0: no gradient is wanted.
   double row_scale = 0;
   Tensor expert_sums{};                  ///< [3] f64: kernels::ExpertSums adds to it; empty: nothing is counted
   Tensor head_sums{};                    ///< [3 + routed heads] f64: as those, then kernels::HeadCounts; or empty

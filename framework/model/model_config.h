@@ -35,9 +35,9 @@ inline constexpr auto names<NormKind> = std::array{"layer_norm", "rms_norm"};
 
 /// Of the heads of attention, each token has those that are always on and chooses some of the others.
 struct HeadRoutingConfig {
-  std::int64_t chosen = 0;       ///< by each token; 0: it has all heads
-  std::int64_t always = 0;       ///< heads that every token has besides
-  double capacity = 1.25;        ///< of a head and sequence, times chosen * context / (heads - always) tokens; 0: no limit
+  std::int64_t chosen = 0;  ///< by each token; 0: it has all heads
+  std::int64_t always = 0;  ///< heads that every token has besides
+  double capacity = 1.25;   ///< of a head and sequence, times chosen * context / (heads - always) tokens; 0: no limit
   double balance_weight = 0.01;  ///< of the balance loss
 
   bool operator==(const HeadRoutingConfig&) const = default;

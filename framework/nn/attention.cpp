@@ -135,8 +135,7 @@ Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache,
       .documents = context.documents.ranges,
       .first_query = begin};
   const ops::HeadRows& chosen = saved.router.rows;
-  const ops::AttentionOptions options =
-      router_ ? options_of_slots(all, chosen, spec(context), context.rows) : all;
+  const ops::AttentionOptions options = router_ ? options_of_slots(all, chosen, spec(context), context.rows) : all;
   const Tensor queries = qkv.slice_columns(0, q);
   Tensor lse;
   const Tensor out = ops::attention(runtime, options, router_ ? to_slots(runtime, queries, {}, chosen) : queries,
@@ -174,8 +173,8 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dout = out_.backward_input("attention out", dsum, context);
   compute_weight_gradient(context, [this, dsum, out = saved.attended.out, chosen = saved.router.rows](Context& later) {
-    const Tensor all = router_ ? from_slots(later.runtime, out, chosen.gates, chosen)
-                               : attended_here(out, spec(later), later);
+    const Tensor all =
+        router_ ? from_slots(later.runtime, out, chosen.gates, chosen) : attended_here(out, spec(later), later);
     out_.backward_weight("attention out", dsum, all, later);
   });
 

@@ -66,8 +66,8 @@ void HeadRouter::choose(const Tensor& all, const AttentionSpec& spec, Saved& sav
     ops::add_head_counts(runtime, slots, context.head_sums.slice_columns(3, 3 + heads_));
   }
   saved.rows = ops::head_rows(runtime, saved.routed, slots, rule, map);
-  for (const Tensor* tensor : {&saved.rows.gates, &saved.rows.slots.of_rows, &saved.rows.slots.rows_of_slots,
-                               &saved.rows.ranges})
+  for (const Tensor* tensor :
+       {&saved.rows.gates, &saved.rows.slots.of_rows, &saved.rows.slots.rows_of_slots, &saved.rows.ranges})
     keep(*tensor);
 }
 
@@ -88,8 +88,6 @@ Tensor HeadRouter::backward(const Tensor& dgates, const Tensor& x, const Attenti
   return ops::linear_input_gradient(runtime, "router", dlogits, weight_->value);
 }
 
-Tensor HeadRouter::make_cache(Runtime& runtime) const {
-  return runtime.empty({heads_}, DType::i32, MemoryKind::saved);
-}
+Tensor HeadRouter::make_cache(Runtime& runtime) const { return runtime.empty({heads_}, DType::i32, MemoryKind::saved); }
 
 }  // namespace choir

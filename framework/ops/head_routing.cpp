@@ -32,33 +32,32 @@ HeadRows head_rows(Runtime& runtime, const Routed& routed, const Slots& slots, c
              rule.documents.rows() % sequences == 0 && map.last_position() < rule.documents.rows() / sequences),
         "head rows: documents [B * T, 2] i32");
   const DType type = routed.weights.dtype();
-  const HeadRows result{.slots = {runtime.empty({rows * rule.heads, 1}, DType::i32),
-                                  runtime.empty({sequences * rule.per_sequence * rule.heads}, DType::i32)},
-                        .gates = runtime.empty({rows * rule.heads, 1}, type),
-                        .ranges = runtime.empty({sequences * rule.heads * (rule.per_sequence + rule.keys), 2},
-                                                DType::i32),
-                        .per_sequence = rule.per_sequence};
+  const HeadRows result{
+      .slots = {runtime.empty({rows * rule.heads, 1}, DType::i32),
+                runtime.empty({sequences * rule.per_sequence * rule.heads}, DType::i32)},
+      .gates = runtime.empty({rows * rule.heads, 1}, type),
+      .ranges = runtime.empty({sequences * rule.heads * (rule.per_sequence + rule.keys), 2}, DType::i32),
+      .per_sequence = rule.per_sequence};
   const auto ranges_of = [](const Tensor& x) { return static_cast<kernels::DocumentRange*>(x ? x.raw() : nullptr); };
   with_gate_type(type, [&]<class A>() {
-    const kernels::HeadRows<A> args{
-        .weights = routed.weights.data<A>(),
-        .rows_of_routed = slots.rows_of_slots.data<std::int32_t>(),
-        .gates = result.gates.data<A>(),
-        .slots = result.slots.of_rows.data<std::int32_t>(),
-        .rows_of_slots = result.slots.rows_of_slots.data<std::int32_t>(),
-        .ranges = ranges_of(result.ranges),
-        .chosen = routed.choices.width(),
-        .always = rule.always,
-        .first_head = rule.first_head,
-        .heads = rule.heads,
-        .routed_per_sequence = rule.routed_per_sequence,
-        .per_sequence = rule.per_sequence,
-        .keys = rule.keys,
-        .map = map,
-        .band = rule.band,
-        .documents = {.separate = static_cast<bool>(rule.documents),
-                      .ranges = ranges_of(rule.documents),
-                      .length = rule.documents ? rule.documents.rows() / sequences : 0}};
+    const kernels::HeadRows<A> args{.weights = routed.weights.data<A>(),
+                                    .rows_of_routed = slots.rows_of_slots.data<std::int32_t>(),
+                                    .gates = result.gates.data<A>(),
+                                    .slots = result.slots.of_rows.data<std::int32_t>(),
+                                    .rows_of_slots = result.slots.rows_of_slots.data<std::int32_t>(),
+                                    .ranges = ranges_of(result.ranges),
+                                    .chosen = routed.choices.width(),
+                                    .always = rule.always,
+                                    .first_head = rule.first_head,
+                                    .heads = rule.heads,
+                                    .routed_per_sequence = rule.routed_per_sequence,
+                                    .per_sequence = rule.per_sequence,
+                                    .keys = rule.keys,
+                                    .map = map,
+                                    .band = rule.band,
+                                    .documents = {.separate = static_cast<bool>(rule.documents),
+                                                  .ranges = ranges_of(rule.documents),
+                                                  .length = rule.documents ? rule.documents.rows() / sequences : 0}};
     launch<A>(runtime, "head rows",
               {.bytes = bytes_of({result.gates, result.slots.of_rows, result.slots.rows_of_slots, result.ranges})},
               [args](auto device) { kernels::compute_head_rows(device, args); });

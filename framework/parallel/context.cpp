@@ -83,7 +83,7 @@ ContextBytes context_bytes(const AttentionSpec& spec, std::int64_t length, std::
   const auto visited = static_cast<double>(ring_steps(spec, length, ranks).size() - 1);
   ContextBytes bytes{.ring = visited * once, .heads = std::numeric_limits<double>::infinity(), .gather = others * once};
   if (spec.heads.heads / spec.heads.ranks < ranks) return bytes;
-  std::int64_t heads = 0;  // of all messages of a rank, if it sent one to itself too
+  std::int64_t heads = 0;                     // of all messages of a rank, if it sent one to itself too
   for (std::int64_t r = 0; r < ranks; ++r) {  // q, k, v and out; out again, dout, dq, dk, dv
     const HeadRange share = share_of_heads(spec, 0, ranks, r);
     heads += 5 * share.query.count() + 4 * share.key_value.count();

@@ -31,8 +31,8 @@ Rows context_rows(Rows whole, std::int64_t ranks, std::int64_t rank);
 /// The most positions of a sequence that one of the ranks of the context axis holds, if `held` are those of this one.
 std::int64_t most_positions(const Rows& held, std::int64_t ranks);
 
-/// Of the heads of a layer the first `always` compute all tokens; of the others, each token chooses `chosen`, and a head
-/// computes the first `capacity` tokens of a sequence that chose it (kernels/head_routing.h).
+/// Of the heads of a layer the first `always` compute all tokens; of the others, each token chooses `chosen`, and a
+/// head computes the first `capacity` tokens of a sequence that chose it (kernels/head_routing.h).
 struct HeadRouting {
   std::int64_t chosen = 0;  ///< 0: all heads compute all tokens
   std::int64_t always = 0, capacity = 0;

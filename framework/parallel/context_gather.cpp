@@ -131,13 +131,13 @@ ChosenGradients attend_chosen_backward(const Tensor& dout, const ops::HeadRows& 
   const std::int64_t width = spec.head_width;
   const ops::AttentionOptions options = options_of_slots(axis.options(axis.held, 0, 0), rows, spec, context.rows);
   ChosenGradients gradients;
-  gradients.dgates =
-      ops::combine_weight_gradient(runtime, dout.reshape({dout.count() / width, width}),
-                                   saved.out.reshape({saved.out.count() / width, width}), rows.slots);
+  gradients.dgates = ops::combine_weight_gradient(runtime, dout.reshape({dout.count() / width, width}),
+                                                  saved.out.reshape({saved.out.count() / width, width}), rows.slots);
   const Tensor dslots = to_slots(runtime, dout, rows.gates, rows);
   axis.add_sinks_backward(axis.held, saved.out, saved.lse, dslots);
   gradients.dqkv = runtime.empty({saved.qkv.rows(), saved.qkv.width()}, saved.qkv.dtype());
-  const Tensor kv = gather_positions(axis, axis.kv(saved.qkv, axis.held)), dkv_here = axis.kv(gradients.dqkv, axis.held);
+  const Tensor kv = gather_positions(axis, axis.kv(saved.qkv, axis.held)),
+               dkv_here = axis.kv(gradients.dqkv, axis.held);
   const Tensor dkv = axis.ranks == 1 ? dkv_here : runtime.empty({kv.rows(), kv.width()}, kv.dtype());
   const Tensor q = to_slots(runtime, axis.q(saved.qkv, axis.held), {}, rows);
   const Tensor dq = runtime.empty({q.rows(), q.width()}, q.dtype());

@@ -6,8 +6,8 @@
 
 namespace choir {
 
-/// The slots of each sequence and head on a rank that holds the rows `held`; 0: heads are not routed. A rank with a head
-/// that is always on has a slot for every row.
+/// The slots of each sequence and head on a rank that holds the rows `held`; 0: heads are not routed. A rank with a
+/// head that is always on has a slot for every row.
 std::int64_t slots_of_heads(const AttentionSpec&, const Rows& held, std::int64_t context_ranks);
 
 /// Which rows of this rank the heads held here compute, by the slots of routed heads.

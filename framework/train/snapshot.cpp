@@ -123,7 +123,8 @@ bool begins_with_any(const std::string& key, const std::vector<std::string>& pre
   return std::any_of(prefixes.begin(), prefixes.end(), [&](const std::string& p) { return key.starts_with(p); });
 }
 
-/// Keys of the model that say how it is trained, and which experts and heads have room for a token, but not what its weights are.
+/// Keys of the model that say how it is trained, and which experts and heads have room for a token, but not what its
+/// weights are.
 bool may_change(const Difference& d) {
   if (d.key == "model.experts.balance") return d.left != "bias" && d.right != "bias";  // biases are weights
   return begins_with_any(d.key, {"model.dropout", "model.attention.dropout", "model.initial_deviation",
@@ -277,9 +278,9 @@ std::vector<Problem> check_resume(const Config& then, const Config& now) {
 std::vector<std::string> describe_changes(const Config& then, const Config& now, std::int64_t step) {
   std::vector<std::string> lines;
   for (const Difference& d : differences(then, now))
-    if (begins_with_any(d.key, {"optimizer.", "train.batch", "train.steps", "train.precision", "model.dropout",
-                                "model.attention.dropout", "model.attention.routing.", "model.experts.",
-                                "data.augment."}))
+    if (begins_with_any(d.key,
+                        {"optimizer.", "train.batch", "train.steps", "train.precision", "model.dropout",
+                         "model.attention.dropout", "model.attention.routing.", "model.experts.", "data.augment."}))
       lines.push_back(d.key + " = " + d.right + ", was " + d.left);
   const double last_rate = learning_rate(then.optimizer, step, then.train.steps);
   if (step < now.train.steps && learning_rate(now.optimizer, step, now.train.steps) != last_rate) {

@@ -145,8 +145,8 @@ Comparison compare_choices(const std::string& name, const std::string& chosen, c
   return {.what = name + " choices of " + chosen,
           .difference = widest,
           .tolerance = bound,
-          .note = std::to_string(static_cast<std::int64_t>(differing)) +
-                  " near ties: rows whose choice of " + chosen + " is not that of one rank"};
+          .note = std::to_string(static_cast<std::int64_t>(differing)) + " near ties: rows whose choice of " + chosen +
+                  " is not that of one rank"};
 }
 
 /// One gradient, and three steps from the same start. Collective over `mesh`.

@@ -41,7 +41,7 @@ Range cover(Range indices, const RangeOf& range_of) {
   return all;
 }
 
-/// What one head of a sequence sees: the pairs of the band, of those the pairs of one document if documents are separate.
+/// What one head of a sequence sees: pairs of the band, of those the pairs of one document if documents are separate.
 struct SequencePairs {
   const Pairs pairs;
   const Documents& documents;

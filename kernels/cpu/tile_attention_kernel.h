@@ -266,18 +266,27 @@ HWY_INLINE void tile_softmax_gradient(const AttentionShape& s, const cpu::Sequen
   PackRowsTransposed::step(ds, panel, memory.dscores + (i * panels_of_span + j % panels_of_span) * cpu::step_elements);
 }
 
-/// dk and dv of key panel j from one head, and its ds. Of the group's first head, sums begin at 0; if documents are
-/// separate, they begin as zeros: it need not be the first head that sees the keys.
+/// Whether some of the heads [group.first_head, end_head) sees some of these keys.
+HWY_INLINE bool some_head_sees(const AttentionShape& s, const AttentionGroup& group, std::int64_t end_head,
+                               cpu::Range keys) {
+  for (std::int64_t head = group.first_head; head < end_head; ++head)
+    if (!cpu::SequencePairs(s, group.batch, head).queries_of(keys).empty()) return true;
+  return false;
+}
+
+/// dk and dv of key panel j from one head, and its ds. Of the first head of the group that sees the keys, sums begin at
+/// 0. Returns the panels of queries whose ds it has written.
 template <class Unit>
-HWY_INLINE void tile_backward_keys(const AttentionBackward<bf16>& args, const AttentionGroup& group, std::int64_t head,
-                                   std::int64_t j, const cpu::TileBackwardMemory& memory) {
+HWY_INLINE PanelRange tile_backward_keys(const AttentionBackward<bf16>& args, const AttentionGroup& group,
+                                         std::int64_t head, std::int64_t j, const cpu::TileBackwardMemory& memory) {
   const AttentionShape& s = args.shape;
   const AttentionPanels panels(s);
   const cpu::SequencePairs pairs(s, group.batch, head);
   const HeadScore<float> score = head_score_of(s.score, head);
   const std::int64_t lines = std::min(panel, s.kv_length - j * panel), token = group.batch * s.kv_length + j * panel;
-  const PanelRange queries = panels_of(pairs.queries_of(cpu::Range{j * panel, j * panel + lines}));
-  if (queries.empty()) return;
+  const cpu::Range keys{j * panel, j * panel + lines};
+  const PanelRange queries = panels_of(pairs.queries_of(keys));
+  if (queries.empty()) return queries;
   const std::int64_t feature = group.kv_head * s.head_width, of_panel = panels.width * cpu::step_elements;
   pack<PackRows>(args.k + token * s.k_stride + feature, s.k_stride, lines, s.head_width, memory.key_rows);
   pack<PackRows>(args.v + token * s.v_stride + feature, s.v_stride, lines, s.head_width, memory.value_rows);
@@ -286,7 +295,7 @@ HWY_INLINE void tile_backward_keys(const AttentionBackward<bf16>& args, const At
     block_product<Unit>(memory.value_rows, memory.douts + i * of_panel, panels.width, nullptr, memory.dprobabilities);
     tile_softmax_gradient<Unit>(s, pairs, score, j, i, memory);
   }
-  const bool starts = head == group.first_head && !s.documents.separate;
+  const bool starts = !some_head_sees(s, group, head, keys);
   const auto add = [&](const bf16* left, const bf16* right, float* sums) HWY_ATTR {
     for (std::int64_t e = 0; e < panels.width; ++e) {
       float* block = sums + j * of_panel + e * cpu::step_elements;
@@ -297,6 +306,7 @@ HWY_INLINE void tile_backward_keys(const AttentionBackward<bf16>& args, const At
   };
   add(memory.probabilities_transposed, memory.douts_of_dv, memory.dvalues);
   add(memory.dscores_transposed, memory.queries_of_dk, memory.dkeys);
+  return queries;
 }
 
 /// What backward needs of the queries of one head, packed; lse and delta = sum over the row of out dout.
@@ -337,22 +347,24 @@ HWY_INLINE void tile_backward_part(const AttentionBackward<bf16>& args, cpu::Par
     const AttentionGroup group(s, g);
     const std::int64_t token = group.batch * s.kv_length, feature = group.kv_head * s.head_width;
     pack<PackColumns>(args.k + token * s.k_stride + feature, s.k_stride, s.head_width, s.kv_length, memory.keys);
-    if (s.documents.separate) {
-      std::fill_n(memory.dkeys, panels.keys * of_panel, 0.0f);
-      std::fill_n(memory.dvalues, panels.keys * of_panel, 0.0f);
-    }
     for (std::int64_t head = group.first_head; head < group.end_head; ++head) {
       const cpu::SequencePairs pairs(s, group.batch, head);
       tile_pack_head(args, group, head, memory);
       for (std::int64_t begin = 0; begin < panels.keys; begin += panels_of_span) {
         const PanelRange span{begin, std::min(begin + panels_of_span, panels.keys)};
-        if (s.documents.separate)  // between the keys of two neighbouring queries there may be keys that neither sees
-          std::fill_n(memory.dscores, panels.queries * panels_of_span * cpu::step_elements, bf16{});
-        for (std::int64_t j = span.begin; j < span.end; ++j) tile_backward_keys<Unit>(args, group, head, j, memory);
+        PanelRange written[panels_of_span];
+        for (std::int64_t j = span.begin; j < span.end; ++j)
+          written[j - span.begin] = tile_backward_keys<Unit>(args, group, head, j, memory);
         for (std::int64_t i = 0; i < panels.queries; ++i) {
           const PanelRange all_keys = panels_of(pairs.keys_of(cpu::Range{i * panel, (i + 1) * panel}));
           const PanelRange keys = intersect(all_keys, span);
           if (keys.empty()) continue;
+          for (std::int64_t j = keys.begin; j < keys.end; ++j) {  // between the keys of two queries: seen by neither
+            const PanelRange queries = written[j - span.begin];
+            if (i < queries.begin || i >= queries.end)
+              std::fill_n(memory.dscores + (i * panels_of_span + j - span.begin) * cpu::step_elements,
+                          cpu::step_elements, bf16{});
+          }
           for (std::int64_t e = 0; e < panels.width; ++e) {
             float* dq = memory.dqueries + i * of_panel + e * cpu::step_elements;
             block_product<Unit>(memory.dscores + (i * panels_of_span + keys.begin - span.begin) * cpu::step_elements,
@@ -370,9 +382,7 @@ HWY_INLINE void tile_backward_part(const AttentionBackward<bf16>& args, cpu::Par
     }
     for (std::int64_t j = 0; j < panels.keys; ++j) {
       const std::int64_t lines = std::min(panel, s.kv_length - j * panel), row = token + j * panel;
-      const cpu::Range keys{j * panel, j * panel + lines};
-      const bool seen = group.first_head < group.end_head &&
-                        (s.documents.separate || !visible_pairs(s).queries_of(keys).empty());
+      const bool seen = some_head_sees(s, group, group.end_head, {j * panel, j * panel + lines});
       store_rows<Unit>(seen ? memory.dkeys + j * of_panel : nullptr, lines, s.head_width, scaled,
                        args.dk + row * s.k_stride + feature, s.k_stride);
       store_rows<Unit>(seen ? memory.dvalues + j * of_panel : nullptr, lines, s.head_width, as_it_is,

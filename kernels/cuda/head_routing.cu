@@ -75,8 +75,7 @@ __global__ void head_weight_gradient_kernel(HeadWeightGradient<float> args) {
   for (std::int64_t i = cuda::thread_of_grid(); i < args.rows * args.chosen; i += cuda::threads_of_grid()) {
     const std::int64_t head = args.always + args.choices[i] - args.first_head;
     const bool held = 0 <= head && head < args.heads;
-    args.dweights[i] =
-        held ? static_cast<float>(args.chosen) * args.dgates[i / args.chosen * args.heads + head] : 0.0f;
+    args.dweights[i] = held ? static_cast<float>(args.chosen) * args.dgates[i / args.chosen * args.heads + head] : 0.0f;
   }
 }
 
@@ -103,8 +102,8 @@ void compute_head_rows(Cuda cuda, const HeadRows<float>& args) {
 
 template <>
 void head_weight_gradient(Cuda cuda, const HeadWeightGradient<float>& args) {
-  head_weight_gradient_kernel<<<cuda::blocks_for_elements<1>(cuda, args.rows * args.chosen), cuda::threads_per_block,
-                                0, cuda.stream>>>(args);
+  head_weight_gradient_kernel<<<cuda::blocks_for_elements<1>(cuda, args.rows * args.chosen), cuda::threads_per_block, 0,
+                                cuda.stream>>>(args);
   cuda::check_launch("head_weight_gradient");
 }
 

@@ -74,7 +74,8 @@ inline HeadRanges ranges_of_heads(std::int64_t batch, std::int64_t heads, std::i
       all.ranges.push_back({index(slots + last + 1), index(slots + last + 1)});
     for (std::int64_t key = 0; key < keys; ++key) {
       const auto before = std::count_if(positions.begin(), positions.end(), [&](std::int64_t p) { return p < key; });
-      const auto until = std::count_if(positions.begin(), positions.end(), [&](std::int64_t p) { return first_of(p) <= key; });
+      const auto until =
+          std::count_if(positions.begin(), positions.end(), [&](std::int64_t p) { return first_of(p) <= key; });
       all.ranges.push_back({index(before), index(until)});
     }
   }
@@ -87,9 +88,10 @@ struct HeadRangesCase {
   const char* name;
   std::int64_t slots, keys, window;
 };
-inline constexpr HeadRangesCase head_ranges_cases[] = {{"a head's rows", 60, 130, 0},
-                                                       {"a head's rows, with windows and gaps between them", 100, 300, 9},
-                                                       {"more slots than rows", 150, 70, 0}};
+inline constexpr HeadRangesCase head_ranges_cases[] = {
+    {"a head's rows", 60, 130, 0},
+    {"a head's rows, with windows and gaps between them", 100, 300, 9},
+    {"more slots than rows", 150, 70, 0}};
 
 /// A call of attention on parts of longer sequences.
 struct DocumentCase {

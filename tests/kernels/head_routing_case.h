@@ -43,8 +43,16 @@ struct HeadChoices {
     std::vector<std::int32_t> counts(static_cast<std::size_t>(c.map.sequences * 2 * routed)), slots(choices.size());
     rows_of_routed.resize(static_cast<std::size_t>(routed * c.map.sequences * routed_per_sequence));
     count_choices(Cpu{}, CountChoices{choices.data(), counts.data(), routed, c.chosen, c.map});
-    assign_slots(Cpu{}, AssignSlots{choices.data(), counts.data(), nullptr, slots.data(), rows_of_routed.data(), c.chosen,
-                                    c.capacity, routed_per_sequence, {routed, 1}, c.map});
+    assign_slots(Cpu{}, AssignSlots{choices.data(),
+                                    counts.data(),
+                                    nullptr,
+                                    slots.data(),
+                                    rows_of_routed.data(),
+                                    c.chosen,
+                                    c.capacity,
+                                    routed_per_sequence,
+                                    {routed, 1},
+                                    c.map});
   }
 };
 

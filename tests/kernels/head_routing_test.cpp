@@ -80,7 +80,8 @@ TEST(HeadWeights, HaveTheGradientsOfTheGatesHeldHere) {
   const std::vector<std::int32_t> choices = {0, 2, 3, 1, 2, 0};
   const std::vector<double> dgates = {1, 2, 3, 4, 5, 6};
   std::vector<double> dweights(6, 77);
-  head_weight_gradient(Cpu{}, HeadWeightGradient<double>{choices.data(), dgates.data(), dweights.data(), 3, 2, 1, 2, 2});
+  head_weight_gradient(Cpu{},
+                       HeadWeightGradient<double>{choices.data(), dgates.data(), dweights.data(), 3, 2, 1, 2, 2});
   EXPECT_EQ(dweights, (std::vector<double>{0, 4, 0, 6, 12, 0}));  // heads 2 and 3 are choices 1 and 2
 }
 

@@ -33,8 +33,8 @@ struct DoubleRun {
 
   Context context() { return {.runtime = runtime, .mesh = mesh, .kind = kind, .choices = &choices}; }
 
-  /// The mean loss, with the balance losses of experts and heads, of samples [0, batch) of the random text, in micro-batches of
-  /// `micro_batch` sequences. With `gradient`, its gradients are then in the buckets.
+  /// The mean loss, with the balance losses of experts and heads, of samples [0, batch) of the random text, in
+  /// micro-batches of `micro_batch` sequences. With `gradient`, its gradients are then in the buckets.
   double loss(std::int64_t batch, std::int64_t micro_batch, bool gradient) {
     const std::int64_t length = model.context, here_begin = batch / mesh.shape.data * mesh.here.data;
     const std::int64_t here_end = here_begin + batch / mesh.shape.data;

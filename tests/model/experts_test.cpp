@@ -70,7 +70,8 @@ TEST_F(ExpertsInAModel, AllHeadsWithEqualScoresAreAttentionOfAllHeads) {
   model.attention.routing = {};
   DoubleRun plain(model, device, mesh);
   EXPECT_NEAR(plain.loss(2, 2, true), loss, 1e-13 * loss);
-  for (const char* name : {"blocks.0.attention.q.weight", "blocks.0.attention.k.weight", "blocks.1.attention.v.weight"}) {
+  for (const char* name :
+       {"blocks.0.attention.q.weight", "blocks.0.attention.k.weight", "blocks.1.attention.v.weight"}) {
     const Parameter &a = *routed.store.find(name), &b = *plain.store.find(name);
     for (std::int64_t i = 0; i < a.held.count(); ++i)
       ASSERT_NEAR(a.gradient().data<double>()[i], b.gradient().data<double>()[i], 1e-13) << name;

@@ -313,8 +313,7 @@ void RefusedOperands::of_grouped_linear_layers() {
 
 void RefusedOperands::of_heads() {
   const kernels::RowMap map = kernels::whole_sequences(2, 3);
-  const ops::Routed routed =
-      ops::route(runtime, tensor({6, 4}), {}, {}, 2, ops::ExpertScore::softmax);
+  const ops::Routed routed = ops::route(runtime, tensor({6, 4}), {}, {}, 2, ops::ExpertScore::softmax);
   const ops::Slots slots =
       ops::assign_slots(runtime, routed.choices, ops::count_choices(runtime, routed.choices, 4, map), {},
                         {.capacity = 2, .per_sequence = 2, .places = {4, 1}}, map);
@@ -329,9 +328,8 @@ void RefusedOperands::of_heads() {
   expect_head_rows("a slot for each row of a head", [](ops::HeadRowsRule& r) { r.per_sequence = 2; });
   expect_head_rows("a key for each position held", [](ops::HeadRowsRule& r) { r.keys = 2; });
   expect_head_rows("documents", [&](ops::HeadRowsRule& r) { r.documents = tensor({4, 2}, DType::i32); });
-  expect_refused("head rows: choices [N, k]", [&] {
-    ops::head_rows(runtime, routed, slots, rule, kernels::whole_sequences(2, 4));
-  });
+  expect_refused("head rows: choices [N, k]",
+                 [&] { ops::head_rows(runtime, routed, slots, rule, kernels::whole_sequences(2, 4)); });
   expect_refused("head weight gradient: dgates [N * H, 1]", [&] {
     ops::head_weight_gradient(runtime, tensor({6, 4}), routed, rule);
   });

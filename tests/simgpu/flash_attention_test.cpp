@@ -133,10 +133,10 @@ Problem<T> solve_on_gpu(kernels::Cuda cuda, const Problem<T>& p, std::int64_t of
   const DeviceArray<float> lse(static_cast<std::int64_t>(p.lse.size()));
   const kernels::Documents& documents = p.shape.documents;
   const DeviceArray<std::int32_t> ranges(
-      documents.separate ? std::vector<std::int32_t>(&documents.ranges->begin,
-                                                     &documents.ranges->begin + 2 * p.shape.batch * documents.heads *
-                                                                                    documents.length)
-                         : std::vector<std::int32_t>(1));
+      documents.separate
+          ? std::vector<std::int32_t>(&documents.ranges->begin,
+                                      &documents.ranges->begin + 2 * p.shape.batch * documents.heads * documents.length)
+          : std::vector<std::int32_t>(1));
   const DeviceArray<kernels::StepScalars> scalars({kernels::tests::dropout_step});
   AttentionForward<T> forward = result.forward();
   forward.shape.dropout.scalars = scalars.data();

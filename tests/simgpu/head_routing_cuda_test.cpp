@@ -57,11 +57,12 @@ TEST_P(HeadRoutingCuda, AgreesWithTheCpu) {
     const DeviceArray<std::int32_t> device_choices(choices.choices);
     std::vector<float> dweights(choices.choices.size(), 77);
     const DeviceArray<float> device_dweights(dweights);
-    head_weight_gradient(Cpu{}, kernels::HeadWeightGradient<float>{choices.choices.data(), gates.data(), dweights.data(),
-                                                                   rows, c.chosen, c.always, c.first_head, c.held});
-    head_weight_gradient(cuda(), kernels::HeadWeightGradient<float>{device_choices.data(), device_gates.data(),
-                                                                    device_dweights.data(), rows, c.chosen, c.always,
-                                                                    c.first_head, c.held});
+    head_weight_gradient(
+        Cpu{}, kernels::HeadWeightGradient<float>{choices.choices.data(), gates.data(), dweights.data(), rows, c.chosen,
+                                                  c.always, c.first_head, c.held});
+    head_weight_gradient(
+        cuda(), kernels::HeadWeightGradient<float>{device_choices.data(), device_gates.data(), device_dweights.data(),
+                                                   rows, c.chosen, c.always, c.first_head, c.held});
     expect_equal(device_dweights.host(), dweights, "gradients of weights");
 
     std::vector<double> sums(static_cast<std::size_t>(c.heads - c.always), 3);

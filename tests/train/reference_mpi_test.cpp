@@ -149,7 +149,7 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
   };
   const double loss = file.numbers("loss")[0];
 
-  for (Layout layout : layouts(world_size())) {
+  for (Layout layout : layouts(world_size(), model)) {
     Config config = parse_config(file.text("config") + file.text("sgd"), GetParam());
     // A rank without a head is refused: if there are more tensor ranks than heads, they split the data instead.
     if (config.model.attention.heads < layout.tensor) layout = as_data_ranks(layout);

@@ -250,9 +250,13 @@ inline std::vector<Layout> layouts(int ranks) {
   return all;
 }
 
-/// Those for `model`: with experts, also the layouts of the expert axis.
+/// Those for `model`: with experts, also the layouts of the expert axis. Heads that are chosen need gathered keys.
 inline std::vector<Layout> layouts(int ranks, const ModelConfig& model) {
   std::vector<Layout> all = layouts(ranks);
+  if (model.routes_heads()) {
+    std::erase_if(all, [](const Layout& layout) { return layout.context_kind == ContextKind::heads; });
+    for (Layout& layout : all) layout.context_kind = ContextKind::automatic;
+  }
   if (model.experts.count == 0 || ranks == 1) return all;
   if (device_is_simulated()) all.resize(1);  // the others have been tried with other models
   if (ranks <= 4) {
