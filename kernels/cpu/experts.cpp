@@ -1,5 +1,6 @@
-// The routing of a layer of experts on the CPU: plain loops, divided by rows, or by places and sequences. Every sum has
-// one order, so that the bits do not depend on the number of threads.
+// The routing of a layer of experts on the CPU, without the way to slots and back (expert_slots.cpp): plain loops,
+// divided by rows, or by places and sequences. Every sum has one order, so that the bits do not depend on the number of
+// threads.
 #include "kernels/experts.h"
 
 #include <algorithm>
@@ -172,73 +173,6 @@ void assign_part(const AssignSlots& args, Part items) {
   }
 }
 
-/// y [width] = weight x[row], or zeros if `row` is negative. Without a weight: 1.
-template <class T>
-void gather_row(const T* x, std::int64_t row, const Accumulate<T>* weight, std::int64_t width, T* y) {
-  using A = Accumulate<T>;
-  if (row < 0) {
-    std::fill_n(y, width, T(A(0)));
-  } else if (weight == nullptr) {
-    std::copy_n(x + row * width, width, y);
-  } else {
-    for (std::int64_t d = 0; d < width; ++d) y[d] = T(*weight * static_cast<A>(x[row * width + d]));
-  }
-}
-
-template <class T>
-void gather_part(const GatherSlots<T>& args, Part slots) {
-  for (std::int64_t i = slots.begin; i < slots.end; ++i) {
-    const std::int64_t from = args.rows_of_slots[i], row = from < 0 ? -1 : from / args.chosen;
-    gather_row(args.x, row, from >= 0 && args.weights != nullptr ? args.weights + from : nullptr, args.width,
-               args.y + i * args.width);
-  }
-}
-
-template <class T>
-void combine_part(const CombineSlots<T>& args, Part rows) {
-  using A = Accumulate<T>;
-  constexpr std::int64_t block = 64;
-  for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-    if (args.chosen == 1) {  // a row of one head: often without a slot
-      gather_row(args.x, args.slots[row], args.weights != nullptr ? &args.weights[row] : nullptr, args.width,
-                 args.y + row * args.width);
-      continue;
-    }
-    for (std::int64_t begin = 0; begin < args.width; begin += block) {
-      const std::int64_t count = std::min(block, args.width - begin);
-      A sum[block] = {};
-      for (std::int64_t j = 0; j < args.chosen; ++j) {
-        const std::int64_t slot = args.slots[row * args.chosen + j];
-        if (slot < 0) continue;
-        const T* x = args.x + slot * args.width + begin;
-        const A weight = args.weights != nullptr ? args.weights[row * args.chosen + j] : A(1);
-        for (std::int64_t d = 0; d < count; ++d) sum[d] += weight * static_cast<A>(x[d]);
-      }
-      for (std::int64_t d = 0; d < count; ++d) args.y[row * args.width + begin + d] = T(sum[d]);
-    }
-  }
-}
-
-template <class T>
-void weight_gradient_part(const CombineWeightGradient<T>& args, Part items) {
-  using A = Accumulate<T>;
-  constexpr std::int64_t lanes = 16;
-  for (std::int64_t item = items.begin; item < items.end; ++item) {
-    const std::int64_t slot = args.slots[item];
-    A sums[lanes] = {};
-    if (slot >= 0) {
-      const T *dy = args.dy + item / args.chosen * args.width, *x = args.x + slot * args.width;
-      std::int64_t d = 0;
-      for (; d + lanes <= args.width; d += lanes)
-        for (std::int64_t i = 0; i < lanes; ++i) sums[i] += static_cast<A>(dy[d + i]) * static_cast<A>(x[d + i]);
-      for (std::int64_t i = 0; d + i < args.width; ++i) sums[i] += static_cast<A>(dy[d + i]) * static_cast<A>(x[d + i]);
-    }
-    for (std::int64_t half = lanes / 2; half > 0; half /= 2)
-      for (std::int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
-    args.dweights[item] = sums[0];
-  }
-}
-
 template <class Body>
 void over(Cpu cpu, std::int64_t items, std::int64_t elements, const Body& body) {
   cpu::for_each_part(cpu::num_parts(cpu, items, elements), items, 1, body);
@@ -299,21 +233,6 @@ void assign_slots(Cpu cpu, const AssignSlots& args) {
        [&](Part part) { assign_part(args, part); });
 }
 
-template <class T>
-void gather_slots(Cpu cpu, const GatherSlots<T>& args) {
-  over(cpu, args.slots, args.width, [&](Part part) { gather_part(args, part); });
-}
-
-template <class T>
-void combine_slots(Cpu cpu, const CombineSlots<T>& args) {
-  over(cpu, args.rows, args.width * args.chosen, [&](Part part) { combine_part(args, part); });
-}
-
-template <class T>
-void combine_weight_gradient(Cpu cpu, const CombineWeightGradient<T>& args) {
-  over(cpu, args.rows * args.chosen, args.width, [&](Part part) { weight_gradient_part(args, part); });
-}
-
 template void route_keys(const float*, const float*, std::int64_t, ExpertScore, float*);
 template void route_keys(const double*, const double*, std::int64_t, ExpertScore, double*);
 template void route(Cpu, const Route<float>&);
@@ -324,14 +243,5 @@ template void add_expert_sums(Cpu, const ExpertSums<float>&);
 template void add_expert_sums(Cpu, const ExpertSums<double>&);
 template void add_imbalance(Cpu, const AddImbalance<float>&);
 template void add_imbalance(Cpu, const AddImbalance<double>&);
-template void gather_slots(Cpu, const GatherSlots<float>&);
-template void gather_slots(Cpu, const GatherSlots<bf16>&);
-template void gather_slots(Cpu, const GatherSlots<double>&);
-template void combine_slots(Cpu, const CombineSlots<float>&);
-template void combine_slots(Cpu, const CombineSlots<bf16>&);
-template void combine_slots(Cpu, const CombineSlots<double>&);
-template void combine_weight_gradient(Cpu, const CombineWeightGradient<float>&);
-template void combine_weight_gradient(Cpu, const CombineWeightGradient<bf16>&);
-template void combine_weight_gradient(Cpu, const CombineWeightGradient<double>&);
 
 }  // namespace choir::kernels
