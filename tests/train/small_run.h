@@ -256,6 +256,8 @@ inline std::vector<Layout> layouts(int ranks, const ModelConfig& model) {
   if (model.routes_heads()) {
     std::erase_if(all, [](const Layout& layout) { return layout.context_kind == ContextKind::heads; });
     for (Layout& layout : all) layout.context_kind = ContextKind::automatic;
+    if (device_is_simulated())  // the others have been tried with other models
+      std::erase_if(all, [](const Layout& layout) { return layout.tensor == 1 && layout.context == 1; });
   }
   if (model.experts.count == 0 || ranks == 1) return all;
   if (device_is_simulated()) all.resize(1);  // the others have been tried with other models
