@@ -100,8 +100,30 @@ inline Range units_of_group(const AttentionShape& s, std::int64_t batch, std::in
   return {(batch * s.heads + heads.begin) * blocks, (batch * s.heads + heads.end) * blocks};
 }
 
+/// part_of_units() of heads with ranges of their own: the keys that a unit sees are those from the first begin to the
+/// last end.
+inline Part part_of_unequal_units(const AttentionShape& s, int threads, int index) {
+  const std::int64_t units = s.batch * s.heads * num_blocks(s.q_length, query_block);
+  const auto cost = [&](std::int64_t number) {
+    const Unit unit = unit_at(s, number);
+    const std::int64_t last = std::min(unit.first_query + query_block, s.q_length) - 1;
+    const auto first_keys = s.documents.keys_of(unit.batch, unit.head, unit.first_query);
+    const Range keys{first_keys.begin, s.documents.keys_of(unit.batch, unit.head, last).end};
+    return keys.count() + key_block / 3;
+  };
+  std::int64_t all = 0, before = 0, unit = 0;
+  for (std::int64_t u = 0; u < units; ++u) all += cost(u);
+  const auto boundary = [&](std::int64_t part) {
+    for (; unit < units && (before + cost(unit) / 2) * threads < all * part; ++unit) before += cost(unit);
+    return unit;
+  };
+  const std::int64_t begin = boundary(index);
+  return {begin, boundary(index + 1), index};
+}
+
 /// The units of thread `index` of `threads`. A unit costs as many keys as it sees, and a third of a block for the rest.
 inline Part part_of_units(const AttentionShape& s, int threads, int index) {
+  if (s.documents.heads > 1) return part_of_unequal_units(s, threads, index);
   const std::int64_t blocks = num_blocks(s.q_length, query_block);
   const Pairs pairs = visible_pairs(s);
   const auto cost = [&](std::int64_t block) {

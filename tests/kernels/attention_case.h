@@ -49,19 +49,20 @@ inline std::vector<DocumentRange> random_documents(std::int64_t batch, std::int6
 }
 
 /// Documents of heads whose queries stand at positions of their own, ascending: kernels/head_routing.h. Of the `keys`
-/// positions some heads have a third, some two thirds, as far as there are slots, some none and some all.
+/// positions some heads have a third, some two thirds, as far as there are slots, some none and some all; of one in
+/// `rarity` positions.
 struct HeadRanges {
   std::vector<DocumentRange> ranges;
   Documents documents;
 };
 inline HeadRanges ranges_of_heads(std::int64_t batch, std::int64_t heads, std::int64_t slots, std::int64_t keys,
-                                  std::int64_t window) {
+                                  std::int64_t window, std::uint32_t rarity = 1) {
   std::mt19937 random(static_cast<unsigned>(slots * 1000 + keys));
   HeadRanges all;
   for (std::int64_t n = 0; n < batch * heads; ++n) {
     std::vector<std::int64_t> positions;
     for (std::int64_t position = 0; position < keys; ++position)
-      if (static_cast<std::int64_t>(random() % 3) < (n + 1) % 4 && std::ssize(positions) < slots)
+      if (static_cast<std::int64_t>(random() % (3 * rarity)) < (n + 1) % 4 && std::ssize(positions) < slots)
         positions.push_back(position);
     const auto index = [](std::int64_t i) { return static_cast<std::int32_t>(i); };
     const auto first_of = [&](std::int64_t position) {
@@ -87,11 +88,14 @@ inline HeadRanges ranges_of_heads(std::int64_t batch, std::int64_t heads, std::i
 struct HeadRangesCase {
   const char* name;
   std::int64_t slots, keys, window;
+  std::uint32_t rarity;
 };
 inline constexpr HeadRangesCase head_ranges_cases[] = {
-    {"a head's rows", 60, 130, 0},
-    {"a head's rows, with windows and gaps between them", 100, 300, 9},
-    {"more slots than rows", 150, 70, 0}};
+    {"a head's rows", 60, 130, 0, 1},
+    {"a head's rows, with windows", 100, 300, 9, 1},
+    {"few rows, with keys between their windows that none sees", 50, 400, 9, 15},
+    {"more slots than rows", 150, 70, 0, 1},
+};
 
 /// A call of attention on parts of longer sequences.
 struct DocumentCase {

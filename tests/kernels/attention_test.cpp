@@ -335,8 +335,8 @@ TYPED_TEST(AttentionTest, EqualsTheFormulaWithinDocuments) {
 
 TYPED_TEST(AttentionTest, EqualsTheFormulaIfHeadsHaveRangesOfTheirOwn) {
   on_each_instruction_set([&] {
-    for (const auto& [name, slots, keys, window] : tests::head_ranges_cases) {
-      const auto [ranges, documents] = tests::ranges_of_heads(2, 5, slots, keys, window);
+    for (const auto& [name, slots, keys, window, rarity] : tests::head_ranges_cases) {
+      const auto [ranges, documents] = tests::ranges_of_heads(2, 5, slots, keys, window, rarity);
       expect_formula<TypeParam>({name, 2, slots, keys, 5, 3, 20, 2, 1, full_band(), 3, {}, documents});
     }
   });
@@ -475,8 +475,8 @@ TEST(AttentionInBf16, EqualsTheFormulaWithinDocuments) {
 
 TEST(AttentionInBf16, EqualsTheFormulaIfHeadsHaveRangesOfTheirOwn) {
   tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
-    for (const auto& [name, slots, keys, window] : tests::head_ranges_cases) {
-      const auto [ranges, documents] = tests::ranges_of_heads(2, 5, slots, keys, window);
+    for (const auto& [name, slots, keys, window, rarity] : tests::head_ranges_cases) {
+      const auto [ranges, documents] = tests::ranges_of_heads(2, 5, slots, keys, window, rarity);
       expect_formula<bf16>({name, 2, slots, keys, 5, 3, 20, 2, 1, full_band(), 3, {}, documents}, &kernels);
     }
   });

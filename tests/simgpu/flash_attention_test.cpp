@@ -288,9 +288,9 @@ TEST_P(FlashAttention, AgreesWithTheCpuWithinDocuments) {
 }
 
 TEST_P(FlashAttention, AgreesWithTheCpuIfHeadsHaveRangesOfTheirOwn) {
-  for (const auto& [name, slots, keys, window] : kernels::tests::head_ranges_cases) {
+  for (const auto& [name, slots, keys, window, rarity] : kernels::tests::head_ranges_cases) {
     SCOPED_TRACE(name);
-    const auto [ranges, documents] = kernels::tests::ranges_of_heads(1, 3, slots, keys, window);
+    const auto [ranges, documents] = kernels::tests::ranges_of_heads(1, 3, slots, keys, window, rarity);
     agrees<float>(cuda(), {{name, 1, slots, keys, 3, 2, 8, 2, 1, full_band()}, {}, documents}, 0);
     agrees<bf16>(cuda(), {{name, 1, slots, keys, 3, 2, 16, 2, 1, full_band()}, {}, documents}, 0);
     if (HasFatalFailure()) return;

@@ -56,9 +56,8 @@ inline std::vector<SmallModel> models_under_test() {
   else if (world_size() > 4)
     names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "llama_pairs", "convolution"};
   else if (world_size() == 4)  // with the most layouts
-    names = {"gpt",          "five_heads", "window_8_of_2",  "one_kv_head", "shared_experts", "biased_experts",
-             "chosen_heads", "documents",  "soft_cap_alibi", "sinks",       "pairs",          "classifier",
-             "convolution"};
+    names = {"gpt",       "five_heads",     "window_8_of_2", "one_kv_head", "shared_experts", "biased_experts",
+             "documents", "soft_cap_alibi", "sinks",         "pairs",       "classifier",     "convolution"};
   else
     return small_models();
   std::vector<SmallModel> some;
