@@ -21,6 +21,7 @@ struct KeyValueCache {
   Tensor choices;       ///< [experts] i32: how many of these tokens chose each expert; empty without experts
   Tensor head_choices;  ///< [routed heads] i32: how many of these tokens chose each; empty without routed heads
   Tensor source;        ///< [source positions, 2 * key/value heads held * E]: keys and values; empty without a source
+  Tensor state;         ///< [heads held, E * E]: of linear attention, in place of keys and values; else empty
 };
 
 /// What the tokens of a step choose of experts and heads: written by a run, and used by another one instead of its own.

@@ -24,6 +24,11 @@ Limits below_one() { return {.least = 0, .most = 1, .below_most = true}; }
 
 std::vector<Field> fields(AttentionConfig& c) {
   return {
+      {"model.attention.kind", &c.kind,
+       "linear: gated linear attention, of a cost linear in the length: a head keeps a state that each token decays, "
+       "adds to and reads"},
+      {"model.attention.softmax_every", &c.softmax_every,
+       "n: every n-th block of linear attention has softmax instead; 0: none", at_least(0)},
       {"model.attention.heads", &c.heads, "query heads; any number, on any number of ranks", at_least(1)},
       {"model.attention.kv_heads", &c.kv_heads,
        "key/value heads, each shared by heads / kv_heads query heads; 0: heads", at_least(0)},

@@ -104,6 +104,7 @@ class Validator {
     check_heads();
     check_attention_mask();
     check_head_routing();
+    check_linear_attention();
     check_tokenizer();
     check_masked();
     check_images();
@@ -130,6 +131,7 @@ class Validator {
   void check_heads();
   void check_attention_mask();
   void check_head_routing();
+  void check_linear_attention();
   void check_tokenizer();
   void check_masked();
   void check_images();
@@ -232,6 +234,45 @@ void Validator::check_head_routing() {
   if (config_.train.inspect_every > 0)
     add(fmt::format("train.inspect_every = {} with {}", config_.train.inspect_every, given),
         "the probabilities of heads that are not computed for a token are not known", "delete train.inspect_every");
+}
+
+// A state of fixed size holds no single key: what picks, caps or drops keys has no meaning in it.
+void Validator::check_linear_attention() {
+  const ModelConfig& m = config_.model;
+  const AttentionConfig& a = m.attention;
+  if (a.kind != AttentionKind::linear) {
+    if (a.softmax_every > 0)
+      add(fmt::format("model.attention.softmax_every = {} with model.attention.kind = softmax", a.softmax_every),
+          "every block has softmax", "set model.attention.softmax_every to 0, or model.attention.kind to linear");
+    return;
+  }
+  const auto refuse = [&](bool given, const std::string& what, const std::string& why, const std::string& fix) {
+    if (given) add(what + " with model.attention.kind = linear", why, fix + ", or set model.attention.kind to softmax");
+  };
+  refuse(m.family != ModelFamily::decoder, fmt::format("model.family = {}", name_of(m.family)),
+         "a state holds what is before a token; attention to both sides is not built", "set model.family to decoder");
+  refuse(a.window > 0, fmt::format("model.attention.window = {}", a.window),
+         "a token leaves the state by its decay, not at a distance", "set model.attention.window to 0");
+  refuse(a.position == Position::alibi, "model.attention.position = alibi",
+         "the decay of each head stands for the distance; there is no score to which a slope can be added",
+         "set model.attention.position to rotary, learned or none");
+  refuse(a.sinks, "model.attention.sinks = true", "there is no softmax whose sum a logit could join",
+         "set model.attention.sinks to false");
+  refuse(a.soft_cap > 0, fmt::format("model.attention.soft_cap = {}", value_text(&config_.model.attention.soft_cap)),
+         "products of q and k are not computed one by one", "set model.attention.soft_cap to 0");
+  refuse(a.prefix > 0, fmt::format("model.attention.prefix = {}", a.prefix),
+         "a state holds what is before a token, and tokens of a prefix also see what is behind them",
+         "set model.attention.prefix to 0");
+  refuse(a.dropout > 0, fmt::format("model.attention.dropout = {}", value_text(&config_.model.attention.dropout)),
+         "there are no probabilities of single keys", "set model.attention.dropout to 0");
+  refuse(a.routing.chosen > 0, fmt::format("model.attention.routing.chosen = {}", a.routing.chosen),
+         "the state of a head takes up every token", "set model.attention.routing.chosen to 0");
+  refuse(config_.train.inspect_every > 0, fmt::format("train.inspect_every = {}", config_.train.inspect_every),
+         "there are no probabilities of which entropy and sink share could be taken", "set train.inspect_every to 0");
+  refuse(are_sound({"model.attention.kv_heads", "model.attention.heads"}) && m.kv_heads() != a.heads,
+         fmt::format("model.attention.kv_heads = {} and model.attention.heads = {}", a.kv_heads, a.heads),
+         "generation keeps a state of each query head and no keys, so that fewer key/value heads would save nothing",
+         "set model.attention.kv_heads to 0");
 }
 
 void Validator::check_tokenizer() {

@@ -7,6 +7,7 @@
 #include "framework/model/parts.h"
 #include "framework/model/stage.h"
 #include "kernels/band.h"
+#include "kernels/linear_attention.h"
 
 namespace choir {
 
@@ -81,11 +82,16 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
     return d(kernels::VisiblePairs<std::int64_t>(band, q_length, kv_length).count());
   };
   const std::int64_t source = c.source_length();
-  double seen = d(c.layers) * pairs(attention_band(c), c.context, c.context);
+  const std::int64_t linear = c.blocks_with_linear_attention();
+  double seen = d(c.layers - linear) * pairs(attention_band(c), c.context, c.context);
   if (c.has_source())
     seen += d(c.encoder_blocks()) * pairs(source_band(c), source, source) + d(c.layers) * d(c.context) * d(source);
-  const double products = (parameters + across) * d(c.context) + of_source * d(source) + stem + head;
-  return d(sequences) * (6 * products + 3 * 4 * seen * d(c.heads_of_token()) * d(c.head_width()));
+  const double decays = d(linear) * d(c.attention.heads * c.width) * d(c.context);
+  const double states =
+      d(linear) * kernels::linear_attention_flops(
+                      {.batch = 1, .length = c.context, .heads = c.attention.heads, .head_width = c.head_width()});
+  const double products = (parameters + across) * d(c.context) + of_source * d(source) + stem + head + decays;
+  return d(sequences) * (6 * products + 3 * 4 * seen * d(c.heads_of_token()) * d(c.head_width()) + 3 * states);
 }
 
 }  // namespace choir

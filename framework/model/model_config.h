@@ -25,6 +25,11 @@ enum class DocumentBorders { joined, separate };
 template <>
 inline constexpr auto names<DocumentBorders> = std::array{"joined", "separate"};
 
+/// softmax: a token weighs the keys that it sees. linear: gated linear attention, a state that tokens decay and read.
+enum class AttentionKind { softmax, linear };
+template <>
+inline constexpr auto names<AttentionKind> = std::array{"softmax", "linear"};
+
 enum class FeedForwardKind { gelu, gelu_erf, swiglu };
 template <>
 inline constexpr auto names<FeedForwardKind> = std::array{"gelu", "gelu_erf", "swiglu"};
@@ -44,6 +49,8 @@ struct HeadRoutingConfig {
 };
 
 struct AttentionConfig {
+  AttentionKind kind = AttentionKind::softmax;
+  std::int64_t softmax_every = 0;  ///< n: blocks n - 1, 2 n - 1, ... of a linear model have softmax; 0: none
   std::int64_t heads = 12;
   std::int64_t kv_heads = 0;    ///< 0: as many as heads
   std::int64_t head_width = 0;  ///< 0: width / heads
@@ -178,6 +185,14 @@ struct ModelConfig {
   /// Heads that compute a token.
   std::int64_t heads_of_token() const {
     return routes_heads() ? attention.routing.always + attention.routing.chosen : attention.heads;
+  }
+  bool has_linear_attention(std::int64_t block) const {
+    const std::int64_t every = attention.softmax_every;
+    return attention.kind == AttentionKind::linear && (every == 0 || (block + 1) % every != 0);
+  }
+  std::int64_t blocks_with_linear_attention() const {
+    if (attention.kind != AttentionKind::linear) return 0;
+    return layers - (attention.softmax_every > 0 ? layers / attention.softmax_every : 0);
   }
   bool has_experts(std::int64_t block) const { return experts.count > 0 && (block + 1) % experts.every == 0; }
   std::int64_t blocks_with_experts() const { return experts.count > 0 ? layers / experts.every : 0; }

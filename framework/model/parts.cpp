@@ -362,19 +362,18 @@ PartSpec pooled_head_part(const ModelConfig& config) {
 }
 
 std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band& band, bool recompute) {
-  const BlockShape plain = block_shape(config, band, config.context, 2 * config.layers, false);
-  const BlockShape with_experts =
-      block_shape(config, band, config.context, 2 * config.layers, config.experts.count > 0);
   std::vector<PartSpec> parts;
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "blocks." + std::to_string(i);
     const bool has_experts = config.has_experts(i);
-    const BlockShape& shape = has_experts ? with_experts : plain;
+    BlockShape shape = block_shape(config, band, config.context, 2 * config.layers, has_experts);
+    shape.linear = config.has_linear_attention(i);
     const auto make = [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
       std::unique_ptr<Part> block = make_block(name, shape, share, store);
       return recompute ? recomputed(std::move(block)) : std::move(block);
     };
-    parts.push_back({name, has_experts ? "block with experts" : "block", {}, make});
+    const std::string kind = shape.linear ? "block of linear attention" : "block";
+    parts.push_back({name, has_experts ? kind + " with experts" : kind, {}, make});
   }
   return parts;
 }

@@ -1,6 +1,6 @@
 // One transformer block, norms first (Xiong et al. 2020, arXiv 2002.04745):
 //
-//   h = x + attention(norm(x))
+//   h = x + attention(norm(x)), of one kind or the other
 //   y = h + feed_forward(norm(h)), or a layer of experts in its place
 #pragma once
 
@@ -10,12 +10,14 @@
 #include "framework/nn/attention.h"
 #include "framework/nn/experts.h"
 #include "framework/nn/feed_forward.h"
+#include "framework/nn/linear_attention.h"
 #include "framework/nn/norm.h"
 
 namespace choir {
 
 struct BlockShape {
   AttentionShapeConfig attention;
+  bool linear = false;  ///< the attention is
   FeedForwardShape feed_forward;
   ExpertsShape experts;  ///< count 0: the block has a feed-forward layer
   bool rms_norm = false, norm_bias = true;
@@ -27,7 +29,7 @@ class Block {
   /// Everything backward reads for one micro-batch.
   struct Saved {
     Norm::Saved attention_norm, feed_forward_norm;
-    Attention::Saved attention;
+    std::variant<Attention::Saved, LinearAttention::Saved> attention;
     std::variant<FeedForward::Saved, Experts::Saved> feed_forward;
   };
 
@@ -40,7 +42,7 @@ class Block {
 
  private:
   Norm attention_norm_;
-  Attention attention_;
+  std::variant<Attention, LinearAttention> attention_;
   Norm feed_forward_norm_;
   std::variant<FeedForward, Experts> feed_forward_;
 };

@@ -218,6 +218,7 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   ExpertsConfig& experts = c.model.experts;
   experts.count = std::min(experts.count, std::max<std::int64_t>({8, experts.chosen, c.parallel.expert}));
   experts.every = std::min(experts.every, c.model.layers);
+  c.model.attention.softmax_every = std::min(c.model.attention.softmax_every, c.model.layers);
   if (c.model.attention.window > 0) c.model.attention.window = std::clamp<std::int64_t>(c.model.attention.window, 2, 5);
   const MeshShape shape = mesh_shape(c, ranks);
   const std::int64_t micro_batches =

@@ -124,7 +124,7 @@ TEST(Print, TextThatLooksLikeSomethingElseIsQuoted) {
 TEST(Print, IsReadable) {
   const std::string text = print(Config{});
   EXPECT_TRUE(text.starts_with("model:\n  family: decoder\n  layers: 12\n")) << text;
-  EXPECT_TRUE(contains(text, "\n  attention:\n    heads: 12\n")) << text;
+  EXPECT_TRUE(contains(text, "\n  attention:\n    kind: softmax\n")) << text;
   EXPECT_TRUE(contains(text, "\n  tokenizer:\n    kind: sentencepiece\n")) << text;
   EXPECT_TRUE(contains(text, "\n  betas: [0.9, 0.95]\n")) << text;
 }

@@ -123,6 +123,39 @@ TEST(Validate, WhatATokenSeesFitsTheFamily) {
   });
 }
 
+TEST(Validate, LinearAttentionHasAState) {
+  check({
+      {{"model.attention.kind=linear", "model.attention.softmax_every=4", "model.attention.position=rotary",
+        "model.attention.norm=true", "model.attention.documents=separate"},
+       1,
+       {}},
+      {{"model.attention.softmax_every=2"},
+       1,
+       {"model.attention.softmax_every = 2 with model.attention.kind = softmax",
+        "set model.attention.softmax_every to 0, or model.attention.kind to linear"}},
+      {{"model.attention.kind=linear", "model.family=encoder", "model.vocabulary=50258"},
+       1,
+       {"model.family = encoder with model.attention.kind = linear", "set model.family to decoder"}},
+  });
+  const std::pair<const char*, const char*> refused[] = {
+      {"model.attention.window=8", "model.attention.window = 8"},
+      {"model.attention.position=alibi", "model.attention.position = alibi"},
+      {"model.attention.sinks=true", "model.attention.sinks = true"},
+      {"model.attention.soft_cap=30", "model.attention.soft_cap = 30"},
+      {"model.attention.prefix=4", "model.attention.prefix = 4"},
+      {"model.attention.dropout=0.1", "model.attention.dropout = 0.1"},
+      {"train.inspect_every=10", "train.inspect_every = 10"},
+      {"model.attention.kv_heads=1", "model.attention.kv_heads = 1 and model.attention.heads = 12"},
+  };
+  std::vector<std::string> all{"model.attention.kind=linear"};
+  for (const auto& [override, text] : refused) {
+    all.emplace_back(override);
+    const std::string what = std::string(text) + " with model.attention.kind = linear";
+    check({{{"model.attention.kind=linear", override}, 1, {what.c_str(), "set model.attention.kind to softmax"}}});
+  }
+  EXPECT_EQ(problems(all, 1).size(), std::size(refused)) << "all at once";
+}
+
 TEST(Validate, EnumeratedValues) {
   check({
       {{"model.family=encoder-decoder"},

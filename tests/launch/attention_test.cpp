@@ -10,6 +10,7 @@ namespace {
 const std::string scores = "model.attention.position=alibi model.attention.soft_cap=3 model.attention.norm=true ";
 const std::string documents = "model.attention.documents=separate ";
 const std::string prefix_and_sinks = "model.attention.prefix=3 model.attention.sinks=true ";
+const std::string linear = "model.attention.kind=linear model.attention.softmax_every=2 ";
 
 const std::vector<LaunchLayout> layouts = {
     {3, "parallel.tensor=3 parallel.sequence=true"},
@@ -47,7 +48,7 @@ TEST(AttentionOptions, ChosenHeadsGiveTheLossesOfOneRankInEveryLayout) {
 
 TEST(AttentionOptions, AreInCheckpointsPlansAndGeneratedText) {
   const Workshop shop;
-  for (const std::string& options : {scores, documents, prefix_and_sinks, chosen_heads}) {
+  for (const std::string& options : {scores, documents, prefix_and_sinks, chosen_heads, linear}) {
     SCOPED_TRACE(options);
     const std::string run = "run" + std::to_string(options.size());
     ASSERT_EQ(shop.train(2, run, options + "parallel.tensor=2").code, 0);
@@ -69,6 +70,14 @@ TEST(AttentionOptions, AreInCheckpointsPlansAndGeneratedText) {
     EXPECT_EQ(inspected.code, 2) << inspected.output;
     EXPECT_TRUE(contains(inspected, "the model chooses 1 of its heads for each token")) << inspected.output;
   }
+}
+
+TEST(AttentionOptions, AStateHasNoHeadsToLookInto) {
+  const Workshop shop;
+  ASSERT_EQ(shop.train(1, "run", linear).code, 0);
+  const Finished inspect = shop.choir("inspect " + shop.path("run") + " --text abc");
+  EXPECT_EQ(inspect.code, 2) << inspect.output;
+  EXPECT_TRUE(contains(inspect, "choir inspect: the model has linear attention")) << inspect.output;
 }
 
 TEST(AttentionOptions, APromptShorterThanThePrefixIsRefused) {

@@ -20,6 +20,8 @@ class AdjointOfAnOperation : public Adjoint, public ::testing::WithParamInterfac
   void activation();
   void attention();
   void attention_with_sinks();
+  void decay();
+  void linear_attention();
   void rotary();
   void residual();
   void embedding();
@@ -221,6 +223,54 @@ void AdjointOfAnOperation::attention_with_sinks() {
                               zeros({heads})};
         ops::attention_sink_backward(runtime, options, sinks, out, lse, dout, gradients[3]);
         ops::attention_backward(runtime, options, q, k, v, out, lse, dout, gradients[0], gradients[1], gradients[2]);
+        return gradients;
+      });
+}
+
+// No sums; seven roundings one after another.
+void AdjointOfAnOperation::decay() {
+  const Tensor z = random({rows, 13}, 3);
+  Tensor log_decay;
+  expect_adjoint(
+      {{"z", z}}, 7, [&] { return log_decay = ops::decay(runtime, z, kernels::whole_sequences(1, rows), {}); },
+      [&](const Tensor& dy) { return std::vector{ops::decay_backward(runtime, log_decay, dy)}; });
+}
+
+// A sequence in two pieces, as two context ranks have it: the state of the first is carried into the second. Sums over
+// features, the tokens of a chunk, the chunks, and those of decays.
+void AdjointOfAnOperation::linear_attention() {
+  constexpr std::int64_t length = 151, border = 83, heads = 3, head_width = 20, states = heads;
+  const ops::LinearAttentionOptions options{.batch = 1, .heads = heads, .head_width = head_width};
+  const Tensor q = random({length, heads * head_width}), k = random({length, heads * head_width});
+  const Tensor v = random({length, heads * head_width}), z = random({length, heads}, 3);
+  const Shape state{states, head_width * head_width};
+  const auto first = [&](const Tensor& x) { return x.slice_rows(0, border); };
+  const auto second = [&](const Tensor& x) { return x.slice_rows(border, length); };
+  const Tensor total = zeros({states}), before = zeros(state);
+  Tensor g;
+  expect_adjoint(
+      {{"q", q}, {"k", k}, {"v", v}, {"z", z}}, 3 * static_cast<double>(length) + 2 * head_width,
+      [&] {
+        g = ops::decay(runtime, z, kernels::whole_sequences(1, length), {});
+        const Tensor next = zeros(state), out = zeros({length, heads * head_width});
+        ops::fill(runtime, before, 0);
+        ops::linear_attention_state(runtime, options, first(k), first(v), first(g), next, total);
+        ops::carry_state(runtime, next, total, before);
+        ops::linear_attention(runtime, options, first(q), first(k), first(v), first(g), {}, first(out), {});
+        ops::linear_attention(runtime, options, second(q), second(k), second(v), second(g), before, second(out), {});
+        return out;
+      },
+      [&](const Tensor& dout) {
+        std::vector gradients{zeros({q.rows(), q.width()}), zeros({k.rows(), k.width()}), zeros({v.rows(), v.width()})};
+        const Tensor dg = zeros({length, heads}), dlast = zeros(state);
+        const auto backward = [&](const auto& piece, const Tensor& from, const Tensor& dto) {
+          ops::linear_attention_backward(runtime, options, piece(q), piece(k), piece(v), piece(dout), piece(g), from,
+                                         dto, piece(gradients[0]), piece(gradients[1]), piece(gradients[2]), piece(dg));
+        };
+        ops::linear_attention_state_gradient(runtime, options, second(q), second(dout), second(g), dlast);
+        backward(first, {}, dlast);
+        backward(second, before, {});
+        gradients.push_back(ops::decay_backward(runtime, g, dg));
         return gradients;
       });
 }
@@ -447,6 +497,13 @@ TEST_P(AdjointOfAnOperation, IsItsBackward) {
       {"attention_backward", &AdjointOfAnOperation::attention},
       {"attention_sink", &AdjointOfAnOperation::attention_with_sinks},
       {"attention_sink_backward", &AdjointOfAnOperation::attention_with_sinks},
+      {"decay", &AdjointOfAnOperation::decay},
+      {"decay_backward", &AdjointOfAnOperation::decay},
+      {"linear_attention", &AdjointOfAnOperation::linear_attention},
+      {"linear_attention_backward", &AdjointOfAnOperation::linear_attention},
+      {"linear_attention_state", &AdjointOfAnOperation::linear_attention},
+      {"linear_attention_state_gradient", &AdjointOfAnOperation::linear_attention},
+      {"carry_state", &AdjointOfAnOperation::linear_attention},
       {"rotary", &AdjointOfAnOperation::rotary},
       {"residual", &AdjointOfAnOperation::residual},
       {"residual_backward", &AdjointOfAnOperation::residual},

@@ -18,6 +18,7 @@
 #include "framework/ops/experts.h"
 #include "framework/ops/head_routing.h"
 #include "framework/ops/linear.h"
+#include "framework/ops/linear_attention.h"
 #include "framework/ops/norm.h"
 #include "framework/ops/optimizer.h"
 #include "framework/ops/pool.h"
@@ -66,6 +67,10 @@ struct Operands {
   static Tensor q(const Tensor& all) { return all.slice_columns(0, H * E); }
   static Tensor k(const Tensor& all) { return all.slice_columns(H * E, (H + K) * E); }
   static Tensor v(const Tensor& all) { return all.slice_columns((H + K) * E, (H + 2 * K) * E); }
+  // Linear attention has as many key/value heads as heads.
+  static ops::LinearAttentionOptions linear() { return {.batch = 3, .heads = H, .head_width = E}; }
+  static Tensor third(const Tensor& all, int which) { return all.slice_columns(which * H * E, (which + 1) * H * E); }
+  Tensor decays() { return filled({N, H}, accumulate, -0.1f); }
   // The optimizers' are f32 whatever the run.
   Tensor flat(DType of = DType::f32) { return filled({n}, of); }
   ops::UpdateTable updates(const Tensor& weight, const Tensor& value) {
@@ -331,6 +336,56 @@ inline std::vector<Operation> every_operation() {
          o.expect("merge_attention", total, {o.N, o.H * o.E}, o.accumulate);
        },
        "backward is that of attention, by the merged log-sum-exp: tests/parallel/context_mpi_test.cpp"},
+      {"decay",
+       [](Operands& o) {
+         const Tensor z = o.filled({o.N, o.H}, o.accumulate);
+         o.expect("decay", ops::decay(o.runtime, z, Operands::sequences(), {}), {o.N, o.H}, o.accumulate);
+       }},
+      {"decay_backward",
+       [](Operands& o) {
+         const Tensor g = o.filled({o.N, o.H}, o.accumulate, -0.5f);
+         o.expect("decay_backward", ops::decay_backward(o.runtime, g, g), {o.N, o.H}, o.accumulate);
+       }},
+      {"linear_attention",
+       [](Operands& o) {
+         const Tensor all = o.filled({o.N, 3 * o.H * o.E}, o.type), out = o.runtime.empty({o.N, o.H * o.E}, o.type);
+         const Tensor state = o.filled({3 * o.H, o.E * o.E}, o.accumulate);
+         ops::linear_attention(o.runtime, Operands::linear(), Operands::third(all, 0), Operands::third(all, 1),
+                               Operands::third(all, 2), o.decays(), state, out, state);
+         o.expect("linear_attention", out, {o.N, o.H * o.E}, o.type);
+       }},
+      {"linear_attention_backward",
+       [](Operands& o) {
+         const Tensor all = o.filled({o.N, 3 * o.H * o.E}, o.type), gradient = o.filled(all.shape(), o.type);
+         const Tensor state = o.filled({3 * o.H, o.E * o.E}, o.accumulate), dg = o.decays();
+         ops::linear_attention_backward(o.runtime, Operands::linear(), Operands::third(all, 0), Operands::third(all, 1),
+                                        Operands::third(all, 2), o.filled({o.N, o.H * o.E}, o.type), o.decays(), state,
+                                        state, Operands::third(gradient, 0), Operands::third(gradient, 1),
+                                        Operands::third(gradient, 2), dg);
+         o.expect("linear_attention_backward", dg, {o.N, o.H}, o.accumulate);
+       }},
+      {"linear_attention_state",
+       [](Operands& o) {
+         const Tensor all = o.filled({o.N, 3 * o.H * o.E}, o.type);
+         const Tensor state = o.filled({3 * o.H, o.E * o.E}, o.accumulate);
+         ops::linear_attention_state(o.runtime, Operands::linear(), Operands::third(all, 1), Operands::third(all, 2),
+                                     o.decays(), state, o.filled({3 * o.H}, o.accumulate));
+         o.expect("linear_attention_state", state, {3 * o.H, o.E * o.E}, o.accumulate);
+       }},
+      {"linear_attention_state_gradient",
+       [](Operands& o) {
+         const Tensor all = o.filled({o.N, 3 * o.H * o.E}, o.type);
+         const Tensor state = o.filled({3 * o.H, o.E * o.E}, o.accumulate);
+         ops::linear_attention_state_gradient(o.runtime, Operands::linear(), Operands::third(all, 0),
+                                              Operands::third(all, 1), o.decays(), state);
+         o.expect("linear_attention_state_gradient", state, {3 * o.H, o.E * o.E}, o.accumulate);
+       }},
+      {"carry_state",
+       [](Operands& o) {
+         const Tensor state = o.filled({4, 9}, o.accumulate);
+         ops::carry_state(o.runtime, o.filled({4, 9}, o.accumulate), o.filled({4}, o.accumulate, -1), state);
+         o.expect("carry_state", state, {4, 9}, o.accumulate);
+       }},
       {"rotary",
        [](Operands& o) {
          const Tensor qkv = o.qkv(), table = o.filled({o.positions, o.E}, o.accumulate);

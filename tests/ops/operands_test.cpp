@@ -21,6 +21,7 @@ class RefusedOperands : public ::testing::TestWithParam<Operation> {
   void of_a_norm();
   void of_an_activation();
   void of_attention();
+  void of_linear_attention();
   void of_rotary_positions();
   void of_embeddings();
   void of_positions();
@@ -228,6 +229,46 @@ void RefusedOperands::of_attention() {
   expect_refused("attention backward: out like q, lse [B, H, Tq]", [&] { saved(tensor({10, 16}), lse); });
   expect_refused("attention backward: out like q, lse [B, H, Tq]", [&] { saved(tensor({8, 32}), lse); });
   expect_refused("attention backward: out like q, lse [B, H, Tq]", [&] { saved(q, tensor({2, 4, 4})); });
+}
+
+void RefusedOperands::of_linear_attention() {
+  const ops::LinearAttentionOptions options{.batch = 2, .heads = 4, .head_width = 8};
+  const Tensor q = tensor({10, 32}), decays = tensor({10, 4}), state = tensor({8, 64});
+  const auto forward = [&](const Tensor& a, const Tensor& b, const Tensor& g, const Tensor& s, const Tensor& out) {
+    ops::linear_attention(runtime, options, a, b, q, g, s, out, {});
+  };
+  const std::string columns = "linear attention: q, k, v and out [B*T, H*E]";
+  expect_refused(columns, [&] { forward(tensor({10, 24}), q, decays, state, q); });
+  expect_refused(columns, [&] { forward(tensor({8, 32}), q, decays, state, q); });
+  expect_refused(columns, [&] { forward(q, tensor({8, 32}), decays, state, q); });
+  expect_refused(columns, [&] { forward(q, q, decays, state, tensor({10, 64})); });
+  const std::string of_decays = "linear attention: log_decay [B*T, H] without gaps";
+  expect_refused(of_decays, [&] { forward(q, q, tensor({10, 3}), state, q); });
+  expect_refused(of_decays, [&] { forward(q, q, strided(10, 4), state, q); });
+  const std::string states = "linear attention: states [B*H, E*E] without gaps";
+  expect_refused(states, [&] { forward(q, q, decays, tensor({4, 64}), q); });
+  expect_refused(states, [&] {
+    ops::linear_attention_state_gradient(runtime, options, q, q, decays, tensor({8, 32}));
+  });
+  expect_refused("linear attention: rows are batch times tokens", [&] {
+    ops::linear_attention(runtime, {.batch = 3, .heads = 4, .head_width = 8}, q, q, q, decays, {}, q, {});
+  });
+  expect_refused("linear attention state: total [B*H]",
+                 [&] { ops::linear_attention_state(runtime, options, q, q, decays, state, tensor({7})); });
+  const std::string strides = "linear attention backward: gradients are shaped and strided like their tensors";
+  expect_refused(strides, [&] {
+    ops::linear_attention_backward(runtime, options, q, q, q, q, decays, {}, {}, strided(10, 32), q, q, decays);
+  });
+  expect_refused("carry state: next and state [B*H, E*E], total [B*H]",
+                 [&] { ops::carry_state(runtime, state, tensor({7}), state); });
+  expect_refused("decay: z [N, H] without gaps",
+                 [&] { ops::decay(runtime, strided(10, 4), kernels::whole_sequences(2, 5), {}); });
+  expect_refused("decay: documents [B * T, 2] i32", [&] {
+    ops::decay(runtime, decays, kernels::whole_sequences(2, 5), tensor({9, 2}, DType::i32));
+  });
+  expect_refused("decay backward: log_decay and its gradient [N, H] without gaps", [&] {
+    ops::decay_backward(runtime, decays, tensor({10, 3}));
+  });
 }
 
 void RefusedOperands::of_rotary_positions() {
@@ -473,6 +514,13 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"merge_attention", &RefusedOperands::of_attention},
       {"attention_sink", &RefusedOperands::of_attention},
       {"attention_sink_backward", &RefusedOperands::of_attention},
+      {"decay", &RefusedOperands::of_linear_attention},
+      {"decay_backward", &RefusedOperands::of_linear_attention},
+      {"linear_attention", &RefusedOperands::of_linear_attention},
+      {"linear_attention_backward", &RefusedOperands::of_linear_attention},
+      {"linear_attention_state", &RefusedOperands::of_linear_attention},
+      {"linear_attention_state_gradient", &RefusedOperands::of_linear_attention},
+      {"carry_state", &RefusedOperands::of_linear_attention},
       {"rotary", &RefusedOperands::of_rotary_positions},
       {"embedding", &RefusedOperands::of_embeddings},
       {"embedding_backward", &RefusedOperands::of_embeddings},

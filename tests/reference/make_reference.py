@@ -360,6 +360,25 @@ routing: {chosen: 2, always: 1, capacity: 1.1, balance_weight: 0.1}}
   norm: {kind: rms_norm, epsilon: 1.0e-5}
 train: {batch: 3}
 """,
+    # Gated linear attention (Yang et al. 2023) of separate documents, longer than a chunk; the second of three blocks has
+    # softmax. The first output of a document is v times a number, of which the norm leaves little but the sign: the epsilon
+    # keeps it smooth.
+    "linear": """\
+model:
+  family: decoder
+  layers: 3
+  width: 30
+  vocabulary: 61
+  context: 72
+  tied: false
+  bias: false
+  dropout: 0
+  attention: {kind: linear, softmax_every: 2, heads: 5, kv_heads: 5, head_width: 6, position: rotary, \
+rotary_base: 10000, window: 0, norm: true, documents: separate}
+  feed_forward: {kind: swiglu, width: 40}
+  norm: {kind: rms_norm, epsilon: 0.25}
+train: {batch: 2}
+""",
 }
 IGNORED_TARGETS = {"five_heads", "encoder_decoder"}
 
@@ -400,6 +419,13 @@ def places(model):
     square = torch.arange(image["height"] * image["width"] // image["patch"] ** 2)
     columns = image["width"] // image["patch"]
     return tuple(F.pad(at + token, (token, 0)) for at in (square // columns, square % columns))
+
+
+def is_linear(model, name):
+    """Has the attention named `name` a state?"""
+    attention, block = model["attention"], int(name.split(".")[-2])
+    every = attention.get("softmax_every", 0)
+    return attention.get("kind") == "linear" and not (every and (block + 1) % every == 0)
 
 
 def shapes(model):
@@ -453,6 +479,10 @@ def shapes(model):
             found[f"{name}.sinks"] = (attention["heads"],)
         if routing := attention.get("routing"):
             found[f"{name}.router.weight"] = (attention["heads"] - routing["always"], width)
+        if is_linear(model, name):
+            found[f"{name}.decay.weight"] = (attention["heads"], width)
+            found[f"{name}.decay.bias"] = (attention["heads"],)
+            found[f"{name}.out_norm.weight"] = (attention["head_width"],)
 
     def feed(name):
         norm(f"{name}_norm")
@@ -579,6 +609,18 @@ def gates(model, name, scores, choices):
     return torch.cat([torch.ones_like(gate[..., : routing["always"]]), gate], dim=-1)
 
 
+def recur(q, k, v, gate, begins):
+    """Gated linear attention of q, k, v [B, heads, T, E] and gates [B, heads, T], token by token. A document begins with
+    a state of zeros."""
+    state, outputs = torch.zeros_like(q[:, :, 0, :, None] * v[:, :, 0, None, :]), []
+    decay = torch.sigmoid(gate) ** (1 / 16)
+    for t in range(q.shape[2]):
+        kept = (decay[:, :, t] * (begins[:, t] != t)[:, None])[..., None, None]
+        state = kept * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        outputs.append((q[:, :, t, None, :] @ state)[:, :, 0] / q.shape[-1] ** 0.5)
+    return torch.stack(outputs, dim=2)
+
+
 def embed(model, w, inputs):
     """[B, T] token ids, or pixels [B, C, height, width] from 0 to 255, to [B, T, D]."""
     if model["family"] != "vision":
@@ -623,7 +665,11 @@ def logits(model, w, tokens, choices=None):
                     for part, x in (("q", q), ("k", k)))
         if attention["position"] in ("rotary", "rotary_2d") and at is not None:
             q, k = (rotate(x, at, attention["rotary_base"]) for x in (q, k))
-        if attention.get("soft_cap") or attention.get("sinks") or attention["position"] == "alibi":
+        if is_linear(model, name):
+            gate = F.linear(x, w[f"{name}.decay.weight"], w[f"{name}.decay.bias"]).transpose(1, 2)
+            y = recur(q, k, v, gate, tokens.begins)
+            y = F.rms_norm(y, y.shape[-1:], w[f"{name}.out_norm.weight"], model["norm"]["epsilon"])
+        elif attention.get("soft_cap") or attention.get("sinks") or attention["position"] == "alibi":
             y = mix(attention, q, k, v, mask, w.get(f"{name}.sinks"))
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)

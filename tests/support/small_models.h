@@ -151,6 +151,17 @@ inline std::vector<SmallModel> small_models() {
   documents.feed_forward.width = 40;
   models.push_back({"documents", documents});
 
+  ModelConfig linear = base(20, 43, 9);  // in the first of two blocks
+  linear.attention.kind = AttentionKind::linear;
+  linear.attention.softmax_every = 2;
+  linear.attention.heads = 5;
+  linear.attention.position = Position::rotary;
+  linear.attention.norm = true;
+  linear.attention.documents = DocumentBorders::separate;
+  linear.feed_forward.width = 40;
+  linear.norm.epsilon = 0.25;  // the norm of the first output of a document is smooth
+  models.push_back({"linear", linear});
+
   ModelConfig prefix = base(20, 43, 9);
   prefix.attention.heads = 5;
   prefix.attention.position = Position::rotary;

@@ -99,7 +99,8 @@ std::vector<std::string> reference_files() {
           "classifier",
           "learned_2d",
           "convolution",
-          "chosen_heads"};
+          "chosen_heads",
+          "linear"};
 }
 
 /// `layout` with its tensor ranks as data ranks.

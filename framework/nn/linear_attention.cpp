@@ -1,0 +1,137 @@
+#include "framework/nn/linear_attention.h"
+
+#include "framework/ops/attention.h"
+#include "framework/ops/elementwise.h"
+#include "framework/ops/linear.h"
+#include "framework/ops/linear_attention.h"
+
+namespace choir {
+
+static Slice columns_of(const Slice& heads, std::int64_t head_width) {
+  return {heads.begin * head_width, heads.end * head_width};
+}
+
+LinearAttention::LinearAttention(const std::string& name, const AttentionShapeConfig& config, const TensorShare& share,
+                                 ParameterStore& store)
+    : config_(config),
+      name_(name),
+      partition_{config.heads, config.heads, share.size},
+      rank_(share.rank),
+      qkv_(qkv_parts(name, config, partition_, share.rank), config.width, config.bias, config.deviation, store),
+      out_(name + ".out", config.width, config.heads * config.head_width,
+           columns_of(partition_.query(share.rank), config.head_width), config.bias, config.out_deviation, share,
+           store),
+      q_norm_(add_head_norm(name, "q_norm", config, share, store)),
+      k_norm_(add_head_norm(name, "k_norm", config, share, store)),
+      out_norm_(name + ".out_norm", config.head_width, /*rms=*/true, /*bias=*/false, config.norm_epsilon, share, store,
+                /*of_heads=*/true) {
+  const Slice held = partition_.query(share.rank);
+  const auto add = [&](const char* which, Shape shape, std::int64_t columns, Initial initial) {
+    const bool matrix = shape.size() > 1;
+    Weight* weight = store.add_weight(held.count(), columns, matrix);
+    store.add({.name = name + which,
+               .shape = std::move(shape),
+               .held = {held.begin, held.end, 0, columns},
+               .owned_end = held.count(),
+               .initial = initial,
+               .decays = matrix,
+               .weight = weight});
+    return weight;
+  };
+  decay_ = add(".decay.weight", {config.heads, config.width}, config.width, {0, config.deviation});
+  decay_bias_ = add(".decay.bias", {config.heads}, 1, {2, 1.5f});
+}
+
+void LinearAttention::rotate(const Tensor& qkv, bool inverse, Context& context) const {
+  if (config_.rotary_positions == 0) return;
+  const Tensor table = ops::rotary_table(context.runtime, config_.rotary_positions, config_.head_width,
+                                         config_.rotary_base, config_.rotary_grid);
+  ops::rotary(context.runtime, qkv.slice_columns(0, 2 * heads() * config_.head_width), table, config_.head_width,
+              context.rows.map(), inverse, context.documents.positions);
+}
+
+AttentionSpec LinearAttention::spec(const Context& context) const {
+  return attention_spec(name_, config_, partition_, rank_, nullptr, context);
+}
+
+Tensor LinearAttention::attend_to_cache(const Tensor& qkv, const Tensor& log_decay, const Context& context) const {
+  const std::int64_t width = heads() * config_.head_width;
+  const Tensor out = context.runtime.empty({qkv.rows(), width}, qkv.dtype());
+  const Tensor& state = context.cache->state;
+  const bool begins = context.rows.runs[0].begin == 0;  // what an earlier text has left is not read
+  ops::linear_attention(context.runtime, {.batch = 1, .heads = heads(), .head_width = config_.head_width},
+                        qkv.slice_columns(0, width), qkv.slice_columns(width, 2 * width),
+                        qkv.slice_columns(2 * width, 3 * width), log_decay, begins ? Tensor{} : state, out, state);
+  return out;
+}
+
+ops::Dropout LinearAttention::dropout(const Context& context) const {
+  return row_dropout(context, config_.dropout, name_);
+}
+
+Tensor LinearAttention::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
+  Runtime& runtime = context.runtime;
+  const std::int64_t width = heads() * config_.head_width;
+  saved.x = keep(x);
+  const Tensor all = enter(x, context, name_.c_str());
+  const Tensor qkv = qkv_.forward("attention qkv", all, context);
+  const Tensor log_decay = ops::decay(runtime,
+                                      ops::linear(runtime, "attention decay", all, decay_->value,
+                                                  by_head(decay_bias_->value), accumulate_type(runtime.compute_type)),
+                                      context.rows.map(), context.documents.ranges);
+  if (q_norm_) {
+    normalise_heads(*q_norm_, config_.head_width, qkv.slice_columns(0, width), saved.q_norm, context);
+    normalise_heads(*k_norm_, config_.head_width, qkv.slice_columns(width, 2 * width), saved.k_norm, context);
+  }
+  rotate(qkv, false, context);
+  const Tensor out = context.cache ? attend_to_cache(qkv, log_decay, context)
+                                   : attend_to_states(qkv, log_decay, spec(context), saved.attended, context);
+  saved.out = keep(
+      out_norm_.forward(out.reshape({out.count() / config_.head_width, config_.head_width}), saved.out_norm, context)
+          .reshape({out.rows(), out.width()}));
+  const Tensor y = leave(out_.forward("attention out", saved.out, context), context, name_.c_str());
+  return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
+}
+
+Tensor LinearAttention::backward(const Tensor& dy, const Saved& saved, Context& context) const {
+  Runtime& runtime = context.runtime;
+  const std::int64_t width = heads() * config_.head_width;
+  const Tensor dbranch = ops::residual_backward(runtime, dy, dropout(context));
+  out_.backward_bias(dbranch, context);
+  const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
+  const Tensor dnormed = out_.backward_input("attention out", dsum, context);
+  compute_weight_gradient(context, [this, dsum, out = saved.out](Context& later) {
+    out_.backward_weight("attention out", dsum, out, later);
+  });
+  const Tensor dout = out_norm_
+                          .backward(dnormed.reshape({dnormed.count() / config_.head_width, config_.head_width}), {},
+                                    saved.out_norm, context)
+                          .reshape({dnormed.rows(), dnormed.width()});
+  const auto [dqkv, dlog_decay] = attend_to_states_backward(dout, spec(context), saved.attended, context);
+  rotate(dqkv, true, context);
+  if (q_norm_) {
+    normalise_heads_backward(*q_norm_, config_.head_width, dqkv.slice_columns(0, width), saved.q_norm, context);
+    normalise_heads_backward(*k_norm_, config_.head_width, dqkv.slice_columns(width, 2 * width), saved.k_norm, context);
+  }
+  const Tensor exact = ops::decay_backward(runtime, saved.attended.log_decay, dlog_decay);
+  const Tensor dz = runtime.empty({exact.rows(), exact.width()}, dy.dtype());
+  ops::narrow(runtime, exact, dz);
+
+  const Tensor of_decay = ops::linear_input_gradient(runtime, "attention decay", dz, decay_->value);
+  const Tensor of_qkv = qkv_.backward_input("attention qkv", dqkv, context);
+  const PendingTensor dx = enter_backward(ops::residual(runtime, of_decay, of_qkv, {}, {}), context, name_.c_str());
+  compute_weight_gradient(context, [this, dqkv = dqkv, dz, x = saved.x](Context& later) {
+    const Tensor all = enter(x, later, name_.c_str());
+    qkv_.backward_weight("attention qkv", dqkv, all, later);
+    ops::linear_weight_gradient(later.runtime, "attention decay", dz, all, decay_->gradient,
+                                by_head(decay_bias_->gradient));
+  });
+  return dx.wait(runtime);
+}
+
+KeyValueCache LinearAttention::make_cache(std::int64_t, Runtime& runtime) const {
+  return {.state = runtime.empty({heads(), config_.head_width * config_.head_width},
+                                 accumulate_type(runtime.compute_type), MemoryKind::saved)};
+}
+
+}  // namespace choir

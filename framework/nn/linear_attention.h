@@ -1,0 +1,59 @@
+// Gated linear attention (Yang et al. 2023, arXiv 2312.06635) in place of softmax attention, its heads split over the
+// tensor axis, with the residual add behind it.
+//
+//   q, k, v = x Wq^T + bq, x Wk^T + bk, x Wv^T + bv     one product; norms of q and k and rotary positions as there
+//   g       = log(sigmoid(x Wg^T + bg)) / 16            a decay of each head and token; bg always is
+//   o       = linear attention of q, k, v and g         per head: kernels/linear_attention.h
+//   y       = residual + dropout(norm(o) Wo^T + bo)      the norm per head: no softmax bounds o
+//
+// The decays' biases begin at random, at 2 with a deviation of 1.5, so that the heads' memories begin with half-lives
+// from tens of tokens to thousands. The norm is an RMS norm with one weight for all heads.
+#pragma once
+
+#include <string>
+
+#include "framework/nn/attention.h"
+#include "framework/parallel/context_state.h"
+
+namespace choir {
+
+class LinearAttention {
+ public:
+  struct Saved {
+    Tensor x;                              // [rows held, D]: the input
+    Norm::Saved q_norm, k_norm, out_norm;  // of [N * heads held, E]
+    StatesAttended attended;
+    Tensor out;  // [N, H E held]: after the norm
+  };
+
+  /// The shape has as many key/value heads as heads, a full band or a causal one, and scores that are products.
+  LinearAttention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
+
+  /// x and residual [rows held, D] -> y [rows held, D]. With context.cache, one sequence: x goes on from the state of
+  /// the cache, and leaves its own there.
+  Tensor forward(const Tensor& x, const Tensor& residual, Saved&, Context&) const;
+  /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself.
+  Tensor backward(const Tensor& dy, const Saved&, Context&) const;
+
+  /// A state, whatever the number of positions.
+  KeyValueCache make_cache(std::int64_t positions, Runtime&) const;
+
+ private:
+  std::int64_t heads() const { return partition_.query(rank_).count(); }
+  void rotate(const Tensor& qkv, bool inverse, Context&) const;
+  AttentionSpec spec(const Context&) const;
+  Tensor attend_to_cache(const Tensor& qkv, const Tensor& log_decay, const Context&) const;
+  ops::Dropout dropout(const Context&) const;
+
+  AttentionShapeConfig config_;
+  std::string name_;
+  HeadPartition partition_;
+  std::int64_t rank_;
+  ColumnLinear qkv_;
+  RowLinear out_;
+  Weight *decay_ = nullptr, *decay_bias_ = nullptr;  // [H held, D] and [H held, 1]
+  std::optional<Norm> q_norm_, k_norm_;
+  Norm out_norm_;
+};
+
+}  // namespace choir

@@ -1,0 +1,144 @@
+#include "framework/parallel/context_state.h"
+
+#include <algorithm>
+
+#include "framework/ops/linear_attention.h"
+#include "framework/parallel/context_axis.h"
+
+namespace choir {
+namespace {
+
+/// A run of positions of one of the ranks.
+struct PlacedRun {
+  std::int64_t begin, rank;
+  int run;
+  std::int64_t row() const { return rank * runs_of_a_rank + run; }  // in what is gathered
+};
+
+std::vector<PlacedRun> runs_in_order(const ContextAxis& axis) {
+  std::vector<PlacedRun> runs;
+  for (std::int64_t rank = 0; rank < axis.ranks; ++rank)
+    for (int run = 0; run < runs_of_a_rank; ++run)
+      if (const kernels::Run& positions = axis.rows_of(rank).runs[run]; !positions.empty())
+        runs.push_back({positions.begin, rank, run});
+  std::sort(runs.begin(), runs.end(), [](const PlacedRun& a, const PlacedRun& b) { return a.begin < b.begin; });
+  return runs;
+}
+
+ops::LinearAttentionOptions options_of(const ContextAxis& axis) {
+  return {.batch = axis.rows.sequences, .heads = axis.held.query.count(), .head_width = axis.spec.head_width};
+}
+
+/// Rows of states, of all heads of all sequences, with the sums of their decays behind them.
+struct StateRow {
+  std::int64_t states, elements;
+  explicit StateRow(const ContextAxis& axis)
+      : states(axis.rows.sequences * axis.held.query.count()), elements(axis.spec.head_width * axis.spec.head_width) {}
+
+  std::int64_t width() const { return states * (elements + 1); }
+  Tensor state(const Tensor& rows, std::int64_t row) const {
+    return rows.slice_rows(row, row + 1).slice_columns(0, states * elements).reshape({states, elements});
+  }
+  Tensor totals(const Tensor& rows) const { return rows.slice_columns(states * elements, width()); }
+};
+
+Tensor total_of(const Tensor& totals, std::int64_t row) {
+  return totals.slice_rows(row, row + 1).reshape({totals.width()});
+}
+
+Tensor gather(const ContextAxis& axis, const Tensor& mine, const char* label) {
+  const Tensor all = axis.runtime.empty({axis.ranks * mine.rows(), mine.width()}, mine.dtype());
+  axis.communicator.all_gather(mine, all, axis.runtime.device.compute(), label);
+  return all;
+}
+
+Tensor copy_of(Runtime& runtime, const Tensor& x) {
+  const Tensor copy = runtime.empty({x.rows(), x.width()}, x.dtype());
+  ops::copy(runtime, x, copy);
+  return copy;
+}
+
+/// The states before the runs held here, and the totals of all runs.
+void find_states(const ContextAxis& axis, StatesAttended& saved) {
+  if (axis.ranks == 1) return;
+  Runtime& runtime = axis.runtime;
+  const StateRow row(axis);
+  const Tensor mine = axis.zeros({runs_of_a_rank, row.width()}), kv = axis.kv(saved.qkv, axis.held);
+  for (int run = 0; run < runs_of_a_rank; ++run) {
+    if (axis.rows.runs[run].empty()) continue;
+    ops::linear_attention_state(runtime, options_of(axis), of_run(axis.k(kv), axis.rows, run),
+                                of_run(axis.v(kv), axis.rows, run), of_run(saved.log_decay, axis.rows, run),
+                                row.state(mine, run), total_of(row.totals(mine), run));
+  }
+  const Tensor all = gather(axis, mine, "states");
+  saved.totals = keep(copy_of(runtime, row.totals(all)));
+  const Tensor state = axis.zeros({row.states, row.elements});
+  for (const PlacedRun& placed : runs_in_order(axis)) {
+    if (placed.rank == axis.rank) saved.states[placed.run] = keep(copy_of(runtime, state));
+    ops::carry_state(runtime, row.state(all, placed.row()), total_of(saved.totals, placed.row()), state);
+  }
+}
+
+/// The gradients of the states after the runs held here.
+void find_gradients(const ContextAxis& axis, const Tensor& dout, const StatesAttended& saved, Tensor (&dlast)[2]) {
+  if (axis.ranks == 1) return;
+  Runtime& runtime = axis.runtime;
+  const StateRow row(axis);
+  const Tensor mine = axis.zeros({runs_of_a_rank, row.width()}), q = axis.q(saved.qkv, axis.held);
+  for (int run = 0; run < runs_of_a_rank; ++run) {
+    if (axis.rows.runs[run].empty()) continue;
+    ops::linear_attention_state_gradient(runtime, options_of(axis), of_run(q, axis.rows, run),
+                                         of_run(dout, axis.rows, run), of_run(saved.log_decay, axis.rows, run),
+                                         row.state(mine, run));
+  }
+  const Tensor all = gather(axis, mine, "gradients of states");
+  const Tensor dstate = axis.zeros({row.states, row.elements});
+  std::vector<PlacedRun> runs = runs_in_order(axis);
+  std::reverse(runs.begin(), runs.end());
+  for (const PlacedRun& placed : runs) {
+    if (placed.rank == axis.rank) dlast[placed.run] = copy_of(runtime, dstate);
+    ops::carry_state(runtime, row.state(all, placed.row()), total_of(saved.totals, placed.row()), dstate);
+  }
+}
+
+}  // namespace
+
+Tensor attend_to_states(const Tensor& qkv, const Tensor& log_decay, const AttentionSpec& spec, StatesAttended& saved,
+                        Context& context) {
+  const ContextAxis axis{spec, context};
+  saved.qkv = keep(qkv);
+  saved.log_decay = keep(log_decay);
+  find_states(axis, saved);
+  const Tensor q = axis.q(qkv, axis.held), kv = axis.kv(qkv, axis.held);
+  const Tensor out = axis.runtime.empty({q.rows(), q.width()}, q.dtype());
+  for (int run = 0; run < runs_of_a_rank; ++run) {
+    if (axis.rows.runs[run].empty()) continue;
+    const auto part = [&](const Tensor& x) { return of_run(x, axis.rows, run); };
+    ops::linear_attention(axis.runtime, options_of(axis), part(q), part(axis.k(kv)), part(axis.v(kv)), part(log_decay),
+                          saved.states[run], part(out), {});
+  }
+  return out;
+}
+
+StateGradients attend_to_states_backward(const Tensor& dout, const AttentionSpec& spec, const StatesAttended& saved,
+                                         Context& context) {
+  const ContextAxis axis{spec, context};
+  Runtime& runtime = axis.runtime;
+  Tensor dlast[runs_of_a_rank];
+  find_gradients(axis, dout, saved, dlast);
+  const Tensor q = axis.q(saved.qkv, axis.held), kv = axis.kv(saved.qkv, axis.held);
+  const StateGradients gradients{
+      .dqkv = runtime.empty({saved.qkv.rows(), saved.qkv.width()}, saved.qkv.dtype()),
+      .dlog_decay = runtime.empty({saved.log_decay.rows(), saved.log_decay.width()}, saved.log_decay.dtype())};
+  const Tensor dq = axis.q(gradients.dqkv, axis.held), dkv = axis.kv(gradients.dqkv, axis.held);
+  for (int run = 0; run < runs_of_a_rank; ++run) {
+    if (axis.rows.runs[run].empty()) continue;
+    const auto part = [&](const Tensor& x) { return of_run(x, axis.rows, run); };
+    ops::linear_attention_backward(runtime, options_of(axis), part(q), part(axis.k(kv)), part(axis.v(kv)), part(dout),
+                                   part(saved.log_decay), saved.states[run], dlast[run], part(dq), part(axis.k(dkv)),
+                                   part(axis.v(dkv)), part(gradients.dlog_decay));
+  }
+  return gradients;
+}
+
+}  // namespace choir

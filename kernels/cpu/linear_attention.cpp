@@ -1,0 +1,535 @@
+// Linear attention in chunks: first the states between the chunks, from chunk to chunk, by heads; then all chunks, each
+// on its own. Operands are packed to f32 (f64 for f64); products of blocks run on register tiles (register_tile.h), and
+// tiles of later tokens are skipped. q is packed times scale.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/linear_attention.cpp"
+#include "kernels/linear_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "hwy/foreach_target.h"  // must come before highway.h
+#include "hwy/highway.h"
+#include "kernels/cpu/linear_attention_plan.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/register_tile.h"
+#include "kernels/cpu/simd.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace choir::kernels {
+namespace HWY_NAMESPACE {
+namespace {
+
+using cpu::chunk_stride, cpu::ChunkMemory, cpu::LinearAttentionStep, cpu::StateLayout;
+
+// ---- Blocks
+
+/// to [rows, stride] = factor(i) * from, zeros up to `stride` columns and up to cpu::tiled(rows) rows.
+template <class A, class T, class Factor>
+void pack(const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width, const Factor& factor, A* to,
+          std::int64_t stride) {
+  const Tag<T> d;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const auto scale = hn::Set(d, factor(i));
+    std::int64_t written = 0;
+    for_each_vector(d, width, [&](std::int64_t e, auto end) HWY_ATTR {
+      hn::Store(hn::Mul(load(d, from + i * from_stride + e, end), scale), d, to + i * stride + e);
+      written = e + lanes(d);
+    });
+    std::fill(to + i * stride + written, to + (i + 1) * stride, A(0));
+  }
+  std::fill(to + rows * stride, to + cpu::tiled(rows) * stride, A(0));
+}
+
+/// to = factor * from [rows, width], rounded to T.
+template <class A, class T>
+void unpack(const A* from, std::int64_t stride, std::int64_t rows, std::int64_t width, A factor, T* to,
+            std::int64_t to_stride) {
+  const Tag<T> d;
+  const auto scale = hn::Set(d, factor);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for_each_vector(d, width, [&](std::int64_t e, auto end) HWY_ATTR {
+      store(d, hn::Mul(hn::Load(d, from + i * stride + e), scale), to + i * to_stride + e, end);
+    });
+  }
+}
+
+/// to [width, to_stride] = the transpose of from [rows, stride], both in whole multiples of 4.
+template <class A>
+void transpose(const A* from, std::int64_t stride, std::int64_t rows, std::int64_t width, A* to,
+               std::int64_t to_stride) {
+#if HWY_TARGET != HWY_SCALAR  // which has no vectors of 4
+  if constexpr (std::is_same_v<A, float>) {
+    const hn::FixedTag<float, 4> d;
+    for (std::int64_t i = 0; i < rows; i += 4) {
+      for (std::int64_t e = 0; e < width; e += 4) {
+        const float* corner = from + i * stride + e;
+        const auto row0 = hn::Load(d, corner), row1 = hn::Load(d, corner + stride);
+        const auto row2 = hn::Load(d, corner + 2 * stride), row3 = hn::Load(d, corner + 3 * stride);
+        const auto low02 = hn::InterleaveLower(d, row0, row2), low13 = hn::InterleaveLower(d, row1, row3);
+        const auto high02 = hn::InterleaveUpper(d, row0, row2), high13 = hn::InterleaveUpper(d, row1, row3);
+        float* column = to + e * to_stride + i;
+        hn::Store(hn::InterleaveLower(d, low02, low13), d, column);
+        hn::Store(hn::InterleaveUpper(d, low02, low13), d, column + to_stride);
+        hn::Store(hn::InterleaveLower(d, high02, high13), d, column + 2 * to_stride);
+        hn::Store(hn::InterleaveUpper(d, high02, high13), d, column + 3 * to_stride);
+      }
+    }
+    return;
+  }
+#endif
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t e = 0; e < width; ++e) to[e * to_stride + i] = from[i * stride + e];
+}
+
+struct Depths {
+  std::int64_t begin, end;
+};
+
+/// c [rows, width] (update) a [rows, depth] b [depth, width]; rows i ... i + tile_rows take the depths of depths(i).
+template <Update update, class A, class DepthsOf>
+void product(std::int64_t rows, std::int64_t width, TileOperand<A> a, const A* b, std::int64_t b_stride, A* c,
+             std::int64_t c_stride, const DepthsOf& depths, const A* rescale = nullptr) {
+  const hn::ScalableTag<A> d;
+  const std::int64_t step = lanes(d);
+  for (std::int64_t e = 0; e < width; e += tile_vectors * step) {
+    for (std::int64_t i = 0; i < rows; i += tile_rows) {
+      const auto [begin, end] = depths(i);
+      const TileOperand<A> from{a.data + i * a.row_step + begin * a.depth_step, a.row_step, a.depth_step};
+      const A *right = b + begin * b_stride + e, *factors = rescale ? rescale + i : nullptr;
+      A* to = c + i * c_stride + e;
+      if (e + step < width) {
+        tile_product<update, 2>(d, from, right, b_stride, end - begin, to, c_stride, factors);
+      } else {
+        tile_product<update, 1>(d, from, right, b_stride, end - begin, to, c_stride, factors);
+      }
+    }
+  }
+}
+
+/// c [count, count] = a [count, width] b [width, count], the tiles with some column that is not behind its row.
+template <class A>
+void scores(std::int64_t count, std::int64_t width, const A* a, std::int64_t a_stride, const A* b, A* c) {
+  const hn::ScalableTag<A> d;
+  const std::int64_t step = lanes(d);
+  for (std::int64_t j = 0; j < count; j += step) {
+    for (std::int64_t i = std::max<std::int64_t>(0, j / tile_rows * tile_rows); i < count; i += tile_rows) {
+      tile_product<Update::set, 1>(d, {a + i * a_stride, a_stride, 1}, b + j, chunk_stride, width,
+                                   c + i * chunk_stride + j, chunk_stride);
+    }
+  }
+}
+
+// ---- A chunk
+
+/// Tokens [begin, begin + count) of head `head` of sequence `batch`; `state` is the number of its state.
+struct Chunk {
+  std::int64_t batch, head, state, begin, count;
+
+  Chunk(const LinearAttentionShape& s, std::int64_t of_state, std::int64_t index)
+      : batch(of_state / s.heads),
+        head(of_state % s.heads),
+        state(of_state),
+        begin(index * linear_attention_chunk),
+        count(std::min(linear_attention_chunk, s.length - begin)) {}
+
+  template <class T>
+  T* at(T* tensor, std::int64_t stride, const LinearAttentionShape& s) const {
+    return tensor + (batch * s.length + begin) * stride + head * s.head_width;
+  }
+  template <class A>
+  A* decays(A* log_decay, const LinearAttentionShape& s) const {
+    return log_decay + (batch * s.length + begin) * s.heads + head;
+  }
+};
+
+/// Fills the rows of numbers of `memory`; returns exp(c_last), by which the chunk decays a state.
+template <class A>
+A read_decays(const LinearAttentionShape& s, const Chunk& chunk, const A* log_decay, const ChunkMemory<A>& memory) {
+  const hn::ScalableTag<A> d;
+  const A* g = chunk.decays(log_decay, s);
+  A sum = 0;
+  std::int64_t first = -1;
+  for (std::int64_t i = 0; i < chunk.count; ++i) {
+    const bool begins = g[i * s.heads] == -std::numeric_limits<A>::infinity();
+    if (begins) first = i;
+    sum = begins ? A(0) : sum + g[i * s.heads];
+    memory.sums[i] = sum;
+    memory.first[i] = first;
+  }
+  std::fill(memory.sums + chunk.count, memory.sums + cpu::chunk_rows, A(0));
+  const auto last = hn::Set(d, sum);
+  for (std::int64_t i = 0; i < cpu::chunk_rows; i += lanes(d)) {
+    const auto c = hn::Load(d, memory.sums + i);
+    hn::Store(exp(d, c), d, memory.from_state + i);
+    hn::Store(exp(d, hn::Sub(last, c)), d, memory.to_state + i);
+  }
+  for (std::int64_t i = 0; i < chunk.count; ++i) {
+    if (memory.first[i] >= 0) memory.from_state[i] = 0;
+    if (i < first) memory.to_state[i] = 0;
+  }
+  return memory.from_state[chunk.count - 1];
+}
+
+/// scores = scores * D, and those of later tokens and other documents 0, of one or two blocks of scores.
+template <class A>
+void decay_scores(std::int64_t count, const ChunkMemory<A>& memory, A* first_block, A* second_block) {
+  const hn::ScalableTag<A> d;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto c = hn::Set(d, memory.sums[i]);
+    const std::int64_t begin = std::max<std::int64_t>(0, memory.first[i]);
+    const std::int64_t end = std::min(cpu::chunk_rows, i / tile_rows * tile_rows + tile_rows);
+    for (std::int64_t j = begin / lanes(d) * lanes(d); j <= i; j += lanes(d)) {
+      const auto factor = exp(d, hn::Sub(c, hn::Load(d, memory.sums + j)));
+      for (A* block : {first_block, second_block}) {
+        if (!block) continue;
+        A* at = block + i * chunk_stride + j;
+        hn::Store(hn::Mul(hn::Load(d, at), factor), d, at);
+      }
+    }
+    for (A* block : {first_block, second_block}) {
+      if (!block) continue;
+      A* row = block + i * chunk_stride;
+      std::fill(row, row + begin, A(0));
+      std::fill(row + i + 1, row + std::max(i + 1, end), A(0));
+    }
+  }
+}
+
+// ---- States
+
+template <class A>
+void read_state(const StateLayout& layout, const A* from, A* to) {
+  std::fill(to, to + layout.elements, A(0));
+  for (std::int64_t e = 0; from && e < layout.width; ++e)
+    std::copy_n(from + e * layout.width, layout.width, to + e * layout.stride);
+}
+
+template <class A>
+void write_state(const StateLayout& layout, const A* from, A* to) {
+  for (std::int64_t e = 0; e < layout.width; ++e)
+    std::copy_n(from + e * layout.stride, layout.width, to + e * layout.width);
+}
+
+template <class A>
+void transpose_state(const StateLayout& layout, const A* from, A* to) {
+  const std::int64_t width = cpu::tiled(layout.width);
+  transpose(from, layout.stride, width, width, to, layout.stride);
+}
+
+/// next = decay * state + a^T b, of blocks a and b of `count` rows.
+template <class A>
+void step_state(const StateLayout& layout, A decay, const A* state, const A* a, const A* b, std::int64_t count,
+                A* next) {
+  const hn::ScalableTag<A> d;
+  const auto factor = hn::Set(d, decay);
+  for (std::int64_t i = 0; i < layout.elements; i += lanes(d))
+    hn::Store(hn::Mul(factor, hn::Load(d, state + i)), d, next + i);
+  product<Update::add>(layout.width, layout.width, TileOperand<A>{a, 1, layout.stride}, b, layout.stride, next,
+                       layout.stride, [&](std::int64_t) {
+                         return Depths{0, count};
+                       });
+}
+
+template <class Args, LinearAttentionStep step>
+using Step = cpu::StepOf<Args, std::remove_cvref_t<decltype(*Args::log_decay)>, step>;
+
+template <class A>
+A* state_before(const StateLayout& layout, const LinearAttentionShape& s, A* states, std::int64_t state,
+                std::int64_t chunk) {
+  return states + (state * (s.chunks() + 1) + chunk) * layout.elements;
+}
+
+/// The states before all chunks and after the last one, transposed if backward wants them so, of which k^T is v^T.
+template <bool transposed, class Args, class A>
+void compute_states(const Args& args, const cpu::LinearAttentionMemory<A>& all, cpu::Part part) {
+  const LinearAttentionShape& s = args.shape;
+  const StateLayout layout(s);
+  const ChunkMemory<A> memory = all.of_thread(s, part.index);
+  for (std::int64_t i = part.begin; i < part.end; ++i) {
+    A* state = state_before(layout, s, all.states, i, 0);
+    const A* given = args.state ? args.state + i * layout.width * layout.width : nullptr;
+    read_state(layout, given, transposed ? memory.dstate_transposed : state);
+    if (transposed) transpose_state(layout, memory.dstate_transposed, state);
+    for (std::int64_t n = 0; n < s.chunks(); ++n, state += layout.elements) {
+      const Chunk chunk(s, i, n);
+      const A decay = read_decays(s, chunk, args.log_decay, memory);
+      pack(
+          chunk.at(args.k, s.k_stride, s), s.k_stride, chunk.count, s.head_width, [](std::int64_t) { return A(1); },
+          memory.key, layout.stride);
+      pack(
+          chunk.at(args.v, s.v_stride, s), s.v_stride, chunk.count, s.head_width,
+          [&](std::int64_t j) { return memory.to_state[j]; }, memory.value, layout.stride);
+      step_state(layout, decay, state, transposed ? memory.value : memory.key, transposed ? memory.key : memory.value,
+                 chunk.count, state + layout.elements);
+    }
+  }
+}
+
+template <class T, class A = Accumulate<T>>
+void forward_states(const Step<LinearAttentionForward<T>, LinearAttentionStep::states>& step, cpu::Part part) {
+  const LinearAttentionForward<T>& args = step.args;
+  const LinearAttentionShape& s = args.shape;
+  const StateLayout layout(s);
+  compute_states<false>(args, step.memory, part);
+  for (std::int64_t i = part.begin; i < part.end; ++i) {
+    if (args.last_state)
+      write_state(layout, state_before(layout, s, step.memory.states, i, s.chunks()),
+                  args.last_state + i * layout.width * layout.width);
+    if (!args.total) continue;
+    const A* g = args.log_decay + i / s.heads * s.length * s.heads + i % s.heads;
+    args.total[i] = 0;
+    for (std::int64_t t = 0; t < s.length; ++t) args.total[i] += g[t * s.heads];
+  }
+}
+
+template <class T, class A = Accumulate<T>>
+void forward_chunks(const Step<LinearAttentionForward<T>, LinearAttentionStep::chunks>& step, cpu::Part part) {
+  const LinearAttentionForward<T>& args = step.args;
+  const LinearAttentionShape& s = args.shape;
+  const StateLayout layout(s);
+  const ChunkMemory<A> memory = step.memory.of_thread(s, part.index);
+  const std::int64_t width = s.head_width;
+  const auto one = [](std::int64_t) { return A(1); };
+  for (std::int64_t item = part.begin; item < part.end; ++item) {
+    const Chunk chunk(s, item / s.chunks(), item % s.chunks());
+    read_decays(s, chunk, args.log_decay, memory);
+    pack(
+        chunk.at(args.q, s.q_stride, s), s.q_stride, chunk.count, width, [&](std::int64_t) { return A(s.scale); },
+        memory.query, layout.stride);
+    pack(chunk.at(args.k, s.k_stride, s), s.k_stride, chunk.count, width, one, memory.key, layout.stride);
+    pack(chunk.at(args.v, s.v_stride, s), s.v_stride, chunk.count, width, one, memory.value, layout.stride);
+    transpose(memory.key, layout.stride, cpu::tiled(chunk.count), cpu::tiled(width), memory.key_transposed,
+              chunk_stride);
+    scores(chunk.count, width, memory.query, layout.stride, memory.key_transposed, memory.scores);
+    decay_scores<A>(chunk.count, memory, memory.scores, nullptr);
+    product<Update::set>(chunk.count, width, TileOperand<A>{memory.query, layout.stride, 1},
+                         state_before(layout, s, step.memory.states, chunk.state, item % s.chunks()), layout.stride,
+                         memory.result, layout.stride, [&](std::int64_t) {
+                           return Depths{0, width};
+                         });
+    product<Update::rescale_add>(
+        chunk.count, width, TileOperand<A>{memory.scores, chunk_stride, 1}, memory.value, layout.stride, memory.result,
+        layout.stride,
+        [&](std::int64_t i) {
+          return Depths{0, std::min(i + tile_rows, chunk.count)};
+        },
+        memory.from_state);
+    unpack(memory.result, layout.stride, chunk.count, width, A(1), chunk.at(args.out, s.out_stride, s), s.out_stride);
+  }
+}
+
+template <class T>
+void backward_states(const Step<LinearAttentionBackward<T>, LinearAttentionStep::states>& step, cpu::Part part) {
+  compute_states<true>(step.args, step.memory, part);
+}
+
+template <class T, class A = Accumulate<T>>
+void backward_dstates(const Step<LinearAttentionBackward<T>, LinearAttentionStep::dstates>& step, cpu::Part part) {
+  const LinearAttentionBackward<T>& args = step.args;
+  const LinearAttentionShape& s = args.shape;
+  const StateLayout layout(s);
+  const ChunkMemory<A> memory = step.memory.of_thread(s, part.index);
+  const std::int64_t elements = layout.width * layout.width;
+  for (std::int64_t i = part.begin; i < part.end; ++i) {
+    read_state(layout, args.dlast ? args.dlast + i * elements : nullptr,
+               state_before(layout, s, step.memory.dstates, i, s.chunks()));
+    for (std::int64_t n = s.chunks() - 1; n >= 0; --n) {
+      const Chunk chunk(s, i, n);
+      const A decay = read_decays(s, chunk, args.log_decay, memory);
+      pack(
+          chunk.at(args.q, s.q_stride, s), s.q_stride, chunk.count, s.head_width,
+          [&](std::int64_t) { return A(s.scale); }, memory.query, layout.stride);
+      pack(
+          chunk.at(args.dout, s.out_stride, s), s.out_stride, chunk.count, s.head_width,
+          [&](std::int64_t j) { return memory.from_state[j]; }, memory.dout, layout.stride);
+      A* dstate = state_before(layout, s, step.memory.dstates, i, n);
+      step_state(layout, decay, dstate + layout.elements, memory.query, memory.dout, chunk.count, dstate);
+    }
+    if (args.dstate)
+      write_state(layout, state_before(layout, s, step.memory.dstates, i, 0), args.dstate + i * elements);
+  }
+}
+
+/// <a, b> of blocks [rows, stride] of `width` columns.
+template <class A>
+A inner_product(const A* a, const A* b, std::int64_t rows, std::int64_t width, std::int64_t stride) {
+  const hn::ScalableTag<A> d;
+  A all = 0;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    all += sum_over(d, width, [&](std::int64_t e, auto end, auto sum) HWY_ATTR {
+      return hn::MulAdd(load(d, a + i * stride + e, end), load(d, b + i * stride + e, end), sum);
+    });
+  }
+  return all;
+}
+
+/// dg of a chunk from dc; `of_last` is <S', dS'>.
+template <class A>
+void decay_gradients(const LinearAttentionShape& s, const Chunk& chunk, const ChunkMemory<A>& memory, A of_last,
+                     A* dlog_decay) {
+  A* dg = chunk.decays(dlog_decay, s);
+  A sum = of_last;
+  for (std::int64_t i = chunk.count - 1; i >= 0; --i) {
+    sum += memory.dsum[i];
+    const bool begins = memory.first[i] == i;
+    if (begins) sum = 0;
+    dg[i * s.heads] = sum;
+  }
+}
+
+template <class T, class A = Accumulate<T>>
+void backward_chunks(const Step<LinearAttentionBackward<T>, LinearAttentionStep::chunks>& step, cpu::Part part) {
+  const LinearAttentionBackward<T>& args = step.args;
+  const LinearAttentionShape& s = args.shape;
+  const StateLayout layout(s);
+  const ChunkMemory<A> memory = step.memory.of_thread(s, part.index);
+  const std::int64_t width = s.head_width, stride = layout.stride;
+  const auto one = [](std::int64_t) { return A(1); };
+  const auto of_width = [&](std::int64_t) { return Depths{0, width}; };
+  for (std::int64_t item = part.begin; item < part.end; ++item) {
+    const Chunk chunk(s, item / s.chunks(), item % s.chunks());
+    const std::int64_t count = chunk.count;
+    const auto not_later = [&](std::int64_t i) { return Depths{0, std::min(i + tile_rows, count)}; };
+    const auto not_earlier = [&](std::int64_t j) { return Depths{j, count}; };
+    read_decays(s, chunk, args.log_decay, memory);
+    pack(
+        chunk.at(args.q, s.q_stride, s), s.q_stride, count, width, [&](std::int64_t) { return A(s.scale); },
+        memory.query, stride);
+    pack(chunk.at(args.k, s.k_stride, s), s.k_stride, count, width, one, memory.key, stride);
+    pack(chunk.at(args.v, s.v_stride, s), s.v_stride, count, width, one, memory.value, stride);
+    pack(chunk.at(args.dout, s.out_stride, s), s.out_stride, count, width, one, memory.dout, stride);
+    const std::int64_t rows = cpu::tiled(count), columns = cpu::tiled(width);
+    transpose(memory.key, stride, rows, columns, memory.key_transposed, chunk_stride);
+    transpose(memory.value, stride, rows, columns, memory.value_transposed, chunk_stride);
+    scores(count, width, memory.query, stride, memory.key_transposed, memory.scores);
+    scores(count, width, memory.dout, stride, memory.value_transposed, memory.dscores);
+    decay_scores(count, memory, memory.scores, memory.dscores);
+
+    const A* state = state_before(layout, s, step.memory.states, chunk.state, item % s.chunks());  // transposed
+    const A* dnext = state_before(layout, s, step.memory.dstates, chunk.state, item % s.chunks() + 1);
+    transpose_state(layout, dnext, memory.dstate_transposed);
+    A* dquery = memory.result;
+    product<Update::set>(count, width, TileOperand<A>{memory.dout, stride, 1}, state, stride, dquery, stride, of_width);
+    product<Update::rescale_add>(count, width, TileOperand<A>{memory.dscores, chunk_stride, 1}, memory.key, stride,
+                                 dquery, stride, not_later, memory.from_state);
+    product<Update::set>(count, width, TileOperand<A>{memory.value, stride, 1}, memory.dstate_transposed, stride,
+                         memory.dkey, stride, of_width);
+    product<Update::rescale_add>(count, width, TileOperand<A>{memory.dscores, 1, chunk_stride}, memory.query, stride,
+                                 memory.dkey, stride, not_earlier, memory.to_state);
+    for (std::int64_t i = 0; i < count; ++i) {
+      memory.dsum[i] = inner_product(memory.query + i * stride, dquery + i * stride, 1, width, stride) -
+                       inner_product(memory.key + i * stride, memory.dkey + i * stride, 1, width, stride);
+    }
+    decay_gradients(s, chunk, memory,
+                    inner_product<A>(state + layout.elements, memory.dstate_transposed, width, width, stride),
+                    args.dlog_decay);
+    unpack(dquery, stride, count, width, A(s.scale), chunk.at(args.dq, s.q_stride, s), s.q_stride);
+    unpack(memory.dkey, stride, count, width, A(1), chunk.at(args.dk, s.k_stride, s), s.k_stride);
+
+    A* dvalue = memory.result;
+    product<Update::set>(count, width, TileOperand<A>{memory.key, stride, 1}, dnext, stride, dvalue, stride, of_width);
+    product<Update::rescale_add>(count, width, TileOperand<A>{memory.scores, 1, chunk_stride}, memory.dout, stride,
+                                 dvalue, stride, not_earlier, memory.to_state);
+    unpack(dvalue, stride, count, width, A(1), chunk.at(args.dv, s.v_stride, s), s.v_stride);
+  }
+}
+
+template <class T>
+using StepsOf = cpu::KernelSet<Step<LinearAttentionForward<T>, LinearAttentionStep::states>,
+                               Step<LinearAttentionForward<T>, LinearAttentionStep::chunks>,
+                               Step<LinearAttentionBackward<T>, LinearAttentionStep::states>,
+                               Step<LinearAttentionBackward<T>, LinearAttentionStep::dstates>,
+                               Step<LinearAttentionBackward<T>, LinearAttentionStep::chunks>>;
+
+template <class T>
+StepsOf<T> steps_of() {
+  return {forward_states<T>, forward_chunks<T>, backward_states<T>, backward_dstates<T>, backward_chunks<T>};
+}
+
+auto linear_attention_kernels() { return std::tuple_cat(steps_of<float>(), steps_of<bf16>(), steps_of<double>()); }
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace choir::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace choir::kernels {
+namespace {
+
+HWY_EXPORT(linear_attention_kernels);
+
+using cpu::LinearAttentionStep;
+
+template <class Args>
+using SumsOf = std::remove_cvref_t<decltype(*Args::log_decay)>;
+
+template <LinearAttentionStep step, class Args>
+void run(Cpu cpu, const Args& args, const cpu::LinearAttentionMemory<SumsOf<Args>>& memory) {
+  const LinearAttentionShape& s = args.shape;
+  const std::int64_t chunks = step == LinearAttentionStep::chunks ? 1 : s.chunks();
+  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(linear_attention_kernels)(),
+                 cpu::StepOf<Args, SumsOf<Args>, step>{args, memory}, s.states() * s.chunks() / chunks,
+                 chunks * std::min(linear_attention_chunk, s.length) * s.head_width * 8);
+}
+
+}  // namespace
+
+template <class T>
+std::int64_t linear_attention_forward_workspace_bytes(Cpu cpu, const LinearAttentionShape& s) {
+  return cpu::LinearAttentionMemory<Accumulate<T>>(s, false, cpu.threads, nullptr).bytes;
+}
+
+template <class T>
+std::int64_t linear_attention_backward_workspace_bytes(Cpu cpu, const LinearAttentionShape& s) {
+  return cpu::LinearAttentionMemory<Accumulate<T>>(s, true, cpu.threads, nullptr).bytes;
+}
+
+template <class T>
+void linear_attention_forward(Cpu cpu, const LinearAttentionForward<T>& args) {
+  const cpu::LinearAttentionMemory<Accumulate<T>> memory(args.shape, false, cpu.threads, args.workspace);
+  run<LinearAttentionStep::states>(cpu, args, memory);
+  if (args.out) run<LinearAttentionStep::chunks>(cpu, args, memory);
+}
+
+template <class T>
+void linear_attention_backward(Cpu cpu, const LinearAttentionBackward<T>& args) {
+  const cpu::LinearAttentionMemory<Accumulate<T>> memory(args.shape, true, cpu.threads, args.workspace);
+  run<LinearAttentionStep::dstates>(cpu, args, memory);
+  if (!args.dq) return;
+  run<LinearAttentionStep::states>(cpu, args, memory);
+  run<LinearAttentionStep::chunks>(cpu, args, memory);
+}
+
+template <class A>
+void carry_state(Cpu cpu, const CarryState<A>& args) {
+  const int parts = cpu::num_parts(cpu, args.states, args.elements);
+  cpu::for_each_part(parts, args.states, 1, [&](cpu::Part part) {
+    for (std::int64_t i = part.begin; i < part.end; ++i) {
+      const A factor = std::exp(args.total[i]);
+      A* state = args.state + i * args.elements;
+      for (std::int64_t e = 0; e < args.elements; ++e) state[e] = factor * state[e] + args.next[i * args.elements + e];
+    }
+  });
+}
+
+template std::int64_t linear_attention_forward_workspace_bytes<float>(Cpu, const LinearAttentionShape&);
+template std::int64_t linear_attention_forward_workspace_bytes<bf16>(Cpu, const LinearAttentionShape&);
+template std::int64_t linear_attention_forward_workspace_bytes<double>(Cpu, const LinearAttentionShape&);
+template std::int64_t linear_attention_backward_workspace_bytes<float>(Cpu, const LinearAttentionShape&);
+template std::int64_t linear_attention_backward_workspace_bytes<bf16>(Cpu, const LinearAttentionShape&);
+template std::int64_t linear_attention_backward_workspace_bytes<double>(Cpu, const LinearAttentionShape&);
+template void linear_attention_forward(Cpu, const LinearAttentionForward<float>&);
+template void linear_attention_forward(Cpu, const LinearAttentionForward<bf16>&);
+template void linear_attention_forward(Cpu, const LinearAttentionForward<double>&);
+template void linear_attention_backward(Cpu, const LinearAttentionBackward<float>&);
+template void linear_attention_backward(Cpu, const LinearAttentionBackward<bf16>&);
+template void linear_attention_backward(Cpu, const LinearAttentionBackward<double>&);
+template void carry_state(Cpu, const CarryState<float>&);
+template void carry_state(Cpu, const CarryState<double>&);
+
+}  // namespace choir::kernels
+#endif  // HWY_ONCE
