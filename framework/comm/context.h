@@ -20,8 +20,10 @@ struct KeyValueCache {
   Tensor keys, values;  ///< [positions, key/value heads held * E]
   Tensor choices;       ///< [experts] i32: how many of these tokens chose each expert; empty without experts
   Tensor head_choices;  ///< [routed heads] i32: how many of these tokens chose each; empty without routed heads
-  Tensor source;        ///< [source positions, 2 * key/value heads held * E]: keys and values; empty without a source
-  Tensor state;         ///< [heads held, E * E]: of linear attention, in place of keys and values; else empty
+  Tensor source;        ///< [source positions, ...]: the keys, the values or both of a source; empty without a source
+  Tensor aligned;  ///< [positions, key/value heads held * E]: the keys or the values of these tokens that belong to
+                   ///< the others of the source (nn/sources.h); empty: there are none
+  Tensor state;    ///< [heads held, E * E]: of linear attention, in place of keys and values; else empty
 };
 
 /// What the tokens of a step choose of experts and heads: written by a run, and used by another one instead of its own.
@@ -41,7 +43,9 @@ struct ChoiceRecord {
 struct AttentionRecord {
   struct Entry {
     Rows rows{};
-    Tensor qkv{};    ///< [N, (H + 2 K) E held]: q, k, v side by side, after norms and rotary
+    Tensor qkv{};    ///< [N, (H + 2 K) E held]: q, k, v side by side, after norms and rotary; q alone if there is a kv
+    Rows kv_rows{};  ///< of another sequence, from which keys and values are
+    Tensor kv{};     ///< [M, 2 K E held]: these, side by side; empty: those of qkv
     Tensor out{};    ///< [N, H E held]: before the output product
     Tensor dout{};   ///< [N, H E held]: its gradient
     Tensor lse{};    ///< Attended::lse (framework/parallel/context.h)
@@ -57,6 +61,7 @@ using DeferredWork = std::vector<std::function<void(struct Context&)>>;
 struct SeparateDocuments {
   Tensor ranges;     ///< [B * T, 2] i32, all positions of the sequences in order: a kernels::DocumentRange each
   Tensor positions;  ///< [rows] i32, of the rows held and the padding of the last share: the position in its document
+  std::int64_t first_query = 0;  ///< as a query, position i has the range of first_query + i
 };
 
 /// What the encoder of a model reads: for each sequence of a micro-batch another one, with positions of its own.
@@ -64,8 +69,8 @@ struct Source {
   Rows rows = no_rows();  ///< those held; none: the model has no encoder, or has read the source already (generation)
   /// The tokens of a source are at its front; what is behind them is padding. Both empty: there is none.
   Tensor documents{};  ///< [B * S, 2] i32: SeparateDocuments::ranges of the source: its tokens, and the padding
-  Tensor seen{};       ///< [B * (S + T), 2] i32, of source and target: ops::AttentionOptions::documents of
-                       ///< cross-attention, in which target i stands at position S + i
+  Tensor seen{};       ///< [B * (S + T), 2] i32, of source and target: SeparateDocuments::ranges of attention to the
+                       ///< source, in which target i as a query stands at position S + i
 };
 
 /// Called after each part of a stage with what it has computed: y of forward, or dx of backward (model/part.h).
@@ -90,6 +95,11 @@ struct Context {
   AttentionRecord* attention = nullptr;  ///< null: nobody looks into the heads
   const WatchParts* watch = nullptr;     ///< of a replay; null: nobody looks at what is between the parts
 };
+
+/// For attention to what the source has: to its keys and values, or to those of which it has one or the other.
+inline SeparateDocuments seen_of_source(const Context& context) {
+  return {.ranges = context.source.seen, .positions = {}, .first_query = context.source.rows.length};
+}
 
 /// For a layer that computes on the rows of the source.
 inline Context of_source(const Context& context) {

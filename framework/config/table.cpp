@@ -71,6 +71,18 @@ std::vector<Field> fields(HeadRoutingConfig& c) {
   };
 }
 
+std::vector<Field> fields(Sources& c) {
+  return {
+      {"model.attention.sources.queries", &c.queries,
+       "encoder_decoder: the stream from which the second attention of a decoder's block has its queries"},
+      {"model.attention.sources.keys", &c.keys,
+       "encoder_decoder: its keys; target: the decoder's own tokens, none after the query's; source: what the encoder "
+       "gives"},
+      {"model.attention.sources.values", &c.values,
+       "encoder_decoder: its values; if they or the keys are of target, those of one position belong together"},
+  };
+}
+
 std::vector<Field> fields(FeedForwardConfig& c) {
   return {
       {"model.feed_forward.kind", &c.kind, "activation; gelu is the tanh form, swiglu has a gate"},
@@ -432,6 +444,7 @@ std::vector<Field> table(Config& config) {
   add(fields(config.model));
   add(fields(config.model.attention));
   add(fields(config.model.attention.routing));
+  add(fields(config.model.attention.sources));
   add(fields(config.model.feed_forward));
   add(fields(config.model.experts));
   add(fields(config.model.norm));

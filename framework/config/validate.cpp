@@ -136,6 +136,7 @@ class Validator {
   void check_masked();
   void check_images();
   void check_pairs();
+  void check_sources();
   void check_precision();
   void check_cpu_kernels();
   void check_schedule();
@@ -355,7 +356,7 @@ void Validator::check_images() {
 void Validator::check_pairs() {
   const ModelConfig& m = config_.model;
   if (!m.has_source())
-    return refuse_changed({"model.encoder_layers", "model.source_context", "generate.beam"},
+    return refuse_changed({"model.encoder_layers", "model.source_context", "model.attention.sources.", "generate.beam"},
                           "only an encoder-decoder reads a source", "encoder_decoder");
   refuse_changed({"generate.temperature", "generate.top_k", "generate.top_p", "generate.seed"},
                  "the likeliest text is searched for, none is drawn", "decoder");
@@ -365,6 +366,26 @@ void Validator::check_pairs() {
   if (m.attention.documents == DocumentBorders::separate)
     add("model.attention.documents = separate with model.family = encoder_decoder",
         "a sample of an encoder-decoder is one pair of texts", "delete model.attention.documents");
+  check_sources();
+}
+
+void Validator::check_sources() {
+  const ModelConfig& m = config_.model;
+  const Sources& s = m.attention.sources;
+  const std::string given =
+      fmt::format("model.attention.sources = {{{}, {}, {}}}", name_of(s.queries), name_of(s.keys), name_of(s.values));
+  if (s.queries == TokenStream::source)
+    add("model.attention.sources.queries = source",
+        "what a query reads is added to the stream of its own tokens, and only those of the target have a loss",
+        "set model.attention.sources.queries to target");
+  if (!s.read(TokenStream::source))
+    add(given, "nothing of the decoder would read the source",
+        "set model.attention.sources.keys or model.attention.sources.values to source");
+  if (s.are_aligned() && are_sound({"model.context", "model.source_context"}) && m.source_length() != m.context)
+    add(fmt::format("{} with model.source_context = {} and model.context = {}", given, m.source_context, m.context),
+        "keys of one sequence and values of the other belong together by their positions, so that both are equally "
+        "long",
+        fmt::format("set model.source_context to {}, or to 0", m.context));
 }
 
 void Validator::check_precision() {

@@ -97,9 +97,9 @@ class NormPart final : public Part {
 
 class DecoderBlockPart final : public Part {
  public:
-  DecoderBlockPart(const std::string& name, const BlockShape& shape, std::int64_t source_length,
+  DecoderBlockPart(const std::string& name, const BlockShape& shape, const Sources& sources, std::int64_t source_length,
                    const TensorShare& share, ParameterStore& store)
-      : block_(name, shape, share, store), source_length_(source_length) {}
+      : block_(name, shape, sources, share, store), source_length_(source_length) {}
 
   struct State final : Saved {
     DecoderBlock::Saved block;
@@ -153,8 +153,8 @@ std::vector<PartSpec> encoder_decoder_parts(const ModelConfig& config, bool reco
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "blocks." + std::to_string(i);
     parts.push_back({name, "decoder block", {}, [=](const TensorShare& share, ParameterStore& store) {
-                       return add_recompute(
-                           std::make_unique<DecoderBlockPart>(name, decoder, config.source_length(), share, store));
+                       return add_recompute(std::make_unique<DecoderBlockPart>(name, decoder, config.attention.sources,
+                                                                               config.source_length(), share, store));
                      }});
   }
   parts.push_back(token_head_part(config));

@@ -77,20 +77,23 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const double parameters = d(c.layers) * block + d(c.blocks_with_experts()) * with_experts;
   const double head = d(c.outputs()) * d(c.width) * d(c.targets_of_sequence());
   const double of_source = d(c.encoder_blocks()) * block + (c.has_source() ? d(c.layers) * keys : 0);
-  const double across = c.has_source() ? d(c.layers) * queries : 0;
+  const double of_queries = c.has_source() ? d(c.layers) * queries : 0;
   const auto pairs = [&](const kernels::Band& band, std::int64_t q_length, std::int64_t kv_length) {
     return d(kernels::VisiblePairs<std::int64_t>(band, q_length, kv_length).count());
   };
   const std::int64_t source = c.source_length();
   const std::int64_t linear = c.blocks_with_linear_attention();
   double seen = d(c.layers - linear) * pairs(attention_band(c), c.context, c.context);
-  if (c.has_source())
-    seen += d(c.encoder_blocks()) * pairs(source_band(c), source, source) + d(c.layers) * d(c.context) * d(source);
+  if (c.has_source()) {
+    const kernels::Band across = c.attention.sources.are_aligned() ? attention_band(c) : kernels::full_band();
+    seen +=
+        d(c.encoder_blocks()) * pairs(source_band(c), source, source) + d(c.layers) * pairs(across, c.context, source);
+  }
   const double decays = d(linear) * d(c.attention.heads * c.width) * d(c.context);
   const double states =
       d(linear) * kernels::linear_attention_flops(
                       {.batch = 1, .length = c.context, .heads = c.attention.heads, .head_width = c.head_width()});
-  const double products = (parameters + across) * d(c.context) + of_source * d(source) + stem + head + decays;
+  const double products = (parameters + of_queries) * d(c.context) + of_source * d(source) + stem + head + decays;
   return d(sequences) * (6 * products + 3 * 4 * seen * d(c.heads_of_token()) * d(c.head_width()) + 3 * states);
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "framework/core/names.h"
+#include "framework/nn/sources.h"
 
 namespace choir {
 
@@ -64,6 +65,7 @@ struct AttentionConfig {
   bool sinks = false;       ///< each head has a learned logit beside its scores
   double dropout = 0;       ///< of probabilities
   HeadRoutingConfig routing;
+  Sources sources;          ///< of the second attention of an encoder-decoder's decoder
 
   bool operator==(const AttentionConfig&) const = default;
 };

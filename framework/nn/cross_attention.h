@@ -1,35 +1,42 @@
 // Attention of a decoder's tokens to the output of an encoder, the memory; its heads split over the tensor axis, with
 // the residual add behind it.
 //
-//   q    = x Wq^T + bq                                  of the tokens; each rank its own heads
-//   k, v = memory Wk^T + bk, memory Wv^T + bv           of the source's positions; one product
-//   a    = softmax(mask(score(q k^T / sqrt(E)))) v      per head; the mask leaves out what pads a source
-//   y    = residual + dropout(a Wo^T + bo)              summed over the ranks
+//   q, k, v = s Wq^T + bq, s' Wk^T + bk, s" Wv^T + bv   of x or of the memory, as Sources say; one product of each
+//   q, k    = norm(q), norm(k)                          if asked for
+//   a       = softmax(mask(score(q k^T / sqrt(E)))) v   per head; the mask leaves out what pads a source
+//   y       = residual + dropout(a Wo^T + bo)           summed over the ranks
 //
-// Vaswani et al. 2017, arXiv 1706.03762. Nothing here knows positions. Over the context axis, keys and values are
-// gathered, whatever parallel.context_kind says: context.h.
+// Of {target, source, source}, nothing here knows positions: a token sees all of the source. Over the context axis,
+// keys and values are gathered, whatever parallel.context_kind says. Vaswani et al. 2017, arXiv 1706.03762. If the
+// sources are aligned (sources.h), all is as in self-attention, from the band to the ways over the context axis.
 #pragma once
 
 #include <optional>
 #include <string>
 
 #include "framework/nn/attention.h"
+#include "framework/nn/sources.h"
 
 namespace choir {
+
+enum class Projection { query, key, value };
 
 class CrossAttention {
  public:
   struct Saved {
     Tensor x, memory;            // [rows held, D]: the inputs
     Norm::Saved q_norm, k_norm;  // of [N * heads held, E]
-    AttendedAcross attended;     // of q, and of k and v side by side, after norms
+    AttendedAcross across;       // of q, and of k and v side by side, after norms
+    Attended aligned;            // of q, k and v side by side, after norms and rotary, if the sources are aligned
   };
 
-  /// The band and the positions of the shape are not used.
-  CrossAttention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
+  /// Without aligned sources, the band and the positions of the shape are not used.
+  CrossAttention(const std::string& name, const AttentionShapeConfig&, const Sources&, const TensorShare&,
+                 ParameterStore&);
 
   /// x and residual [rows held, D], memory [rows of the source held, D] -> y [rows held, D]. With context.cache, one
-  /// sequence: keys and values of the memory are added to the cache, or read from it if no row of the source is held.
+  /// sequence: keys and values are added to the cache, and those of the memory read from it if no row of the source is
+  /// held.
   Tensor forward(const Tensor& x, const Tensor& memory, const Tensor& residual, Saved&, Context&) const;
 
   struct Gradients {
@@ -39,21 +46,33 @@ class CrossAttention {
   /// dy [rows held, D]; the gradient of `residual` is dy itself.
   Gradients backward(const Tensor& dy, const Saved&, Context&) const;
 
-  /// The keys and values of a source of `positions` tokens.
-  Tensor make_cache(std::int64_t positions, Runtime&) const;
+  /// Room for `positions` tokens of one sequence, and a source of `source_positions`.
+  void add_to_cache(KeyValueCache&, std::int64_t positions, std::int64_t source_positions, Runtime&) const;
 
  private:
   AttentionSpec spec(const Context&) const;
-  std::int64_t key_width() const { return partition_.key_value(rank_).count() * config_.head_width; }
-  Tensor keys_and_values(const Tensor& memory, Saved&, Context&) const;
-  Tensor attend_to_cache(const Tensor& q, const Tensor& memory, Saved&, Context&) const;
+  std::int64_t width(Projection) const;
+  std::int64_t product_width(TokenStream) const;
+  /// The columns of a projection in all that its stream gives, and in q, k and v side by side.
+  Tensor in_product(const Tensor&, Projection) const;
+  Tensor in_qkv(const Tensor&, Projection) const;
+  template <class Body>
+  void for_each_of(TokenStream, const Body& body) const;
+  void rotate(const Tensor& q_or_k, bool inverse, Context&) const;
+  Tensor project(TokenStream, const Tensor& x, Saved&, Context&) const;
+  PendingTensor project_backward(TokenStream, const Tensor& dproduct, const Saved&, Context&) const;
+  Tensor align(const Tensor& from_target, const Tensor& from_source, Context&) const;
+  Tensor of_stream(TokenStream, const Tensor& dqkv, Context&) const;
+  Tensor attend_to_cache(const Tensor& x, const Tensor& memory, Saved&, Context&) const;
+  Tensor attend_to_both(const Tensor& x, const Tensor& memory, Saved&, Context&) const;
   ops::Dropout dropout(const Context&) const;
 
   AttentionShapeConfig config_;
+  Sources sources_;
   std::string name_;
   HeadPartition partition_;
   std::int64_t rank_;
-  ColumnLinear q_, kv_;
+  ColumnLinear of_target_, of_source_;
   RowLinear out_;
   Weight* sinks_;  // [H held]; null: none
   std::optional<Norm> q_norm_, k_norm_;

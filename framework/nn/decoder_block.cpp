@@ -6,12 +6,12 @@ static Norm make_norm(const std::string& name, const BlockShape& s, const Tensor
   return {name, s.attention.width, s.rms_norm, s.norm_bias, s.norm_epsilon, share, store};
 }
 
-DecoderBlock::DecoderBlock(const std::string& name, const BlockShape& s, const TensorShare& share,
-                           ParameterStore& store)
+DecoderBlock::DecoderBlock(const std::string& name, const BlockShape& s, const Sources& sources,
+                           const TensorShare& share, ParameterStore& store)
     : attention_norm_(make_norm(name + ".attention_norm", s, share, store)),
       attention_(name + ".attention", s.attention, share, store),
       cross_attention_norm_(make_norm(name + ".cross_attention_norm", s, share, store)),
-      cross_attention_(name + ".cross_attention", s.attention, share, store),
+      cross_attention_(name + ".cross_attention", s.attention, sources, share, store),
       feed_forward_norm_(make_norm(name + ".feed_forward_norm", s, share, store)),
       feed_forward_(name + ".feed_forward", s.feed_forward, share, store) {}
 
@@ -36,7 +36,7 @@ CrossAttention::Gradients DecoderBlock::backward(const Tensor& dy, const Saved& 
 
 KeyValueCache DecoderBlock::make_cache(std::int64_t positions, std::int64_t source_positions, Runtime& runtime) const {
   KeyValueCache cache = attention_.make_cache(positions, runtime);
-  cache.source = cross_attention_.make_cache(source_positions, runtime);
+  cross_attention_.add_to_cache(cache, positions, source_positions, runtime);
   return cache;
 }
 

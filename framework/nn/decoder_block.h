@@ -1,7 +1,7 @@
 // A block of a decoder that reads an encoder's output, the memory, norms first:
 //
 //   h = x + attention(norm(x))
-//   g = h + cross_attention(norm(h), memory)
+//   g = h + cross_attention(norm(h), memory)            which streams it reads: nn/sources.h
 //   y = g + feed_forward(norm(g))
 #pragma once
 
@@ -23,7 +23,7 @@ class DecoderBlock {
   };
 
   /// The shape has no experts.
-  DecoderBlock(const std::string& name, const BlockShape&, const TensorShare&, ParameterStore&);
+  DecoderBlock(const std::string& name, const BlockShape&, const Sources&, const TensorShare&, ParameterStore&);
 
   /// x [rows held, D], memory [rows of the source held, D] -> y [rows held, D]
   Tensor forward(const Tensor& x, const Tensor& memory, Saved&, Context&) const;

@@ -56,7 +56,7 @@ struct ContextAxis {
             .band = kernels::band_between(spec.band, first_query, first_key),
             .score = kernels::score_between(spec.score, heads.query.begin, first_query, first_key),
             .documents = context.documents.ranges,
-            .first_query = first_query,
+            .first_query = context.documents.first_query + first_query,
             .first_key = first_key,
             .dropout = kernels::dropout_between(spec.dropout, heads.query.begin, first_query, first_key)};
   }

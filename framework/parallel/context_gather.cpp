@@ -61,14 +61,6 @@ class GatheredGradient {
   Tensor sums_;  // by rank
 };
 
-/// Queries from position `first_query` on, and all keys of the source.
-ops::AttentionOptions across(const ContextAxis& axis, std::int64_t first_query) {
-  ops::AttentionOptions options = axis.options(axis.held, first_query, 0);
-  options.documents = axis.context.source.seen;
-  options.first_query = axis.context.source.rows.length + first_query;
-  return options;
-}
-
 }  // namespace
 
 Tensor attend_gathered(const ContextAxis& axis, const Tensor& qkv, Attended& saved) {
@@ -154,8 +146,9 @@ ChosenGradients attend_chosen_backward(const Tensor& dout, const ops::HeadRows& 
 Tensor attend_across(const Tensor& q, const Tensor& kv, const AttentionSpec& spec, AttendedAcross& saved,
                      Context& context) {
   Runtime& runtime = context.runtime;
-  Context of_keys = of_source(context);
-  const ContextAxis axis{spec, context}, source{spec, of_keys};
+  Context of_keys = of_source(context), of_queries = context;
+  of_queries.documents = seen_of_source(context);
+  const ContextAxis axis{spec, of_queries}, source{spec, of_keys};
   const std::int64_t heads = axis.held.query.count();
   const Tensor all = gather_positions(source, kv);
   saved.q = keep(q);
@@ -165,8 +158,8 @@ Tensor attend_across(const Tensor& q, const Tensor& kv, const AttentionSpec& spe
   for (int run = 0; run < runs_of_a_rank; ++run) {
     if (axis.rows.runs[run].empty()) continue;
     const Tensor out = of_run(saved.out, axis.rows, run), lse = lse_of_run(saved.lse, axis.rows, run, heads);
-    ops::attention(runtime, across(axis, axis.rows.runs[run].begin), of_run(q, axis.rows, run), axis.k(all),
-                   axis.v(all), out, lse);
+    ops::attention(runtime, axis.options(axis.held, axis.rows.runs[run].begin, 0), of_run(q, axis.rows, run),
+                   axis.k(all), axis.v(all), out, lse);
     axis.add_sinks(axis.held, out, lse);
   }
   return saved.out;
@@ -175,8 +168,9 @@ Tensor attend_across(const Tensor& q, const Tensor& kv, const AttentionSpec& spe
 AcrossGradients attend_across_backward(const Tensor& dout, const AttentionSpec& spec, const AttendedAcross& saved,
                                        Context& context) {
   Runtime& runtime = context.runtime;
-  Context of_keys = of_source(context);
-  const ContextAxis axis{spec, context}, source{spec, of_keys};
+  Context of_keys = of_source(context), of_queries = context;
+  of_queries.documents = seen_of_source(context);
+  const ContextAxis axis{spec, of_queries}, source{spec, of_keys};
   const std::int64_t heads = axis.held.query.count();
   const Tensor all = gather_positions(source, saved.kv);
   const Tensor dq = runtime.empty({saved.q.rows(), saved.q.width()}, saved.q.dtype());
@@ -188,9 +182,9 @@ AcrossGradients attend_across_backward(const Tensor& dout, const AttentionSpec& 
     const Tensor dout_run = of_run(dout, axis.rows, run);
     axis.add_sinks_backward(axis.held, out, lse, dout_run);
     const Tensor term = runtime.empty({all.rows(), all.width()}, all.dtype());
-    ops::attention_backward(runtime, across(axis, axis.rows.runs[run].begin), of_run(saved.q, axis.rows, run),
-                            axis.k(all), axis.v(all), out, lse, dout_run, of_run(dq, axis.rows, run), axis.k(term),
-                            axis.v(term));
+    ops::attention_backward(runtime, axis.options(axis.held, axis.rows.runs[run].begin, 0),
+                            of_run(saved.q, axis.rows, run), axis.k(all), axis.v(all), out, lse, dout_run,
+                            of_run(dq, axis.rows, run), axis.k(term), axis.v(term));
     sum.add(term);
   }
   sum.scatter(dkv);

@@ -122,6 +122,8 @@ std::vector<std::int32_t> translate(Trainer& trainer, const Tokenizer& tokenizer
       if (!from[part].keys) continue;
       ops::copy(runtime, from[part].keys.slice_rows(0, position), to[part].keys.slice_rows(0, position));
       ops::copy(runtime, from[part].values.slice_rows(0, position), to[part].values.slice_rows(0, position));
+      if (from[part].aligned)
+        ops::copy(runtime, from[part].aligned.slice_rows(0, position), to[part].aligned.slice_rows(0, position));
     }
     return to;
   };

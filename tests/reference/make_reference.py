@@ -380,6 +380,27 @@ rotary_base: 10000, window: 0, norm: true, documents: separate}
 train: {batch: 2}
 """,
 }
+CASES |= {
+    # A decoder whose tokens compare themselves with each other and read the source at the places that they find.
+    "aligned_sources": """\
+model:
+  family: encoder_decoder
+  layers: 2
+  encoder_layers: 1
+  width: 30
+  vocabulary: 53
+  context: 11
+  source_context: 11
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 6, kv_heads: 2, head_width: 6, position: rotary, rotary_base: 100, window: 0, norm: true, \
+sources: {queries: target, keys: target, values: source}}
+  feed_forward: {kind: gelu, width: 56}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
+}
 IGNORED_TARGETS = {"five_heads", "encoder_decoder"}
 
 class Tokens(typing.NamedTuple):
@@ -657,9 +678,9 @@ def logits(model, w, tokens, choices=None):
     def split_heads(x):  # [B, T, heads * E] to [B, heads, T, E]
         return x.view(batch, x.shape[1], -1, attention["head_width"]).transpose(1, 2)
 
-    def attend(name, x, memory, mask, at):
-        """The tokens of x read those of the memory, which may be x; `at`: positions, or None."""
-        q, k, v = (split_heads(linear(f"{name}.{part}", x if part == "q" else memory)) for part in "qkv")
+    def attend(name, x, keys, values, mask, at):
+        """The tokens of x compare themselves with keys and read values, which may be x; `at`: positions, or None."""
+        q, k, v = (split_heads(linear(f"{name}.{part}", of)) for part, of in zip("qkv", (x, keys, values)))
         if attention.get("norm"):
             q, k = (F.rms_norm(x, x.shape[-1:], w[f"{name}.{part}_norm.weight"], model["norm"]["epsilon"])
                     for part, x in (("q", q), ("k", k)))
@@ -688,7 +709,7 @@ def logits(model, w, tokens, choices=None):
 
     def attend_to_self(name, x, mask, at):
         normed = norm(f"{name}_norm", x)
-        return x + attend(name, normed, normed, mask, at)
+        return x + attend(name, normed, normed, normed, mask, at)
 
     if model["family"] == "encoder_decoder":
         at = torch.arange(model["source_context"])[None, :].expand(batch, -1)
@@ -701,6 +722,8 @@ def logits(model, w, tokens, choices=None):
             memory = memory + feed_forward(f"{name}.feed_forward", norm(f"{name}.feed_forward_norm", memory))
         memory = norm("encoder.final_norm", memory)
         text = (tokens.source >= 0)[:, None, None, :].expand(-1, -1, length, -1)
+        sources = attention.get("sources", {"keys": "source", "values": "source"})
+        is_aligned = "target" in (sources["keys"], sources["values"])
     x = embed(model, w, tokens.ids)
     if attention["position"] == "learned":
         x = x + F.embedding(positions, w["embedding.position.weight"])
@@ -712,7 +735,9 @@ def logits(model, w, tokens, choices=None):
         x = attend_to_self(f"blocks.{i}.attention", x, causal, at)
         if model["family"] == "encoder_decoder":
             name = f"blocks.{i}.cross_attention"
-            x = x + attend(name, norm(f"{name}_norm", x), memory, text, None)
+            streams = {"target": norm(f"{name}_norm", x), "source": memory}
+            x = x + attend(name, streams["target"], streams[sources["keys"]], streams[sources["values"]],
+                           text & causal if is_aligned else text, at if is_aligned else None)
         x = x + feed_forward(f"blocks.{i}.feed_forward", norm(f"blocks.{i}.feed_forward_norm", x))
     head = w["embedding.token.weight"] if "head.weight" not in w else w["head.weight"]
     x = norm("final_norm", x)

@@ -230,6 +230,19 @@ inline std::vector<SmallModel> small_models() {
   llama_pairs.dropout = 0.1;
   models.push_back({"llama_pairs", llama_pairs});
 
+  // Some tokens see no key that has a value: those behind the end of a source and a window.
+  ModelConfig aligned = base(20, 61, 7);
+  aligned.family = ModelFamily::encoder_decoder;
+  aligned.layers = 1;
+  aligned.attention.heads = 5;
+  aligned.attention.kv_heads = 1;
+  aligned.attention.position = Position::alibi;
+  aligned.attention.window = 3;
+  aligned.attention.dropout = 0.1;
+  aligned.attention.sources = {.keys = TokenStream::source, .values = TokenStream::target};
+  aligned.feed_forward.width = 40;
+  models.push_back({"aligned_sources", aligned});
+
   ModelConfig classifier = base(20, 61, 7);
   classifier.family = ModelFamily::classifier;
   classifier.classes = 4;

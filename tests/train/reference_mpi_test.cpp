@@ -79,7 +79,7 @@ void load_weights(Trainer& trainer, const ReferenceFile& file) {
 }
 
 std::vector<std::string> reference_files() {
-  if (device_is_simulated()) return {"gpt", "llama", "encoder_decoder"};
+  if (device_is_simulated()) return {"gpt", "llama", "encoder_decoder", "aligned_sources"};
   return {"gpt",
           "llama",
           "five_heads",
@@ -100,7 +100,8 @@ std::vector<std::string> reference_files() {
           "learned_2d",
           "convolution",
           "chosen_heads",
-          "linear"};
+          "linear",
+          "aligned_sources"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
