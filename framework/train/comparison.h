@@ -83,12 +83,15 @@ inline std::vector<double> difference_of(const std::vector<double>& a, const std
 /// and most of the computed value is rounding. It is the sum over rows of the gradient of the keys. The gradient of the
 /// key weight sums the same rows times the output of a norm, whose root mean square is 1: its size is the one that the
 /// rounding is relative to. So it is for the weights of the norms of q and k: their few elements are sums over rows and
-/// heads, which may cancel, of the same gradients times the output of a norm.
+/// heads, which may cancel, of the same gradients times the output of a norm. And so it is for the bias of the norm at
+/// an encoder's end, if decoders have only keys from there.
 inline double error_scale(const NamedTensors& tensors, const std::string& name) {
   const double own = root_mean_square(tensors.at(name));
   for (const std::string end : {".k.bias", ".q_norm.weight", ".k_norm.weight"})
     if (name.ends_with("attention" + end))
       return std::max(own, root_mean_square(tensors.at(name.substr(0, name.size() - end.size() + 2) + ".weight")));
+  if (name == "encoder.final_norm.bias")
+    return std::max(own, root_mean_square(tensors.at("encoder.final_norm.weight")));
   return own;
 }
 
