@@ -379,8 +379,6 @@ rotary_base: 10000, window: 0, norm: true, documents: separate}
   norm: {kind: rms_norm, epsilon: 0.25}
 train: {batch: 2}
 """,
-}
-CASES |= {
     # A decoder whose tokens compare themselves with each other and read the source at the places that they find.
     "aligned_sources": """\
 model:
