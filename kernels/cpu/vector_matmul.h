@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -27,7 +28,7 @@ inline constexpr std::int64_t step_depth = static_cast<std::int64_t>(4 / sizeof(
 /// The sizes were found by an experiment on Zen 5 (1 MB of L2 and 16 MB of L3 a core): a block of a should fill a third
 /// of L2, and chunks of 384 to 2,048 steps are equally fast.
 struct VectorMatmulPlan {
-  static constexpr std::int64_t longest_chunk = 1152, packed_rows_bytes = 384 << 10, packed_columns_bytes = 4 << 20;
+  static constexpr std::int64_t longest_chunk = 1152, packed_rows_bytes = 384 << 10, packed_columns_bytes = 1600 << 10;
   static constexpr std::int64_t rows_of_sums = 512;
 
   MatmulParts parts;
@@ -78,10 +79,12 @@ struct VectorMatmulMemory {
   }
 };
 
+/// A power of two: memory is kept by its size, so that products of many shapes share it.
 template <class In, class Out>
 std::int64_t vector_matmul_workspace_bytes(Cpu cpu, const Matmul<In, Out>& args) {
   const VectorMatmulPlan plan(cpu, args);
-  return plan.parts.count() * VectorMatmulMemory(plan, std::is_same_v<Out, float>, nullptr).bytes;
+  const std::int64_t bytes = plan.parts.count() * VectorMatmulMemory(plan, std::is_same_v<Out, float>, nullptr).bytes;
+  return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(bytes)));
 }
 
 /// Computes one part; see vector_matmul_part().
