@@ -25,7 +25,7 @@ struct NormForward {
   double epsilon = 1e-5;
 };
 
-/// dx = (residual +) gradient through the norm; dweight += ..., dbias += ...
+/// dx = (residual +) gradient through the norm; dweight += ..., dbias += ..., residual_sum += sum over rows of residual
 template <class T>
 struct NormBackward {
   const T* dy;                          ///< [rows, width]
@@ -37,6 +37,8 @@ struct NormBackward {
   T* dx;                                ///< [rows, width]
   Accumulate<T>* dweight;               ///< [width]
   Accumulate<T>* dbias = nullptr;       ///< [width], or null
+  /// [width], or null: the gradient of a bias of which `residual` is the gradient in each row. It costs no pass here.
+  Accumulate<T>* residual_sum = nullptr;
   std::int64_t rows, width;
   void* workspace = nullptr;  ///< norm_backward_workspace_bytes(), 64-byte aligned
 };

@@ -41,15 +41,17 @@ Tensor Block::forward(const Tensor& x, Saved& saved, Context& context) const {
 }
 
 Tensor Block::backward(const Tensor& dy, const Saved& saved, Context& context) const {
+  Tensor sum_of_dy, sum_of_dh;  // gradients of biases: the norms have the rows at hand
   const auto feed_forward_backward = [&]<class Layer>(const Layer& layer) {
-    return layer.backward(dy, std::get<typename Layer::Saved>(saved.feed_forward), context);
+    return layer.backward(dy, std::get<typename Layer::Saved>(saved.feed_forward), context, &sum_of_dy);
   };
-  const Tensor dh = feed_forward_norm_.backward(std::visit(feed_forward_backward, feed_forward_), dy,
-                                                saved.feed_forward_norm, context);
+  const Tensor dfeed_forward = std::visit(feed_forward_backward, feed_forward_);
+  const Tensor dh = feed_forward_norm_.backward(dfeed_forward, dy, saved.feed_forward_norm, context, sum_of_dy);
   const auto attention_backward = [&]<class Layer>(const Layer& layer) {
-    return layer.backward(dh, std::get<typename Layer::Saved>(saved.attention), context);
+    return layer.backward(dh, std::get<typename Layer::Saved>(saved.attention), context, &sum_of_dh);
   };
-  return attention_norm_.backward(std::visit(attention_backward, attention_), dh, saved.attention_norm, context);
+  const Tensor dattention = std::visit(attention_backward, attention_);
+  return attention_norm_.backward(dattention, dh, saved.attention_norm, context, sum_of_dh);
 }
 
 KeyValueCache Block::make_cache(std::int64_t positions, Runtime& runtime) const {

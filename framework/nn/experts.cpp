@@ -129,7 +129,7 @@ Tensor Experts::forward(const Tensor& x, const Tensor& residual, Saved& saved, C
   return ops::residual(runtime, with_shared, y, {}, dropout(context));
 }
 
-Tensor Experts::backward(const Tensor& dy, const Saved& saved, Context& context) const {
+Tensor Experts::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor*) const {
   Runtime& runtime = context.runtime;
   const char* label = name_.c_str();
   const Tensor dsum = leave_backward(ops::residual_backward(runtime, dy, dropout(context)), context, label);

@@ -50,8 +50,8 @@ class Experts {
 
   /// x and residual [rows held, D] -> y [rows held, D]
   Tensor forward(const Tensor& x, const Tensor& residual, Saved&, Context&) const;
-  /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself.
-  Tensor backward(const Tensor& dy, const Saved&, Context&) const;
+  /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself. There is no bias to sum it for.
+  Tensor backward(const Tensor& dy, const Saved&, Context&, Tensor* sum_of_dy = nullptr) const;
 
   /// The part of the cache for generation: see KeyValueCache::choices.
   Tensor make_cache(Runtime&) const;

@@ -37,10 +37,14 @@ Tensor FeedForward::forward(const Tensor& x, const Tensor& residual, Saved& save
   return ops::residual(context.runtime, residual, y, down_.bias(), dropout(context));
 }
 
-Tensor FeedForward::backward(const Tensor& dy, const Saved& saved, Context& context) const {
+Tensor FeedForward::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor* sum_of_dy) const {
   Runtime& runtime = context.runtime;
-  const Tensor dbranch = ops::residual_backward(runtime, dy, dropout(context));
-  down_.backward_bias(dbranch, context);
+  const ops::Dropout dropped = dropout(context);
+  const Tensor dbranch = ops::residual_backward(runtime, dy, dropped);
+  if (sum_of_dy && dropped.p == 0)
+    *sum_of_dy = down_.bias_gradient();
+  else
+    down_.backward_bias(dbranch, context);
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dhidden =
       down_.backward_input_activation("feed-forward down", shape_.activation, dsum, saved.hidden, context);

@@ -35,8 +35,10 @@ class FeedForward {
 
   /// x and residual [rows held, D] -> y [rows held, D]
   Tensor forward(const Tensor& x, const Tensor& residual, Saved&, Context&) const;
-  /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself.
-  Tensor backward(const Tensor& dy, const Saved&, Context&) const;
+  /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself. If `sum_of_dy` is given and
+  /// nothing is dropped, it becomes the gradient of the last bias, to which the caller then adds the sum over rows of
+  /// dy.
+  Tensor backward(const Tensor& dy, const Saved&, Context&, Tensor* sum_of_dy = nullptr) const;
 
  private:
   ops::Dropout dropout(const Context&) const;

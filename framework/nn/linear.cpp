@@ -102,8 +102,10 @@ void RowLinear::backward_weight(const char* name, const Tensor& dy, const Tensor
 
 Tensor RowLinear::bias() const { return flat(bias_, &Weight::value); }
 
+Tensor RowLinear::bias_gradient() const { return flat(bias_, &Weight::gradient); }
+
 void RowLinear::backward_bias(const Tensor& dy, Context& context) const {
-  if (bias_) ops::bias_gradient(context.runtime, dy, flat(bias_, &Weight::gradient));
+  if (bias_) ops::bias_gradient(context.runtime, dy, bias_gradient());
 }
 
 }  // namespace choir

@@ -61,6 +61,7 @@ class RowLinear {
   /// [out] f32, or empty: added once, after the sum over ranks; its gradient is the column sum of dy on the rows held.
   Tensor bias() const;
   void backward_bias(const Tensor& dy, Context&) const;
+  Tensor bias_gradient() const;
 
  private:
   Weight* weight_ = nullptr;

@@ -93,11 +93,15 @@ Tensor LinearAttention::forward(const Tensor& x, const Tensor& residual, Saved& 
   return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
 }
 
-Tensor LinearAttention::backward(const Tensor& dy, const Saved& saved, Context& context) const {
+Tensor LinearAttention::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor* sum_of_dy) const {
   Runtime& runtime = context.runtime;
   const std::int64_t width = heads() * config_.head_width;
-  const Tensor dbranch = ops::residual_backward(runtime, dy, dropout(context));
-  out_.backward_bias(dbranch, context);
+  const ops::Dropout dropped = dropout(context);
+  const Tensor dbranch = ops::residual_backward(runtime, dy, dropped);
+  if (sum_of_dy && dropped.p == 0)
+    *sum_of_dy = out_.bias_gradient();
+  else
+    out_.backward_bias(dbranch, context);
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dnormed = out_.backward_input("attention out", dsum, context);
   compute_weight_gradient(context, [this, dsum, out = saved.out](Context& later) {

@@ -32,8 +32,8 @@ class LinearAttention {
   /// x and residual [rows held, D] -> y [rows held, D]. With context.cache, one sequence: x goes on from the state of
   /// the cache, and leaves its own there.
   Tensor forward(const Tensor& x, const Tensor& residual, Saved&, Context&) const;
-  /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself.
-  Tensor backward(const Tensor& dy, const Saved&, Context&) const;
+  /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself. `sum_of_dy`: as of Attention.
+  Tensor backward(const Tensor& dy, const Saved&, Context&, Tensor* sum_of_dy = nullptr) const;
 
   /// A state, whatever the number of positions.
   KeyValueCache make_cache(std::int64_t positions, Runtime&) const;

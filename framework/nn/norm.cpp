@@ -32,9 +32,10 @@ Tensor Norm::forward(const Tensor& x, Saved& saved, Context& context) const {
   return y;
 }
 
-Tensor Norm::backward(const Tensor& dy, const Tensor& residual, const Saved& saved, Context& context) const {
+Tensor Norm::backward(const Tensor& dy, const Tensor& residual, const Saved& saved, Context& context,
+                      const Tensor& residual_sum) const {
   return ops::norm_backward(context.runtime, dy, saved.x, weight_->value, saved.statistics, residual, weight_->gradient,
-                            bias_ ? bias_->gradient : Tensor{});
+                            bias_ ? bias_->gradient : Tensor{}, residual_sum);
 }
 
 /// A copy of x [N, heads * E] as [N * heads, E].

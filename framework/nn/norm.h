@@ -23,8 +23,10 @@ class Norm {
 
   /// x, y [rows held, D]
   Tensor forward(const Tensor& x, Saved&, Context&) const;
-  /// Returns residual + the gradient through the norm. `residual` may be empty.
-  Tensor backward(const Tensor& dy, const Tensor& residual, const Saved&, Context&) const;
+  /// Returns residual + the gradient through the norm. `residual` may be empty. `residual_sum` [D] (or empty) += the
+  /// sum over rows of residual: the gradient of a bias.
+  Tensor backward(const Tensor& dy, const Tensor& residual, const Saved&, Context&,
+                  const Tensor& residual_sum = {}) const;
 
  private:
   bool rms_;

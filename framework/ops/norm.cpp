@@ -31,13 +31,14 @@ Tensor norm(Runtime& runtime, const Tensor& x, const Tensor& weight, const Tenso
 
 Tensor norm_backward(Runtime& runtime, const Tensor& dy, const Tensor& x, const Tensor& weight,
                      const NormStatistics& statistics, const Tensor& residual, const Tensor& dweight,
-                     const Tensor& dbias) {
+                     const Tensor& dbias, const Tensor& residual_sum) {
   check(dy.contiguous() && x.contiguous() && dy.count() == x.count(), "norm backward: dy and x [N, D]");
   check(weight.count() == x.width() && dweight.count() == x.width() && (!dbias || dbias.count() == x.width()),
         "norm backward: weight, dweight and dbias [D]");
   check(statistics.rstd.count() == x.rows() && (!statistics.mean || statistics.mean.count() == x.rows()),
         "norm backward: statistics [N]");
   check(!residual || (residual.contiguous() && residual.count() == x.count()), "norm backward: residual [N, D]");
+  check(!residual_sum || (residual && residual_sum.count() == x.width()), "norm backward: the sum of residual [D]");
   Tensor dx = runtime.empty({x.rows(), x.width()}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {
     using A = Accumulate<T>;
@@ -50,6 +51,7 @@ Tensor norm_backward(Runtime& runtime, const Tensor& dy, const Tensor& x, const 
                                   .dx = dx.data<T>(),
                                   .dweight = dweight.data<A>(),
                                   .dbias = data_or_null<A>(dbias),
+                                  .residual_sum = data_or_null<A>(residual_sum),
                                   .rows = x.rows(),
                                   .width = x.width()};
     const Tensor scratch = workspace(runtime, runtime.device.with_kernels<T>([&](auto device) {

@@ -15,8 +15,9 @@ Tensor norm(Runtime&, const Tensor& x, const Tensor& weight, const Tensor& bias,
             NormStatistics& statistics);
 
 /// Returns dx = residual + gradient through the norm; dweight and dbias accumulate. `residual` may be empty.
+/// `residual_sum` [D] (or empty) += the sum over rows of residual.
 Tensor norm_backward(Runtime&, const Tensor& dy, const Tensor& x, const Tensor& weight,
                      const NormStatistics& statistics, const Tensor& residual, const Tensor& dweight,
-                     const Tensor& dbias);
+                     const Tensor& dbias, const Tensor& residual_sum = {});
 
 }  // namespace choir::ops

@@ -48,15 +48,17 @@ void forward(const NormForward<T>& args, Part rows) {
 
 // With n = (x - mean) rstd and g = dy weight:
 //   dx      = rstd (g - mean_of(g) - n mean_of(g n)) + residual,   mean_of(g) = 0 in RMS norm
-//   dweight = sum over rows of dy n,  dbias = sum over rows of dy: here added to this part's row of the workspace
+//   dweight = sum over rows of dy n,  dbias = sum over rows of dy,  residual_sum = sum over rows of residual: here added
+//   to this part's rows of the workspace
 template <class T>
 void backward(const NormBackward<T>& args, Part rows) {
   using A = Accumulate<T>;
   const Tag<T> d;
   const std::int64_t width = args.width;
-  A* dweight = static_cast<A*>(args.workspace) + rows.index * 2 * cpu::padded(width);
+  A* dweight = static_cast<A*>(args.workspace) + rows.index * 3 * cpu::padded(width);
   A* dbias = dweight + cpu::padded(width);
-  std::fill(dweight, dbias + width, A(0));
+  A* of_residual = dbias + cpu::padded(width);
+  std::fill(dweight, of_residual + width, A(0));
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
     const T* x = args.x + row * width;
     const T* dy = args.dy + row * width;
@@ -83,6 +85,7 @@ void backward(const NormBackward<T>& args, Part rows) {
       store(d, hn::MulAdd(centered, rstd, along), dx + i, extent);
       store(d, hn::MulAdd(slope, n, load(d, dweight + i, extent)), dweight + i, extent);
       store(d, hn::Add(slope, load(d, dbias + i, extent)), dbias + i, extent);
+      if (args.residual_sum) store(d, hn::Add(along, load(d, of_residual + i, extent)), of_residual + i, extent);
     });
   }
 }
@@ -110,7 +113,7 @@ void norm_forward(Cpu cpu, const NormForward<T>& args) {
 
 template <class T>
 std::int64_t norm_backward_workspace_bytes(Cpu cpu, std::int64_t rows, std::int64_t width) {
-  return cpu::num_parts(cpu, rows, width) * 2 * cpu::padded(width) * std::int64_t{sizeof(Accumulate<T>)};
+  return cpu::num_parts(cpu, rows, width) * 3 * cpu::padded(width) * std::int64_t{sizeof(Accumulate<T>)};
 }
 
 template <class T>
@@ -119,8 +122,10 @@ void norm_backward(Cpu cpu, const NormBackward<T>& args) {
   const auto* partial = static_cast<const Accumulate<T>*>(args.workspace);
   const int parts = cpu::num_parts(cpu, args.rows, args.width);
   const std::int64_t width = cpu::padded(args.width);
-  cpu::add_partial_sums(cpu, args.dweight, partial, parts, 2 * width, args.width);
-  if (args.dbias) cpu::add_partial_sums(cpu, args.dbias, partial + width, parts, 2 * width, args.width);
+  cpu::add_partial_sums(cpu, args.dweight, partial, parts, 3 * width, args.width);
+  if (args.dbias) cpu::add_partial_sums(cpu, args.dbias, partial + width, parts, 3 * width, args.width);
+  if (args.residual_sum)
+    cpu::add_partial_sums(cpu, args.residual_sum, partial + 2 * width, parts, 3 * width, args.width);
 }
 
 template void norm_forward(Cpu, const NormForward<float>&);

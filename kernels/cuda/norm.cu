@@ -64,27 +64,29 @@ void norm_forward(Cuda cuda, const NormForward<T>& args) {
 // the workspace; a second kernel adds the parts. A thread owns the same columns in every row, so these sums need no
 // barrier.
 
-constexpr int widest_row_of_warp = 1024;
-constexpr int warps_of_block = cuda::threads_per_block / 32;
-constexpr int blocks_of_multiprocessor = 2;  // with a warp per row: 128 registers for each thread
+// With a warp per row: room for 168 registers of each thread, 72 of them sums.
+constexpr int widest_row_of_warp = 768, warps_of_block = 4, blocks_of_multiprocessor = 3;
+
+/// Sums in a part: dweight, dbias, residual_sum.
+constexpr int num_sums = 3;
 
 /// Blocks, and parts of the workspace: enough to occupy the device, but few enough that each has several rows.
 static int norm_backward_parts(Cuda cuda, std::int64_t rows, std::int64_t width) {
   if (width > widest_row_of_warp) return cuda::blocks_for(cuda, (rows + 3) / 4, 4);
-  const std::int64_t rows_of_block = 2 * warps_of_block;
+  const std::int64_t rows_of_block = 4 * warps_of_block;
   return cuda::blocks_for(cuda, (rows + rows_of_block - 1) / rows_of_block, blocks_of_multiprocessor);
 }
 
 // With n = (x - mean) rstd and g = dy weight:
 //   dx      = rstd (g - mean_of(g) - n mean_of(g n)) + residual,   mean_of(g) = 0 in RMS norm
-//   dweight = sum over rows of dy n,  dbias = sum over rows of dy
+//   dweight = sum over rows of dy n,  dbias = sum over rows of dy,  residual_sum = sum over rows of residual
 //
 /// A lane has `packs` packs of N columns, 32 N apart.
 template <class T, int N, int packs>
-__global__ void __launch_bounds__(cuda::threads_per_block, blocks_of_multiprocessor)
+__global__ void __launch_bounds__(32 * warps_of_block, blocks_of_multiprocessor)
     norm_backward_of_warps_kernel(NormBackward<T> args, std::int64_t padded_width) {
   constexpr int columns = packs * N;
-  __shared__ float of_block[2][32 * columns];
+  __shared__ float of_block[num_sums][32 * columns];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const auto width = static_cast<int>(args.width);
   const auto for_each_column = [&](const auto& body) {  // of this lane
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(cuda::threads_per_block, blocks_of_multiproces
     for (int pack = 0; pack < packs; ++pack)
       if (const int i = (pack * 32 + lane) * N; i < width) body(pack, i);
   };
-  float of_weight[columns] = {}, of_bias[columns] = {};
+  float of_weight[columns] = {}, of_bias[columns] = {}, of_residual[columns] = {};
   const float share = 1 / static_cast<float>(args.width);
   for (std::int64_t row = std::int64_t{blockIdx.x} * warps_of_block + warp; row < args.rows;
        row += std::int64_t{gridDim.x} * warps_of_block) {
@@ -125,6 +127,7 @@ __global__ void __launch_bounds__(cuda::threads_per_block, blocks_of_multiproces
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const float n = (values.value[j] - mean) * rstd, g = slope.value[j] * weight.value[j];
+        of_residual[pack * N + j] += result.value[j];
         result.value[j] = fmaf(fmaf(-n, mean_gn, g - mean_g), rstd, result.value[j]);
         of_weight[pack * N + j] = fmaf(slope.value[j], n, of_weight[pack * N + j]);
         of_bias[pack * N + j] += slope.value[j];
@@ -139,15 +142,17 @@ __global__ void __launch_bounds__(cuda::threads_per_block, blocks_of_multiproces
         for (int j = 0; j < N; ++j) {
           of_block[0][i + j] = (turn > 0 ? of_block[0][i + j] : 0.0f) + of_weight[pack * N + j];
           of_block[1][i + j] = (turn > 0 ? of_block[1][i + j] : 0.0f) + of_bias[pack * N + j];
+          of_block[2][i + j] = (turn > 0 ? of_block[2][i + j] : 0.0f) + of_residual[pack * N + j];
         }
       });
     }
     __syncthreads();
   }
-  float* partial = static_cast<float*>(args.workspace) + blockIdx.x * 2 * padded_width;
-  for (int i = static_cast<int>(threadIdx.x); i < width; i += cuda::threads_per_block) {
+  float* partial = static_cast<float*>(args.workspace) + blockIdx.x * num_sums * padded_width;
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += 32 * warps_of_block) {
     partial[i] = of_block[0][i];
     if (args.dbias) partial[padded_width + i] = of_block[1][i];
+    if (args.residual_sum) partial[2 * padded_width + i] = of_block[2][i];
   }
 }
 
@@ -156,12 +161,14 @@ template <class T, int N, bool in_shared>
 __global__ void __launch_bounds__(cuda::threads_per_block)
     norm_backward_kernel(NormBackward<T> args, std::int64_t padded_width) {
   extern __shared__ __align__(16) float shared_sums[];
-  float* partial = static_cast<float*>(args.workspace) + blockIdx.x * 2 * padded_width;
+  float* partial = static_cast<float*>(args.workspace) + blockIdx.x * num_sums * padded_width;
   float* dweight = in_shared ? shared_sums : partial;
   float* dbias = dweight + padded_width;
+  float* residual_sum = dbias + padded_width;
   cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
     cuda::store(cuda::Pack<M>{}, dweight + i);
     if (args.dbias) cuda::store(cuda::Pack<M>{}, dbias + i);
+    if (args.residual_sum) cuda::store(cuda::Pack<M>{}, residual_sum + i);
   });
   const float share = 1 / static_cast<float>(args.width);
   for (std::int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
@@ -187,6 +194,12 @@ __global__ void __launch_bounds__(cuda::threads_per_block)
       const cuda::Pack<M> values = cuda::load<M>(x + i), slope = cuda::load<M>(dy + i);
       const cuda::Pack<M> weight = cuda::load<M>(args.weight + i);
       cuda::Pack<M> result = residual ? cuda::load<M>(residual + i) : cuda::Pack<M>{};
+      if (args.residual_sum) {
+        cuda::Pack<M> of_residual = cuda::load<M>(residual_sum + i);
+#pragma unroll
+        for (int j = 0; j < M; ++j) of_residual.value[j] += result.value[j];
+        cuda::store(of_residual, residual_sum + i);
+      }
       cuda::Pack<M> of_weight = cuda::load<M>(dweight + i);
 #pragma unroll
       for (int j = 0; j < M; ++j) {
@@ -208,6 +221,7 @@ __global__ void __launch_bounds__(cuda::threads_per_block)
     cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
       cuda::store(cuda::load<M>(dweight + i), partial + i);
       if (args.dbias) cuda::store(cuda::load<M>(dbias + i), partial + padded_width + i);
+      if (args.residual_sum) cuda::store(cuda::load<M>(residual_sum + i), partial + 2 * padded_width + i);
     });
   }
 }
@@ -215,30 +229,29 @@ __global__ void __launch_bounds__(cuda::threads_per_block)
 /// Shared memory that a block can have by default on every GPU.
 constexpr std::int64_t shared_bytes = 48 * 1024 - 1024;
 
-static std::int64_t sums_bytes(std::int64_t width, bool with_bias) {
-  return cuda::padded(width) * (with_bias ? 2 : 1) * std::int64_t{sizeof(float)};
+static std::int64_t sums_bytes(std::int64_t width, int sums) {
+  return cuda::padded(width) * sums * std::int64_t{sizeof(float)};
 }
 
 template <class T>
 std::int64_t norm_backward_workspace_bytes(Cuda cuda, std::int64_t rows, std::int64_t width) {
-  return norm_backward_parts(cuda, rows, width) * sums_bytes(width, true);
+  return norm_backward_parts(cuda, rows, width) * sums_bytes(width, num_sums);
 }
 
 template <class T>
 void norm_backward(Cuda cuda, const NormBackward<T>& args) {
   const int parts = norm_backward_parts(cuda, args.rows, args.width);
-  const std::int64_t padded_width = cuda::padded(args.width), bytes = sums_bytes(args.width, args.dbias);
+  const std::int64_t padded_width = cuda::padded(args.width);
+  const std::int64_t bytes = sums_bytes(args.width, args.residual_sum ? 3 : args.dbias ? 2 : 1);
   const auto warp_per_row = [&]<int N, int columns>() {  // columns of a lane
     norm_backward_of_warps_kernel<T, N, columns / N>
-        <<<parts, cuda::threads_per_block, 0, cuda.stream>>>(args, padded_width);
+        <<<parts, 32 * warps_of_block, 0, cuda.stream>>>(args, padded_width);
   };
   cuda::with_pack_size<T>(
       args.width, {args.dy, args.x, args.weight, args.residual, args.dx, args.workspace}, [&]<int N>() {
         if constexpr (N > 1) {
           if (args.width <= 256) return warp_per_row.template operator()<N, 8>();
-          if (args.width <= 768) return warp_per_row.template operator()<N, 24>();
-          if constexpr (N == 8)  // f32 would spill
-            if (args.width <= widest_row_of_warp) return warp_per_row.template operator()<N, 32>();
+          if (args.width <= widest_row_of_warp) return warp_per_row.template operator()<N, 24>();
         }
         const int threads = cuda::threads_for_row(args.width / N);
         if (bytes <= shared_bytes)
@@ -248,8 +261,8 @@ void norm_backward(Cuda cuda, const NormBackward<T>& args) {
           norm_backward_kernel<T, N, false><<<parts, threads, 0, cuda.stream>>>(args, padded_width);
       });
   cuda::check_launch("norm_backward");
-  cuda::add_partial_sums(cuda, args.dweight, args.dbias, 2, static_cast<const float*>(args.workspace), parts,
-                         args.width);
+  cuda::add_partial_sums(cuda, args.dweight, args.dbias, args.residual_sum, num_sums,
+                         static_cast<const float*>(args.workspace), parts, args.width);
 }
 
 template void norm_forward(Cuda, const NormForward<float>&);

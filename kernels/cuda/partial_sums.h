@@ -11,8 +11,9 @@ namespace choir::kernels::cuda {
 inline std::int64_t padded(std::int64_t width) { return (width + 15) / 16 * 16; }
 
 /// sum[i] += sum over parts of partial[part][0][i], i in [0, count), in an order that depends on `parts` alone; and
-/// other[i] that of partial[part][1][i], unless it is null. A part has padded(count) elements for each of `num_sums` sums.
-void add_partial_sums(Cuda cuda, float* sum, float* other, int num_sums, const float* partial, int parts,
+/// second[i] and third[i] those of partial[part][1][i] and partial[part][2][i], unless they are null. A part has
+/// padded(count) elements for each of `num_sums` sums.
+void add_partial_sums(Cuda cuda, float* sum, float* second, float* third, int num_sums, const float* partial, int parts,
                       std::int64_t count);
 
 }  // namespace choir::kernels::cuda

@@ -14,10 +14,12 @@ constexpr int lanes = 32, groups = threads_per_block / lanes;  // a block is `gr
 
 // A warp has 32 neighbouring columns of every `groups`th part; then the warps' sums are added in order. blockIdx.y is
 // the sum.
-__global__ void add_partial_sums_kernel(float* first, float* second, std::int64_t stride, const float* partial,
-                                        int parts, std::int64_t padded_count, std::int64_t count) {
+__global__ void add_partial_sums_kernel(float* first, float* second, float* third, std::int64_t stride,
+                                        const float* partial, int parts, std::int64_t padded_count,
+                                        std::int64_t count) {
   __shared__ float of_group[groups][lanes];
-  float* sum = blockIdx.y == 0 ? first : second;
+  float* sum = blockIdx.y == 0 ? first : blockIdx.y == 1 ? second : third;
+  if (sum == nullptr) return;
   partial += blockIdx.y * padded_count;
   const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes;
   const std::int64_t column = std::int64_t{blockIdx.x} * lanes + lane;
@@ -33,11 +35,11 @@ __global__ void add_partial_sums_kernel(float* first, float* second, std::int64_
   sum[column] += total;
 }
 
-void add_partial_sums(Cuda cuda, float* sum, float* other, int num_sums, const float* partial, int parts,
+void add_partial_sums(Cuda cuda, float* sum, float* second, float* third, int num_sums, const float* partial, int parts,
                       std::int64_t count) {
-  const dim3 grid(static_cast<unsigned>((count + lanes - 1) / lanes), other ? 2 : 1);
-  add_partial_sums_kernel<<<grid, threads_per_block, 0, cuda.stream>>>(sum, other, num_sums * padded(count), partial,
-                                                                       parts, padded(count), count);
+  const dim3 grid(static_cast<unsigned>((count + lanes - 1) / lanes), third ? 3 : second ? 2 : 1);
+  add_partial_sums_kernel<<<grid, threads_per_block, 0, cuda.stream>>>(sum, second, third, num_sums * padded(count),
+                                                                       partial, parts, padded(count), count);
   check_launch("add_partial_sums");
 }
 
@@ -100,7 +102,8 @@ void column_sum(Cuda cuda, const ColumnSum<T>& args) {
     column_sum_kernel<T, N><<<grid, cuda::threads_per_block, 0, cuda.stream>>>(args, stride);
   });
   cuda::check_launch("column_sum");
-  cuda::add_partial_sums(cuda, args.sum, nullptr, 1, static_cast<const float*>(args.workspace), parts, args.width);
+  cuda::add_partial_sums(cuda, args.sum, nullptr, nullptr, 1, static_cast<const float*>(args.workspace), parts,
+                         args.width);
 }
 
 // ---- Squares. The ranges are cut into chunks of fixed length, assigned in turn to the blocks, each of which keeps one

@@ -91,7 +91,7 @@ TYPED_TEST(Norm, BackwardIsItsFormula) {
   for (const Case& c : cases) {
     const Data<T> data(c);
     std::vector<A> mean(c.rows), rstd(c.rows);
-    std::vector<Result> dx, dweight(c.width, {1, 1}), dbias(c.width, {1, 1});
+    std::vector<Result> dx, dweight(c.width, {1, 1}), dbias(c.width, {1, 1}), sum(c.width, {1, 1});
     for (std::int64_t row = 0; row < c.rows; ++row) {
       double m, r;
       data.statistics(row, m, r);
@@ -113,6 +113,7 @@ TYPED_TEST(Norm, BackwardIsItsFormula) {
         const double x = data.x[row * c.width + i], n = (x - m) * r, n_size = (std::abs(x) + std::abs(m)) * r;
         const double g = data.dy[row * c.width + i] * data.weight[i];
         const double along = c.residual ? double(data.residual[row * c.width + i]) : 0;
+        sum[i].add(along);
         dx.push_back(
             {r * (g - g_sum.value / width - n * gn_sum.value / width) + along,
              r * (std::abs(g) + g_sum.magnitude / width + n_size * gn_sum.magnitude / width) + std::abs(along)});
@@ -121,7 +122,7 @@ TYPED_TEST(Norm, BackwardIsItsFormula) {
     on_every_target([&](Cpu cpu) {
       // dx in place of the residual, gradients added to ones.
       std::vector<T> out = c.residual ? data.residual : std::vector<T>(data.x.size());
-      std::vector<A> out_weight(c.width, 1), out_bias(c.width, 1);
+      std::vector<A> out_weight(c.width, 1), out_bias(c.width, 1), out_sum(c.width, 1);
       std::vector<std::byte> workspace(norm_backward_workspace_bytes<T>(cpu, c.rows, c.width));
       norm_backward(cpu, NormBackward<T>{.dy = data.dy.data(),
                                          .x = data.x.data(),
@@ -132,12 +133,14 @@ TYPED_TEST(Norm, BackwardIsItsFormula) {
                                          .dx = out.data(),
                                          .dweight = out_weight.data(),
                                          .dbias = c.bias ? out_bias.data() : nullptr,
+                                         .residual_sum = c.residual ? out_sum.data() : nullptr,
                                          .rows = c.rows,
                                          .width = c.width,
                                          .workspace = workspace.data()});
       expect_close(out.data(), dx, roundings(c.width), "dx");
       expect_close(out_weight.data(), dweight, roundings(c.rows), "dweight");
       if (c.bias) expect_close(out_bias.data(), dbias, roundings(c.rows), "dbias");
+      expect_close(out_sum.data(), sum, roundings(c.rows), "sum of residual");
     });
   }
 }

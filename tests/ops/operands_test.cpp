@@ -142,6 +142,9 @@ void RefusedOperands::of_a_norm() {
   expect_refused("norm backward: dy and x [N, D]", [&] { backward(x, strided(5, 3), {}); });
   expect_refused("norm backward: residual [N, D]", [&] { backward(x, x, tensor({5, 4})); });
   expect_refused("norm backward: residual [N, D]", [&] { backward(x, x, strided(5, 3)); });
+  for (const auto& [residual, sum] : {std::pair{x, tensor({2})}, {Tensor{}, tensor({3})}})
+    expect_refused("norm backward: the sum of residual [D]",
+                   [&] { ops::norm_backward(runtime, x, x, weight, statistics, residual, weight, {}, sum); });
 }
 
 void RefusedOperands::of_an_activation() {

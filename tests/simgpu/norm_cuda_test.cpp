@@ -12,7 +12,7 @@ struct Case {
   std::int64_t rows, width;
   bool rms, bias, residual;
 };
-// In aligned rows of up to 1024 columns a warp has a row: one that is full, one with lanes to spare, and one with packs
+// In aligned rows of up to 768 columns a warp has a row: one that is full, one with lanes to spare, and one with packs
 // to spare. The last is too wide for sums in shared memory.
 const Case cases[] = {{1, 1, false, true, false},    {5, 3, false, true, true},     {4, 17, true, false, false},
                       {3, 64, false, false, true},   {7, 100, false, true, true},   {2, 1000, true, true, true},
@@ -81,12 +81,13 @@ void backward_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   const std::vector<float> mean = random_values<float>(c.rows, 5, 0.2);
   std::vector<float> rstd = random_values<float>(c.rows, 6, 0.1);
   for (float& value : rstd) value += 1;
-  std::vector<float> dweight = random_values<float>(c.width, 7), dbias = random_values<float>(c.width, 8);
+  std::vector<float> dweight = random_values<float>(c.width, 7), dbias = random_values<float>(c.width, 8),
+                     sum = random_values<float>(c.width, 9);
   const bool with_dbias = !c.rms && c.bias;
 
   const DeviceArray<T> device_x(x, offset), device_dy(dy, offset), device_dx(residual, offset);
   const DeviceArray<float> device_weight(weight), device_mean(mean), device_rstd(rstd), device_dweight(dweight),
-      device_dbias(dbias);
+      device_dbias(dbias), device_sum(sum);
   const DeviceArray<std::uint8_t> device_workspace(kernels::norm_backward_workspace_bytes<T>(cuda, c.rows, c.width));
   norm_backward(cuda, NormBackward<T>{.dy = device_dy.data(),
                                       .x = device_x.data(),
@@ -97,14 +98,16 @@ void backward_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
                                       .dx = device_dx.data(),
                                       .dweight = device_dweight.data(),
                                       .dbias = with_dbias ? device_dbias.data() : nullptr,
+                                      .residual_sum = c.residual ? device_sum.data() : nullptr,
                                       .rows = c.rows,
                                       .width = c.width,
                                       .workspace = device_workspace.data()});
 
-  std::vector<double> of_dx, of_dweight(c.width), of_dbias(c.width);
+  std::vector<double> of_dx, of_dweight(c.width), of_dbias(c.width), of_sum(c.width);
   for (std::int64_t i = 0; i < c.width; ++i) {
     of_dweight[i] = std::abs(dweight[i]);
     of_dbias[i] = std::abs(dbias[i]);
+    of_sum[i] = std::abs(sum[i]);
   }
   for (std::int64_t row = 0; row < c.rows; ++row) {
     const double center = c.rms ? 0 : std::abs(mean[row]), share = 1 / static_cast<double>(c.width);
@@ -119,6 +122,7 @@ void backward_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
     }
     for (std::int64_t i = 0; i < c.width; ++i) {
       const double along = c.residual ? std::abs(residual[row * c.width + i]) : 0;
+      of_sum[i] += along;
       of_dx.push_back((g(i) + mean_g + n(i) * mean_gn) * rstd[row] + along);
     }
   }
@@ -133,12 +137,14 @@ void backward_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
                                        .dx = dx.data(),
                                        .dweight = dweight.data(),
                                        .dbias = with_dbias ? dbias.data() : nullptr,
+                                       .residual_sum = c.residual ? sum.data() : nullptr,
                                        .rows = c.rows,
                                        .width = c.width,
                                        .workspace = workspace.data()});
   expect_agreement(device_dx.host(), dx, of_dx, roundings_of_sum(c.width), "dx");
   expect_agreement(device_dweight.host(), dweight, of_dweight, roundings_of_sum(c.rows), "dweight");
   expect_agreement(device_dbias.host(), dbias, of_dbias, roundings_of_sum(c.rows), "dbias");
+  expect_agreement(device_sum.host(), sum, of_sum, roundings_of_sum(c.rows), "sum of residual");
 }
 
 TEST_P(NormCuda, BackwardAgreesWithTheCpu) {

@@ -17,8 +17,8 @@
 namespace choir::simgpu::tests {
 namespace {
 
-constexpr std::int64_t most_launches = 403;
-constexpr double most_bytes = 43.5e9;
+constexpr std::int64_t most_launches = 355;
+constexpr double most_bytes = 41e9;
 
 Config gpt2(std::int64_t sequences) {
   Config config;
