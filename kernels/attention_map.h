@@ -26,9 +26,12 @@ struct AttentionHead {
   const float* q = nullptr;  ///< [length, head_width], rows `q_stride` elements apart
   std::int64_t q_stride = 0;
   const float* k_transposed = nullptr;  ///< [head_width, length]
-  const float* lse = nullptr;           ///< [length]
+  const float* lse = nullptr;           ///< [length]; infinite: the head does not compute the query
   const float* sink = nullptr;          ///< the head's logit; null: none
 };
+
+/// False if tokens choose heads, and this one is not the query's.
+bool is_computed(const AttentionHead&, std::int64_t query);
 
 /// The keys that a query sees: there is no gap between them.
 IndexRange<std::int64_t> seen_keys(const AttentionHead&, std::int64_t query);

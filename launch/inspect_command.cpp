@@ -65,13 +65,6 @@ int inspect_heads(CommandLine& line, const Arguments& arguments) {
   read_config("", arguments.words);  // mistakes in the words are reported before a checkpoint is read
   const CheckpointReader reader(find_checkpoint({"RUN", arguments.run}, process));
   Config config = inspect_config(reader, arguments);
-  if (config.model.routes_heads())
-    throw ConfigError(Problem{
-        .what = fmt::format("the model chooses {} of its heads for each token (model.attention.routing.chosen)",
-                            config.model.attention.routing.chosen),
-        .why = "choir inspect needs the probabilities of every head at every token, and heads that are not chosen have "
-               "none",
-        .fix = "inspect a model without routed heads"});
   const InspectSamples looked_at = inspect_samples(arguments.input, config, reader);
   config.train.batch = batch_for(std::ssize(looked_at.samples), config.parallel, process.ranks());
   throw_if_any(validate(config, process.ranks()));

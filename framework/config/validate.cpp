@@ -232,9 +232,6 @@ void Validator::check_head_routing() {
     add(fmt::format("parallel.context_kind = {} with {}", name_of(p.context_kind), given),
         "the queries of a head that is chosen need the keys of all positions at once",
         "set parallel.context_kind to gather or auto");
-  if (config_.train.inspect_every > 0)
-    add(fmt::format("train.inspect_every = {} with {}", config_.train.inspect_every, given),
-        "the probabilities of heads that are not computed for a token are not known", "delete train.inspect_every");
 }
 
 // A state of fixed size holds no single key: what picks, caps or drops keys has no meaning in it.

@@ -160,7 +160,11 @@ Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved,
                                    : attend(qkv, spec(context), saved.attended, context);
   if (context.attention)
     context.attention->entries[{name_, context.rows.first_sample}] = {
-        .rows = context.rows, .qkv = qkv, .out = out, .lse = saved.attended.lse, .sinks = spec(context).sinks};
+        .rows = context.rows,
+        .qkv = qkv,
+        .out = out,
+        .lse = router_ ? lse_of_rows(runtime, saved.attended.lse, saved.router.rows, context.rows) : saved.attended.lse,
+        .sinks = spec(context).sinks};
   qkv = {};  // attended has it, or its heads
   const Tensor y = leave(out_.forward("attention out", out, context), context, name_.c_str());
   return ops::residual(runtime, residual, y, out_.bias(), dropout(context));

@@ -1,6 +1,8 @@
 #include "framework/parallel/head_slots.h"
 
 #include <algorithm>
+#include <limits>
+#include <vector>
 
 #include "framework/ops/elementwise.h"
 
@@ -55,6 +57,28 @@ Tensor to_slots(Runtime& runtime, const Tensor& x, const Tensor& gates, const op
   const Tensor rows = ops::contiguous(runtime, x).reshape({x.rows() * held, width});
   const Tensor slots = ops::gather_slots(runtime, rows, gates, heads.slots);
   return slots.reshape({slots.rows() / held, x.width()});
+}
+
+Tensor lse_of_rows(Runtime& runtime, const Tensor& lse, const ops::HeadRows& heads, const Rows& rows) {
+  const std::int64_t held = num_heads(heads, rows.count()), slots = heads.per_sequence;
+  const kernels::RowMap map = rows.map();
+  std::vector<std::int32_t> slot_of(static_cast<std::size_t>(heads.slots.of_rows.count()));
+  ops::download(runtime, heads.slots.of_rows, slot_of.data());
+  const auto convert = [&]<class A>(A) {
+    std::vector<A> of_slots(static_cast<std::size_t>(lse.count())), of_rows;
+    ops::download(runtime, lse, of_slots.data());
+    for (std::int64_t run = 0, first = 0; run < 2; first += rows.runs[run++].count())
+      for (std::int64_t sequence = 0; sequence < rows.sequences; ++sequence)
+        for (std::int64_t head = 0; head < held; ++head)
+          for (std::int64_t i = first; i < first + rows.runs[run].count(); ++i) {
+            const std::int64_t slot = slot_of[static_cast<std::size_t>(map.row_at(sequence, i) * held + head)];
+            const std::int64_t index = (sequence * held + head) * slots + slot / held % slots;
+            of_rows.push_back(slot < 0 ? std::numeric_limits<A>::infinity()
+                                       : of_slots[static_cast<std::size_t>(index)]);
+          }
+    return ops::to_device(runtime, of_rows, lse.dtype());
+  };
+  return lse.dtype() == DType::f64 ? convert(0.0) : convert(0.0f);
 }
 
 Tensor from_slots(Runtime& runtime, const Tensor& x, const Tensor& gates, const ops::HeadRows& heads) {

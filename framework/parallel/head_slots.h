@@ -18,6 +18,10 @@ ops::AttentionOptions options_of_slots(ops::AttentionOptions, const ops::HeadRow
 
 /// x [N, H E] -> [B S, H E], scaled by `gates` [N * H, 1] unless that is empty; slots that no row has are zero
 Tensor to_slots(Runtime&, const Tensor& x, const Tensor& gates, const ops::HeadRows&);
+/// lse [B, H, S] of slots -> that of rows, as Attended::lse has it: infinite where a head does not compute the row, so
+/// that all its probabilities are 0. For who looks into the heads: waits for the device.
+Tensor lse_of_rows(Runtime&, const Tensor& lse, const ops::HeadRows&, const Rows&);
+
 /// x [B S, H E] -> [N, H E], scaled likewise; zero for the heads that do not compute a row
 Tensor from_slots(Runtime&, const Tensor& x, const Tensor& gates, const ops::HeadRows&);
 

@@ -21,6 +21,7 @@ Sums read_head(const kernels::AttentionHead& head, const SampleBuffer& sample) {
   const auto surprise = [](double share) { return share > 0 ? -share * std::log2(share) : 0; };
   for (std::int64_t n = 0; n < queries; ++n) {
     const std::int64_t i = head.length - 1 - n * head.length / queries;
+    if (!kernels::is_computed(head, i)) continue;
     const auto keys = kernels::seen_keys(head, i);
     const std::int64_t first = sample.documents.empty() ? 0 : sample.documents[static_cast<std::size_t>(i)].begin;
     const auto sink = static_cast<double>(kernels::attention_row(head, i, p.data()));
@@ -56,7 +57,7 @@ HeadSamples sample_heads(Trainer& trainer, const AttentionRecord& record, const 
       const Sums sums = read_head(views.at(head), first);
       const auto at = static_cast<std::size_t>(layer * heads + head);
       values[at] = sums.entropy / static_cast<double>(sums.queries);
-      values[all_heads + at] = sums.largest;
+      values[all_heads + at] = sums.queries > 0 ? sums.largest : std::nan("");
       values[2 * all_heads + at] = sums.sink / static_cast<double>(sums.later);
     }
   }

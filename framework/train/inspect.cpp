@@ -84,6 +84,7 @@ std::array<double, head_measures> read_head(const kernels::AttentionHead& head, 
   std::vector<float> p(index(head.length));
   Mean entropy, distance, first, previous, induction, sink;
   for (std::int64_t i = 0; i < sample.length; ++i) {
+    if (!kernels::is_computed(head, i)) continue;
     const auto keys = kernels::seen_keys(head, i);
     const float s = kernels::attention_row(head, i, p.data());
     const kernels::DocumentRange document = sample.buffer.documents.empty()

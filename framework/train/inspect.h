@@ -4,7 +4,8 @@
 // (AttentionRecord: q, k and the log-sum-exp) each rank computes the probabilities of its heads again
 // (kernels/attention_map.h), and all ranks put the results together.
 //
-// Means over the queries i of a sequence, of p[i, j] and the sink s[i] (0 without sinks):
+// Means over the queries i of a sequence, of p[i, j] and the sink s[i] (0 without sinks). If tokens choose heads, over
+// those that chose the head and found room; the rows of the others are 0 in maps:
 //
 //   importance      |d loss / d gate|, of a gate 1 by which the head's output is multiplied: |sum of out dout|.
 //                   Michel et al. 2019, arXiv 1905.10650

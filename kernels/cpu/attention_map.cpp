@@ -2,10 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace choir::kernels {
 
 using Range = IndexRange<std::int64_t>;
+
+bool is_computed(const AttentionHead& a, std::int64_t query) {
+  return a.lse[query] < std::numeric_limits<float>::infinity() || std::isnan(a.lse[query]);
+}
 
 Range seen_keys(const AttentionHead& a, std::int64_t query) {
   const VisiblePairs<std::int64_t> pairs(a.band, a.length, a.length);

@@ -254,10 +254,11 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
 // A gate of a head multiplies the columns of the output weight that read the head: d loss / d gate = sum of W dW there.
 TEST(Inspect, ImportanceIsTheSlopeOfTheLossAlongAGate) {
   if (device_is_simulated() || world_size() > 1) GTEST_SKIP() << "one rank on the CPU is enough";
-  for (const char* name : {"gpt", "window_8_of_2", "sinks", "encoder", "class_token"}) {
+  for (const char* name : {"gpt", "window_8_of_2", "sinks", "chosen_heads", "encoder", "class_token"}) {
     SCOPED_TRACE(name);
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
+    model.attention.routing.balance_weight = 0;  // a loss of the samples without targets too
     SmallRun run(model, plain_sgd(1), one_rank);
     const Inspection inspection = inspect(run.trainer, random_samples(model, 1));
     const Tensors gradients = run.gradients(), masters = run.masters();
@@ -278,6 +279,46 @@ TEST(Inspect, ImportanceIsTheSlopeOfTheLossAlongAGate) {
   }
 }
 
+// What a head reads does not depend on who has chosen it; rows that it does not compute are 0, in maps and in its
+// output.
+TEST(Inspect, HeadsThatTokensChooseAreReadWhereTheyAreComputed) {
+  if (device_is_simulated() || world_size() > 1) GTEST_SKIP() << "one rank on the CPU is enough";
+  ModelConfig model = small_model("chosen_heads");
+  model.dropout = 0;
+  const std::vector<InspectedSample> samples = random_samples(model, 3);
+  SmallRun run(model, plain_sgd(1), one_rank);
+  const Inspection inspection = inspect(run.trainer, samples);
+  AttentionRecord record;
+  run.trainer.set_attention(&record);
+  run.compute_gradients(0, [&](std::int64_t i, const Sample& sample) {
+    const SampleBuffer& from = samples[static_cast<std::size_t>(std::min<std::int64_t>(i, 2))].buffer;
+    std::ranges::copy(from.inputs, sample.inputs.begin());
+    std::ranges::copy(from.targets, sample.targets.begin());
+    return std::int64_t{0};
+  });
+  const std::int64_t length = model.context, heads = model.attention.heads, width = model.head_width();
+  std::int64_t computed = 0;
+  for (std::int64_t layer = 0; layer < model.layers; ++layer) {
+    const Recorded recorded(run, record.entries.at({"blocks." + std::to_string(layer) + ".attention", 0}));
+    for (std::int64_t n = 0; n < 3 * heads * length; ++n) {
+      const std::int64_t s = n / length / heads, head = n / length % heads, i = n % length,
+                         number = layer * heads + head;
+      const std::vector<double> map = map_of(recorded, samples[static_cast<std::size_t>(s)].buffer, s, head);
+      const double out = at(recorded.out, ((s * length + i) * heads + head) * width);
+      const bool is_computed = out != 0;
+      computed += is_computed ? 1 : 0;
+      EXPECT_TRUE(is_computed || head > 0) << "head 0 is always on";
+      for (std::int64_t j = 0; j < length; ++j)
+        ASSERT_NEAR(inspection.samples[static_cast<std::size_t>(s)]
+                        .maps[static_cast<std::size_t>((number * length + i) * length + j)],
+                    is_computed ? at(map, i * (length + 1) + j) : 0, bound)
+            << name_of_head(layer, head) << " " << i << " " << j;
+    }
+  }
+  const std::int64_t most = 3 * length * model.layers * model.heads_of_token();
+  EXPECT_TRUE(most / 2 < computed && computed < most) << "some tokens find no room";
+}
+
 /// As train.inspect_every has it: of the first micro-batch of a step.
 HeadSamples sampled(SmallRun& run) {
   const ModelConfig& model = run.trainer.config().model;
@@ -292,7 +333,7 @@ HeadSamples sampled(SmallRun& run) {
 
 TEST(Inspect, IsThatOfOneRankInEveryLayout) {
   if (device_is_simulated()) GTEST_SKIP() << "the arithmetic is that of the host";
-  for (const char* name : {"window_8_of_2", "sinks", "encoder_documents", "class_token"}) {
+  for (const char* name : {"window_8_of_2", "sinks", "chosen_heads", "encoder_documents", "class_token"}) {
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
     const std::vector<InspectedSample> samples = random_samples(model, 5);  // of a batch of 12
