@@ -15,17 +15,17 @@
 
 namespace choir::kernels {
 
-/// One head and one whole sequence, of which query i and key i stand at position i.
+/// One head, and the whole sequences of its queries and of its keys. Query i and key i stand at position i.
 struct AttentionHead {
-  std::int64_t length = 0, head_width = 0;
+  std::int64_t length = 0, kv_length = 0, head_width = 0;
   Band band{};
   Score score{};             ///< of which this is head `head`
   std::int64_t head = 0;     ///< in the layer
   double scale = 1;          ///< usually 1 / sqrt(head_width)
-  Documents documents{};     ///< of one sequence
+  Documents documents{};     ///< of one sequence; only queries have ranges here
   const float* q = nullptr;  ///< [length, head_width], rows `q_stride` elements apart
   std::int64_t q_stride = 0;
-  const float* k_transposed = nullptr;  ///< [head_width, length]
+  const float* k_transposed = nullptr;  ///< [head_width, kv_length]
   const float* lse = nullptr;           ///< [length]; infinite: the head does not compute the query
   const float* sink = nullptr;          ///< the head's logit; null: none
 };
@@ -36,7 +36,7 @@ bool is_computed(const AttentionHead&, std::int64_t query);
 /// The keys that a query sees: there is no gap between them.
 IndexRange<std::int64_t> seen_keys(const AttentionHead&, std::int64_t query);
 
-/// p[seen_keys()] = row `query`; other elements of p [length] stay as they are. Returns the share of the sink.
+/// p[seen_keys()] = row `query`; other elements of p [kv_length] stay as they are. Returns the share of the sink.
 float attention_row(const AttentionHead&, std::int64_t query, float* p);
 
 }  // namespace choir::kernels

@@ -1,5 +1,5 @@
-// choir inspect RUN [--text ...|--images ...|--held-out N]: what every head of a checkpoint reads, as a page and as
-// HDF5.
+// choir inspect RUN [--text ... [--source ...]|--images ...|--held-out N]: what every head of a checkpoint reads, as a
+// page and as HDF5.
 #include <fmt/format.h>
 
 #include <filesystem>
@@ -83,7 +83,8 @@ int inspect_heads(CommandLine& line, const Arguments& arguments) {
                                 .inspection = inspection,
                                 .title = reader.path(),
                                 .labels = looked_at.labels,
-                                .tokens = looked_at.tokens};
+                                .tokens = looked_at.tokens,
+                                .source_tokens = looked_at.source_tokens};
   Agreement(*mesh.host)
       .on_rank_0(
           [&] {
@@ -113,6 +114,9 @@ void add_inspect_command(CommandLine& line) {
   verb->add_option("WORDS", arguments->words, "key=value overrides of the checkpoint's configuration");
   verb->add_option("--text", arguments->input.texts,
                    "a text to look at; several times for several; for a classifier 'class<TAB>text' gives the class")
+      ->allow_extra_args(false);
+  verb->add_option("--source", arguments->input.sources,
+                   "for an encoder-decoder: the source of a text; as often as --text")
       ->allow_extra_args(false);
   verb->add_option(
           "--images", arguments->input.images,

@@ -10,6 +10,7 @@
 #include "framework/data/masking.h"
 #include "framework/train/dataset.h"
 #include "framework/train/generate.h"
+#include "framework/train/layer_heads.h"
 #include "framework/train/snapshot.h"
 
 namespace choir {
@@ -71,9 +72,43 @@ class TextReader {
     return sample;
   }
 
+  /// A source and its target, as a pair of a token file is read. Adds notes of what is cut.
+  InspectedSample read_pair(const std::string& source, const std::string& target,
+                            std::vector<std::string>& notes) const {
+    InspectedSample sample{.buffer = SampleBuffer(model_)};
+    const auto read_side = [&](const char* flag, const std::string& text, const char* key,
+                               std::vector<std::int32_t>& side) {
+      std::vector<std::int32_t> ids = tokenizer_.encode(text);
+      if (ids.empty())
+        throw ConfigError(Problem{.what = fmt::format("{} is empty", flag),
+                                  .why = "a pair has a text on either side",
+                                  .fix = fmt::format("{} TEXT", flag)});
+      ids.push_back(tokenizer_.end_of_document());
+      const auto used = std::min(ids.size(), side.size());
+      if (used < ids.size())
+        notes.push_back(fmt::format("{} has {} with its end: the first {} are looked at, since {} = {}", flag,
+                                    quantity(std::ssize(ids), "token"), used, key, side.size()));
+      std::ranges::fill(side, -1);
+      std::copy_n(ids.begin(), used, side.begin());
+      return static_cast<std::int64_t>(used);
+    };
+    SampleBuffer& buffer = sample.buffer;
+    sample.source_length = read_side("--source", source, "model.source_context", buffer.source);
+    sample.length = read_side("--text", target, "model.context", buffer.targets);
+    buffer.inputs[0] = tokenizer_.end_of_document();
+    std::copy_n(buffer.targets.begin(), buffer.inputs.size() - 1, buffer.inputs.begin() + 1);
+    return sample;
+  }
+
   std::vector<std::string> tokens(const InspectedSample& sample) const {
     std::vector<std::string> texts;
     for (std::int64_t i = 0; i < sample.length; ++i) texts.push_back(text_of(sample, i));
+    return texts;
+  }
+  std::vector<std::string> source_tokens(const InspectedSample& sample) const {
+    std::vector<std::string> texts;
+    for (std::int64_t i = 0; i < sample.source_length; ++i)
+      texts.push_back(text_of_token(sample.buffer.source[static_cast<std::size_t>(i)]));
     return texts;
   }
   std::string label(const InspectedSample& sample) const {
@@ -115,7 +150,7 @@ class TextReader {
                     number, sample.buffer.inputs, targets);
         return;
       case ModelFamily::classifier:
-      case ModelFamily::encoder_decoder:  // check_input() has refused it
+      case ModelFamily::encoder_decoder:  // read_pair() has them
       case ModelFamily::vision:
         return;
     }
@@ -125,6 +160,9 @@ class TextReader {
     if (position == 0 && model_.is_classifier() && model_.pool == Pool::class_token) return "[class]";
     const std::int32_t id = sample.buffer.inputs[static_cast<std::size_t>(position)];
     if (model_.family == ModelFamily::encoder && id == model_.text_vocabulary()) return "[mask]";
+    return position == 0 && model_.has_source() ? "[begin]" : text_of_token(id);
+  }
+  std::string text_of_token(std::int32_t id) const {
     if (id == tokenizer_.end_of_document()) return "[end]";
     if (id >= tokenizer_.vocabulary()) return fmt::format("[{}]", id);
     return tokenizer_.decode(std::span(&id, 1));
@@ -171,13 +209,21 @@ InspectedSample picture_sample(const std::string& path, const ModelConfig& model
   return sample;
 }
 
+std::string times(std::size_t count) { return quantity(static_cast<std::int64_t>(count), "time"); }
+
 void check_input(const InspectInput& input, const Config& config) {
   const bool reads_images = config.model.family == ModelFamily::vision;
   std::vector<Problem> problems;
-  if (config.model.has_source())
-    problems.push_back({.what = "choir inspect, but model.family = encoder_decoder",
-                        .why = "maps of attention to another sequence are not built",
-                        .fix = "look at a model of another family"});
+  const bool reads_pairs = config.model.has_source();
+  if (!input.sources.empty() && !reads_pairs)
+    problems.push_back({.what = fmt::format("--source, but model.family = {}", name_of(config.model.family)),
+                        .why = "only an encoder-decoder reads a source",
+                        .fix = "leave it out"});
+  if (reads_pairs && input.sources.size() != input.texts.size())
+    problems.push_back({.what = fmt::format("--text is given {} and --source {}", times(input.texts.size()),
+                                            times(input.sources.size())),
+                        .why = "an encoder-decoder reads pairs of a source and a target",
+                        .fix = "give each --text its --source, in the same order"});
   if ((input.texts.empty() ? 0 : 1) + (input.images.empty() ? 0 : 1) + (input.held_out > 0 ? 1 : 0) > 1)
     problems.push_back({.what = "more than one of --text, --images and --held-out is given", .fix = "give one"});
   if (!input.texts.empty() && reads_images)
@@ -187,7 +233,9 @@ void check_input(const InspectInput& input, const Config& config) {
   if (!input.images.empty() && !reads_images)
     problems.push_back({.what = fmt::format("--images, but model.family = {}", name_of(config.model.family)),
                         .why = "this model reads text",
-                        .fix = "--text TEXT, or --held-out N for N sequences of the run's own"});
+                        .fix = std::string(reads_pairs ? "--source TEXT " : "") +
+                               "--text TEXT, or --held-out N for N " + samples_noun(config.model) +
+                               "s of the run's own"});
   if (const std::int64_t most = std::max<std::int64_t>(std::ssize(input.texts), input.held_out); most > most_inspected)
     problems.push_back({.what = fmt::format("{} samples are more than {}", most, most_inspected),
                         .why = "the page holds the maps of all of them",
@@ -198,6 +246,7 @@ void check_input(const InspectInput& input, const Config& config) {
 /// How a model of images or texts is told what to look at.
 const char* given_instead(const Config& config) {
   return config.model.family == ModelFamily::vision ? "--images FILE, or data.path=FILE with held-out images"
+         : config.model.has_source()                ? "--source TEXT --text TEXT, or data.path=FILE with held-out pairs"
                                                     : "--text TEXT, or data.path=FILE with held-out text";
 }
 
@@ -229,6 +278,10 @@ void add_held_out(std::int64_t wanted, const Config& config, const CheckpointRea
         all.samples.emplace_back(InspectedSample{.buffer = SampleBuffer(config.model), .length = config.model.context});
     held.read(i, sample.buffer.view());
     if (config.model.family == ModelFamily::classifier) sample.length = sample.buffer.documents.front().end;
+    if (config.model.has_source()) {
+      sample.length = std::ranges::count_if(sample.buffer.targets, [](std::int32_t id) { return id >= 0; });
+      sample.source_length = source_tokens(sample.buffer);
+    }
     all.labels.push_back(fmt::format("held-out {} {}", samples_noun(config.model), i * held.all / held.samples));
   }
 }
@@ -266,11 +319,14 @@ InspectSamples inspect_samples(const InspectInput& input, const Config& config, 
   }
   const TextReader texts(config, reader);
   for (std::size_t i = 0; i < input.texts.size(); ++i) {
-    all.samples.push_back(texts.read(input.texts[i], static_cast<std::int64_t>(i), all.notes));
+    all.samples.push_back(config.model.has_source()
+                              ? texts.read_pair(input.sources[i], input.texts[i], all.notes)
+                              : texts.read(input.texts[i], static_cast<std::int64_t>(i), all.notes));
     all.labels.push_back(beginning_of(input.texts[i]));
   }
   for (std::size_t i = 0; i < all.samples.size(); ++i) {
     all.tokens.push_back(texts.tokens(all.samples[i]));
+    all.source_tokens.push_back(texts.source_tokens(all.samples[i]));
     if (const std::string known = texts.label(all.samples[i]); !known.empty()) all.labels[i] += ": " + known;
   }
   return all;

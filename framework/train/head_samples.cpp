@@ -14,16 +14,17 @@ struct Sums {
   std::int64_t queries = 0, later = 0;  // later: with a token before them
 };
 
-Sums read_head(const kernels::AttentionHead& head, const SampleBuffer& sample) {
+/// Of the first `length` queries.
+Sums read_head(const kernels::AttentionHead& head, const AttentionStack& stack, std::int64_t length) {
   Sums sums;
-  std::vector<float> p(static_cast<std::size_t>(head.length));
-  const std::int64_t queries = std::min(sampled_queries, head.length);
+  std::vector<float> p(static_cast<std::size_t>(head.kv_length));
+  const std::int64_t queries = std::min(sampled_queries, length);
   const auto surprise = [](double share) { return share > 0 ? -share * std::log2(share) : 0; };
   for (std::int64_t n = 0; n < queries; ++n) {
-    const std::int64_t i = head.length - 1 - n * head.length / queries;
+    const std::int64_t i = length - 1 - n * length / queries;
     if (!kernels::is_computed(head, i)) continue;
     const auto keys = kernels::seen_keys(head, i);
-    const std::int64_t first = sample.documents.empty() ? 0 : sample.documents[static_cast<std::size_t>(i)].begin;
+    const std::int64_t first = head.documents.separate ? head.documents.ranges[i].begin : 0;
     const auto sink = static_cast<double>(kernels::attention_row(head, i, p.data()));
     double largest = 0;
     sums.entropy += surprise(sink);
@@ -34,7 +35,7 @@ Sums read_head(const kernels::AttentionHead& head, const SampleBuffer& sample) {
     }
     ++sums.queries;
     sums.largest = std::max(sums.largest, std::log(largest) + static_cast<double>(head.lse[i]));
-    if (i == first) continue;
+    if (stack.compares_positions && i == first) continue;
     ++sums.later;
     sums.sink += sink + (first >= keys.begin ? static_cast<double>(p[static_cast<std::size_t>(first)]) : 0);
   }
@@ -46,21 +47,24 @@ Sums read_head(const kernels::AttentionHead& head, const SampleBuffer& sample) {
 HeadSamples sample_heads(Trainer& trainer, const AttentionRecord& record, const SampleBuffer& first) {
   const ModelConfig& model = trainer.config().model;
   const std::int64_t heads = model.attention.heads, context_ranks = trainer.mesh().shape.context;
-  const auto all_heads = static_cast<std::size_t>(model.layers * heads);
+  const auto all_heads = static_cast<std::size_t>(attention_layers(model) * heads);
   std::vector<double> values(3 * all_heads);
-  for (std::int64_t layer = 0; layer < model.layers; ++layer) {
-    const AttentionRecord::Entry* entry = recorded(record, layer, 0);
-    if (!entry) continue;
-    const LayerHeads views(trainer, *entry, 0, first);
-    for (std::int64_t head = views.heads().begin + trainer.mesh().here.context; head < views.heads().end;
-         head += context_ranks) {
-      const Sums sums = read_head(views.at(head), first);
-      const auto at = static_cast<std::size_t>(layer * heads + head);
-      values[at] = sums.entropy / static_cast<double>(sums.queries);
-      values[all_heads + at] = sums.queries > 0 ? sums.largest : std::nan("");
-      values[2 * all_heads + at] = sums.sink / static_cast<double>(sums.later);
+  std::int64_t first_head = 0;  // of the layer
+  for (const AttentionStack& stack : attention_stacks(model))
+    for (std::int64_t layer = 0; layer < stack.layers; ++layer, first_head += heads) {
+      const AttentionRecord::Entry* entry = recorded(record, stack.layer_name(layer), 0);
+      if (!entry) continue;
+      const LayerHeads views(trainer, stack, *entry, 0, first);
+      const std::int64_t length = stack.rows == TokenStream::source ? source_tokens(first) : entry->rows.length;
+      for (std::int64_t head = views.heads().begin + trainer.mesh().here.context; head < views.heads().end;
+           head += context_ranks) {
+        const Sums sums = read_head(views.at(head), stack, length);
+        const auto at = static_cast<std::size_t>(first_head + head);
+        values[at] = sums.entropy / static_cast<double>(sums.queries);
+        values[all_heads + at] = sums.queries > 0 ? sums.largest : std::nan("");
+        values[2 * all_heads + at] = sums.sink / static_cast<double>(sums.later);
+      }
     }
-  }
   put_together(trainer.runtime(), *trainer.mesh().world, values);
   const auto part = [&](std::size_t which) {
     const auto begin = values.begin() + static_cast<std::ptrdiff_t>(which * all_heads);

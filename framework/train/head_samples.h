@@ -8,11 +8,11 @@
 
 namespace choir {
 
-/// [layers, heads]; NaN: no query says anything.
+/// [layers of all stacks, heads]; NaN: no query says anything.
 struct HeadSamples {
   std::vector<double> entropy;        ///< of a query's probabilities, in bits: the mean over the queries
   std::vector<double> largest_logit;  ///< the largest score, after soft cap and ALiBi
-  std::vector<double> sink;           ///< what goes to the first token, or that of the document, and to a learned logit
+  std::vector<double> sink;  ///< what goes to the first token, of the document or the source, and to a learned logit
 };
 
 inline constexpr std::int64_t sampled_queries = 8;

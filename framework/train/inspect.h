@@ -11,13 +11,16 @@
 //                   Michel et al. 2019, arXiv 1905.10650
 //   entropy         - sum_j p log2 p - s log2 s, in bits: 2^entropy equally likely tokens have it
 //   distance        sum_j p |i - j| / sum_j p, in tokens; of images between the centres of squares, in squares
-//   first_token     p[i, f], f the first token of the sequence or of i's document; without i = f
+//   first_token     p[i, f], f the first token of the sequence or of i's document; without i = f. Of the source, if
+//                   its tokens are read
 //   previous_token  p[i, i - 1], within a document; not of images
 //   induction       the sum of p over keys that follow an earlier token equal to i's own, for the queries that have
 //                   such keys. Olsson et al. 2022, arXiv 2209.11895; not of images
 //   sink            s: what the learned logit takes, of models with sinks
 //
-// Heads a and b have the similarity sum_j min(p_a[i, j], p_b[i, j]) + min(s_a[i], s_b[i]): 1 if they read alike.
+// Heads a and b of one stack have the similarity sum_j min(p_a[i, j], p_b[i, j]) + min(s_a[i], s_b[i]): 1 if they read
+// alike. Where a decoder's tokens read a source whose positions are not their own, there is no distance, no previous
+// token and no induction.
 #pragma once
 
 #include <array>
@@ -26,6 +29,7 @@
 
 #include "framework/core/names.h"
 #include "framework/model/sample.h"
+#include "framework/train/attention_stacks.h"
 #include "framework/train/trainer.h"
 
 namespace choir {
@@ -39,19 +43,25 @@ inline constexpr std::size_t head_measures = names<HeadMeasure>.size();
 struct InspectedSample {
   SampleBuffer buffer;
   std::int64_t length = 0;  ///< positions that are looked at, from the first on; the others only fill the context up
-  bool target_is_known = true;  ///< false: the class in `buffer` is anyone's, so nothing is said about importance
+  std::int64_t source_length = 0;  ///< likewise, of what an encoder reads
+  bool target_is_known = true;     ///< false: the class in `buffer` is anyone's, so nothing is said about importance
 };
 
 struct Inspection {
-  std::int64_t layers = 0, heads = 0;
+  std::vector<AttentionStack> stacks;
+  std::int64_t layers = 0, heads = 0;  ///< layers of all stacks, one behind another
   std::int64_t tile = 1;  ///< a cell of a map is the mean over `tile` queries of their sums over `tile` keys
+  struct Maps {
+    std::int64_t rows = 0, columns = 0;  ///< cells of queries and keys
+    std::vector<float> values;           ///< [layers of the stack, heads, rows, columns]
+  };
   struct Sample {
     std::array<std::vector<double>, head_measures> values;  ///< [layers, heads]; NaN: not defined for this sample
-    std::int64_t cells = 0;
-    std::vector<float> maps;  ///< [layers, heads, cells, cells]: rows are queries
+    std::vector<Maps> maps;                                 ///< of each stack
   };
   std::vector<Sample> samples;
-  std::vector<float> similarity;  ///< [layers * heads, layers * heads]: over evenly spread queries of all samples
+  /// [layers * heads, layers * heads]: over evenly spread queries of all samples; NaN between stacks.
+  std::vector<float> similarity;
 
   const std::vector<double>& values(std::size_t sample, HeadMeasure measure) const {
     return samples[sample].values[static_cast<std::size_t>(measure)];

@@ -1,6 +1,7 @@
 #include "framework/train/inspect_files.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -109,15 +110,19 @@ Json numbers(const std::vector<double>& values) {
   return json;
 }
 
+Json texts(const std::vector<std::string>& tokens) {
+  Json json = Json::array();
+  for (const std::string& token : tokens) json.push_back(readable(token));
+  return json;
+}
+
 Json sample_json(const InspectionReport& r, std::size_t s) {
-  const Inspection::Sample& sample = r.inspection.samples[s];
-  std::vector<std::uint8_t> maps;
-  for (const float share : sample.maps) maps.push_back(byte_of(std::sqrt(static_cast<double>(share))));
-  Json json = {{"label", readable(r.labels[s])},
-               {"length", r.samples[s].length},
-               {"tile", r.inspection.tile},
-               {"cells", sample.cells},
-               {"maps", base64(maps)}};
+  Json json = {{"label", readable(r.labels[s])}, {"length", r.samples[s].length}, {"maps", Json::array()}};
+  for (const Inspection::Maps& maps : r.inspection.samples[s].maps) {
+    std::vector<std::uint8_t> shares;
+    for (const float share : maps.values) shares.push_back(byte_of(std::sqrt(static_cast<double>(share))));
+    json["maps"].push_back({{"rows", maps.rows}, {"columns", maps.columns}, {"shares", base64(shares)}});
+  }
   if (r.model.family == ModelFamily::vision) {
     const ImageConfig& i = r.model.image;
     json["picture"] = {{"height", i.height},
@@ -128,8 +133,11 @@ Json sample_json(const InspectionReport& r, std::size_t s) {
                        {"classToken", r.model.pool == Pool::class_token},
                        {"pixels", base64(pixels_of(r.model, r.samples[s].buffer.patches))}};
   } else {
-    json["tokens"] = Json::array();
-    for (const std::string& token : r.tokens[s]) json["tokens"].push_back(readable(token));
+    json["tokens"] = texts(r.tokens[s]);
+  }
+  if (r.model.has_source()) {
+    json["sourceLength"] = r.samples[s].source_length;
+    json["sourceTokens"] = texts(r.source_tokens[s]);
   }
   return json;
 }
@@ -148,7 +156,10 @@ Hdf5Handle create_group(hid_t parent, const std::string& name) {
   return {H5Gcreate2(parent, name.c_str(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT), H5Gclose, "H5Gcreate2"};
 }
 
-void write_tokens(hid_t group, const std::vector<std::string>& tokens) {
+/// The first ids, and the tokens that they are.
+void write_tokens(hid_t group, const std::string& prefix, const std::vector<std::int32_t>& ids,
+                  const std::vector<std::string>& tokens) {
+  write_dataset(group, (prefix + "ids").c_str(), {std::ssize(tokens)}, H5T_STD_I32LE, H5T_NATIVE_INT32, ids);
   std::size_t longest = 1;
   for (const std::string& token : tokens) longest = std::max(longest, token.size());
   std::vector<char> padded(tokens.size() * longest);
@@ -157,10 +168,19 @@ void write_tokens(hid_t group, const std::vector<std::string>& tokens) {
   const Hdf5Handle type(H5Tcopy(H5T_C_S1), H5Tclose, "H5Tcopy");
   hdf5_check(H5Tset_size(type, longest), "H5Tset_size");
   hdf5_check(H5Tset_strpad(type, H5T_STR_NULLPAD), "H5Tset_strpad");
-  write_dataset(group, "tokens", {std::ssize(tokens)}, type, type, padded);
+  write_dataset(group, (prefix + "tokens").c_str(), {std::ssize(tokens)}, type, type, padded);
 }
 
 }  // namespace
+
+/// "encoder 0", of all layers in their order.
+static std::vector<std::string> layer_names(const Inspection& inspection) {
+  std::vector<std::string> layers;
+  for (const AttentionStack& stack : inspection.stacks)
+    for (std::int64_t layer = 0; layer < stack.layers; ++layer)
+      layers.push_back(fmt::format("{} {}", stack.name, layer));
+  return layers;
+}
 
 std::string inspection_hdf5(const InspectionReport& r) {
   const Inspection& i = r.inspection;
@@ -174,6 +194,7 @@ std::string inspection_hdf5(const InspectionReport& r) {
     write_attribute(file, "layers", i.layers);
     write_attribute(file, "heads", i.heads);
     write_attribute(file, "tile", i.tile);
+    write_attribute(file, "layer_names", fmt::format("{}", fmt::join(layer_names(i), "\n")));
     {
       const Hdf5Handle measures = create_group(file, "measures");
       for (std::size_t m = 0; m < head_measures; ++m) {
@@ -190,17 +211,20 @@ std::string inspection_hdf5(const InspectionReport& r) {
         const Inspection::Sample& sample = i.samples[s];
         const Hdf5Handle group = create_group(samples, std::to_string(s));
         write_attribute(group, "label", r.labels[s]);
-        write_dataset(group, "maps", {i.layers, i.heads, sample.cells, sample.cells}, H5T_IEEE_F32LE, H5T_NATIVE_FLOAT,
-                      sample.maps);
+        for (std::size_t stack = 0; stack < i.stacks.size(); ++stack) {
+          const Inspection::Maps& maps = sample.maps[stack];
+          const std::string name = i.stacks.size() > 1 ? i.stacks[stack].name + "_maps" : "maps";
+          write_dataset(group, name.c_str(), {i.stacks[stack].layers, i.heads, maps.rows, maps.columns}, H5T_IEEE_F32LE,
+                        H5T_NATIVE_FLOAT, maps.values);
+        }
         if (r.model.family == ModelFamily::vision) {
           const ImageConfig& picture = r.model.image;
           write_dataset(group, "pixels", {picture.channels, picture.height, picture.width}, H5T_STD_U8LE,
                         H5T_NATIVE_UINT8, pixels_of(r.model, r.samples[s].buffer.patches));
         } else {
-          write_dataset(group, "ids", {r.samples[s].length}, H5T_STD_I32LE, H5T_NATIVE_INT32,
-                        r.samples[s].buffer.inputs);
-          write_tokens(group, r.tokens[s]);
+          write_tokens(group, "", r.samples[s].buffer.inputs, r.tokens[s]);
         }
+        if (r.model.has_source()) write_tokens(group, "source_", r.samples[s].buffer.source, r.source_tokens[s]);
       }
     }
     file.close();
@@ -212,7 +236,13 @@ std::string inspection_hdf5(const InspectionReport& r) {
 
 std::string inspection_page(const InspectionReport& r) {
   const Inspection& i = r.inspection;
-  Json json = {{"title", readable(r.title)}, {"layers", i.layers}, {"heads", i.heads}, {"measures", Json::array()}};
+  Json json = {{"title", readable(r.title)}, {"layers", layer_names(i)}, {"heads", i.heads}, {"tile", i.tile},
+               {"measures", Json::array()},  {"stacks", Json::array()}};
+  for (const AttentionStack& stack : i.stacks)
+    json["stacks"].push_back({{"name", stack.name},
+                              {"layers", stack.layers},
+                              {"rows", name_of(stack.rows)},
+                              {"columns", name_of(stack.columns)}});
   for (std::size_t m = 0; m < head_measures; ++m) {
     const auto measure = static_cast<HeadMeasure>(m);
     const std::vector<double> values = i.mean(measure);
@@ -225,7 +255,8 @@ std::string inspection_page(const InspectionReport& r) {
                                 {"values", numbers(values)}});
   }
   std::vector<std::uint8_t> similarity;
-  for (const float share : i.similarity) similarity.push_back(byte_of(static_cast<double>(share)));
+  for (const float share : i.similarity)
+    similarity.push_back(std::isnan(share) ? std::uint8_t{0} : byte_of(static_cast<double>(share)));
   json["similarity"] = base64(similarity);
   json["samples"] = Json::array();
   for (std::size_t s = 0; s < i.samples.size(); ++s) json["samples"].push_back(sample_json(r, s));

@@ -1,12 +1,14 @@
 // What `choir inspect` writes of an Inspection: a page for people, and an HDF5 file for tools.
 //
-//   attributes of /            format_version, title, layers, heads, tile
+//   attributes of /            format_version, title, layers, heads, tile, layer_names (one a line)
 //   /measures/<name>           [samples, layers, heads] f32: the HeadMeasures; NaN: not defined
-//   /similarity                [layers * heads, layers * heads] f32
+//   /similarity                [layers * heads, layers * heads] f32; NaN between layers of different stacks
 //   /samples/<n>               attribute label
-//   /samples/<n>/maps          [layers, heads, cells, cells] f32: rows are queries; a cell is a tile of positions
+//   /samples/<n>/maps          [layers, heads, rows, columns] f32: rows are queries; a cell is a tile of positions.
+//                              Of an encoder-decoder encoder_maps, decoder_maps and cross_maps
 //   /samples/<n>/ids           [length] i32: of text
 //   /samples/<n>/tokens        [length] text of fixed length: the bytes that the ids stand for
+//   /samples/<n>/source_ids    [length of the source] i32, and source_tokens: of encoder-decoders
 //   /samples/<n>/pixels        [channels, height, width] u8: of images
 #pragma once
 
@@ -22,9 +24,10 @@ struct InspectionReport {
   const ModelConfig& model;
   const std::vector<InspectedSample>& samples;
   const Inspection& inspection;
-  std::string title;                             ///< "runs/quickstart, step 240"
-  std::vector<std::string> labels;               ///< of the samples
-  std::vector<std::vector<std::string>> tokens;  ///< of the samples: the bytes of each token; empty for images
+  std::string title;                                    ///< "runs/quickstart, step 240"
+  std::vector<std::string> labels;                      ///< of the samples
+  std::vector<std::vector<std::string>> tokens;         ///< of the samples: the bytes of each token; empty for images
+  std::vector<std::vector<std::string>> source_tokens;  ///< likewise, of what an encoder reads
 };
 
 /// The bytes of the HDF5 file. Makes HDF5 calls.

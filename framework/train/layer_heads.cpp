@@ -13,6 +13,26 @@ namespace {
 
 std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
 
+/// The heads of a layer of this stack.
+AttentionSpec spec_of(const Trainer& trainer, const AttentionStack& stack) {
+  AttentionSpec spec = trainer.attention_spec();
+  spec.band = stack.band;
+  spec.score = stack.score;
+  return spec;
+}
+
+/// The keys that each query of a whole sequence may see, besides its band; empty: all.
+std::vector<kernels::DocumentRange> documents_of(const AttentionStack& stack, std::int64_t length,
+                                                 const SampleBuffer& buffer) {
+  if (buffer.source.empty()) return buffer.documents;
+  const std::int64_t tokens = source_tokens(buffer);
+  std::vector<kernels::DocumentRange> ranges(index(length), {0, static_cast<std::int32_t>(tokens)});
+  if (stack.crosses()) return ranges;
+  if (stack.rows == TokenStream::target) return {};
+  leave_out_filler(ranges, tokens);
+  return ranges;
+}
+
 /// to[e * to_stride + i] = from[i * from_stride + e], in blocks that a cache holds.
 void transpose(const float* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width, float* to,
                std::int64_t to_stride) {
@@ -35,10 +55,13 @@ void put_together(Runtime& runtime, Communicator& axis, std::vector<T>& values) 
 template void put_together(Runtime&, Communicator&, std::vector<float>&);
 template void put_together(Runtime&, Communicator&, std::vector<double>&);
 
-const AttentionRecord::Entry* recorded(const AttentionRecord& record, std::int64_t layer, std::int64_t sample) {
-  const std::string name = "blocks." + std::to_string(layer) + ".attention";
+std::int64_t source_tokens(const SampleBuffer& buffer) {
+  return std::ranges::count_if(buffer.source, [](std::int32_t id) { return id >= 0; });
+}
+
+const AttentionRecord::Entry* recorded(const AttentionRecord& record, const std::string& layer, std::int64_t sample) {
   for (const auto& [key, entry] : record.entries)
-    if (key.first == name && key.second <= sample && sample < key.second + entry.rows.sequences) return &entry;
+    if (key.first == layer && key.second <= sample && sample < key.second + entry.rows.sequences) return &entry;
   return nullptr;
 }
 
@@ -67,27 +90,34 @@ std::vector<RunRows> rows_of_sample(const Tensor& x, const Rows& rows, std::int6
   return runs;
 }
 
-LayerHeads::LayerHeads(Trainer& trainer, const AttentionRecord::Entry& entry, std::int64_t sample,
-                       const SampleBuffer& buffer)
-    : spec_(trainer.attention_spec()),
-      buffer_(buffer),
+LayerHeads::LayerHeads(Trainer& trainer, const AttentionStack& stack, const AttentionRecord::Entry& entry,
+                       std::int64_t sample, const SampleBuffer& buffer)
+    : spec_(spec_of(trainer, stack)),
       length_(entry.rows.length),
+      kv_length_(entry.kv ? entry.kv_rows.length : length_),
+      documents_(documents_of(stack, length_, buffer)),
       heads_(spec_.heads.query(spec_.tensor_rank)) {
   Runtime& runtime = trainer.runtime();
   const std::int64_t width = spec_.head_width, q_width = heads_.count() * width;
   const std::int64_t kv_heads = spec_.heads.key_value(spec_.tensor_rank).count();
   q_.resize(index(length_ * q_width));
-  k_transposed_.resize(index(kv_heads * width * length_));
+  k_transposed_.resize(index(kv_heads * width * kv_length_));
   lse_.resize(index(heads_.count() * length_));
   for (const auto& [rows, begin] : rows_of_sample(entry.qkv, entry.rows, sample)) {
     const std::vector<float> q = on_host(runtime, rows.slice_columns(0, q_width));
-    const std::vector<float> k = on_host(runtime, rows.slice_columns(q_width, q_width + kv_heads * width));
     std::copy(q.begin(), q.end(), q_.begin() + begin * q_width);
-    transpose(k.data(), kv_heads * width, rows.rows(), kv_heads * width, k_transposed_.data() + begin, length_);
+  }
+  const std::int64_t first_key = entry.kv ? 0 : q_width;
+  for (const auto& [rows, begin] :
+       rows_of_sample(entry.kv ? entry.kv : entry.qkv, entry.kv ? entry.kv_rows : entry.rows, sample)) {
+    const std::vector<float> k = on_host(runtime, rows.slice_columns(first_key, first_key + kv_heads * width));
+    transpose(k.data(), kv_heads * width, rows.rows(), kv_heads * width, k_transposed_.data() + begin, kv_length_);
   }
   // Context parallelism by heads leaves the log-sum-exps of all positions of some of the heads here.
   const std::int64_t ranks = trainer.mesh().shape.context;
-  const bool by_heads = ranks > 1 && trainer.context_kind() == ContextKind::heads;
+  const ContextKind kind =
+      context_kind(trainer.config().parallel.context_kind, spec_, length_, ranks, runtime.compute_type);
+  const bool by_heads = ranks > 1 && !entry.kv && kind == ContextKind::heads;
   const Slice of =
       by_heads ? share_of_heads(spec_, spec_.tensor_rank, ranks, trainer.mesh().here.context).query : heads_;
   const Rows rows = by_heads ? whole_rows(entry.rows.sequences, length_, entry.rows.first_sample) : entry.rows;
@@ -110,15 +140,16 @@ kernels::AttentionHead LayerHeads::at(std::int64_t head) const {
   const std::int64_t here = head - heads_.begin, width = spec_.head_width;
   const std::int64_t kv_head = (here + spec_.heads.group_offset(spec_.tensor_rank)) / spec_.heads.group_size();
   return {.length = length_,
+          .kv_length = kv_length_,
           .head_width = width,
           .band = spec_.band,
           .score = spec_.score,
           .head = head,
           .scale = 1 / std::sqrt(static_cast<double>(width)),
-          .documents = {.separate = !buffer_.documents.empty(), .ranges = buffer_.documents.data(), .length = length_},
+          .documents = {.separate = !documents_.empty(), .ranges = documents_.data(), .length = length_},
           .q = q_.data() + here * width,
           .q_stride = heads_.count() * width,
-          .k_transposed = k_transposed_.data() + kv_head * width * length_,
+          .k_transposed = k_transposed_.data() + kv_head * width * kv_length_,
           .lse = lse_.data() + here * length_,
           .sink = sinks_.empty() ? nullptr : sinks_.data() + here};
 }

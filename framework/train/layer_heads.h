@@ -6,14 +6,18 @@
 
 #include <vector>
 
+#include "framework/train/attention_stacks.h"
 #include "framework/train/trainer.h"
 #include "kernels/attention_map.h"
 
 namespace choir {
 
-/// What this rank has recorded of a layer and a sample of the batch; null: nothing, and then nor have the other ranks
-/// of its context axis.
-const AttentionRecord::Entry* recorded(const AttentionRecord&, std::int64_t layer, std::int64_t sample);
+/// What this rank has recorded of the layer called `layer` and a sample of the batch; null: nothing, and then nor have
+/// the other ranks of its context axis.
+const AttentionRecord::Entry* recorded(const AttentionRecord&, const std::string& layer, std::int64_t sample);
+
+/// Tokens of the text that an encoder reads.
+std::int64_t source_tokens(const SampleBuffer&);
 
 /// values = their sums over the ranks of `axis`. Each number is of one rank, and the others have zeros. Collective.
 template <class T>
@@ -31,20 +35,21 @@ std::vector<RunRows> rows_of_sample(const Tensor& x, const Rows& rows, std::int6
 
 class LayerHeads {
  public:
-  /// `sample` is of the entry, and `buffer` is what was read as it. Both outlive this. Collective over the context
-  /// axis.
-  LayerHeads(Trainer&, const AttentionRecord::Entry&, std::int64_t sample, const SampleBuffer& buffer);
+  /// The entry is of a layer of `stack`, `sample` is one of its samples, and `buffer` is what was read as it.
+  /// Collective over the context axis.
+  LayerHeads(Trainer&, const AttentionStack& stack, const AttentionRecord::Entry&, std::int64_t sample,
+             const SampleBuffer& buffer);
 
   const Slice& heads() const { return heads_; }  ///< by their numbers in the layer
   kernels::AttentionHead at(std::int64_t head) const;
 
  private:
   AttentionSpec spec_;
-  const SampleBuffer& buffer_;
-  std::int64_t length_;
+  std::int64_t length_, kv_length_;
+  std::vector<kernels::DocumentRange> documents_;  // [T]: the keys that each query sees, of what its band has; or empty
   Slice heads_;
   std::vector<float> q_;             // [T, H held * E]
-  std::vector<float> k_transposed_;  // [K held, E, T]
+  std::vector<float> k_transposed_;  // [K held, E, keys]
   std::vector<float> lse_;           // [H held, T]
   std::vector<float> sinks_;         // [H held], or empty
 };

@@ -1,8 +1,8 @@
-#include "kernels/attention_map.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include "kernels/attention_map.h"
 
 namespace choir::kernels {
 
@@ -13,8 +13,8 @@ bool is_computed(const AttentionHead& a, std::int64_t query) {
 }
 
 Range seen_keys(const AttentionHead& a, std::int64_t query) {
-  const VisiblePairs<std::int64_t> pairs(a.band, a.length, a.length);
-  const Range keys = intersect(pairs.keys_of(query), {0, a.length});
+  const VisiblePairs<std::int64_t> pairs(a.band, a.length, a.kv_length);
+  const Range keys = intersect(pairs.keys_of(query), {0, a.kv_length});
   return a.documents.separate ? intersect(keys, a.documents.keys_of<std::int64_t>(0, 0, query)) : keys;
 }
 
@@ -25,7 +25,7 @@ float attention_row(const AttentionHead& a, std::int64_t query, float* p) {
   std::fill(p + keys.begin, p + std::max(keys.begin, keys.end), 0.0f);
   for (std::int64_t e = 0; e < a.head_width; ++e) {  // so that the inner loop is one over keys, without a sum
     const float factor = q[e] * static_cast<float>(a.scale * log2_of_e);
-    const float* k = a.k_transposed + e * a.length;
+    const float* k = a.k_transposed + e * a.kv_length;
     for (std::int64_t j = keys.begin; j < keys.end; ++j) p[j] += factor * k[j];
   }
   const HeadScore<float> score(a.score, a.head, [](float x) { return std::exp2(x); });

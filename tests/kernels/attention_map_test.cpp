@@ -80,6 +80,7 @@ TEST(AttentionMap, IsItsDefinitionAndGivesWhatTheKernelsGive) {
           k_transposed[static_cast<std::size_t>(e * length + j)] =
               k[static_cast<std::size_t>((j * kv_heads + kv) * width + e)];
       const AttentionHead head{.length = length,
+                               .kv_length = length,
                                .head_width = width,
                                .band = c.band,
                                .score = c.score,

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "framework/data/hdf5_file.h"
 #include "tests/launch/runs.h"
@@ -53,9 +54,12 @@ class Inspect : public ::testing::Test {
         .output;
   }
   static bool has_browser() { return shell("command -v chromium").code == 0; }
-  void expect_alike(const std::string& other, float tolerance) {
-    for (const char* name : {"measures/importance", "measures/entropy", "measures/distance", "measures/first_token",
-                             "measures/induction", "similarity", "samples/0/maps"}) {
+  void expect_alike(const std::string& other, float tolerance,
+                    const std::vector<std::string>& maps = {"samples/0/maps"}) {
+    std::vector<std::string> names = {"measures/importance",  "measures/entropy",   "measures/distance",
+                                      "measures/first_token", "measures/induction", "similarity"};
+    names.insert(names.end(), maps.begin(), maps.end());
+    for (const std::string& name : names) {
       const Dataset a = dataset(shop_.path("out/inspect.h5"), name), b = dataset(other, name);
       ASSERT_EQ(a.shape, b.shape) << name;
       for (std::size_t i = 0; i < a.values.size(); ++i)
@@ -196,6 +200,56 @@ TEST_F(Inspect, EncodersAndClassifiersOfTexts) {
   }
 }
 
+TEST_F(Inspect, PairsHaveMapsOfTheEncoderTheDecoderAndWhatOneReadsOfTheOther) {
+  std::ofstream lines(shop_.path("pairs.tsv"));
+  for (int i = 0; i < 40; ++i) lines << (i % 2 == 0 ? "a bird\tein Vogel\n" : "one fish\tFisch\n");
+  lines.close();
+  const std::string model = "model.family=encoder_decoder model.encoder_layers=1 model.source_context=12 data.path=" +
+                            shop_.path("pairs.h5 ");
+  ASSERT_EQ(shop_.choir("prepare " + shop_.path("tiny.yaml") + " " + model + shop_.path("pairs.tsv")).code, 0);
+  train(model + "train.inspect_every=5");
+  std::ifstream metrics(shop_.path("run/metrics.jsonl"));
+  for (std::string line; std::getline(metrics, line);)
+    if (line.find("head_entropy") != std::string::npos) {
+      EXPECT_EQ(nlohmann::json::parse(line)["head_entropy"].size(), 5u) << line;
+    }
+  const std::string pair = "--source 'a fish' --text 'ein Fisch' ", file = shop_.path("out/inspect.h5");
+  const Finished alone = inspect(pair);
+  ASSERT_EQ(alone.code, 0) << alone.output;
+  EXPECT_TRUE(contains(alone, "5 layers of 3 heads, 1 pair")) << alone.output;
+  const std::vector<std::string> maps = {"samples/0/encoder_maps", "samples/0/decoder_maps", "samples/0/cross_maps"};
+  EXPECT_EQ(dataset(file, maps[0]).shape, (std::vector<hsize_t>{1, 3, 7, 7}));
+  EXPECT_EQ(dataset(file, maps[1]).shape, (std::vector<hsize_t>{2, 3, 10, 10}));
+  EXPECT_EQ(dataset(file, maps[2]).shape, (std::vector<hsize_t>{2, 3, 10, 7}));
+  EXPECT_EQ(dataset(file, "samples/0/source_ids").values[2], 'f');
+  EXPECT_EQ(dataset(file, "samples/0/ids").values[1], 'e') << "behind the token that begins the target";
+  const Dataset across = dataset(file, maps[2]), distance = dataset(file, "measures/distance");
+  for (std::size_t row = 0; row < across.values.size(); row += 7)
+    EXPECT_NEAR(std::accumulate(across.values.begin() + static_cast<std::ptrdiff_t>(row),
+                                across.values.begin() + static_cast<std::ptrdiff_t>(row + 7), 0.0f),
+                1, 1e-5);
+  for (std::size_t head = 0; head < 15; ++head)
+    EXPECT_EQ(std::isnan(distance.values[head]), head >= 9) << "positions of two texts cannot be compared";
+  shell("cp -r " + shop_.path("out") + " " + shop_.path("alone"));
+  for (const char* words : {"parallel.tensor=2 parallel.sequence=true", "parallel.context=2", "parallel.pipeline=2"}) {
+    const Finished split = inspect(pair + words, 2);
+    ASSERT_EQ(split.code, 0) << words << "\n" << split.output;
+    expect_alike(shop_.path("alone/inspect.h5"), 1e-5f, maps);
+  }
+  if (has_browser()) {
+    const std::string shown = in_browser(shop_.path("out/inspect.html"), "layer=4&head=1&query=2&key=2");
+    for (const char* said : {"<h2 id=\"name\">Cross 1, head 1</h2>", "“i” (2) gives", "to “f” (2).",
+                             "encoder 0, head 0: importance", "Queries (target) down, keys (source) across"})
+      EXPECT_NE(shown.find(said), std::string::npos) << said << "\n" << shown.substr(0, 400);
+  }
+  ASSERT_EQ(inspect("--held-out 2").code, 0);
+  EXPECT_EQ(dataset(file, "measures/entropy").shape, (std::vector<hsize_t>{2, 5, 3}));
+  const Finished half = inspect("--text abc");
+  EXPECT_EQ(half.code, 2);
+  EXPECT_TRUE(contains(half, "--text is given 1 time and --source 0 times")) << half.output;
+  EXPECT_TRUE(contains(inspect("--text a --source ''"), "--source is empty"));
+}
+
 TEST_F(Inspect, PicturesAreDrawnWithWhatTheClassTokenReads) {
   for (int i = 0; i < 12; ++i) {
     shell("mkdir -p " + shop_.path(i % 2 == 0 ? "pictures/left" : "pictures/right"));
@@ -246,6 +300,7 @@ TEST_F(Inspect, SaysWhatIsMissingAndHowToGiveIt) {
       {"--text a", "--text has 1 token", "give a longer text"},
       {"--text abc --held-out 2", "more than one of --text, --images and --held-out is given", "give one"},
       {"--images x.png", "--images, but model.family = decoder", "--text TEXT"},
+      {"--text abc --source abc", "--source, but model.family = decoder", "leave it out"},
       {"--held-out 17", "17 samples are more than 16", "look at fewer"},
       {text_ + "parallel.tensor=4", "parallel.tensor", "fix"},
   };
