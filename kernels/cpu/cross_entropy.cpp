@@ -1,10 +1,12 @@
-// Softmax cross-entropy on the CPU, a row at a time: a row of logits stays in the second-level cache. The exponentials
-// are computed twice, which costs less than to keep them in a type with room for them.
+// Softmax cross-entropy on the CPU, a row at a time: a row of logits stays in the second-level cache. Its exponentials
+// are kept until their sum is known: in their place if the types are equal, else in a row beside it.
 #include "kernels/cross_entropy.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
+#include <vector>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/cross_entropy.cpp"
@@ -29,8 +31,10 @@ std::int64_t column_of_target(const Args& args, std::int64_t row) {
   return args.targets[row] >= 0 && token >= 0 && token < args.num_tokens ? token : -1;
 }
 
+/// `exps` [num_tokens] = exp(logits - max), unless it is null; may be the logits.
 template <class T>
-HWY_INLINE Statistics<Accumulate<T>> statistics_of(const T* logits, std::int64_t num_tokens, std::int64_t column) {
+HWY_INLINE Statistics<Accumulate<T>> statistics_of(const T* logits, std::int64_t num_tokens, std::int64_t column,
+                                                   Accumulate<T>* exps) {
   using A = Accumulate<T>;
   const Tag<T> d;
   constexpr A lowest = -std::numeric_limits<A>::infinity();
@@ -40,18 +44,21 @@ HWY_INLINE Statistics<Accumulate<T>> statistics_of(const T* logits, std::int64_t
           HWY_ATTR { return hn::Max(running, fill_rest(d, load(d, logits + i, extent), extent, lowest)); },
       [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
   const A max = hn::GetLane(hn::MaxOfLanes(d, largest));
+  const A target = column < 0 ? A(0) : static_cast<A>(logits[column]);
   const auto shift = hn::Set(d, max);
   const A sum = sum_over(d, num_tokens, [&](auto i, auto extent, auto running) HWY_ATTR {
     const auto e = exp(d, hn::Sub(load(d, logits + i, extent), shift));
+    if (exps) store(d, e, exps + i, extent);
     return hn::Add(running, fill_rest(d, e, extent, A(0)));
   });
-  return {max, sum, column < 0 ? A(0) : static_cast<A>(logits[column])};
+  return {max, sum, target};
 }
 
 template <class T>
 void statistics_part(const CrossEntropyStatistics<T>& args, Part rows) {
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-    const auto of_row = statistics_of(args.logits + row * args.stride, args.num_tokens, column_of_target(args, row));
+    const auto of_row =
+        statistics_of<T>(args.logits + row * args.stride, args.num_tokens, column_of_target(args, row), nullptr);
     args.statistics[row] = of_row.max;
     args.statistics[args.rows + row] = of_row.sum;
     args.statistics[2 * args.rows + row] = of_row.target;
@@ -76,6 +83,9 @@ template <class T>
 void cross_entropy_part(const CrossEntropy<T>& args, Part rows) {
   using A = Accumulate<T>;
   const Tag<T> d;
+  constexpr bool in_place = std::is_same_v<T, A>;
+  const bool keeps = args.gradient && !args.statistics;
+  std::vector<A> beside(keeps && !in_place ? static_cast<std::size_t>(args.num_tokens) : 0);
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
     T* logits = args.logits + row * args.stride;
     if (args.targets[row] < 0) {
@@ -84,18 +94,30 @@ void cross_entropy_part(const CrossEntropy<T>& args, Part rows) {
       if (args.gradient) std::fill(logits, logits + args.stride, T(0));
       continue;
     }
+    A* exps = nullptr;
+    if constexpr (in_place)
+      exps = keeps ? logits : nullptr;
+    else
+      exps = keeps ? beside.data() : nullptr;
     const std::int64_t column = column_of_target(args, row);
+    const A held = column < 0 ? A(0) : static_cast<A>(logits[column]);
     const auto [max, sum, target] =
-        args.statistics ? joined(args, row) : statistics_of<T>(logits, args.num_tokens, column);
+        args.statistics ? joined(args, row) : statistics_of<T>(logits, args.num_tokens, column, exps);
     args.losses[row] = std::log(static_cast<double>(sum)) + static_cast<double>(max) - static_cast<double>(target);
     if (args.right) args.right[row] = target == max ? 1 : 0;
     if (!args.gradient) continue;
-    const A scale = static_cast<A>(args.scale), factor = scale / sum, held = column < 0 ? A(0) : A(logits[column]);
+    const A scale = static_cast<A>(args.scale), factor = scale / sum;
     const auto shift = hn::Set(d, max), factors = hn::Set(d, factor);
-    for_each_vector(d, args.num_tokens, [&](auto i, auto extent) HWY_ATTR {
-      const auto e = exp(d, hn::Sub(load(d, logits + i, extent), shift));
-      store(d, hn::Mul(e, factors), logits + i, extent);
-    });
+    if (exps) {
+      for_each_vector(d, args.num_tokens, [&](auto i, auto extent) HWY_ATTR {
+        store(d, hn::Mul(load(d, exps + i, extent), factors), logits + i, extent);
+      });
+    } else {
+      for_each_vector(d, args.num_tokens, [&](auto i, auto extent) HWY_ATTR {
+        const auto e = exp(d, hn::Sub(load(d, logits + i, extent), shift));
+        store(d, hn::Mul(e, factors), logits + i, extent);
+      });
+    }
     if (column >= 0) logits[column] = static_cast<T>(std::exp(held - max) * factor - scale);
     std::fill(logits + args.num_tokens, logits + args.stride, T(0));
   }
