@@ -114,17 +114,11 @@ int prepare_data(ConfigArguments arguments, bool binary) {
   const bool pairs = config.model.has_source();
   std::string of_classes;  // the end of the line about the documents
   const auto prepare_text = [&] {
-    if (pairs)
-      return prepare_pairs(
-          {.inputs = options.inputs, .output = options.output, .tokenizer = options.tokenizer, .given = options.given},
-          progress_line());
-    if (!labelled) return prepare(options, progress_line());
-    const PrepareLabelledResult result = prepare_labelled({.inputs = options.inputs,
-                                                           .output = options.output,
-                                                           .tokenizer = options.tokenizer,
-                                                           .given = options.given,
-                                                           .classes = config.model.classes},
-                                                          progress_line());
+    if (!pairs && !labelled) return prepare(options, progress_line());
+    const PrepareLinesOptions lines{
+        .inputs = options.inputs, .output = options.output, .tokenizer = options.tokenizer, .given = options.given};
+    if (pairs) return prepare_pairs(lines, progress_line());
+    const PrepareLabelledResult result = prepare_labelled(lines, config.model.classes, progress_line());
     of_classes = " of " + classes_text(result.class_names, result.documents_of_class);
     return result.text;
   };

@@ -5,12 +5,8 @@
 #include <algorithm>
 #include <map>
 
-#include "framework/core/quantity.h"
 #include "framework/data/classes.h"
-#include "framework/data/file_seal.h"
 #include "framework/data/lines.h"
-#include "framework/data/sampler.h"
-#include "framework/data/token_file_writer.h"
 
 namespace choir {
 namespace {
@@ -43,14 +39,10 @@ std::vector<Line> lines_of_file(const std::string& path, std::string_view conten
 
 }  // namespace
 
-PrepareLabelledResult prepare_labelled(const PrepareLabelledOptions& options,
+PrepareLabelledResult prepare_labelled(const PrepareLinesOptions& options, std::int64_t most_classes,
                                        const std::function<void(const PrepareProgress&)>& progress) {
+  check_lines(options);
   ProblemList problems;
-  problems.add_all(check_output(options.output, token_file_kind));
-  for (const std::string& input : options.inputs) problems.add_all(check_text(input, false));
-  if (!options.given) problems.add_all(check_tokenizer_training(options.tokenizer));
-  problems.throw_if_any();
-
   std::vector<std::string> contents;
   for (const std::string& input : options.inputs) contents.push_back(contents_of(input));
   std::vector<Line> lines;
@@ -64,54 +56,19 @@ PrepareLabelledResult prepare_labelled(const PrepareLabelledOptions& options,
     result.class_names.emplace_back(name);
   }
   result.documents_of_class.resize(result.class_names.size());
-  problems.add_all(check_classes(std::ssize(result.class_names), options.classes, "the texts"));
+  problems.add_all(check_classes(std::ssize(result.class_names), most_classes, "the texts"));
   if (lines.empty())
     problems.add({.what = "no text to prepare", .why = "the files have no line with a class and a text"});
   problems.throw_if_any();
 
+  std::vector<LineItem> items;
+  for (const Line& line : lines) {
+    items.push_back({.texts = {line.text}, .label = label_of[line.label]});
+    ++result.documents_of_class[static_cast<std::size_t>(items.back().label)];
+  }
   constexpr std::uint64_t key = 0x7465787473ull;  // "texts"
-  const std::int64_t count = std::ssize(lines);
-  std::vector<Line> shuffled(lines.size());
-  PrepareProgress state;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const Line& line = lines[static_cast<std::size_t>(i)];
-    shuffled[static_cast<std::size_t>(permute(i, count, key, 0))] = line;
-    state.bytes_total += std::ssize(line.text);
-  }
-  const auto make_tokenizer = [&]() -> Tokenizer {
-    if (options.given) return *options.given;
-    if (options.tokenizer.kind == TokenizerKind::bytes) return Tokenizer::bytes();
-    state.stage = "training the tokenizer";
-    progress(state);
-    std::string sample;
-    for (const Line& line : shuffled) {
-      if (std::ssize(sample) >= options.tokenizer.sample_bytes) break;
-      sample.append(line.text).push_back('\n');
-    }
-    return Tokenizer::train(options.tokenizer, sample);
-  };
-  const Tokenizer tokenizer = make_tokenizer();
-  for (const std::string& stale : remove_stale_temporaries(options.output))
-    result.text.notes.push_back("removed " + stale + ", left by a choir prepare that was killed");
-
-  TokenFileWriter writer(options.output, tokenizer);
-  writer.set_class_names(result.class_names);
-  state.stage = "tokenizing";
-  for (const Line& line : shuffled) {
-    writer.append(tokenizer.encode(line.text));
-    const std::int32_t label = label_of[line.label];
-    writer.end_document(label);
-    ++result.documents_of_class[static_cast<std::size_t>(label)];
-    state.bytes_done += std::ssize(line.text);
-    state.tokens = writer.num_tokens();
-    if (writer.num_documents() % 4096 == 0) progress(state);
-  }
-  writer.finish();
-  result.text.documents = writer.num_documents();
-  result.text.tokens = writer.num_tokens();
-  result.text.text_bytes = writer.text_bytes();
-  result.text.vocabulary = tokenizer.vocabulary();
-  result.text.tokenizer_digest = tokenizer.digest();
+  result.text = write_lines(
+      options, items, key, [&](TokenFileWriter& writer) { writer.set_class_names(result.class_names); }, progress);
   return result;
 }
 

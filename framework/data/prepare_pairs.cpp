@@ -5,10 +5,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "framework/data/file_seal.h"
 #include "framework/data/lines.h"
-#include "framework/data/sampler.h"
-#include "framework/data/token_file_writer.h"
 
 namespace choir {
 namespace {
@@ -72,65 +69,21 @@ std::vector<Pair> pairs_of_file(const std::string& path, ProblemList& problems) 
 
 }  // namespace
 
-PrepareResult prepare_pairs(const PreparePairsOptions& options,
+PrepareResult prepare_pairs(const PrepareLinesOptions& options,
                             const std::function<void(const PrepareProgress&)>& progress) {
+  check_lines(options);
   ProblemList problems;
-  problems.add_all(check_output(options.output, token_file_kind));
-  for (const std::string& input : options.inputs) problems.add_all(check_text(input, false));
-  if (!options.given) problems.add_all(check_tokenizer_training(options.tokenizer));
-  problems.throw_if_any();
-
   std::vector<Pair> pairs;
   for (const std::string& input : options.inputs)
     for (Pair& pair : pairs_of_file(input, problems)) pairs.push_back(std::move(pair));
   if (pairs.empty()) problems.add({.what = "no text to prepare", .why = "the files have no line with a pair"});
   problems.throw_if_any();
 
+  std::vector<LineItem> items;
+  for (const Pair& pair : pairs) items.push_back({.texts = {pair.source, pair.target}});
   constexpr std::uint64_t key = 0x7061697273ull;  // "pairs"
-  const std::int64_t count = std::ssize(pairs);
-  std::vector<const Pair*> shuffled(pairs.size());
-  PrepareProgress state;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const Pair& pair = pairs[static_cast<std::size_t>(i)];
-    shuffled[static_cast<std::size_t>(permute(i, count, key, 0))] = &pair;
-    state.bytes_total += std::ssize(pair.source) + std::ssize(pair.target);
-  }
-  const auto make_tokenizer = [&]() -> Tokenizer {
-    if (options.given) return *options.given;
-    if (options.tokenizer.kind == TokenizerKind::bytes) return Tokenizer::bytes();
-    state.stage = "training the tokenizer";
-    progress(state);
-    std::string sample;
-    for (const Pair* pair : shuffled) {
-      if (std::ssize(sample) >= options.tokenizer.sample_bytes) break;
-      sample.append(pair->source).append("\n").append(pair->target).append("\n");
-    }
-    return Tokenizer::train(options.tokenizer, sample);
-  };
-  const Tokenizer tokenizer = make_tokenizer();
-  PrepareResult result;
-  for (const std::string& stale : remove_stale_temporaries(options.output))
-    result.notes.push_back("removed " + stale + ", left by a choir prepare that was killed");
-
-  TokenFileWriter writer(options.output, tokenizer);
-  writer.set_pairs();
-  state.stage = "tokenizing";
-  for (const Pair* pair : shuffled) {
-    for (const std::string* side : {&pair->source, &pair->target}) {
-      writer.append(tokenizer.encode(*side));
-      writer.end_document();
-      state.bytes_done += std::ssize(*side);
-    }
-    state.tokens = writer.num_tokens();
-    if (writer.num_documents() % 4096 == 0) progress(state);
-  }
-  writer.finish();
-  result.documents = writer.num_documents();
-  result.tokens = writer.num_tokens();
-  result.text_bytes = writer.text_bytes();
-  result.vocabulary = tokenizer.vocabulary();
-  result.tokenizer_digest = tokenizer.digest();
-  return result;
+  return write_lines(
+      options, items, key, [](TokenFileWriter& writer) { writer.set_pairs(); }, progress);
 }
 
 }  // namespace choir
