@@ -117,6 +117,8 @@ Layout as_data_ranks(Layout layout) {
 class Reference : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
+  if (device_is_simulated() && world_size() > 1 && GetParam() == "aligned_sources")
+    GTEST_SKIP() << "slow there; its layouts are tried on the CPU";
   const ReferenceFile file(GetParam());
   const auto inputs = file.dataset<std::int32_t>("tokens/inputs"),
              targets = file.dataset<std::int32_t>("tokens/targets");
