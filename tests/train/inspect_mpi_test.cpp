@@ -339,9 +339,10 @@ TEST(Inspect, HeadsThatTokensChooseAreReadWhereTheyAreComputed) {
     return std::int64_t{0};
   });
   const std::int64_t length = model.context, heads = model.attention.heads, width = model.head_width();
+  const AttentionStack& stack = inspection.stacks.at(0);
   std::int64_t computed = 0;
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {
-    const Recorded recorded(run, record.entries.at({"blocks." + std::to_string(layer) + ".attention", 0}));
+    const Recorded recorded(run, stack, record.entries.at({stack.layer_name(layer), 0}));
     for (std::int64_t n = 0; n < 3 * heads * length; ++n) {
       const std::int64_t s = n / length / heads, head = n / length % heads, i = n % length,
                          number = layer * heads + head;
@@ -352,9 +353,10 @@ TEST(Inspect, HeadsThatTokensChooseAreReadWhereTheyAreComputed) {
       EXPECT_TRUE(is_computed || head > 0) << "head 0 is always on";
       for (std::int64_t j = 0; j < length; ++j)
         ASSERT_NEAR(inspection.samples[static_cast<std::size_t>(s)]
-                        .maps[static_cast<std::size_t>((number * length + i) * length + j)],
+                        .maps[0]
+                        .values[static_cast<std::size_t>((number * length + i) * length + j)],
                     is_computed ? at(map, i * (length + 1) + j) : 0, bound)
-            << name_of_head(layer, head) << " " << i << " " << j;
+            << name_of_head(stack.layer_name(layer), head) << " " << i << " " << j;
     }
   }
   const std::int64_t most = 3 * length * model.layers * model.heads_of_token();
@@ -375,8 +377,8 @@ HeadSamples sampled(SmallRun& run) {
 
 TEST(Inspect, IsThatOfOneRankInEveryLayout) {
   if (device_is_simulated()) GTEST_SKIP() << "the arithmetic is that of the host";
-  for (const char* name : {"window_8_of_2", "sinks", "chosen_heads", "encoder_documents", "class_token", "pairs",
-                           "aligned_sources"}) {
+  for (const char* name :
+       {"window_8_of_2", "sinks", "chosen_heads", "encoder_documents", "class_token", "pairs", "aligned_sources"}) {
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
     const std::vector<InspectedSample> samples = random_samples(model, 5);  // of a batch of 12
