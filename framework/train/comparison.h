@@ -45,10 +45,11 @@ constexpr double unit_roundoff(DType type) {
 
 /// The bound above, for gradients of `rows` rows of the global batch computed in `type`.
 inline double rounding_bound(const ModelConfig& c, std::int64_t rows, DType type) {
-  const std::int64_t of_block = (c.attention.norm ? 16 : 14) + (c.attention.kind == AttentionKind::linear ? 4 : 0);
+  const std::int64_t of_block = c.attention.norm ? 16 : 14;
   const std::int64_t of_source = c.has_source() ? of_block * c.encoder_blocks() + of_block / 2 * c.layers + 1 : 0;
-  const auto results = static_cast<double>(3 * (of_block * c.layers + of_source) + 3 * 4 * c.blocks_with_experts() +
-                                           (c.routes_heads() ? 3 * 3 * c.layers : 0) + 3 * 4);
+  const auto results =
+      static_cast<double>(3 * (of_block * c.layers + of_source) + 3 * 4 * c.blocks_with_experts() +
+                          (c.routes_heads() ? 3 * 3 * c.layers : 0) + 3 * 4 * c.blocks_with_linear_attention() + 3 * 4);
   const std::int64_t rows_of_source = rows / c.context * c.source_length();
   const auto longest = static_cast<double>(std::max(
       {c.width, c.feed_forward_width(), c.attention.heads * c.head_width(), c.outputs(), rows, rows_of_source}));
