@@ -215,7 +215,7 @@ TYPED_TEST(MatmulTest, TheWorkspaceDoesNotDependOnPointers) {
             matmul_workspace_bytes(Cpu{.plans = &plans}, problem.args));
 }
 
-TYPED_TEST(MatmulTest, AnEpilogueIsAnError) {
+TYPED_TEST(MatmulTest, AnEpilogueOfTheLibraryIsAnError) {
   cpu::MatmulPlans plans;
   for (const Epilogue epilogue : {Epilogue::gelu, Epilogue::gelu_gradient, Epilogue::bias_gradient}) {
     Problem<typename TypeParam::In, typename TypeParam::Out> problem(8, 8, 8, false, false, false, false, 0);
@@ -226,7 +226,7 @@ TYPED_TEST(MatmulTest, AnEpilogueIsAnError) {
       matmul(Cpu{.plans = &plans}, problem.args);
       FAIL() << "an epilogue was accepted";
     } catch (const std::runtime_error& error) {
-      EXPECT_STREQ(error.what(), "matmul: the product on the CPU has no epilogues");
+      EXPECT_STREQ(error.what(), "matmul: on the CPU, only products in vectors have epilogues");
     }
   }
 }

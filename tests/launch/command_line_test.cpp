@@ -102,7 +102,7 @@ TEST(CommandLine, OneIsSingular) {
   EXPECT_TRUE(contains(prepared, ": 1 document, ")) << prepared.output;
   const Finished plan = shop.choir("plan " + shop.path("tiny.yaml") + " train.threads=1 --ranks 1");
   EXPECT_TRUE(contains(plan, " parameters on 1 rank: ")) << plan.output;
-  EXPECT_TRUE(contains(plan, "planned for CPU ranks with 1 thread each\n")) << plan.output;
+  EXPECT_TRUE(contains(plan, "planned for CPU ranks with 1 thread each")) << plan.output;
   const Finished verify = shop.choir("verify " + shop.path("tiny.yaml"));
   EXPECT_TRUE(contains(verify, " comparisons on 1 rank (")) << verify.output;
 }
