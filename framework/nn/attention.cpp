@@ -45,6 +45,13 @@ std::optional<Norm> add_head_norm(const std::string& name, const char* which, co
 
 Tensor by_head(const Tensor& weight) { return weight ? weight.reshape({weight.count()}) : Tensor{}; }
 
+void rotate_heads(const Tensor& x, const AttentionShapeConfig& config, bool inverse, Context& context) {
+  if (config.rotary_positions == 0) return;
+  const Tensor table = ops::rotary_table(context.runtime, config.rotary_positions, config.head_width,
+                                         config.rotary_base, config.rotary_grid);
+  ops::rotary(context.runtime, x, table, config.head_width, context.rows.map(), inverse, context.documents.positions);
+}
+
 AttentionSpec attention_spec(const std::string& name, const AttentionShapeConfig& config,
                              const HeadPartition& partition, std::int64_t rank, const Weight* sinks,
                              const Context& context) {
@@ -102,13 +109,9 @@ void Attention::normalise_backward(const Tensor& dqkv, const Saved& saved, Conte
 }
 
 void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const {
-  if (config_.rotary_positions == 0) return;
-  Runtime& runtime = context.runtime;
-  const Tensor table = ops::rotary_table(runtime, config_.rotary_positions, config_.head_width, config_.rotary_base,
-                                         config_.rotary_grid);
   const std::int64_t heads = partition_.query(rank_).count() + partition_.key_value(rank_).count();
   const Tensor q_and_k = qkv.slice_columns(0, heads * config_.head_width);  // side by side: one call turns both
-  ops::rotary(runtime, q_and_k, table, config_.head_width, context.rows.map(), inverse, context.documents.positions);
+  rotate_heads(q_and_k, config_, inverse, context);
 }
 
 AttentionSpec Attention::spec(const Context& context) const {
@@ -172,12 +175,7 @@ Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved,
 
 Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor* sum_of_dy) const {
   Runtime& runtime = context.runtime;
-  const ops::Dropout dropped = dropout(context);
-  const Tensor dbranch = ops::residual_backward(runtime, dy, dropped);
-  if (sum_of_dy && dropped.p == 0)
-    *sum_of_dy = out_.bias_gradient();
-  else
-    out_.backward_bias(dbranch, context);
+  const Tensor dbranch = out_.backward_residual(dy, dropout(context), sum_of_dy, context);
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dout = out_.backward_input("attention out", dsum, context);
   compute_weight_gradient(context, [this, dsum, out = saved.attended.out, chosen = saved.router.rows](Context& later) {

@@ -53,6 +53,9 @@ std::optional<Norm> add_head_norm(const std::string& name, const char* which, co
                                   const TensorShare&, ParameterStore&);
 /// A weight [H, 1] as [H]; empty while there is none.
 Tensor by_head(const Tensor& weight);
+/// Turns the heads of x [N, heads * E], in place, by the positions of their rows, if there are rotary positions.
+/// `inverse` is the backward.
+void rotate_heads(const Tensor& x, const AttentionShapeConfig&, bool inverse, Context&);
 /// What the layer `name` computes with its heads on rank `rank` of the tensor axis, of the rows of the context.
 AttentionSpec attention_spec(const std::string& name, const AttentionShapeConfig&, const HeadPartition&,
                              std::int64_t rank, const Weight* sinks, const Context&);

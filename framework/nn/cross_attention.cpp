@@ -102,13 +102,6 @@ std::int64_t CrossAttention::product_width(TokenStream stream) const {
   return sum;
 }
 
-void CrossAttention::rotate(const Tensor& x, bool inverse, Context& context) const {
-  if (config_.rotary_positions == 0) return;
-  const Tensor table = ops::rotary_table(context.runtime, config_.rotary_positions, config_.head_width,
-                                         config_.rotary_base, config_.rotary_grid);
-  ops::rotary(context.runtime, x, table, config_.head_width, context.rows.map(), inverse);
-}
-
 /// What `stream` gives of q, k and v, side by side, of its rows `x`; the context is that of these rows.
 Tensor CrossAttention::project(TokenStream stream, const Tensor& x, Saved& saved, Context& context) const {
   const bool is_target = stream == TokenStream::target;
@@ -122,7 +115,7 @@ Tensor CrossAttention::project(TokenStream stream, const Tensor& x, Saved& saved
     const Tensor part = in_product(product, projection);
     if (const auto& norm = is_query ? q_norm_ : k_norm_)
       normalise_heads(*norm, config_.head_width, part, is_query ? saved.q_norm : saved.k_norm, context);
-    rotate(part, false, context);
+    rotate_heads(part, config_, false, context);
   });
   return product;
 }
@@ -134,7 +127,7 @@ PendingTensor CrossAttention::project_backward(TokenStream stream, const Tensor&
     if (projection == Projection::value) return;
     const bool is_query = projection == Projection::query;
     const Tensor part = in_product(dproduct, projection);
-    rotate(part, true, context);
+    rotate_heads(part, config_, true, context);
     if (const auto& norm = is_query ? q_norm_ : k_norm_)
       normalise_heads_backward(*norm, config_.head_width, part, is_query ? saved.q_norm : saved.k_norm, context);
   });
@@ -233,8 +226,7 @@ Tensor CrossAttention::forward(const Tensor& x, const Tensor& memory, const Tens
 
 CrossAttention::Gradients CrossAttention::backward(const Tensor& dy, const Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
-  const Tensor dbranch = ops::residual_backward(runtime, dy, dropout(context));
-  out_.backward_bias(dbranch, context);
+  const Tensor dbranch = out_.backward_residual(dy, dropout(context), nullptr, context);
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dout = out_.backward_input("cross-attention out", dsum, context);
   const bool aligned = sources_.are_aligned();

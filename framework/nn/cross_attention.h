@@ -58,7 +58,6 @@ class CrossAttention {
   Tensor in_qkv(const Tensor&, Projection) const;
   template <class Body>
   void for_each_of(TokenStream, const Body& body) const;
-  void rotate(const Tensor& q_or_k, bool inverse, Context&) const;
   Tensor project(TokenStream, const Tensor& x, Saved&, Context&) const;
   PendingTensor project_backward(TokenStream, const Tensor& dproduct, const Saved&, Context&) const;
   Tensor align(const Tensor& from_target, const Tensor& from_source, Context&) const;

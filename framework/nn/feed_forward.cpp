@@ -39,12 +39,7 @@ Tensor FeedForward::forward(const Tensor& x, const Tensor& residual, Saved& save
 
 Tensor FeedForward::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor* sum_of_dy) const {
   Runtime& runtime = context.runtime;
-  const ops::Dropout dropped = dropout(context);
-  const Tensor dbranch = ops::residual_backward(runtime, dy, dropped);
-  if (sum_of_dy && dropped.p == 0)
-    *sum_of_dy = down_.bias_gradient();
-  else
-    down_.backward_bias(dbranch, context);
+  const Tensor dbranch = down_.backward_residual(dy, dropout(context), sum_of_dy, context);
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dhidden =
       down_.backward_input_activation("feed-forward down", shape_.activation, dsum, saved.hidden, context);

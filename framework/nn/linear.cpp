@@ -102,10 +102,15 @@ void RowLinear::backward_weight(const char* name, const Tensor& dy, const Tensor
 
 Tensor RowLinear::bias() const { return flat(bias_, &Weight::value); }
 
-Tensor RowLinear::bias_gradient() const { return flat(bias_, &Weight::gradient); }
-
-void RowLinear::backward_bias(const Tensor& dy, Context& context) const {
-  if (bias_) ops::bias_gradient(context.runtime, dy, bias_gradient());
+Tensor RowLinear::backward_residual(const Tensor& dy, const ops::Dropout& dropout, Tensor* sum_of_dy,
+                                    Context& context) const {
+  const Tensor dbranch = ops::residual_backward(context.runtime, dy, dropout);
+  const Tensor gradient = flat(bias_, &Weight::gradient);
+  if (sum_of_dy && dropout.p == 0)
+    *sum_of_dy = gradient;
+  else if (gradient)
+    ops::bias_gradient(context.runtime, dbranch, gradient);
+  return dbranch;
 }
 
 }  // namespace choir

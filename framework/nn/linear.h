@@ -13,6 +13,7 @@
 #include "framework/comm/context.h"
 #include "framework/core/parameter.h"
 #include "framework/ops/activation.h"
+#include "framework/ops/residual.h"
 #include "framework/parallel/tensor.h"
 
 namespace choir {
@@ -60,8 +61,10 @@ class RowLinear {
 
   /// [out] f32, or empty: added once, after the sum over ranks; its gradient is the column sum of dy on the rows held.
   Tensor bias() const;
-  void backward_bias(const Tensor& dy, Context&) const;
-  Tensor bias_gradient() const;
+  /// Of ops::residual() with this bias: dy [rows held, D] -> the gradient of the sum over ranks. The gradient of the
+  /// bias is added; but if `sum_of_dy` is given and nothing is dropped, it becomes that gradient (or empty), to which
+  /// the caller then adds the sum over rows of dy.
+  Tensor backward_residual(const Tensor& dy, const ops::Dropout&, Tensor* sum_of_dy, Context&) const;
 
  private:
   Weight* weight_ = nullptr;

@@ -42,14 +42,6 @@ LinearAttention::LinearAttention(const std::string& name, const AttentionShapeCo
   decay_bias_ = add(".decay.bias", {config.heads}, 1, {2, 1.5f});
 }
 
-void LinearAttention::rotate(const Tensor& qkv, bool inverse, Context& context) const {
-  if (config_.rotary_positions == 0) return;
-  const Tensor table = ops::rotary_table(context.runtime, config_.rotary_positions, config_.head_width,
-                                         config_.rotary_base, config_.rotary_grid);
-  ops::rotary(context.runtime, qkv.slice_columns(0, 2 * heads() * config_.head_width), table, config_.head_width,
-              context.rows.map(), inverse, context.documents.positions);
-}
-
 AttentionSpec LinearAttention::spec(const Context& context) const {
   return attention_spec(name_, config_, partition_, rank_, nullptr, context);
 }
@@ -83,7 +75,7 @@ Tensor LinearAttention::forward(const Tensor& x, const Tensor& residual, Saved& 
     normalise_heads(*q_norm_, config_.head_width, qkv.slice_columns(0, width), saved.q_norm, context);
     normalise_heads(*k_norm_, config_.head_width, qkv.slice_columns(width, 2 * width), saved.k_norm, context);
   }
-  rotate(qkv, false, context);
+  rotate_heads(qkv.slice_columns(0, 2 * width), config_, false, context);
   const Tensor out = context.cache ? attend_to_cache(qkv, log_decay, context)
                                    : attend_to_states(qkv, log_decay, spec(context), saved.attended, context);
   saved.out = keep(
@@ -96,12 +88,7 @@ Tensor LinearAttention::forward(const Tensor& x, const Tensor& residual, Saved& 
 Tensor LinearAttention::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor* sum_of_dy) const {
   Runtime& runtime = context.runtime;
   const std::int64_t width = heads() * config_.head_width;
-  const ops::Dropout dropped = dropout(context);
-  const Tensor dbranch = ops::residual_backward(runtime, dy, dropped);
-  if (sum_of_dy && dropped.p == 0)
-    *sum_of_dy = out_.bias_gradient();
-  else
-    out_.backward_bias(dbranch, context);
+  const Tensor dbranch = out_.backward_residual(dy, dropout(context), sum_of_dy, context);
   const Tensor dsum = leave_backward(dbranch, context, name_.c_str());
   const Tensor dnormed = out_.backward_input("attention out", dsum, context);
   compute_weight_gradient(context, [this, dsum, out = saved.out](Context& later) {
@@ -112,7 +99,7 @@ Tensor LinearAttention::backward(const Tensor& dy, const Saved& saved, Context& 
                                     saved.out_norm, context)
                           .reshape({dnormed.rows(), dnormed.width()});
   const auto [dqkv, dlog_decay] = attend_to_states_backward(dout, spec(context), saved.attended, context);
-  rotate(dqkv, true, context);
+  rotate_heads(dqkv.slice_columns(0, 2 * width), config_, true, context);
   if (q_norm_) {
     normalise_heads_backward(*q_norm_, config_.head_width, dqkv.slice_columns(0, width), saved.q_norm, context);
     normalise_heads_backward(*k_norm_, config_.head_width, dqkv.slice_columns(width, 2 * width), saved.k_norm, context);

@@ -40,7 +40,6 @@ class LinearAttention {
 
  private:
   std::int64_t heads() const { return partition_.query(rank_).count(); }
-  void rotate(const Tensor& qkv, bool inverse, Context&) const;
   AttentionSpec spec(const Context&) const;
   Tensor attend_to_cache(const Tensor& qkv, const Tensor& log_decay, const Context&) const;
   ops::Dropout dropout(const Context&) const;

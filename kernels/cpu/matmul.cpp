@@ -345,12 +345,10 @@ void matmul(Cpu device, const Matmul<In, Out>& args) {
     return;
   }
   if (cpu::is_plain(args)) return cpu::plain_product(device, args);
-  if constexpr (std::is_same_v<In, bf16>) {
-    if (device.unit == CpuUnit::tiles) return cpu::tile_matmul(device, args);
-  }
   if constexpr (!std::is_same_v<In, double>) {
     if (cpu::is_in_vectors(device, args)) return cpu::vector_matmul(device, args);
     if constexpr (std::is_same_v<In, bf16>) {
+      if (device.unit == CpuUnit::tiles) return cpu::tile_matmul(device, args);
       if (!cpu::has_native_bf16()) return cpu::widened_product(device, args);
     }
     cpu::library_product(device, args);

@@ -34,6 +34,7 @@ struct VectorMatmulPlan {
   MatmulParts parts;
   std::int64_t steps_of_chunk, chunks;                  ///< of the depth
   std::int64_t rows_kept, rows_packed, columns_packed;  ///< multiples of the sizes of a block
+  bool keeps_sums;  ///< between chunks, in memory of their own: c is bf16. Sums of f32 stay in c
 
   template <class In, class Out>
   VectorMatmulPlan(Cpu cpu, const Matmul<In, Out>& args) {
@@ -55,9 +56,8 @@ struct VectorMatmulPlan {
       const std::int64_t blocks = (size + most - 1) / most;
       return rounded((size + blocks - 1) / blocks, unit);
     };
-    // Sums of f32 stay in c between chunks, those of bf16 in memory of their own.
-    rows_kept = rounded(rows, block_rows);
-    if (std::is_same_v<Out, bf16> && chunks > 1) rows_kept = std::min(rows_kept, rows_of_sums);
+    keeps_sums = std::is_same_v<Out, bf16> && chunks > 1;
+    rows_kept = rounded(keeps_sums ? std::min(rows, rows_of_sums) : rows, block_rows);
     rows_packed = fitting(rows_kept, block_rows, packed_rows_bytes);
     columns_packed = fitting(columns, block_columns, packed_columns_bytes);
   }
@@ -67,14 +67,14 @@ struct VectorMatmulPlan {
 struct VectorMatmulMemory {
   std::uint32_t* a;  ///< [rows_packed / 8][steps of the chunk][8]
   std::uint32_t* b;  ///< [columns_packed / 48][steps of the chunk][48]
-  float* sums;       ///< [rows_kept, columns_packed] between chunks, if c is bf16 and there are several; else empty
+  float* sums;       ///< [rows_kept, columns_packed] if the plan keeps them; else empty
   std::int64_t bytes;
 
-  VectorMatmulMemory(const VectorMatmulPlan& plan, bool sums_in_c, void* start) {
+  VectorMatmulMemory(const VectorMatmulPlan& plan, void* start) {
     Carver carver(start);
     a = carver.take<std::uint32_t>(plan.rows_packed * plan.steps_of_chunk);
     b = carver.take<std::uint32_t>(plan.columns_packed * plan.steps_of_chunk);
-    sums = carver.take<float>(sums_in_c || plan.chunks == 1 ? 0 : plan.rows_kept * plan.columns_packed);
+    sums = carver.take<float>(plan.keeps_sums ? plan.rows_kept * plan.columns_packed : 0);
     bytes = carver.bytes();
   }
 };
@@ -83,7 +83,7 @@ struct VectorMatmulMemory {
 template <class In, class Out>
 std::int64_t vector_matmul_workspace_bytes(Cpu cpu, const Matmul<In, Out>& args) {
   const VectorMatmulPlan plan(cpu, args);
-  const std::int64_t bytes = plan.parts.count() * VectorMatmulMemory(plan, std::is_same_v<Out, float>, nullptr).bytes;
+  const std::int64_t bytes = plan.parts.count() * VectorMatmulMemory(plan, nullptr).bytes;
   return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(bytes)));
 }
 
@@ -95,7 +95,7 @@ using VectorMatmulPart = void (*)(const Matmul<In, Out>&, const VectorMatmulPlan
 template <class In, class Out>
 void vector_matmul(Cpu cpu, const Matmul<In, Out>& args, VectorMatmulPart<In, Out> compute) {
   const VectorMatmulPlan plan(cpu, args);
-  const std::int64_t bytes = VectorMatmulMemory(plan, std::is_same_v<Out, float>, nullptr).bytes;
+  const std::int64_t bytes = VectorMatmulMemory(plan, nullptr).bytes;
   for_each_part(plan.parts.count(), plan.parts.count(), 1, [&](Part part) {
     for (std::int64_t i = part.begin; i < part.end; ++i)
       compute(args, plan, static_cast<int>(i), static_cast<std::byte*>(args.workspace) + i * bytes);

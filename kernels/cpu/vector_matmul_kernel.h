@@ -265,7 +265,7 @@ HWY_INLINE void vector_matmul_part(const Matmul<typename Unit::Element, Out>& ar
   constexpr std::int64_t step = cpu::step_depth<In>;
   const auto rows = MatmulParts::part(args.m, block_rows, plan.parts.rows, index / plan.parts.columns);
   const auto columns = MatmulParts::part(args.n, block_columns, plan.parts.columns, index % plan.parts.columns);
-  const VectorMatmulMemory memory(plan, std::is_same_v<Out, float>, workspace);
+  const VectorMatmulMemory memory(plan, workspace);
   const auto lines_of = [](const In* from, std::int64_t stride, std::int64_t lines, std::int64_t depth,
                            bool along_depth) {
     return Lines<In>{from, stride, lines, depth, along_depth};
