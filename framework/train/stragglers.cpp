@@ -13,6 +13,7 @@ namespace choir {
 namespace {
 
 constexpr double slow = 1.1;
+constexpr double least_cost = 0.05;  ///< of a step
 constexpr double least_known = 1.5;  ///< by how much times may differ from what the plan counts
 constexpr std::size_t least_steps = 8;
 
@@ -54,7 +55,9 @@ std::vector<SlowRank> find_slow_ranks(const std::vector<RankTimes>& ranks, std::
     const double ratio = ranks[i].compute / of_others, at_least = ranks[i].compute_at_least / of_others;
     const double usual = equal.empty() ? (first ? least_known : std::clamp(lowest[i], 1.0, least_known)) : 1;
     lowest[i] = first ? ratio : std::min(lowest[i], ratio);
-    if (at_least > slow * usual) found.push_back({static_cast<int>(i), ratio / usual});
+    const double cost = ranks[i].compute_at_least - usual * of_others;
+    const double step = ranks[i].compute + ranks[i].waiting;
+    if (at_least > slow * usual && cost > least_cost * step) found.push_back({static_cast<int>(i), ratio / usual});
   }
   return found;
 }

@@ -34,8 +34,9 @@ struct SlowRank {
   bool operator==(const SlowRank&) const = default;
 };
 
-/// The ranks that are more than 10 % slower than the median of the others in three quarters of their steps. `lowest`
-/// has the lowest ratio so far of each rank, for ranks without others at their place; it is updated. Pure.
+/// The ranks that are more than 10 % slower than the median of the others in three quarters of their steps, if that is
+/// more than 5 % of the step: a rank that only waits for a slower one computes for a few milliseconds, of which 10 % are
+/// noise. `lowest` has the lowest ratio so far of each rank, for ranks without others at their place; it is updated. Pure.
 std::vector<SlowRank> find_slow_ranks(const std::vector<RankTimes>& ranks, std::vector<double>& lowest);
 
 class Stragglers {

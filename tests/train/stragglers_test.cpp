@@ -41,6 +41,19 @@ TEST(Stragglers, AFewSlowStepsAreNot) {
   EXPECT_TRUE(find_slow_ranks(ranks, lowest).empty());
 }
 
+TEST(Stragglers, ARankThatHardlyLengthensTheStepIsNot) {
+  // Rank 1 is the slow one; rank 2 needs 1 ms more than the others, in a step of 110 ms.
+  std::vector<RankTimes> ranks = data_ranks(4, 1);
+  for (RankTimes& rank : ranks) rank.waiting = 0.1;
+  ranks[1].compute = ranks[1].compute_at_least = 0.11;
+  ranks[1].waiting = 0.001;
+  ranks[2].compute = ranks[2].compute_at_least = 0.0115;
+  std::vector<double> lowest;
+  const std::vector<SlowRank> found = find_slow_ranks(ranks, lowest);
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_EQ(found[0].rank, 1);
+}
+
 TEST(Stragglers, RanksAtOtherPlacesAreComparedByWhatTheyHaveToDo) {
   // Tensor rank 1 has twice the work; a stage takes longer than its operations say.
   std::vector<RankTimes> ranks = {{.at = {}, .compute = 0.01, .compute_at_least = 0.01, .counted = 1},
