@@ -27,9 +27,10 @@ template <>
 inline constexpr auto names<DocumentBorders> = std::array{"joined", "separate"};
 
 /// softmax: a token weighs the keys that it sees. linear: gated linear attention, a state that tokens decay and read.
-enum class AttentionKind { softmax, linear };
+/// delta: the same, and a token takes out of the state what stood at its key.
+enum class AttentionKind { softmax, linear, delta };
 template <>
-inline constexpr auto names<AttentionKind> = std::array{"softmax", "linear"};
+inline constexpr auto names<AttentionKind> = std::array{"softmax", "linear", "delta"};
 
 enum class FeedForwardKind { gelu, gelu_erf, swiglu };
 template <>
@@ -190,10 +191,10 @@ struct ModelConfig {
   }
   bool has_linear_attention(std::int64_t block) const {
     const std::int64_t every = attention.softmax_every;
-    return attention.kind == AttentionKind::linear && (every == 0 || (block + 1) % every != 0);
+    return attention.kind != AttentionKind::softmax && (every == 0 || (block + 1) % every != 0);
   }
   std::int64_t blocks_with_linear_attention() const {
-    if (attention.kind != AttentionKind::linear) return 0;
+    if (attention.kind == AttentionKind::softmax) return 0;
     return layers - (attention.softmax_every > 0 ? layers / attention.softmax_every : 0);
   }
   bool has_experts(std::int64_t block) const { return experts.count > 0 && (block + 1) % experts.every == 0; }

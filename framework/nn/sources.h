@@ -15,9 +15,9 @@
 
 namespace choir {
 
-enum class TokenStream { target, source };
+enum class TokenStream { target, source, second_source };
 template <>
-inline constexpr auto names<TokenStream> = std::array{"target", "source"};
+inline constexpr auto names<TokenStream> = std::array{"target", "source", "second_source"};
 
 struct Sources {
   TokenStream queries = TokenStream::target, keys = TokenStream::source, values = TokenStream::source;
