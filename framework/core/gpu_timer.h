@@ -2,12 +2,38 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
 
 struct CUstream_st;
+struct CUevent_st;
 
 namespace choir::cuda {
 
 /// The seconds between the beginning and the end of what `work` enqueues on `stream`. Waits for it.
 double seconds_of(CUstream_st* stream, const std::function<void()>& work);
+
+/// How long a stream is busy, idle, or waiting for an event, and how much of that it waits. Stream::count_waits().
+class StreamTimer {
+ public:
+  /// Begins behind what `stream` has got so far.
+  explicit StreamTimer(CUstream_st* stream);
+  /// cuda::wait(), counted.
+  void wait(CUevent_st* event);
+
+  struct Seconds {
+    double all, waiting;
+  };
+  /// Until the end of what the stream has got by now, for which this waits.
+  Seconds stop();
+
+ private:
+  using Time = std::shared_ptr<CUevent_st>;
+
+  CUstream_st* stream_;
+  Time began_;
+  std::vector<std::pair<Time, Time>> waits_;  // from, to
+};
 
 }  // namespace choir::cuda

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "framework/core/cuda.h"
+#include "framework/core/gpu_timer.h"
 #include "framework/core/team.h"
 
 namespace choir {
@@ -79,7 +80,10 @@ void Event::record(Stream& stream) {
 }
 
 void Event::wait(Stream& stream) const {
-  if (cuda_) cuda::wait(stream.cuda(), cuda_.get());
+  if (cuda_ && stream.timer())
+    stream.timer()->wait(cuda_.get());
+  else if (cuda_)
+    cuda::wait(stream.cuda(), cuda_.get());
   if (!state_) return;
   stream.enqueue([state = state_] {
     std::unique_lock lock(state->mutex);

@@ -22,6 +22,10 @@ struct CUevent_st;
 
 namespace choir {
 
+namespace cuda {
+class StreamTimer;
+}
+
 enum class StreamMode { immediate, threaded, cuda };
 template <>
 inline constexpr auto names<StreamMode> = std::array{"immediate", "threaded"};  // `cuda` comes with the device
@@ -38,6 +42,10 @@ class Stream {
 
   StreamMode mode() const { return mode_; }
   CUstream_st* cuda() const { return cuda_; }  ///< null on the CPU
+
+  /// Of a CUDA stream: `timer` counts its waits for events, until there is another one, or none. It outlives that.
+  void count_waits(cuda::StreamTimer* timer) { timer_ = timer; }
+  cuda::StreamTimer* timer() const { return timer_; }
 
   /// Runs `work` after everything enqueued before it. Immediate and CUDA: before this returns, and exceptions come out
   /// here. Threaded: later; the first exception comes out of the next synchronize().
@@ -61,6 +69,7 @@ class Stream {
 
   StreamMode mode_;
   CUstream_st* cuda_ = nullptr;
+  cuda::StreamTimer* timer_ = nullptr;
   std::mutex mutex_;
   std::condition_variable wake_, idle_;
   std::deque<std::function<void()>> queue_;

@@ -369,14 +369,16 @@ void Run::compare_times(Stragglers& stragglers) {
   for (const SlowRank& slow : result.slow) {
     const RankTimes& times = result.ranks[static_cast<std::size_t>(slow.rank)];
     const double percent = 100 * (slow.ratio - 1);
+    const std::string gpu = times.device.empty() ? "" : fmt::format(" (GPU {})", times.device);
     say(fmt::format(
-        "step {}: rank {} on host {} is {:.0f} % slower than others with the same work: it computes {:.4g} s of "
+        "step {}: rank {} on host {}{} is {:.0f} % slower than others with the same work: it computes {:.4g} s of "
         "a step and waits {:.4g} s",
-        position_.step, slow.rank, times.host, percent, times.compute, times.waiting));
+        position_.step, slow.rank, times.host, gpu, percent, times.compute, times.waiting));
     metric({{"step", position_.step},
             {"time", utc_now()},
             {"slow_rank", slow.rank},
             {"host", times.host},
+            {"gpu", times.device},
             {"slower_percent", percent},
             {"compute_seconds", times.compute},
             {"waiting_seconds", times.waiting}});
@@ -586,8 +588,6 @@ RunEnd Run::train() {
   if (config_.train.check_every > 0) state_check_.emplace(trainer);
   if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
   Stragglers stragglers(config_, device_, mesh_, watchdog_.ring());
-  if (config_.train.straggler_every > 0 && device_.kind() == DeviceKind::cuda && mesh_.shape.ranks() > 1)
-    say("slow ranks are not looked for on GPUs (train.straggler_every)");
   const auto start_time = Clock::now();
   steps_began_ = utc_now();
   std::int64_t steps_done = 0;

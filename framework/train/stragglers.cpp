@@ -16,6 +16,7 @@ constexpr double slow = 1.1;
 constexpr double least_cost = 0.05;  ///< of a step
 constexpr double least_known = 1.5;  ///< by how much times may differ from what the plan counts
 constexpr std::size_t least_steps = 8;
+constexpr std::size_t most_steps = 256;  ///< that are measured between two comparisons
 
 /// The value that `share` of the values are at most.
 double quantile(std::vector<double> values, double share) {
@@ -62,22 +63,34 @@ std::vector<SlowRank> find_slow_ranks(const std::vector<RankTimes>& ranks, std::
   return found;
 }
 
-Stragglers::Stragglers(const Config& config, const Device& device, const Mesh& mesh, const CallRing& ring)
-    : config_(config), shape_(mesh.shape), here_(mesh.here), ring_(ring) {
-  measures_ = config.train.straggler_every > 0 && device.kind() == DeviceKind::cpu && shape_.ranks() > 1;
+Stragglers::Stragglers(const Config& config, Device& device, const Mesh& mesh, const CallRing& ring)
+    : config_(config), device_(device), shape_(mesh.shape), here_(mesh.here), ring_(ring) {
+  measures_ = config.train.straggler_every > 0 && shape_.ranks() > 1;
   if (measures_ && shape_.data == 1)
     counted_ = count_step(config, shape_, shape_.rank(here_), {}, device.threads()).flops;
 }
 
+Stragglers::~Stragglers() { device_.compute().count_waits(nullptr); }
+
 void Stragglers::begin_step() {
   step_began_ = Clock::now();
   in_calls_ = ring_.seconds_in_calls();
+  if (!measures_ || device_.kind() == DeviceKind::cpu || compute_.size() >= most_steps) return;
+  timer_.emplace(device_.compute().cuda());
+  device_.compute().count_waits(&*timer_);
 }
 
 void Stragglers::end_step() {
-  if (!measures_) return;
-  const double seconds = std::chrono::duration<double>(Clock::now() - step_began_).count();
-  const double waiting = ring_.seconds_in_calls() - in_calls_;
+  if (!measures_ || compute_.size() >= most_steps) return;
+  double seconds = std::chrono::duration<double>(Clock::now() - step_began_).count();
+  double waiting = ring_.seconds_in_calls() - in_calls_;
+  if (timer_) {
+    device_.compute().count_waits(nullptr);
+    const cuda::StreamTimer::Seconds of_stream = timer_->stop();
+    timer_.reset();
+    seconds = of_stream.all;
+    waiting = of_stream.waiting;
+  }
   compute_.push_back(seconds - waiting);
   waiting_.push_back(waiting);
 }
@@ -90,15 +103,18 @@ bool Stragglers::is_due() const {
 Stragglers::Comparison Stragglers::compare(Communicator& host) {
   Agreement ranks(host);
   // Ranks have the same number of steps, since all compare after the same one.
-  const std::string mine = fmt::format("{} {} {} {} {}", median(compute_), quantile(compute_, 0.25), median(waiting_),
-                                       counted_, host_name());
+  const bool on_gpu = device_.kind() == DeviceKind::cuda;
+  const std::string mine =
+      fmt::format("{} {} {} {} {} {}", median(compute_), quantile(compute_, 0.25), median(waiting_), counted_,
+                  host_name(), on_gpu ? device_.gpu_facts().bus : "");
   compute_.clear();
   waiting_.clear();
   last_ = Clock::now();
   Comparison result;
   for (const std::string& line : ranks.gather(mine, "stragglers")) {
     RankTimes times{.at = shape_.coordinates(static_cast<int>(result.ranks.size()))};
-    std::istringstream(line) >> times.compute >> times.compute_at_least >> times.waiting >> times.counted >> times.host;
+    std::istringstream(line) >> times.compute >> times.compute_at_least >> times.waiting >> times.counted >> times.host >>
+        times.device;
     result.ranks.push_back(times);
   }
   if (!result.ranks.empty()) result.slow = find_slow_ranks(result.ranks, lowest_);

@@ -1,20 +1,21 @@
 // Ranks that compute longer than others with the same work, for which all others wait in every step.
 //
-// The time of a step is the time in collective calls, in which a rank mostly waits, and the rest, in which it computes.
+// The time of a step is the time in collective calls, in which a rank mostly waits, and the rest, in which it computes. On
+// a GPU it is that of the compute stream, which waits for the streams of collective calls.
 // A rank is compared with those at the same place of the tensor, context and pipeline axes, which do the same work. If
 // there are none, all ranks are compared by what the plan counts for each. As operations are not equally fast, a rank
 // may then need half as much time again, unless it has been faster before.
-//
-// On a GPU the host does not see when a call waits: nothing is compared.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "framework/comm/mesh.h"
 #include "framework/config/config.h"
+#include "framework/core/gpu_timer.h"
 
 namespace choir {
 
@@ -26,6 +27,7 @@ struct RankTimes {
   double waiting = 0;           ///< seconds of a step in calls, the median
   double counted = 1;           ///< operations of a step, by the plan
   std::string host;
+  std::string device;  ///< the address of a GPU; empty: a CPU
 };
 
 struct SlowRank {
@@ -41,10 +43,13 @@ std::vector<SlowRank> find_slow_ranks(const std::vector<RankTimes>& ranks, std::
 
 class Stragglers {
  public:
-  /// `ring` has the calls of this rank, and outlives this. Nothing is measured if train.straggler_every is 0.
-  Stragglers(const Config& config, const Device& device, const Mesh& mesh, const CallRing& ring);
+  /// `ring` has the calls of this rank; it and `device` outlive this. Nothing is measured if train.straggler_every is 0.
+  Stragglers(const Config& config, Device& device, const Mesh& mesh, const CallRing& ring);
+  ~Stragglers();
+  Stragglers(const Stragglers&) = delete;
+  Stragglers& operator=(const Stragglers&) = delete;
 
-  /// Around a step.
+  /// Around a step. end_step() waits for a GPU.
   void begin_step();
   void end_step();
 
@@ -61,6 +66,7 @@ class Stragglers {
   using Clock = std::chrono::steady_clock;
 
   const Config& config_;
+  Device& device_;
   MeshShape shape_;
   MeshShape::Coordinates here_;
   const CallRing& ring_;
@@ -68,6 +74,7 @@ class Stragglers {
   double counted_ = 1;
   Clock::time_point last_ = Clock::now(), step_began_;
   double in_calls_ = 0;
+  std::optional<cuda::StreamTimer> timer_;  // of a step that is measured on a GPU
   std::vector<double> compute_, waiting_;  // of steps
   std::vector<double> lowest_;             // find_slow_ranks(); of rank 0
 };

@@ -2,8 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include <memory>
-
+#include "framework/core/cuda.h"
 #include "kernels/cuda/failure.h"
 
 namespace choir::cuda {
@@ -18,14 +17,33 @@ static std::shared_ptr<CUevent_st> record_time(CUstream_st* stream) {
   return owner;
 }
 
-double seconds_of(CUstream_st* stream, const std::function<void()>& work) {
-  const auto begin = record_time(stream);
-  work();
-  const auto end = record_time(stream);
-  check(cudaEventSynchronize(end.get()), "cudaEventSynchronize");
+/// Both have happened.
+static double seconds_between(CUevent_st* begin, CUevent_st* end) {
   float milliseconds = 0;
-  check(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()), "cudaEventElapsedTime");
+  check(cudaEventElapsedTime(&milliseconds, begin, end), "cudaEventElapsedTime");
   return 1e-3 * static_cast<double>(milliseconds);
+}
+
+double seconds_of(CUstream_st* stream, const std::function<void()>& work) {
+  StreamTimer timer(stream);
+  work();
+  return timer.stop().all;
+}
+
+StreamTimer::StreamTimer(CUstream_st* stream) : stream_(stream), began_(record_time(stream)) {}
+
+void StreamTimer::wait(CUevent_st* event) {
+  Time from = record_time(stream_);
+  cuda::wait(stream_, event);
+  waits_.emplace_back(std::move(from), record_time(stream_));
+}
+
+StreamTimer::Seconds StreamTimer::stop() {
+  const Time end = record_time(stream_);
+  check(cudaEventSynchronize(end.get()), "cudaEventSynchronize");
+  Seconds seconds{.all = seconds_between(began_.get(), end.get()), .waiting = 0};
+  for (const auto& [from, to] : waits_) seconds.waiting += seconds_between(from.get(), to.get());
+  return seconds;
 }
 
 }  // namespace choir::cuda

@@ -73,6 +73,19 @@ TEST(FailingGpu, ASlowDiskIsNotAHang) {
   EXPECT_TRUE(contains(run, "saved ")) << run.output;
 }
 
+// It sleeps before its work: the stream of the other rank waits for it in a collective call.
+TEST(FailingGpu, ASlowRankIsNamedAndNoOther) {
+  const Workshop shop;
+  const Finished run = shop.mpirun(2, FAULTY_TRAIN_BINARY,
+                                   "slow:1:1500 train " + shop.path("tiny.yaml") + " train.folder=" + shop.path("run") +
+                                       " train.device=cuda parallel.tensor=2 train.steps=10 train.straggler_every=1 "
+                                       "train.evaluate_every=0 checkpoint.every=0");
+  EXPECT_EQ(run.code, 0) << run.output;
+  const std::vector<double> ranks = shop.metric("run", "slow_rank");
+  EXPECT_EQ(ranks, std::vector<double>(ranks.size(), 1));
+  EXPECT_TRUE(contains(run, "rank 1 on host ") && contains(run, ":00:00.0) is ")) << run.output;
+}
+
 TEST(FailingGpu, TwoRanksOnOneGpuAreRefused) {
   const Workshop shop;
   const Environment one_gpu{{"CHOIR_SIMGPU_SHARED", "1"}};
