@@ -36,6 +36,8 @@ void synchronize(CUstream_st*) { absent(); }
 std::shared_ptr<CUevent_st> record(CUstream_st*) { absent(); }
 void wait(CUstream_st*, CUevent_st*) { absent(); }
 bool done(CUevent_st*) { absent(); }
+std::shared_ptr<CUevent_st> record_time(CUstream_st*) { absent(); }
+double seconds_between(CUevent_st*, CUevent_st*) { absent(); }
 double seconds_of(CUstream_st*, const std::function<void()>&) { absent(); }
 StreamTimer::StreamTimer(CUstream_st*) : stream_(nullptr) { absent(); }
 void StreamTimer::wait(CUevent_st*) { absent(); }

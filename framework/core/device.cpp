@@ -64,6 +64,7 @@ void Device::download(const void* address, void* host, std::int64_t bytes) {
 void Device::synchronize() {
   compute_.synchronize();
   for (Stream& stream : communicate_) stream.synchronize();
+  ledger_.settle();
 }
 
 }  // namespace choir

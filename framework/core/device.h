@@ -83,7 +83,7 @@ class Device {
   /// Memory of the host = memory of the device, after everything enqueued on compute(). Waits. Zeros on `count`.
   void download(const void* address, void* host, std::int64_t bytes);
 
-  /// Returns when all streams are idle.
+  /// Returns when all streams are idle. The ledger then has the times of what they did.
   void synchronize();
 
  private:

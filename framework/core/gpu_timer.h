@@ -11,6 +11,11 @@ struct CUevent_st;
 
 namespace choir::cuda {
 
+/// A new event, which keeps its time, after everything enqueued on `stream` so far.
+std::shared_ptr<CUevent_st> record_time(CUstream_st* stream);
+/// Of two of these that have happened.
+double seconds_between(CUevent_st* begin, CUevent_st* end);
+
 /// The seconds between the beginning and the end of what `work` enqueues on `stream`. Waits for it.
 double seconds_of(CUstream_st* stream, const std::function<void()>& work);
 

@@ -1,6 +1,7 @@
 #include "framework/core/ledger.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace choir {
 
@@ -12,6 +13,17 @@ void Ledger::add(const char* name, Cost cost, double seconds) {
   found->cost.bytes += cost.bytes;
   found->seconds += seconds;
   ++found->calls;
+}
+
+void Ledger::add_later(const char* name, Cost cost, std::function<double()> seconds) {
+  later_.push_back([this, name = std::string(name), cost, seconds = std::move(seconds)] {
+    add(name.c_str(), cost, seconds());
+  });
+}
+
+void Ledger::settle() {
+  for (const auto& add : later_) add();
+  later_.clear();
 }
 
 void Ledger::add_message(const std::string& axis, const char* verb, double bytes) {
@@ -33,6 +45,7 @@ void Ledger::add_product(const Product& product) {
 
 void Ledger::clear() {
   operations_.clear();
+  later_.clear();
   traffic_.clear();
   products_.clear();
 }

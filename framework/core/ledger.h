@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,9 @@ class Ledger {
   bool enabled = false;  ///< off: every call returns at once
 
   void add(const char* name, Cost cost, double seconds);
+  /// The same of an operation that is not over: settle(), to be called when it is, asks for its time.
+  void add_later(const char* name, Cost cost, std::function<double()> seconds);
+  void settle();
   void add_message(const std::string& axis, const char* verb, double bytes);
   void add_product(const Product& product);
   void clear();
@@ -52,6 +56,7 @@ class Ledger {
 
  private:
   std::vector<Operation> operations_;
+  std::vector<std::function<void()>> later_;
   std::vector<Traffic> traffic_;
   std::vector<Product> products_;
 };

@@ -102,6 +102,19 @@ TEST(Ledgers, WriteNothingUnlessEnabled) {
   EXPECT_TRUE(ledger.products().empty());
 }
 
+TEST(Ledgers, TakeATimeWhenTheOperationIsOver) {
+  Ledger ledger = enabled_ledger();
+  double seconds = 0;
+  ledger.add_later("norm", {.flops = 10, .bytes = 100}, [&] { return seconds; });
+  EXPECT_TRUE(ledger.operations().empty());
+  seconds = 0.5;
+  ledger.settle();
+  ledger.settle();
+  ASSERT_EQ(ledger.operations().size(), 1u);
+  EXPECT_EQ(ledger.operations()[0].calls, 1);
+  EXPECT_EQ(ledger.operations()[0].seconds, 0.5);
+}
+
 TEST(Ledgers, AreEmptyAfterClear) {
   Ledger ledger = enabled_ledger();
   ledger.add("norm", {.flops = 10, .bytes = 100}, 0.5);

@@ -60,6 +60,7 @@ Outcome outcome(Device& device, std::int64_t hidden) {
   o.dbefore = values_of<T>(device, dbefore);
   o.dweight = values_of<float>(device, dweight);
   o.dbias = values_of<float>(device, dbias);
+  device.synchronize();
   for (const Ledger::Operation& operation : device.ledger().operations()) o.operations.push_back(operation.name);
   o.flops = device.ledger().total_flops();
   o.peak = device.allocator().at_peak().total();

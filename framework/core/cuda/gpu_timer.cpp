@@ -9,7 +9,7 @@ namespace choir::cuda {
 
 using kernels::cuda::check;
 
-static std::shared_ptr<CUevent_st> record_time(CUstream_st* stream) {
+std::shared_ptr<CUevent_st> record_time(CUstream_st* stream) {
   cudaEvent_t event = nullptr;
   check(cudaEventCreateWithFlags(&event, cudaEventDefault), "cudaEventCreateWithFlags");
   std::shared_ptr<CUevent_st> owner(event, [](cudaEvent_t e) { cudaEventDestroy(e); });
@@ -17,8 +17,7 @@ static std::shared_ptr<CUevent_st> record_time(CUstream_st* stream) {
   return owner;
 }
 
-/// Both have happened.
-static double seconds_between(CUevent_st* begin, CUevent_st* end) {
+double seconds_between(CUevent_st* begin, CUevent_st* end) {
   float milliseconds = 0;
   check(cudaEventElapsedTime(&milliseconds, begin, end), "cudaEventElapsedTime");
   return 1e-3 * static_cast<double>(milliseconds);
