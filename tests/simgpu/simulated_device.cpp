@@ -5,6 +5,8 @@ namespace choir::tests {
 
 std::unique_ptr<Device> make_device(StreamMode) { return std::make_unique<Device>(GpuOptions{}, 1); }
 
+std::string reason_to_skip() { return {}; }
+
 bool device_is_simulated() { return true; }
 
 }  // namespace choir::tests

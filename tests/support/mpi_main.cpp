@@ -1,9 +1,11 @@
-// main() of the multi-process tests: passes only if every rank passed.
+// main() of the multi-process tests: passes only if every rank passed. Without their device it says so and ends with exit
+// code 77.
 #include <gtest/gtest.h>
 #include <mpi.h>
 
 #include <cstdio>
 
+#include "tests/support/device.h"
 #include "tests/support/watchdog.h"
 
 int main(int argc, char** argv) {
@@ -12,6 +14,11 @@ int main(int argc, char** argv) {
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   ::testing::InitGoogleTest(&argc, argv);
+  if (const std::string reason = choir::tests::reason_to_skip(); !reason.empty()) {
+    if (rank == 0) std::printf("%s: skipped: %s\n", argv[0], reason.c_str());
+    MPI_Finalize();
+    return 77;
+  }
   auto& listeners = ::testing::UnitTest::GetInstance()->listeners();
   if (rank != 0) delete listeners.Release(listeners.default_result_printer());
 #ifdef CHOIR_TEST_SECONDS
