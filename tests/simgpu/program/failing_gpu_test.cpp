@@ -77,8 +77,8 @@ TEST(FailingGpu, ASlowDiskIsNotAHang) {
 TEST(FailingGpu, ASlowRankIsNamedAndNoOther) {
   const Workshop shop;
   const Finished run = shop.mpirun(2, FAULTY_TRAIN_BINARY,
-                                   "slow:1:1500 train " + shop.path("tiny.yaml") + " train.folder=" + shop.path("run") +
-                                       " train.device=cuda parallel.tensor=2 train.steps=10 train.straggler_every=1 "
+                                   "slow:1:700 train " + shop.path("tiny.yaml") + " train.folder=" + shop.path("run") +
+                                       " train.device=cuda parallel.tensor=2 train.steps=9 train.straggler_every=1 "
                                        "train.evaluate_every=0 checkpoint.every=0");
   EXPECT_EQ(run.code, 0) << run.output;
   const std::vector<double> ranks = shop.metric("run", "slow_rank");
