@@ -44,18 +44,16 @@ class JobScript : public ::testing::Test {
     for (pid_t process = 0; processes >> process;)
       if (read("/proc/" + std::to_string(process) + "/comm") == "choir\n") kill(process, SIGKILL);
   }
-  std::string log() const { return shop_.path("log"); }
-  /// What scontrol was called with; "" if it was not.
-  std::string scontrol() const { return read(shop_.path("scontrol")); }
-
-  const Workshop shop_;
-
- private:
   void program(const std::string& name, const std::string& script) const {
     const std::string path = shop_.path("bin/" + name);
     std::ofstream(path) << "#!/bin/bash\n" << script << "\n";
     chmod(path.c_str(), 0755);
   }
+  std::string log() const { return shop_.path("log"); }
+  /// What scontrol was called with; "" if it was not.
+  std::string scontrol() const { return read(shop_.path("scontrol")); }
+
+  const Workshop shop_;
 };
 
 const std::string endless = "train.steps=1000000 checkpoint.every=5 ";
@@ -112,6 +110,13 @@ TEST_F(JobScript, QueuesTheJobAgainAfterTheLastRestartIfACheckpointIsNew) {
     EXPECT_TRUE(says(read(log()), "before a new checkpoint was published")) << read(log());
     step = shop_.metric("run", "step").back();
   }
+}
+
+TEST_F(JobScript, TriesAgainIfSrunSaysThatNothingWentWrongAndHasStartedNothing) {
+  program("srun", "[[ -e starts ]] || { touch starts; exit 0; }\nwhile [[ $1 == -* ]]; do shift; done; exec \"$@\"");
+  EXPECT_EQ(wait_for(submit("srun.sbatch", "train.steps=10")), 0) << read(log());
+  EXPECT_TRUE(says(read(log()), "starting again from step 0")) << read(log());
+  EXPECT_EQ(shop_.metric("run", "loss").size(), 10u) << read(log());
 }
 
 TEST_F(JobScript, AStepToResumeFromCountsInTheFirstStartOnly) {
