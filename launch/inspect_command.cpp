@@ -39,7 +39,7 @@ Config inspect_config(const CheckpointReader& reader, const Arguments& arguments
   for (const char* word : {"model.dropout=0", "model.attention.dropout=0"}) words.emplace_back(word);
   words.push_back(fmt::format("train.evaluate_sequences={}", std::max<std::int64_t>(1, arguments.input.held_out)));
   Config config = config_of(reader, words);
-  if (config.model.attention.kind == AttentionKind::linear)
+  if (config.model.attention.kind != AttentionKind::softmax)
     throw ConfigError(Problem{.what = "choir inspect: the model has linear attention",
                               .why = "its heads keep a state and have no probabilities of single tokens to show",
                               .fix = "inspect a model with model.attention.kind = softmax"});

@@ -26,7 +26,7 @@ std::vector<Field> fields(AttentionConfig& c) {
   return {
       {"model.attention.kind", &c.kind,
        "linear: gated linear attention, of a cost linear in the length: a head keeps a state that each token decays, "
-       "adds to and reads"},
+       "adds to and reads; delta: the same, and a token takes out of the state what stood at its key"},
       {"model.attention.softmax_every", &c.softmax_every,
        "n: every n-th block of linear attention has softmax instead; 0: none", at_least(0)},
       {"model.attention.heads", &c.heads, "query heads; any number, on any number of ranks", at_least(1)},

@@ -238,14 +238,17 @@ void Validator::check_head_routing() {
 void Validator::check_linear_attention() {
   const ModelConfig& m = config_.model;
   const AttentionConfig& a = m.attention;
-  if (a.kind != AttentionKind::linear) {
+  if (a.kind == AttentionKind::softmax) {
     if (a.softmax_every > 0)
       add(fmt::format("model.attention.softmax_every = {} with model.attention.kind = softmax", a.softmax_every),
-          "every block has softmax", "set model.attention.softmax_every to 0, or model.attention.kind to linear");
+          "every block has softmax",
+          "set model.attention.softmax_every to 0, or model.attention.kind to linear or delta");
     return;
   }
   const auto refuse = [&](bool given, const std::string& what, const std::string& why, const std::string& fix) {
-    if (given) add(what + " with model.attention.kind = linear", why, fix + ", or set model.attention.kind to softmax");
+    if (given)
+      add(fmt::format("{} with model.attention.kind = {}", what, name_of(a.kind)), why,
+          fix + ", or set model.attention.kind to softmax");
   };
   refuse(m.family != ModelFamily::decoder, fmt::format("model.family = {}", name_of(m.family)),
          "a state holds what is before a token; attention to both sides is not built", "set model.family to decoder");

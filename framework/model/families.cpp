@@ -7,7 +7,7 @@
 #include "framework/model/parts.h"
 #include "framework/model/stage.h"
 #include "kernels/band.h"
-#include "kernels/linear_attention.h"
+#include "kernels/delta_attention.h"
 
 namespace choir {
 
@@ -89,11 +89,13 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
     seen +=
         d(c.encoder_blocks()) * pairs(source_band(c), source, source) + d(c.layers) * pairs(across, c.context, source);
   }
-  const double decays = d(linear) * d(c.attention.heads * c.width) * d(c.context);
-  const double states =
-      d(linear) * kernels::linear_attention_flops(
-                      {.batch = 1, .length = c.context, .heads = c.attention.heads, .head_width = c.head_width()});
-  const double products = (parameters + of_queries) * d(c.context) + of_source * d(source) + stem + head + decays;
+  const bool delta = c.attention.kind == AttentionKind::delta;
+  const double of_gates = (delta ? 2 : 1) * d(linear) * d(c.attention.heads * c.width) * d(c.context);
+  const kernels::LinearAttentionShape of_heads{
+      .batch = 1, .length = c.context, .heads = c.attention.heads, .head_width = c.head_width()};
+  const double states = d(linear) * (delta ? kernels::delta_attention_flops(of_heads).forward
+                                           : kernels::linear_attention_flops(of_heads));
+  const double products = (parameters + of_queries) * d(c.context) + of_source * d(source) + stem + head + of_gates;
   return d(sequences) * (6 * products + 3 * 4 * seen * d(c.heads_of_token()) * d(c.head_width()) + 3 * states);
 }
 

@@ -368,6 +368,7 @@ std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band
     const bool has_experts = config.has_experts(i);
     BlockShape shape = block_shape(config, band, config.context, 2 * config.layers, has_experts);
     shape.linear = config.has_linear_attention(i);
+    shape.delta = config.attention.kind == AttentionKind::delta;
     const auto make = [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
       std::unique_ptr<Part> block = make_block(name, shape, share, store);
       return recompute ? recomputed(std::move(block)) : std::move(block);

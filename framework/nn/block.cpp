@@ -5,7 +5,7 @@ namespace {
 
 std::variant<Attention, LinearAttention> make_attention(const std::string& name, const BlockShape& s,
                                                         const TensorShare& share, ParameterStore& store) {
-  if (s.linear) return LinearAttention(name, s.attention, share, store);
+  if (s.linear) return LinearAttention(name, s.attention, s.delta, share, store);
   return Attention(name, s.attention, share, store);
 }
 

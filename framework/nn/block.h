@@ -18,6 +18,7 @@ namespace choir {
 struct BlockShape {
   AttentionShapeConfig attention;
   bool linear = false;  ///< the attention is
+  bool delta = false;   ///< by the delta rule, if it is linear
   FeedForwardShape feed_forward;
   ExpertsShape experts;  ///< count 0: the block has a feed-forward layer
   bool rms_norm = false, norm_bias = true;

@@ -3,11 +3,15 @@
 //
 //   q, k, v = x Wq^T + bq, x Wk^T + bk, x Wv^T + bv     one product; norms of q and k and rotary positions as there
 //   g       = log(sigmoid(x Wg^T + bg)) / 16            a decay of each head and token; bg always is
-//   o       = linear attention of q, k, v and g         per head: kernels/linear_attention.h
+//   log b   = log(sigmoid(x Wb^T + bb))                 by the delta rule only: a rate of each head and token
+//   o       = linear attention of q, k, v, g (and b)    per head: kernels/linear_attention.h, kernels/delta_attention.h
 //   y       = residual + dropout(norm(o) Wo^T + bo)      the norm per head: no softmax bounds o
 //
 // The decays' biases begin at random, at 2 with a deviation of 1.5, so that the heads' memories begin with half-lives
-// from tens of tokens to thousands. The norm is an RMS norm with one weight for all heads.
+// from tens of tokens to thousands; those of rates begin at 0. The norm is an RMS norm with one weight for all heads.
+//
+// The delta rule (Yang et al. 2024, arXiv 2412.06464) is used as a kind of state alone: the short convolutions, the
+// SiLU of q, k and v and the output gate of that paper are not here.
 #pragma once
 
 #include <string>
@@ -27,7 +31,9 @@ class LinearAttention {
   };
 
   /// The shape has as many key/value heads as heads, a full band or a causal one, and scores that are products.
-  LinearAttention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
+  /// With `delta` states change by the delta rule.
+  LinearAttention(const std::string& name, const AttentionShapeConfig&, bool delta, const TensorShare&,
+                  ParameterStore&);
 
   /// x and residual [rows held, D] -> y [rows held, D]. With context.cache, one sequence: x goes on from the state of
   /// the cache, and leaves its own there.
@@ -41,7 +47,7 @@ class LinearAttention {
  private:
   std::int64_t heads() const { return partition_.query(rank_).count(); }
   AttentionSpec spec(const Context&) const;
-  Tensor attend_to_cache(const Tensor& qkv, const Tensor& log_decay, const Context&) const;
+  Tensor attend_to_cache(const Tensor& qkv, const Tensor& log_decay, const Tensor& log_rate, const Context&) const;
   ops::Dropout dropout(const Context&) const;
 
   AttentionShapeConfig config_;
@@ -51,6 +57,7 @@ class LinearAttention {
   ColumnLinear qkv_;
   RowLinear out_;
   Weight *decay_ = nullptr, *decay_bias_ = nullptr;  // [H held, D] and [H held, 1]
+  Weight *rate_ = nullptr, *rate_bias_ = nullptr;    // likewise; null: not by the delta rule
   std::optional<Norm> q_norm_, k_norm_;
   Norm out_norm_;
 };

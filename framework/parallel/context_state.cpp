@@ -29,22 +29,27 @@ ops::LinearAttentionOptions options_of(const ContextAxis& axis) {
   return {.batch = axis.rows.sequences, .heads = axis.held.query.count(), .head_width = axis.spec.head_width};
 }
 
-/// Rows of states, of all heads of all sequences, with the sums of their decays behind them.
+/// Rows of states, of all heads of all sequences, with their totals behind them: numbers, or matrices.
 struct StateRow {
   std::int64_t states, elements;
-  explicit StateRow(const ContextAxis& axis)
-      : states(axis.rows.sequences * axis.held.query.count()), elements(axis.spec.head_width * axis.spec.head_width) {}
+  bool matrices;
+  StateRow(const ContextAxis& axis, const Tensor& log_rate)
+      : states(axis.rows.sequences * axis.held.query.count()),
+        elements(axis.spec.head_width * axis.spec.head_width),
+        matrices(log_rate) {}
 
-  std::int64_t width() const { return states * (elements + 1); }
+  std::int64_t width() const { return states * (elements + (matrices ? elements : 1)); }
   Tensor state(const Tensor& rows, std::int64_t row) const {
     return rows.slice_rows(row, row + 1).slice_columns(0, states * elements).reshape({states, elements});
   }
   Tensor totals(const Tensor& rows) const { return rows.slice_columns(states * elements, width()); }
+  Tensor total(const Tensor& totals, std::int64_t row) const {
+    const Tensor one = totals.slice_rows(row, row + 1);
+    return matrices ? one.reshape({states, elements}) : one.reshape({states});
+  }
 };
 
-Tensor total_of(const Tensor& totals, std::int64_t row) {
-  return totals.slice_rows(row, row + 1).reshape({totals.width()});
-}
+Tensor part_or_empty(const Tensor& x, const Rows& rows, int run) { return x ? of_run(x, rows, run) : Tensor{}; }
 
 Tensor gather(const ContextAxis& axis, const Tensor& mine, const char* label) {
   const Tensor all = axis.runtime.empty({axis.ranks * mine.rows(), mine.width()}, mine.dtype());
@@ -62,20 +67,21 @@ Tensor copy_of(Runtime& runtime, const Tensor& x) {
 void find_states(const ContextAxis& axis, StatesAttended& saved) {
   if (axis.ranks == 1) return;
   Runtime& runtime = axis.runtime;
-  const StateRow row(axis);
+  const StateRow row(axis, saved.log_rate);
   const Tensor mine = axis.zeros({runs_of_a_rank, row.width()}), kv = axis.kv(saved.qkv, axis.held);
   for (int run = 0; run < runs_of_a_rank; ++run) {
     if (axis.rows.runs[run].empty()) continue;
     ops::linear_attention_state(runtime, options_of(axis), of_run(axis.k(kv), axis.rows, run),
                                 of_run(axis.v(kv), axis.rows, run), of_run(saved.log_decay, axis.rows, run),
-                                row.state(mine, run), total_of(row.totals(mine), run));
+                                row.state(mine, run), row.total(row.totals(mine), run),
+                                part_or_empty(saved.log_rate, axis.rows, run));
   }
   const Tensor all = gather(axis, mine, "states");
   saved.totals = keep(copy_of(runtime, row.totals(all)));
   const Tensor state = axis.zeros({row.states, row.elements});
   for (const PlacedRun& placed : runs_in_order(axis)) {
     if (placed.rank == axis.rank) saved.states[placed.run] = keep(copy_of(runtime, state));
-    ops::carry_state(runtime, row.state(all, placed.row()), total_of(saved.totals, placed.row()), state);
+    ops::carry_state(runtime, row.state(all, placed.row()), row.total(saved.totals, placed.row()), state);
   }
 }
 
@@ -83,13 +89,14 @@ void find_states(const ContextAxis& axis, StatesAttended& saved) {
 void find_gradients(const ContextAxis& axis, const Tensor& dout, const StatesAttended& saved, Tensor (&dlast)[2]) {
   if (axis.ranks == 1) return;
   Runtime& runtime = axis.runtime;
-  const StateRow row(axis);
-  const Tensor mine = axis.zeros({runs_of_a_rank, row.width()}), q = axis.q(saved.qkv, axis.held);
+  const StateRow row(axis, saved.log_rate);
+  const Tensor mine = axis.zeros({runs_of_a_rank, row.states * row.elements});
+  const Tensor q = axis.q(saved.qkv, axis.held), k = axis.k(axis.kv(saved.qkv, axis.held));
   for (int run = 0; run < runs_of_a_rank; ++run) {
     if (axis.rows.runs[run].empty()) continue;
-    ops::linear_attention_state_gradient(runtime, options_of(axis), of_run(q, axis.rows, run),
-                                         of_run(dout, axis.rows, run), of_run(saved.log_decay, axis.rows, run),
-                                         row.state(mine, run));
+    ops::linear_attention_state_gradient(
+        runtime, options_of(axis), of_run(q, axis.rows, run), of_run(k, axis.rows, run), of_run(dout, axis.rows, run),
+        of_run(saved.log_decay, axis.rows, run), row.state(mine, run), part_or_empty(saved.log_rate, axis.rows, run));
   }
   const Tensor all = gather(axis, mine, "gradients of states");
   const Tensor dstate = axis.zeros({row.states, row.elements});
@@ -97,17 +104,19 @@ void find_gradients(const ContextAxis& axis, const Tensor& dout, const StatesAtt
   std::reverse(runs.begin(), runs.end());
   for (const PlacedRun& placed : runs) {
     if (placed.rank == axis.rank) dlast[placed.run] = copy_of(runtime, dstate);
-    ops::carry_state(runtime, row.state(all, placed.row()), total_of(saved.totals, placed.row()), dstate);
+    ops::carry_state(runtime, row.state(all, placed.row()), row.total(saved.totals, placed.row()), dstate,
+                     /*gradient=*/true);
   }
 }
 
 }  // namespace
 
-Tensor attend_to_states(const Tensor& qkv, const Tensor& log_decay, const AttentionSpec& spec, StatesAttended& saved,
-                        Context& context) {
+Tensor attend_to_states(const Tensor& qkv, const Tensor& log_decay, const Tensor& log_rate, const AttentionSpec& spec,
+                        StatesAttended& saved, Context& context) {
   const ContextAxis axis{spec, context};
   saved.qkv = keep(qkv);
   saved.log_decay = keep(log_decay);
+  saved.log_rate = log_rate ? keep(log_rate) : Tensor{};
   find_states(axis, saved);
   const Tensor q = axis.q(qkv, axis.held), kv = axis.kv(qkv, axis.held);
   const Tensor out = axis.runtime.empty({q.rows(), q.width()}, q.dtype());
@@ -115,7 +124,7 @@ Tensor attend_to_states(const Tensor& qkv, const Tensor& log_decay, const Attent
     if (axis.rows.runs[run].empty()) continue;
     const auto part = [&](const Tensor& x) { return of_run(x, axis.rows, run); };
     ops::linear_attention(axis.runtime, options_of(axis), part(q), part(axis.k(kv)), part(axis.v(kv)), part(log_decay),
-                          saved.states[run], part(out), {});
+                          saved.states[run], part(out), {}, part_or_empty(log_rate, axis.rows, run));
   }
   return out;
 }
@@ -129,14 +138,18 @@ StateGradients attend_to_states_backward(const Tensor& dout, const AttentionSpec
   const Tensor q = axis.q(saved.qkv, axis.held), kv = axis.kv(saved.qkv, axis.held);
   const StateGradients gradients{
       .dqkv = runtime.empty({saved.qkv.rows(), saved.qkv.width()}, saved.qkv.dtype()),
-      .dlog_decay = runtime.empty({saved.log_decay.rows(), saved.log_decay.width()}, saved.log_decay.dtype())};
+      .dlog_decay = runtime.empty({saved.log_decay.rows(), saved.log_decay.width()}, saved.log_decay.dtype()),
+      .dlog_rate = saved.log_rate
+                       ? runtime.empty({saved.log_rate.rows(), saved.log_rate.width()}, saved.log_rate.dtype())
+                       : Tensor{}};
   const Tensor dq = axis.q(gradients.dqkv, axis.held), dkv = axis.kv(gradients.dqkv, axis.held);
   for (int run = 0; run < runs_of_a_rank; ++run) {
     if (axis.rows.runs[run].empty()) continue;
     const auto part = [&](const Tensor& x) { return of_run(x, axis.rows, run); };
-    ops::linear_attention_backward(runtime, options_of(axis), part(q), part(axis.k(kv)), part(axis.v(kv)), part(dout),
-                                   part(saved.log_decay), saved.states[run], dlast[run], part(dq), part(axis.k(dkv)),
-                                   part(axis.v(dkv)), part(gradients.dlog_decay));
+    ops::linear_attention_backward(
+        runtime, options_of(axis), part(q), part(axis.k(kv)), part(axis.v(kv)), part(dout), part(saved.log_decay),
+        saved.states[run], dlast[run], part(dq), part(axis.k(dkv)), part(axis.v(dkv)), part(gradients.dlog_decay),
+        part_or_empty(saved.log_rate, axis.rows, run), part_or_empty(gradients.dlog_rate, axis.rows, run));
   }
   return gradients;
 }

@@ -24,7 +24,7 @@ void decay(Cpu cpu, const Decay<A>& args) {
       for (std::int64_t i = row * args.heads; i < (row + 1) * args.heads; ++i) {
         const A z = args.z[i];
         args.log_decay[i] = first ? -std::numeric_limits<A>::infinity()
-                                  : (std::fmin(z, A(0)) - std::log1p(std::exp(-std::abs(z)))) / A(decay_root);
+                                  : (std::fmin(z, A(0)) - std::log1p(std::exp(-std::abs(z)))) / A(args.root);
       }
     }
   });
@@ -35,7 +35,7 @@ void decay_gradient(Cpu cpu, const DecayGradient<A>& args) {
   cpu::for_each_part(cpu::num_parts(cpu, args.count, cost), args.count, 16, [&](cpu::Part part) {
     for (std::int64_t i = part.begin; i < part.end; ++i) {
       const A g = args.log_decay[i];
-      args.dz[i] = std::isinf(g) ? A(0) : -args.dlog_decay[i] * std::expm1(A(decay_root) * g) / A(decay_root);
+      args.dz[i] = std::isinf(g) ? A(0) : -args.dlog_decay[i] * std::expm1(A(args.root) * g) / A(args.root);
     }
   });
 }

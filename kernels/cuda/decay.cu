@@ -12,12 +12,12 @@ __global__ void decay_kernel(Decay<float> args) {
         args.documents && args.documents[at.sequence * args.map.length + at.position].begin == at.position;
     const float z = args.z[i];
     const float log_sigmoid = fminf(z, 0.0f) - log1pf(expf(-fabsf(z)));
-    args.log_decay[i] = first ? -INFINITY : log_sigmoid / static_cast<float>(decay_root);
+    args.log_decay[i] = first ? -INFINITY : log_sigmoid / static_cast<float>(args.root);
   }
 }
 
 __global__ void decay_gradient_kernel(DecayGradient<float> args) {
-  constexpr float root = static_cast<float>(decay_root);
+  const float root = static_cast<float>(args.root);
   for (std::int64_t i = cuda::thread_of_grid(); i < args.count; i += cuda::threads_of_grid()) {
     const float g = args.log_decay[i];
     args.dz[i] = g == -INFINITY ? 0.0f : -args.dlog_decay[i] * expm1f(root * g) / root;

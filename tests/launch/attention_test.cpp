@@ -11,6 +11,7 @@ const std::string scores = "model.attention.position=alibi model.attention.soft_
 const std::string documents = "model.attention.documents=separate ";
 const std::string prefix_and_sinks = "model.attention.prefix=3 model.attention.sinks=true ";
 const std::string linear = "model.attention.kind=linear model.attention.softmax_every=2 ";
+const std::string delta = "model.attention.kind=delta ";
 
 const std::vector<LaunchLayout> layouts = {
     {3, "parallel.tensor=3 parallel.sequence=true"},
@@ -48,7 +49,7 @@ TEST(AttentionOptions, ChosenHeadsGiveTheLossesOfOneRankInEveryLayout) {
 
 TEST(AttentionOptions, AreInCheckpointsPlansAndGeneratedText) {
   const Workshop shop;
-  for (const std::string& options : {scores, documents, prefix_and_sinks, chosen_heads, linear}) {
+  for (const std::string& options : {scores, documents, prefix_and_sinks, chosen_heads, linear, delta}) {
     SCOPED_TRACE(options);
     const std::string run = "run" + std::to_string(options.size());
     ASSERT_EQ(shop.train(2, run, options + "parallel.tensor=2").code, 0);

@@ -22,6 +22,7 @@ class AdjointOfAnOperation : public Adjoint, public ::testing::WithParamInterfac
   void attention_with_sinks();
   void decay();
   void linear_attention();
+  void linear_attention_by(bool delta);
   void rotary();
   void residual();
   void embedding();
@@ -237,40 +238,57 @@ void AdjointOfAnOperation::decay() {
 }
 
 // A sequence in two pieces, as two context ranks have it: the state of the first is carried into the second. Sums over
-// features, the tokens of a chunk, the chunks, and those of decays.
+// features, the tokens of a chunk, the chunks, and those of decays; by the delta rule those of values too.
 void AdjointOfAnOperation::linear_attention() {
+  for (const bool delta : {false, true}) {
+    SCOPED_TRACE(delta ? "by the delta rule" : "without it");
+    linear_attention_by(delta);
+  }
+}
+
+void AdjointOfAnOperation::linear_attention_by(bool delta) {
   constexpr std::int64_t length = 151, border = 83, heads = 3, head_width = 20, states = heads;
   const ops::LinearAttentionOptions options{.batch = 1, .heads = heads, .head_width = head_width};
   const Tensor q = random({length, heads * head_width}), k = random({length, heads * head_width});
   const Tensor v = random({length, heads * head_width}), z = random({length, heads}, 3);
+  const Tensor y = random({length, heads}, 3);  // of rates
   const Shape state{states, head_width * head_width};
-  const auto first = [&](const Tensor& x) { return x.slice_rows(0, border); };
-  const auto second = [&](const Tensor& x) { return x.slice_rows(border, length); };
-  const Tensor total = zeros({states}), before = zeros(state);
-  Tensor g;
+  const auto first = [&](const Tensor& x) { return x ? x.slice_rows(0, border) : x; };
+  const auto second = [&](const Tensor& x) { return x ? x.slice_rows(border, length) : x; };
+  const Tensor total = delta ? zeros(state) : zeros({states}), before = zeros(state);
+  Tensor g, rate;
+  std::vector<Operand> inputs{{"q", q}, {"k", k}, {"v", v}, {"z", z}};
+  if (delta) inputs.push_back({"y", y});
   expect_adjoint(
-      {{"q", q}, {"k", k}, {"v", v}, {"z", z}}, 3 * static_cast<double>(length) + 2 * head_width,
+      inputs, (delta ? 2 : 1) * (3 * static_cast<double>(length) + 2 * head_width),
       [&] {
         g = ops::decay(runtime, z, kernels::whole_sequences(1, length), {});
+        if (delta) rate = ops::decay(runtime, y, kernels::whole_sequences(1, length), {}, 1);
         const Tensor next = zeros(state), out = zeros({length, heads * head_width});
         ops::fill(runtime, before, 0);
-        ops::linear_attention_state(runtime, options, first(k), first(v), first(g), next, total);
+        ops::linear_attention_state(runtime, options, first(k), first(v), first(g), next, total, first(rate));
         ops::carry_state(runtime, next, total, before);
-        ops::linear_attention(runtime, options, first(q), first(k), first(v), first(g), {}, first(out), {});
-        ops::linear_attention(runtime, options, second(q), second(k), second(v), second(g), before, second(out), {});
+        ops::linear_attention(runtime, options, first(q), first(k), first(v), first(g), {}, first(out), {},
+                              first(rate));
+        ops::linear_attention(runtime, options, second(q), second(k), second(v), second(g), before, second(out), {},
+                              second(rate));
         return out;
       },
       [&](const Tensor& dout) {
         std::vector gradients{zeros({q.rows(), q.width()}), zeros({k.rows(), k.width()}), zeros({v.rows(), v.width()})};
         const Tensor dg = zeros({length, heads}), dlast = zeros(state);
+        const Tensor drate = delta ? zeros({length, heads}) : Tensor{};
         const auto backward = [&](const auto& piece, const Tensor& from, const Tensor& dto) {
           ops::linear_attention_backward(runtime, options, piece(q), piece(k), piece(v), piece(dout), piece(g), from,
-                                         dto, piece(gradients[0]), piece(gradients[1]), piece(gradients[2]), piece(dg));
+                                         dto, piece(gradients[0]), piece(gradients[1]), piece(gradients[2]), piece(dg),
+                                         piece(rate), piece(drate));
         };
-        ops::linear_attention_state_gradient(runtime, options, second(q), second(dout), second(g), dlast);
+        ops::linear_attention_state_gradient(runtime, options, second(q), second(k), second(dout), second(g), dlast,
+                                             second(rate));
         backward(first, {}, dlast);
         backward(second, before, {});
         gradients.push_back(ops::decay_backward(runtime, g, dg));
+        if (delta) gradients.push_back(ops::decay_backward(runtime, rate, drate, 1));
         return gradients;
       });
 }

@@ -353,6 +353,10 @@ inline std::vector<Operation> every_operation() {
          ops::linear_attention(o.runtime, Operands::linear(), Operands::third(all, 0), Operands::third(all, 1),
                                Operands::third(all, 2), o.decays(), state, out, state);
          o.expect("linear_attention", out, {o.N, o.H * o.E}, o.type);
+         const Tensor of_delta = o.runtime.empty({o.N, o.H * o.E}, o.type);
+         ops::linear_attention(o.runtime, Operands::linear(), Operands::third(all, 0), Operands::third(all, 1),
+                               Operands::third(all, 2), o.decays(), state, of_delta, state, o.decays());
+         o.expect("linear_attention by the delta rule", of_delta, {o.N, o.H * o.E}, o.type);
        }},
       {"linear_attention_backward",
        [](Operands& o) {
@@ -363,6 +367,13 @@ inline std::vector<Operation> every_operation() {
                                         state, Operands::third(gradient, 0), Operands::third(gradient, 1),
                                         Operands::third(gradient, 2), dg);
          o.expect("linear_attention_backward", dg, {o.N, o.H}, o.accumulate);
+         const Tensor of_delta = o.decays(), of_rates = o.decays();
+         ops::linear_attention_backward(o.runtime, Operands::linear(), Operands::third(all, 0), Operands::third(all, 1),
+                                        Operands::third(all, 2), o.filled({o.N, o.H * o.E}, o.type), o.decays(), state,
+                                        state, Operands::third(gradient, 0), Operands::third(gradient, 1),
+                                        Operands::third(gradient, 2), of_delta, o.decays(), of_rates);
+         o.expect("linear_attention_backward by the delta rule", of_delta, {o.N, o.H}, o.accumulate);
+         o.expect("linear_attention_backward of rates", of_rates, {o.N, o.H}, o.accumulate);
        }},
       {"linear_attention_state",
        [](Operands& o) {
@@ -371,20 +382,36 @@ inline std::vector<Operation> every_operation() {
          ops::linear_attention_state(o.runtime, Operands::linear(), Operands::third(all, 1), Operands::third(all, 2),
                                      o.decays(), state, o.filled({3 * o.H}, o.accumulate));
          o.expect("linear_attention_state", state, {3 * o.H, o.E * o.E}, o.accumulate);
+         const Tensor of_delta = o.filled(state.shape(), o.accumulate),
+                      transition = o.filled(state.shape(), o.accumulate);
+         ops::linear_attention_state(o.runtime, Operands::linear(), Operands::third(all, 1), Operands::third(all, 2),
+                                     o.decays(), of_delta, transition, o.decays());
+         o.expect("linear_attention_state by the delta rule", of_delta, {3 * o.H, o.E * o.E}, o.accumulate);
+         o.expect("linear_attention_state's transition", transition, {3 * o.H, o.E * o.E}, o.accumulate);
        }},
       {"linear_attention_state_gradient",
        [](Operands& o) {
          const Tensor all = o.filled({o.N, 3 * o.H * o.E}, o.type);
          const Tensor state = o.filled({3 * o.H, o.E * o.E}, o.accumulate);
-         ops::linear_attention_state_gradient(o.runtime, Operands::linear(), Operands::third(all, 0),
-                                              Operands::third(all, 1), o.decays(), state);
+         const auto gradient = [&](const Tensor& dstate, const Tensor& log_rate) {
+           ops::linear_attention_state_gradient(o.runtime, Operands::linear(), Operands::third(all, 0),
+                                                Operands::third(all, 1), Operands::third(all, 2), o.decays(), dstate,
+                                                log_rate);
+         };
+         gradient(state, {});
          o.expect("linear_attention_state_gradient", state, {3 * o.H, o.E * o.E}, o.accumulate);
+         const Tensor of_delta = o.filled(state.shape(), o.accumulate);
+         gradient(of_delta, o.decays());
+         o.expect("linear_attention_state_gradient by the delta rule", of_delta, of_delta.shape(), o.accumulate);
        }},
       {"carry_state",
        [](Operands& o) {
          const Tensor state = o.filled({4, 9}, o.accumulate);
          ops::carry_state(o.runtime, o.filled({4, 9}, o.accumulate), o.filled({4}, o.accumulate, -1), state);
          o.expect("carry_state", state, {4, 9}, o.accumulate);
+         const Tensor through = o.filled({4, 9}, o.accumulate);
+         ops::carry_state(o.runtime, o.filled({4, 9}, o.accumulate), o.filled({4, 9}, o.accumulate), through, true);
+         o.expect("carry_state through a matrix", through, {4, 9}, o.accumulate);
        }},
       {"rotary",
        [](Operands& o) {

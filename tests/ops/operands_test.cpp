@@ -248,22 +248,36 @@ void RefusedOperands::of_linear_attention() {
   const std::string of_decays = "linear attention: log_decay [B*T, H] without gaps";
   expect_refused(of_decays, [&] { forward(q, q, tensor({10, 3}), state, q); });
   expect_refused(of_decays, [&] { forward(q, q, strided(10, 4), state, q); });
+  const std::string of_rates = "linear attention: log_rate [B*T, H] without gaps";
+  const auto with_rates = [&](const Tensor& rates) {
+    ops::linear_attention(runtime, options, q, q, q, decays, {}, q, {}, rates);
+  };
+  expect_refused(of_rates, [&] { with_rates(tensor({10, 3})); });
+  expect_refused(of_rates, [&] { with_rates(strided(10, 4)); });
   const std::string states = "linear attention: states [B*H, E*E] without gaps";
   expect_refused(states, [&] { forward(q, q, decays, tensor({4, 64}), q); });
   expect_refused(states, [&] {
-    ops::linear_attention_state_gradient(runtime, options, q, q, decays, tensor({8, 32}));
+    ops::linear_attention_state_gradient(runtime, options, q, q, q, decays, tensor({8, 32}));
   });
   expect_refused("linear attention: rows are batch times tokens", [&] {
     ops::linear_attention(runtime, {.batch = 3, .heads = 4, .head_width = 8}, q, q, q, decays, {}, q, {});
   });
   expect_refused("linear attention state: total [B*H]",
                  [&] { ops::linear_attention_state(runtime, options, q, q, decays, state, tensor({7})); });
+  expect_refused(states, [&] {
+    ops::linear_attention_state(runtime, options, q, q, decays, state, tensor({8, 32}), decays);
+  });
   const std::string strides = "linear attention backward: gradients are shaped and strided like their tensors";
   expect_refused(strides, [&] {
     ops::linear_attention_backward(runtime, options, q, q, q, q, decays, {}, {}, strided(10, 32), q, q, decays);
   });
-  expect_refused("carry state: next and state [B*H, E*E], total [B*H]",
-                 [&] { ops::carry_state(runtime, state, tensor({7}), state); });
+  expect_refused(strides, [&] {
+    ops::linear_attention_backward(runtime, options, q, q, q, q, decays, {}, {}, q, q, q, decays, decays,
+                                   strided(10, 4));
+  });
+  const std::string totals = "carry state: next and state [B*H, E*E], total [B*H] or [B*H, E*E]";
+  expect_refused(totals, [&] { ops::carry_state(runtime, state, tensor({7}), state); });
+  expect_refused(totals, [&] { ops::carry_state(runtime, state, tensor({8, 32}), state); });
   expect_refused("decay: z [N, H] without gaps",
                  [&] { ops::decay(runtime, strided(10, 4), kernels::whole_sequences(2, 5), {}); });
   expect_refused("decay: documents [B * T, 2] i32", [&] {

@@ -398,6 +398,23 @@ sources: {queries: target, keys: target, values: source}}
   norm: {kind: layer_norm, epsilon: 1.0e-5}
 train: {batch: 3}
 """,
+    # The gated delta rule (Yang et al. 2024) in all blocks, of separate documents, longer than a chunk.
+    "delta": """\
+model:
+  family: decoder
+  layers: 2
+  width: 24
+  vocabulary: 53
+  context: 72
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {kind: delta, heads: 3, kv_heads: 3, head_width: 8, position: rotary, rotary_base: 10000, window: 0, \
+documents: separate}
+  feed_forward: {kind: gelu, width: 40}
+  norm: {kind: layer_norm, epsilon: 0.25}
+train: {batch: 2}
+""",
 }
 IGNORED_TARGETS = {"five_heads", "encoder_decoder"}
 
@@ -444,7 +461,7 @@ def is_linear(model, name):
     """Has the attention named `name` a state?"""
     attention, block = model["attention"], int(name.split(".")[-2])
     every = attention.get("softmax_every", 0)
-    return attention.get("kind") == "linear" and not (every and (block + 1) % every == 0)
+    return attention.get("kind") in ("linear", "delta") and not (every and (block + 1) % every == 0)
 
 
 def shapes(model):
@@ -501,6 +518,9 @@ def shapes(model):
         if is_linear(model, name):
             found[f"{name}.decay.weight"] = (attention["heads"], width)
             found[f"{name}.decay.bias"] = (attention["heads"],)
+            if attention["kind"] == "delta":
+                found[f"{name}.rate.weight"] = (attention["heads"], width)
+                found[f"{name}.rate.bias"] = (attention["heads"],)
             found[f"{name}.out_norm.weight"] = (attention["head_width"],)
 
     def feed(name):
@@ -628,15 +648,21 @@ def gates(model, name, scores, choices):
     return torch.cat([torch.ones_like(gate[..., : routing["always"]]), gate], dim=-1)
 
 
-def recur(q, k, v, gate, begins):
+def recur(q, k, v, gate, rate, begins):
     """Gated linear attention of q, k, v [B, heads, T, E] and gates [B, heads, T], token by token. A document begins with
-    a state of zeros."""
+    a state of zeros. With rates of the same shape, by the delta rule: q and k at unit length, and a token adds the
+    difference between its value and what the decayed state holds at its key."""
     state, outputs = torch.zeros_like(q[:, :, 0, :, None] * v[:, :, 0, None, :]), []
     decay = torch.sigmoid(gate) ** (1 / 16)
+    if rate is not None:
+        q, k = (x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-6) for x in (q, k))
     for t in range(q.shape[2]):
         kept = (decay[:, :, t] * (begins[:, t] != t)[:, None])[..., None, None]
-        state = kept * state + k[:, :, t, :, None] * v[:, :, t, None, :]
-        outputs.append((q[:, :, t, None, :] @ state)[:, :, 0] / q.shape[-1] ** 0.5)
+        value = v[:, :, t, None, :]
+        if rate is not None:
+            value = torch.sigmoid(rate[:, :, t])[..., None, None] * (value - k[:, :, t, None, :] @ (kept * state))
+        state = kept * state + k[:, :, t, :, None] * value
+        outputs.append((q[:, :, t, None, :] @ state)[:, :, 0] / (1 if rate is not None else q.shape[-1] ** 0.5))
     return torch.stack(outputs, dim=2)
 
 
@@ -685,8 +711,9 @@ def logits(model, w, tokens, choices=None):
         if attention["position"] in ("rotary", "rotary_2d") and at is not None:
             q, k = (rotate(x, at, attention["rotary_base"]) for x in (q, k))
         if is_linear(model, name):
-            gate = F.linear(x, w[f"{name}.decay.weight"], w[f"{name}.decay.bias"]).transpose(1, 2)
-            y = recur(q, k, v, gate, tokens.begins)
+            gate, rate = (F.linear(x, w[f"{name}.{part}.weight"], w[f"{name}.{part}.bias"]).transpose(1, 2)
+                          if f"{name}.{part}.weight" in w else None for part in ("decay", "rate"))
+            y = recur(q, k, v, gate, rate, tokens.begins)
             y = F.rms_norm(y, y.shape[-1:], w[f"{name}.out_norm.weight"], model["norm"]["epsilon"])
         elif attention.get("soft_cap") or attention.get("sinks") or attention["position"] == "alibi":
             y = mix(attention, q, k, v, mask, w.get(f"{name}.sinks"))

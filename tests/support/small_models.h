@@ -162,6 +162,15 @@ inline std::vector<SmallModel> small_models() {
   linear.norm.epsilon = 0.25;  // the norm of the first output of a document is smooth
   models.push_back({"linear", linear});
 
+  ModelConfig delta = base(20, 43, 9);
+  delta.attention.kind = AttentionKind::delta;
+  delta.attention.heads = 5;
+  delta.attention.position = Position::rotary;
+  delta.attention.documents = DocumentBorders::separate;
+  delta.feed_forward.width = 40;
+  delta.norm.epsilon = 0.25;
+  models.push_back({"delta", delta});
+
   ModelConfig prefix = base(20, 43, 9);
   prefix.attention.heads = 5;
   prefix.attention.position = Position::rotary;

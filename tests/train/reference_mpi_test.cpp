@@ -101,7 +101,8 @@ std::vector<std::string> reference_files() {
           "convolution",
           "chosen_heads",
           "linear",
-          "aligned_sources"};
+          "aligned_sources",
+          "delta"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
