@@ -23,6 +23,18 @@
 //   dS   = exp(c_last) dS' + sum_i scale exp(c_i) q_i^T do_i
 //   dc_i = q_i . dq_i - k_i . dk_i, and for the last token also <S', dS'>
 //   dg_t = sum of dc_i for i >= t, in the document of t; 0 for its first token
+//
+// In reverse the tokens come from the last to the first, and each reads the state before it adds to it:
+//
+//   o_t        += scale q_t R_t
+//   R_{t-1}     = a_t (R_t + k_t^T v_t)
+//
+// A token that reads S and R sees its whole document, each token of it once: o_t = sum_j scale (q_t . k_j)
+// exp(-|c_t - c_j|) v_j. (If t were in both states, it would read itself twice, and no decay would make up for that.)
+// g_t is what lies between tokens t - 1 and t, from whichever side one looks across, so that one decay serves both, and
+// that of a document's first token separates it from the one before in both directions. The formulas of chunks hold
+// with tokens in the order in which they come, c_i without g_i (c_last: with all), and pairs i != j; dg_t is the sum of
+// dc_i of the tokens that come after t.
 #pragma once
 
 #include <algorithm>
@@ -41,10 +53,16 @@ struct LinearAttentionShape {
   std::int64_t batch, length, heads, head_width;
   std::int64_t q_stride, k_stride, v_stride, out_stride;  ///< elements from one token to the next
   double scale = 1;                                       ///< usually 1 / sqrt(head_width)
+  bool reverse = false;  ///< tokens come from the last to the first; out, dq, dk, dv and dlog_decay are added to
 
   constexpr std::int64_t chunks() const { return (length + linear_attention_chunk - 1) / linear_attention_chunk; }
   /// Heads of all sequences: each has a state.
   constexpr std::int64_t states() const { return batch * heads; }
+  /// Of in_order(): the row of the token that comes as number t, in strides; rows of decays are `decay_stride()` apart.
+  constexpr std::int64_t row(std::int64_t sequence, std::int64_t t) const {
+    return (reverse ? -sequence : sequence) * length + t;
+  }
+  constexpr std::int64_t decay_stride() const { return reverse ? -heads : heads; }
 };
 
 template <class T>
@@ -79,6 +97,39 @@ struct LinearAttentionBackward {
   Accumulate<T>* dstate = nullptr;       ///< [batch, heads, E, E]: the gradient of `state`; null: not wanted
   void* workspace = nullptr;             ///< linear_attention_backward_workspace_bytes(), 64-byte aligned
 };
+
+/// The arguments as kernels read them: in reverse, pointers are to the last token of the first sequence, and strides
+/// negative.
+template <class T>
+LinearAttentionForward<T> in_order(LinearAttentionForward<T> args) {
+  LinearAttentionShape& s = args.shape;
+  if (!s.reverse) return args;
+  const auto turn = [&](auto*& pointer, std::int64_t stride) { pointer += pointer ? (s.length - 1) * stride : 0; };
+  turn(args.q, s.q_stride);
+  turn(args.k, s.k_stride);
+  turn(args.v, s.v_stride);
+  turn(args.out, s.out_stride);
+  turn(args.log_decay, s.heads);
+  for (std::int64_t* stride : {&s.q_stride, &s.k_stride, &s.v_stride, &s.out_stride}) *stride = -*stride;
+  return args;
+}
+template <class T>
+LinearAttentionBackward<T> in_order(LinearAttentionBackward<T> args) {
+  LinearAttentionShape& s = args.shape;
+  if (!s.reverse) return args;
+  const auto turn = [&](auto*& pointer, std::int64_t stride) { pointer += pointer ? (s.length - 1) * stride : 0; };
+  turn(args.q, s.q_stride);
+  turn(args.dq, s.q_stride);
+  turn(args.k, s.k_stride);
+  turn(args.dk, s.k_stride);
+  turn(args.v, s.v_stride);
+  turn(args.dv, s.v_stride);
+  turn(args.dout, s.out_stride);
+  turn(args.log_decay, s.heads);
+  turn(args.dlog_decay, s.heads);
+  for (std::int64_t* stride : {&s.q_stride, &s.k_stride, &s.v_stride, &s.out_stride}) *stride = -*stride;
+  return args;
+}
 
 /// state = exp(total) state + next: the state behind tokens whose own state, from 0, is `next`, and whose decays have
 /// the sum `total`. For gradients the same from right to left.

@@ -250,8 +250,10 @@ void Validator::check_linear_attention() {
       add(fmt::format("{} with model.attention.kind = {}", what, name_of(a.kind)), why,
           fix + ", or set model.attention.kind to softmax");
   };
-  refuse(m.family != ModelFamily::decoder, fmt::format("model.family = {}", name_of(m.family)),
-         "a state holds what is before a token; attention to both sides is not built", "set model.family to decoder");
+  refuse(a.kind == AttentionKind::delta && m.family != ModelFamily::decoder,
+         fmt::format("model.family = {}", name_of(m.family)),
+         "a state holds what is before a token; the delta rule to both sides is not built",
+         "set model.family to decoder, or model.attention.kind to linear");
   refuse(a.window > 0, fmt::format("model.attention.window = {}", a.window),
          "a token leaves the state by its decay, not at a distance", "set model.attention.window to 0");
   refuse(a.position == Position::alibi, "model.attention.position = alibi",
@@ -262,7 +264,7 @@ void Validator::check_linear_attention() {
   refuse(a.soft_cap > 0, fmt::format("model.attention.soft_cap = {}", value_text(&config_.model.attention.soft_cap)),
          "products of q and k are not computed one by one", "set model.attention.soft_cap to 0");
   refuse(a.prefix > 0, fmt::format("model.attention.prefix = {}", a.prefix),
-         "a state holds what is before a token, and tokens of a prefix also see what is behind them",
+         "a state holds what is before a token or what is behind it, and tokens of a prefix see a part of that",
          "set model.attention.prefix to 0");
   refuse(a.dropout > 0, fmt::format("model.attention.dropout = {}", value_text(&config_.model.attention.dropout)),
          "there are no probabilities of single keys", "set model.attention.dropout to 0");

@@ -137,11 +137,15 @@ std::vector<PartSpec> encoder_decoder_parts(const ModelConfig& config, bool reco
   parts.push_back({"embedding", "embedding", token_table(config), [=](const TensorShare& share, ParameterStore& store) {
                      return std::make_unique<EmbeddingsPart>(config, share, store);
                    }});
-  const BlockShape encoder =
+  BlockShape encoder =
       block_shape(config, source_band(config), config.source_length(), 2 * config.encoder_blocks(), false);
   for (std::int64_t i = 0; i < config.encoder_blocks(); ++i) {
     const std::string name = "encoder.blocks." + std::to_string(i);
-    parts.push_back({name, "encoder block", {}, [=](const TensorShare& share, ParameterStore& store) {
+    encoder.linear = config.has_linear_attention(i);
+    parts.push_back({name,
+                     encoder.linear ? "encoder block of linear attention" : "encoder block",
+                     {},
+                     [=](const TensorShare& share, ParameterStore& store) {
                        return std::make_unique<OnSource>(add_recompute(make_block(name, encoder, share, store)));
                      }});
   }
@@ -149,10 +153,14 @@ std::vector<PartSpec> encoder_decoder_parts(const ModelConfig& config, bool reco
                      return std::make_unique<OnSource>(
                          std::make_unique<NormPart>(make_norm("encoder.final_norm", config, share, store)));
                    }});
-  const BlockShape decoder = block_shape(config, decoder_band(config), config.context, 3 * config.layers, false);
+  BlockShape decoder = block_shape(config, decoder_band(config), config.context, 3 * config.layers, false);
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "blocks." + std::to_string(i);
-    parts.push_back({name, "decoder block", {}, [=](const TensorShare& share, ParameterStore& store) {
+    decoder.linear = config.has_linear_attention(i);
+    parts.push_back({name,
+                     decoder.linear ? "decoder block of linear attention" : "decoder block",
+                     {},
+                     [=](const TensorShare& share, ParameterStore& store) {
                        return add_recompute(std::make_unique<DecoderBlockPart>(name, decoder, config.attention.sources,
                                                                                config.source_length(), share, store));
                      }});

@@ -83,18 +83,25 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   };
   const std::int64_t source = c.source_length();
   const std::int64_t linear = c.blocks_with_linear_attention();
+  std::int64_t linear_of_source = 0;
+  for (std::int64_t i = 0; i < c.encoder_blocks(); ++i) linear_of_source += c.has_linear_attention(i) ? 1 : 0;
   double seen = d(c.layers - linear) * pairs(attention_band(c), c.context, c.context);
   if (c.has_source()) {
     const kernels::Band across = c.attention.sources.are_aligned() ? attention_band(c) : kernels::full_band();
-    seen +=
-        d(c.encoder_blocks()) * pairs(source_band(c), source, source) + d(c.layers) * pairs(across, c.context, source);
+    seen += d(c.encoder_blocks() - linear_of_source) * pairs(source_band(c), source, source) +
+            d(c.layers) * pairs(across, c.context, source);
   }
   const bool delta = c.attention.kind == AttentionKind::delta;
-  const double of_gates = (delta ? 2 : 1) * d(linear) * d(c.attention.heads * c.width) * d(c.context);
-  const kernels::LinearAttentionShape of_heads{
-      .batch = 1, .length = c.context, .heads = c.attention.heads, .head_width = c.head_width()};
-  const double states = d(linear) * (delta ? kernels::delta_attention_flops(of_heads).forward
-                                           : kernels::linear_attention_flops(of_heads));
+  const double of_gates =
+      (delta ? 2 : 1) * d(c.attention.heads * c.width) * (d(linear * c.context) + d(linear_of_source * source));
+  const auto states_of = [&](std::int64_t length, const kernels::Band& band) {  // a second state sees the other side
+    const kernels::LinearAttentionShape of_heads{
+        .batch = 1, .length = length, .heads = c.attention.heads, .head_width = c.head_width()};
+    return delta ? kernels::delta_attention_flops(of_heads).forward
+                 : (band.last > 0 ? 2 : 1) * kernels::linear_attention_flops(of_heads);
+  };
+  const double states =
+      d(linear) * states_of(c.context, attention_band(c)) + d(linear_of_source) * states_of(source, source_band(c));
   const double products = (parameters + of_queries) * d(c.context) + of_source * d(source) + stem + head + of_gates;
   return d(sequences) * (6 * products + 3 * 4 * seen * d(c.heads_of_token()) * d(c.head_width()) + 3 * states);
 }

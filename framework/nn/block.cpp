@@ -1,21 +1,18 @@
 #include "framework/nn/block.h"
 
 namespace choir {
-namespace {
 
-std::variant<Attention, LinearAttention> make_attention(const std::string& name, const BlockShape& s,
-                                                        const TensorShare& share, ParameterStore& store) {
+SelfAttention make_attention(const std::string& name, const BlockShape& s, const TensorShare& share,
+                             ParameterStore& store) {
   if (s.linear) return LinearAttention(name, s.attention, s.delta, share, store);
   return Attention(name, s.attention, share, store);
 }
 
-std::variant<FeedForward, Experts> make_feed_forward(const std::string& name, const BlockShape& s,
-                                                     const TensorShare& share, ParameterStore& store) {
+static std::variant<FeedForward, Experts> make_feed_forward(const std::string& name, const BlockShape& s,
+                                                            const TensorShare& share, ParameterStore& store) {
   if (s.experts.count > 0) return Experts(name, s.experts, share, store);
   return FeedForward(name, s.feed_forward, share, store);
 }
-
-}  // namespace
 
 Block::Block(const std::string& name, const BlockShape& s, const TensorShare& share, ParameterStore& store)
     : attention_norm_(name + ".attention_norm", s.attention.width, s.rms_norm, s.norm_bias, s.norm_epsilon, share,

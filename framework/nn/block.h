@@ -25,12 +25,16 @@ struct BlockShape {
   double norm_epsilon = 1e-5;
 };
 
+using SelfAttention = std::variant<Attention, LinearAttention>;
+using SelfAttentionSaved = std::variant<Attention::Saved, LinearAttention::Saved>;
+SelfAttention make_attention(const std::string& name, const BlockShape&, const TensorShare&, ParameterStore&);
+
 class Block {
  public:
   /// Everything backward reads for one micro-batch.
   struct Saved {
     Norm::Saved attention_norm, feed_forward_norm;
-    std::variant<Attention::Saved, LinearAttention::Saved> attention;
+    SelfAttentionSaved attention;
     std::variant<FeedForward::Saved, Experts::Saved> feed_forward;
   };
 
@@ -43,7 +47,7 @@ class Block {
 
  private:
   Norm attention_norm_;
-  std::variant<Attention, LinearAttention> attention_;
+  SelfAttention attention_;
   Norm feed_forward_norm_;
   std::variant<FeedForward, Experts> feed_forward_;
 };

@@ -9,15 +9,19 @@ static Norm make_norm(const std::string& name, const BlockShape& s, const Tensor
 DecoderBlock::DecoderBlock(const std::string& name, const BlockShape& s, const Sources& sources,
                            const TensorShare& share, ParameterStore& store)
     : attention_norm_(make_norm(name + ".attention_norm", s, share, store)),
-      attention_(name + ".attention", s.attention, share, store),
+      attention_(make_attention(name + ".attention", s, share, store)),
       cross_attention_norm_(make_norm(name + ".cross_attention_norm", s, share, store)),
       cross_attention_(name + ".cross_attention", s.attention, sources, share, store),
       feed_forward_norm_(make_norm(name + ".feed_forward_norm", s, share, store)),
       feed_forward_(name + ".feed_forward", s.feed_forward, share, store) {}
 
 Tensor DecoderBlock::forward(const Tensor& x, const Tensor& memory, Saved& saved, Context& context) const {
-  const Tensor h =
-      attention_.forward(attention_norm_.forward(x, saved.attention_norm, context), x, saved.attention, context);
+  const Tensor normed = attention_norm_.forward(x, saved.attention_norm, context);
+  const Tensor h = std::visit(
+      [&]<class Layer>(const Layer& layer) {
+        return layer.forward(normed, x, saved.attention.emplace<typename Layer::Saved>(), context);
+      },
+      attention_);
   const Tensor g = cross_attention_.forward(cross_attention_norm_.forward(h, saved.cross_attention_norm, context),
                                             memory, h, saved.cross_attention, context);
   return feed_forward_.forward(feed_forward_norm_.forward(g, saved.feed_forward_norm, context), g, saved.feed_forward,
@@ -29,13 +33,16 @@ CrossAttention::Gradients DecoderBlock::backward(const Tensor& dy, const Saved& 
                                                 saved.feed_forward_norm, context);
   const auto [dnormed, dmemory] = cross_attention_.backward(dg, saved.cross_attention, context);
   const Tensor dh = cross_attention_norm_.backward(dnormed, dg, saved.cross_attention_norm, context);
-  const Tensor dx =
-      attention_norm_.backward(attention_.backward(dh, saved.attention, context), dh, saved.attention_norm, context);
-  return {.dx = dx, .dmemory = dmemory};
+  const Tensor dattention = std::visit(
+      [&]<class Layer>(const Layer& layer) {
+        return layer.backward(dh, std::get<typename Layer::Saved>(saved.attention), context);
+      },
+      attention_);
+  return {.dx = attention_norm_.backward(dattention, dh, saved.attention_norm, context), .dmemory = dmemory};
 }
 
 KeyValueCache DecoderBlock::make_cache(std::int64_t positions, std::int64_t source_positions, Runtime& runtime) const {
-  KeyValueCache cache = attention_.make_cache(positions, runtime);
+  KeyValueCache cache = std::visit([&](const auto& layer) { return layer.make_cache(positions, runtime); }, attention_);
   cross_attention_.add_to_cache(cache, positions, source_positions, runtime);
   return cache;
 }

@@ -1,6 +1,6 @@
 // A block of a decoder that reads an encoder's output, the memory, norms first:
 //
-//   h = x + attention(norm(x))
+//   h = x + attention(norm(x)), of one kind or the other
 //   g = h + cross_attention(norm(h), memory)            which streams it reads: nn/sources.h
 //   y = g + feed_forward(norm(g))
 #pragma once
@@ -17,7 +17,7 @@ class DecoderBlock {
   /// Everything backward reads for one micro-batch.
   struct Saved {
     Norm::Saved attention_norm, cross_attention_norm, feed_forward_norm;
-    Attention::Saved attention;
+    SelfAttentionSaved attention;
     CrossAttention::Saved cross_attention;
     FeedForward::Saved feed_forward;
   };
@@ -33,7 +33,7 @@ class DecoderBlock {
 
  private:
   Norm attention_norm_;
-  Attention attention_;
+  SelfAttention attention_;
   Norm cross_attention_norm_;
   CrossAttention cross_attention_;
   Norm feed_forward_norm_;

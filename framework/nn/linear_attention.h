@@ -4,7 +4,8 @@
 //   q, k, v = x Wq^T + bq, x Wk^T + bk, x Wv^T + bv     one product; norms of q and k and rotary positions as there
 //   g       = log(sigmoid(x Wg^T + bg)) / 16            a decay of each head and token; bg always is
 //   log b   = log(sigmoid(x Wb^T + bb))                 by the delta rule only: a rate of each head and token
-//   o       = linear attention of q, k, v, g (and b)    per head: kernels/linear_attention.h, kernels/delta_attention.h
+//   o       = linear attention of q, k, v, g (and b)    per head: kernels/linear_attention.h, kernels/delta_attention.h;
+//                                                       of an encoder's tokens to both sides, with one decay for both
 //   y       = residual + dropout(norm(o) Wo^T + bo)      the norm per head: no softmax bounds o
 //
 // The decays' biases begin at random, at 2 with a deviation of 1.5, so that the heads' memories begin with half-lives

@@ -66,12 +66,18 @@ static kernels::LinearAttentionShape shape_of(const LinearAttentionOptions& o, s
           .k_stride = stride(k),
           .v_stride = stride(v),
           .out_stride = stride(out),
-          .scale = log_rate ? 1 : 1 / std::sqrt(static_cast<double>(o.head_width))};
+          .scale = log_rate ? 1 : 1 / std::sqrt(static_cast<double>(o.head_width)),
+          .reverse = o.reverse};
 }
 
 static void check_state(const LinearAttentionOptions& o, const Tensor& state) {
   check(!state || (state.contiguous() && state.count() == o.batch * o.heads * o.head_width * o.head_width),
         "linear attention: states [B*H, E*E] without gaps");
+}
+
+/// Bytes of what is added to, in reverse: it is also read.
+static double bytes_read(const LinearAttentionOptions& o, std::initializer_list<Tensor> added_to) {
+  return o.reverse ? bytes_of(added_to) : 0;
 }
 
 /// Forward of the operands that are not empty.
@@ -106,7 +112,8 @@ static void run_forward(Runtime& runtime, const char* name, const LinearAttentio
       return;
     }
     launch<T>(runtime, name,
-              {.flops = out ? linear_attention_flops(shape) : linear_attention_state_flops(shape), .bytes = bytes},
+              {.flops = out ? linear_attention_flops(shape) : linear_attention_state_flops(shape),
+               .bytes = bytes + bytes_read(options, {out})},
               [args](auto device) { kernels::linear_attention_forward(device, args); });
   });
 }
@@ -150,7 +157,8 @@ static void run_backward(Runtime& runtime, const char* name, const LinearAttenti
       return;
     }
     launch<T>(runtime, name,
-              {.flops = dq ? 2.5 * linear_attention_flops(shape) : linear_attention_state_flops(shape), .bytes = bytes},
+              {.flops = dq ? 2.5 * linear_attention_flops(shape) : linear_attention_state_flops(shape),
+               .bytes = bytes + bytes_read(options, {dq, dk, dv, dlog_decay})},
               [args](auto device) { kernels::linear_attention_backward(device, args); });
   });
 }

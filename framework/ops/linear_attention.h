@@ -14,6 +14,7 @@ namespace choir::ops {
 
 struct LinearAttentionOptions {
   std::int64_t batch = 1, heads = 1, head_width = 1;
+  bool reverse = false;  ///< from the last token to the first; out and gradients of tokens are added to
 };
 
 /// The logarithms of the decays [N, H] of z [N, H] (kernels/decay.h). `documents` [B * T, 2] i32: a
@@ -22,6 +23,9 @@ Tensor decay(Runtime&, const Tensor& z, const kernels::RowMap& rows, const Tenso
              double root = kernels::decay_root);
 /// The gradient of z.
 Tensor decay_backward(Runtime&, const Tensor& log_decay, const Tensor& dlog_decay, double root = kernels::decay_root);
+
+// In reverse the state before the tokens is the one that the last of them reads, and that after them is for the token
+// before the first.
 
 /// Writes out and, unless it is empty, the state after the last token. `last_state` may be `state`.
 void linear_attention(Runtime&, const LinearAttentionOptions&, const Tensor& q, const Tensor& k, const Tensor& v,

@@ -15,34 +15,49 @@ struct PlacedRun {
   std::int64_t row() const { return rank * runs_of_a_rank + run; }  // in what is gathered
 };
 
-std::vector<PlacedRun> runs_in_order(const ContextAxis& axis) {
+enum Direction { to_the_right, to_the_left };
+
+/// Those in which states go.
+std::vector<Direction> directions(const ContextAxis& axis) {
+  if (axis.spec.band.last > 0) return {to_the_right, to_the_left};
+  return {to_the_right};
+}
+
+std::vector<PlacedRun> runs_in_order(const ContextAxis& axis, Direction direction) {
   std::vector<PlacedRun> runs;
   for (std::int64_t rank = 0; rank < axis.ranks; ++rank)
     for (int run = 0; run < runs_of_a_rank; ++run)
       if (const kernels::Run& positions = axis.rows_of(rank).runs[run]; !positions.empty())
         runs.push_back({positions.begin, rank, run});
-  std::sort(runs.begin(), runs.end(), [](const PlacedRun& a, const PlacedRun& b) { return a.begin < b.begin; });
+  std::sort(runs.begin(), runs.end(), [direction](const PlacedRun& a, const PlacedRun& b) {
+    return direction == to_the_right ? a.begin < b.begin : a.begin > b.begin;
+  });
   return runs;
 }
 
-ops::LinearAttentionOptions options_of(const ContextAxis& axis) {
-  return {.batch = axis.rows.sequences, .heads = axis.held.query.count(), .head_width = axis.spec.head_width};
+ops::LinearAttentionOptions options_of(const ContextAxis& axis, Direction direction) {
+  return {.batch = axis.rows.sequences,
+          .heads = axis.held.query.count(),
+          .head_width = axis.spec.head_width,
+          .reverse = direction == to_the_left};
 }
 
-/// Rows of states, of all heads of all sequences, with their totals behind them: numbers, or matrices.
+/// Rows of states, by direction and of all heads of all sequences, with their totals behind them: numbers, or matrices.
 struct StateRow {
-  std::int64_t states, elements;
+  std::int64_t states, elements, width_of_states;
   bool matrices;
   StateRow(const ContextAxis& axis, const Tensor& log_rate)
       : states(axis.rows.sequences * axis.held.query.count()),
         elements(axis.spec.head_width * axis.spec.head_width),
+        width_of_states(std::ssize(directions(axis)) * states * elements),
         matrices(log_rate) {}
 
-  std::int64_t width() const { return states * (elements + (matrices ? elements : 1)); }
-  Tensor state(const Tensor& rows, std::int64_t row) const {
-    return rows.slice_rows(row, row + 1).slice_columns(0, states * elements).reshape({states, elements});
+  std::int64_t width() const { return width_of_states + states * (matrices ? elements : 1); }
+  Tensor state(const Tensor& rows, std::int64_t row, Direction direction) const {
+    const std::int64_t begin = direction * states * elements;
+    return rows.slice_rows(row, row + 1).slice_columns(begin, begin + states * elements).reshape({states, elements});
   }
-  Tensor totals(const Tensor& rows) const { return rows.slice_columns(states * elements, width()); }
+  Tensor totals(const Tensor& rows) const { return rows.slice_columns(width_of_states, width()); }
   Tensor total(const Tensor& totals, std::int64_t row) const {
     const Tensor one = totals.slice_rows(row, row + 1);
     return matrices ? one.reshape({states, elements}) : one.reshape({states});
@@ -71,22 +86,25 @@ void find_states(const ContextAxis& axis, StatesAttended& saved) {
   const Tensor mine = axis.zeros({runs_of_a_rank, row.width()}), kv = axis.kv(saved.qkv, axis.held);
   for (int run = 0; run < runs_of_a_rank; ++run) {
     if (axis.rows.runs[run].empty()) continue;
-    ops::linear_attention_state(runtime, options_of(axis), of_run(axis.k(kv), axis.rows, run),
-                                of_run(axis.v(kv), axis.rows, run), of_run(saved.log_decay, axis.rows, run),
-                                row.state(mine, run), row.total(row.totals(mine), run),
-                                part_or_empty(saved.log_rate, axis.rows, run));
+    for (const Direction direction : directions(axis))
+      ops::linear_attention_state(runtime, options_of(axis, direction), of_run(axis.k(kv), axis.rows, run),
+                                  of_run(axis.v(kv), axis.rows, run), of_run(saved.log_decay, axis.rows, run),
+                                  row.state(mine, run, direction), row.total(row.totals(mine), run),
+                                  part_or_empty(saved.log_rate, axis.rows, run));
   }
   const Tensor all = gather(axis, mine, "states");
   saved.totals = keep(copy_of(runtime, row.totals(all)));
-  const Tensor state = axis.zeros({row.states, row.elements});
-  for (const PlacedRun& placed : runs_in_order(axis)) {
-    if (placed.rank == axis.rank) saved.states[placed.run] = keep(copy_of(runtime, state));
-    ops::carry_state(runtime, row.state(all, placed.row()), row.total(saved.totals, placed.row()), state);
+  for (const Direction direction : directions(axis)) {
+    const Tensor state = axis.zeros({row.states, row.elements});
+    for (const PlacedRun& placed : runs_in_order(axis, direction)) {
+      if (placed.rank == axis.rank) saved.states[direction][placed.run] = keep(copy_of(runtime, state));
+      ops::carry_state(runtime, row.state(all, placed.row(), direction), row.total(saved.totals, placed.row()), state);
+    }
   }
 }
 
-/// The gradients of the states after the runs held here.
-void find_gradients(const ContextAxis& axis, const Tensor& dout, const StatesAttended& saved, Tensor (&dlast)[2]) {
+/// The gradients of the states after the runs held here, by direction.
+void find_gradients(const ContextAxis& axis, const Tensor& dout, const StatesAttended& saved, Tensor (&dlast)[2][2]) {
   if (axis.ranks == 1) return;
   Runtime& runtime = axis.runtime;
   const StateRow row(axis, saved.log_rate);
@@ -94,18 +112,20 @@ void find_gradients(const ContextAxis& axis, const Tensor& dout, const StatesAtt
   const Tensor q = axis.q(saved.qkv, axis.held), k = axis.k(axis.kv(saved.qkv, axis.held));
   for (int run = 0; run < runs_of_a_rank; ++run) {
     if (axis.rows.runs[run].empty()) continue;
-    ops::linear_attention_state_gradient(
-        runtime, options_of(axis), of_run(q, axis.rows, run), of_run(k, axis.rows, run), of_run(dout, axis.rows, run),
-        of_run(saved.log_decay, axis.rows, run), row.state(mine, run), part_or_empty(saved.log_rate, axis.rows, run));
+    for (const Direction direction : directions(axis))
+      ops::linear_attention_state_gradient(runtime, options_of(axis, direction), of_run(q, axis.rows, run),
+                                           of_run(k, axis.rows, run), of_run(dout, axis.rows, run),
+                                           of_run(saved.log_decay, axis.rows, run), row.state(mine, run, direction),
+                                           part_or_empty(saved.log_rate, axis.rows, run));
   }
   const Tensor all = gather(axis, mine, "gradients of states");
-  const Tensor dstate = axis.zeros({row.states, row.elements});
-  std::vector<PlacedRun> runs = runs_in_order(axis);
-  std::reverse(runs.begin(), runs.end());
-  for (const PlacedRun& placed : runs) {
-    if (placed.rank == axis.rank) dlast[placed.run] = copy_of(runtime, dstate);
-    ops::carry_state(runtime, row.state(all, placed.row()), row.total(saved.totals, placed.row()), dstate,
-                     /*gradient=*/true);
+  for (const Direction direction : directions(axis)) {
+    const Tensor dstate = axis.zeros({row.states, row.elements});
+    for (const PlacedRun& placed : runs_in_order(axis, direction == to_the_right ? to_the_left : to_the_right)) {
+      if (placed.rank == axis.rank) dlast[direction][placed.run] = copy_of(runtime, dstate);
+      ops::carry_state(runtime, row.state(all, placed.row(), direction), row.total(saved.totals, placed.row()), dstate,
+                       /*gradient=*/true);
+    }
   }
 }
 
@@ -123,8 +143,10 @@ Tensor attend_to_states(const Tensor& qkv, const Tensor& log_decay, const Tensor
   for (int run = 0; run < runs_of_a_rank; ++run) {
     if (axis.rows.runs[run].empty()) continue;
     const auto part = [&](const Tensor& x) { return of_run(x, axis.rows, run); };
-    ops::linear_attention(axis.runtime, options_of(axis), part(q), part(axis.k(kv)), part(axis.v(kv)), part(log_decay),
-                          saved.states[run], part(out), {}, part_or_empty(log_rate, axis.rows, run));
+    for (const Direction direction : directions(axis))
+      ops::linear_attention(axis.runtime, options_of(axis, direction), part(q), part(axis.k(kv)), part(axis.v(kv)),
+                            part(log_decay), saved.states[direction][run], part(out), {},
+                            part_or_empty(log_rate, axis.rows, run));
   }
   return out;
 }
@@ -133,7 +155,7 @@ StateGradients attend_to_states_backward(const Tensor& dout, const AttentionSpec
                                          Context& context) {
   const ContextAxis axis{spec, context};
   Runtime& runtime = axis.runtime;
-  Tensor dlast[runs_of_a_rank];
+  Tensor dlast[2][runs_of_a_rank];
   find_gradients(axis, dout, saved, dlast);
   const Tensor q = axis.q(saved.qkv, axis.held), kv = axis.kv(saved.qkv, axis.held);
   const StateGradients gradients{
@@ -146,10 +168,12 @@ StateGradients attend_to_states_backward(const Tensor& dout, const AttentionSpec
   for (int run = 0; run < runs_of_a_rank; ++run) {
     if (axis.rows.runs[run].empty()) continue;
     const auto part = [&](const Tensor& x) { return of_run(x, axis.rows, run); };
-    ops::linear_attention_backward(
-        runtime, options_of(axis), part(q), part(axis.k(kv)), part(axis.v(kv)), part(dout), part(saved.log_decay),
-        saved.states[run], dlast[run], part(dq), part(axis.k(dkv)), part(axis.v(dkv)), part(gradients.dlog_decay),
-        part_or_empty(saved.log_rate, axis.rows, run), part_or_empty(gradients.dlog_rate, axis.rows, run));
+    for (const Direction direction : directions(axis))
+      ops::linear_attention_backward(
+          runtime, options_of(axis, direction), part(q), part(axis.k(kv)), part(axis.v(kv)), part(dout),
+          part(saved.log_decay), saved.states[direction][run], dlast[direction][run], part(dq), part(axis.k(dkv)),
+          part(axis.v(dkv)), part(gradients.dlog_decay), part_or_empty(saved.log_rate, axis.rows, run),
+          part_or_empty(gradients.dlog_rate, axis.rows, run));
   }
   return gradients;
 }

@@ -119,11 +119,10 @@ std::vector<std::int32_t> translate(Trainer& trainer, const Tokenizer& tokenizer
     spare.pop_back();
     for (std::size_t part = 0; part < from.size(); ++part) {
       to[part].source = from[part].source;  // all texts have the same source
-      if (!from[part].keys) continue;
-      ops::copy(runtime, from[part].keys.slice_rows(0, position), to[part].keys.slice_rows(0, position));
-      ops::copy(runtime, from[part].values.slice_rows(0, position), to[part].values.slice_rows(0, position));
-      if (from[part].aligned)
-        ops::copy(runtime, from[part].aligned.slice_rows(0, position), to[part].aligned.slice_rows(0, position));
+      if (from[part].state) ops::copy(runtime, from[part].state, to[part].state);
+      for (Tensor KeyValueCache::*rows : {&KeyValueCache::keys, &KeyValueCache::values, &KeyValueCache::aligned})
+        if (from[part].*rows)
+          ops::copy(runtime, (from[part].*rows).slice_rows(0, position), (to[part].*rows).slice_rows(0, position));
     }
     return to;
   };

@@ -55,7 +55,7 @@ void unpack_unit(A* d, const A* unit, std::int64_t stride, std::int64_t rows, st
       hn::Store(hn::MulAdd(of_d, hn::Load(tag, at), hn::Mul(of_unit, hn::Load(tag, unit + i * stride + e))), tag, at);
     }
   }
-  unpack(d, stride, rows, width, A(1), to, to_stride);
+  unpack(d, stride, rows, width, A(1), false, to, to_stride);
 }
 
 // ---- The triangular systems of a chunk
@@ -143,7 +143,7 @@ void compute_values(const Args& args, const A* log_rate, const cpu::DeltaAttenti
       pack_unit(chunk.at(args.k, s.k_stride, s), s.k_stride, count, width, A(1), memory.key, stride, memory.key_factor);
       transpose(memory.key, stride, cpu::tiled(count), cpu::tiled(width), memory.key_transposed, chunk_stride);
       scores(count, width, memory.key, stride, memory.key_transposed, memory.scores);
-      decay_scores<A>(count, memory, memory.scores, nullptr);
+      decay_scores<A>(s, count, memory, memory.scores, nullptr);
       to_system(count, memory.rate, memory.scores);
 
       if (args.v) {
@@ -195,7 +195,7 @@ void forward_chunks(const Step<DeltaAttentionForward<T>, DeltaAttentionStep::chu
     pack_unit(chunk.at(args.k, s.k_stride, s), s.k_stride, count, width, A(1), memory.key, stride, memory.key_factor);
     transpose(memory.key, stride, cpu::tiled(count), cpu::tiled(width), memory.key_transposed, chunk_stride);
     scores(count, width, memory.query, stride, memory.key_transposed, memory.scores);
-    decay_scores<A>(count, memory, memory.scores, nullptr);
+    decay_scores<A>(s, count, memory, memory.scores, nullptr);
     product<Update::set>(count, width, TileOperand<A>{memory.query, stride, 1},
                          state_before(layout, s, step.memory.states, chunk.state, item % s.chunks()), stride,
                          memory.result, stride, [&](std::int64_t) {
@@ -208,7 +208,7 @@ void forward_chunks(const Step<DeltaAttentionForward<T>, DeltaAttentionStep::chu
           return Depths{0, std::min(i + tile_rows, count)};
         },
         memory.from_state);
-    unpack(memory.result, stride, count, width, A(1), chunk.at(args.out, s.out_stride, s), s.out_stride);
+    unpack(memory.result, stride, count, width, A(1), false, chunk.at(args.out, s.out_stride, s), s.out_stride);
   }
 }
 
@@ -240,7 +240,7 @@ void backward_gradients(const Step<DeltaAttentionBackward<T>, DeltaAttentionStep
       transpose(memory.key, stride, cpu::tiled(count), cpu::tiled(width), memory.key_transposed, chunk_stride);
       scores(count, width, memory.query, stride, memory.key_transposed, memory.scores);
       scores(count, width, memory.key, stride, memory.key_transposed, memory.dscores);
-      decay_scores(count, memory, memory.scores, memory.dscores);
+      decay_scores(s, count, memory, memory.scores, memory.dscores);
       to_system(count, memory.rate, memory.dscores);
 
       A *dvalues = block_of(s, step.memory.dreads, state, n), *dreads = dvalues;
@@ -264,7 +264,7 @@ void backward_gradients(const Step<DeltaAttentionBackward<T>, DeltaAttentionStep
       }
       pack(
           dvalues, stride, count, width, [&](std::int64_t i) { return -memory.rate[i]; }, dreads, stride);
-      if (args.dv) unpack(dreads, stride, count, width, A(-1), chunk.at(args.dv, s.v_stride, s), s.v_stride);
+      if (args.dv) unpack(dreads, stride, count, width, A(-1), false, chunk.at(args.dv, s.v_stride, s), s.v_stride);
 
       const auto from_state = [&](std::int64_t i) { return memory.from_state[i]; };
       pack(memory.dout, stride, count, width, from_state, memory.dout, stride);
@@ -303,7 +303,7 @@ void backward_chunks(const Step<DeltaAttentionBackward<T>, DeltaAttentionStep::c
     A *of_out = memory.dscores, *of_reads = memory.scores;  // [i][j]: (do_i . u_j) D_ij, (z_i . u_j) D_ij
     scores(count, width, memory.dout, stride, memory.value_transposed, of_out);
     scores(count, width, dreads, stride, memory.value_transposed, of_reads);
-    decay_scores(count, memory, of_out, of_reads);
+    decay_scores(s, count, memory, of_out, of_reads);
     for (std::int64_t i = 0; i < count; ++i) of_reads[i * chunk_stride + i] = 0;
 
     const A* state = state_before(layout, s, step.memory.states, chunk.state, item % s.chunks());
@@ -340,7 +340,7 @@ void backward_chunks(const Step<DeltaAttentionBackward<T>, DeltaAttentionStep::c
     unpack_unit(memory.dkey, memory.key, stride, count, width, A(1), memory.key_factor,
                 chunk.at(args.dk, s.k_stride, s), s.k_stride);
     decay_gradients(s, chunk, memory, inner_product<A>(state + layout.elements, dnext, width, width, stride),
-                    args.dlog_decay);
+                    args.log_decay, args.dlog_decay);
   }
 }
 

@@ -64,9 +64,9 @@ void forward_states(const Step<LinearAttentionForward<T>, LinearAttentionStep::s
       write_state(layout, state_before(layout, s, step.memory.states, i, s.chunks()),
                   args.last_state + i * layout.width * layout.width);
     if (!args.total) continue;
-    const A* g = args.log_decay + i / s.heads * s.length * s.heads + i % s.heads;
+    const A* g = Chunk(s, i, 0).decays(args.log_decay, s);
     args.total[i] = 0;
-    for (std::int64_t t = 0; t < s.length; ++t) args.total[i] += g[t * s.heads];
+    for (std::int64_t t = 0; t < s.length; ++t) args.total[i] += g[t * s.decay_stride()];
   }
 }
 
@@ -89,7 +89,7 @@ void forward_chunks(const Step<LinearAttentionForward<T>, LinearAttentionStep::c
     transpose(memory.key, layout.stride, cpu::tiled(chunk.count), cpu::tiled(width), memory.key_transposed,
               chunk_stride);
     scores(chunk.count, width, memory.query, layout.stride, memory.key_transposed, memory.scores);
-    decay_scores<A>(chunk.count, memory, memory.scores, nullptr);
+    decay_scores<A>(s, chunk.count, memory, memory.scores, nullptr);
     product<Update::set>(chunk.count, width, TileOperand<A>{memory.query, layout.stride, 1},
                          state_before(layout, s, step.memory.states, chunk.state, item % s.chunks()), layout.stride,
                          memory.result, layout.stride, [&](std::int64_t) {
@@ -102,7 +102,8 @@ void forward_chunks(const Step<LinearAttentionForward<T>, LinearAttentionStep::c
           return Depths{0, std::min(i + tile_rows, chunk.count)};
         },
         memory.from_state);
-    unpack(memory.result, layout.stride, chunk.count, width, A(1), chunk.at(args.out, s.out_stride, s), s.out_stride);
+    unpack(memory.result, layout.stride, chunk.count, width, A(1), s.reverse, chunk.at(args.out, s.out_stride, s),
+           s.out_stride);
   }
 }
 
@@ -164,7 +165,7 @@ void backward_chunks(const Step<LinearAttentionBackward<T>, LinearAttentionStep:
     transpose(memory.value, stride, rows, columns, memory.value_transposed, chunk_stride);
     scores(count, width, memory.query, stride, memory.key_transposed, memory.scores);
     scores(count, width, memory.dout, stride, memory.value_transposed, memory.dscores);
-    decay_scores(count, memory, memory.scores, memory.dscores);
+    decay_scores(s, count, memory, memory.scores, memory.dscores);
 
     const A* state = state_before(layout, s, step.memory.states, chunk.state, item % s.chunks());  // transposed
     const A* dnext = state_before(layout, s, step.memory.dstates, chunk.state, item % s.chunks() + 1);
@@ -183,15 +184,15 @@ void backward_chunks(const Step<LinearAttentionBackward<T>, LinearAttentionStep:
     }
     decay_gradients(s, chunk, memory,
                     inner_product<A>(state + layout.elements, memory.dstate_transposed, width, width, stride),
-                    args.dlog_decay);
-    unpack(dquery, stride, count, width, A(s.scale), chunk.at(args.dq, s.q_stride, s), s.q_stride);
-    unpack(memory.dkey, stride, count, width, A(1), chunk.at(args.dk, s.k_stride, s), s.k_stride);
+                    args.log_decay, args.dlog_decay);
+    unpack(dquery, stride, count, width, A(s.scale), s.reverse, chunk.at(args.dq, s.q_stride, s), s.q_stride);
+    unpack(memory.dkey, stride, count, width, A(1), s.reverse, chunk.at(args.dk, s.k_stride, s), s.k_stride);
 
     A* dvalue = memory.result;
     product<Update::set>(count, width, TileOperand<A>{memory.key, stride, 1}, dnext, stride, dvalue, stride, of_width);
     product<Update::rescale_add>(count, width, TileOperand<A>{memory.scores, 1, chunk_stride}, memory.dout, stride,
                                  dvalue, stride, not_earlier, memory.to_state);
-    unpack(dvalue, stride, count, width, A(1), chunk.at(args.dv, s.v_stride, s), s.v_stride);
+    unpack(dvalue, stride, count, width, A(1), s.reverse, chunk.at(args.dv, s.v_stride, s), s.v_stride);
   }
 }
 
@@ -247,14 +248,16 @@ std::int64_t linear_attention_backward_workspace_bytes(Cpu cpu, const LinearAtte
 }
 
 template <class T>
-void linear_attention_forward(Cpu cpu, const LinearAttentionForward<T>& args) {
+void linear_attention_forward(Cpu cpu, const LinearAttentionForward<T>& given) {
+  const LinearAttentionForward<T> args = in_order(given);
   const cpu::LinearAttentionMemory<Accumulate<T>> memory(args.shape, false, cpu.threads, args.workspace);
   run<LinearAttentionStep::states>(cpu, args, memory);
   if (args.out) run<LinearAttentionStep::chunks>(cpu, args, memory);
 }
 
 template <class T>
-void linear_attention_backward(Cpu cpu, const LinearAttentionBackward<T>& args) {
+void linear_attention_backward(Cpu cpu, const LinearAttentionBackward<T>& given) {
+  const LinearAttentionBackward<T> args = in_order(given);
   const cpu::LinearAttentionMemory<Accumulate<T>> memory(args.shape, true, cpu.threads, args.workspace);
   run<LinearAttentionStep::dstates>(cpu, args, memory);
   if (!args.dq) return;

@@ -44,15 +44,17 @@ void pack(const T* from, std::int64_t from_stride, std::int64_t rows, std::int64
   std::fill(to + rows * stride, to + cpu::tiled(rows) * stride, A(0));
 }
 
-/// to = factor * from [rows, width], rounded to T.
+/// to = factor * from [rows, width], or to + that, rounded to T.
 template <class A, class T>
-void unpack(const A* from, std::int64_t stride, std::int64_t rows, std::int64_t width, A factor, T* to,
+void unpack(const A* from, std::int64_t stride, std::int64_t rows, std::int64_t width, A factor, bool adds, T* to,
             std::int64_t to_stride) {
   const Tag<T> d;
   const auto scale = hn::Set(d, factor);
   for (std::int64_t i = 0; i < rows; ++i) {
+    T* row = to + i * to_stride;
     for_each_vector(d, width, [&](std::int64_t e, auto end) HWY_ATTR {
-      store(d, hn::Mul(hn::Load(d, from + i * stride + e), scale), to + i * to_stride + e, end);
+      const auto value = hn::Mul(hn::Load(d, from + i * stride + e), scale);
+      store(d, adds ? hn::Add(load(d, row + e, end), value) : value, row + e, end);
     });
   }
 }
@@ -138,11 +140,11 @@ struct Chunk {
 
   template <class T>
   T* at(T* tensor, std::int64_t stride, const LinearAttentionShape& s) const {
-    return tensor + (batch * s.length + begin) * stride + head * s.head_width;
+    return tensor + s.row(batch, begin) * stride + head * s.head_width;
   }
   template <class A>
   A* decays(A* log_decay, const LinearAttentionShape& s) const {
-    return log_decay + (batch * s.length + begin) * s.heads + head;
+    return log_decay + s.row(batch, begin) * s.decay_stride() + head;
   }
 };
 
@@ -154,13 +156,19 @@ A read_decays(const LinearAttentionShape& s, const Chunk& chunk, const A* log_de
   A sum = 0;
   std::int64_t first = -1;
   for (std::int64_t i = 0; i < chunk.count; ++i) {
-    const bool begins = g[i * s.heads] == -std::numeric_limits<A>::infinity();
-    if (begins) first = i;
-    sum = begins ? A(0) : sum + g[i * s.heads];
+    const auto take_up = [&](std::int64_t first_of_next) {
+      const A decay = g[i * s.decay_stride()];
+      const bool border = decay == -std::numeric_limits<A>::infinity();
+      if (border) first = first_of_next;
+      sum = border ? A(0) : sum + decay;
+    };
+    if (!s.reverse) take_up(i);
     memory.sums[i] = sum;
     memory.first[i] = first;
+    if (s.reverse) take_up(i + 1);
   }
-  std::fill(memory.sums + chunk.count, memory.sums + cpu::chunk_rows, A(0));
+  memory.sums[chunk.count] = sum;  // a row of padding
+  std::fill(memory.sums + chunk.count + 1, memory.sums + cpu::chunk_rows, A(0));
   const auto last = hn::Set(d, sum);
   for (std::int64_t i = 0; i < cpu::chunk_rows; i += lanes(d)) {
     const auto c = hn::Load(d, memory.sums + i);
@@ -171,12 +179,14 @@ A read_decays(const LinearAttentionShape& s, const Chunk& chunk, const A* log_de
     if (memory.first[i] >= 0) memory.from_state[i] = 0;
     if (i < first) memory.to_state[i] = 0;
   }
-  return memory.from_state[chunk.count - 1];
+  return first >= 0 ? A(0) : memory.from_state[chunk.count];
 }
 
-/// scores = scores * D, and those of later tokens and other documents 0, of one or two blocks of scores.
+/// scores = scores * D, and those of later tokens, other documents and in reverse the token itself 0, of one or two
+/// blocks of scores.
 template <class A>
-void decay_scores(std::int64_t count, const ChunkMemory<A>& memory, A* first_block, A* second_block) {
+void decay_scores(const LinearAttentionShape& s, std::int64_t count, const ChunkMemory<A>& memory, A* first_block,
+                  A* second_block) {
   const hn::ScalableTag<A> d;
   for (std::int64_t i = 0; i < count; ++i) {
     const auto c = hn::Set(d, memory.sums[i]);
@@ -194,7 +204,7 @@ void decay_scores(std::int64_t count, const ChunkMemory<A>& memory, A* first_blo
       if (!block) continue;
       A* row = block + i * chunk_stride;
       std::fill(row, row + begin, A(0));
-      std::fill(row + i + 1, row + std::max(i + 1, end), A(0));
+      std::fill(row + i + (s.reverse ? 0 : 1), row + std::max(i + 1, end), A(0));
     }
   }
 }
@@ -258,14 +268,16 @@ A inner_product(const A* a, const A* b, std::int64_t rows, std::int64_t width, s
 /// dg of a chunk from dc; `of_last` is <S', dS'>.
 template <class A>
 void decay_gradients(const LinearAttentionShape& s, const Chunk& chunk, const ChunkMemory<A>& memory, A of_last,
-                     A* dlog_decay) {
+                     const A* log_decay, A* dlog_decay) {
+  const A* g = chunk.decays(log_decay, s);
   A* dg = chunk.decays(dlog_decay, s);
   A sum = of_last;
   for (std::int64_t i = chunk.count - 1; i >= 0; --i) {
-    sum += memory.dsum[i];
-    const bool begins = memory.first[i] == i;
-    if (begins) sum = 0;
-    dg[i * s.heads] = sum;
+    if (!s.reverse) sum += memory.dsum[i];
+    if (g[i * s.decay_stride()] == -std::numeric_limits<A>::infinity()) sum = 0;
+    A& to = dg[i * s.decay_stride()];
+    to = s.reverse ? to + sum : sum;
+    if (s.reverse) sum += memory.dsum[i];
   }
 }
 

@@ -127,7 +127,7 @@ __global__ void delta_gradients_kernel(LinearAttentionBackward<T> args, const fl
       for (std::int64_t e = lane; e < width; e += 32) column[e] = decay * fmaf(of_read, read(key + e), column[e]);
       if (t % chunk == 0) store_column(to + t / chunk * elements);
       if (lane == 0) memory.dvalues[(state * s.length + t) * width + f] = dvalue;
-      if (lane == 0 && args.dv) write(rate * dvalue, args.dv + head.at(s, t, s.v_stride) + f);
+      if (lane == 0 && args.dv) write(rate * dvalue, false, args.dv + head.at(s, t, s.v_stride) + f);
     }
     if (args.dstate) store_column(args.dstate + state * elements + f);
   }
@@ -180,7 +180,7 @@ __global__ void delta_forward_kernel(LinearAttentionForward<T> args, const float
       const std::int64_t f = at - i * width;
       const float of_state = dot(q + i * s.q_stride, 1, before + f, width, width);
       const float of_chunk = dot(&scores[i][0], 1, values + f, width, i + 1);
-      write(fmaf(scale * factors.query[i] * decays.from_state[i], of_state, of_chunk),
+      write(fmaf(scale * factors.query[i] * decays.from_state[i], of_state, of_chunk), false,
             args.out + head.at(s, begin + i, s.out_stride) + f);
     }
     __syncthreads();  // before the next chunk's are written
@@ -227,7 +227,7 @@ __global__ void delta_backward_kernel(LinearAttentionBackward<T> args, const flo
     for (int i = thread / 32; i < count; i += threads / 32) {
       float* const row = memory.scratch + of_chunk + i * width;
       const auto write_gradient = [&](const T* x, float factor, float along, T* to) {
-        for (std::int64_t e = lane; e < width; e += 32) write(factor * (row[e] - factor * read(x + e) * along), to + e);
+        for (std::int64_t e = lane; e < width; e += 32) write(factor * (row[e] - factor * read(x + e) * along), false, to + e);
       };
       float along = 0;
       for (std::int64_t e = lane; e < width; e += 32) {

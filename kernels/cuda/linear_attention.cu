@@ -21,9 +21,10 @@ __global__ void linear_states_kernel(LinearAttentionShape s, const T* k, const T
     float value = given ? given[i] : 0, sum = 0;
     for (std::int64_t t = 0; t < s.length; ++t) {
       if (t % chunk == 0) to[t / chunk * elements] = value;
-      const float g = log_decay[head.decay(s, t)];
+      const float g = log_decay[head.decay(s, t)], of_k = read(k + head.at(s, t, s.k_stride) + e);
+      const float of_v = read(v + head.at(s, t, s.v_stride) + f);
       sum += g;
-      value = fmaf(expf(g), value, read(k + head.at(s, t, s.k_stride) + e) * read(v + head.at(s, t, s.v_stride) + f));
+      value = s.reverse ? expf(g) * fmaf(of_k, of_v, value) : fmaf(expf(g), value, of_k * of_v);
     }
     to[chunks * elements] = value;
     if (last_state) last_state[i] = value;
@@ -45,9 +46,11 @@ __global__ void linear_dstates_kernel(LinearAttentionShape s, const T* q, const 
     float value = dlast ? dlast[i] : 0;
     to[chunks * elements] = value;
     for (std::int64_t t = s.length - 1; t >= 0; --t) {
+      const float decay = expf(log_decay[head.decay(s, t)]);
+      if (s.reverse) value *= decay;
       value =
           fmaf(scale * read(q + head.at(s, t, s.q_stride) + e), read(dout + head.at(s, t, s.out_stride) + f), value);
-      value *= expf(log_decay[head.decay(s, t)]);
+      if (!s.reverse) value *= decay;
       if (t % chunk == 0) to[t / chunk * elements] = value;
     }
     if (dstate) dstate[i] = value;
@@ -81,7 +84,8 @@ __global__ void linear_forward_kernel(LinearAttentionForward<T> args, const floa
       const std::int64_t f = at - i * s.head_width;
       const float of_state = dot(args.q + head.at(s, begin + i, s.q_stride), 1, before + f, s.head_width, s.head_width);
       const float of_chunk = dot(&scores[i][0], 1, args.v + head.at(s, begin, s.v_stride) + f, s.v_stride, i + 1);
-      write(fmaf(scale * decays.from_state[i], of_state, of_chunk), args.out + head.at(s, begin + i, s.out_stride) + f);
+      write(fmaf(scale * decays.from_state[i], of_state, of_chunk), s.reverse,
+            args.out + head.at(s, begin + i, s.out_stride) + f);
     }
     __syncthreads();  // before the next chunk's are written
   }
@@ -127,8 +131,8 @@ __global__ void linear_backward_kernel(LinearAttentionBackward<T> args, const fl
         const float of_next = dot(v + i * s.v_stride, 1, dafter + e * s.head_width, 1, s.head_width);
         const float dk = fmaf(decays.to_state[i], of_next,
                               dot(&dscores[i][i], chunk + 1, q + i * s.q_stride + e, s.q_stride, count - i));
-        write(dq, args.dq + head.at(s, begin + i, s.q_stride) + e);
-        write(dk, args.dk + head.at(s, begin + i, s.k_stride) + e);
+        write(dq, s.reverse, args.dq + head.at(s, begin + i, s.q_stride) + e);
+        write(dk, s.reverse, args.dk + head.at(s, begin + i, s.k_stride) + e);
         sum += read(q + i * s.q_stride + e) * dq - read(k + i * s.k_stride + e) * dk;
       }
 #pragma unroll
@@ -141,14 +145,17 @@ __global__ void linear_backward_kernel(LinearAttentionBackward<T> args, const fl
       const float of_next = dot(k + j * s.k_stride, 1, dafter + f, s.head_width, s.head_width);
       write(fmaf(decays.to_state[j], of_next,
                  dot(&scores[j][j], chunk + 1, dout + j * s.out_stride + f, s.out_stride, count - j)),
-            args.dv + head.at(s, begin + j, s.v_stride) + f);
+            s.reverse, args.dv + head.at(s, begin + j, s.v_stride) + f);
     }
     __syncthreads();
     if (thread == 0) {
       float sum = of_last;
       for (int i = count - 1; i >= 0; --i) {
-        sum = decays.first[i] == i ? 0 : sum + dsums[i];
-        args.dlog_decay[head.decay(s, begin + i)] = sum;
+        const std::int64_t at = head.decay(s, begin + i);
+        if (!s.reverse) sum += dsums[i];
+        if (args.log_decay[at] == -INFINITY) sum = 0;
+        args.dlog_decay[at] = s.reverse ? args.dlog_decay[at] + sum : sum;
+        if (s.reverse) sum += dsums[i];
       }
     }
     __syncthreads();
@@ -181,7 +188,8 @@ std::int64_t linear_attention_backward_workspace_bytes(Cuda, const LinearAttenti
 }
 
 template <class T>
-void linear_attention_forward(Cuda cuda, const LinearAttentionForward<T>& args) {
+void linear_attention_forward(Cuda cuda, const LinearAttentionForward<T>& given) {
+  const LinearAttentionForward<T> args = in_order(given);
   const LinearAttentionShape& s = args.shape;
   float* states = static_cast<float*>(args.workspace);
   linear_states_kernel<T><<<blocks_for_states(cuda, s), cuda::threads_per_block, 0, cuda.stream>>>(
@@ -194,7 +202,8 @@ void linear_attention_forward(Cuda cuda, const LinearAttentionForward<T>& args) 
 }
 
 template <class T>
-void linear_attention_backward(Cuda cuda, const LinearAttentionBackward<T>& args) {
+void linear_attention_backward(Cuda cuda, const LinearAttentionBackward<T>& given) {
+  const LinearAttentionBackward<T> args = in_order(given);
   const LinearAttentionShape& s = args.shape;
   float* states = static_cast<float*>(args.workspace);
   float* dstates = states + bytes_of_states(s) / static_cast<std::int64_t>(sizeof(float));

@@ -15,8 +15,8 @@ __device__ float read(const T* from) {
 }
 
 template <class T>
-__device__ void write(float value, T* to) {
-  cuda::store(cuda::Pack<1>{{value}}, to);
+__device__ void write(float value, bool adds, T* to) {
+  cuda::store(cuda::Pack<1>{{adds ? read(to) + value : value}}, to);
 }
 
 /// Offsets of one head of one sequence.
@@ -26,10 +26,10 @@ struct Head {
       : sequence(state / s.heads), head(state - sequence * s.heads) {}
   /// Of feature 0 of token t.
   __device__ std::int64_t at(const LinearAttentionShape& s, std::int64_t t, std::int64_t stride) const {
-    return (sequence * s.length + t) * stride + head * s.head_width;
+    return s.row(sequence, t) * stride + head * s.head_width;
   }
   __device__ std::int64_t decay(const LinearAttentionShape& s, std::int64_t t) const {
-    return (sequence * s.length + t) * s.heads + head;
+    return s.row(sequence, t) * s.decay_stride() + head;
   }
 };
 
@@ -37,6 +37,9 @@ struct Head {
 struct ChunkDecays {
   float sums[chunk], from_state[chunk], to_state[chunk];  // c, exp(c), exp(c_last - c)
   int first[chunk];                                       // the first token of the document; -1: before the chunk
+  float total;                                            // c_last and the first token of what goes on after the chunk
+  int first_of_last;
+  bool reverse;
 
   /// By the whole block; a barrier.
   __device__ void read_from(const LinearAttentionShape& s, const Head& head, const float* log_decay, std::int64_t begin,
@@ -46,21 +49,28 @@ struct ChunkDecays {
       int of_document = -1;
       for (int i = 0; i < count; ++i) {
         const float g = log_decay[head.decay(s, begin + i)];
-        if (g == -INFINITY) of_document = i;
-        sum = g == -INFINITY ? 0 : sum + g;
-        sums[i] = sum;
-        first[i] = of_document;
+        const float next = g == -INFINITY ? 0 : sum + g;
+        const int of_next = g != -INFINITY ? of_document : s.reverse ? i + 1 : i;
+        sums[i] = s.reverse ? sum : next;
+        first[i] = s.reverse ? of_document : of_next;
+        sum = next;
+        of_document = of_next;
       }
+      total = sum;
+      first_of_last = of_document;
+      reverse = s.reverse;
     }
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
       from_state[i] = first[i] < 0 ? expf(sums[i]) : 0;
-      to_state[i] = i >= first[count - 1] ? expf(sums[count - 1] - sums[i]) : 0;
+      to_state[i] = i >= first_of_last ? expf(total - sums[i]) : 0;
     }
     __syncthreads();
   }
-  /// D of token i and an earlier one or itself.
-  __device__ float between(int i, int j) const { return j >= first[i] ? expf(sums[i] - sums[j]) : 0; }
+  /// D of token i and an earlier one or, but in reverse, itself.
+  __device__ float between(int i, int j) const {
+    return j >= first[i] && !(reverse && i == j) ? expf(sums[i] - sums[j]) : 0;
+  }
 };
 
 /// sum over n of a[n * a_step] b[n * b_step]

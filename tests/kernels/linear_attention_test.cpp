@@ -13,9 +13,22 @@ struct Case {
   std::int64_t batch, length, heads, head_width;
   std::vector<std::int64_t> borders;  // tokens that begin a document
   bool state;                         // the first token has one before it
+  bool reverse = false;
 };
-const Case cases[] = {{1, 1, 1, 1, {}, false},        {2, 7, 3, 5, {3, 4}, true},    {1, 64, 2, 8, {}, true},
-                      {1, 150, 2, 20, {0, 70}, true}, {2, 129, 1, 33, {128}, false}, {1, 130, 1, 64, {}, true}};
+const Case cases[] = {{1, 1, 1, 1, {}, false},
+                      {2, 7, 3, 5, {3, 4}, true},
+                      {1, 64, 2, 8, {}, true},
+                      {1, 150, 2, 20, {0, 70}, true},
+                      {2, 129, 1, 33, {128}, false},
+                      {1, 130, 1, 64, {}, true},
+                      {1, 1, 1, 1, {}, true, true},
+                      {2, 7, 3, 5, {0, 3, 4}, true, true},
+                      {1, 150, 2, 20, {0, 86}, true, true},  // the second border is at the end of a chunk
+                      {2, 129, 1, 33, {128}, false, true}};
+
+/// What is where the kernels write tokens: in reverse they add to it.
+constexpr double before(const Case& c) { return c.reverse ? 1 : 77; }
+constexpr double left_of_it(const Case& c) { return c.reverse ? 1 : 0; }
 
 /// Operands in double, and what the recurrence gives for them.
 struct Recurrence {
@@ -60,17 +73,23 @@ struct Recurrence {
       for (std::int64_t h = 0; h < c.heads; ++h) {
         Result* S = &last[(b * c.heads + h) * E * E];
         for (std::int64_t i = 0; i < E * E; ++i) S[i].add(state[(b * c.heads + h) * E * E + i]);
-        for (std::int64_t t = 0; t < c.length; ++t) {
+        for (std::int64_t n = 0; n < c.length; ++n) {
+          const std::int64_t t = c.reverse ? c.length - 1 - n : n;
           const double decay = std::exp(g[at(b, t, h)]);
           const double *qt = &q[at(b, t, h) * E], *kt = &k[at(b, t, h) * E], *vt = &v[at(b, t, h) * E];
+          for (std::int64_t f = 0; f < E; ++f) out[at(b, t, h) * E + f].add(left_of_it(c));
           for (std::int64_t e = 0; e < E; ++e)
             for (std::int64_t f = 0; f < E; ++f) {
-              Result& s = S[e * E + f];
-              s.value = decay * s.value + kt[e] * vt[f];
-              s.magnitude = decay * s.magnitude + std::abs(kt[e] * vt[f]);
-              Result& o = out[at(b, t, h) * E + f];
-              o.value += scale * qt[e] * s.value;
-              o.magnitude += std::abs(scale * qt[e]) * s.magnitude;
+              Result &s = S[e * E + f], &o = out[at(b, t, h) * E + f];
+              const auto read = [&] {
+                o.value += scale * qt[e] * s.value;
+                o.magnitude += std::abs(scale * qt[e]) * s.magnitude;
+              };
+              if (c.reverse) read();
+              const double of_before = c.reverse ? 1 : decay, of_all = c.reverse ? decay : 1;
+              s.value = of_all * (of_before * s.value + kt[e] * vt[f]);
+              s.magnitude = of_all * (of_before * s.magnitude + std::abs(kt[e] * vt[f]));
+              if (!c.reverse) read();
             }
         }
       }
@@ -99,30 +118,30 @@ struct Computed {
         k(rounded<T>(r.k)),
         v(rounded<T>(r.v)),
         dout(rounded<T>(r.dout)),
-        out(q.size()),
-        dq(q.size()),
-        dk(q.size()),
-        dv(q.size()),
+        out(q.size(), static_cast<T>(static_cast<A>(before(r.c)))),
+        dq(out),
+        dk(out),
+        dv(out),
         g(rounded<A>(r.g)),
         state(rounded<A>(r.state)),
         dlast(rounded<A>(r.dlast)),
         last(state.size()),
         total(r.c.batch * r.c.heads),
-        dg(g.size()),
+        dg(g.size(), static_cast<A>(before(r.c))),
         dstate(state.size()) {
     const std::int64_t stride = r.c.heads * r.c.head_width;
     const LinearAttentionShape shape{r.c.batch, r.c.length, r.c.heads, r.c.head_width, stride,
-                                     stride,    stride,     stride,    r.scale};
+                                     stride,    stride,     stride,    r.scale,        r.c.reverse};
     std::vector<std::byte> memory(64 + std::max(linear_attention_forward_workspace_bytes<T>(cpu, shape),
                                                 linear_attention_backward_workspace_bytes<T>(cpu, shape)));
     void* workspace = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64) % 64;
-    const A* before = r.c.state ? state.data() : nullptr;
+    const A* given = r.c.state ? state.data() : nullptr;
     linear_attention_forward(cpu, LinearAttentionForward<T>{.shape = shape,
                                                             .q = q.data(),
                                                             .k = k.data(),
                                                             .v = v.data(),
                                                             .log_decay = g.data(),
-                                                            .state = before,
+                                                            .state = given,
                                                             .out = out.data(),
                                                             .last_state = last.data(),
                                                             .total = total.data(),
@@ -133,7 +152,7 @@ struct Computed {
                                                               .v = v.data(),
                                                               .dout = dout.data(),
                                                               .log_decay = g.data(),
-                                                              .state = before,
+                                                              .state = given,
                                                               .dlast = dlast.data(),
                                                               .dq = dq.data(),
                                                               .dk = dk.data(),
@@ -190,14 +209,14 @@ TEST(LinearAttentionBackwardTest, IsTheGradientOfTheRecurrence) {
     on_every_target([&](Cpu cpu) {
       const Computed<double> computed(cpu, operands);
       const auto check = [&](const std::vector<double>& gradient, const std::map<std::size_t, double>& slopes,
-                             const char* what) {
+                             const char* what, double added_to = 0) {
         for (const auto& [i, slope] : slopes)
-          ASSERT_NEAR(gradient[i], slope, 1e-5 * (1 + std::abs(slope))) << what << " [" << i << "]";
+          ASSERT_NEAR(gradient[i] - added_to, slope, 1e-5 * (1 + std::abs(slope))) << what << " [" << i << "]";
       };
-      check(computed.dq, dq, "dq");
-      check(computed.dk, dk, "dk");
-      check(computed.dv, dv, "dv");
-      check(computed.dg, dg, "dg");
+      check(computed.dq, dq, "dq", left_of_it(c));
+      check(computed.dk, dk, "dk", left_of_it(c));
+      check(computed.dv, dv, "dv", left_of_it(c));
+      check(computed.dg, dg, "dg", left_of_it(c));
       check(computed.dstate, dstate, "dstate");
     });
   }
@@ -228,6 +247,37 @@ TEST(LinearAttentionBackwardTest, InF32AndBf16IsThatInDouble) {
   };
   of_type(0.0f, 2e-5);
   of_type(bf16(0.0f), 0x1p-8);
+}
+
+// Both directions: every token of a document once, with weights that depend on the distance alone.
+TEST(LinearAttentionToBothSides, IsTheSumOverAllTokens) {
+  const Case c{1, 70, 1, 3, {0, 9}, false};
+  const Recurrence r(c, 0.0);
+  std::vector<double> out(r.q.size());
+  for (const bool reverse : {false, true}) {
+    LinearAttentionShape shape{1, c.length, 1, c.head_width, 3, 3, 3, 3, r.scale, reverse};
+    std::vector<std::byte> memory(64 + linear_attention_forward_workspace_bytes<double>(Cpu{}, shape));
+    linear_attention_forward(
+        Cpu{}, LinearAttentionForward<double>{
+                   .shape = shape,
+                   .q = r.q.data(),
+                   .k = r.k.data(),
+                   .v = r.v.data(),
+                   .log_decay = r.g.data(),
+                   .out = out.data(),
+                   .workspace = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64) % 64});
+  }
+  for (std::int64_t i = 0; i < c.length; ++i) {
+    std::vector<double> expected(3);
+    for (std::int64_t j = 0; j < c.length; ++j) {
+      if ((i < 9) != (j < 9)) continue;
+      double score = 0, between = 0;
+      for (std::int64_t e = 0; e < 3; ++e) score += r.scale * r.q[i * 3 + e] * r.k[j * 3 + e];
+      for (std::int64_t t = std::min(i, j) + 1; t <= std::max(i, j); ++t) between += r.g[t];
+      for (std::int64_t f = 0; f < 3; ++f) expected[f] += score * std::exp(between) * r.v[j * 3 + f];
+    }
+    for (std::int64_t f = 0; f < 3; ++f) ASSERT_NEAR(out[i * 3 + f], expected[f], 1e-12) << i;
+  }
 }
 
 TEST(CarryState, DecaysAndAdds) {

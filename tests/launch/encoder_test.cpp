@@ -24,9 +24,10 @@ TEST(Encoder, GivesTheLossesOfOneRankInEveryLayout) {
       {{"loss"}, {"gradient_norm"}, {"held_out_loss"}, {"bits_per_byte"}}, model);
 }
 
-TEST(Encoder, WithAWindowGivesTheLossesOfOneRank) {
-  expect_metrics_of_one_rank({{2, "parallel.tensor=2"}, {2, "parallel.context=2 parallel.context_kind=ring"}},
-                             {{"loss"}, {"bits_per_byte"}}, model + "model.attention.window=4 ");
+TEST(Encoder, WithAWindowOrLinearAttentionGivesTheLossesOfOneRank) {
+  for (const char* attention : {"model.attention.window=4 ", "model.attention.kind=linear "})
+    expect_metrics_of_one_rank({{2, "parallel.tensor=2"}, {2, "parallel.context=2 parallel.context_kind=ring"}},
+                               {{"loss"}, {"bits_per_byte"}}, model + attention);
 }
 
 TEST(Encoder, TrainsThroughLaunchTrainAndGoesOnInAnotherLayout) {

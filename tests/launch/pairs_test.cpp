@@ -69,6 +69,18 @@ TEST_F(Pairs, ATrainedModelTranslates) {
   EXPECT_TRUE(contains(shop_.mpirun(2, "evaluate " + shop_.path("run") + " --chrf"), "--chrf on 2 ranks"));
 }
 
+TEST_F(Pairs, ATrainedModelOfLinearAttentionTranslates) {
+  const Finished run = shop_.train(1, "run",
+                                   words_ +
+                                       "train.steps=120 train.evaluate_sequences=0 checkpoint.every=0 "
+                                       "optimizer.rate=0.01 model.dropout=0 model.attention.kind=linear");
+  ASSERT_EQ(run.code, 0) << run.output;
+  for (const char* beam : {" generate.beam=1", " generate.beam=3"})
+    EXPECT_EQ(shop_.choir("generate " + shop_.path("run") + " generate.prompt='the bird sings'" + beam).output,
+              "es singt\n")
+        << beam;
+}
+
 TEST_F(Pairs, LinesThatAreNoPairAreAllNamedAndNothingIsWritten) {
   std::ofstream(shop_.path("broken.tsv")) << "a\tb\nno tab here\n\tno source\nno target\t \na\tb\tc\n";
   std::ofstream(shop_.path("broken.jsonl"))

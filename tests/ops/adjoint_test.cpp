@@ -22,7 +22,7 @@ class AdjointOfAnOperation : public Adjoint, public ::testing::WithParamInterfac
   void attention_with_sinks();
   void decay();
   void linear_attention();
-  void linear_attention_by(bool delta);
+  void linear_attention_by(bool delta, bool reverse);
   void rotary();
   void residual();
   void embedding();
@@ -240,21 +240,24 @@ void AdjointOfAnOperation::decay() {
 // A sequence in two pieces, as two context ranks have it: the state of the first is carried into the second. Sums over
 // features, the tokens of a chunk, the chunks, and those of decays; by the delta rule those of values too.
 void AdjointOfAnOperation::linear_attention() {
-  for (const bool delta : {false, true}) {
-    SCOPED_TRACE(delta ? "by the delta rule" : "without it");
-    linear_attention_by(delta);
-  }
+  linear_attention_by(false, false);
+  linear_attention_by(false, true);
+  linear_attention_by(true, false);
 }
 
-void AdjointOfAnOperation::linear_attention_by(bool delta) {
+void AdjointOfAnOperation::linear_attention_by(bool delta, bool reverse) {
+  SCOPED_TRACE(delta ? "by the delta rule" : reverse ? "in reverse" : "without the delta rule");
   constexpr std::int64_t length = 151, border = 83, heads = 3, head_width = 20, states = heads;
-  const ops::LinearAttentionOptions options{.batch = 1, .heads = heads, .head_width = head_width};
+  const ops::LinearAttentionOptions options{.batch = 1, .heads = heads, .head_width = head_width, .reverse = reverse};
   const Tensor q = random({length, heads * head_width}), k = random({length, heads * head_width});
   const Tensor v = random({length, heads * head_width}), z = random({length, heads}, 3);
   const Tensor y = random({length, heads}, 3);  // of rates
   const Shape state{states, head_width * head_width};
-  const auto first = [&](const Tensor& x) { return x ? x.slice_rows(0, border) : x; };
-  const auto second = [&](const Tensor& x) { return x ? x.slice_rows(border, length) : x; };
+  const auto piece = [](const Tensor& x, bool right) {
+    return !x ? x : right ? x.slice_rows(border, length) : x.slice_rows(0, border);
+  };
+  const auto first = [&](const Tensor& x) { return piece(x, reverse); };  // of those that come one after another
+  const auto second = [&](const Tensor& x) { return piece(x, !reverse); };
   const Tensor total = delta ? zeros(state) : zeros({states}), before = zeros(state);
   Tensor g, rate;
   std::vector<Operand> inputs{{"q", q}, {"k", k}, {"v", v}, {"z", z}};
@@ -278,10 +281,10 @@ void AdjointOfAnOperation::linear_attention_by(bool delta) {
         std::vector gradients{zeros({q.rows(), q.width()}), zeros({k.rows(), k.width()}), zeros({v.rows(), v.width()})};
         const Tensor dg = zeros({length, heads}), dlast = zeros(state);
         const Tensor drate = delta ? zeros({length, heads}) : Tensor{};
-        const auto backward = [&](const auto& piece, const Tensor& from, const Tensor& dto) {
-          ops::linear_attention_backward(runtime, options, piece(q), piece(k), piece(v), piece(dout), piece(g), from,
-                                         dto, piece(gradients[0]), piece(gradients[1]), piece(gradients[2]), piece(dg),
-                                         piece(rate), piece(drate));
+        const auto backward = [&](const auto& of, const Tensor& from, const Tensor& dto) {
+          ops::linear_attention_backward(runtime, options, of(q), of(k), of(v), of(dout), of(g), from, dto,
+                                         of(gradients[0]), of(gradients[1]), of(gradients[2]), of(dg), of(rate),
+                                         of(drate));
         };
         ops::linear_attention_state_gradient(runtime, options, second(q), second(k), second(dout), second(g), dlast,
                                              second(rate));

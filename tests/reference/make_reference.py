@@ -415,6 +415,40 @@ documents: separate}
   norm: {kind: layer_norm, epsilon: 0.25}
 train: {batch: 2}
 """,
+    # Gated linear attention to both sides, in encoders.
+    "linear_encoder": """\
+model:
+  family: encoder
+  layers: 2
+  width: 30
+  vocabulary: 61
+  context: 72
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {kind: linear, softmax_every: 2, heads: 5, kv_heads: 5, head_width: 6, position: rotary, \
+rotary_base: 10000, window: 0, documents: separate}
+  feed_forward: {kind: gelu, width: 40}
+  norm: {kind: layer_norm, epsilon: 0.25}
+train: {batch: 2}
+""",
+    "linear_pairs": """\
+model:
+  family: encoder_decoder
+  layers: 1
+  encoder_layers: 2
+  width: 30
+  vocabulary: 53
+  context: 9
+  source_context: 14
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {kind: linear, heads: 5, kv_heads: 5, head_width: 6, position: learned, window: 0, norm: true}
+  feed_forward: {kind: gelu, width: 40}
+  norm: {kind: layer_norm, epsilon: 0.25}
+train: {batch: 3}
+""",
 }
 IGNORED_TARGETS = {"five_heads", "encoder_decoder"}
 
@@ -461,7 +495,8 @@ def is_linear(model, name):
     """Has the attention named `name` a state?"""
     attention, block = model["attention"], int(name.split(".")[-2])
     every = attention.get("softmax_every", 0)
-    return attention.get("kind") in ("linear", "delta") and not (every and (block + 1) % every == 0)
+    has_softmax = name.endswith("cross_attention") or (every and (block + 1) % every == 0)
+    return attention.get("kind") in ("linear", "delta") and not has_softmax
 
 
 def shapes(model):
@@ -648,20 +683,30 @@ def gates(model, name, scores, choices):
     return torch.cat([torch.ones_like(gate[..., : routing["always"]]), gate], dim=-1)
 
 
-def recur(q, k, v, gate, rate, begins):
+def recur(q, k, v, gate, rate, begins, both_sides):
     """Gated linear attention of q, k, v [B, heads, T, E] and gates [B, heads, T], token by token. A document begins with
     a state of zeros. With rates of the same shape, by the delta rule: q and k at unit length, and a token adds the
-    difference between its value and what the decayed state holds at its key."""
-    state, outputs = torch.zeros_like(q[:, :, 0, :, None] * v[:, :, 0, None, :]), []
-    decay = torch.sigmoid(gate) ** (1 / 16)
+    difference between its value and what the decayed state holds at its key. To both sides, a second state of the tokens
+    behind decays on the way from t to t - 1."""
+    zeros, outputs = torch.zeros_like(q[:, :, 0, :, None] * v[:, :, 0, None, :]), []
+    length, decay = q.shape[2], torch.sigmoid(gate) ** (1 / 16)
     if rate is not None:
         q, k = (x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-6) for x in (q, k))
-    for t in range(q.shape[2]):
-        kept = (decay[:, :, t] * (begins[:, t] != t)[:, None])[..., None, None]
+    kept = [(decay[:, :, t] * (begins[:, t] != t)[:, None])[..., None, None] for t in range(length)]
+
+    def added(t, state):
         value = v[:, :, t, None, :]
         if rate is not None:
-            value = torch.sigmoid(rate[:, :, t])[..., None, None] * (value - k[:, :, t, None, :] @ (kept * state))
-        state = kept * state + k[:, :, t, :, None] * value
+            value = torch.sigmoid(rate[:, :, t])[..., None, None] * (value - k[:, :, t, None, :] @ (kept[t] * state))
+        return k[:, :, t, :, None] * value
+
+    before, behind = [zeros], [zeros]
+    for t in range(length):
+        before.append(kept[t] * before[-1] + added(t, before[-1]))
+    for t in reversed(range(length)) if both_sides else ():
+        behind.append(kept[t] * (behind[-1] + added(t, zeros)))
+    for t in range(length):
+        state = before[t + 1] + (behind[length - 1 - t] if both_sides else 0)
         outputs.append((q[:, :, t, None, :] @ state)[:, :, 0] / (1 if rate is not None else q.shape[-1] ** 0.5))
     return torch.stack(outputs, dim=2)
 
@@ -713,7 +758,11 @@ def logits(model, w, tokens, choices=None):
         if is_linear(model, name):
             gate, rate = (F.linear(x, w[f"{name}.{part}.weight"], w[f"{name}.{part}.bias"]).transpose(1, 2)
                           if f"{name}.{part}.weight" in w else None for part in ("decay", "rate"))
-            y = recur(q, k, v, gate, rate, tokens.begins)
+            of_source, begins = name.startswith("encoder."), tokens.begins
+            if of_source:  # what is behind the end of a source is a document of its own
+                text = tokens.source >= 0
+                begins = torch.where(text, 0, text.sum(1, keepdim=True))
+            y = recur(q, k, v, gate, rate, begins, of_source or not model["family"].endswith("decoder"))
             y = F.rms_norm(y, y.shape[-1:], w[f"{name}.out_norm.weight"], model["norm"]["epsilon"])
         elif attention.get("soft_cap") or attention.get("sinks") or attention["position"] == "alibi":
             y = mix(attention, q, k, v, mask, w.get(f"{name}.sinks"))

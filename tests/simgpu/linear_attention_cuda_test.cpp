@@ -10,8 +10,13 @@ struct Case {
   std::int64_t batch, length, heads, head_width;
   std::vector<std::int64_t> borders;  // tokens that begin a document
   bool state;                         // the first token has one before it, and the last one one after it
+  bool reverse = false;
 };
-const Case cases[] = {{1, 1, 1, 1, {}, false}, {2, 5, 3, 7, {2}, true}, {1, 67, 2, 5, {0, 66}, true}};
+const Case cases[] = {{1, 1, 1, 1, {}, false},
+                      {2, 5, 3, 7, {2}, true},
+                      {1, 67, 2, 5, {0, 66}, true},
+                      {2, 5, 3, 7, {0, 3}, true, true},
+                      {1, 67, 2, 5, {3}, true, true}};
 
 struct LinearAttentionCuda : CudaTest {};
 
@@ -40,13 +45,14 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   const std::int64_t count = c.batch * c.length * c.heads * c.head_width, stride = c.heads * c.head_width;
   const std::int64_t states = c.batch * c.heads, elements = states * c.head_width * c.head_width;
   const kernels::LinearAttentionShape shape{c.batch, c.length, c.heads, c.head_width, stride,
-                                            stride,  stride,   stride,  0.5};
+                                            stride,  stride,   stride,  0.5,          c.reverse};
   const std::vector<T> q = random_values<T>(count, 1), k = random_values<T>(count, 2), v = random_values<T>(count, 3);
   const std::vector<T> dout = random_values<T>(count, 4);
   const std::vector<float> g = decays_of(c), before = random_values<float>(elements, 6),
                            dlast = random_values<float>(elements, 7);
-  std::vector<T> out(q.size()), dq(q.size()), dk(q.size()), dv(q.size());
-  std::vector<float> last(before.size()), total(static_cast<std::size_t>(states)), dg(g.size()), dstate(before.size());
+  const std::vector<T> given = random_values<T>(count, 8);  // in reverse it is added to
+  std::vector<T> out = given, dq = given, dk = given, dv = given;
+  std::vector<float> last(before.size()), total(static_cast<std::size_t>(states)), dg(g), dstate(before.size());
   const auto run = [&](auto device, kernels::LinearAttentionForward<T> forward,
                        kernels::LinearAttentionBackward<T> backward) {
     kernels::linear_attention_forward(device, forward);
@@ -83,10 +89,10 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
        .workspace = workspace});
 
   const DeviceArray<T> device_q(q, offset), device_k(k, offset), device_v(v, offset), device_dout(dout, offset);
-  const DeviceArray<T> device_out(out.size(), offset), device_dq(dq.size(), offset), device_dk(dk.size(), offset),
-      device_dv(dv.size(), offset);
+  const DeviceArray<T> device_out(given, offset), device_dq(given, offset), device_dk(given, offset),
+      device_dv(given, offset);
   const DeviceArray<float> device_g(g), device_before(before), device_dlast(dlast), device_last(elements),
-      device_total(states), device_dg(g.size()), device_dstate(elements);
+      device_total(states), device_dg(g), device_dstate(elements);
   const DeviceArray<std::byte> device_workspace(kernels::linear_attention_backward_workspace_bytes<T>(cuda, shape));
   const float* device_state = c.state ? device_before.data() : nullptr;
   run(cuda,

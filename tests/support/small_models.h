@@ -170,6 +170,9 @@ inline std::vector<SmallModel> small_models() {
   delta.feed_forward.width = 40;
   delta.norm.epsilon = 0.25;
   models.push_back({"delta", delta});
+  ModelConfig linear_encoder = linear;  // to both sides
+  linear_encoder.family = ModelFamily::encoder;
+  models.push_back({"linear_encoder", linear_encoder});
 
   ModelConfig prefix = base(20, 43, 9);
   prefix.attention.heads = 5;
@@ -238,6 +241,11 @@ inline std::vector<SmallModel> small_models() {
   llama_pairs.tied = false;
   llama_pairs.dropout = 0.1;
   models.push_back({"llama_pairs", llama_pairs});
+
+  ModelConfig linear_pairs = pairs;
+  linear_pairs.attention.kind = AttentionKind::linear;
+  linear_pairs.norm.epsilon = 0.25;
+  models.push_back({"linear_pairs", linear_pairs});
 
   // Some tokens see no key that has a value: those behind the end of a source and a window.
   ModelConfig aligned = base(20, 61, 7);

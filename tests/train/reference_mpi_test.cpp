@@ -102,7 +102,9 @@ std::vector<std::string> reference_files() {
           "chosen_heads",
           "linear",
           "aligned_sources",
-          "delta"};
+          "delta",
+          "linear_encoder",
+          "linear_pairs"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
