@@ -5,6 +5,11 @@
 //   sink[i] = exp(logit - lse[i])                       with attention sinks (kernels/attention_sink.h), else 0
 //
 // A row and its sink sum to 1 if the log-sum-exp is that of the same scores. Arithmetic of the host, in f32.
+//
+// Linear attention weighs what it reads too, without a softmax (kernels/linear_attention.h): token i has scale (q[i] .
+// k[j]) exp(-|c_i - c_j|) of v[j], where c sums the log_decay. These weights have either sign. Here are their shares:
+//
+//   p[i, j] = |q[i] . k[j]| exp(-|c_i - c_j|) / sum_j of that
 #pragma once
 
 #include <cstdint>
@@ -28,6 +33,7 @@ struct AttentionHead {
   const float* k_transposed = nullptr;  ///< [head_width, kv_length]
   const float* lse = nullptr;           ///< [length]; infinite: the head does not compute the query
   const float* sink = nullptr;          ///< the head's logit; null: none
+  const double* decay_sums = nullptr;   ///< c [length], of linear attention, which has no lse; null: softmax
 };
 
 /// False if tokens choose heads, and this one is not the query's.
@@ -36,7 +42,11 @@ bool is_computed(const AttentionHead&, std::int64_t query);
 /// The keys that a query sees: there is no gap between them.
 IndexRange<std::int64_t> seen_keys(const AttentionHead&, std::int64_t query);
 
-/// p[seen_keys()] = row `query`; other elements of p [kv_length] stay as they are. Returns the share of the sink.
-float attention_row(const AttentionHead&, std::int64_t query, float* p);
+/// p[seen_keys()] = row `query`; other elements of p [kv_length] stay as they are.
+struct RowSums {
+  float sink = 0;     ///< the share of the sink
+  float log_sum = 0;  ///< of what p are the shares of, the logarithm of the sum: lse[query], or that of linear weights
+};
+RowSums attention_row(const AttentionHead&, std::int64_t query, float* p);
 
 }  // namespace choir::kernels

@@ -48,7 +48,7 @@ struct AttentionRecord {
     Tensor kv{};     ///< [M, 2 K E held]: these, side by side; empty: those of qkv
     Tensor out{};    ///< [N, H E held]: before the output product
     Tensor dout{};   ///< [N, H E held]: its gradient
-    Tensor lse{};    ///< Attended::lse (framework/parallel/context.h)
+    Tensor lse{};    ///< Attended::lse (parallel/context.h); of linear attention log_decay [N, H held] in its place
     Tensor sinks{};  ///< [H held], or empty
   };
   std::map<std::pair<std::string, std::int64_t>, Entry> entries{};  ///< by layer and first sample of the micro-batch

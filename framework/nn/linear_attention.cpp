@@ -93,6 +93,9 @@ Tensor LinearAttention::forward(const Tensor& x, const Tensor& residual, Saved& 
   saved.out = keep(
       out_norm_.forward(out.reshape({out.count() / config_.head_width, config_.head_width}), saved.out_norm, context)
           .reshape({out.rows(), out.width()}));
+  if (context.attention)
+    context.attention->entries[{name_, context.rows.first_sample}] = {
+        .rows = context.rows, .qkv = qkv, .out = saved.out, .lse = log_decay};
   const Tensor y = leave(out_.forward("attention out", saved.out, context), context, name_.c_str());
   return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
 }
@@ -106,6 +109,7 @@ Tensor LinearAttention::backward(const Tensor& dy, const Saved& saved, Context& 
   compute_weight_gradient(context, [this, dsum, out = saved.out](Context& later) {
     out_.backward_weight("attention out", dsum, out, later);
   });
+  if (context.attention) context.attention->entries.at({name_, context.rows.first_sample}).dout = dnormed;
   const Tensor dout = out_norm_
                           .backward(dnormed.reshape({dnormed.count() / config_.head_width, config_.head_width}), {},
                                     saved.out_norm, context)

@@ -25,6 +25,9 @@ struct AttentionStack {
 
   std::string layer_name(std::int64_t layer) const { return before + std::to_string(layer) + after; }
   bool crosses() const { return name == "cross"; }
+  bool is_linear(const ModelConfig& model, std::int64_t layer) const {
+    return !crosses() && model.has_linear_attention(layer);
+  }
 };
 
 /// In the order in which layers are numbered; sums of `layers` are the numbers of their first ones.

@@ -25,7 +25,8 @@ Sums read_head(const kernels::AttentionHead& head, const AttentionStack& stack, 
     if (!kernels::is_computed(head, i)) continue;
     const auto keys = kernels::seen_keys(head, i);
     const std::int64_t first = head.documents.separate ? head.documents.ranges[i].begin : 0;
-    const auto sink = static_cast<double>(kernels::attention_row(head, i, p.data()));
+    const kernels::RowSums row = kernels::attention_row(head, i, p.data());
+    const auto sink = static_cast<double>(row.sink);
     double largest = 0;
     sums.entropy += surprise(sink);
     for (std::int64_t j = keys.begin; j < keys.end; ++j) {
@@ -34,7 +35,7 @@ Sums read_head(const kernels::AttentionHead& head, const AttentionStack& stack, 
       largest = std::max(largest, share);
     }
     ++sums.queries;
-    sums.largest = std::max(sums.largest, std::log(largest) + static_cast<double>(head.lse[i]));
+    sums.largest = std::max(sums.largest, std::log(largest) + static_cast<double>(row.log_sum));
     if (stack.compares_positions && i == first) continue;
     ++sums.later;
     sums.sink += sink + (first >= keys.begin ? static_cast<double>(p[static_cast<std::size_t>(first)]) : 0);
@@ -54,7 +55,7 @@ HeadSamples sample_heads(Trainer& trainer, const AttentionRecord& record, const 
     for (std::int64_t layer = 0; layer < stack.layers; ++layer, first_head += heads) {
       const AttentionRecord::Entry* entry = recorded(record, stack.layer_name(layer), 0);
       if (!entry) continue;
-      const LayerHeads views(trainer, stack, *entry, 0, first);
+      const LayerHeads views(trainer, stack, layer, *entry, 0, first);
       const std::int64_t length = stack.rows == TokenStream::source ? source_tokens(first) : entry->rows.length;
       for (std::int64_t head = views.heads().begin + trainer.mesh().here.context; head < views.heads().end;
            head += context_ranks) {

@@ -11,7 +11,8 @@ namespace choir {
 /// [layers of all stacks, heads]; NaN: no query says anything.
 struct HeadSamples {
   std::vector<double> entropy;        ///< of a query's probabilities, in bits: the mean over the queries
-  std::vector<double> largest_logit;  ///< the largest score, after soft cap and ALiBi
+  std::vector<double> largest_logit;  ///< the largest score, after soft cap and ALiBi; of linear attention the
+                                      ///< logarithm of the largest absolute weight
   std::vector<double> sink;  ///< what goes to the first token, of the document or the source, and to a learned logit
 };
 

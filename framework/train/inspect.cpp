@@ -107,11 +107,11 @@ std::array<double, head_measures> read_head(const kernels::AttentionHead& head, 
   const std::int64_t length = length_of(sample, stack.rows);
   const Distances distance_between(model);
   std::vector<float> p(index(head.kv_length));
-  Mean entropy, distance, first, previous, induction, sink;
+  Mean entropy, distance, first, previous, induction, sink, forgotten;
   for (std::int64_t i = 0; i < length; ++i) {
     if (!kernels::is_computed(head, i)) continue;
     const auto keys = kernels::seen_keys(head, i);
-    const float s = kernels::attention_row(head, i, p.data());
+    const float s = kernels::attention_row(head, i, p.data()).sink;
     const std::int64_t begin = head.documents.separate ? head.documents.ranges[i].begin : 0;
     double bits = surprise(static_cast<double>(s)), total = 0, moment = 0, following = 0;
     bool follows = false;
@@ -135,6 +135,7 @@ std::array<double, head_measures> read_head(const kernels::AttentionHead& head, 
     if (of_text && i > begin) previous.add(share_of(i - 1));
     if (follows) induction.add(following);
     if (head.sink) sink.add(static_cast<double>(s));
+    if (head.decay_sums && i > begin) forgotten.add(head.decay_sums[i - 1] - head.decay_sums[i]);
     if (const std::int64_t place = compared.row_of(i, length); place >= 0) {
       float* to = compared_rows + place * compared.width;
       std::copy(p.begin() + keys.begin, p.begin() + std::max(keys.begin, keys.end), to + keys.begin);
@@ -146,7 +147,7 @@ std::array<double, head_measures> read_head(const kernels::AttentionHead& head, 
     for (std::int64_t column = 0; column < maps.columns; ++column) map[row * maps.columns + column] /= queries;
   }
   return {undefined,        entropy.value(),   distance.value(), first.value(),
-          previous.value(), induction.value(), sink.value()};
+          previous.value(), induction.value(), sink.value(),     std::log(2) / forgotten.value()};
 }
 
 /// The mean over `rows` rows of the sum of min(a, b).
@@ -265,7 +266,7 @@ Inspection inspect(Trainer& trainer, const std::vector<InspectedSample>& samples
     for_each_layer(result.stacks, [&](const Layer& layer) {
       const AttentionRecord::Entry* entry = recorded(record, layer.name(), static_cast<std::int64_t>(s));
       if (!entry) return;
-      const LayerHeads views(trainer, layer.stack, *entry, static_cast<std::int64_t>(s), sample.buffer);
+      const LayerHeads views(trainer, layer.stack, layer.in_stack, *entry, static_cast<std::int64_t>(s), sample.buffer);
       Inspection::Maps& maps = to.maps[layer.stack_number];
       const ComparedRows& rows = comparison.rows[layer.stack_number][s];
       const auto read = [&](std::int64_t h) {

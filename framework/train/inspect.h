@@ -17,6 +17,10 @@
 //   induction       the sum of p over keys that follow an earlier token equal to i's own, for the queries that have
 //                   such keys. Olsson et al. 2022, arXiv 2209.11895; not of images
 //   sink            s: what the learned logit takes, of models with sinks
+//   half_life       ln 2 / the mean of -log_decay, in tokens: how far a head of linear attention remembers
+//
+// Of linear attention p is the share of the absolute weight |w[i, j]| in their sum over j (kernels/attention_map.h):
+// the sign is left out. The gate of its importance is behind the norm of the head's output, which would undo it before.
 //
 // Heads a and b of one stack have the similarity sum_j min(p_a[i, j], p_b[i, j]) + min(s_a[i], s_b[i]): 1 if they read
 // alike. Where a decoder's tokens read a source whose positions are not their own, there is no distance, no previous
@@ -34,10 +38,10 @@
 
 namespace choir {
 
-enum class HeadMeasure { importance, entropy, distance, first_token, previous_token, induction, sink };
+enum class HeadMeasure { importance, entropy, distance, first_token, previous_token, induction, sink, half_life };
 template <>
 inline constexpr auto names<HeadMeasure> =
-    std::array{"importance", "entropy", "distance", "first_token", "previous_token", "induction", "sink"};
+    std::array{"importance", "entropy", "distance", "first_token", "previous_token", "induction", "sink", "half_life"};
 inline constexpr std::size_t head_measures = names<HeadMeasure>.size();
 
 struct InspectedSample {

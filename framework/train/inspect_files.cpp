@@ -98,6 +98,9 @@ Words words_of(HeadMeasure measure, const ModelConfig& model) {
           "came next the last time."};
     case HeadMeasure::sink:
       return {"share of the sink", "", "What the head's learned logit takes, which brings no value."};
+    case HeadMeasure::half_life:
+      return {"half-life", "tokens",
+              "Of linear attention: after how many tokens half of what the head has taken up is left, in the mean."};
   }
   std::abort();  // all values are above
 }
@@ -236,8 +239,11 @@ std::string inspection_hdf5(const InspectionReport& r) {
 
 std::string inspection_page(const InspectionReport& r) {
   const Inspection& i = r.inspection;
-  Json json = {{"title", readable(r.title)}, {"layers", layer_names(i)}, {"heads", i.heads}, {"tile", i.tile},
-               {"measures", Json::array()},  {"stacks", Json::array()}};
+  Json json = {{"title", readable(r.title)}, {"layers", layer_names(i)}, {"heads", i.heads},       {"tile", i.tile},
+               {"measures", Json::array()},  {"stacks", Json::array()},  {"linear", Json::array()}};
+  for (const AttentionStack& stack : i.stacks)
+    for (std::int64_t layer = 0; layer < stack.layers; ++layer)
+      json["linear"].push_back(stack.is_linear(r.model, layer));
   for (const AttentionStack& stack : i.stacks)
     json["stacks"].push_back({{"name", stack.name},
                               {"layers", stack.layers},

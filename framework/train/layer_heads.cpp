@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 
 #include "framework/ops/dispatch.h"
@@ -90,8 +91,8 @@ std::vector<RunRows> rows_of_sample(const Tensor& x, const Rows& rows, std::int6
   return runs;
 }
 
-LayerHeads::LayerHeads(Trainer& trainer, const AttentionStack& stack, const AttentionRecord::Entry& entry,
-                       std::int64_t sample, const SampleBuffer& buffer)
+LayerHeads::LayerHeads(Trainer& trainer, const AttentionStack& stack, std::int64_t layer,
+                       const AttentionRecord::Entry& entry, std::int64_t sample, const SampleBuffer& buffer)
     : spec_(spec_of(trainer, stack)),
       length_(entry.rows.length),
       kv_length_(entry.kv ? entry.kv_rows.length : length_),
@@ -102,7 +103,6 @@ LayerHeads::LayerHeads(Trainer& trainer, const AttentionStack& stack, const Atte
   const std::int64_t kv_heads = spec_.heads.key_value(spec_.tensor_rank).count();
   q_.resize(index(length_ * q_width));
   k_transposed_.resize(index(kv_heads * width * kv_length_));
-  lse_.resize(index(heads_.count() * length_));
   for (const auto& [rows, begin] : rows_of_sample(entry.qkv, entry.rows, sample)) {
     const std::vector<float> q = on_host(runtime, rows.slice_columns(0, q_width));
     std::copy(q.begin(), q.end(), q_.begin() + begin * q_width);
@@ -113,6 +113,33 @@ LayerHeads::LayerHeads(Trainer& trainer, const AttentionStack& stack, const Atte
     const std::vector<float> k = on_host(runtime, rows.slice_columns(first_key, first_key + kv_heads * width));
     transpose(k.data(), kv_heads * width, rows.rows(), kv_heads * width, k_transposed_.data() + begin, kv_length_);
   }
+  for (auto* part : {&q_, &k_transposed_}) put_together(runtime, *trainer.mesh().context, *part);
+  if (stack.is_linear(trainer.config().model, layer)) {
+    read_decays(trainer, entry, sample);
+  } else {
+    read_lse(trainer, entry, sample);
+  }
+  if (entry.sinks) sinks_ = on_host(runtime, entry.sinks);
+}
+
+void LayerHeads::read_decays(Trainer& trainer, const AttentionRecord::Entry& entry, std::int64_t sample) {
+  decay_sums_.resize(index(heads_.count() * length_));
+  for (const auto& [rows, begin] : rows_of_sample(entry.lse, entry.rows, sample)) {
+    const std::vector<float> g = on_host(trainer.runtime(), rows);
+    for (std::int64_t i = 0; i < std::ssize(g); ++i)  // what begins a document adds nothing: none sees across
+      decay_sums_[index(i % heads_.count() * length_ + begin + i / heads_.count())] =
+          std::isinf(g[index(i)]) ? 0 : static_cast<double>(g[index(i)]);
+  }
+  put_together(trainer.runtime(), *trainer.mesh().context, decay_sums_);
+  for (std::int64_t head = 0; head < heads_.count(); ++head) {
+    const auto first = decay_sums_.begin() + head * length_;
+    std::partial_sum(first, first + length_, first);
+  }
+}
+
+void LayerHeads::read_lse(Trainer& trainer, const AttentionRecord::Entry& entry, std::int64_t sample) {
+  Runtime& runtime = trainer.runtime();
+  lse_.resize(index(heads_.count() * length_));
   // Context parallelism by heads leaves the log-sum-exps of all positions of some of the heads here.
   const std::int64_t ranks = trainer.mesh().shape.context;
   const ContextKind kind =
@@ -132,8 +159,7 @@ LayerHeads::LayerHeads(Trainer& trainer, const AttentionStack& stack, const Atte
       std::copy_n(lse.begin() + head * positions, positions,
                   lse_.begin() + (of.begin - heads_.begin + head) * length_ + rows.runs[run].begin);
   }
-  for (auto* part : {&q_, &k_transposed_, &lse_}) put_together(runtime, *trainer.mesh().context, *part);
-  if (entry.sinks) sinks_ = on_host(runtime, entry.sinks);
+  put_together(runtime, *trainer.mesh().context, lse_);
 }
 
 kernels::AttentionHead LayerHeads::at(std::int64_t head) const {
@@ -150,8 +176,9 @@ kernels::AttentionHead LayerHeads::at(std::int64_t head) const {
           .q = q_.data() + here * width,
           .q_stride = heads_.count() * width,
           .k_transposed = k_transposed_.data() + kv_head * width * kv_length_,
-          .lse = lse_.data() + here * length_,
-          .sink = sinks_.empty() ? nullptr : sinks_.data() + here};
+          .lse = lse_.empty() ? nullptr : lse_.data() + here * length_,
+          .sink = sinks_.empty() ? nullptr : sinks_.data() + here,
+          .decay_sums = decay_sums_.empty() ? nullptr : decay_sums_.data() + here * length_};
 }
 
 }  // namespace choir

@@ -35,23 +35,27 @@ std::vector<RunRows> rows_of_sample(const Tensor& x, const Rows& rows, std::int6
 
 class LayerHeads {
  public:
-  /// The entry is of a layer of `stack`, `sample` is one of its samples, and `buffer` is what was read as it.
+  /// The entry is of layer `layer` of `stack`, `sample` is one of its samples, and `buffer` is what was read as it.
   /// Collective over the context axis.
-  LayerHeads(Trainer&, const AttentionStack& stack, const AttentionRecord::Entry&, std::int64_t sample,
-             const SampleBuffer& buffer);
+  LayerHeads(Trainer&, const AttentionStack& stack, std::int64_t layer, const AttentionRecord::Entry&,
+             std::int64_t sample, const SampleBuffer& buffer);
 
   const Slice& heads() const { return heads_; }  ///< by their numbers in the layer
   kernels::AttentionHead at(std::int64_t head) const;
 
  private:
+  void read_decays(Trainer&, const AttentionRecord::Entry&, std::int64_t sample);
+  void read_lse(Trainer&, const AttentionRecord::Entry&, std::int64_t sample);
+
   AttentionSpec spec_;
   std::int64_t length_, kv_length_;
   std::vector<kernels::DocumentRange> documents_;  // [T]: the keys that each query sees, of what its band has; or empty
   Slice heads_;
   std::vector<float> q_;             // [T, H held * E]
   std::vector<float> k_transposed_;  // [K held, E, keys]
-  std::vector<float> lse_;           // [H held, T]
+  std::vector<float> lse_;           // [H held, T], or empty: the layer has linear attention
   std::vector<float> sinks_;         // [H held], or empty
+  std::vector<double> decay_sums_;   // [H held, T], or empty: the layer has softmax
 };
 
 }  // namespace choir

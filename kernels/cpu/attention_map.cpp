@@ -1,15 +1,15 @@
+#include "kernels/attention_map.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
-
-#include "kernels/attention_map.h"
 
 namespace choir::kernels {
 
 using Range = IndexRange<std::int64_t>;
 
 bool is_computed(const AttentionHead& a, std::int64_t query) {
-  return a.lse[query] < std::numeric_limits<float>::infinity() || std::isnan(a.lse[query]);
+  return !a.lse || a.lse[query] < std::numeric_limits<float>::infinity() || std::isnan(a.lse[query]);
 }
 
 Range seen_keys(const AttentionHead& a, std::int64_t query) {
@@ -18,16 +18,35 @@ Range seen_keys(const AttentionHead& a, std::int64_t query) {
   return a.documents.separate ? intersect(keys, a.documents.keys_of<std::int64_t>(0, 0, query)) : keys;
 }
 
-float attention_row(const AttentionHead& a, std::int64_t query, float* p) {
-  constexpr auto log2_of_e = 1.4426950408889634;
-  const Range keys = seen_keys(a, query);
+/// p[keys] = scale q[query] . k
+static void scores_of(const AttentionHead& a, std::int64_t query, const Range& keys, double scale, float* p) {
   const float* q = a.q + query * a.q_stride;
   std::fill(p + keys.begin, p + std::max(keys.begin, keys.end), 0.0f);
   for (std::int64_t e = 0; e < a.head_width; ++e) {  // so that the inner loop is one over keys, without a sum
-    const float factor = q[e] * static_cast<float>(a.scale * log2_of_e);
+    const float factor = q[e] * static_cast<float>(scale);
     const float* k = a.k_transposed + e * a.kv_length;
     for (std::int64_t j = keys.begin; j < keys.end; ++j) p[j] += factor * k[j];
   }
+}
+
+static RowSums linear_row(const AttentionHead& a, std::int64_t query, float* p) {
+  const Range keys = seen_keys(a, query);
+  scores_of(a, query, keys, a.scale, p);
+  float sum = 0;
+  for (std::int64_t j = keys.begin; j < keys.end; ++j) {
+    const double between = std::abs(a.decay_sums[query] - a.decay_sums[j]);
+    p[j] = std::abs(p[j]) * std::exp(static_cast<float>(-between));
+    sum += p[j];
+  }
+  for (std::int64_t j = keys.begin; j < keys.end && sum > 0; ++j) p[j] /= sum;
+  return {.sink = 0, .log_sum = std::log(sum)};
+}
+
+RowSums attention_row(const AttentionHead& a, std::int64_t query, float* p) {
+  if (a.decay_sums) return linear_row(a, query, p);
+  constexpr auto log2_of_e = 1.4426950408889634;
+  const Range keys = seen_keys(a, query);
+  scores_of(a, query, keys, a.scale * log2_of_e, p);
   const HeadScore<float> score(a.score, a.head, [](float x) { return std::exp2(x); });
   const float lse = a.lse[query] * static_cast<float>(log2_of_e);
   for (std::int64_t j = keys.begin; j < keys.end; ++j) {
@@ -35,7 +54,7 @@ float attention_row(const AttentionHead& a, std::int64_t query, float* p) {
     const auto distance = static_cast<float>(j - query - a.score.diagonal);
     p[j] = std::exp2(score(p[j], distance, derivative, [](float x) { return std::tanh(x); }) - lse);
   }
-  return a.sink ? std::exp2(*a.sink * static_cast<float>(log2_of_e) - lse) : 0.0f;
+  return {.sink = a.sink ? std::exp2(*a.sink * static_cast<float>(log2_of_e) - lse) : 0.0f, .log_sum = a.lse[query]};
 }
 
 }  // namespace choir::kernels

@@ -126,7 +126,7 @@ TEST(Validate, WhatATokenSeesFitsTheFamily) {
 TEST(Validate, LinearAttentionHasAState) {
   check({
       {{"model.attention.kind=linear", "model.attention.softmax_every=4", "model.attention.position=rotary",
-        "model.attention.norm=true", "model.attention.documents=separate"},
+        "model.attention.norm=true", "model.attention.documents=separate", "train.inspect_every=10"},
        1,
        {}},
       {{"model.attention.softmax_every=2"},
@@ -146,7 +146,6 @@ TEST(Validate, LinearAttentionHasAState) {
       {"model.attention.soft_cap=30", "model.attention.soft_cap = 30"},
       {"model.attention.prefix=4", "model.attention.prefix = 4"},
       {"model.attention.dropout=0.1", "model.attention.dropout = 0.1"},
-      {"train.inspect_every=10", "train.inspect_every = 10"},
       {"model.attention.kv_heads=1", "model.attention.kv_heads = 1 and model.attention.heads = 12"},
   };
   std::vector<std::string> all{"model.attention.kind=linear"};

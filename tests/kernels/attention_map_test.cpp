@@ -110,7 +110,7 @@ TEST(AttentionMap, IsItsDefinitionAndGivesWhatTheKernelsGive) {
         }
         const double tolerance = 8 * 0x1p-24 * std::sqrt(double(width + length)) * (1 + magnitude);
         std::vector<float> p(static_cast<std::size_t>(length));
-        const float sink = attention_row(head, i, p.data());
+        const float sink = attention_row(head, i, p.data()).sink;
         double sum = double(sink), largest = 0;
         std::vector<double> result(static_cast<std::size_t>(width));
         for (std::int64_t j = 0; j < length; ++j) {
@@ -130,6 +130,46 @@ TEST(AttentionMap, IsItsDefinitionAndGivesWhatTheKernelsGive) {
                       result[static_cast<std::size_t>(e)], tolerance * largest)
               << h << " " << i << " " << e;
       }
+    }
+  }
+}
+
+// Every error is one of f32 in a product of `width` terms.
+TEST(AttentionMap, OfLinearAttentionHasTheSharesOfItsWeights) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  std::vector<float> q(static_cast<std::size_t>(length * width)), k_transposed(q.size()), p(length);
+  for (std::vector<float>* values : {&q, &k_transposed})
+    for (float& value : *values) value = normal(random);
+  std::vector<double> sums(length);
+  for (std::size_t i = 1; i < length; ++i) sums[i] = sums[i - 1] - 0.1 * static_cast<double>(std::abs(normal(random)));
+  for (const Band& band : {causal_band(length, length), full_band()}) {
+    const AttentionHead head{.length = length,
+                             .kv_length = length,
+                             .head_width = width,
+                             .band = band,
+                             .scale = 0.25,
+                             .q = q.data(),
+                             .q_stride = width,
+                             .k_transposed = k_transposed.data(),
+                             .decay_sums = sums.data()};
+    for (std::int64_t i = 0; i < length; i += 43) {
+      ASSERT_TRUE(is_computed(head, i));
+      std::vector<double> weights;
+      double sum = 0;
+      for (std::int64_t j = 0; j < seen_keys(head, i).end; ++j) {
+        double score = 0;
+        for (std::int64_t e = 0; e < width; ++e)
+          score += static_cast<double>(q[static_cast<std::size_t>(i * width + e)]) *
+                   static_cast<double>(k_transposed[static_cast<std::size_t>(e * length + j)]);
+        const auto at = [&](std::int64_t t) { return sums[static_cast<std::size_t>(t)]; };
+        weights.push_back(0.25 * std::abs(score) * std::exp(-std::abs(at(i) - at(j))));
+        sum += weights.back();
+      }
+      const RowSums row = attention_row(head, i, p.data());
+      EXPECT_EQ(row.sink, 0);
+      EXPECT_NEAR(row.log_sum, std::log(sum), 1e-5);
+      for (std::size_t j = 0; j < weights.size(); ++j) ASSERT_NEAR(p[j], weights[j] / sum, 1e-6) << i << " " << j;
     }
   }
 }

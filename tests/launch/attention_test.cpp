@@ -65,19 +65,12 @@ TEST(AttentionOptions, AreInCheckpointsPlansAndGeneratedText) {
     const Finished verify =
         shop.mpirun(4, "verify " + shop.path("tiny.yaml") + " parallel.tensor=2 parallel.context=2 " + options);
     EXPECT_EQ(verify.code, 0) << verify.output;
-    if (options != chosen_heads) continue;
-    for (const double imbalance : shop.metric(run, "head_imbalance")) EXPECT_TRUE(1 < imbalance && imbalance < 2);
+    if (options != chosen_heads && options != linear) continue;
+    if (options == chosen_heads)
+      for (const double imbalance : shop.metric(run, "head_imbalance")) EXPECT_TRUE(1 < imbalance && imbalance < 2);
     const Finished inspected = shop.choir("inspect " + shop.path(run));
     EXPECT_EQ(inspected.code, 0) << inspected.output;
   }
-}
-
-TEST(AttentionOptions, AStateHasNoHeadsToLookInto) {
-  const Workshop shop;
-  ASSERT_EQ(shop.train(1, "run", linear).code, 0);
-  const Finished inspect = shop.choir("inspect " + shop.path("run") + " --text abc");
-  EXPECT_EQ(inspect.code, 2) << inspect.output;
-  EXPECT_TRUE(contains(inspect, "choir inspect: the model has linear attention")) << inspect.output;
 }
 
 TEST(AttentionOptions, APromptShorterThanThePrefixIsRefused) {

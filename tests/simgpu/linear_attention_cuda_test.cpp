@@ -51,8 +51,9 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   const std::vector<float> g = decays_of(c), before = random_values<float>(elements, 6),
                            dlast = random_values<float>(elements, 7);
   const std::vector<T> given = random_values<T>(count, 8);  // in reverse it is added to
+  const std::vector<float> given_dg = random_values<float>(c.batch * c.length * c.heads, 9);
   std::vector<T> out = given, dq = given, dk = given, dv = given;
-  std::vector<float> last(before.size()), total(static_cast<std::size_t>(states)), dg(g), dstate(before.size());
+  std::vector<float> last(before.size()), total(static_cast<std::size_t>(states)), dg = given_dg, dstate(before.size());
   const auto run = [&](auto device, kernels::LinearAttentionForward<T> forward,
                        kernels::LinearAttentionBackward<T> backward) {
     kernels::linear_attention_forward(device, forward);
@@ -92,7 +93,7 @@ void agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   const DeviceArray<T> device_out(given, offset), device_dq(given, offset), device_dk(given, offset),
       device_dv(given, offset);
   const DeviceArray<float> device_g(g), device_before(before), device_dlast(dlast), device_last(elements),
-      device_total(states), device_dg(g), device_dstate(elements);
+      device_total(states), device_dg(given_dg), device_dstate(elements);
   const DeviceArray<std::byte> device_workspace(kernels::linear_attention_backward_workspace_bytes<T>(cuda, shape));
   const float* device_state = c.state ? device_before.data() : nullptr;
   run(cuda,

@@ -31,21 +31,21 @@ struct Recorded {
   const AttentionRecord::Entry& entry;
   const ModelConfig& model;
   const AttentionStack& stack;
-  std::vector<double> qkv, across, out, lse, sinks;
+  std::vector<double> qkv, across, out, sinks, log_decay;
 
-  Recorded(SmallRun& run, const AttentionStack& s, const AttentionRecord::Entry& e)
+  Recorded(SmallRun& run, const AttentionStack& s, std::int64_t layer, const AttentionRecord::Entry& e)
       : entry(e),
         model(run.trainer.config().model),
         stack(s),
         qkv(elements(run.device, e.qkv)),
         across(e.kv ? elements(run.device, e.kv) : std::vector<double>{}),
         out(elements(run.device, e.out)),
-        lse(elements(run.device, e.lse)),
-        sinks(e.sinks ? elements(run.device, e.sinks) : std::vector<double>{}) {}
+        sinks(e.sinks ? elements(run.device, e.sinks) : std::vector<double>{}),
+        log_decay(s.is_linear(model, layer) ? elements(run.device, e.lse) : std::vector<double>{}) {}
+  bool is_linear() const { return !log_decay.empty(); }
   std::int64_t length() const { return entry.rows.length; }  ///< of the queries
   std::int64_t keys() const { return entry.kv ? entry.kv_rows.length : length(); }
-  /// Of sample 0.
-  double lse_of(std::int64_t head, std::int64_t i) const { return at(lse, head * length() + i); }
+  double g(std::int64_t row, std::int64_t head) const { return at(log_decay, row * model.attention.heads + head); }
   double q(std::int64_t row, std::int64_t head, std::int64_t e) const {
     return at(qkv, row * entry.qkv.width() + head * model.head_width() + e);
   }
@@ -66,7 +66,7 @@ bool sees(const ModelConfig& m, const AttentionStack& stack, const SampleBuffer&
       buffer.documents[static_cast<std::size_t>(i)].begin != buffer.documents[static_cast<std::size_t>(j)].begin)
     return false;
   if (std::max(i, j) < m.attention.prefix) return true;
-  const std::int64_t window = m.attention.window > 0 ? m.attention.window : m.context;
+  const std::int64_t window = m.attention.window > 0 ? m.attention.window : std::max(m.context, m.source_length());
   return m.family == ModelFamily::decoder || stack.name == "decoder" || stack.name == "cross"
              ? j <= i && i - j < window
              : std::abs(i - j) < window;
@@ -79,14 +79,12 @@ double alibi_slope(std::int64_t head, std::int64_t heads) {
   return std::pow(2.0, -8.0 * static_cast<double>(head + 1) / static_cast<double>(power));
 }
 
-/// The map [T, keys] of one head, and its sink behind each row: [T, keys + 1].
-std::vector<double> map_of(const Recorded& r, const SampleBuffer& buffer, std::int64_t sample, std::int64_t head) {
+/// What one head weighs keys by, and its sink behind each row: [T, keys + 1]. Of softmax before it is divided by sums.
+std::vector<double> weights_of(const Recorded& r, const SampleBuffer& buffer, std::int64_t sample, std::int64_t head) {
   const ModelConfig& m = r.model;
   const std::int64_t length = r.length(), keys = r.keys();
-  std::vector<double> map;
+  std::vector<double> weights;
   for (std::int64_t i = 0; i < length; ++i) {
-    std::vector<double> row;
-    double total = 0;
     for (std::int64_t j = 0; j <= keys; ++j) {
       double score = -INFINITY;
       if (j == keys && m.attention.sinks) score = at(r.sinks, head);
@@ -99,10 +97,34 @@ std::vector<double> map_of(const Recorded& r, const SampleBuffer& buffer, std::i
         if (m.attention.position == Position::alibi && !r.entry.kv)
           score -= alibi_slope(head, m.attention.heads) * static_cast<double>(std::abs(i - j));
       }
-      row.push_back(std::exp(score));
-      total += row.back();
+      if (!r.is_linear()) {
+        weights.push_back(std::exp(score));
+        continue;
+      }
+      double decayed = std::isinf(score) ? 0 : score;
+      for (std::int64_t t = std::min(i, j) + 1; decayed != 0 && t <= std::max(i, j); ++t)
+        decayed *= std::exp(r.g(sample * length + t, head));
+      weights.push_back(decayed);
     }
-    for (const double weight : row) map.push_back(total > 0 ? weight / total : 0);
+  }
+  return weights;
+}
+
+/// The sums over keys and the sink of the absolute values.
+std::vector<double> sums_of(const std::vector<double>& weights, std::int64_t length) {
+  const std::int64_t width = std::ssize(weights) / length;
+  std::vector<double> sums(static_cast<std::size_t>(length));
+  for (std::size_t i = 0; i < weights.size(); ++i) sums[i / static_cast<std::size_t>(width)] += std::abs(weights[i]);
+  return sums;
+}
+
+/// The map [T, keys] of one head, and its sink behind each row: [T, keys + 1].
+std::vector<double> map_of(const Recorded& r, const SampleBuffer& buffer, std::int64_t sample, std::int64_t head) {
+  std::vector<double> map = weights_of(r, buffer, sample, head);
+  const std::vector<double> sums = sums_of(map, r.length());
+  for (std::size_t i = 0; i < map.size(); ++i) {
+    const double sum = sums[i / static_cast<std::size_t>(r.keys() + 1)];
+    map[i] = sum > 0 ? std::abs(map[i]) / sum : 0;
   }
   return map;
 }
@@ -113,15 +135,15 @@ double mean_over(const std::vector<double>& values) {
   return values.empty() ? std::nan("") : sum / static_cast<double>(values.size());
 }
 
-/// All measures but importance, of the first `length` rows of a map [T, keys + 1].
-std::array<double, head_measures> measures_of(const std::vector<double>& map, const Recorded& r, std::int64_t length,
-                                              const SampleBuffer& buffer) {
+/// All measures but importance, of the first `length` rows of a map [T, keys + 1] of a head in a sample.
+std::array<double, head_measures> measures_of(const std::vector<double>& map, const Recorded& r, std::int64_t sample,
+                                              std::int64_t head, std::int64_t length, const SampleBuffer& buffer) {
   const ModelConfig& m = r.model;
   const std::int64_t keys = r.keys(), columns = m.image.columns();
   const bool image = m.family == ModelFamily::vision, compares = !r.entry.kv;
   const std::vector<std::int32_t>& ids = r.stack.name == "encoder" ? buffer.source : buffer.inputs;
   const std::int64_t class_token = image && m.pool == Pool::class_token ? 1 : 0;
-  std::vector<double> entropy, distance, first, previous, induction, sink;
+  std::vector<double> entropy, distance, first, previous, induction, sink, forgotten;
   for (std::int64_t i = 0; i < length; ++i) {
     const auto p = [&](std::int64_t j) { return at(map, i * (keys + 1) + j); };
     const std::int64_t begin = buffer.documents.empty() ? 0 : buffer.documents[static_cast<std::size_t>(i)].begin;
@@ -140,6 +162,7 @@ std::array<double, head_measures> measures_of(const std::vector<double>& map, co
     if (total > 0) distance.push_back(moment / total);
     if (!compares || i > begin) first.push_back(p(begin));
     if (m.attention.sinks) sink.push_back(p(keys));
+    if (r.is_linear() && i > begin) forgotten.push_back(-r.g(sample * r.length() + i, head));
     if (image || !compares) continue;
     if (i > begin) previous.push_back(p(i - 1));
     for (std::int64_t j = begin + 1; j < i; ++j)
@@ -155,7 +178,8 @@ std::array<double, head_measures> measures_of(const std::vector<double>& map, co
           mean_over(first),
           mean_over(previous),
           mean_over(induction),
-          mean_over(sink)};
+          mean_over(sink),
+          std::log(2.0) / mean_over(forgotten)};
 }
 
 /// As good as f32: scores are below 20 here, and sums have few terms.
@@ -171,6 +195,7 @@ void expect_same(double value, double expected, const std::string& what) {
 /// all, and `head` of the layer.
 void expect_sampled(const HeadSamples& sampled, std::int64_t number, std::int64_t head, const std::vector<double>& map,
                     const Recorded& r, std::int64_t length, const SampleBuffer& buffer) {
+  const std::vector<double> sums = sums_of(weights_of(r, buffer, 0, head), r.length());
   const std::int64_t keys = r.keys(), queries = std::min<std::int64_t>(8, length);
   std::vector<double> entropy, sink;
   double largest = 0;
@@ -186,7 +211,8 @@ void expect_sampled(const HeadSamples& sampled, std::int64_t number, std::int64_
     }
     EXPECT_NEAR(total, 1, 1e-12);
     entropy.push_back(bits);
-    largest = n == 0 ? std::log(most) + r.lse_of(head, i) : std::max(largest, std::log(most) + r.lse_of(head, i));
+    const double logit = std::log(most * at(sums, i));
+    largest = n == 0 ? logit : std::max(largest, logit);
     if (r.entry.kv || i > begin) sink.push_back(at(map, i * (keys + 1) + begin) + at(map, i * (keys + 1) + keys));
   }
   expect_same(at(sampled.entropy, number), mean_over(entropy), "sampled entropy");
@@ -202,7 +228,7 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
   if (device_is_simulated() || world_size() > 1) GTEST_SKIP() << "one rank on the CPU is enough";
   for (const char* name :
        {"gpt", "window_8_of_2", "soft_cap_alibi", "documents", "prefix", "sinks", "encoder_documents", "encoder_window",
-        "classifier", "vision", "class_token", "llama_pairs", "aligned_sources"}) {
+        "classifier", "vision", "class_token", "llama_pairs", "aligned_sources", "linear_encoder", "linear_pairs"}) {
     SCOPED_TRACE(name);
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
@@ -232,7 +258,7 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
       std::vector<std::vector<double>> all_maps;
       std::int64_t rows = 0;  // of a map of all_maps
       for (std::int64_t layer = 0; layer < stack.layers; ++layer) {
-        const Recorded recorded(run, stack, record.entries.at({stack.layer_name(layer), 0}));
+        const Recorded recorded(run, stack, layer, record.entries.at({stack.layer_name(layer), 0}));
         for (std::int64_t head = 0; head < heads; ++head, ++number) {
           std::vector<double>& of_head = all_maps.emplace_back();
           rows = 0;
@@ -245,7 +271,9 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
             const std::int64_t length = length_of(stack.rows), columns = length_of(stack.columns);
             const std::int64_t keys = recorded.keys();
             const std::vector<double> map = map_of(recorded, sample.buffer, s, head);
-            const auto measures = measures_of(map, recorded, length, sample.buffer);
+            const std::vector<double> weights = weights_of(recorded, sample.buffer, s, head);
+            const std::vector<double> sums = sums_of(weights, recorded.length());
+            const auto measures = measures_of(map, recorded, s, head, length, sample.buffer);
             for (std::size_t m = 1; m < head_measures; ++m)
               expect_same(inspected.values[m][static_cast<std::size_t>(number)], measures[m],
                           names<HeadMeasure>[m] + (" of " + name_of_head(stack.layer_name(layer), head)));
@@ -257,13 +285,24 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
                 ASSERT_NEAR(maps.values[static_cast<std::size_t>(((number - first) * length + i) * columns + j)],
                             at(map, i * (keys + 1) + j), bound)
                     << name_of_head(stack.layer_name(layer), head) << " " << i << " " << j;
+              std::vector<double> read;
+              double square = 0;
               for (std::int64_t e = 0; e < model.head_width(); ++e) {
                 double sum = 0;
                 for (std::int64_t j = 0; j < keys; ++j)
-                  sum += at(map, i * (keys + 1) + j) * recorded.kv(1, s * keys + j, head, e);
+                  sum += at(weights, i * (keys + 1) + j) * recorded.kv(1, s * keys + j, head, e);
+                read.push_back(sum);
+                square += sum * sum / static_cast<double>(model.head_width());
+              }
+              // Softmax divides by the sum of the weights, linear attention has a norm behind it.
+              const std::string norm = stack.layer_name(layer) + ".out_norm.weight";
+              for (std::int64_t e = 0; e < model.head_width(); ++e) {
+                const double factor = recorded.is_linear()
+                                          ? at(masters.at(norm), e) / std::sqrt(square + model.norm.epsilon)
+                                          : 1 / std::max(at(sums, i), 1e-300);  // nothing is read of nothing
                 ASSERT_NEAR(at(recorded.out, ((s * recorded.length() + i) * heads + head) * model.head_width() + e),
-                            sum, bound * 20)
-                    << "map times V of " << name_of_head(stack.layer_name(layer), head);
+                            factor * at(read, e), bound * 20)
+                    << "weights times V of " << name_of_head(stack.layer_name(layer), head);
               }
             }
             if (s == 0 && stack.name != "cross")
@@ -294,13 +333,12 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
 // A gate of a head multiplies the columns of the output weight that read the head: d loss / d gate = sum of W dW there.
 TEST(Inspect, ImportanceIsTheSlopeOfTheLossAlongAGate) {
   if (device_is_simulated() || world_size() > 1) GTEST_SKIP() << "one rank on the CPU is enough";
-  for (const char* name :
-       {"gpt", "window_8_of_2", "sinks", "chosen_heads", "encoder", "class_token", "pairs", "aligned_sources"}) {
+  for (const char* name : {"gpt", "window_8_of_2", "sinks", "chosen_heads", "encoder", "class_token", "pairs",
+                           "aligned_sources", "linear"}) {
     SCOPED_TRACE(name);
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
-    if (model.routes_heads())
-      model.attention.routing.balance_weight = 0;  // a loss of the samples without targets too
+    if (model.routes_heads()) model.attention.routing.balance_weight = 0;  // a loss of the samples without targets too
     SmallRun run(model, plain_sgd(1), one_rank);
     const Inspection inspection = inspect(run.trainer, random_samples(model, 1));
     const Tensors gradients = run.gradients(), masters = run.masters();
@@ -343,7 +381,7 @@ TEST(Inspect, HeadsThatTokensChooseAreReadWhereTheyAreComputed) {
   const AttentionStack& stack = inspection.stacks.at(0);
   std::int64_t computed = 0;
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {
-    const Recorded recorded(run, stack, record.entries.at({stack.layer_name(layer), 0}));
+    const Recorded recorded(run, stack, layer, record.entries.at({stack.layer_name(layer), 0}));
     for (std::int64_t n = 0; n < 3 * heads * length; ++n) {
       const std::int64_t s = n / length / heads, head = n / length % heads, i = n % length,
                          number = layer * heads + head;
@@ -378,8 +416,8 @@ HeadSamples sampled(SmallRun& run) {
 
 TEST(Inspect, IsThatOfOneRankInEveryLayout) {
   if (device_is_simulated()) GTEST_SKIP() << "the arithmetic is that of the host";
-  for (const char* name :
-       {"window_8_of_2", "sinks", "chosen_heads", "encoder_documents", "class_token", "pairs", "aligned_sources"}) {
+  for (const char* name : {"window_8_of_2", "sinks", "chosen_heads", "encoder_documents", "class_token", "pairs",
+                           "aligned_sources", "linear_encoder"}) {
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
     const std::vector<InspectedSample> samples = random_samples(model, 5);  // of a batch of 12
