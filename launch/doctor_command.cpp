@@ -52,7 +52,7 @@ Check processor_check() {
           .text = fmt::format(
               "{}, {}, {}, {} bf16 instructions{}, {}", processor_name(),
               quantity(std::thread::hardware_concurrency(), "thread"), hwy::TargetName(best), bf16 ? "with" : "no",
-              kernels::cpu::has_fast_vectors() ? " (matrix products and attention of bf16 in vectors of AVX-512)" : "",
+              kernels::cpu::has_fast_vectors() ? " (matrix products and attention in vectors of AVX-512)" : "",
               kernels::cpu::has_tiles() ? "tiles (train.cpu_kernels=tiles uses them)" : "no tiles (AMX)"),
           .fix = bf16 ? ""
                       : "f32 runs at full speed; train.precision=bf16 on this CPU needs train.emulate_bf16=true "

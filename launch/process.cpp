@@ -115,7 +115,7 @@ std::string describe(kernels::CpuUnit unit) {
     case kernels::CpuUnit::library:
       break;
     case kernels::CpuUnit::vectors:
-      return "matrix products and attention of bf16 in vectors of AVX-512";
+      return "matrix products and attention in vectors of AVX-512";
     case kernels::CpuUnit::tiles:
       return "matrix products and attention of bf16 on tiles";
   }

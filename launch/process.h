@@ -61,7 +61,7 @@ GpuOptions gpu_options(const Config&);
 /// What multiplies on the CPU, by train.cpu_kernels. `fast_vectors`: the processors have them (kernels/matmul.h).
 kernels::CpuUnit cpu_unit(const Config&, bool fast_vectors);
 
-/// "attention of bf16 in vectors of pairs"; empty if nothing is to be said.
+/// "matrix products and attention in vectors of AVX-512"; empty if nothing is to be said.
 std::string describe(kernels::CpuUnit);
 
 /// The device that train.device asks for, and on rank 0 a line about it on stderr. A GPU rank drives the GPU of its

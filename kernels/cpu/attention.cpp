@@ -605,12 +605,13 @@ void add_shared_groups(Cpu device, const AttentionBackward<T>& args) {
   }
 }
 
-/// True if attention multiplies in bf16 (tile_attention.h). Those kernels have no dropout, and divide the work by
+/// True if attention runs on packed panels (tile_attention.h). Those kernels have no dropout, and divide the work by
 /// key/value heads only, so that with many threads and few such heads the kernels here, which divide it by queries too,
 /// are preferred.
 template <class T>
-bool multiplies_bf16(Cpu device, const AttentionShape& s) {
-  const bool has_unit = std::is_same_v<T, bf16> && device.unit != CpuUnit::library;
+bool is_on_panels(Cpu device, const AttentionShape& s) {
+  const bool has_unit = (std::is_same_v<T, bf16> && device.unit != CpuUnit::library) ||
+                        (std::is_same_v<T, float> && device.unit == CpuUnit::vectors);
   return has_unit && s.dropout.p == 0 && 2 * s.batch * s.kv_heads >= device.threads;
 }
 
@@ -634,21 +635,21 @@ void clear_unread_heads(const AttentionBackward<T>& args) {
 
 template <class T>
 std::int64_t attention_forward_workspace_bytes(Cpu device, const AttentionShape& shape) {
-  if (multiplies_bf16<T>(device, shape)) return cpu::tile_attention_forward_workspace_bytes(device, shape);
+  if (is_on_panels<T>(device, shape)) return cpu::tile_attention_forward_workspace_bytes<T>(device, shape);
   return device.threads * cpu::ForwardMemory<Accumulate<T>>(shape, nullptr).bytes;
 }
 
 template <class T>
 std::int64_t attention_backward_workspace_bytes(Cpu device, const AttentionShape& shape) {
-  if (multiplies_bf16<T>(device, shape)) return cpu::tile_attention_backward_workspace_bytes(device, shape);
+  if (is_on_panels<T>(device, shape)) return cpu::tile_attention_backward_workspace_bytes<T>(device, shape);
   return device.threads * cpu::BackwardMemory<Accumulate<T>>(shape, nullptr).bytes;
 }
 
 template <class T>
 void attention_forward(Cpu device, const AttentionForward<T>& args) {
   check(args.shape);
-  if constexpr (std::is_same_v<T, bf16>) {
-    if (multiplies_bf16<T>(device, args.shape)) return cpu::tile_attention_forward(device, args);
+  if constexpr (!std::is_same_v<T, double>) {
+    if (is_on_panels<T>(device, args.shape)) return cpu::tile_attention_forward(device, args);
   }
   run_parts(device, args);
 }
@@ -656,8 +657,8 @@ void attention_forward(Cpu device, const AttentionForward<T>& args) {
 template <class T>
 void attention_backward(Cpu device, const AttentionBackward<T>& args) {
   check(args.shape);
-  if constexpr (std::is_same_v<T, bf16>) {
-    if (multiplies_bf16<T>(device, args.shape)) return cpu::tile_attention_backward(device, args);
+  if constexpr (!std::is_same_v<T, double>) {
+    if (is_on_panels<T>(device, args.shape)) return cpu::tile_attention_backward(device, args);
   }
   run_parts(device, args);
   add_shared_groups(device, args);

@@ -1,4 +1,4 @@
-// What multiplies bf16 on x86, as kernels see it. Two units do, of which a processor can have both.
+// What multiplies on x86, as kernels see it: three units, of which a processor can have all.
 //
 // The tile unit (Intel AMX) has eight tiles of 16 rows of 64 bytes, and one product.
 //
@@ -10,6 +10,10 @@
 // Vectors (AVX-512 bf16) have the product of a pair of bf16 with a row of b's tile.
 //
 //   dot(c, a, b)   c [16] f32 += a[0] b[2p] + a[1] b[2p+1]
+//
+// and vectors of f32 have that of one element with a row of b:
+//
+//   dot(c, a, b)   c [16] f32 += a b[p]
 //
 // A kernel is a template on its unit, which has the members of TileInstructions or of PairInstructions. Tests pass
 // doubles in plain C++ (tests/kernels/tile_double.h). What surrounds the unit is written on vectors of the compiler, 64
@@ -46,6 +50,8 @@ using u16x32 = std::uint16_t __attribute__((vector_size(64)));
 /// number is part of the instruction, because the compiler must know that loads read memory, which GCC's own
 /// definitions do not tell it, and because no other file is to be compiled for them.
 struct TileInstructions {
+  using Element = bf16;
+
   /// Eight whole tiles, for this thread, until release().
   static HWY_INLINE void configure() {
     struct alignas(64) {
@@ -114,6 +120,9 @@ struct PairInstructions {
 struct FmaInstructions {
   using Element = float;
   using Row = f32x16;
+
+  static void configure() {}
+  static void release() {}
 
   static HWY_INLINE f32x16 broadcast(const float* value) {
     f32x16 values;

@@ -1,7 +1,5 @@
-// The product of two packed panels, on tiles or in vectors: 32 x 32 sums, which both products and attention consist of.
-//
-// Sums of 32 x 32 are four tiles, one behind the other: rows 0 to 15 with columns 0 to 15, then columns 16 to 31; rows
-// 16 to 31 likewise. Row r is the two vectors at sums_of_row(r) and 256 elements behind it.
+// The product of two packed panels, on tiles or in vectors: 32 x 32 sums, which attention and products on tiles consist
+// of. Sums of 32 x 32 are stored row by row.
 #if defined(CHOIR_KERNELS_CPU_TILE_BLOCK_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef CHOIR_KERNELS_CPU_TILE_BLOCK_H
 #undef CHOIR_KERNELS_CPU_TILE_BLOCK_H
@@ -9,8 +7,12 @@
 #define CHOIR_KERNELS_CPU_TILE_BLOCK_H
 #endif
 
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "kernels/band.h"
+#include "kernels/cpu/simd.h"
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/tile_pack.h"
 
@@ -18,18 +20,27 @@ HWY_BEFORE_NAMESPACE();
 namespace choir::kernels {
 namespace HWY_NAMESPACE {
 
-HWY_INLINE std::int64_t sums_of_row(std::int64_t row) { return row / 16 * 512 + row % 16 * 16; }
+using ElementRange = IndexRange<std::int64_t>;
+
+/// What of a product of panels is needed, for eight rows of a: the depths, from the first step on, and the columns.
+/// Elsewhere a or b is 0, or the sums are not read. Tiles multiply everything; in vectors, sums of columns that are not
+/// needed stay as they were.
+struct Needed {
+  ElementRange depth, columns;
+};
+inline constexpr std::int64_t rows_together = 8;
 
 /// 32 x 32 sums over `steps` steps of packed panels: to = (from, or 0 if null) + a b. beside() is called once a step.
 template <class Unit, class Beside>
 HWY_INLINE void tile_block(const bf16* a, const bf16* b, std::int64_t steps, const float* from, float* to,
                            const Beside& beside) {
-  constexpr std::int64_t tile = 256, row = 64;  // floats in a tile, bytes in a row
+  constexpr std::int64_t row = 64, row_of_sums = 2 * row;                       // bytes
+  constexpr std::int64_t right = 16, lower = 16 * panel, rest = right + lower;  // sums before those of the other tiles
   if (from) {
-    Unit::template load<0>(from, row);
-    Unit::template load<1>(from + tile, row);
-    Unit::template load<2>(from + 2 * tile, row);
-    Unit::template load<3>(from + 3 * tile, row);
+    Unit::template load<0>(from, row_of_sums);
+    Unit::template load<1>(from + right, row_of_sums);
+    Unit::template load<2>(from + lower, row_of_sums);
+    Unit::template load<3>(from + rest, row_of_sums);
   } else {
     Unit::template zero<0>();
     Unit::template zero<1>();
@@ -47,58 +58,104 @@ HWY_INLINE void tile_block(const bf16* a, const bf16* b, std::int64_t steps, con
     Unit::template dot<3, 5, 7>();
     beside();
   }
-  Unit::template store<0>(to, row);
-  Unit::template store<1>(to + tile, row);
-  Unit::template store<2>(to + 2 * tile, row);
-  Unit::template store<3>(to + 3 * tile, row);
+  Unit::template store<0>(to, row_of_sums);
+  Unit::template store<1>(to + right, row_of_sums);
+  Unit::template store<2>(to + lower, row_of_sums);
+  Unit::template store<3>(to + rest, row_of_sums);
 }
 
-/// The same in vectors: eight rows of sums at a time, in 16 registers.
-template <class Unit>
-HWY_INLINE void pair_block(const bf16* a, const bf16* b, std::int64_t steps, const float* from, float* to) {
-  constexpr int rows = 8;
-  for (std::int64_t first = 0; first < panel; first += rows) {
-    const std::int64_t corner = sums_of_row(first);
-    f32x16 sum[rows][2];
+/// Eight rows of such a product in 8 or 16 registers, over these depths. `a` is the first of the rows; b, from and to
+/// begin at the first vector of columns.
+template <class Unit, int vectors>
+void rows_product(const typename Unit::Element* a, const typename Unit::Element* b, ElementRange depth,
+                  const float* from, float* to) {
+  using Row = typename Unit::Row;
+  constexpr std::int64_t word = 4 / static_cast<std::int64_t>(sizeof(*a));  // elements that are multiplied at once
+  f32x16 sum[rows_together][vectors];
 #pragma GCC unroll 8
-    for (int i = 0; i < rows; ++i) {
-      sum[i][0] = from ? load_vector<f32x16>(from + corner + i * 16) : f32x16{};
-      sum[i][1] = from ? load_vector<f32x16>(from + corner + 256 + i * 16) : f32x16{};
+  for (int i = 0; i < rows_together; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) sum[i][v] = f32x16{};
+  }
+  if (from) {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows_together; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[i][v] = load_vector<f32x16>(from + i * panel + v * 16);
     }
-    const bf16 *left = a + first * panel, *right = b;
-    for (std::int64_t s = 0; s < steps; ++s, left += step_elements, right += step_elements) {
-      for (std::int64_t pair = 0; pair < 16; ++pair) {
-        const u16x32 low = load_vector<u16x32>(right + pair * panel);
-        const u16x32 high = load_vector<u16x32>(right + step_elements / 2 + pair * panel);
+  }
+  for (std::int64_t k = depth.begin / word * word; k < depth.end;) {
+    const std::int64_t step = k / panel, of_step = k % panel, end = std::min(depth.end, (step + 1) * panel);
+    const auto* left = a + step * step_elements + of_step;
+    const auto* right = b + step * step_elements + of_step * 16;
+#pragma GCC unroll 4
+    for (; k < end; k += word, left += word, right += 16 * word) {
+      Row row[vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) row[v] = load_vector<Row>(right + v * step_elements / 2);
 #pragma GCC unroll 8
-        for (int i = 0; i < rows; ++i) {
-          const u16x32 factor = Unit::broadcast(left + i * panel + 2 * pair);
-          sum[i][0] = Unit::dot(sum[i][0], factor, low);
-          sum[i][1] = Unit::dot(sum[i][1], factor, high);
-        }
+      for (int i = 0; i < rows_together; ++i) {
+        const Row factor = Unit::broadcast(left + i * panel);
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sum[i][v] = Unit::dot(sum[i][v], factor, row[v]);
       }
     }
+  }
 #pragma GCC unroll 8
-    for (int i = 0; i < rows; ++i) {
-      store_vector(to + corner + i * 16, sum[i][0]);
-      store_vector(to + corner + 256 + i * 16, sum[i][1]);
-    }
+  for (int i = 0; i < rows_together; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) store_vector(to + i * panel + v * 16, sum[i][v]);
   }
 }
 
-/// The same on what the unit has.
-template <class Unit>
-HWY_INLINE void block_product(const bf16* a, const bf16* b, std::int64_t steps, const float* from, float* to) {
+/// tile_block() on what the unit has, of what needed(first of eight rows) says.
+template <class Unit, class NeededBy>
+HWY_INLINE void block_product(const typename Unit::Element* a, const typename Unit::Element* b, std::int64_t steps,
+                              const float* from, float* to, const NeededBy& needed) {
   if constexpr (requires { Unit::template zero<0>(); }) {
     tile_block<Unit>(a, b, steps, from, to, []() HWY_ATTR {});
   } else {
-    pair_block<Unit>(a, b, steps, from, to);
+    for (std::int64_t row = 0; row < panel; row += rows_together) {
+      const Needed part = needed(row);
+      const ElementRange depth = intersect(part.depth, {0, steps * panel});
+      const ElementRange columns = intersect(part.columns, {0, panel});
+      if (columns.empty()) continue;
+      const std::int64_t first = columns.begin / 16 * 16, corner = row * panel + first;
+      const auto* right = b + first / 16 * step_elements / 2;
+      const float* before = from ? from + corner : nullptr;
+      if (columns.end - first > 16)
+        rows_product<Unit, 2>(a + row * panel, right, depth, before, to + corner);
+      else
+        rows_product<Unit, 1>(a + row * panel, right, depth, before, to + corner);
+    }
   }
 }
 
-/// Sixteen values of bf16 as f32.
+/// 16 elements as f32.
 HWY_INLINE f32x16 widen(const bf16* from) {
   return reinterpret_cast<f32x16>(__builtin_convertvector(load_vector<u16x16>(from), u32x16) << 16);
+}
+HWY_INLINE f32x16 widen(const float* from) { return load_vector<f32x16>(from); }
+
+/// 32 values as elements of the unit.
+template <class Unit>
+HWY_INLINE void narrow(f32x16 low, f32x16 high, bf16* to) {
+  store_vector(to, Unit::round(low, high));
+}
+template <class Unit>
+HWY_INLINE void narrow(f32x16 low, f32x16 high, float* to) {
+  store_vector(to, low);
+  store_vector(to + 16, high);
+}
+
+/// body(d, vector) for the 16 lanes of `x`, in vectors of Highway.
+template <class Body>
+HWY_INLINE f32x16 map_lanes(f32x16 x, const Body& body) {
+  const hn::ScalableTag<float> d;
+  alignas(64) float lane[16];
+  store_vector(lane, x);
+  for (std::int64_t i = 0; i < 16; i += lanes(d)) store(d, body(d, load(d, lane + i)), lane + i);
+  return load_vector<f32x16>(lane);
 }
 
 }  // namespace HWY_NAMESPACE

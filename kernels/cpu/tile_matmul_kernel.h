@@ -105,8 +105,8 @@ HWY_INLINE void tile_matmul_part(const Matmul<bf16, Out>& args, const TileMatmul
   const auto store_rows = [&](std::int64_t count) HWY_ATTR {
     const std::int64_t end = std::min(before.rows, before.stored + count);
     for (; before.stored < end; ++before.stored) {
-      const float* sums = memory.finished[1 - turn] + sums_of_row(before.stored);
-      output.row(before.i + before.stored, before.j, load_vector<f32x16>(sums), load_vector<f32x16>(sums + 256));
+      const float* sums = memory.finished[1 - turn] + before.stored * panel;
+      output.row(before.i + before.stored, before.j, load_vector<f32x16>(sums), load_vector<f32x16>(sums + 16));
     }
   };
   const auto pack_a = [&](std::int64_t i, std::int64_t p, std::int64_t lines, std::int64_t depth) HWY_ATTR {

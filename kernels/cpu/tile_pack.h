@@ -1,8 +1,9 @@
-// Packing of matrices in bf16 into tiles. The unit of packing is a step of a panel: 32 rows of a (or 32 columns of b)
-// and 32 of the depth over which a product sums. It fills two tiles, 2 KB, one behind the other:
+// Packing of matrices into panels for tiles and vectors. The unit of packing is a step of a panel: 32 rows of a (or 32
+// columns of b) and 32 of the depth over which a product sums. In bf16 it fills two tiles, 2 KB, one behind the other:
 //
-//   a   to[r][k]                              r: row of a, k: depth
-//   b   to[c / 16][k / 2][c % 16][k % 2]      c: column of b
+//   a          to[r][k]                              r: row of a, k: depth
+//   b, bf16    to[c / 16][k / 2][c % 16][k % 2]      c: column of b
+//   b, f32     to[c / 16][k][c % 16]
 //
 // Each side has two packers, for matrices whose stored rows run along the depth or across it. A panel is its steps one
 // after the other. Rows, columns and depth beyond the matrix are zeros, so products always run on whole tiles.
@@ -74,6 +75,50 @@ HWY_INLINE u16x32 gather(const char* from, std::int64_t stride) {
                                  15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
 }
 
+/// Words of 32 bits, 0 to 15 of 16 stored lines: to[word * width + line].
+template <std::int64_t width>
+HWY_INLINE void transpose_words(const char* from, std::int64_t stride_bytes, void* to) {
+  u16x32 line[16], pair[16];
+  for (int i = 0; i < 16; ++i) line[i] = load_vector<u16x32>(from + i * stride_bytes);
+  for (int i = 0; i < 16; i += 2) {
+    pair[i] = interleave_as<0, u32x16>(line[i], line[i + 1]);
+    pair[i + 1] = interleave_as<1, u32x16>(line[i], line[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {  // line[i + n]: words n, 4 + n, 8 + n, 12 + n of lines i ... i + 3
+    for (int half = 0; half < 2; ++half) {
+      line[i + 2 * half] = interleave_as<0, u64x8>(pair[i + half], pair[i + 2 + half]);
+      line[i + 2 * half + 1] = interleave_as<1, u64x8>(pair[i + half], pair[i + 2 + half]);
+    }
+  }
+  const auto even = [](u16x32 a, u16x32 b) HWY_ATTR {  // 16 bytes of every 32
+    return reinterpret_cast<u16x32>(
+        __builtin_shufflevector(reinterpret_cast<u64x8>(a), reinterpret_cast<u64x8>(b), 0, 1, 4, 5, 8, 9, 12, 13));
+  };
+  const auto odd = [](u16x32 a, u16x32 b) HWY_ATTR {
+    return reinterpret_cast<u16x32>(
+        __builtin_shufflevector(reinterpret_cast<u64x8>(a), reinterpret_cast<u64x8>(b), 2, 3, 6, 7, 10, 11, 14, 15));
+  };
+  for (int n = 0; n < 4; ++n) {
+    const u16x32 low0 = even(line[n], line[4 + n]), low1 = odd(line[n], line[4 + n]);
+    const u16x32 high0 = even(line[8 + n], line[12 + n]), high1 = odd(line[8 + n], line[12 + n]);
+    const auto column = [to](int word) { return static_cast<char*>(to) + word * width * 4; };
+    store_vector(column(n), even(low0, high0));
+    store_vector(column(4 + n), even(low1, high1));
+    store_vector(column(8 + n), odd(low0, high0));
+    store_vector(column(12 + n), odd(low1, high1));
+  }
+}
+/// The transpose of 32 x 32 words in f32: rows of 16 of them are `width` elements apart in `to`, those of lines 16 to
+/// 31 `next_lines` elements behind those of lines 0 to 15.
+template <std::int64_t width>
+HWY_INLINE void transpose_step(const float* from, std::int64_t stride, float* to, std::int64_t next_lines) {
+  for (std::int64_t line = 0; line < 2; ++line) {
+    for (std::int64_t word = 0; word < 2; ++word)
+      transpose_words<width>(reinterpret_cast<const char*>(from + 16 * (line * stride + word)), stride * 4,
+                             to + line * next_lines + word * 16 * width);
+  }
+}
+
 // ---- Packers of one step: 32 stored rows of 32 elements, `stride` elements apart, into `to`.
 
 /// a [rows, depth] as it stands.
@@ -81,6 +126,12 @@ struct PackRows {
   static constexpr bool along_depth = true;
   static HWY_INLINE void step(const bf16* from, std::int64_t stride, bf16* to) {
     for (int r = 0; r < 32; ++r) store_vector(to + r * 32, load_vector<u16x32>(from + r * stride));
+  }
+  static HWY_INLINE void step(const float* from, std::int64_t stride, float* to) {
+    for (int r = 0; r < 32; ++r) {
+      store_vector(to + r * 32, load_vector<u16x32>(from + r * stride));
+      store_vector(to + r * 32 + 16, load_vector<u16x32>(from + r * stride + 16));
+    }
   }
 };
 
@@ -107,9 +158,12 @@ struct PackRowsTransposed {
       }
     }
   }
+  static HWY_INLINE void step(const float* from, std::int64_t stride, float* to) {
+    transpose_step<32>(from, stride, to, 16);
+  }
 };
 
-/// b [depth, columns] in pairs of rows.
+/// b [depth, columns]: bf16 in pairs of rows.
 struct PackColumns {
   static constexpr bool along_depth = false;
   static HWY_INLINE void step(const bf16* from, std::int64_t stride, bf16* to) {
@@ -122,6 +176,12 @@ struct PackColumns {
       const u16x32 odd = in_order(load_vector<u16x32>(from + (2 * pair + 1) * stride));
       store_vector(to + pair * 32, interleave<0>(even, odd));
       store_vector(to + 512 + pair * 32, interleave<1>(even, odd));
+    }
+  }
+  static HWY_INLINE void step(const float* from, std::int64_t stride, float* to) {
+    for (int k = 0; k < 32; ++k) {
+      store_vector(to + k * 16, load_vector<u16x32>(from + k * stride));
+      store_vector(to + 512 + k * 16, load_vector<u16x32>(from + k * stride + 16));
     }
   }
 };
@@ -145,27 +205,34 @@ struct PackColumnsTransposed {
       }
     }
   }
+  static HWY_INLINE void step(const float* from, std::int64_t stride, float* to) {
+    transpose_step<16>(from, stride, to, 512);
+  }
 };
 
 // ---- Whole panels
 
 /// Packs `lines` rows of a, or columns of b, and `depth` of the depth into panels: panel p begins at
 /// to + p * num_panels(depth) * step_elements. `from` is the first element, stored rows are `stride` elements apart.
-template <class Packer>
-HWY_INLINE void pack(const bf16* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, bf16* to) {
+template <class Packer, class Element>
+HWY_INLINE void pack(const Element* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, Element* to) {
   const std::int64_t panels = num_panels(lines), steps = num_panels(depth);
   const auto pack_step = [&](std::int64_t p, std::int64_t s) HWY_ATTR {
     const std::int64_t row = panel * (Packer::along_depth ? p : s), column = panel * (Packer::along_depth ? s : p);
-    const bf16* corner = from + row * stride + column;
-    bf16* step = to + (p * steps + s) * step_elements;
+    const Element* corner = from + row * stride + column;
+    Element* step = to + (p * steps + s) * step_elements;
     const std::int64_t rows = std::min(panel, (Packer::along_depth ? lines : depth) - row);
     const std::int64_t columns = std::min(panel, (Packer::along_depth ? depth : lines) - column);
+    for (std::int64_t i = 0; i < rows; ++i) {  // of the next stored rows
+      for (std::int64_t x = 0; x < columns; x += 64 / static_cast<std::int64_t>(sizeof(Element)))
+        __builtin_prefetch(corner + (panel + i) * stride + x);
+    }
     if (rows == panel && columns == panel) return Packer::step(corner, stride, step);
-    bf16 whole[step_elements];
+    Element whole[step_elements];
     std::memset(static_cast<void*>(whole), 0, sizeof(whole));
     for (std::int64_t i = 0; i < rows; ++i)
       std::memcpy(static_cast<void*>(whole + i * panel), corner + i * stride,
-                  static_cast<std::size_t>(columns) * sizeof(bf16));
+                  static_cast<std::size_t>(columns) * sizeof(Element));
     Packer::step(whole, panel, step);
   };
   if constexpr (Packer::along_depth) {  // in the order of the stored rows

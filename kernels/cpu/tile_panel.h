@@ -6,7 +6,7 @@
 namespace choir::kernels::cpu {
 
 inline constexpr std::int64_t panel = 32;                     ///< rows of a, columns of b, and the depth of a step
-inline constexpr std::int64_t step_elements = panel * panel;  ///< bf16 in a step; f32 in a block of sums
+inline constexpr std::int64_t step_elements = panel * panel;  ///< elements in a step; f32 in a block of sums
 
 constexpr std::int64_t num_panels(std::int64_t length) { return (length + panel - 1) / panel; }
 

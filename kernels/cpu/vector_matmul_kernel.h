@@ -36,16 +36,6 @@ namespace HWY_NAMESPACE {
 using cpu::block_columns, cpu::block_rows, cpu::MatmulParts, cpu::vector_columns, cpu::VectorMatmulMemory,
     cpu::VectorMatmulPlan;
 
-/// body(d, vector) for the 16 lanes of `x`, in vectors of Highway.
-template <class Body>
-HWY_INLINE f32x16 map_lanes(f32x16 x, const Body& body) {
-  const hn::ScalableTag<float> d;
-  alignas(64) float lane[vector_columns];
-  store_vector(lane, x);
-  for (std::int64_t i = 0; i < vector_columns; i += lanes(d)) store(d, body(d, load(d, lane + i)), lane + i);
-  return load_vector<f32x16>(lane);
-}
-
 /// `count` values of T as f32; lanes from count on are zero.
 template <class T>
 HWY_INLINE f32x16 read_lanes(const T* from, std::int64_t count) {
@@ -54,10 +44,7 @@ HWY_INLINE f32x16 read_lanes(const T* from, std::int64_t count) {
     std::memcpy(static_cast<void*>(whole), from, static_cast<std::size_t>(count) * sizeof(T));
     from = whole;
   }
-  if constexpr (std::is_same_v<T, float>)
-    return load_vector<f32x16>(from);
-  else
-    return widen(from);
+  return widen(from);
 }
 template <class Unit, class T>
 HWY_INLINE void write_lanes(T* to, std::int64_t count, f32x16 value) {

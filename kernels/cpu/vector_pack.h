@@ -44,42 +44,6 @@ struct Lines {
   }
 };
 
-/// Words 0 to 15 of 16 lines that run along the depth: to[word * width + line].
-template <std::int64_t width>
-HWY_INLINE void transpose_words(const char* from, std::int64_t stride_bytes, std::uint32_t* to) {
-  u16x32 line[16], pair[16];
-  for (int i = 0; i < 16; ++i) {
-    line[i] = load_vector<u16x32>(from + i * stride_bytes);
-    __builtin_prefetch(from + i * stride_bytes + 256);
-  }
-  for (int i = 0; i < 16; i += 2) {
-    pair[i] = interleave_as<0, u32x16>(line[i], line[i + 1]);
-    pair[i + 1] = interleave_as<1, u32x16>(line[i], line[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {  // line[i + n]: words n, 4 + n, 8 + n, 12 + n of lines i ... i + 3
-    for (int half = 0; half < 2; ++half) {
-      line[i + 2 * half] = interleave_as<0, u64x8>(pair[i + half], pair[i + 2 + half]);
-      line[i + 2 * half + 1] = interleave_as<1, u64x8>(pair[i + half], pair[i + 2 + half]);
-    }
-  }
-  const auto even = [](u16x32 a, u16x32 b) HWY_ATTR {  // 16 bytes of every 32
-    return reinterpret_cast<u16x32>(
-        __builtin_shufflevector(reinterpret_cast<u64x8>(a), reinterpret_cast<u64x8>(b), 0, 1, 4, 5, 8, 9, 12, 13));
-  };
-  const auto odd = [](u16x32 a, u16x32 b) HWY_ATTR {
-    return reinterpret_cast<u16x32>(
-        __builtin_shufflevector(reinterpret_cast<u64x8>(a), reinterpret_cast<u64x8>(b), 2, 3, 6, 7, 10, 11, 14, 15));
-  };
-  for (int n = 0; n < 4; ++n) {
-    const u16x32 low0 = even(line[n], line[4 + n]), low1 = odd(line[n], line[4 + n]);
-    const u16x32 high0 = even(line[8 + n], line[12 + n]), high1 = odd(line[8 + n], line[12 + n]);
-    store_vector(to + n * width, even(low0, high0));
-    store_vector(to + (4 + n) * width, even(low1, high1));
-    store_vector(to + (8 + n) * width, odd(low0, high0));
-    store_vector(to + (12 + n) * width, odd(low1, high1));
-  }
-}
-
 /// One step of lines that run across the depth, as many as `Words` has.
 template <class Words, class Halves>
 HWY_INLINE void copy_step(const float* from, std::int64_t, std::uint32_t* to) {
@@ -109,9 +73,12 @@ HWY_INLINE void pack_words(const Lines<In>& m, std::uint32_t* to) {
     for (std::int64_t line = 0; line < end; line += vector) {
       std::int64_t s = 0;
       if constexpr (vector == cpu::vector_columns) {
-        for (; line + vector <= m.lines && s + 16 <= whole_steps; s += 16)
-          transpose_words<width>(reinterpret_cast<const char*>(m.from + line * m.stride + s * step),
-                                 m.stride * static_cast<std::int64_t>(sizeof(In)), place(line) + s * width);
+        for (; line + vector <= m.lines && s + 16 <= whole_steps; s += 16) {
+          const auto* from = reinterpret_cast<const char*>(m.from + line * m.stride + s * step);
+          const std::int64_t stride_bytes = m.stride * static_cast<std::int64_t>(sizeof(In));
+          for (std::int64_t i = 0; i < vector; ++i) __builtin_prefetch(from + i * stride_bytes + 256);
+          transpose_words<width>(from, stride_bytes, place(line) + s * width);
+        }
       }
       pack_rest(line, s);
     }

@@ -75,7 +75,7 @@ struct Problem {
   std::int64_t q_offset, k_offset, v_offset;
   std::vector<T> q, k, v, out, dout, dq, dk, dv;
   std::vector<Accumulate<T>> lse;
-  const tests::AttentionKernels* kernels = nullptr;  // to be used instead of those that attention.h chooses
+  const tests::AttentionKernels<T>* kernels = nullptr;  // to be used instead of those that attention.h chooses
 
   explicit Problem(const Case& c) : shape(tests::shape_of(c, 3, 5, 1)), device{.threads = c.threads} {
     std::mt19937 random(static_cast<unsigned>(c.q_length * 1000 + c.width));
@@ -100,52 +100,42 @@ struct Problem {
     lse.assign(static_cast<std::size_t>(c.batch * c.heads * c.q_length), untouched);
   }
 
-  void use(const tests::AttentionKernels& chosen) {
+  void use(const tests::AttentionKernels<T>& chosen) {
     kernels = &chosen;
     device.unit = chosen.unit;
   }
 
   void forward() {
-    const std::int64_t bytes = kernels ? cpu::tile_attention_forward_workspace_bytes(device, shape)
+    const std::int64_t bytes = kernels ? cpu::tile_attention_forward_workspace_bytes<T>(device, shape)
                                        : attention_forward_workspace_bytes<T>(device, shape);
     const auto workspace = not_numbers(bytes);
-    const auto run = [&](const AttentionForward<T>& args) {
-      if constexpr (std::is_same_v<T, bf16>) {
-        if (kernels) return kernels->forward(device, args);
-      }
-      attention_forward(device, args);
-    };
-    run(AttentionForward<T>{.shape = shape,
-                            .q = q.data(),
-                            .k = k.data(),
-                            .v = v.data(),
-                            .out = out.data(),
-                            .lse = lse.data(),
-                            .workspace = workspace.get()});
+    (kernels ? kernels->forward : static_cast<void (*)(Cpu, const AttentionForward<T>&)>(attention_forward))(
+        device, AttentionForward<T>{.shape = shape,
+                                    .q = q.data(),
+                                    .k = k.data(),
+                                    .v = v.data(),
+                                    .out = out.data(),
+                                    .lse = lse.data(),
+                                    .workspace = workspace.get()});
     expect_untouched(workspace, bytes);
   }
 
   void backward() {
-    const std::int64_t bytes = kernels ? cpu::tile_attention_backward_workspace_bytes(device, shape)
+    const std::int64_t bytes = kernels ? cpu::tile_attention_backward_workspace_bytes<T>(device, shape)
                                        : attention_backward_workspace_bytes<T>(device, shape);
     const auto workspace = not_numbers(bytes);
-    const auto run = [&](const AttentionBackward<T>& args) {
-      if constexpr (std::is_same_v<T, bf16>) {
-        if (kernels) return kernels->backward(device, args);
-      }
-      attention_backward(device, args);
-    };
-    run(AttentionBackward<T>{.shape = shape,
-                             .q = q.data(),
-                             .k = k.data(),
-                             .v = v.data(),
-                             .out = out.data(),
-                             .dout = dout.data(),
-                             .lse = lse.data(),
-                             .dq = dq.data(),
-                             .dk = dk.data(),
-                             .dv = dv.data(),
-                             .workspace = workspace.get()});
+    (kernels ? kernels->backward : static_cast<void (*)(Cpu, const AttentionBackward<T>&)>(attention_backward))(
+        device, AttentionBackward<T>{.shape = shape,
+                                     .q = q.data(),
+                                     .k = k.data(),
+                                     .v = v.data(),
+                                     .out = out.data(),
+                                     .dout = dout.data(),
+                                     .lse = lse.data(),
+                                     .dq = dq.data(),
+                                     .dk = dk.data(),
+                                     .dv = dv.data(),
+                                     .workspace = workspace.get()});
     expect_untouched(workspace, bytes);
   }
 
@@ -252,11 +242,11 @@ void expect_near(const char* name, const std::vector<T>& values, const std::vect
   }
 }
 
-/// In `kernels` probabilities and their gradients are rounded to bf16 before they are summed: at most u of the
-/// magnitude. They count denormal numbers as 0, which is less than 2^-126 of a factor: nothing beside terms of 2^-100
+/// In `kernels` of bf16, probabilities and their gradients are rounded to bf16 before they are summed: at most u of the
+/// magnitude. Tiles count denormal numbers as 0, which is less than 2^-126 of a factor: nothing beside terms of 2^-100
 /// and more.
 template <class T>
-void expect_formula(const Case& c, const tests::AttentionKernels* kernels = nullptr) {
+void expect_formula(const Case& c, const tests::AttentionKernels<T>* kernels = nullptr) {
   SCOPED_TRACE(c.name);
   Problem<T> p(c);
   if (kernels) p.use(*kernels);
@@ -269,7 +259,7 @@ void expect_formula(const Case& c, const tests::AttentionKernels* kernels = null
     return 4 * unit_roundoff<Accumulate<T>> * std::sqrt(static_cast<double>(terms + s.head_width)) *
            (1 + r.largest_score);
   };
-  const double of_operand = kernels ? unit_roundoff<bf16> : 0;
+  const double of_operand = kernels && std::is_same_v<T, bf16> ? unit_roundoff<bf16> : 0;
   const std::int64_t q_width = s.heads * s.head_width, kv_width = s.kv_heads * s.head_width;
   expect_near("out", p.out, r.out, s.out_stride, q_width, relative(s.kv_length) + of_operand, rounding);
   expect_near("lse", p.lse, r.lse, 1, 1, relative(s.kv_length), 0);
@@ -429,62 +419,68 @@ TYPED_TEST(AttentionTest, LargeScoresDoNotOverflow) {
   }
 }
 
-// ---- The kernels that multiply in bf16
+// ---- The kernels on packed panels
 
-TEST(AttentionInBf16, EqualsTheFormula) {
-  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
-    for (const Case& c : cases) expect_formula<bf16>(c, &kernels);
+template <class T>
+struct AttentionOnPanels : testing::Test {};
+using Operands = testing::Types<bf16, float>;
+TYPED_TEST_SUITE(AttentionOnPanels, Operands);
+
+TYPED_TEST(AttentionOnPanels, EqualsTheFormula) {
+  tests::on_every_attention_unit<TypeParam>([](const tests::AttentionKernels<TypeParam>& kernels) {
+    for (const Case& c : cases) expect_formula<TypeParam>(c, &kernels);
     for (const std::int64_t width : {16, 32, 33, 80, 96, 128, 256})
-      expect_formula<bf16>({"a width", 1, 70, 70, 2, 1, width, 2, 0, causal_band(70, 70), 2}, &kernels);
-    expect_formula<bf16>({"several spans of keys", 1, 600, 600, 2, 1, 24, 2, 0, causal_band(600, 600), 1}, &kernels);
-    expect_formula<bf16>({"several spans, window", 1, 600, 700, 1, 1, 64, 1, 0, causal_band(600, 700, 300), 1},
-                         &kernels);
-    expect_formula<bf16>({"several spans, no mask", 1, 40, 530, 1, 1, 32, 1, 0, full_band(), 1}, &kernels);
+      expect_formula<TypeParam>({"a width", 1, 70, 70, 2, 1, width, 2, 0, causal_band(70, 70), 2}, &kernels);
+    expect_formula<TypeParam>({"several spans of keys", 1, 600, 600, 2, 1, 24, 2, 0, causal_band(600, 600), 1},
+                              &kernels);
+    expect_formula<TypeParam>({"several spans, window", 1, 600, 700, 1, 1, 64, 1, 0, causal_band(600, 700, 300), 1},
+                              &kernels);
+    expect_formula<TypeParam>({"several spans, no mask", 1, 40, 530, 1, 1, 32, 1, 0, full_band(), 1}, &kernels);
   });
 }
 
-TEST(AttentionInBf16, EqualsTheFormulaUnderEveryBand) {
-  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
+TYPED_TEST(AttentionOnPanels, EqualsTheFormulaUnderEveryBand) {
+  tests::on_every_attention_unit<TypeParam>([](const tests::AttentionKernels<TypeParam>& kernels) {
     for (const auto& [name, q_length, kv_length, band] : tests::band_cases) {
-      expect_formula<bf16>({name, 1, q_length, kv_length, 2, 1, 12, 2, 0, band, 1}, &kernels);
-      expect_formula<bf16>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3}, &kernels);
+      expect_formula<TypeParam>({name, 1, q_length, kv_length, 2, 1, 12, 2, 0, band, 1}, &kernels);
+      expect_formula<TypeParam>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3}, &kernels);
     }
   });
 }
 
-TEST(AttentionInBf16, EqualsTheFormulaOfEveryScore) {
-  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
+TYPED_TEST(AttentionOnPanels, EqualsTheFormulaOfEveryScore) {
+  tests::on_every_attention_unit<TypeParam>([](const tests::AttentionKernels<TypeParam>& kernels) {
     for (const auto& [name, score] : tests::score_cases) {
-      expect_formula<bf16>({name, 2, 100, 130, 3, 2, 20, 2, 1, causal_band(100, 130), 3, score}, &kernels);
-      expect_formula<bf16>({name, 1, 70, 70, 2, 2, 12, 1, 0, {-20, 40}, 1, score}, &kernels);
+      expect_formula<TypeParam>({name, 2, 100, 130, 3, 2, 20, 2, 1, causal_band(100, 130), 3, score}, &kernels);
+      expect_formula<TypeParam>({name, 1, 70, 70, 2, 2, 12, 1, 0, {-20, 40}, 1, score}, &kernels);
     }
   });
 }
 
-TEST(AttentionInBf16, EqualsTheFormulaWithinDocuments) {
-  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
+TYPED_TEST(AttentionOnPanels, EqualsTheFormulaWithinDocuments) {
+  tests::on_every_attention_unit<TypeParam>([](const tests::AttentionKernels<TypeParam>& kernels) {
     for (const auto& [name, q_length, kv_length, length, first_query, first_key, mean, band] : tests::document_cases) {
       const std::vector<DocumentRange> ranges = tests::random_documents(2, length, mean);
       const Documents documents{true, ranges.data(), length, first_query, first_key};
-      expect_formula<bf16>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3, {}, documents}, &kernels);
-      expect_formula<bf16>({name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band, 1, {.soft_cap = 2}, documents},
-                           &kernels);
+      expect_formula<TypeParam>({name, 2, q_length, kv_length, 3, 2, 20, 2, 1, band, 3, {}, documents}, &kernels);
+      expect_formula<TypeParam>({name, 1, q_length, kv_length, 1, 1, 16, 1, 0, band, 1, {.soft_cap = 2}, documents},
+                                &kernels);
     }
   });
 }
 
-TEST(AttentionInBf16, EqualsTheFormulaIfHeadsHaveRangesOfTheirOwn) {
-  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
+TYPED_TEST(AttentionOnPanels, EqualsTheFormulaIfHeadsHaveRangesOfTheirOwn) {
+  tests::on_every_attention_unit<TypeParam>([](const tests::AttentionKernels<TypeParam>& kernels) {
     for (const auto& [name, slots, keys, window, rarity] : tests::head_ranges_cases) {
       const auto [ranges, documents] = tests::ranges_of_heads(2, 5, slots, keys, window, rarity);
-      expect_formula<bf16>({name, 2, slots, keys, 5, 3, 20, 2, 1, full_band(), 3, {}, documents}, &kernels);
+      expect_formula<TypeParam>({name, 2, slots, keys, 5, 3, 20, 2, 1, full_band(), 3, {}, documents}, &kernels);
     }
   });
 }
 
-TEST(AttentionInBf16, BitsDoNotDependOnThreads) {
-  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
-    Problem<bf16> one({"", 2, 150, 150, 6, 3, 20, 2, 0, causal_band(150, 150), 1}), many = one;
+TYPED_TEST(AttentionOnPanels, BitsDoNotDependOnThreads) {
+  tests::on_every_attention_unit<TypeParam>([](const tests::AttentionKernels<TypeParam>& kernels) {
+    Problem<TypeParam> one({"", 2, 150, 150, 6, 3, 20, 2, 0, causal_band(150, 150), 1}), many = one;
     many.device.threads = 5;
     for (auto* p : {&one, &many}) {
       p->use(kernels);
@@ -502,34 +498,34 @@ TEST(AttentionInBf16, BitsDoNotDependOnThreads) {
   });
 }
 
-TEST(AttentionInBf16, LaterTokensChangeNoBitOfEarlierOnes) {
-  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
-    Problem<bf16> p({"", 1, 100, 100, 1, 1, 16, 1, 0, causal_band(100, 100), 1});
+TYPED_TEST(AttentionOnPanels, LaterTokensChangeNoBitOfEarlierOnes) {
+  tests::on_every_attention_unit<TypeParam>([](const tests::AttentionKernels<TypeParam>& kernels) {
+    Problem<TypeParam> p({"", 1, 100, 100, 1, 1, 16, 1, 0, causal_band(100, 100), 1});
     p.use(kernels);
     p.forward();
     const auto before = p.out;
     const std::int64_t kept = 61;
     for (auto* values : {&p.k, &p.v}) {
-      for (std::size_t n = kept * p.shape.k_stride; n < values->size(); ++n) (*values)[n] = bf16(1e4f);
+      for (std::size_t n = kept * p.shape.k_stride; n < values->size(); ++n) (*values)[n] = TypeParam(1e4f);
     }
     p.forward();
-    EXPECT_EQ(std::memcmp(before.data(), p.out.data(), kept * p.shape.out_stride * sizeof(bf16)), 0);
-    EXPECT_NE(std::memcmp(before.data(), p.out.data(), p.out.size() * sizeof(bf16)), 0);
+    EXPECT_EQ(std::memcmp(before.data(), p.out.data(), kept * p.shape.out_stride * sizeof(TypeParam)), 0);
+    EXPECT_NE(std::memcmp(before.data(), p.out.data(), p.out.size() * sizeof(TypeParam)), 0);
   });
 }
 
-TEST(AttentionInBf16, NotANumberIsNotHiddenAndLargeScoresDoNotOverflow) {
-  tests::on_every_attention_unit([](const tests::AttentionKernels& kernels) {
-    Problem<bf16> p({"", 1, 60, 60, 1, 1, 8, 1, 0, causal_band(60, 60), 1});
+TYPED_TEST(AttentionOnPanels, NotANumberIsNotHiddenAndLargeScoresDoNotOverflow) {
+  tests::on_every_attention_unit<TypeParam>([](const tests::AttentionKernels<TypeParam>& kernels) {
+    Problem<TypeParam> p({"", 1, 60, 60, 1, 1, 8, 1, 0, causal_band(60, 60), 1});
     p.use(kernels);
-    const Problem<bf16> before = p;
-    p.k[20 * p.shape.k_stride] = bf16(std::numeric_limits<float>::quiet_NaN());
+    const Problem<TypeParam> before = p;
+    p.k[20 * p.shape.k_stride] = TypeParam(std::numeric_limits<float>::quiet_NaN());
     p.forward();
     EXPECT_TRUE(std::isnan(static_cast<float>(p.out[30 * p.shape.out_stride])));
     EXPECT_FALSE(std::isnan(static_cast<float>(p.out[5 * p.shape.out_stride])));
     p = before;
     for (auto* values : {&p.q, &p.k}) {
-      for (bf16& value : *values) value = bf16(static_cast<float>(value) * 100);
+      for (TypeParam& value : *values) value = TypeParam(static_cast<float>(value) * 100);
     }
     p.forward();
     p.backward();
@@ -544,22 +540,26 @@ TEST(AttentionInBf16, NotANumberIsNotHiddenAndLargeScoresDoNotOverflow) {
 
 // One query q = 1, keys 0 and -x, values 0 and 1: out = 1 / (1 + exp(x)). The score has two roundings, so the error of
 // its exponential is 2 u x; the power of two (1.5 u), the sum, its inverse and their product add less than 6 u.
+void expect_accurate_probabilities(const tests::AttentionKernels<float>* kernels) {
+  Problem<float> p({"", 860, 1, 2, 1, 1, 1, 1, 0, full_band(), 1});
+  if (kernels) p.use(*kernels);
+  for (std::int64_t b = 0; b < 860; ++b) {
+    p.q[b * p.shape.q_stride] = 1;
+    for (std::int64_t j = 0; j < 2; ++j) {
+      p.k[(2 * b + j) * p.shape.k_stride] = static_cast<float>(-j * b) / 10;
+      p.v[(2 * b + j) * p.shape.v_stride] = static_cast<float>(j);
+    }
+  }
+  p.forward();
+  for (std::int64_t b = 0; b < 860; ++b) {
+    const double x = -static_cast<double>(p.k[(2 * b + 1) * p.shape.k_stride]), expected = 1 / (1 + std::exp(x));
+    EXPECT_NEAR(p.out[b * p.shape.out_stride], expected, (2 * x + 6) * 0x1p-24 * expected) << "x = " << x;
+  }
+}
 TEST(Attention, ProbabilitiesAreAccurateDownToTheSmallest) {
-  on_each_instruction_set([] {
-    Problem<float> p({"", 860, 1, 2, 1, 1, 1, 1, 0, full_band(), 1});
-    for (std::int64_t b = 0; b < 860; ++b) {
-      p.q[b * p.shape.q_stride] = 1;
-      for (std::int64_t j = 0; j < 2; ++j) {
-        p.k[(2 * b + j) * p.shape.k_stride] = static_cast<float>(-j * b) / 10;
-        p.v[(2 * b + j) * p.shape.v_stride] = static_cast<float>(j);
-      }
-    }
-    p.forward();
-    for (std::int64_t b = 0; b < 860; ++b) {
-      const double x = -static_cast<double>(p.k[(2 * b + 1) * p.shape.k_stride]), expected = 1 / (1 + std::exp(x));
-      EXPECT_NEAR(p.out[b * p.shape.out_stride], expected, (2 * x + 6) * 0x1p-24 * expected) << "x = " << x;
-    }
-  });
+  on_each_instruction_set([] { expect_accurate_probabilities(nullptr); });
+  tests::on_every_attention_unit<float>(
+      [](const tests::AttentionKernels<float>& kernels) { expect_accurate_probabilities(&kernels); });
 }
 
 // Five-point differences: with step h the error of the formula is of order h^4, that of rounding is u |loss terms| / h.

@@ -21,6 +21,8 @@ namespace HWY_NAMESPACE {
 namespace {
 
 struct TileDouble {
+  using Element = bf16;
+
   struct Tiles {
     bool configured;
     alignas(64) unsigned char bytes[8][16][64];
@@ -111,6 +113,8 @@ struct PairDouble {
 struct FmaDouble {
   using Element = float;
   using Row = f32x16;
+  static void configure() {}
+  static void release() {}
   static HWY_INLINE f32x16 broadcast(const float* value) { return f32x16{} + *value; }
   static HWY_INLINE f32x16 dot(f32x16 c, f32x16 a, f32x16 b) { return c + a * b; }
 };
@@ -133,20 +137,20 @@ void multiply_in_vectors(Cpu cpu, const Matmul<typename Unit::Element, Out>& arg
   cpu::vector_matmul<typename Unit::Element, Out>(cpu, args, multiply_vector_part<Unit, Out>);
 }
 template <class Unit>
-void forward_groups(const AttentionForward<bf16>& args, cpu::Part groups, void* workspace) {
+void forward_groups(const AttentionForward<typename Unit::Element>& args, cpu::Part groups, void* workspace) {
   tile_forward_part<Unit>(args, groups, workspace);
 }
 template <class Unit>
-void backward_groups(const AttentionBackward<bf16>& args, cpu::Part groups, void* workspace) {
+void backward_groups(const AttentionBackward<typename Unit::Element>& args, cpu::Part groups, void* workspace) {
   tile_backward_part<Unit>(args, groups, workspace);
 }
 template <class Unit>
-void forward(Cpu cpu, const AttentionForward<bf16>& args) {
-  cpu::run_tile_attention<cpu::TileForwardMemory>(cpu, args, forward_groups<Unit>);
+void forward(Cpu cpu, const AttentionForward<typename Unit::Element>& args) {
+  cpu::run_tile_attention<cpu::TileForwardMemory<typename Unit::Element>>(cpu, args, forward_groups<Unit>);
 }
 template <class Unit>
-void backward(Cpu cpu, const AttentionBackward<bf16>& args) {
-  cpu::run_tile_attention<cpu::TileBackwardMemory>(cpu, args, backward_groups<Unit>);
+void backward(Cpu cpu, const AttentionBackward<typename Unit::Element>& args) {
+  cpu::run_tile_attention<cpu::TileBackwardMemory<typename Unit::Element>>(cpu, args, backward_groups<Unit>);
 }
 tests::ProductKernels products_on_tiles() {
   return {{"double of tiles", multiply<bf16>, cpu::tile_matmul_workspace_bytes<bf16>},
@@ -161,20 +165,27 @@ tests::ProductKernels products_in_vectors() {
           {"double of vectors", multiply_in_vectors<FmaDouble, float>, cpu::vector_matmul_workspace_bytes<float, float>,
            true}};
 }
-tests::AttentionKernels attention_on_tiles() {
+tests::AttentionKernels<bf16> attention_on_tiles() {
   return {"double of tiles", CpuUnit::tiles, forward<TileDouble>, backward<TileDouble>};
 }
-tests::AttentionKernels attention_on_pairs() {
+tests::AttentionKernels<bf16> attention_on_pairs() {
   return {"double of pairs", CpuUnit::vectors, forward<PairDouble>, backward<PairDouble>};
 }
+tests::AttentionKernels<float> attention_in_f32() {
+  return {"double of vectors of f32", CpuUnit::vectors, forward<FmaDouble>, backward<FmaDouble>};
+}
 
-template <class Packer>
-void pack_with(const bf16* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, bf16* to) {
+template <class Packer, class T>
+void pack_with(const T* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, T* to) {
   pack<Packer>(from, stride, lines, depth, to);
 }
-tests::TilePackers packers() {
-  return {pack_with<PackRows>, pack_with<PackRowsTransposed>, pack_with<PackColumns>, pack_with<PackColumnsTransposed>};
+template <class T>
+tests::TilePackers<T> packers() {
+  return {pack_with<PackRows, T>, pack_with<PackRowsTransposed, T>, pack_with<PackColumns, T>,
+          pack_with<PackColumnsTransposed, T>};
 }
+tests::TilePackers<bf16> packers_of_bf16() { return packers<bf16>(); }
+tests::TilePackers<float> packers_of_f32() { return packers<float>(); }
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
@@ -188,14 +199,30 @@ HWY_EXPORT(products_on_tiles);
 HWY_EXPORT(products_in_vectors);
 HWY_EXPORT(attention_on_tiles);
 HWY_EXPORT(attention_on_pairs);
-HWY_EXPORT(packers);
+HWY_EXPORT(attention_in_f32);
+HWY_EXPORT(packers_of_bf16);
+HWY_EXPORT(packers_of_f32);
 }  // namespace
 
 tests::ProductKernels tests::products_on_tile_double() { return HWY_DYNAMIC_DISPATCH(products_on_tiles)(); }
 tests::ProductKernels tests::products_on_vector_double() { return HWY_DYNAMIC_DISPATCH(products_in_vectors)(); }
-tests::AttentionKernels tests::attention_on_tile_double() { return HWY_DYNAMIC_DISPATCH(attention_on_tiles)(); }
-tests::AttentionKernels tests::attention_on_pair_double() { return HWY_DYNAMIC_DISPATCH(attention_on_pairs)(); }
-tests::TilePackers tests::tile_packers() { return HWY_DYNAMIC_DISPATCH(packers)(); }
+tests::AttentionKernels<bf16> tests::attention_on_tile_double() { return HWY_DYNAMIC_DISPATCH(attention_on_tiles)(); }
+template <>
+tests::AttentionKernels<bf16> tests::attention_on_vector_double() {
+  return HWY_DYNAMIC_DISPATCH(attention_on_pairs)();
+}
+template <>
+tests::AttentionKernels<float> tests::attention_on_vector_double() {
+  return HWY_DYNAMIC_DISPATCH(attention_in_f32)();
+}
+template <>
+tests::TilePackers<bf16> tests::tile_packers() {
+  return HWY_DYNAMIC_DISPATCH(packers_of_bf16)();
+}
+template <>
+tests::TilePackers<float> tests::tile_packers() {
+  return HWY_DYNAMIC_DISPATCH(packers_of_f32)();
+}
 
 }  // namespace choir::kernels
 #endif

@@ -1,4 +1,4 @@
-// The kernels for tiles, and for vectors of pairs, on doubles of these units in plain C++: for tests on any processor.
+// The kernels for tiles and vectors on doubles of these units in plain C++: for tests on any processor.
 //
 // The doubles follow Intel's definition of the instructions, except that they do not take denormal numbers as 0. To use
 // a tile between release() and configure() is a failure of the test.
@@ -13,7 +13,8 @@
 namespace choir::kernels::tests {
 
 /// pack() of tile_pack.h with one of its packers.
-using TilePacker = void (*)(const bf16* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, bf16* to);
+template <class T>
+using TilePacker = void (*)(const T* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, T* to);
 
 /// Products on one unit.
 template <class In, class Out>
@@ -39,22 +40,26 @@ ProductKernel<In, Out> product_of(const ProductKernels& kernels) {
 }
 
 /// Attention on one unit.
+template <class T>
 struct AttentionKernels {
   std::string name;
   CpuUnit unit;
-  void (*forward)(Cpu, const AttentionForward<bf16>&);
-  void (*backward)(Cpu, const AttentionBackward<bf16>&);
+  void (*forward)(Cpu, const AttentionForward<T>&);
+  void (*backward)(Cpu, const AttentionBackward<T>&);
 };
 
 /// On doubles, for the instruction set that Highway has chosen.
 ProductKernels products_on_tile_double();
 ProductKernels products_on_vector_double();
-AttentionKernels attention_on_tile_double();
-AttentionKernels attention_on_pair_double();
+AttentionKernels<bf16> attention_on_tile_double();
+template <class T>
+AttentionKernels<T> attention_on_vector_double();
 
+template <class T>
 struct TilePackers {
-  TilePacker rows, rows_transposed, columns, columns_transposed;
+  TilePacker<T> rows, rows_transposed, columns, columns_transposed;
 };
-TilePackers tile_packers();
+template <class T>
+TilePackers<T> tile_packers();
 
 }  // namespace choir::kernels::tests

@@ -1,7 +1,9 @@
-// On what the kernels for tiles and for pairs are tested.
+// On what the kernels for tiles and vectors are tested.
 #pragma once
 
 #include <gtest/gtest.h>
+
+#include <type_traits>
 
 #include "kernels/cpu/tile_attention.h"
 #include "kernels/cpu/tile_matmul.h"
@@ -31,23 +33,23 @@ void on_every_product_unit(const Body& body) {
     run({"vector instructions", &cpu::vector_matmul<In, Out>, &cpu::vector_matmul_workspace_bytes<In, Out>, true});
 }
 
-/// The same for attention, on tiles and on pairs.
-template <class Body>
+/// The same for attention on operands of T.
+template <class T, class Body>
 void on_every_attention_unit(const Body& body) {
-  const auto run = [&](const AttentionKernels& kernels) {
+  const auto run = [&](const AttentionKernels<T>& kernels) {
     if (::testing::Test::HasFatalFailure()) return;
     SCOPED_TRACE(kernels.name);
     body(kernels);
   };
-  on_every_instruction_set([&] {
-    run(attention_on_tile_double());
-    run(attention_on_pair_double());
-  });
   const auto run_instructions = [&](const char* name, CpuUnit unit) {
-    run({name, unit, &cpu::tile_attention_forward, &cpu::tile_attention_backward});
+    run({name, unit, &cpu::tile_attention_forward<T>, &cpu::tile_attention_backward<T>});
   };
-  if (cpu::has_tiles()) run_instructions("tile instructions", CpuUnit::tiles);
-  if (cpu::has_pairs()) run_instructions("pair instructions", CpuUnit::vectors);
+  on_every_instruction_set([&] {
+    if constexpr (std::is_same_v<T, bf16>) run(attention_on_tile_double());
+    run(attention_on_vector_double<T>());
+  });
+  if (std::is_same_v<T, bf16> && cpu::has_tiles()) run_instructions("tile instructions", CpuUnit::tiles);
+  if (cpu::has_pairs()) run_instructions("vector instructions", CpuUnit::vectors);
 }
 
 }  // namespace choir::kernels::tests

@@ -38,7 +38,7 @@ TEST(CpuKernels, APlanNamesTheChoice) {
     return shop.choir("plan " + shop.path("tiny.yaml") + " --ranks 1" + keys);
   };
   const std::string named = "matrix products and attention of bf16 on tiles",
-                    vectors = "matrix products and attention of bf16 in vectors of AVX-512";
+                    vectors = "matrix products and attention in vectors of AVX-512";
   EXPECT_TRUE(contains(plan(bf16 + " train.cpu_kernels=tiles"), named));
   EXPECT_FALSE(contains(plan(bf16), named));
   EXPECT_FALSE(contains(plan(bf16 + " train.cpu_kernels=onednn"), named));
