@@ -19,6 +19,7 @@
 #include "framework/data/hdf5_file.h"
 #include "framework/train/trainer.h"
 #include "kernels/matmul.h"
+#include "kernels/tiles.h"
 #include "launch/burn.h"
 #include "launch/cluster_checks.h"
 #include "launch/command_line.h"
@@ -47,13 +48,19 @@ Check processor_check() {
   const std::int64_t targets = hwy::SupportedTargets();
   const std::int64_t best = targets & -targets;  // Highway gives better targets lower bits
   const bool bf16 = kernels::cpu::has_native_bf16();
+  const kernels::cpu::Tiles tiles = kernels::cpu::examine_tiles();
+  if (tiles == kernels::cpu::Tiles::wrong)
+    return {.state = State::limited,
+            .name = "processor",
+            .text = fmt::format("{}: {}", processor_name(), describe(tiles)),
+            .fix = "Choir does not use them, but other programs may: let the machine be checked"};
   return {.state = bf16 ? State::good : State::limited,
           .name = "processor",
           .text = fmt::format(
               "{}, {}, {}, {} bf16 instructions{}, {}", processor_name(),
               quantity(std::thread::hardware_concurrency(), "thread"), hwy::TargetName(best), bf16 ? "with" : "no",
               kernels::cpu::has_fast_vectors() ? " (matrix products and attention in vectors of AVX-512)" : "",
-              kernels::cpu::has_tiles() ? "tiles (train.cpu_kernels=tiles uses them)" : "no tiles (AMX)"),
+              tiles == kernels::cpu::Tiles::right ? "tiles (matrix products and attention of bf16)" : "no tiles (AMX)"),
           .fix = bf16 ? ""
                       : "f32 runs at full speed; train.precision=bf16 on this CPU needs train.emulate_bf16=true "
                         "(the same values, slowly)"};

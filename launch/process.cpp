@@ -102,12 +102,12 @@ Config with_device(Config config) {
   return config;
 }
 
-// Automatic does not choose tiles: their kernels have not been measured on a processor that has them.
-kernels::CpuUnit cpu_unit(const Config& config, bool fast_vectors) {
+kernels::CpuUnit cpu_unit(const Config& config, bool has_tiles, bool has_fast_vectors) {
   using enum kernels::CpuUnit;
-  if (config.train.device == TrainDevice::cuda) return library;
-  if (config.train.cpu_kernels == CpuKernels::tiles) return config.train.precision == Precision::bf16 ? tiles : library;
-  return config.train.cpu_kernels == CpuKernels::automatic && fast_vectors ? vectors : library;
+  if (config.train.device == TrainDevice::cuda || config.train.cpu_kernels == CpuKernels::onednn) return library;
+  const bool automatic = config.train.cpu_kernels == CpuKernels::automatic;
+  if (config.train.precision == Precision::bf16 && (has_tiles || !automatic)) return tiles;
+  return automatic && has_fast_vectors ? vectors : library;
 }
 
 std::string describe(kernels::CpuUnit unit) {
@@ -166,7 +166,7 @@ std::unique_ptr<Device> make_device(const Config& config, const MpiProcess& proc
                  "OMP_PROC_BIND, OMP_PLACES and GOMP_CPU_AFFINITY, or give each rank its own (mpirun --map-by "
                  "slot:PE=N)\n");
   if (config.train.device == TrainDevice::cuda) return make_gpu_device(config, process, threads);
-  const kernels::CpuUnit unit = cpu_unit(config, process.all_have_fast_vectors());
+  const kernels::CpuUnit unit = cpu_unit(config, process.all_have_tiles(), process.all_have_fast_vectors());
   if (unit == kernels::CpuUnit::tiles &&
       !process.all_have_tiles())  // validate() has refused only where they are missing
     throw ConfigError(Problem{.what = "train.cpu_kernels = tiles, but the processors of some ranks have no tiles",

@@ -58,8 +58,8 @@ Config with_device(Config config);
 /// The options of GPU 0 by the configuration; its `say` prints on stderr why something is slower.
 GpuOptions gpu_options(const Config&);
 
-/// What multiplies on the CPU, by train.cpu_kernels. `fast_vectors`: the processors have them (kernels/matmul.h).
-kernels::CpuUnit cpu_unit(const Config&, bool fast_vectors);
+/// What multiplies on the CPU, by train.cpu_kernels and by what all processors have (kernels/matmul.h).
+kernels::CpuUnit cpu_unit(const Config&, bool has_tiles, bool has_fast_vectors);
 
 /// "matrix products and attention in vectors of AVX-512"; empty if nothing is to be said.
 std::string describe(kernels::CpuUnit);

@@ -254,8 +254,8 @@ std::vector<Field> fields(TrainConfig& c) {
       {"train.device", &c.device, "where the arithmetic runs; auto: on a GPU if one is visible"},
       {"train.cpu_kernels", &c.cpu_kernels,
        "what multiplies on the CPU. onednn: oneDNN, and f32 in attention; tiles: bf16 by Choir's kernels on tiles "
-       "(AMX); "
-       "auto: Choir's kernels in vectors if all processors are AMD's with avx512_bf16, else as onednn"},
+       "(AMX); auto: bf16 as by tiles if all processors have them, else Choir's kernels in vectors if all are AMD's "
+       "with avx512_bf16, else as onednn"},
       {"train.streams", &c.streams, "CPU streams run at once, or on a worker thread each"},
       {"train.threads", &c.threads, "threads per rank; 0: OMP_NUM_THREADS, else the processors of the rank",
        at_least(0, 65536)},

@@ -15,6 +15,7 @@
 #include "framework/core/quantity.h"
 #include "framework/model/families.h"
 #include "kernels/matmul.h"
+#include "kernels/tiles.h"
 
 namespace choir {
 namespace {
@@ -408,8 +409,9 @@ void Validator::check_cpu_kernels() {
   const TrainConfig& t = config_.train;
   if (t.cpu_kernels == CpuKernels::tiles && t.precision == Precision::bf16 && t.device != TrainDevice::cuda &&
       !kernels::cpu::has_tiles())
-    add("train.cpu_kernels = tiles, but this processor has no tiles, or the system does not let this process use them",
-        "the kernels need the instruction sets amx_tile, amx_bf16 and avx512_bf16, and Linux 5.16 or newer",
+    add(fmt::format("train.cpu_kernels = tiles, but {}", describe(kernels::cpu::examine_tiles())),
+        "the kernels need the instruction sets amx_tile, amx_bf16 and avx512_bf16, Linux 5.16 or newer, and exact "
+        "products of small integers",
         "set train.cpu_kernels to auto or onednn");
 }
 

@@ -1,5 +1,7 @@
 #include "hwy/highway.h"
+#include "kernels/cpu/tile_matmul.h"
 #include "kernels/matmul.h"
+#include "kernels/tiles.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -27,7 +29,8 @@ bool has_pairs() {
 
 bool has_fast_vectors() { return has_pairs() && __builtin_cpu_is("amd"); }
 
-static bool find_tiles() {
+/// The instructions are there, and this process may use them.
+static bool may_use_tiles() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & amx_bf16) == 0 || (edx & amx_tile) == 0) return false;
@@ -38,13 +41,29 @@ static bool find_tiles() {
 
 bool has_pairs() { return false; }
 bool has_fast_vectors() { return false; }
-static bool find_tiles() { return false; }
+static bool may_use_tiles() { return false; }
 
 #endif
 
-bool has_tiles() {
-  static const bool found = find_tiles();
+Tiles examine_tiles() {
+  static const Tiles found = !may_use_tiles()                ? Tiles::missing
+                             : is_exact(&tile_matmul<float>) ? Tiles::right
+                                                             : Tiles::wrong;
   return found;
+}
+
+bool has_tiles() { return examine_tiles() == Tiles::right; }
+
+const char* describe(Tiles tiles) {
+  switch (tiles) {
+    case Tiles::missing:
+      return "this processor has no tiles, or the system does not let this process use them";
+    case Tiles::wrong:
+      return "the tiles of this processor have given wrong products of small integers";
+    case Tiles::right:
+      break;
+  }
+  return "";
 }
 
 }  // namespace choir::kernels::cpu

@@ -2,7 +2,11 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/tile_matmul.cpp"
 #include "kernels/cpu/tile_matmul.h"
 
+#include <cstdlib>
+#include <limits>
+#include <memory>
 #include <stdexcept>
+#include <vector>
 
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "kernels/cpu/tile_matmul_kernel.h"
@@ -45,6 +49,47 @@ void tile_matmul([[maybe_unused]] Cpu cpu, [[maybe_unused]] const Matmul<bf16, O
 }
 template void tile_matmul(Cpu, const Matmul<bf16, bf16>&);
 template void tile_matmul(Cpu, const Matmul<bf16, float>&);
+
+bool is_exact(void (*multiply)(Cpu, const Matmul<bf16, float>&)) {
+  constexpr std::int64_t m = 40, n = 48, k = 70;  // panels that are not full
+  const auto a_at = [](std::int64_t i, std::int64_t p) { return static_cast<int>((3 * i + 5 * p) % 17) - 8; };
+  const auto b_at = [](std::int64_t p, std::int64_t j) { return static_cast<int>((7 * p + 2 * j) % 13) - 6; };
+  for (const bool transpose_a : {false, true}) {
+    for (const bool transpose_b : {false, true}) {
+      std::vector<bf16> a(m * k), b(k * n);
+      std::vector<float> c(m * n, std::numeric_limits<float>::quiet_NaN());
+      for (std::int64_t p = 0; p < k; ++p) {
+        for (std::int64_t i = 0; i < m; ++i)
+          a[transpose_a ? p * m + i : i * k + p] = bf16(static_cast<float>(a_at(i, p)));
+        for (std::int64_t j = 0; j < n; ++j)
+          b[transpose_b ? j * k + p : p * n + j] = bf16(static_cast<float>(b_at(p, j)));
+      }
+      Matmul<bf16, float> args{.a = a.data(),
+                               .b = b.data(),
+                               .c = c.data(),
+                               .m = m,
+                               .n = n,
+                               .k = k,
+                               .a_stride = transpose_a ? m : k,
+                               .b_stride = transpose_b ? k : n,
+                               .c_stride = n,
+                               .transpose_a = transpose_a,
+                               .transpose_b = transpose_b};
+      const auto bytes = static_cast<std::size_t>(tile_matmul_workspace_bytes(Cpu{}, args));
+      const std::unique_ptr<void, decltype(&std::free)> workspace(std::aligned_alloc(64, bytes), &std::free);
+      args.workspace = workspace.get();
+      multiply(Cpu{}, args);
+      for (std::int64_t i = 0; i < m; ++i) {
+        for (std::int64_t j = 0; j < n; ++j) {
+          int sum = 0;
+          for (std::int64_t p = 0; p < k; ++p) sum += a_at(i, p) * b_at(p, j);
+          if (c[i * n + j] != static_cast<float>(sum)) return false;
+        }
+      }
+    }
+  }
+  return true;
+}
 
 }  // namespace choir::kernels::cpu
 #endif

@@ -86,4 +86,7 @@ void tile_matmul(Cpu cpu, const Matmul<bf16, Out>& args, TileMatmulPart<Out> com
 template <class Out>
 void tile_matmul(Cpu cpu, const Matmul<bf16, Out>& args);
 
+/// True if `multiply` gives the exact products of some small integers, transposed in every way.
+bool is_exact(void (*multiply)(Cpu, const Matmul<bf16, float>&));
+
 }  // namespace choir::kernels::cpu

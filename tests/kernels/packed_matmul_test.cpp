@@ -15,6 +15,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "kernels/tiles.h"
 #include "tests/kernels/tile_units.h"
 
 namespace choir::kernels::tests {
@@ -331,6 +332,23 @@ TYPED_TEST(PackedMatmul, TheWorkspaceDependsOnSizesAndThreadsOnly) {
     const typename TypeParam::Arguments other{.m = 300, .n = 200, .k = 100};
     EXPECT_EQ(kernel.workspace_bytes(Cpu{.threads = 2}, other), bytes);
   });
+}
+
+// What a processor must pass before it multiplies on tiles (kernels/tiles.h).
+TEST(Tiles, AreExaminedByProductsOfIntegers) {
+  static ProductKernel<bf16, float> kernel;
+  on_every_product_unit<bf16, float>([](const ProductKernel<bf16, float>& right) {
+    if (right.workspace_bytes != &cpu::tile_matmul_workspace_bytes<float>) return;
+    kernel = right;
+    EXPECT_TRUE(cpu::is_exact(kernel.multiply));
+    EXPECT_FALSE(cpu::is_exact([](Cpu cpu, const Matmul<bf16, float>& args) {
+      kernel.multiply(cpu, args);
+      if (args.transpose_a && args.transpose_b) args.c[args.m * args.c_stride - 1] += 1;
+    })) << "one sum of one product is wrong";
+    EXPECT_FALSE(cpu::is_exact([](Cpu, const Matmul<bf16, float>&) {})) << "nothing is written";
+  });
+  EXPECT_EQ(cpu::has_tiles(), cpu::examine_tiles() == cpu::Tiles::right);
+  EXPECT_STREQ(describe(cpu::Tiles::wrong), "the tiles of this processor have given wrong products of small integers");
 }
 
 }  // namespace
