@@ -205,6 +205,12 @@ bool is_in_vectors(const Cpu& device, const Matmul<In, Out>& args) {
   return device.unit == CpuUnit::vectors && args.m >= 32 && args.n >= vector_columns;
 }
 
+/// True if tile_matmul() computes the product.
+template <class In>
+bool is_on_tiles(const Cpu& device) {
+  return device.unit == CpuUnit::tiles && std::is_same_v<In, bf16>;
+}
+
 /// c = op(a) op(b) + bias (+ c) element by element, 64 columns at a time so that rows of b stay in the first cache.
 template <class In, class Out>
 void plain_product(const Cpu& device, const Matmul<In, Out>& args) {
@@ -312,7 +318,7 @@ std::int64_t matmul_workspace_bytes(Cpu device, const Matmul<In, Out>& args) {
     if (args.m == 0 || args.n == 0 || cpu::is_plain(args)) return 0;
     if (cpu::is_in_vectors(device, args)) return cpu::vector_matmul_workspace_bytes(device, args);
     if constexpr (std::is_same_v<In, bf16>) {
-      if (device.unit == CpuUnit::tiles) return cpu::tile_matmul_workspace_bytes(device, args);
+      if (cpu::is_on_tiles<In>(device)) return cpu::tile_matmul_workspace_bytes(device, args);
       if (!cpu::has_native_bf16()) {
         const cpu::WidenedProduct<Out> widened(args);
         return widened.copies_bytes + matmul_workspace_bytes(device, widened.product);
@@ -326,12 +332,13 @@ template <class In, class Out>
 bool matmul_fuses(Cpu device, const Matmul<In, Out>& args) {
   if (args.epilogue == Epilogue::none) return true;
   if (args.epilogue == Epilogue::bias_gradient && !args.transpose_a) return false;
-  return !cpu::is_plain(args) && cpu::is_in_vectors(device, args);
+  return !cpu::is_plain(args) && (cpu::is_in_vectors(device, args) || cpu::is_on_tiles<In>(device));
 }
 
 template <class In, class Out>
 void matmul(Cpu device, const Matmul<In, Out>& args) {
-  if (!matmul_fuses(device, args)) throw std::runtime_error("matmul: on the CPU, only products in vectors have epilogues");
+  if (!matmul_fuses(device, args))
+    throw std::runtime_error("matmul: on the CPU, only products in vectors and on tiles have epilogues");
   if (args.m == 0 || args.n == 0) return;
   if (args.batch != 1) {  // one primitive serves all: their shapes are equal
     Matmul<In, Out> one = args;
@@ -348,7 +355,7 @@ void matmul(Cpu device, const Matmul<In, Out>& args) {
   if constexpr (!std::is_same_v<In, double>) {
     if (cpu::is_in_vectors(device, args)) return cpu::vector_matmul(device, args);
     if constexpr (std::is_same_v<In, bf16>) {
-      if (device.unit == CpuUnit::tiles) return cpu::tile_matmul(device, args);
+      if (cpu::is_on_tiles<In>(device)) return cpu::tile_matmul(device, args);
       if (!cpu::has_native_bf16()) return cpu::widened_product(device, args);
     }
     cpu::library_product(device, args);

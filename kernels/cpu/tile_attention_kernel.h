@@ -57,22 +57,6 @@ HWY_INLINE f32x16 within(std::int64_t begin, std::int64_t end, f32x16 value, flo
   return (lane >= limit(begin)) & (lane < limit(end)) ? value : splat(other);
 }
 
-struct Larger {
-  static HWY_INLINE f32x16 of(f32x16 a, f32x16 b) { return a > b ? a : b; }
-};
-struct Sum {
-  static HWY_INLINE f32x16 of(f32x16 a, f32x16 b) { return a + b; }
-};
-/// All lanes combined, in pairs.
-template <class Operation>
-HWY_INLINE float combine(f32x16 v) {
-  v = Operation::of(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
-  v = Operation::of(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
-  v = Operation::of(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
-  v = Operation::of(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
-  return v[0];
-}
-
 /// The panels that hold these indices.
 HWY_INLINE PanelRange panels_of(cpu::Range indices) {
   if (indices.empty()) return {0, 0};

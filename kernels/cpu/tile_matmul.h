@@ -71,7 +71,7 @@ std::int64_t tile_matmul_workspace_bytes(Cpu cpu, const Matmul<bf16, Out>& args)
 template <class Out>
 using TileMatmulPart = void (*)(const Matmul<bf16, Out>&, const TileMatmulPlan&, int index, void* workspace);
 
-/// The product, without an epilogue and not in batches, by `compute` for each part. m, n and k are at least 1.
+/// The product, not in batches, by `compute` for each part. m, n and k are at least 1.
 template <class Out>
 void tile_matmul(Cpu cpu, const Matmul<bf16, Out>& args, TileMatmulPart<Out> compute) {
   const TileMatmulPlan plan(cpu, args.m, args.n, args.k);

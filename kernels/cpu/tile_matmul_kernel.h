@@ -1,4 +1,4 @@
-// Matrix products in bf16 on tiles: c = a b + bias (+ c), sums in f32. The kernel, for any unit (tile.h).
+// Matrix products in bf16 on tiles: c = epilogue(a b + bias (+ c)), sums in f32. The kernel, for any unit (tile.h).
 //
 // A product of 32 x 32 elements of c keeps its sums in four tiles and runs over packed panels of a and b (tile_pack.h).
 // Around it, from the outside in:
@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/tile_block.h"
 #include "kernels/cpu/tile_matmul.h"
 #include "kernels/cpu/tile_pack.h"
@@ -32,7 +33,7 @@ namespace HWY_NAMESPACE {
 
 using cpu::MatmulParts, cpu::TileMatmulMemory, cpu::TileMatmulPlan;
 
-/// Stores rows of sums in c: adds the bias, adds to c if asked, rounds.
+/// Stores rows of sums in c: adds the bias, adds to c if asked, computes the epilogue, rounds.
 template <class Unit, class Out>
 struct TileOutput {
   const Matmul<bf16, Out>& args;
@@ -48,45 +49,51 @@ struct TileOutput {
 
   /// 32 sums for c[i][j ...]; fewer at the last columns.
   [[gnu::always_inline]] void row(std::int64_t i, std::int64_t j, f32x16 low, f32x16 high) const {
+    constexpr std::int64_t half = lanes_of_sums;
     Out* c = args.c + i * args.c_stride + j;
-    if (args.n - j < panel) return ragged_row(c, j, low, high);
-    if (args.bias) {
-      low += load_vector<f32x16>(args.bias + j);
-      high += load_vector<f32x16>(args.bias + j + 16);
+    const std::int64_t count = args.n - j;
+    if (count < panel) {
+      write_lanes<Unit>(c, std::min(half, count), finish(i, j, std::min(half, count), low));
+      if (count > half) write_lanes<Unit>(c + half, count - half, finish(i, j + half, count - half, high));
+      return;
     }
+    low = finish(i, j, half, low);
+    high = finish(i, j + half, half, high);
     if constexpr (std::is_same_v<Out, bf16>) {
-      if (args.accumulate) {
-        low += widen(c);
-        high += widen(c + 16);
-      }
       put(c, Unit::round(low, high));
     } else {
-      if (args.accumulate) {
-        low += load_vector<f32x16>(c);
-        high += load_vector<f32x16>(c + 16);
-      }
       put(c, reinterpret_cast<u16x32>(low));
-      put(c + 16, reinterpret_cast<u16x32>(high));
+      put(c + half, reinterpret_cast<u16x32>(high));
     }
   }
 
  private:
+  [[gnu::always_inline]] f32x16 finish(std::int64_t i, std::int64_t j, std::int64_t count, f32x16 sum) const {
+    if (args.bias) sum += read_lanes(args.bias + j, count);
+    if (args.accumulate) sum += read_lanes(args.c + i * args.c_stride + j, count);
+    return activate<Unit>(args, i, j, count, sum);
+  }
   [[gnu::always_inline]] void put(Out* to, u16x32 value) const {
     if (streams)
       Unit::stream(to, value);
     else
       store_vector(to, value);
   }
-  [[gnu::always_inline]] void ragged_row(Out* c, std::int64_t j, f32x16 low, f32x16 high) const {
-    float sums[panel];
-    store_vector(sums, low);
-    store_vector(sums + 16, high);
-    for (std::int64_t x = 0; x < args.n - j; ++x) {
-      const float bias = args.bias ? args.bias[j + x] : 0, before = args.accumulate ? static_cast<float>(c[x]) : 0;
-      c[x] = Out(sums[x] + bias + before);
-    }
-  }
 };
+
+/// sums[line] += the elements of `lines` packed lines of a over `steps` steps, for Epilogue::bias_gradient.
+HWY_INLINE void add_lines(const bf16* packed, std::int64_t lines, std::int64_t steps, float* sums) {
+  for (std::int64_t line = 0; line < lines; ++line) {
+    const bf16* row = packed + line / panel * steps * step_elements + line % panel * panel;
+    f32x16 even{}, odd{};
+    for (std::int64_t s = 0; s < steps; ++s, row += step_elements) {
+      const auto pairs = load_vector<u32x16>(row);
+      even += reinterpret_cast<f32x16>(pairs << 16);
+      odd += reinterpret_cast<f32x16>(pairs & 0xffff0000u);
+    }
+    sums[line] += combine<Sum>(even + odd);
+  }
+}
 
 /// Computes part `index` of plan.parts of c.
 template <class Unit, class Out>
@@ -135,6 +142,8 @@ HWY_INLINE void tile_matmul_part(const Matmul<bf16, Out>& args, const TileMatmul
         for (std::int64_t i0 = kept; i0 < kept_end; i0 += plan.rows_packed) {
           const std::int64_t height = std::min(plan.rows_packed, kept_end - i0);
           pack_a(i0, p0, height, depth);
+          if (args.epilogue == Epilogue::bias_gradient && j0 == 0)
+            add_lines(memory.a, height, steps, args.bias_gradient + i0);
           for (std::int64_t i = 0; i < height; i += panel) {
             for (std::int64_t j = 0; j < width; j += panel) {
               float* sums = memory.sums + ((i0 - kept + i) * plan.columns_packed + j * panel);

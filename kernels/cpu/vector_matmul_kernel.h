@@ -24,7 +24,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels/cpu/gelu.h"
+#include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/tile_block.h"
 #include "kernels/cpu/vector_matmul.h"
 #include "kernels/cpu/vector_pack.h"
@@ -36,29 +36,6 @@ namespace HWY_NAMESPACE {
 using cpu::block_columns, cpu::block_rows, cpu::MatmulParts, cpu::vector_columns, cpu::VectorMatmulMemory,
     cpu::VectorMatmulPlan;
 
-/// `count` values of T as f32; lanes from count on are zero.
-template <class T>
-HWY_INLINE f32x16 read_lanes(const T* from, std::int64_t count) {
-  T whole[vector_columns] = {};
-  if (count < vector_columns) {
-    std::memcpy(static_cast<void*>(whole), from, static_cast<std::size_t>(count) * sizeof(T));
-    from = whole;
-  }
-  return widen(from);
-}
-template <class Unit, class T>
-HWY_INLINE void write_lanes(T* to, std::int64_t count, f32x16 value) {
-  T whole[vector_columns];
-  T* place = count < vector_columns ? whole : to;
-  if constexpr (std::is_same_v<T, float>) {
-    store_vector(place, value);
-  } else {
-    const u16x32 twice = Unit::round(value, value);
-    store_vector(place, __builtin_shufflevector(twice, twice, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-  }
-  if (count < vector_columns) std::memcpy(static_cast<void*>(to), whole, static_cast<std::size_t>(count) * sizeof(T));
-}
-
 /// What the product does with the sums of one chunk, 16 of a row at a time. Sums of f32 are added up in c, those of
 /// bf16 in memory of their own, which is not read in the first chunk and not written in the last.
 template <class Unit, class Out>
@@ -68,7 +45,7 @@ struct VectorOutput {
   std::int64_t sums_stride;  ///< elements from one row to the next
 
   /// Sums for `count` elements, at most 16, of row i of c from column j on.
-  template <bool activates>
+  template <bool nonlinear>
   HWY_INLINE void put(std::int64_t i, std::int64_t j, std::int64_t count, float* sums, f32x16 value) const {
     constexpr bool adds_up_in_c = std::is_same_v<Out, float>;
     if (!adds_up_in_c && !first) value += load_vector<f32x16>(sums);
@@ -77,22 +54,8 @@ struct VectorOutput {
     const bool in_c = adds_up_in_c && !first;  // the sums of the chunks before, with bias and c
     if (args.bias && !in_c) value += read_lanes(args.bias + j, count);
     if (args.accumulate || in_c) value += read_lanes(c, count);
-    if (activates && last) value = activate(value, args.before + i * args.before_stride + j, count);
+    if (nonlinear && last) value = activate<Unit>(args, i, j, count, value);
     write_lanes<Unit>(c, count, value);
-  }
-
- private:
-  HWY_INLINE f32x16 activate(f32x16 sum, Out* before, std::int64_t count) const {
-    if (args.epilogue == Epilogue::gelu) {
-      write_lanes<Unit>(before, count, sum);
-      return map_lanes(sum, [](auto d, auto x) HWY_ATTR { return hn::Mul(x, Gelu::gate(d, x).value); });
-    }
-    if (args.epilogue == Epilogue::gelu_gradient)
-      return sum * map_lanes(read_lanes(before, count), [](auto d, auto x) HWY_ATTR {
-               const auto gate = Gelu::gate(d, x);
-               return hn::Add(gate.value, gate.slope);
-             });
-    return sum;
   }
 };
 

@@ -2,6 +2,7 @@
 #include "kernels/activation.h"
 
 #include "tests/kernels/compare.h"
+#include "tests/kernels/gelu.h"
 
 namespace choir::kernels::tests {
 namespace {
@@ -13,7 +14,7 @@ double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 double function(Activation kind, double x) {
   switch (kind) {
     case Activation::gelu:
-      return x * sigmoid(2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x));  // 1 + tanh would cancel in the tail
+      return gelu(x);
     case Activation::gelu_erf:
       return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
     case Activation::silu_gated:
@@ -24,10 +25,8 @@ double function(Activation kind, double x) {
 
 double derivative(Activation kind, double x) {
   switch (kind) {
-    case Activation::gelu: {
-      const double s = function(kind, x) / (x == 0 ? 1 : x), value = x == 0 ? 0.5 : s;
-      return value + x * value * (1 - value) * 2 * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
-    }
+    case Activation::gelu:
+      return gelu_gradient(x);
     case Activation::gelu_erf:
       return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-0.5 * x * x) / std::sqrt(2 * M_PI);
     case Activation::silu_gated:

@@ -226,7 +226,7 @@ TYPED_TEST(MatmulTest, AnEpilogueOfTheLibraryIsAnError) {
       matmul(Cpu{.plans = &plans}, problem.args);
       FAIL() << "an epilogue was accepted";
     } catch (const std::runtime_error& error) {
-      EXPECT_STREQ(error.what(), "matmul: on the CPU, only products in vectors have epilogues");
+      EXPECT_STREQ(error.what(), "matmul: on the CPU, only products in vectors and on tiles have epilogues");
     }
   }
 }

@@ -158,12 +158,10 @@ tests::ProductKernels products_on_tiles() {
           {}};
 }
 tests::ProductKernels products_in_vectors() {
-  return {{"double of vectors", multiply_in_vectors<PairDouble, bf16>, cpu::vector_matmul_workspace_bytes<bf16, bf16>,
-           true},
-          {"double of vectors", multiply_in_vectors<PairDouble, float>, cpu::vector_matmul_workspace_bytes<bf16, float>,
-           true},
-          {"double of vectors", multiply_in_vectors<FmaDouble, float>, cpu::vector_matmul_workspace_bytes<float, float>,
-           true}};
+  return {
+      {"double of vectors", multiply_in_vectors<PairDouble, bf16>, cpu::vector_matmul_workspace_bytes<bf16, bf16>},
+      {"double of vectors", multiply_in_vectors<PairDouble, float>, cpu::vector_matmul_workspace_bytes<bf16, float>},
+      {"double of vectors", multiply_in_vectors<FmaDouble, float>, cpu::vector_matmul_workspace_bytes<float, float>}};
 }
 tests::AttentionKernels<bf16> attention_on_tiles() {
   return {"double of tiles", CpuUnit::tiles, forward<TileDouble>, backward<TileDouble>};

@@ -22,7 +22,6 @@ struct ProductKernel {
   std::string unit;
   void (*multiply)(Cpu, const Matmul<In, Out>&);
   std::int64_t (*workspace_bytes)(Cpu, const Matmul<In, Out>&);
-  bool has_epilogues = false;
 };
 struct ProductKernels {
   ProductKernel<bf16, bf16> bf16_to_bf16;

@@ -30,7 +30,7 @@ void on_every_product_unit(const Body& body) {
     if (cpu::has_tiles()) run({"tile instructions", &cpu::tile_matmul<Out>, &cpu::tile_matmul_workspace_bytes<Out>});
   }
   if (cpu::has_pairs())
-    run({"vector instructions", &cpu::vector_matmul<In, Out>, &cpu::vector_matmul_workspace_bytes<In, Out>, true});
+    run({"vector instructions", &cpu::vector_matmul<In, Out>, &cpu::vector_matmul_workspace_bytes<In, Out>});
 }
 
 /// The same for attention on operands of T.

@@ -16,12 +16,15 @@
 #include <vector>
 
 #include "kernels/types.h"
+#include "tests/kernels/gelu.h"
 #include "tests/simgpu/runtime.h"
 
 namespace choir::simgpu {
 namespace {
 
 using kernels::bf16;
+using kernels::tests::gelu;
+using kernels::tests::gelu_gradient;
 
 std::atomic<bool> fuses = true;
 std::atomic<std::int64_t> asked = 0;
@@ -198,14 +201,6 @@ bool aligned(const void* address, std::uint32_t alignment) {
 std::uint32_t alignment_of(const void* address) {
   const auto bits = reinterpret_cast<std::uintptr_t>(address) | 16;
   return static_cast<std::uint32_t>(bits & -bits);
-}
-
-/// The distribution c of gelu(x) = x c(x), in the tanh form: c = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3).
-double gelu_gate(double x) { return 1 / (1 + std::exp(-2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
-double gelu(double x) { return x * gelu_gate(x); }
-double gelu_gradient(double x) {
-  const double c = gelu_gate(x);
-  return c + x * c * (1 - c) * 2 * std::sqrt(2 / M_PI) * (1 + 3 * 0.044715 * x * x);
 }
 
 /// d = alpha op(a) op(b) + beta c (+ bias, one for each row of d), and the epilogue. Sums in f32, four at a time.
