@@ -63,7 +63,7 @@ static int number_in(const char* variable) {
 }
 
 int launcher_rank() {
-  for (const char* variable : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"})
+  for (const char* variable : rank_variables)
     if (const int rank = number_in(variable); rank > 0) return rank;
   return 0;
 }

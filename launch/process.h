@@ -45,6 +45,9 @@ class MpiProcess {
 /// The MPI that choir is linked with: "Open MPI v4.1.4".
 std::string mpi_library();
 
+/// The variables that a launcher sets to a rank of the job, the likeliest first.
+constexpr const char* rank_variables[] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"};
+
 /// The rank that the launcher has given this process; 0 if it says nothing. MPI need not have started.
 int launcher_rank();
 

@@ -5,6 +5,7 @@
 #include "framework/train/run.h"
 #include "framework/train/trainer.h"
 #include "launch/command_line.h"
+#include "launch/local_ranks.h"
 #include "launch/signals.h"
 #include "launch/terminal.h"
 
@@ -44,8 +45,9 @@ std::unique_ptr<Watchdog> start_watchdog(const ConfigArguments& arguments) {
                               .storage = config.checkpoint.timeout,
                               .grace = config.train.grace,
                               .silence = config.train.heartbeat};
-  return std::make_unique<Watchdog>(limits, RunFolder{config.train.folder}.logs(), launcher_rank(),
-                                    [] { return stop_request().seconds; });
+  return std::make_unique<Watchdog>(
+      limits, RunFolder{config.train.folder}.logs(), launcher_rank(), [] { return stop_request().seconds; },
+      stopped_local_ranks);
 }
 
 int train(CommandLine& line, const Arguments& arguments) {

@@ -49,8 +49,13 @@ double period_of(const WatchdogLimits& limits) {
 
 }  // namespace
 
-Watchdog::Watchdog(const WatchdogLimits& limits, std::string logs_folder, int rank, std::function<double()> signalled)
-    : limits_(limits), logs_folder_(std::move(logs_folder)), signalled_(std::move(signalled)), rank_(rank) {
+Watchdog::Watchdog(const WatchdogLimits& limits, std::string logs_folder, int rank, std::function<double()> signalled,
+                   std::function<std::string()> stopped)
+    : limits_(limits),
+      logs_folder_(std::move(logs_folder)),
+      signalled_(std::move(signalled)),
+      stopped_(std::move(stopped)),
+      rank_(rank) {
   thread_ = std::thread([this] { watch_all(); });
 }
 
@@ -146,7 +151,9 @@ void Watchdog::watch_all() {
       words = fault(now);
       if (words.empty()) continue;
       noticed = now;
-      if (Heartbeat* heartbeat = joined_; heartbeat != nullptr && heartbeat->problem().empty())
+      if (Heartbeat* heartbeat = joined_; heartbeat == nullptr && stopped_)
+        say(within(for_files, stopped_, ""));  // a host's ranks may be known to no rank that reports
+      else if (heartbeat != nullptr && heartbeat->problem().empty())
         heartbeat->complain(words);
     }
     const Heartbeat* heartbeat = joined_;
@@ -222,13 +229,9 @@ std::string Watchdog::report(const std::string& words) const {
   return words + calls + "ending the job\n";
 }
 
-void Watchdog::report_and_exit(const std::string& words) {
-  std::thread([] {  // an abort may not return, nor a write to a terminal
-    std::this_thread::sleep_for(for_all);
-    _exit(1);
-  })
-      .detach();
-  const std::string text = report(words);
+/// On the terminal and in hang.txt.
+void Watchdog::say(const std::string& text) const {
+  if (text.empty()) return;
   const std::string head = fmt::format("{} rank {}\n", utc_now(), rank_);
   std::thread([path = logs_folder_ + "/hang.txt", text = head + text] {  // storage may be what hangs
     const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -239,6 +242,15 @@ void Watchdog::report_and_exit(const std::string& words) {
       .detach();
   // Straight to the descriptor: the thread that hangs may hold the lock of stderr.
   write_all(STDERR_FILENO, text);
+}
+
+void Watchdog::report_and_exit(const std::string& words) {
+  std::thread([] {  // an abort may not return, nor a write to a terminal
+    std::this_thread::sleep_for(for_all);
+    _exit(1);
+  })
+      .detach();
+  say(report(words));
   std::this_thread::sleep_for(for_mpirun);  // mpirun passes the text on; it ends the job when this process exits
   abort_communicators();
   _exit(1);

@@ -8,6 +8,7 @@
 //
 // A rank that is stopped, dead or cut off says nothing: the others notice it by its heartbeat (heartbeat.h), by which
 // they also agree which rank prints the report. Without heartbeats that is rank 0 or, if it says nothing, every other.
+// Until join() there are none: then one rank of each host says which others of it are stopped, as the system tells.
 #pragma once
 
 #include <mpi.h>
@@ -43,8 +44,10 @@ class Watchdog {
  public:
   /// Starts the thread. `logs_folder` has the rings of all ranks, rank-*.calls, once they have been put there; reports
   /// are added to its file hang.txt. `rank` is the launcher's number of this process, until join(). `signalled` returns
-  /// the seconds since a signal asked the run to stop, and 0 if none did; any thread may call it.
-  Watchdog(const WatchdogLimits& limits, std::string logs_folder, int rank = 0, std::function<double()> signalled = {});
+  /// the seconds since a signal asked the run to stop, and 0 if none did; `stopped` returns lines about ranks of this
+  /// host that are stopped, if this rank is the one to say so, and may be slow; any thread may call them.
+  Watchdog(const WatchdogLimits& limits, std::string logs_folder, int rank = 0, std::function<double()> signalled = {},
+           std::function<std::string()> stopped = {});
   /// Stops at once. If the process is about to be ended by the watchdog, waits for that.
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
@@ -85,10 +88,12 @@ class Watchdog {
   void report_and_exit(const std::string& words);
   void abort_communicators();
   std::string report(const std::string& words) const;
+  void say(const std::string& text) const;
 
   const WatchdogLimits limits_;
   const std::string logs_folder_;
   const std::function<double()> signalled_;
+  const std::function<std::string()> stopped_;
   int rank_;
   CallRing ring_;
   std::atomic<Phase> phase_ = Phase::start;

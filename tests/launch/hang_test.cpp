@@ -117,6 +117,33 @@ void stop_where_it_is_held(const Workshop& shop, int rank, const std::string& ca
   expect_report(shop, rank, doing, "");
 }
 
+// No rank hears another before MPI has started.
+TEST(Hang, ARankThatIsStoppedWhileMpiStartsIsNamed) {
+  const Workshop shops[2];
+  pid_t children[2];
+  for (const int rank : {0, 1})
+    children[rank] =
+        start("export LD_PRELOAD=" CHOIR_TEST_FAULTS " FAULT_CALL=MPI_Init_thread FAULT_RANK=" + std::to_string(rank) +
+                  " FAULT_SIGNAL=" + std::to_string(SIGSTOP) + "; " +
+                  shops[rank].train_command(2, "run", endless + "train.start_timeout=1"),
+              shops[rank].path("log"));
+  for (const int rank : {0, 1}) {
+    const auto reported = [&] { return says(read(shops[rank].path("log")), "ending the job"); };
+    EXPECT_TRUE(wait_until(reported));
+    const std::string log = read(shops[rank].path("log"));
+    EXPECT_TRUE(says(log, "has begun or ended for 1 s (train.start_timeout)")) << log;
+    EXPECT_EQ(times(log, ": stopped while MPI starts, process "), 1u) << log;
+    EXPECT_TRUE(
+        says(log, "rank " + std::to_string(rank) + " on " + host_name() + ": stopped while MPI starts, process "))
+        << log;
+    EXPECT_EQ(times(log, "ending the job"), 1u) << log;
+    // mpirun may wait for itself when a rank has ended in MPI_Init; launch/train ends it then.
+    shell("pkill -KILL -P " + std::to_string(children[rank]));
+    kill(-children[rank], SIGKILL);
+    wait_for(children[rank]);
+  }
+}
+
 TEST(Hang, ARankThatIsStoppedBeforeTheFirstStepIsNamed) {
   for (const int rank : {0, 1}) {
     const Workshop shop;  // rank 1 waits for rank 0, which writes config.yaml

@@ -8,6 +8,7 @@
 //   FAULT_HOLD    or: the call waits as long as this file exists; a file with .held after its name shows that one waits
 //   FAULT_SIGNAL  or: the process sends itself this signal, and the call continues
 //   FAULT_AT      only at the call of this number, from 1
+//   FAULT_RANK    MPI_Init_thread: only on this rank
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -76,6 +77,8 @@ ssize_t pwrite64(int descriptor, const void *bytes, size_t count, off_t offset) 
 int MPI_Init_thread(int *argc, char ***argv, int required, int *provided) {
   int (*original)(int *, char ***, int, int *) = dlsym(RTLD_NEXT, "MPI_Init_thread");
   const char *wanted = getenv("FAULT_CALL");
-  if (wanted != NULL && strcmp(wanted, "MPI_Init_thread") == 0) raise((int)number_of("FAULT_SIGNAL"));
+  if (wanted != NULL && strcmp(wanted, "MPI_Init_thread") == 0 &&
+      (getenv("FAULT_RANK") == NULL || number_of("FAULT_RANK") == number_of("OMPI_COMM_WORLD_RANK")))
+    raise((int)number_of("FAULT_SIGNAL"));
   return original(argc, argv, required, provided);
 }
