@@ -28,7 +28,6 @@ double chrf_of(Trainer& trainer, const Tokenizer& tokenizer, const HeldOut& held
     SampleBuffer sample(trainer.config().model);
     held_out.read(i, sample.view());
     const auto is_padding = [](std::int32_t token) { return token < 0; };
-    std::erase_if(sample.source, is_padding);
     std::erase_if(sample.targets, is_padding);
     const std::vector<std::int32_t> text = translate(trainer, tokenizer, trainer.config().generate, sample.source);
     chrf.add(tokenizer.decode(text), tokenizer.decode(sample.targets));

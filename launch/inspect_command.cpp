@@ -85,7 +85,8 @@ int inspect_heads(CommandLine& line, const Arguments& arguments) {
                                 .title = reader.path(),
                                 .labels = looked_at.labels,
                                 .tokens = looked_at.tokens,
-                                .source_tokens = looked_at.source_tokens};
+                                .source_tokens = looked_at.source_tokens,
+                                .second_source_tokens = looked_at.second_source_tokens};
   Agreement(*mesh.host)
       .on_rank_0(
           [&] {
@@ -117,7 +118,8 @@ void add_inspect_command(CommandLine& line) {
                    "a text to look at; several times for several; for a classifier 'class<TAB>text' gives the class")
       ->allow_extra_args(false);
   verb->add_option("--source", arguments->input.sources,
-                   "for an encoder-decoder: the source of a text; as often as --text")
+                   "for an encoder-decoder: the source of a text, or both of two with a tab between them; as often as "
+                   "--text")
       ->allow_extra_args(false);
   verb->add_option(
           "--images", arguments->input.images,

@@ -77,7 +77,7 @@ class TextReader {
                             std::vector<std::string>& notes) const {
     InspectedSample sample{.buffer = SampleBuffer(model_)};
     const auto read_side = [&](const char* flag, const std::string& text, const char* key,
-                               std::vector<std::int32_t>& side) {
+                               std::span<std::int32_t> side) {
       std::vector<std::int32_t> ids = tokenizer_.encode(text);
       if (ids.empty())
         throw ConfigError(Problem{.what = fmt::format("{} is empty", flag),
@@ -93,7 +93,13 @@ class TextReader {
       return static_cast<std::int64_t>(used);
     };
     SampleBuffer& buffer = sample.buffer;
-    sample.source_length = read_side("--source", source, "model.source_context", buffer.source);
+    const std::vector<std::string> sources = texts_of_source("--source", source, model_);
+    const auto read_source = [&](std::size_t n) {
+      return read_side("--source", sources[n], "model.source_context",
+                       source_text(model_, std::span(buffer.source), static_cast<std::int64_t>(n)));
+    };
+    sample.source_length = read_source(0);
+    if (sources.size() > 1) sample.second_source_length = read_source(1);
     sample.length = read_side("--text", target, "model.context", buffer.targets);
     buffer.inputs[0] = tokenizer_.end_of_document();
     std::copy_n(buffer.targets.begin(), buffer.inputs.size() - 1, buffer.inputs.begin() + 1);
@@ -105,10 +111,12 @@ class TextReader {
     for (std::int64_t i = 0; i < sample.length; ++i) texts.push_back(text_of(sample, i));
     return texts;
   }
-  std::vector<std::string> source_tokens(const InspectedSample& sample) const {
+  /// Of text `text` of the source, of which `length` positions are looked at.
+  std::vector<std::string> source_tokens(const InspectedSample& sample, std::int64_t text, std::int64_t length) const {
     std::vector<std::string> texts;
-    for (std::int64_t i = 0; i < sample.source_length; ++i)
-      texts.push_back(text_of_token(sample.buffer.source[static_cast<std::size_t>(i)]));
+    if (length == 0) return texts;
+    const auto ids = source_text(model_, std::span(sample.buffer.source), text);
+    for (const std::int32_t id : ids.first(static_cast<std::size_t>(length))) texts.push_back(text_of_token(id));
     return texts;
   }
   std::string label(const InspectedSample& sample) const {
@@ -280,7 +288,9 @@ void add_held_out(std::int64_t wanted, const Config& config, const CheckpointRea
     if (config.model.family == ModelFamily::classifier) sample.length = sample.buffer.documents.front().end;
     if (config.model.has_source()) {
       sample.length = std::ranges::count_if(sample.buffer.targets, [](std::int32_t id) { return id >= 0; });
-      sample.source_length = source_tokens(sample.buffer);
+      sample.source_length = source_tokens(config.model, sample.buffer, TokenStream::source);
+      if (source_texts(config.model) == 2)
+        sample.second_source_length = source_tokens(config.model, sample.buffer, TokenStream::second_source);
     }
     all.labels.push_back(fmt::format("held-out {} {}", samples_noun(config.model), i * held.all / held.samples));
   }
@@ -326,7 +336,8 @@ InspectSamples inspect_samples(const InspectInput& input, const Config& config, 
   }
   for (std::size_t i = 0; i < all.samples.size(); ++i) {
     all.tokens.push_back(texts.tokens(all.samples[i]));
-    all.source_tokens.push_back(texts.source_tokens(all.samples[i]));
+    all.source_tokens.push_back(texts.source_tokens(all.samples[i], 0, all.samples[i].source_length));
+    all.second_source_tokens.push_back(texts.source_tokens(all.samples[i], 1, all.samples[i].second_source_length));
     if (const std::string known = texts.label(all.samples[i]); !known.empty()) all.labels[i] += ": " + known;
   }
   return all;

@@ -13,16 +13,17 @@ namespace choir {
 /// At most one of the three; with none, one held-out sample.
 struct InspectInput {
   std::vector<std::string> texts, images;  ///< images: files, or folders of them
-  std::vector<std::string> sources;        ///< of encoder-decoders: of each text its source
+  std::vector<std::string> sources;  ///< of encoder-decoders: of each text its source, as texts_of_source() reads it
   std::int64_t held_out = 0;
 };
 
 struct InspectSamples {
   std::vector<InspectedSample> samples;
-  std::vector<std::string> labels;                      ///< of each: "In the beginning"
-  std::vector<std::vector<std::string>> tokens;         ///< of each, for the positions looked at; empty for images
-  std::vector<std::vector<std::string>> source_tokens;  ///< likewise, of what an encoder reads
-  std::vector<std::string> notes;                       ///< what of the input is not looked at
+  std::vector<std::string> labels;               ///< of each: "In the beginning"
+  std::vector<std::vector<std::string>> tokens;  ///< of each, for the positions looked at; empty for images
+  /// Likewise, of what an encoder reads.
+  std::vector<std::vector<std::string>> source_tokens, second_source_tokens;
+  std::vector<std::string> notes;  ///< what of the input is not looked at
 };
 
 constexpr std::int64_t most_inspected = 16;

@@ -117,7 +117,7 @@ int prepare_data(ConfigArguments arguments, bool binary) {
     if (!pairs && !labelled) return prepare(options, progress_line());
     const PrepareLinesOptions lines{
         .inputs = options.inputs, .output = options.output, .tokenizer = options.tokenizer, .given = options.given};
-    if (pairs) return prepare_pairs(lines, progress_line());
+    if (pairs) return prepare_pairs(lines, source_texts(config.model), progress_line());
     const PrepareLabelledResult result = prepare_labelled(lines, config.model.classes, progress_line());
     of_classes = " of " + classes_text(result.class_names, result.documents_of_class);
     return result.text;
@@ -128,7 +128,9 @@ int prepare_data(ConfigArguments arguments, bool binary) {
   for (const std::string& note : result.notes) std::printf("%s\n", note.c_str());
   std::printf("%s: %s%s, %.2f MB of text, %s of a vocabulary of %lld (%.2f bytes a token), %.1f s\n",
               options.output.c_str(),
-              quantity(pairs ? result.documents / 2 : result.documents, pairs ? "pair" : "document").c_str(),
+              (pairs ? quantity(result.documents / (source_texts(config.model) + 1), samples_noun(config.model))
+                     : quantity(result.documents, "document"))
+                  .c_str(),
               of_classes.c_str(), static_cast<double>(result.text_bytes) / 1e6,
               quantity(result.tokens, "token").c_str(), static_cast<long long>(result.vocabulary),
               static_cast<double>(result.text_bytes) / static_cast<double>(result.tokens),
@@ -146,8 +148,9 @@ void add_prepare_command(CommandLine& line) {
   arguments->add_to(
       *verb,
       "text files, each one document, for a classifier each line a class, a tab and a text, for an encoder-decoder "
-      "each "
-      "line a source, a tab and a target, or in files *.jsonl {\"source\": ..., \"target\": ...}; or for a vision "
+      "each line a source, a tab and a target, or in files *.jsonl {\"source\": ..., \"target\": ...}; with two "
+      "sources "
+      "(model.attention.sources) the second one between them; or for a vision "
       "model folders with a folder of pictures for each class, "
       "or two IDX files; and key=value overrides");
   verb->add_flag("--binary", *binary,

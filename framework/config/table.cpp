@@ -76,10 +76,12 @@ std::vector<Field> fields(Sources& c) {
       {"model.attention.sources.queries", &c.queries,
        "encoder_decoder: the stream from which the second attention of a decoder's block has its queries"},
       {"model.attention.sources.keys", &c.keys,
-       "encoder_decoder: its keys; target: the decoder's own tokens, none after the query's; source: what the encoder "
-       "gives"},
+       "encoder_decoder: its keys; target: the decoder's own tokens, none after the query's; source, second_source: "
+       "what "
+       "the encoder gives of the first text of a sample, or of a second one"},
       {"model.attention.sources.values", &c.values,
-       "encoder_decoder: its values; if they or the keys are of target, those of one position belong together"},
+       "encoder_decoder: its values; if they are of another stream than the keys, those of one position belong "
+       "together"},
   };
 }
 
@@ -359,7 +361,8 @@ std::vector<Field> fields(CheckpointConfig& c) {
 
 std::vector<Field> fields(GenerateConfig& c) {
   return {
-      {"generate.prompt", &c.prompt, "the text to continue; encoder_decoder: the source"},
+      {"generate.prompt", &c.prompt,
+       "the text to continue; encoder_decoder: the source, or both of two with a tab between them"},
       {"generate.tokens", &c.tokens, "new tokens, at most", at_least(1)},
       {"generate.beam", &c.beam,
        "encoder_decoder: unfinished texts that the search for the likeliest one keeps; 1: greedy", at_least(1, 1000)},

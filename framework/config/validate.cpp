@@ -378,12 +378,14 @@ void Validator::check_sources() {
   const Sources& s = m.attention.sources;
   const std::string given =
       fmt::format("model.attention.sources = {{{}, {}, {}}}", name_of(s.queries), name_of(s.keys), name_of(s.values));
-  if (s.queries == TokenStream::source)
-    add("model.attention.sources.queries = source",
+  if (s.queries != TokenStream::target)
+    add(fmt::format("model.attention.sources.queries = {}", name_of(s.queries)),
         "what a query reads is added to the stream of its own tokens, and only those of the target have a loss",
         "set model.attention.sources.queries to target");
   if (!s.read(TokenStream::source))
-    add(given, "nothing of the decoder would read the source",
+    add(given,
+        s.read(TokenStream::second_source) ? "nothing of the decoder would read the first source"
+                                           : "nothing of the decoder would read the source",
         "set model.attention.sources.keys or model.attention.sources.values to source");
   if (s.are_aligned() && are_sound({"model.context", "model.source_context"}) && m.source_length() != m.context)
     add(fmt::format("{} with model.source_context = {} and model.context = {}", given, m.source_context, m.context),

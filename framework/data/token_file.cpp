@@ -19,7 +19,7 @@ namespace {
 
 // The contents of a token file that HDF5 reads.
 struct Contents {
-  std::int64_t format_version, text_bytes, end_of_document, pairs;
+  std::int64_t format_version, text_bytes, end_of_document, pairs, triples;
   std::string tokens_digest, tokenizer_kind, tokenizer_digest;
   std::vector<char> tokenizer_model;
   std::vector<std::int32_t> token_bytes;
@@ -37,6 +37,7 @@ Contents read_contents(const File& opened, std::uint64_t file_bytes) {
           .text_bytes = read_integer_attribute(file, "text_bytes"),
           .end_of_document = read_integer_attribute(file, "end_of_document"),
           .pairs = H5Aexists(file, "pairs") > 0 ? read_integer_attribute(file, "pairs") : 0,
+          .triples = H5Aexists(file, "triples") > 0 ? read_integer_attribute(file, "triples") : 0,
           .tokens_digest = read_string_attribute(file, "tokens_digest"),
           .tokenizer_kind = read_string_attribute(file, "tokenizer_kind"),
           .tokenizer_digest = read_string_attribute(file, "tokenizer_digest"),
@@ -78,6 +79,8 @@ std::string contradiction(const Contents& c, const FileSeal& seal) {
   }
   if (c.pairs != 0 && offsets.size() - 1 != 2 * static_cast<std::uint64_t>(c.pairs))
     return fmt::format("there are {} documents for {} pairs", offsets.size() - 1, c.pairs);
+  if (c.triples != 0 && offsets.size() - 1 != 3 * static_cast<std::uint64_t>(c.triples))
+    return fmt::format("there are {} documents for {} triples", offsets.size() - 1, c.triples);
   if (!c.labels.empty() && c.labels.size() != offsets.size() - 1)
     return fmt::format("there are {} classes for {} documents", c.labels.size(), offsets.size() - 1);
   const std::int64_t classes = std::ranges::count(c.class_names, '\n');
@@ -157,7 +160,7 @@ TokenFile::TokenFile(const std::string& path) : path_(path) {
   class_names_ = lines_of(contents.class_names);
   num_tokens_ = static_cast<std::int64_t>(contents.tokens.count);
   text_bytes_ = contents.text_bytes;
-  num_pairs_ = contents.pairs;
+  documents_of_item_ = contents.triples > 0 ? 3 : contents.pairs > 0 ? 2 : 1;
   tokens_digest_ = std::move(contents.tokens_digest);
   tokens_offset_ = contents.tokens.offset;
   wide_ = contents.tokens.element_bytes == 4;

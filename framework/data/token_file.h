@@ -9,7 +9,9 @@
 //   /labels            [documents] int32: the class of each document; only in files of labelled texts, as is
 //   /class_names       [bytes] uint8: the names of the classes, a line each
 //   attributes of /    format_version, text_bytes, tokens_digest, tokenizer_kind, tokenizer_digest, end_of_document,
-//                      and in files of pairs: pairs; documents 2 i and 2 i + 1 are then source and target of pair i
+//                      and in files of pairs: pairs; documents 2 i and 2 i + 1 are then source and target of pair i;
+//                      in files of triples: triples; documents 3 i, 3 i + 1 and 3 i + 2 are then source, second source
+//                      and target of triple i
 //
 // Tokens are read when they are needed; the ranks of a node share the system's page cache. They are not mapped into
 // memory: reading a mapping of a file that has been truncated ends the process. After each read the file's size and
@@ -46,8 +48,8 @@ class TokenFile {
   /// The class of each document, and the names of the classes; both are empty if the texts have none.
   std::span<const std::int32_t> labels() const { return labels_; }
   const std::vector<std::string>& class_names() const { return class_names_; }
-  /// Pairs of documents; 0 if the texts are none.
-  std::int64_t num_pairs() const { return num_pairs_; }
+  /// Documents of a pair, 2, or of a triple, 3; 1 if the texts are none.
+  std::int64_t documents_of_item() const { return documents_of_item_; }
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
   std::int64_t vocabulary() const { return tokenizer_.vocabulary(); }
@@ -70,7 +72,7 @@ class TokenFile {
   std::vector<std::int64_t> document_offsets_;
   std::vector<std::int32_t> labels_;
   std::vector<std::string> class_names_;
-  std::int64_t num_tokens_ = 0, text_bytes_ = 0, num_pairs_ = 0;
+  std::int64_t num_tokens_ = 0, text_bytes_ = 0, documents_of_item_ = 1;
   std::string tokens_digest_;
   std::uint64_t tokens_offset_ = 0;  // in bytes, from the start of the file
   bool wide_ = false;                // int32 tokens, else uint16

@@ -75,7 +75,8 @@ TokenFileWriter::Layout TokenFileWriter::write_structure(const std::string& path
   write_attribute(file, "tokenizer_kind", tokenizer_.kind());
   write_attribute(file, "tokenizer_digest", tokenizer_.digest());
   write_attribute(file, "end_of_document", tokenizer_.end_of_document());
-  if (pairs_) write_attribute(file, "pairs", num_documents() / 2);
+  if (documents_of_item_ == 2) write_attribute(file, "pairs", num_documents() / 2);
+  if (documents_of_item_ == 3) write_attribute(file, "triples", num_documents() / 3);
   const std::string& model = tokenizer_.serialized();
   write_dataset(file, "tokenizer_model", H5T_STD_U8LE, H5T_NATIVE_UINT8, model.data(), model.size());
   write_dataset(file, "token_bytes", H5T_STD_I32LE, H5T_NATIVE_INT32, token_bytes.data(), token_bytes.size());

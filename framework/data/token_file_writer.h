@@ -29,8 +29,10 @@ class TokenFileWriter {
   void end_document(std::int32_t label);
   /// The names of the classes, by label; call it before finish() if documents have classes.
   void set_class_names(std::vector<std::string> names) { class_names_ = std::move(names); }
-  /// The documents are pairs, source and target in turn; call it before finish().
-  void set_pairs() { pairs_ = true; }
+  /// The documents are pairs, source and target in turn, or triples, source, second source and target; call it before
+  /// finish().
+  void set_pairs() { documents_of_item_ = 2; }
+  void set_triples() { documents_of_item_ = 3; }
   /// Publishes the file, once. The last document has been ended. Makes HDF5 calls.
   void finish();
 
@@ -48,7 +50,7 @@ class TokenFileWriter {
   std::string path_;
   Tokenizer tokenizer_;
   bool wide_;  // int32 tokens
-  bool pairs_ = false;
+  std::int64_t documents_of_item_ = 1;
   File spill_;  // the tokens, as they will be in the file
   std::uint64_t spilt_bytes_ = 0;
   std::vector<char> buffer_;  // the bytes to be written to spill_ next

@@ -5,7 +5,8 @@
 //   target  embedding ──────────────────────────── decoder block ... decoder block  head
 //
 // Both go from part to part in one tensor (joined_rows.h): the encoder's parts pass the target on as it is, those of
-// the decoder the source.
+// the decoder the source. If a decoder reads two sources, the encoder has the same weights for both: they are two
+// sequences to it, told apart by a learned row that its embedding adds to the tokens of each.
 
 #include "framework/model/families.h"
 #include "framework/model/joined_rows.h"
@@ -15,10 +16,16 @@
 namespace choir {
 namespace {
 
+LearnedPositions source_positions(const ModelConfig& c) {
+  LearnedPositions positions = learned_positions(c, c.source_length());
+  positions.texts = source_texts(c);
+  return positions;
+}
+
 class EmbeddingsPart final : public Part {
  public:
   EmbeddingsPart(const ModelConfig& c, const TensorShare& share, ParameterStore& store)
-      : source_("encoder.embedding", token_table(c), learned_positions(c, c.source_length()), c.dropout, share, store),
+      : source_("encoder.embedding", token_table(c), source_positions(c), c.dropout, share, store),
         target_("embedding", token_table(c), learned_positions(c, c.context), c.dropout, share, store) {}
 
   struct State final : Saved {

@@ -52,6 +52,8 @@ kernels::Score attention_score(const ModelConfig& c) {
           .alibi_heads = c.attention.position == Position::alibi ? c.attention.heads : 0};
 }
 
+std::int64_t source_texts(const ModelConfig& c) { return c.attention.sources.read(TokenStream::second_source) ? 2 : 1; }
+
 ParameterStore all_parameters(const ModelConfig& config) {
   ParameterStore store;
   const Stage whole(make_parts(config, /*recompute=*/false), {}, store);
@@ -76,7 +78,8 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   }
   const double parameters = d(c.layers) * block + d(c.blocks_with_experts()) * with_experts;
   const double head = d(c.outputs()) * d(c.width) * d(c.targets_of_sequence());
-  const double of_source = d(c.encoder_blocks()) * block + (c.has_source() ? d(c.layers) * keys : 0);
+  const std::int64_t texts = source_texts(c);
+  const double of_source = d(texts * c.encoder_blocks()) * block + (c.has_source() ? d(c.layers) * keys : 0);
   const double of_queries = c.has_source() ? d(c.layers) * queries : 0;
   const auto pairs = [&](const kernels::Band& band, std::int64_t q_length, std::int64_t kv_length) {
     return d(kernels::VisiblePairs<std::int64_t>(band, q_length, kv_length).count());
@@ -84,11 +87,11 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const std::int64_t source = c.source_length();
   const std::int64_t linear = c.blocks_with_linear_attention();
   std::int64_t linear_of_source = 0;
-  for (std::int64_t i = 0; i < c.encoder_blocks(); ++i) linear_of_source += c.has_linear_attention(i) ? 1 : 0;
+  for (std::int64_t i = 0; i < c.encoder_blocks(); ++i) linear_of_source += c.has_linear_attention(i) ? texts : 0;
   double seen = d(c.layers - linear) * pairs(attention_band(c), c.context, c.context);
   if (c.has_source()) {
     const kernels::Band across = c.attention.sources.are_aligned() ? attention_band(c) : kernels::full_band();
-    seen += d(c.encoder_blocks() - linear_of_source) * pairs(source_band(c), source, source) +
+    seen += d(texts * c.encoder_blocks() - linear_of_source) * pairs(source_band(c), source, source) +
             d(c.layers) * pairs(across, c.context, source);
   }
   const bool delta = c.attention.kind == AttentionKind::delta;

@@ -35,8 +35,12 @@ kernels::Band vision_band(const ModelConfig&);
 kernels::Band attention_band(const ModelConfig&);
 /// What the product of a query and a key becomes before the softmax.
 kernels::Score attention_score(const ModelConfig&);
-/// Which heads compute a token.
-HeadRouting head_routing(const ModelConfig&);
+/// Which heads compute a token of a sequence of `positions` positions.
+HeadRouting head_routing(const ModelConfig&, std::int64_t positions);
+
+/// How many texts the encoder of an encoder-decoder reads of a sample: the source, and the second source if there is
+/// one (nn/text_rows.h). Of another family 1.
+std::int64_t source_texts(const ModelConfig&);
 
 /// Floating-point operations of one training step on `sequences` sequences: 6 a parameter in a matrix product and
 /// token, of the experts those that a token chooses and those shared, plus attention, of which the pairs count that see

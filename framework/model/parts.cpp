@@ -35,28 +35,29 @@ kernels::Grid grid_of(const ModelConfig& c) {
   return {.rows = c.image.rows(), .columns = c.image.columns(), .first = c.pool == Pool::class_token ? 1 : 0};
 }
 
-/// The tokens of a sequence that one of `count` experts or heads takes, of which a token chooses `chosen`.
-std::int64_t capacity_of(double factor, std::int64_t chosen, std::int64_t count, std::int64_t context) {
-  const double mean = static_cast<double>(chosen * context) / static_cast<double>(count);
+/// The tokens of a sequence of `length` that one of `count` experts or heads takes, of which a token chooses `chosen`.
+std::int64_t capacity_of(double factor, std::int64_t chosen, std::int64_t count, std::int64_t length) {
+  const double mean = static_cast<double>(chosen * length) / static_cast<double>(count);
   const double capacity = std::ceil(factor * mean * (1 - 1e-12));  // 1.25 * 8 / 5 is 2, not 3
-  if (factor == 0 || capacity > static_cast<double>(context)) return context;
+  if (factor == 0 || capacity > static_cast<double>(length)) return length;
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(capacity));
 }
 
 /// Weight of: count * sum over e of (share of the choices of a sequence) * (mean score), as one sum over tokens.
-double balance_factor(double weight, std::int64_t chosen, std::int64_t count, std::int64_t context) {
-  return weight * static_cast<double>(count) / static_cast<double>(chosen * context);
+double balance_factor(double weight, std::int64_t chosen, std::int64_t count, std::int64_t length) {
+  return weight * static_cast<double>(count) / static_cast<double>(chosen * length);
 }
 
-ExpertsShape experts_shape(const ModelConfig& c, const FeedForwardShape& expert) {
+/// Of sequences of `positions` tokens.
+ExpertsShape experts_shape(const ModelConfig& c, std::int64_t positions, const FeedForwardShape& expert) {
   const ExpertsConfig& e = c.experts;
   const bool balances = e.balance == ExpertBalance::loss;
   return {.count = e.count,
           .chosen = e.chosen,
-          .capacity = capacity_of(e.capacity, e.chosen, e.count, c.context),
+          .capacity = capacity_of(e.capacity, e.chosen, e.count, positions),
           .shared = e.shared,
           .score = e.score == ExpertScoreKind::softmax ? ops::ExpertScore::softmax : ops::ExpertScore::sigmoid,
-          .balance_factor = balances ? balance_factor(e.balance_weight, e.chosen, e.count, c.context) : 0,
+          .balance_factor = balances ? balance_factor(e.balance_weight, e.chosen, e.count, positions) : 0,
           .biased = e.balance == ExpertBalance::bias,
           .bias_step = static_cast<float>(e.bias_step),
           .expert = expert};
@@ -274,26 +275,26 @@ BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, std::int
                         .norm = c.attention.norm,
                         .norm_epsilon = c.norm.epsilon,
                         .sinks = c.attention.sinks,
-                        .routing = head_routing(c),
+                        .routing = head_routing(c, positions),
                         .bias = c.bias,
                         .dropout = c.dropout,
                         .probability_dropout = c.attention.dropout,
                         .deviation = deviation,
                         .out_deviation = out_deviation},
           .feed_forward = feed_forward,
-          .experts = has_experts ? experts_shape(c, feed_forward) : ExpertsShape{},
+          .experts = has_experts ? experts_shape(c, positions, feed_forward) : ExpertsShape{},
           .rms_norm = rms,
           .norm_bias = c.bias,
           .norm_epsilon = c.norm.epsilon};
 }
 
-HeadRouting head_routing(const ModelConfig& c) {
+HeadRouting head_routing(const ModelConfig& c, std::int64_t positions) {
   const HeadRoutingConfig& r = c.attention.routing;
   if (!c.routes_heads()) return {};
   return {.chosen = r.chosen,
           .always = r.always,
-          .capacity = capacity_of(r.capacity, r.chosen, c.routed_heads(), c.context),
-          .balance_factor = balance_factor(r.balance_weight, r.chosen, c.routed_heads(), c.context)};
+          .capacity = capacity_of(r.capacity, r.chosen, c.routed_heads(), positions),
+          .balance_factor = balance_factor(r.balance_weight, r.chosen, c.routed_heads(), positions)};
 }
 
 VocabularyTable token_table(const ModelConfig& c) {

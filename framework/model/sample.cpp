@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "framework/model/families.h"
 #include "framework/ops/dispatch.h"
 #include "framework/ops/elementwise.h"
 #include "framework/parallel/documents.h"
@@ -18,12 +19,39 @@ std::size_t count_of(const Shape& shape) {
   return static_cast<std::size_t>(count);
 }
 
+/// Of the rows of a micro-batch and of its source, whose texts have `lengths` tokens.
+Source upload_source_of(Runtime& runtime, const Rows& rows, const Rows& source_rows,
+                        const std::vector<std::int32_t>& lengths) {
+  Source result{.rows = source_rows};
+  const auto tokens = static_cast<std::int32_t>(source_rows.length),
+             targets_end = static_cast<std::int32_t>(source_rows.length + rows.length);
+  std::vector<kernels::DocumentRange> own, seen;
+  for (const std::int32_t length : lengths) {
+    own.insert(own.end(), static_cast<std::size_t>(length), {0, length});
+    own.insert(own.end(), static_cast<std::size_t>(tokens - length), {length, tokens});
+  }
+  // A token of the source is seen by all targets, one behind its end by none; a target sees all tokens of the source.
+  // Of two texts a position is seen if both have a token there.
+  const std::ptrdiff_t texts = source_rows.sequences / rows.sequences;
+  for (auto of_sample = lengths.begin(); of_sample != lengths.end(); of_sample += texts) {
+    const std::int32_t length = *std::min_element(of_sample, of_sample + texts);
+    seen.insert(seen.end(), static_cast<std::size_t>(length), {tokens, targets_end});
+    seen.insert(seen.end(), static_cast<std::size_t>(tokens - length), {targets_end, targets_end});
+    seen.insert(seen.end(), static_cast<std::size_t>(rows.length), {0, length});
+  }
+  result.documents = runtime.empty({source_rows.sequences * source_rows.length, 2}, DType::i32);
+  result.seen = runtime.empty({rows.sequences * (source_rows.length + rows.length), 2}, DType::i32);
+  ops::upload(runtime, own.data(), result.documents);
+  ops::upload(runtime, seen.data(), result.seen);
+  return result;
+}
+
 }  // namespace
 
 SampleBuffer::SampleBuffer(const ModelConfig& config)
     : inputs(static_cast<std::size_t>(reads_images(config) ? 0 : config.context)),
       targets(static_cast<std::size_t>(config.targets_of_sequence())),
-      source(static_cast<std::size_t>(config.source_length())),
+      source(static_cast<std::size_t>(source_texts(config) * config.source_length())),
       patches(static_cast<std::size_t>(reads_images(config) ? config.image_rows() * config.image.features() : 0)),
       documents(static_cast<std::size_t>(config.separates_documents() ? config.context : 0),
                 {0, static_cast<std::int32_t>(config.context)}) {}
@@ -43,15 +71,15 @@ void random_sample(const ModelConfig& config, std::uint64_t key, std::int64_t in
   for (std::size_t i = 0; i < sample.inputs.size(); ++i) sample.inputs[i] = below(config.vocabulary, i);
   for (std::size_t i = 0; i < sample.targets.size(); ++i)
     sample.targets[i] = below(config.is_classifier() ? config.classes : config.vocabulary, i + 1);
-  if (!sample.source.empty()) {  // of another key, and not all of the same length
-    const std::uint64_t of_source = ~key;
+  for (std::int64_t n = 0; !sample.source.empty() && n < source_texts(config); ++n) {
+    const std::uint64_t of_text = ~key - static_cast<std::uint64_t>(n);  // another key; not all of the same length
     const auto place = static_cast<std::uint64_t>(index);
-    const std::size_t length =
-        sample.source.size() - kernels::philox_word(of_source, place, sample.source.size()) % sample.source.size();
+    const std::span<std::int32_t> text = source_text(config, sample.source, n);
+    const std::size_t length = text.size() - kernels::philox_word(of_text, place, text.size()) % text.size();
     for (std::size_t i = 0; i < length; ++i)
-      sample.source[i] = static_cast<std::int32_t>(kernels::philox_word(of_source, place, i) %
-                                                   static_cast<std::uint64_t>(config.vocabulary));
-    std::ranges::fill(sample.source.subspan(length), -1);
+      text[i] = static_cast<std::int32_t>(kernels::philox_word(of_text, place, i) %
+                                          static_cast<std::uint64_t>(config.vocabulary));
+    std::ranges::fill(text.subspan(length), -1);
   }
   // Another part of the words than the class: in [-1, 1).
   for (std::size_t i = 0; i < sample.patches.size(); ++i)
@@ -81,7 +109,8 @@ BatchRows::BatchRows(const ModelConfig& config, const Rows& held, const Rows& he
   if (config.has_source()) source_shape = {held_source.count()};
   if (count_only) return;
   if (config.has_source())
-    source_lengths.resize(static_cast<std::size_t>(held.sequences), static_cast<std::int32_t>(held_source.length));
+    source_lengths.resize(static_cast<std::size_t>(held_source.sequences),
+                          static_cast<std::int32_t>(held_source.length));
   source.resize(count_of(source_shape));
   ids.resize(count_of(ids_shape));
   targets.resize(count_of(targets_shape), -1);
@@ -95,29 +124,37 @@ void BatchRows::set(std::int64_t sequence, const SampleBuffer& sample) {
   std::copy(sample.documents.begin(), sample.documents.end(),
             documents.begin() + (documents.empty() ? 0 : sequence * rows.length));
   if (whole_images) std::ranges::copy(sample.patches, patches.begin() + sequence * std::ssize(sample.patches));
-  const auto for_each_run = [sequence](const Rows& held, const auto& body) {
+  const auto for_each_run = [](const Rows& held, std::int64_t of, const auto& body) {
     for (std::int64_t run = 0, first_row = 0; run < 2; first_row += held.count(static_cast<int>(run++))) {
       const auto [begin, end] = held.runs[run];
-      body(begin, end, first_row + sequence * (end - begin));
+      body(begin, end, first_row + of * (end - begin));
     }
   };
   const auto copy = [](const auto& from, std::int64_t begin, std::int64_t end, auto& to, std::int64_t row,
                        std::int64_t width) {
     if (!from.empty()) std::copy(from.begin() + begin * width, from.begin() + end * width, to.begin() + row * width);
   };
-  for_each_run(rows, [&](std::int64_t begin, std::int64_t end, std::int64_t row) {
+  for_each_run(rows, sequence, [&](std::int64_t begin, std::int64_t end, std::int64_t row) {
     copy(sample.inputs, begin, end, ids, row, 1);
     if (!whole_images) copy(sample.patches, begin, end, patches, row, patches_shape.empty() ? 0 : patches_shape[1]);
     const bool of_positions = std::ssize(sample.targets) == rows.length;
     if (of_positions) copy(sample.targets, begin, end, targets, row, 1);
     if (!of_positions && begin == 0 && end > 0) targets[static_cast<std::size_t>(sequence)] = sample.targets[0];
   });
-  for_each_run(source_rows, [&](std::int64_t begin, std::int64_t end, std::int64_t row) {
-    copy(sample.source, begin, end, source, row, 1);
-  });
-  if (!source_lengths.empty())
-    source_lengths[static_cast<std::size_t>(sequence)] = static_cast<std::int32_t>(
-        std::ranges::find_if(sample.source, [](std::int32_t id) { return id < 0; }) - sample.source.begin());
+  const std::int64_t texts = source_rows.length == 0 ? 0 : source_rows.sequences / rows.sequences;
+  for (std::int64_t n = 0; n < texts; ++n) {
+    const std::int64_t of = texts * sequence + n;
+    const auto length = static_cast<std::size_t>(source_rows.length);
+    const auto text = std::span(sample.source).subspan(static_cast<std::size_t>(n) * length, length);
+    for_each_run(source_rows, of, [&](std::int64_t begin, std::int64_t end, std::int64_t row) {
+      copy(text, begin, end, source, row, 1);
+    });
+    source_lengths[static_cast<std::size_t>(of)] = static_cast<std::int32_t>(tokens_of_text(text));
+  }
+}
+
+std::int64_t tokens_of_text(std::span<const std::int32_t> text) {
+  return std::ranges::find_if(text, [](std::int32_t id) { return id < 0; }) - text.begin();
 }
 
 std::int64_t BatchRows::num_targets() const {
@@ -129,25 +166,26 @@ SeparateDocuments BatchRows::upload_documents(Runtime& runtime) const {
 }
 
 Source BatchRows::upload_source(Runtime& runtime) const {
-  Source result{.rows = source_rows};
-  if (source_shape.empty()) return result;
-  const auto tokens = static_cast<std::int32_t>(source_rows.length),
-             targets_end = static_cast<std::int32_t>(source_rows.length + rows.length);
-  std::vector<kernels::DocumentRange> own, seen;
-  for (const std::int32_t length : source_lengths) {
-    const kernels::DocumentRange all_tokens{0, length};
-    own.insert(own.end(), static_cast<std::size_t>(length), all_tokens);
-    own.insert(own.end(), static_cast<std::size_t>(tokens - length), {length, tokens});
-    // A token of the source is seen by all targets, one behind its end by none; a target sees all tokens of the source.
-    seen.insert(seen.end(), static_cast<std::size_t>(length), {tokens, targets_end});
-    seen.insert(seen.end(), static_cast<std::size_t>(tokens - length), {targets_end, targets_end});
-    seen.insert(seen.end(), static_cast<std::size_t>(rows.length), all_tokens);
+  return source_shape.empty() ? Source{} : upload_source_of(runtime, rows, source_rows, source_lengths);
+}
+
+GivenSource::GivenSource(const ModelConfig& config, std::span<const std::int32_t> source) {
+  const std::int64_t texts = source.empty() ? 0 : source_texts(config);
+  for (std::int64_t n = 0; n < texts; ++n) {
+    lengths.push_back(static_cast<std::int32_t>(tokens_of_text(source_text(config, source, n))));
+    length = std::max<std::int64_t>(length, lengths.back());
   }
-  result.documents = runtime.empty({rows.sequences * source_rows.length, 2}, DType::i32);
-  result.seen = runtime.empty({rows.sequences * (source_rows.length + rows.length), 2}, DType::i32);
-  ops::upload(runtime, own.data(), result.documents);
-  ops::upload(runtime, seen.data(), result.seen);
-  return result;
+  for (std::int64_t n = 0; n < texts; ++n) {
+    const auto tokens = source_text(config, source, n).first(static_cast<std::size_t>(length));
+    ids.insert(ids.end(), tokens.begin(), tokens.end());
+  }
+}
+
+Source GivenSource::upload(Runtime& runtime, std::int64_t positions) const {
+  if (ids.empty()) return {};
+  const Rows rows = whole_rows(std::ssize(lengths), length);
+  if (std::ranges::count(lengths, length) == std::ssize(lengths)) return {.rows = rows};  // nothing is padding
+  return upload_source_of(runtime, whole_rows(1, positions), rows, lengths);
 }
 
 Batch BatchRows::upload(Runtime& runtime) const {

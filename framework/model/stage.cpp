@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "framework/model/families.h"
 #include "framework/model/joined_rows.h"
 #include "framework/model/sample.h"
 #include "framework/ops/elementwise.h"
@@ -222,7 +223,7 @@ PieceTimes count_costs(const std::vector<PartSpec>& model, const ModelConfig& co
       Shards shards(store, {}, context);
       shards.begin_step(context);
       device.ledger().enabled = true;
-      const Rows source = config.has_source() ? whole_rows(1, config.source_length()) : no_rows();
+      const Rows source = config.has_source() ? whole_rows(source_texts(config), config.source_length()) : no_rows();
       const BatchRows held(config, context.rows, source, /*count_only=*/true);
       context.source = held.upload_source(runtime);
       const Tensor x = runtime.empty({joined_rows(context), config.width}, runtime.compute_type);

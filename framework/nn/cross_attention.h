@@ -1,7 +1,7 @@
 // Attention of a decoder's tokens to the output of an encoder, the memory; its heads split over the tensor axis, with
 // the residual add behind it.
 //
-//   q, k, v = s Wq^T + bq, s' Wk^T + bk, s" Wv^T + bv   of x or of the memory, as Sources say; one product of each
+//   q, k, v = s Wq^T + bq, s' Wk^T + bk, s" Wv^T + bv   of x or of the memory, as Sources say; one product of each text
 //   q, k    = norm(q), norm(k)                          if asked for
 //   a       = softmax(mask(score(q k^T / sqrt(E)))) v   per head; the mask leaves out what pads a source
 //   y       = residual + dropout(a Wo^T + bo)           summed over the ranks
@@ -9,10 +9,14 @@
 // Of {target, source, source}, nothing here knows positions: a token sees all of the source. Over the context axis,
 // keys and values are gathered, whatever parallel.context_kind says. Vaswani et al. 2017, arXiv 1706.03762. If the
 // sources are aligned (sources.h), all is as in self-attention, from the band to the ways over the context axis.
+//
+// Of {target, source, second_source}, or with keys and values the other way round, the memory is of two texts
+// (text_rows.h), of which one has the keys and the other the values; the rest is as of {target, source, source}.
 #pragma once
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "framework/nn/attention.h"
 #include "framework/nn/sources.h"
@@ -24,7 +28,7 @@ enum class Projection { query, key, value };
 class CrossAttention {
  public:
   struct Saved {
-    Tensor x, memory;            // [rows held, D]: the inputs
+    Tensor x, memory;            // [rows held, D]: the inputs, the memory of all texts
     Norm::Saved q_norm, k_norm;  // of [N * heads held, E]
     AttendedAcross across;       // of q, and of k and v side by side, after norms
     Attended aligned;            // of q, k and v side by side, after norms and rotary, if the sources are aligned
@@ -51,17 +55,27 @@ class CrossAttention {
 
  private:
   AttentionSpec spec(const Context&) const;
+  /// Who computes x and who the memory: the decoder, the encoder.
+  enum class Side { target, source };
+  Side side_of(Projection) const;
   std::int64_t width(Projection) const;
-  std::int64_t product_width(TokenStream) const;
-  /// The columns of a projection in all that its stream gives, and in q, k and v side by side.
+  std::int64_t product_width(Side) const;
+  /// The columns of a projection in all that its side gives, and in q, k and v side by side.
   Tensor in_product(const Tensor&, Projection) const;
   Tensor in_qkv(const Tensor&, Projection) const;
   template <class Body>
-  void for_each_of(TokenStream, const Body& body) const;
-  Tensor project(TokenStream, const Tensor& x, Saved&, Context&) const;
-  PendingTensor project_backward(TokenStream, const Tensor& dproduct, const Saved&, Context&) const;
+  void for_each_of(Side, const Body& body) const;
+  std::int64_t texts() const { return std::ssize(of_texts_); }
+  Context reading(const Context&) const;
+  Tensor project_target(const Tensor& x, Saved&, Context&) const;
+  Tensor project_source(const Tensor& memory, Saved&, Context&) const;
+  PendingTensor project_target_backward(const Tensor& dproduct, const Saved&, Context&) const;
+  PendingTensor project_source_backward(const Tensor& dproduct, const Saved&, Context&) const;
+  void place(Side, const Tensor& product, Saved&, Context&) const;
+  void place_backward(Side, const Tensor& dproduct, const Saved&, Context&) const;
+  Tensor of_text(const Tensor& product, std::int64_t text, Context&) const;
   Tensor align(const Tensor& from_target, const Tensor& from_source, Context&) const;
-  Tensor of_stream(TokenStream, const Tensor& dqkv, Context&) const;
+  Tensor of_side(Side, const Tensor& dqkv, Context&) const;
   Tensor attend_to_cache(const Tensor& x, const Tensor& memory, Saved&, Context&) const;
   Tensor attend_to_both(const Tensor& x, const Tensor& memory, Saved&, Context&) const;
   ops::Dropout dropout(const Context&) const;
@@ -71,7 +85,9 @@ class CrossAttention {
   std::string name_;
   HeadPartition partition_;
   std::int64_t rank_;
-  ColumnLinear of_target_, of_source_;
+  ColumnLinear of_target_;
+  std::vector<TokenStream> streams_;    // of the memory, text after text
+  std::vector<ColumnLinear> of_texts_;  // likewise
   RowLinear out_;
   Weight* sinks_;  // [H held]; null: none
   std::optional<Norm> q_norm_, k_norm_;

@@ -28,7 +28,7 @@ Weight* vocabulary_table(const VocabularyTable& table, const TensorShare& share,
 
 Places::Places(const std::string& name, const LearnedPositions& positions, std::int64_t width, float deviation,
                double dropout, const TensorShare& share, ParameterStore& store)
-    : name_(name), dropout_(dropout), grid_(positions.grid) {
+    : name_(name), dropout_(dropout), grid_(positions.grid), texts_(positions.texts) {
   const auto add = [&](Of of, const char* table, std::int64_t count) {
     Weight* weight = store.add_weight(count, width, true);
     store.add({.name = name + table,
@@ -40,6 +40,7 @@ Places::Places(const std::string& name, const LearnedPositions& positions, std::
                .weight = weight});
     tables_.push_back({of, weight});
   };
+  if (texts_ > 1) add(Of::text, ".text.weight", texts_);
   if (positions.count > 0 && !grid_.is_given()) add(Of::position, ".position.weight", positions.count);
   if (positions.count == 0 || !grid_.is_given()) return;
   add(Of::row, ".position.row.weight", grid_.first + grid_.rows);
@@ -50,11 +51,14 @@ Tensor Places::indices(const Table& table, std::int64_t rows, Context& context) 
   const std::int64_t first = context.rows.share().begin;
   if (table.of == Of::position)
     return context.documents.positions ? context.documents.positions.slice_columns(first, first + rows) : Tensor{};
+  const auto index = [&](const kernels::RowMap::Place& at) {
+    if (table.of == Of::text) return (context.rows.first_sample + at.sequence) % texts_;
+    const kernels::Grid::Place square = grid_.place(at.position);
+    return table.of == Of::row ? square.row : square.column;
+  };
   std::vector<std::int32_t> of_rows(static_cast<std::size_t>(rows));  // 0 in the padding of the last share
-  for (std::int64_t row = 0; row < std::min(rows, context.rows.count() - first); ++row) {
-    const kernels::Grid::Place at = grid_.place(context.rows.map().position(first + row));
-    of_rows[static_cast<std::size_t>(row)] = static_cast<std::int32_t>(table.of == Of::row ? at.row : at.column);
-  }
+  for (std::int64_t row = 0; row < std::min(rows, context.rows.count() - first); ++row)
+    of_rows[static_cast<std::size_t>(row)] = static_cast<std::int32_t>(index(context.rows.map().place(first + row)));
   return ops::to_device(context.runtime, of_rows, DType::i32);
 }
 

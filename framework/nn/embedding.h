@@ -1,6 +1,8 @@
 // Token and position embeddings; the vocabulary is split over the tensor axis.
 //
-//   x = dropout(token[id] + position[t])         position[t] = row[y] + column[x] of the square t of an image
+//   x = dropout(token[id] + position[t] + text[n])
+//
+// position[t] = row[y] + column[x] of the square t of an image; text[n], if a sample has several texts: of text n.
 #pragma once
 
 #include <string>
@@ -37,9 +39,10 @@ Weight* vocabulary_table(const VocabularyTable&, const TensorShare&, ParameterSt
 struct LearnedPositions {
   std::int64_t count = 0;  ///< 0: none are learned
   kernels::Grid grid{};
+  std::int64_t texts = 1;  ///< of a sample, in turn (text_rows.h): if there are several, each has a learned row too
 };
 
-/// What an embedding adds to its rows: learned positions, and dropout.
+/// What an embedding adds to its rows: learned positions, the row of their text, and dropout.
 class Places {
  public:
   /// `name`: of the embedding.
@@ -51,7 +54,7 @@ class Places {
   Tensor backward(const Tensor& dx, Context&) const;
 
  private:
-  enum class Of { position, row, column };
+  enum class Of { position, row, column, text };
   struct Table {
     Of of;
     Weight* weight;
@@ -62,6 +65,7 @@ class Places {
   std::string name_;
   double dropout_;
   kernels::Grid grid_;
+  std::int64_t texts_;
   std::vector<Table> tables_;
 };
 

@@ -1,12 +1,13 @@
 // The streams of tokens that an attention with several sources reads.
 //
-//   target   the residual stream of the tokens that a decoder writes
-//   source   what an encoder gives of another sequence
+//   target                   the residual stream of the tokens that a decoder writes
+//   source, second_source    what an encoder gives of another sequence, and of a third one
 //
-// {target, source, source} is cross-attention. {target, target, source} compares tokens with each other and reads of a
-// second sequence what stands at the places found; {target, source, target} looks for places in the second sequence and
-// reads what the first has there. In these two the streams are aligned: row j of the keys and row j of the values
-// belong together, so that both sequences have the same length, and positions of queries and keys can be compared.
+// {target, source, source} is cross-attention. {target, source, second_source} finds places in one sequence and reads
+// what another one has there: row j of the keys and row j of the values belong together. So they do if one is of
+// target: {target, target, source} compares tokens with each other, {target, source, target} looks for places in the
+// source. In these two, target and source are aligned: they are equally long, and positions of queries and keys can be
+// compared.
 #pragma once
 
 #include <array>

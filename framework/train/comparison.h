@@ -11,12 +11,12 @@
 // sum over ranks, residual, norm, up, activation, down, its sum over ranks, residual. Backward meets each twice: in the
 // gradient that flows through it, and in the saved value that it is multiplied by. Experts add four: router, weights,
 // weighted sum, shared experts; norms of q and k add two, routed heads three: router, gate, gated output; linear
-// attention five: decay, state, sums of both parts and both sides, norm; by the delta rule eight, with rate, unit length
-// of q and k, product with the state, values, for one side. Around the blocks there are embedding, position, final norm
-// and head, forward and back. An encoder's blocks are links of the chain too; cross-attention adds seven: norm, q or
-// kv, softmax, mix, out, its sum over ranks, residual; and the encoder's end a norm. n: the longest of the widths and
-// of the rows of the global batch; but bf16 products are summed in f32 and only their results are rounded, so that n is
-// 1 there.
+// attention five: decay, state, sums of both parts and both sides, norm; by the delta rule eight, with rate, unit
+// length of q and k, product with the state, values, for one side. Around the blocks there are embedding, position,
+// final norm and head, forward and back. An encoder's blocks are links of the chain too; cross-attention adds seven:
+// norm, q or kv, softmax, mix, out, its sum over ranks, residual; and the encoder's end a norm. n: the longest of the
+// widths and of the rows of the global batch; but bf16 products are summed in f32 and only their results are rounded,
+// so that n is 1 there.
 //
 // With two layers in bf16 this is 0.108: a tensor of zeros is off by 1, one whose heads changed places by sqrt(2).
 #pragma once
@@ -53,7 +53,8 @@ inline double rounding_bound(const ModelConfig& c, std::int64_t rows, DType type
   const std::int64_t of_states = c.attention.kind == AttentionKind::delta ? 8 : 5;
   const auto results = static_cast<double>(3 * (of_block * c.layers + of_source) + 3 * 4 * c.blocks_with_experts() +
                                            (c.routes_heads() ? 3 * 3 * c.layers : 0) + 3 * of_states * linear + 3 * 4);
-  const std::int64_t rows_of_source = rows / c.context * c.source_length();
+  const std::int64_t texts = c.attention.sources.read(TokenStream::second_source) ? 2 : 1;
+  const std::int64_t rows_of_source = rows / c.context * texts * c.source_length();
   const auto longest = static_cast<double>(std::max(
       {c.width, c.feed_forward_width(), c.attention.heads * c.head_width(), c.outputs(), rows, rows_of_source}));
   return 2 * std::sqrt(2 * results * (type == DType::bf16 ? 1 : longest)) * unit_roundoff(type);

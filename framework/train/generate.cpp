@@ -78,20 +78,40 @@ static void check_vocabulary(std::int64_t vocabulary, const Tokenizer& tokenizer
                               .fix = "use the tokenizer that the model was trained with"});
 }
 
-std::vector<std::int32_t> source_of(const std::string& text, const Tokenizer& tokenizer, const ModelConfig& model) {
-  std::vector<std::int32_t> source = tokenizer.encode(text);
-  if (source.empty())
-    throw ConfigError(Problem{.what = "generate.prompt is empty",
-                              .why = "it is the source, to which an encoder-decoder gives the target",
-                              .fix = "generate.prompt='a text'"});
-  source.push_back(tokenizer.end_of_document());
-  if (std::ssize(source) > model.source_length())
-    throw ConfigError(
-        Problem{.what = fmt::format("generate.prompt has {}, and the model reads {}",
-                                    quantity(std::ssize(source), "token"), model.source_length()),
-                .why = "the last of them is the end of the text; model.source_context is fixed when a model is trained",
-                .fix = "give a shorter prompt"});
-  return source;
+std::vector<std::string> texts_of_source(const std::string& key, const std::string& text, const ModelConfig& model) {
+  if (source_texts(model) == 1) return {text};
+  const std::size_t tab = text.find('\t');
+  if (tab == std::string::npos || text.find('\t', tab + 1) != std::string::npos)
+    throw ConfigError(Problem{.what = fmt::format("{} has {}", key, quantity(std::ranges::count(text, '\t'), "tab")),
+                              .why = "this model reads two sources, and a tab stands between them",
+                              .fix = key + (key.starts_with("--") ? " " : "=") + "$'a text\\ta second one'"});
+  return {text.substr(0, tab), text.substr(tab + 1)};
+}
+
+std::vector<std::int32_t> source_of(const std::string& prompt, const Tokenizer& tokenizer, const ModelConfig& model) {
+  SampleBuffer sample(model);
+  std::ranges::fill(sample.source, -1);
+  const std::vector<std::string> texts = texts_of_source("generate.prompt", prompt, model);
+  for (std::size_t n = 0; n < texts.size(); ++n) {
+    const std::string which = texts.size() == 1 ? "generate.prompt"
+                              : n == 0          ? "the first text of generate.prompt"
+                                                : "the second text of generate.prompt";
+    std::vector<std::int32_t> source = tokenizer.encode(texts[n]);
+    if (source.empty())
+      throw ConfigError(
+          Problem{.what = which + " is empty",
+                  .why = "it is the source, to which an encoder-decoder gives the target",
+                  .fix = texts.size() == 1 ? "generate.prompt='a text'" : "generate.prompt=$'a text\\ta second one'"});
+    source.push_back(tokenizer.end_of_document());
+    if (std::ssize(source) > model.source_length())
+      throw ConfigError(Problem{
+          .what = fmt::format("{} has {}, and the model reads {}", which, quantity(std::ssize(source), "token"),
+                              model.source_length()),
+          .why = "the last of them is the end of the text; model.source_context is fixed when a model is trained",
+          .fix = "give a shorter prompt"});
+    std::ranges::copy(source, source_text(model, std::span(sample.source), static_cast<std::int64_t>(n)).begin());
+  }
+  return sample.source;
 }
 
 std::vector<std::int32_t> translate(Trainer& trainer, const Tokenizer& tokenizer, const GenerateConfig& config,
@@ -108,7 +128,8 @@ std::vector<std::int32_t> translate(Trainer& trainer, const Tokenizer& tokenizer
                           .choices = choices};
   Context context = trainer.context();
   context.training = false;
-  context.source.rows = whole_rows(1, std::ssize(source));
+  const GivenSource given(model, source);
+  context.source = given.upload(runtime, search.most);
   std::vector<Caches> held, spare;  // of the texts of the beam; of none
   held.push_back(trainer.stage().make_caches(search.most, runtime));
   std::int64_t position = 0;
@@ -145,7 +166,7 @@ std::vector<std::int32_t> translate(Trainer& trainer, const Tokenizer& tokenizer
     std::vector<std::vector<float>> logits;
     for (std::size_t i = 0; i < extensions.size(); ++i) {
       Batch batch{.ids = ops::to_device(runtime, std::vector<std::int32_t>{extensions[i].token}, DType::i32)};
-      if (position == 0) batch.source = ops::to_device(runtime, source, DType::i32);
+      if (position == 0) batch.source = ops::to_device(runtime, given.ids, DType::i32);
       const Tensor result = trainer.stage().generate(batch, held[i], context, trainer.shards());
       context.source.rows.runs[0] = {0, 0};  // it has been read
       logits.emplace_back(static_cast<std::size_t>(model.vocabulary));

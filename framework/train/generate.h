@@ -35,13 +35,17 @@ std::vector<kernels::DocumentRange> documents_of(std::span<const std::int32_t> t
 /// ConfigError if the model's vocabulary is smaller than the tokenizer's.
 void generate(Trainer&, const Tokenizer&, const GenerateConfig&, const std::function<void(const std::string&)>& emit);
 
-/// Tokens of the text that an encoder-decoder gives for a source [1 to source_length()], found by a search with
+/// Tokens of the text that an encoder-decoder gives for a source, as Sample::source has it, found by a search with
 /// config.beam texts; at most config.tokens, and no more than the model's context. One rank.
 std::vector<std::int32_t> translate(Trainer&, const Tokenizer&, const GenerateConfig&,
                                     const std::vector<std::int32_t>& source);
 
-/// The source that `text` is: its tokens, and the end of the text. Throws ConfigError if it is empty or too long for
-/// the model.
-std::vector<std::int32_t> source_of(const std::string& text, const Tokenizer&, const ModelConfig&);
+/// The texts of a source that is given as `key`: itself, or both of a model with two, with a tab between them. Throws
+/// ConfigError if there is no such tab.
+std::vector<std::string> texts_of_source(const std::string& key, const std::string& text, const ModelConfig&);
+
+/// The source that `prompt` is, as Sample::source has it: its tokens, and the end of the text. Of a model with two
+/// sources it is both. Throws ConfigError if one is empty or too long for the model.
+std::vector<std::int32_t> source_of(const std::string& prompt, const Tokenizer&, const ModelConfig&);
 
 }  // namespace choir

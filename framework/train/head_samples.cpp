@@ -53,10 +53,11 @@ HeadSamples sample_heads(Trainer& trainer, const AttentionRecord& record, const 
   std::int64_t first_head = 0;  // of the layer
   for (const AttentionStack& stack : attention_stacks(model))
     for (std::int64_t layer = 0; layer < stack.layers; ++layer, first_head += heads) {
-      const AttentionRecord::Entry* entry = recorded(record, stack.layer_name(layer), 0);
+      const AttentionRecord::Entry* entry = recorded(record, stack.layer_name(layer), stack.sequence_of(0));
       if (!entry) continue;
-      const LayerHeads views(trainer, stack, layer, *entry, 0, first);
-      const std::int64_t length = stack.rows == TokenStream::source ? source_tokens(first) : entry->rows.length;
+      const LayerHeads views(trainer, stack, layer, *entry, stack.sequence_of(0), first);
+      const std::int64_t length =
+          stack.rows == TokenStream::target ? entry->rows.length : source_tokens(model, first, stack.rows);
       for (std::int64_t head = views.heads().begin + trainer.mesh().here.context; head < views.heads().end;
            head += context_ranks) {
         const Sums sums = read_head(views.at(head), stack, length);

@@ -39,10 +39,11 @@ std::vector<float> gate_gradients(Trainer& trainer, const AttentionRecord& recor
   const Slice query = spec.heads.query(spec.tensor_rank);
   std::vector<double> sums(index(attention_layers(trainer.config().model) * spec.heads.heads));
   for_each_layer(attention_stacks(trainer.config().model), [&](const Layer& layer) {
-    const AttentionRecord::Entry* entry = recorded(record, layer.name(), sample);
+    const std::int64_t sequence = layer.stack.sequence_of(sample);
+    const AttentionRecord::Entry* entry = recorded(record, layer.name(), sequence);
     if (!entry) return;
-    const std::vector<RunRows> outs = rows_of_sample(entry->out, entry->rows, sample);
-    const std::vector<RunRows> douts = rows_of_sample(entry->dout, entry->rows, sample);
+    const std::vector<RunRows> outs = rows_of_sample(entry->out, entry->rows, sequence);
+    const std::vector<RunRows> douts = rows_of_sample(entry->dout, entry->rows, sequence);
     for (std::size_t run = 0; run < outs.size(); ++run) {
       const std::vector<float> out = on_host(trainer.runtime(), outs[run].rows);
       const std::vector<float> dout = on_host(trainer.runtime(), douts[run].rows);
@@ -84,7 +85,21 @@ double surprise(double p) { return p > 0 ? -p * std::log2(p) : 0; }
 
 /// Positions of a sample that are looked at, of what one of the streams reads.
 std::int64_t length_of(const InspectedSample& sample, TokenStream stream) {
-  return stream == TokenStream::source ? sample.source_length : sample.length;
+  switch (stream) {
+    case TokenStream::target:
+      return sample.length;
+    case TokenStream::source:
+      return sample.source_length;
+    case TokenStream::second_source:
+      break;
+  }
+  return sample.second_source_length;
+}
+
+/// Their ids; empty for images.
+std::span<const std::int32_t> ids_of(const ModelConfig& model, const SampleBuffer& buffer, TokenStream stream) {
+  if (stream == TokenStream::target) return buffer.inputs;
+  return source_text(model, std::span(buffer.source), stream == TokenStream::second_source ? 1 : 0);
 }
 
 /// What is compared of a sample: some rows of the map of each head of a stack, each with its sink behind it.
@@ -101,8 +116,8 @@ std::array<double, head_measures> read_head(const kernels::AttentionHead& head, 
                                             const AttentionStack& stack, const InspectedSample& sample,
                                             std::int64_t tile, const Inspection::Maps& maps, float* map,
                                             const ComparedRows& compared, float* compared_rows) {
-  const bool of_source = stack.rows == TokenStream::source, compares = stack.compares_positions;
-  const std::vector<std::int32_t>& ids = of_source ? sample.buffer.source : sample.buffer.inputs;
+  const bool compares = stack.compares_positions;
+  const std::span<const std::int32_t> ids = ids_of(model, sample.buffer, stack.rows);
   const bool of_text = !ids.empty() && compares;
   const std::int64_t length = length_of(sample, stack.rows);
   const Distances distance_between(model);
@@ -264,9 +279,10 @@ Inspection inspect(Trainer& trainer, const std::vector<InspectedSample>& samples
     }
     std::vector<float> values(head_measures * index(all_heads));
     for_each_layer(result.stacks, [&](const Layer& layer) {
-      const AttentionRecord::Entry* entry = recorded(record, layer.name(), static_cast<std::int64_t>(s));
+      const std::int64_t sequence = layer.stack.sequence_of(static_cast<std::int64_t>(s));
+      const AttentionRecord::Entry* entry = recorded(record, layer.name(), sequence);
       if (!entry) return;
-      const LayerHeads views(trainer, layer.stack, layer.in_stack, *entry, static_cast<std::int64_t>(s), sample.buffer);
+      const LayerHeads views(trainer, layer.stack, layer.in_stack, *entry, sequence, sample.buffer);
       Inspection::Maps& maps = to.maps[layer.stack_number];
       const ComparedRows& rows = comparison.rows[layer.stack_number][s];
       const auto read = [&](std::int64_t h) {

@@ -47,8 +47,8 @@ inline constexpr std::size_t head_measures = names<HeadMeasure>.size();
 struct InspectedSample {
   SampleBuffer buffer;
   std::int64_t length = 0;  ///< positions that are looked at, from the first on; the others only fill the context up
-  std::int64_t source_length = 0;  ///< likewise, of what an encoder reads
-  bool target_is_known = true;     ///< false: the class in `buffer` is anyone's, so nothing is said about importance
+  std::int64_t source_length = 0, second_source_length = 0;  ///< likewise, of what an encoder reads
+  bool target_is_known = true;  ///< false: the class in `buffer` is anyone's, so nothing is said about importance
 };
 
 struct Inspection {

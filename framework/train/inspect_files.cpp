@@ -142,6 +142,10 @@ Json sample_json(const InspectionReport& r, std::size_t s) {
     json["sourceLength"] = r.samples[s].source_length;
     json["sourceTokens"] = texts(r.source_tokens[s]);
   }
+  if (source_texts(r.model) == 2) {
+    json["secondSourceLength"] = r.samples[s].second_source_length;
+    json["secondSourceTokens"] = texts(r.second_source_tokens[s]);
+  }
   return json;
 }
 
@@ -160,9 +164,10 @@ Hdf5Handle create_group(hid_t parent, const std::string& name) {
 }
 
 /// The first ids, and the tokens that they are.
-void write_tokens(hid_t group, const std::string& prefix, const std::vector<std::int32_t>& ids,
+void write_tokens(hid_t group, const std::string& prefix, std::span<const std::int32_t> ids,
                   const std::vector<std::string>& tokens) {
-  write_dataset(group, (prefix + "ids").c_str(), {std::ssize(tokens)}, H5T_STD_I32LE, H5T_NATIVE_INT32, ids);
+  write_dataset(group, (prefix + "ids").c_str(), {std::ssize(tokens)}, H5T_STD_I32LE, H5T_NATIVE_INT32,
+                std::vector<std::int32_t>(ids.begin(), ids.end()));
   std::size_t longest = 1;
   for (const std::string& token : tokens) longest = std::max(longest, token.size());
   std::vector<char> padded(tokens.size() * longest);
@@ -227,7 +232,10 @@ std::string inspection_hdf5(const InspectionReport& r) {
         } else {
           write_tokens(group, "", r.samples[s].buffer.inputs, r.tokens[s]);
         }
-        if (r.model.has_source()) write_tokens(group, "source_", r.samples[s].buffer.source, r.source_tokens[s]);
+        const auto source = std::span(r.samples[s].buffer.source);
+        if (r.model.has_source()) write_tokens(group, "source_", source_text(r.model, source, 0), r.source_tokens[s]);
+        if (source_texts(r.model) == 2)
+          write_tokens(group, "second_source_", source_text(r.model, source, 1), r.second_source_tokens[s]);
       }
     }
     file.close();
@@ -248,6 +256,7 @@ std::string inspection_page(const InspectionReport& r) {
     json["stacks"].push_back({{"name", stack.name},
                               {"layers", stack.layers},
                               {"rows", name_of(stack.rows)},
+                              {"keys", name_of(stack.keys)},
                               {"columns", name_of(stack.columns)}});
   for (std::size_t m = 0; m < head_measures; ++m) {
     const auto measure = static_cast<HeadMeasure>(m);

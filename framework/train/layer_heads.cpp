@@ -23,10 +23,12 @@ AttentionSpec spec_of(const Trainer& trainer, const AttentionStack& stack) {
 }
 
 /// The keys that each query of a whole sequence may see, besides its band; empty: all.
-std::vector<kernels::DocumentRange> documents_of(const AttentionStack& stack, std::int64_t length,
-                                                 const SampleBuffer& buffer) {
+std::vector<kernels::DocumentRange> documents_of(const ModelConfig& model, const AttentionStack& stack,
+                                                 std::int64_t length, const SampleBuffer& buffer) {
   if (buffer.source.empty()) return buffer.documents;
-  const std::int64_t tokens = source_tokens(buffer);
+  std::int64_t tokens = model.source_length();  // that keys and values of a source have
+  for (const TokenStream stream : {stack.keys, stack.columns})
+    if (stream != TokenStream::target) tokens = std::min(tokens, source_tokens(model, buffer, stream));
   std::vector<kernels::DocumentRange> ranges(index(length), {0, static_cast<std::int32_t>(tokens)});
   if (stack.crosses()) return ranges;
   if (stack.rows == TokenStream::target) return {};
@@ -56,8 +58,8 @@ void put_together(Runtime& runtime, Communicator& axis, std::vector<T>& values) 
 template void put_together(Runtime&, Communicator&, std::vector<float>&);
 template void put_together(Runtime&, Communicator&, std::vector<double>&);
 
-std::int64_t source_tokens(const SampleBuffer& buffer) {
-  return std::ranges::count_if(buffer.source, [](std::int32_t id) { return id >= 0; });
+std::int64_t source_tokens(const ModelConfig& model, const SampleBuffer& buffer, TokenStream stream) {
+  return tokens_of_text(source_text(model, std::span(buffer.source), stream == TokenStream::second_source ? 1 : 0));
 }
 
 const AttentionRecord::Entry* recorded(const AttentionRecord& record, const std::string& layer, std::int64_t sample) {
@@ -96,7 +98,7 @@ LayerHeads::LayerHeads(Trainer& trainer, const AttentionStack& stack, std::int64
     : spec_(spec_of(trainer, stack)),
       length_(entry.rows.length),
       kv_length_(entry.kv ? entry.kv_rows.length : length_),
-      documents_(documents_of(stack, length_, buffer)),
+      documents_(documents_of(trainer.config().model, stack, length_, buffer)),
       heads_(spec_.heads.query(spec_.tensor_rank)) {
   Runtime& runtime = trainer.runtime();
   const std::int64_t width = spec_.head_width, q_width = heads_.count() * width;

@@ -16,8 +16,8 @@ namespace choir {
 /// the other ranks of its context axis.
 const AttentionRecord::Entry* recorded(const AttentionRecord&, const std::string& layer, std::int64_t sample);
 
-/// Tokens of the text that an encoder reads.
-std::int64_t source_tokens(const SampleBuffer&);
+/// Tokens of the text that an encoder reads as `stream`, which is not the target.
+std::int64_t source_tokens(const ModelConfig&, const SampleBuffer&, TokenStream stream);
 
 /// values = their sums over the ranks of `axis`. Each number is of one rank, and the others have zeros. Collective.
 template <class T>
@@ -35,8 +35,8 @@ std::vector<RunRows> rows_of_sample(const Tensor& x, const Rows& rows, std::int6
 
 class LayerHeads {
  public:
-  /// The entry is of layer `layer` of `stack`, `sample` is one of its samples, and `buffer` is what was read as it.
-  /// Collective over the context axis.
+  /// The entry is of layer `layer` of `stack`, `sample` is one of its sequences (AttentionStack::sequence_of), and
+  /// `buffer` is what was read as its sample. Collective over the context axis.
   LayerHeads(Trainer&, const AttentionStack& stack, std::int64_t layer, const AttentionRecord::Entry&,
              std::int64_t sample, const SampleBuffer& buffer);
 

@@ -1,5 +1,6 @@
-// Pairs of texts, for encoder-decoders. The encoder reads the source and the end-of-document token; the decoder reads
-// that token, then the target, and its targets are the tokens of the target and the end of it. What is longer is cut.
+// Pairs of texts, or triples of two sources and a target, for encoder-decoders. The encoder reads the source and the
+// end-of-document token; the decoder reads that token, then the target, and its targets are the tokens of the target
+// and the end of it. What is longer is cut.
 
 #include <fmt/format.h>
 
@@ -7,23 +8,32 @@
 
 #include "framework/core/quantity.h"
 #include "framework/data/token_file.h"
+#include "framework/model/families.h"
 #include "framework/train/items.h"
 #include "framework/train/snapshot.h"
+#include "framework/train/trainer.h"
 
 namespace choir {
 namespace {
 
 class PairDataset final : public ItemDataset {
  public:
-  explicit PairDataset(const Config& config) : ItemDataset(config, "pair"), file_(config.data.path) {}
+  explicit PairDataset(const Config& config)
+      : ItemDataset(config, samples_noun(config.model)),
+        file_(config.data.path),
+        sources_(source_texts(config.model)) {}
 
   std::vector<Problem> check_model() const override {
     std::vector<Problem> problems = check_fits(file_, config_.model, config_.data.tokenizer);
-    if (file_.num_pairs() == 0)
-      problems.push_back({.what = "data.path = " + file_.path() + ": its texts are not pairs",
-                          .why = "it was prepared for another family of models",
-                          .fix = "choir prepare lines of a source, a tab and a target with "
-                                 "model.family=encoder_decoder"});
+    if (file_.documents_of_item() != documents_of_item())
+      problems.push_back({.what = fmt::format("data.path = {}: its texts are not {}s", file_.path(), noun()),
+                          .why = file_.documents_of_item() == 1
+                                     ? "it was prepared for another family of models"
+                                     : fmt::format("each of its lines had {} texts, and this model reads {}",
+                                                   file_.documents_of_item(), documents_of_item()),
+                          .fix = fmt::format("choir prepare lines of a source, a tab{} and a target with the "
+                                             "configuration of this model",
+                                             sources_ == 2 ? ", a second source, a tab" : "")});
     return problems;
   }
   bool is_that_of(const CheckpointReader& reader) const override {
@@ -38,15 +48,23 @@ class PairDataset final : public ItemDataset {
 
   std::string describe() const override {
     std::int64_t cut = 0;
-    for (std::int64_t pair = 0; pair < file_.num_pairs(); ++pair)
-      cut += length(2 * pair) > config_.model.source_length() || length(2 * pair + 1) > config_.model.context ? 1 : 0;
+    for (std::int64_t item = 0; item < num_items(); ++item) {
+      bool is_long = length(target_of(item)) > config_.model.context;
+      for (std::int64_t n = 0; n < sources_; ++n)
+        is_long = is_long || length(source_of(item, n)) > config_.model.source_length();
+      cut += is_long ? 1 : 0;
+    }
     return fmt::format("{}: {}, {}; {} longer than {} tokens to {} and cut", file_.path(),
-                       quantity(items_.count, "pair"), items_.describe(),
+                       quantity(items_.count, noun()), items_.describe(),
                        cut == 1 ? "1 is" : fmt::format("{} are", cut), config_.model.source_length(),
                        config_.model.context);
   }
 
  private:
+  const char* noun() const { return samples_noun(config_.model); }
+  std::int64_t documents_of_item() const { return sources_ + 1; }
+  std::int64_t source_of(std::int64_t item, std::int64_t n) const { return documents_of_item() * item + n; }
+  std::int64_t target_of(std::int64_t item) const { return documents_of_item() * item + sources_; }
   /// Tokens of a document, with that of its end.
   std::int64_t length(std::int64_t document) const {
     const auto offsets = file_.document_offsets();
@@ -60,10 +78,11 @@ class PairDataset final : public ItemDataset {
     std::ranges::fill(tokens.subspan(count), padding);
     return count;
   }
-  std::int64_t num_items() const override { return file_.num_pairs(); }
-  std::int64_t read(std::int64_t pair, const Sample& sample) const override {
-    read_tokens(2 * pair, sample.source, -1);
-    const std::size_t count = read_tokens(2 * pair + 1, sample.targets, -1);
+  std::int64_t num_items() const override { return file_.num_documents() / documents_of_item(); }
+  std::int64_t read(std::int64_t item, const Sample& sample) const override {
+    for (std::int64_t n = 0; n < sources_; ++n)
+      read_tokens(source_of(item, n), source_text(config_.model, sample.source, n), -1);
+    const std::size_t count = read_tokens(target_of(item), sample.targets, -1);
     sample.inputs[0] = file_.tokenizer().end_of_document();
     std::copy_n(sample.targets.begin(), sample.inputs.size() - 1, sample.inputs.begin() + 1);
     std::int64_t bytes = 0;
@@ -72,6 +91,7 @@ class PairDataset final : public ItemDataset {
   }
 
   TokenFile file_;
+  std::int64_t sources_;  // texts that the encoder reads of an item
 };
 
 }  // namespace

@@ -149,20 +149,22 @@ class Replay {
   void look_between(bool backward, const std::pair<std::string, std::int64_t>& part, const Tensor& result,
                     Context& context) {
     if (context.source.rows.count() > 0)
-      look_at_rows(backward, part, source_rows(result, context), context.source.rows, " of the source");
-    look_at_rows(backward, part, target_rows(result, context), context.rows, "");
+      look_at_rows(backward, part, source_rows(result, context), context.source.rows,
+                   {" of the source", " of the second source"});
+    look_at_rows(backward, part, target_rows(result, context), context.rows, {""});
   }
 
-  /// `whose`: the position.
+  /// `whose`: the position, of each text that a sample has in these rows.
   void look_at_rows(bool backward, const std::pair<std::string, std::int64_t>& part, const Tensor& result,
-                    const Rows& rows, const char* whose) {
+                    const Rows& rows, const std::vector<const char*>& whose) {
     const auto& [name, place] = part;
     const RowShare share = rows.share();
     const std::vector<float> elements = on_host(runtime_, result);
-    const std::int64_t width = result.width();
+    const std::int64_t width = result.width(), texts = whose.size() > 1 ? source_texts(trainer_.config().model) : 1;
     for (std::int64_t row = 0; row < std::min(share.end - share.begin, result.rows()); ++row) {
       const auto at = rows.share_map().place(row);
-      const std::int64_t in_batch = rows.first_sample + at.sequence;
+      const std::int64_t in_batch = (rows.first_sample + at.sequence) / texts;
+      const char* text = whose[static_cast<std::size_t>((rows.first_sample + at.sequence) % texts)];
       for (std::int64_t i = 0; i < width; ++i) {
         const float value = elements[static_cast<std::size_t>(row * width + i)];
         if (backward && place == 1)
@@ -172,7 +174,7 @@ class Replay {
           return fmt::format(
               "{} {} is {} for sample {} of the run (place {} of the batch, position {}{}, feature {}){}",
               backward ? "the gradient of the input of" : "the output of", name, value, sample_of_(in_batch), in_batch,
-              at.position, whose, i, largest_weight(name));
+              at.position, text, i, largest_weight(name));
         });
       }
     }

@@ -120,7 +120,9 @@ Rows rows_at(const Config& config, const MeshShape& shape, const MeshShape::Coor
 Rows source_rows_at(const Config& config, const MeshShape& shape, const MeshShape::Coordinates& at,
                     std::int64_t first_sample, std::int64_t sequences) {
   if (!config.model.has_source()) return no_rows();
-  return held_rows(whole_rows(sequences, config.model.source_length(), first_sample), config, shape, at);
+  const std::int64_t texts = source_texts(config.model);
+  return held_rows(whole_rows(texts * sequences, config.model.source_length(), texts * first_sample), config, shape,
+                   at);
 }
 
 Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inference)
@@ -192,7 +194,7 @@ AttentionSpec Trainer::attention_spec() const {
           .head_width = model.head_width(),
           .band = attention_band(model),
           .score = attention_score(model),
-          .routing = head_routing(model)};
+          .routing = head_routing(model, model.context)};
 }
 
 ContextKind Trainer::context_kind() const {
@@ -464,7 +466,7 @@ const char* samples_noun(const ModelConfig& model) {
     case ModelFamily::encoder:
       return "sequence";
     case ModelFamily::encoder_decoder:
-      return "pair";
+      return source_texts(model) == 2 ? "triple" : "pair";
     case ModelFamily::classifier:
       return "text";
     case ModelFamily::vision:

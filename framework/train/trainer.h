@@ -37,7 +37,7 @@ struct StepResult {
   double heads_dropped = 0;  ///< likewise, of the choices of heads
   double head_balance_loss = 0;
   double head_imbalance = 1;  ///< of the rows that heads compute, the largest share of a tensor rank over the mean
-  bool accepted = true;      ///< false: the step has changed neither weights nor the optimizer's state
+  bool accepted = true;       ///< false: the step has changed neither weights nor the optimizer's state
   /// Of the loss and the gradient norm, in standard deviations above their means; 0: not compared.
   double loss_deviations = 0, norm_deviations = 0;
 };
@@ -62,7 +62,7 @@ struct LossSum {
 /// "loss 2.6931 nats a token, 1.8211 bits per byte", or of a classifier "loss 0.1033 nats an image, 97.22 % right".
 std::string describe(const LossSum&, const ModelConfig&);
 
-/// "sequence", "pair", "text" or "image": what a held-out sample of the model is.
+/// "sequence", "pair", "triple", "text" or "image": what a held-out sample of the model is.
 const char* samples_noun(const ModelConfig&);
 
 /// The mesh that the configuration asks for; the data axis gets the remaining ranks. Call validate() first.
@@ -74,7 +74,7 @@ std::string describe_layout(const ParallelConfig&, const MeshShape&, ContextKind
 /// Of `sequences` sequences from `first_sample` on: the rows that the rank at `at` computes.
 Rows rows_at(const Config&, const MeshShape& shape, const MeshShape::Coordinates& at, std::int64_t first_sample,
              std::int64_t sequences);
-/// Of their sources; no_rows() if the model has none.
+/// Of their sources, of all texts (nn/text_rows.h); no_rows() if the model has none.
 Rows source_rows_at(const Config&, const MeshShape& shape, const MeshShape::Coordinates& at, std::int64_t first_sample,
                     std::int64_t sequences);
 

@@ -102,5 +102,66 @@ TEST_F(Pairs, ATokenFileWithoutPairsIsRefused) {
   EXPECT_TRUE(contains(text, "its texts are not pairs")) << text.output;
 }
 
+// The target is a token of the second source: the first one says which.
+TEST_F(Pairs, TriplesHaveTwoSources) {
+  const std::string two = "model.attention.sources.values=second_source ";
+  std::ofstream lines(shop_.path("triples.tsv"));
+  std::ofstream json(shop_.path("triples.jsonl"));
+  for (int i = 0; i < 40; ++i) {
+    const char* answer = i % 2 == 0 ? "fish" : "a bird";
+    lines << (i % 2 == 0 ? "first" : "the second") << "\tfish bird\t" << answer << '\n';
+    json << R"({"source": ")" << (i % 2 == 0 ? "first" : "the second") << R"(", "target": ")" << answer
+         << R"(", "second_source": "fish bird"})" << '\n';
+  }
+  lines.close();
+  json.close();
+  std::ofstream(shop_.path("broken.tsv")) << "a\tb\tc\na\tb\n\tb\tc\na\t \tc\na\tb\t\n";
+  std::ofstream(shop_.path("broken.jsonl")) << "{\"source\": \"a\", \"target\": \"b\"}\n";
+  const Finished broken = prepare(two + shop_.path("broken.tsv") + " " + shop_.path("broken.jsonl"), "new.h5");
+  EXPECT_EQ(broken.code, 2);
+  for (const char* said :
+       {"broken.tsv:2: this line has 2 columns", "broken.tsv:3: this line has no source before its first tab",
+        "broken.tsv:4: this line has no second source between its tabs",
+        "broken.tsv:5: this line has no target behind its second tab",
+        "broken.jsonl:1: this line has no \"second_source\""})
+    EXPECT_TRUE(contains(broken, said)) << said << "\n" << broken.output;
+  EXPECT_EQ(read(shop_.path("new.h5")), "");
+
+  const Finished prepared = prepare(two + shop_.path("triples.tsv") + " " + shop_.path("triples.jsonl"), "triples.h5");
+  ASSERT_EQ(prepared.code, 0) << prepared.output;
+  EXPECT_TRUE(contains(prepared, "triples.h5: 80 triples")) << prepared.output;
+  const Finished pairs = shop_.train(1, "pairs", words_ + two);
+  EXPECT_EQ(pairs.code, 2);
+  EXPECT_TRUE(contains(pairs, "its texts are not triples")) << pairs.output;
+  EXPECT_TRUE(contains(pairs, "each of its lines had 2 texts, and this model reads 3")) << pairs.output;
+
+  const std::string words = model + two + "data.path=" + shop_.path("triples.h5 ") + "train.evaluate_sequences=0 ";
+  ASSERT_EQ(shop_.train(1, "one_rank", words).code, 0);
+  const Finished four = shop_.train(
+      4, "four", words + "parallel.tensor=2 parallel.sequence=true parallel.context=2 parallel.micro_batch=2");
+  ASSERT_EQ(four.code, 0) << four.output;
+  EXPECT_TRUE(contains(four, "triples.h5: 80 triples, 64 for training, 16 held out; 0 are longer")) << four.output;
+  for (const char* key : {"loss", "gradient_norm", "held_out_loss"})
+    expect_near(shop_.metric("four", key), shop_.metric("one_rank", key), relative);
+
+  const Finished trained =
+      shop_.train(1, "one", words + "train.steps=80 checkpoint.every=0 optimizer.rate=0.01 model.dropout=0");
+  ASSERT_EQ(trained.code, 0) << trained.output;
+  const std::string generate = "generate " + shop_.path("one") + " generate.prompt=";
+  for (const char* beam : {" generate.beam=1", " generate.beam=3"}) {
+    EXPECT_EQ(shop_.choir(generate + "'first\tfish bird'" + beam).output, "fish\n") << beam;
+    EXPECT_EQ(shop_.choir(generate + "'the second\tfish bird'" + beam).output, "a bird\n") << beam;
+  }
+  EXPECT_TRUE(contains(shop_.choir("evaluate " + shop_.path("one") + " --chrf"), ", chrF 100.00, over"));
+  EXPECT_TRUE(contains(shop_.choir(generate + "first"), "generate.prompt has 0 tabs"));
+  EXPECT_TRUE(contains(shop_.choir(generate + "'first\t'"), "the second text of generate.prompt is empty"));
+  const Finished inspected = shop_.choir("inspect " + shop_.path("one") +
+                                         " --source 'first\tfish bird' --text fish --output " + shop_.path("out"));
+  EXPECT_EQ(inspected.code, 0) << inspected.output;
+  const std::string page = read(shop_.path("out/inspect.html"));
+  for (const char* said : {"\"second_source 0\"", "\"keys\":\"source\",\"columns\":\"second_source\""})
+    EXPECT_NE(page.find(said), std::string::npos) << said;
+}
+
 }  // namespace
 }  // namespace choir::tests

@@ -53,16 +53,18 @@ struct DoubleRun {
       here.row_scale = gradient ? row_scale : 0;
       here.expert_sums = expert_sums;
       here.head_sums = head_sums;
-      const auto held_rows = [&](std::int64_t positions) {
-        Rows rows = context_rows(whole_rows(micro_batch, positions, begin), mesh.shape.context, mesh.here.context);
+      const auto held_rows = [&](std::int64_t positions, std::int64_t texts) {
+        Rows rows = context_rows(whole_rows(texts * micro_batch, positions, texts * begin), mesh.shape.context,
+                                 mesh.here.context);
         if (sequence) {
           rows.split = mesh.tensor->size();
           rows.part = mesh.tensor->rank();
         }
         return rows;
       };
-      here.rows = held_rows(length);
-      BatchRows held(model, here.rows, model.has_source() ? held_rows(model.source_length()) : no_rows());
+      here.rows = held_rows(length, 1);
+      BatchRows held(model, here.rows,
+                     model.has_source() ? held_rows(model.source_length(), source_texts(model)) : no_rows());
       SampleBuffer sample(model);
       for (std::int64_t s = 0; s < micro_batch; ++s) {
         random_sample(model, random_key_of_tests, begin + s, sample.view());
@@ -136,9 +138,8 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
   const auto caches = run.stage.make_caches(length, run.runtime);
   double loss = 0;
   std::vector<double> logits(static_cast<std::size_t>(vocabulary));
-  std::vector<std::int32_t> source = sample.source;
-  std::erase_if(source, [](std::int32_t id) { return id < 0; });
-  if (!source.empty()) context.source.rows = whole_rows(1, std::ssize(source));
+  const GivenSource source(run.model, sample.source);
+  context.source = source.upload(run.runtime, length);
   for (std::int64_t position = 0; position < length;) {
     const std::int64_t count = std::min(pieces.front(), length - position);
     if (pieces.size() > 1) pieces.erase(pieces.begin());
@@ -148,7 +149,7 @@ inline double generated_loss(DoubleRun& run, std::int64_t index, std::vector<std
       context.documents = upload_documents(
           run.runtime, {sample.documents.begin(), sample.documents.begin() + position + count}, context.rows);
     Batch batch{.ids = ops::to_device(run.runtime, piece, DType::i32)};
-    if (context.source.rows.count() > 0) batch.source = ops::to_device(run.runtime, source, DType::i32);
+    if (context.source.rows.count() > 0) batch.source = ops::to_device(run.runtime, source.ids, DType::i32);
     const Tensor result = run.stage.generate(batch, caches, context, run.shards);
     context.source.rows.runs[0] = {0, 0};  // it has been read
     ops::download(run.runtime, result, logits.data());

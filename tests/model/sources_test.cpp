@@ -1,5 +1,5 @@
-// Attention whose keys and values are of two streams: what a token reads never depends on later tokens, and it depends
-// on both streams.
+// Attention whose keys and values are of several streams: what a token reads never depends on later tokens, and it
+// depends on all streams.
 #include <gtest/gtest.h>
 
 #include "tests/model/double_run.h"
@@ -27,7 +27,7 @@ struct SourcesOfAModel : ::testing::TestWithParam<Sources> {
     std::fill(sample.targets.begin() + counted, sample.targets.end(), -1);
     Context here = run.context();
     here.rows = whole_rows(1, length);
-    BatchRows held(run.model, here.rows, whole_rows(1, run.model.source_length()));
+    BatchRows held(run.model, here.rows, whole_rows(source_texts(run.model), run.model.source_length()));
     held.set(0, sample);
     here.source = held.upload_source(run.runtime);
     const Tensor sum = run.runtime.empty({1}, DType::f64);
@@ -60,7 +60,7 @@ TEST_P(SourcesOfAModel, ALaterTokenChangesNothingBefore) {
 
 INSTANTIATE_TEST_SUITE_P(Streams, SourcesOfAModel,
                          ::testing::Values(Sources{.keys = TokenStream::target}, Sources{.values = TokenStream::target},
-                                           Sources{}));
+                                           Sources{}, Sources{.values = TokenStream::second_source}));
 
 }  // namespace
 }  // namespace choir::tests

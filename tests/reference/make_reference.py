@@ -449,12 +449,31 @@ model:
   norm: {kind: layer_norm, epsilon: 0.25}
 train: {batch: 3}
 """,
+    # A decoder that compares itself with one source and reads another one.
+    "two_sources": """\
+model:
+  family: encoder_decoder
+  layers: 2
+  encoder_layers: 1
+  width: 30
+  vocabulary: 53
+  context: 9
+  source_context: 11
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 6, kv_heads: 2, head_width: 6, position: learned, window: 0, norm: true, \
+sources: {queries: target, keys: source, values: second_source}}
+  feed_forward: {kind: gelu, width: 56}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
 }
 IGNORED_TARGETS = {"five_heads", "encoder_decoder"}
 
 class Tokens(typing.NamedTuple):
     """Ids [B, T], or pixels, and for each position of a sequence the position at which its document begins [B, T]: 0 where sequences are one document.
-    Of an encoder-decoder the ids of the source [B, S], and -1 behind its end."""
+    Of an encoder-decoder the ids of the source [B, texts, S], and -1 behind the end of each text."""
     ids: torch.Tensor
     begins: torch.Tensor
     source: torch.Tensor | None = None
@@ -497,6 +516,12 @@ def is_linear(model, name):
     every = attention.get("softmax_every", 0)
     has_softmax = name.endswith("cross_attention") or (every and (block + 1) % every == 0)
     return attention.get("kind") in ("linear", "delta") and not has_softmax
+
+
+def streams_of_memory(model):
+    """Those that an encoder-decoder's decoder reads, in the order of their texts."""
+    read = model["attention"].get("sources", {}).values()
+    return ["source"] + ["second_source"] * ("second_source" in read)
 
 
 def shapes(model):
@@ -566,6 +591,8 @@ def shapes(model):
         linear(f"{name}.down", width, hidden)
 
     if model["family"] == "encoder_decoder":
+        if len(streams_of_memory(model)) == 2:
+            found["encoder.embedding.text.weight"] = (2, width)
         if attention["position"] == "learned":
             found["encoder.embedding.position.weight"] = (model["source_context"], width)
         for i in range(model["encoder_layers"]):
@@ -787,15 +814,20 @@ def logits(model, w, tokens, choices=None):
 
     if model["family"] == "encoder_decoder":
         at = torch.arange(model["source_context"])[None, :].expand(batch, -1)
-        memory = embed(model, w, tokens.source.clamp(min=0))
-        if attention["position"] == "learned":
-            memory = memory + F.embedding(at, w["encoder.embedding.position.weight"])
-        for i in range(model["encoder_layers"]):
-            name = f"encoder.blocks.{i}"
-            memory = attend_to_self(f"{name}.attention", memory, visible_source(model, tokens.source), at)
-            memory = memory + feed_forward(f"{name}.feed_forward", norm(f"{name}.feed_forward_norm", memory))
-        memory = norm("encoder.final_norm", memory)
-        text = (tokens.source >= 0)[:, None, None, :].expand(-1, -1, length, -1)
+        memory = {}
+        for n, stream in enumerate(streams_of_memory(model)):
+            ids = tokens.source[:, n]
+            y = embed(model, w, ids.clamp(min=0))
+            if len(streams_of_memory(model)) == 2:
+                y = y + w["encoder.embedding.text.weight"][n]
+            if attention["position"] == "learned":
+                y = y + F.embedding(at, w["encoder.embedding.position.weight"])
+            for i in range(model["encoder_layers"]):
+                name = f"encoder.blocks.{i}"
+                y = attend_to_self(f"{name}.attention", y, visible_source(model, ids), at)
+                y = y + feed_forward(f"{name}.feed_forward", norm(f"{name}.feed_forward_norm", y))
+            memory[stream] = norm("encoder.final_norm", y)
+        text = (tokens.source >= 0).all(1)[:, None, None, :].expand(-1, -1, length, -1)
         sources = attention.get("sources", {"keys": "source", "values": "source"})
         is_aligned = "target" in (sources["keys"], sources["values"])
     x = embed(model, w, tokens.ids)
@@ -809,7 +841,7 @@ def logits(model, w, tokens, choices=None):
         x = attend_to_self(f"blocks.{i}.attention", x, causal, at)
         if model["family"] == "encoder_decoder":
             name = f"blocks.{i}.cross_attention"
-            streams = {"target": norm(f"{name}_norm", x), "source": memory}
+            streams = {"target": norm(f"{name}_norm", x)} | memory
             x = x + attend(name, streams["target"], streams[sources["keys"]], streams[sources["values"]],
                            text & causal if is_aligned else text, at if is_aligned else None)
         x = x + feed_forward(f"blocks.{i}.feed_forward", norm(f"blocks.{i}.feed_forward_norm", x))
@@ -873,8 +905,9 @@ def loss_and_gradients_of_layers(model, weights, tokens, targets):
         for i in range(model["layers"]):
             x = layer_of(torch.nn.TransformerEncoderLayer, f"blocks.{i}", x, src_key_padding_mask=padding)
     else:
-        padding = tokens.source < 0
-        memory = F.embedding(tokens.source.clamp(min=0), w["embedding.token.weight"]) * ~padding[..., None]
+        source = tokens.source[:, 0]
+        padding = source < 0
+        memory = F.embedding(source.clamp(min=0), w["embedding.token.weight"]) * ~padding[..., None]
         memory = memory + w["encoder.embedding.position.weight"]
         for i in range(model["encoder_layers"]):
             memory = layer_of(torch.nn.TransformerEncoderLayer, f"encoder.blocks.{i}", memory,
@@ -971,11 +1004,11 @@ def make(name, seed, folder):
         begins = torch.cummax(torch.where(border, torch.arange(size[1]), 0), dim=1).values
     source = None
     if model["family"] == "encoder_decoder":
-        positions = model["source_context"]
-        source = torch.randint(model["vocabulary"], (batch, positions), generator=generator)
-        lengths = torch.randint(1, positions + 1, (batch,), generator=generator)
-        lengths[0] = positions
-        source = torch.where(torch.arange(positions) < lengths[:, None], source, -1)
+        positions, texts = model["source_context"], len(streams_of_memory(model))
+        source = torch.randint(model["vocabulary"], (batch, texts, positions), generator=generator)
+        lengths = torch.randint(1, positions + 1, (batch, texts), generator=generator)
+        lengths[0, 0] = positions
+        source = torch.where(torch.arange(positions) < lengths[..., None], source, -1)
     if model["family"] == "classifier":  # what fills a text up is a document of its own
         ends = torch.randint(2, model["context"] + 1, (batch, 1), generator=generator)
         ends[0] = model["context"]

@@ -260,6 +260,19 @@ inline std::vector<SmallModel> small_models() {
   aligned.feed_forward.width = 40;
   models.push_back({"aligned_sources", aligned});
 
+  // Compares with one source and reads another one.
+  ModelConfig two_sources = base(20, 61, 7);
+  two_sources.family = ModelFamily::encoder_decoder;
+  two_sources.layers = 1;
+  two_sources.source_context = 5;
+  two_sources.attention.heads = 5;
+  two_sources.attention.kv_heads = 1;
+  two_sources.attention.norm = true;
+  two_sources.attention.sources = {.keys = TokenStream::second_source, .values = TokenStream::source};
+  two_sources.feed_forward.width = 40;
+  two_sources.dropout = 0.1;
+  models.push_back({"two_sources", two_sources});
+
   ModelConfig classifier = base(20, 61, 7);
   classifier.family = ModelFamily::classifier;
   classifier.classes = 4;

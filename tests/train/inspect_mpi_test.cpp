@@ -19,7 +19,9 @@ std::vector<InspectedSample> random_samples(const ModelConfig& model, std::int64
     random_sample(model, random_key_of_tests, i, sample.buffer.view());
     for (std::int32_t& id : sample.buffer.inputs) id %= 3;
     for (std::int32_t& id : sample.buffer.source) id = id < 0 ? id : id % 3;
-    sample.source_length = source_tokens(sample.buffer);
+    if (model.has_source()) sample.source_length = source_tokens(model, sample.buffer, TokenStream::source);
+    if (source_texts(model) == 2)
+      sample.second_source_length = source_tokens(model, sample.buffer, TokenStream::second_source);
   }
   return samples;
 }
@@ -59,9 +61,12 @@ struct Recorded {
 
 bool sees(const ModelConfig& m, const AttentionStack& stack, const SampleBuffer& buffer, std::int64_t i,
           std::int64_t j) {
-  const std::int64_t source = source_tokens(buffer);
+  const auto tokens = [&](TokenStream stream) {
+    return stream == TokenStream::target ? m.source_length() : source_tokens(m, buffer, stream);
+  };
+  const std::int64_t source = m.has_source() ? std::min(tokens(stack.keys), tokens(stack.columns)) : 0;
   if (stack.name == "cross" && (j >= source || !m.attention.sources.are_aligned())) return j < source;
-  if (stack.name == "encoder" && (i < source) != (j < source)) return false;
+  if ((stack.name == "encoder" || stack.name == "second_source") && (i < source) != (j < source)) return false;
   if (!buffer.documents.empty() &&
       buffer.documents[static_cast<std::size_t>(i)].begin != buffer.documents[static_cast<std::size_t>(j)].begin)
     return false;
@@ -141,7 +146,9 @@ std::array<double, head_measures> measures_of(const std::vector<double>& map, co
   const ModelConfig& m = r.model;
   const std::int64_t keys = r.keys(), columns = m.image.columns();
   const bool image = m.family == ModelFamily::vision, compares = !r.entry.kv;
-  const std::vector<std::int32_t>& ids = r.stack.name == "encoder" ? buffer.source : buffer.inputs;
+  const std::span<const std::int32_t> ids = r.stack.rows == TokenStream::target
+                                                ? std::span<const std::int32_t>(buffer.inputs)
+                                                : source_text(m, std::span(buffer.source), r.stack.text);
   const std::int64_t class_token = image && m.pool == Pool::class_token ? 1 : 0;
   std::vector<double> entropy, distance, first, previous, induction, sink, forgotten;
   for (std::int64_t i = 0; i < length; ++i) {
@@ -195,7 +202,7 @@ void expect_same(double value, double expected, const std::string& what) {
 /// all, and `head` of the layer.
 void expect_sampled(const HeadSamples& sampled, std::int64_t number, std::int64_t head, const std::vector<double>& map,
                     const Recorded& r, std::int64_t length, const SampleBuffer& buffer) {
-  const std::vector<double> sums = sums_of(weights_of(r, buffer, 0, head), r.length());
+  const std::vector<double> sums = sums_of(weights_of(r, buffer, r.stack.sequence_of(0), head), r.length());
   const std::int64_t keys = r.keys(), queries = std::min<std::int64_t>(8, length);
   std::vector<double> entropy, sink;
   double largest = 0;
@@ -226,9 +233,9 @@ std::string name_of_head(const std::string& layer, std::int64_t head) {
 
 TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
   if (device_is_simulated() || world_size() > 1) GTEST_SKIP() << "one rank on the CPU is enough";
-  for (const char* name :
-       {"gpt", "window_8_of_2", "soft_cap_alibi", "documents", "prefix", "sinks", "encoder_documents", "encoder_window",
-        "classifier", "vision", "class_token", "llama_pairs", "aligned_sources", "linear_encoder", "linear_pairs"}) {
+  for (const char* name : {"gpt", "window_8_of_2", "soft_cap_alibi", "documents", "prefix", "sinks",
+                           "encoder_documents", "encoder_window", "classifier", "vision", "class_token", "llama_pairs",
+                           "aligned_sources", "two_sources", "linear_encoder", "linear_pairs"}) {
     SCOPED_TRACE(name);
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
@@ -266,14 +273,17 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
             const InspectedSample& sample = samples[static_cast<std::size_t>(s)];
             const Inspection::Sample& inspected = inspection.samples[static_cast<std::size_t>(s)];
             const auto length_of = [&](TokenStream stream) {
-              return stream == TokenStream::source ? sample.source_length : sample.length;
+              return stream == TokenStream::source          ? sample.source_length
+                     : stream == TokenStream::second_source ? sample.second_source_length
+                                                            : sample.length;
             };
             const std::int64_t length = length_of(stack.rows), columns = length_of(stack.columns);
             const std::int64_t keys = recorded.keys();
-            const std::vector<double> map = map_of(recorded, sample.buffer, s, head);
-            const std::vector<double> weights = weights_of(recorded, sample.buffer, s, head);
+            const std::int64_t sequence = stack.sequence_of(s);
+            const std::vector<double> map = map_of(recorded, sample.buffer, sequence, head);
+            const std::vector<double> weights = weights_of(recorded, sample.buffer, sequence, head);
             const std::vector<double> sums = sums_of(weights, recorded.length());
-            const auto measures = measures_of(map, recorded, s, head, length, sample.buffer);
+            const auto measures = measures_of(map, recorded, sequence, head, length, sample.buffer);
             for (std::size_t m = 1; m < head_measures; ++m)
               expect_same(inspected.values[m][static_cast<std::size_t>(number)], measures[m],
                           names<HeadMeasure>[m] + (" of " + name_of_head(stack.layer_name(layer), head)));
@@ -290,7 +300,7 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
               for (std::int64_t e = 0; e < model.head_width(); ++e) {
                 double sum = 0;
                 for (std::int64_t j = 0; j < keys; ++j)
-                  sum += at(weights, i * (keys + 1) + j) * recorded.kv(1, s * keys + j, head, e);
+                  sum += at(weights, i * (keys + 1) + j) * recorded.kv(1, sequence * keys + j, head, e);
                 read.push_back(sum);
                 square += sum * sum / static_cast<double>(model.head_width());
               }
@@ -300,14 +310,15 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
                 const double factor = recorded.is_linear()
                                           ? at(masters.at(norm), e) / std::sqrt(square + model.norm.epsilon)
                                           : 1 / std::max(at(sums, i), 1e-300);  // nothing is read of nothing
-                ASSERT_NEAR(at(recorded.out, ((s * recorded.length() + i) * heads + head) * model.head_width() + e),
-                            factor * at(read, e), bound * 20)
+                ASSERT_NEAR(
+                    at(recorded.out, ((sequence * recorded.length() + i) * heads + head) * model.head_width() + e),
+                    factor * at(read, e), bound * 20)
                     << "weights times V of " << name_of_head(stack.layer_name(layer), head);
               }
             }
             if (s == 0 && stack.name != "cross")
               expect_sampled(sampled, number, head, map, recorded,
-                             stack.rows == TokenStream::source ? length : recorded.length(), sample.buffer);
+                             stack.rows == TokenStream::target ? recorded.length() : length, sample.buffer);
             of_head.insert(of_head.end(), map.begin(), map.begin() + length * (keys + 1));
             rows += length;
           }
@@ -416,7 +427,7 @@ HeadSamples sampled(SmallRun& run) {
 
 TEST(Inspect, IsThatOfOneRankInEveryLayout) {
   if (device_is_simulated()) GTEST_SKIP() << "the arithmetic is that of the host";
-  for (const char* name : {"window_8_of_2", "sinks", "chosen_heads", "encoder_documents", "class_token", "pairs",
+  for (const char* name : {"window_8_of_2", "sinks", "chosen_heads", "encoder_documents", "class_token", "two_sources",
                            "aligned_sources", "linear_encoder"}) {
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;

@@ -104,7 +104,8 @@ std::vector<std::string> reference_files() {
           "aligned_sources",
           "delta",
           "linear_encoder",
-          "linear_pairs"};
+          "linear_pairs",
+          "two_sources"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
