@@ -7,8 +7,9 @@
 // CPU: oneDNN, its primitives cached by shape in MatmulPlans; or by Cpu::unit products in vectors, for all but few rows
 // (kernels/cpu/vector_matmul.h), or those of bf16 on tiles (kernels/cpu/tile_matmul.h); f64 (tests only) and vectors
 // with gaps are a plain loop.
-// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32. cuBLASLt and products in vectors
-// compute epilogues: matmul_fuses() says which, and the others run the kernels of activation.h and reduce.h instead.
+// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32. cuBLASLt and products in
+// vectors compute epilogues: matmul_fuses() says which, and the others run the kernels of activation.h and reduce.h
+// instead.
 #pragma once
 
 #include <cstdint>
@@ -34,10 +35,10 @@ enum class Epilogue : std::uint8_t { none, gelu, gelu_gradient, bias_gradient };
 /// (In, Out) is (f32, f32), (bf16, bf16), (bf16, f32) or (f64, f64).
 template <class In, class Out>
 struct Matmul {
-  const In* a;                           ///< [m, k], or [k, m] if transpose_a
-  const In* b;                           ///< [k, n], or [n, k] if transpose_b
-  Out* c;                                ///< [m, n]
-  const Accumulate<In>* bias = nullptr;  ///< [n] at a multiple of 16 bytes, or null
+  const In* a;                ///< [m, k], or [k, m] if transpose_a
+  const In* b;                ///< [k, n], or [n, k] if transpose_b
+  Out* c;                     ///< [m, n]
+  const Out* bias = nullptr;  ///< [n] at a multiple of 16 bytes, or null; in the type that cuBLASLt reads
   std::int64_t m, n, k;
   std::int64_t a_stride, b_stride, c_stride;  ///< elements from one stored row to the next
   bool transpose_a = false, transpose_b = false;

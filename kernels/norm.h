@@ -5,11 +5,13 @@
 //
 // Ba et al. 2016, arXiv 1607.06450; Zhang, Sennrich 2019, arXiv 1910.07467. RMS norm is the first formula with mean = 0
 // and without bias; a kernel computes it if `mean` is null.
+//
+// A residual branch and the norm that follows it are one pass over memory.
 #pragma once
 
 #include <cstdint>
 
-#include "kernels/types.h"
+#include "kernels/residual.h"
 
 namespace choir::kernels {
 
@@ -47,6 +49,11 @@ template <class T>
 void norm_forward(Cpu, const NormForward<T>&);
 template <class T>
 void norm_forward(Cuda, const NormForward<T>&);
+/// residual_forward() and the norm of what it gives: norm.x is residual.y. The same bits as one after the other.
+template <class T>
+void residual_norm_forward(Cpu, const ResidualForward<T>& residual, const NormForward<T>& norm);
+template <class T>
+void residual_norm_forward(Cuda, const ResidualForward<T>& residual, const NormForward<T>& norm);
 /// One row of partial sums per thread and gradient; added in thread order, so that the bits repeat.
 template <class T>
 std::int64_t norm_backward_workspace_bytes(Cpu, std::int64_t rows, std::int64_t width);

@@ -37,7 +37,8 @@ struct FlatRange {
 /// A local buffer that products and norms read. Shards gives it its memory.
 struct Weight {
   std::int64_t rows = 0, width = 0;
-  bool matrix = true;       ///< matrices and embeddings have a bf16 value in bf16 runs; 1-D weights are always f32
+  /// Matrices, embeddings, and the biases that a product adds have a bf16 value in bf16 runs; other vectors are f32.
+  bool matrix = true;
   int group = 0;            ///< of the store
   Tensor value;             ///< [rows, width], what forward reads; empty while the group is not acquired (ZeRO stage 3)
   Tensor gradient;          ///< [rows, width] f32 (f64 in tests); backward adds to it

@@ -149,7 +149,7 @@ Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache,
 
 ops::Dropout Attention::dropout(const Context& context) const { return row_dropout(context, config_.dropout, name_); }
 
-Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
+ops::Branch Attention::forward(const Tensor& x, Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
   saved.x = keep(x);
   Tensor all = enter(x, context, name_.c_str());
@@ -170,7 +170,7 @@ Tensor Attention::forward(const Tensor& x, const Tensor& residual, Saved& saved,
         .sinks = spec(context).sinks};
   qkv = {};  // attended has it, or its heads
   const Tensor y = leave(out_.forward("attention out", out, context), context, name_.c_str());
-  return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
+  return {y, out_.bias(), dropout(context)};
 }
 
 Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor* sum_of_dy) const {

@@ -1,9 +1,9 @@
-// Multi-head attention, its heads split over the tensor axis, with the residual add behind it.
+// Multi-head attention, its heads split over the tensor axis: a branch of the residual stream.
 //
 //   q, k, v = x Wq^T + bq, x Wk^T + bk, x Wv^T + bv     one product; each rank its own heads
 //   q, k    = norm(q), norm(k)                          if asked for: per head, one weight for all heads
 //   a       = dropout(softmax(mask(score(q k^T / sqrt(E))))) v    per head; rotary positions turn q and k before
-//   y       = residual + dropout(a Wo^T + bo)            summed over the ranks
+//   branch  = dropout(a Wo^T + bo)                       summed over the ranks
 //
 // A token may choose some of the heads (framework/nn/head_router.h): a is then times the gate of the head, and 0 of the
 // others, which are not computed for it.
@@ -71,10 +71,10 @@ class Attention {
 
   Attention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
 
-  /// x and residual [rows held, D] -> y [rows held, D]. With context.cache, one sequence, whose keys and values are
+  /// x [rows held, D] -> the branch [rows held, D]. With context.cache, one sequence, whose keys and values are
   /// added to the cache: x attends to all that it holds then.
-  Tensor forward(const Tensor& x, const Tensor& residual, Saved&, Context&) const;
-  /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself. If `sum_of_dy` is given and
+  ops::Branch forward(const Tensor& x, Saved&, Context&) const;
+  /// dy [rows held, D], of the stream with the branch -> dx [rows held, D]. If `sum_of_dy` is given and
   /// nothing is dropped, it becomes the gradient of the last bias, to which the caller then adds the sum over rows of
   /// dy.
   Tensor backward(const Tensor& dy, const Saved&, Context&, Tensor* sum_of_dy = nullptr) const;

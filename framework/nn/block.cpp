@@ -23,16 +23,15 @@ Block::Block(const std::string& name, const BlockShape& s, const TensorShare& sh
       feed_forward_(make_feed_forward(name + ".feed_forward", s, share, store)) {}
 
 Tensor Block::forward(const Tensor& x, Saved& saved, Context& context) const {
-  const Tensor normed_x = attention_norm_.forward(x, saved.attention_norm, context);
-  const Tensor h = std::visit(
-      [&]<class Layer>(const Layer& layer) {
-        return layer.forward(normed_x, x, saved.attention.emplace<typename Layer::Saved>(), context);
-      },
-      attention_);
-  const Tensor normed = feed_forward_norm_.forward(h, saved.feed_forward_norm, context);
+  const auto attention_forward = [&]<class Layer>(const Layer& layer) {
+    const Tensor normed = attention_norm_.forward(x, saved.attention_norm, context);
+    return layer.forward(normed, saved.attention.emplace<typename Layer::Saved>(), context);
+  };
+  const ops::SumAndNorm h = feed_forward_norm_.forward_sum(x, std::visit(attention_forward, attention_),
+                                                           saved.feed_forward_norm, context);
   return std::visit(
       [&]<class Layer>(const Layer& layer) {
-        return layer.forward(normed, h, saved.feed_forward.emplace<typename Layer::Saved>(), context);
+        return layer.forward(h.norm, h.sum, saved.feed_forward.emplace<typename Layer::Saved>(), context);
       },
       feed_forward_);
 }

@@ -102,7 +102,7 @@ ConvolutionStem::ConvolutionStem(const ConvolutionShape& shape, const Vocabulary
     Layer layer{channels, vocabulary_slice(channels, share),
                 vocabulary_table({name + ".weight", channels, square * inputs, deviation}, share, store), nullptr};
     if (shape.bias) {
-      layer.bias = store.add_weight(layer.held.rows, 1, false);
+      layer.bias = store.add_weight(layer.held.rows, 1, true);  // as of ColumnLinear
       store.add({.name = name + ".bias",
                  .shape = {channels},
                  .held = {layer.held.begin, layer.held.end, 0, 1},

@@ -291,12 +291,11 @@ Tensor CrossAttention::attend_to_both(const Tensor& x, const Tensor& memory, Sav
   return entry.out;
 }
 
-Tensor CrossAttention::forward(const Tensor& x, const Tensor& memory, const Tensor& residual, Saved& saved,
-                               Context& context) const {
+ops::Branch CrossAttention::forward(const Tensor& x, const Tensor& memory, Saved& saved, Context& context) const {
   const Tensor out =
       context.cache ? attend_to_cache(x, memory, saved, context) : attend_to_both(x, memory, saved, context);
   const Tensor y = leave(out_.forward("cross-attention out", out, context), context, name_.c_str());
-  return ops::residual(context.runtime, residual, y, out_.bias(), dropout(context));
+  return {y, out_.bias(), dropout(context)};
 }
 
 CrossAttention::Gradients CrossAttention::backward(const Tensor& dy, const Saved& saved, Context& context) const {

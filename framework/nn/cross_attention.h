@@ -1,10 +1,10 @@
-// Attention of a decoder's tokens to the output of an encoder, the memory; its heads split over the tensor axis, with
-// the residual add behind it.
+// Attention of a decoder's tokens to the output of an encoder, the memory; its heads split over the tensor axis: a
+// branch of the residual stream.
 //
 //   q, k, v = s Wq^T + bq, s' Wk^T + bk, s" Wv^T + bv   of x or of the memory, as Sources say; one product of each text
 //   q, k    = norm(q), norm(k)                          if asked for
 //   a       = softmax(mask(score(q k^T / sqrt(E)))) v   per head; the mask leaves out what pads a source
-//   y       = residual + dropout(a Wo^T + bo)           summed over the ranks
+//   branch  = dropout(a Wo^T + bo)                      summed over the ranks
 //
 // Of {target, source, source}, nothing here knows positions: a token sees all of the source. Over the context axis,
 // keys and values are gathered, whatever parallel.context_kind says. Vaswani et al. 2017, arXiv 1706.03762. If the
@@ -38,10 +38,10 @@ class CrossAttention {
   CrossAttention(const std::string& name, const AttentionShapeConfig&, const Sources&, const TensorShare&,
                  ParameterStore&);
 
-  /// x and residual [rows held, D], memory [rows of the source held, D] -> y [rows held, D]. With context.cache, one
+  /// x [rows held, D], memory [rows of the source held, D] -> the branch [rows held, D]. With context.cache, one
   /// sequence: keys and values are added to the cache, and those of the memory read from it if no row of the source is
   /// held.
-  Tensor forward(const Tensor& x, const Tensor& memory, const Tensor& residual, Saved&, Context&) const;
+  ops::Branch forward(const Tensor& x, const Tensor& memory, Saved&, Context&) const;
 
   struct Gradients {
     Tensor dx;       // [rows held, D]

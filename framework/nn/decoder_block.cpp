@@ -16,16 +16,16 @@ DecoderBlock::DecoderBlock(const std::string& name, const BlockShape& s, const S
       feed_forward_(name + ".feed_forward", s.feed_forward, share, store) {}
 
 Tensor DecoderBlock::forward(const Tensor& x, const Tensor& memory, Saved& saved, Context& context) const {
-  const Tensor normed = attention_norm_.forward(x, saved.attention_norm, context);
-  const Tensor h = std::visit(
-      [&]<class Layer>(const Layer& layer) {
-        return layer.forward(normed, x, saved.attention.emplace<typename Layer::Saved>(), context);
-      },
-      attention_);
-  const Tensor g = cross_attention_.forward(cross_attention_norm_.forward(h, saved.cross_attention_norm, context),
-                                            memory, h, saved.cross_attention, context);
-  return feed_forward_.forward(feed_forward_norm_.forward(g, saved.feed_forward_norm, context), g, saved.feed_forward,
-                               context);
+  const auto attention_forward = [&]<class Layer>(const Layer& layer) {
+    const Tensor normed = attention_norm_.forward(x, saved.attention_norm, context);
+    return layer.forward(normed, saved.attention.emplace<typename Layer::Saved>(), context);
+  };
+  const ops::SumAndNorm h = cross_attention_norm_.forward_sum(x, std::visit(attention_forward, attention_),
+                                                              saved.cross_attention_norm, context);
+  const ops::SumAndNorm g = feed_forward_norm_.forward_sum(
+      h.sum, cross_attention_.forward(h.norm, memory, saved.cross_attention, context), saved.feed_forward_norm,
+      context);
+  return feed_forward_.forward(g.norm, g.sum, saved.feed_forward, context);
 }
 
 CrossAttention::Gradients DecoderBlock::backward(const Tensor& dy, const Saved& saved, Context& context) const {

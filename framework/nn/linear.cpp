@@ -16,7 +16,7 @@ ColumnLinear::ColumnLinear(std::vector<ColumnPart> parts, std::int64_t inputs, b
   std::int64_t rows = 0;
   for (const ColumnPart& part : parts) rows += part.held.count();
   weight_ = store.add_weight(rows, inputs, true);
-  if (bias) bias_ = store.add_weight(rows, 1, false);
+  if (bias) bias_ = store.add_weight(rows, 1, true);  // the product reads it in its own type
   std::int64_t first_row = 0;
   for (const ColumnPart& part : parts) {
     Parameter parameter{.name = part.name + ".weight",

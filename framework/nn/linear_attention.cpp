@@ -67,7 +67,7 @@ ops::Dropout LinearAttention::dropout(const Context& context) const {
   return row_dropout(context, config_.dropout, name_);
 }
 
-Tensor LinearAttention::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
+ops::Branch LinearAttention::forward(const Tensor& x, Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
   const std::int64_t width = heads() * config_.head_width;
   saved.x = keep(x);
@@ -97,7 +97,7 @@ Tensor LinearAttention::forward(const Tensor& x, const Tensor& residual, Saved& 
     context.attention->entries[{name_, context.rows.first_sample}] = {
         .rows = context.rows, .qkv = qkv, .out = saved.out, .lse = log_decay};
   const Tensor y = leave(out_.forward("attention out", saved.out, context), context, name_.c_str());
-  return ops::residual(runtime, residual, y, out_.bias(), dropout(context));
+  return {y, out_.bias(), dropout(context)};
 }
 
 Tensor LinearAttention::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor* sum_of_dy) const {

@@ -1,12 +1,12 @@
 // Gated linear attention (Yang et al. 2023, arXiv 2312.06635) in place of softmax attention, its heads split over the
-// tensor axis, with the residual add behind it.
+// tensor axis: a branch of the residual stream.
 //
 //   q, k, v = x Wq^T + bq, x Wk^T + bk, x Wv^T + bv     one product; norms of q and k and rotary positions as there
 //   g       = log(sigmoid(x Wg^T + bg)) / 16            a decay of each head and token; bg always is
 //   log b   = log(sigmoid(x Wb^T + bb))                 by the delta rule only: a rate of each head and token
 //   o       = linear attention of q, k, v, g (and b)    per head: kernels/linear_attention.h, kernels/delta_attention.h;
 //                                                       of an encoder's tokens to both sides, with one decay for both
-//   y       = residual + dropout(norm(o) Wo^T + bo)      the norm per head: no softmax bounds o
+//   branch  = dropout(norm(o) Wo^T + bo)                 the norm per head: no softmax bounds o
 //
 // The decays' biases begin at random, at 2 with a deviation of 1.5, so that the heads' memories begin with half-lives
 // from tens of tokens to thousands; those of rates begin at 0. The norm is an RMS norm with one weight for all heads.
@@ -36,10 +36,10 @@ class LinearAttention {
   LinearAttention(const std::string& name, const AttentionShapeConfig&, bool delta, const TensorShare&,
                   ParameterStore&);
 
-  /// x and residual [rows held, D] -> y [rows held, D]. With context.cache, one sequence: x goes on from the state of
+  /// x [rows held, D] -> the branch [rows held, D]. With context.cache, one sequence: x goes on from the state of
   /// the cache, and leaves its own there.
-  Tensor forward(const Tensor& x, const Tensor& residual, Saved&, Context&) const;
-  /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself. `sum_of_dy`: as of Attention.
+  ops::Branch forward(const Tensor& x, Saved&, Context&) const;
+  /// dy [rows held, D], of the stream with the branch -> dx [rows held, D]. `sum_of_dy`: as of Attention.
   Tensor backward(const Tensor& dy, const Saved&, Context&, Tensor* sum_of_dy = nullptr) const;
 
   /// A state, whatever the number of positions.

@@ -23,13 +23,25 @@ Norm::Norm(const std::string& name, std::int64_t width, bool rms, bool bias, dou
   if (bias && !rms) bias_ = add(".bias", 0.0f);
 }
 
+static void keep_statistics(Norm::Saved& saved) {
+  keep(saved.statistics.rstd);
+  if (saved.statistics.mean) keep(saved.statistics.mean);
+}
+
 Tensor Norm::forward(const Tensor& x, Saved& saved, Context& context) const {
   saved.x = keep(x);
   Tensor y =
       ops::norm(context.runtime, x, weight_->value, bias_ ? bias_->value : Tensor{}, rms_, epsilon_, saved.statistics);
-  keep(saved.statistics.rstd);
-  if (saved.statistics.mean) keep(saved.statistics.mean);
+  keep_statistics(saved);
   return y;
+}
+
+ops::SumAndNorm Norm::forward_sum(const Tensor& x, const ops::Branch& branch, Saved& saved, Context& context) const {
+  const ops::SumAndNorm result = ops::residual_norm(context.runtime, x, branch, weight_->value,
+                                                    bias_ ? bias_->value : Tensor{}, rms_, epsilon_, saved.statistics);
+  saved.x = keep(result.sum);
+  keep_statistics(saved);
+  return result;
 }
 
 Tensor Norm::backward(const Tensor& dy, const Tensor& residual, const Saved& saved, Context& context,

@@ -23,6 +23,8 @@ class Norm {
 
   /// x, y [rows held, D]
   Tensor forward(const Tensor& x, Saved&, Context&) const;
+  /// The residual stream x [rows held, D] after `branch`, and its norm.
+  ops::SumAndNorm forward_sum(const Tensor& x, const ops::Branch& branch, Saved&, Context&) const;
   /// Returns residual + the gradient through the norm. `residual` may be empty. `residual_sum` [D] (or empty) += the
   /// sum over rows of residual: the gradient of a bias.
   Tensor backward(const Tensor& dy, const Tensor& residual, const Saved&, Context&,

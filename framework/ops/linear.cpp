@@ -28,7 +28,7 @@ kernels::Matmul<In, Out> arguments_of(const Product& p) {
   const kernels::Matmul<In, Out> args{.a = p.a.data<In>(),
                                       .b = p.b.data<In>(),
                                       .c = p.c.data<Out>(),
-                                      .bias = data_or_null<Accumulate<In>>(p.bias),
+                                      .bias = data_or_null<Out>(p.bias),
                                       .m = rows(p.c),
                                       .n = p.c.width(),
                                       .k = p.transpose_a ? rows(p.a) : p.a.width(),

@@ -10,7 +10,8 @@ namespace choir::ops {
 
 using kernels::Activation;
 
-/// y [N, out] = x [N, in] weight [out, in]^T + bias [out]. `bias` may be empty. y has `out_type`.
+/// y [N, out] = x [N, in] weight [out, in]^T + bias [out]. y and bias, which may be
+/// empty, have `out_type`.
 Tensor linear(Runtime&, const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias, DType out_type);
 
 /// before [N, out] = x [N, in] weight [out, in]^T + bias [out], made here for backward. `bias` may be empty. Returns

@@ -5,28 +5,52 @@
 
 namespace choir::ops {
 
-Tensor norm(Runtime& runtime, const Tensor& x, const Tensor& weight, const Tensor& bias, bool rms, double epsilon,
-            NormStatistics& statistics) {
+/// The arguments of the kernel that writes the norm `y` of x, and the statistics, which are made here; checked.
+template <class T>
+static kernels::NormForward<T> norm_arguments(Runtime& runtime, const Tensor& x, const Tensor& weight,
+                                              const Tensor& bias, bool rms, double epsilon, NormStatistics& statistics,
+                                              const Tensor& y) {
+  using A = Accumulate<T>;
   check(x.contiguous() && weight.count() == x.width(), "norm: x [N, D], weight [D]");
   check(!bias || bias.count() == x.width(), "norm: bias [D]");
-  Tensor y = runtime.empty({x.rows(), x.width()}, x.dtype());
   const DType type = accumulate_type(x.dtype());
   statistics = {.mean = rms ? Tensor{} : runtime.empty({x.rows()}, type), .rstd = runtime.empty({x.rows()}, type)};
+  return {.x = x.data<T>(),
+          .weight = weight.data<A>(),
+          .bias = data_or_null<A>(bias),
+          .y = y.data<T>(),
+          .mean = data_or_null<A>(statistics.mean),
+          .rstd = statistics.rstd.data<A>(),
+          .rows = x.rows(),
+          .width = x.width(),
+          .epsilon = epsilon};
+}
+
+Tensor norm(Runtime& runtime, const Tensor& x, const Tensor& weight, const Tensor& bias, bool rms, double epsilon,
+            NormStatistics& statistics) {
+  Tensor y = runtime.empty({x.rows(), x.width()}, x.dtype());
   with_type(x.dtype(), [&]<class T>() {
-    using A = Accumulate<T>;
-    const kernels::NormForward<T> args{.x = x.data<T>(),
-                                       .weight = weight.data<A>(),
-                                       .bias = data_or_null<A>(bias),
-                                       .y = y.data<T>(),
-                                       .mean = data_or_null<A>(statistics.mean),
-                                       .rstd = statistics.rstd.data<A>(),
-                                       .rows = x.rows(),
-                                       .width = x.width(),
-                                       .epsilon = epsilon};
+    const auto args = norm_arguments<T>(runtime, x, weight, bias, rms, epsilon, statistics, y);
     launch<T>(runtime, "norm forward", {.flops = 8.0 * static_cast<double>(x.count()), .bytes = bytes_of({x, y})},
               [args](auto device) { kernels::norm_forward(device, args); });
   });
   return y;
+}
+
+SumAndNorm residual_norm(Runtime& runtime, const Tensor& x, const Branch& branch, const Tensor& weight,
+                         const Tensor& bias, bool rms, double epsilon, NormStatistics& statistics) {
+  const Tensor& delta = branch.delta;
+  const auto empty = [&] { return runtime.empty({delta.rows(), delta.width()}, delta.dtype()); };
+  const SumAndNorm result{.sum = empty(), .norm = empty()};
+  with_type(delta.dtype(), [&]<class T>() {
+    const auto sum = residual_arguments<T>(x, branch, result.sum);
+    const auto norm = norm_arguments<T>(runtime, result.sum, weight, bias, rms, epsilon, statistics, result.norm);
+    launch<T>(
+        runtime, "residual and norm forward",
+        {.flops = 10.0 * static_cast<double>(delta.count()), .bytes = bytes_of({x, delta, result.sum, result.norm})},
+        [sum, norm](auto device) { kernels::residual_norm_forward(device, sum, norm); });
+  });
+  return result;
 }
 
 Tensor norm_backward(Runtime& runtime, const Tensor& dy, const Tensor& x, const Tensor& weight,

@@ -108,7 +108,7 @@ MatmulPlan make_plan(const MatmulShape& s, const dnnl::engine& engine) {
   const dnnl::memory::desc a = matrix(s.m, s.k, in, s.a_stride, s.transpose_a);
   const dnnl::memory::desc b = matrix(s.k, s.n, in, s.b_stride, s.transpose_b);
   const dnnl::memory::desc c = matrix(s.m, s.n, out, s.c_stride, false);
-  const dnnl::memory::desc bias = matrix(1, s.n, Type::f32, s.n, false);
+  const dnnl::memory::desc bias = matrix(1, s.n, out, s.n, false);
 
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -229,7 +229,7 @@ void plain_product(const Cpu& device, const Matmul<In, Out>& args) {
         for (std::int64_t j = 0; j < width; ++j) sum[j] += a * static_cast<Sum>(b[j * step]);
       }
       for (std::int64_t j = 0; j < width; ++j) {
-        if (args.bias) sum[j] += args.bias[j0 + j];
+        if (args.bias) sum[j] += static_cast<Sum>(args.bias[j0 + j]);
         if (args.accumulate) sum[j] += static_cast<Sum>(c[j]);
         c[j] = Out(sum[j]);
       }
@@ -249,11 +249,11 @@ void convert_rows(const Cpu& device, const From* from, std::int64_t from_stride,
 }
 
 /// The f32 product that replaces one of bf16 if the processor has no bf16 instructions. The workspace holds f32 copies
-/// of a and b, of c if c is bf16, and oneDNN's scratchpad.
+/// of a and b, of bias and c if c is bf16, and oneDNN's scratchpad.
 template <class Out>
 struct WidenedProduct {
   std::int64_t a_rows, a_columns, b_rows, b_columns;
-  float *a = nullptr, *b = nullptr;
+  float *a = nullptr, *b = nullptr, *bias = nullptr;
   Matmul<float, float> product;
   std::int64_t copies_bytes = 0;
 
@@ -262,9 +262,9 @@ struct WidenedProduct {
         a_columns(args.transpose_a ? args.m : args.k),
         b_rows(args.transpose_b ? args.n : args.k),
         b_columns(args.transpose_b ? args.k : args.n) {
-    auto* workspace = static_cast<std::byte*>(args.workspace);
     const auto take = [&](std::int64_t elements) {
-      auto* memory = workspace ? reinterpret_cast<float*>(workspace + copies_bytes) : nullptr;
+      // A number: the size is asked for without memory.
+      auto* memory = reinterpret_cast<float*>(reinterpret_cast<std::intptr_t>(args.workspace) + copies_bytes);
       copies_bytes += (elements * static_cast<std::int64_t>(sizeof(float)) + 63) / 64 * 64;
       return memory;
     };
@@ -273,7 +273,6 @@ struct WidenedProduct {
     product = {.a = a,
                .b = b,
                .c = nullptr,
-               .bias = args.bias,
                .m = args.m,
                .n = args.n,
                .k = args.k,
@@ -286,7 +285,9 @@ struct WidenedProduct {
     if constexpr (std::is_same_v<Out, float>) {
       product.c = args.c;
       product.c_stride = args.c_stride;
+      product.bias = args.bias;
     } else {
+      if (args.bias) product.bias = bias = take(args.n);
       product.c = take(args.m * args.n);
     }
     product.workspace = take(0);
@@ -300,6 +301,7 @@ void widened_product(const Cpu& device, const Matmul<bf16, Out>& args) {
   convert_rows(device, args.a, args.a_stride, widened.a, product.a_stride, widened.a_rows, widened.a_columns);
   convert_rows(device, args.b, args.b_stride, widened.b, product.b_stride, widened.b_rows, widened.b_columns);
   constexpr bool round = std::is_same_v<Out, bf16>;
+  if (widened.bias) convert_rows(device, args.bias, args.n, widened.bias, args.n, 1, args.n);
   if (round && args.accumulate) {
     convert_rows(device, args.c, args.c_stride, product.c, product.c_stride, args.m, args.n);
   }

@@ -112,6 +112,12 @@ void norm_forward(Cpu cpu, const NormForward<T>& args) {
 }
 
 template <class T>
+void residual_norm_forward(Cpu cpu, const ResidualForward<T>& residual, const NormForward<T>& norm) {
+  residual_forward(cpu, residual);
+  norm_forward(cpu, norm);
+}
+
+template <class T>
 std::int64_t norm_backward_workspace_bytes(Cpu cpu, std::int64_t rows, std::int64_t width) {
   return cpu::num_parts(cpu, rows, width) * 3 * cpu::padded(width) * std::int64_t{sizeof(Accumulate<T>)};
 }
@@ -131,6 +137,9 @@ void norm_backward(Cpu cpu, const NormBackward<T>& args) {
 template void norm_forward(Cpu, const NormForward<float>&);
 template void norm_forward(Cpu, const NormForward<bf16>&);
 template void norm_forward(Cpu, const NormForward<double>&);
+template void residual_norm_forward(Cpu, const ResidualForward<float>&, const NormForward<float>&);
+template void residual_norm_forward(Cpu, const ResidualForward<bf16>&, const NormForward<bf16>&);
+template void residual_norm_forward(Cpu, const ResidualForward<double>&, const NormForward<double>&);
 template std::int64_t norm_backward_workspace_bytes<float>(Cpu, std::int64_t, std::int64_t);
 template std::int64_t norm_backward_workspace_bytes<bf16>(Cpu, std::int64_t, std::int64_t);
 template std::int64_t norm_backward_workspace_bytes<double>(Cpu, std::int64_t, std::int64_t);

@@ -214,10 +214,6 @@ MatmulPlans::~MatmulPlans() { cublasLtDestroy(state_->handle); }
 
 namespace {
 
-/// A bf16 product reads its bias in bf16 only: the rounded copy is behind cuBLASLt's own workspace.
-template <class In, class Out>
-constexpr bool rounds_bias = std::is_same_v<Out, bf16>;
-
 template <class In, class Out>
 MatmulShape shape_of(const Matmul<In, Out>& args) {
   const auto alignment = [&]<class T>(const T* address, std::int64_t batch_stride) {
@@ -277,10 +273,8 @@ bool within_rules(const MatmulShape& s) {
 template <class In, class Out>
 std::int64_t matmul_workspace_bytes(Cuda, const Matmul<In, Out>& args) {
   if (args.m == 0 || args.n == 0) return 0;
-  const bool rounded = cuda::rounds_bias<In, Out> && args.bias != nullptr;
   const bool sums = args.epilogue == Epilogue::bias_gradient;
-  return cuda::product_workspace_bytes + (rounded ? args.n * std::int64_t{sizeof(bf16)} : 0) +
-         (sums ? args.m * std::int64_t{sizeof(float)} : 0);
+  return cuda::product_workspace_bytes + (sums ? args.m * std::int64_t{sizeof(float)} : 0);
 }
 
 template <class In, class Out>
@@ -309,18 +303,11 @@ void matmul(Cuda device, const Matmul<In, Out>& args) {
   const cuda::Plan& plan = cuda::find_plan(plans, shape);
   cuda::check_library(plan.answer, "cublasLtMatmulAlgoGetHeuristic", &shape);
 
-  auto* const behind = static_cast<char*>(args.workspace) + cuda::product_workspace_bytes;
-  if (args.bias != nullptr) {
-    const void* bias = args.bias;
-    if constexpr (cuda::rounds_bias<In, Out>) {
-      auto* rounded = reinterpret_cast<bf16*>(behind);
-      cast(device, args.bias, rounded, args.n);
-      bias = rounded;
-    }
-    cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias, shape);
-  }
+  if (args.bias != nullptr)
+    cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(args.bias), shape);
   if (args.before_stride > 0) cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, args.before, shape);
-  auto* const bias_sums = reinterpret_cast<float*>(behind);  // [m]: cuBLASLt overwrites, Choir accumulates
+  // [m] behind cuBLASLt's own workspace: cuBLASLt overwrites, Choir accumulates.
+  auto* const bias_sums = reinterpret_cast<float*>(static_cast<char*>(args.workspace) + cuda::product_workspace_bytes);
   if (args.epilogue == Epilogue::bias_gradient)
     cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias_sums, shape);
   const float one = 1, of_result = args.accumulate ? 1 : 0;

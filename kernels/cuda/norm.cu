@@ -4,50 +4,68 @@
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/failure.h"
 #include "kernels/cuda/partial_sums.h"
+#include "kernels/cuda/residual.cuh"
 #include "kernels/cuda/vector.cuh"
 #include "kernels/norm.h"
 
 namespace choir::kernels {
 
+/// Row `row` of the norm, by one block.
 template <class T, int N>
-__global__ void __launch_bounds__(cuda::threads_per_block) norm_forward_kernel(NormForward<T> args) {
+__device__ void normalise_row(const NormForward<T>& args, std::int64_t row) {
   const auto width = static_cast<float>(args.width), epsilon = static_cast<float>(args.epsilon);
-  for (std::int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
-    const T* x = args.x + row * args.width;
-    T* y = args.y + row * args.width;
-    float mean = 0;
-    if (args.mean) {
-      float sum = 0;
-      cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
-        const cuda::Pack<M> values = cuda::load<M>(x + i);
-#pragma unroll
-        for (int j = 0; j < M; ++j) sum += values.value[j];
-      });
-      mean = cuda::block_sum(sum) / width;
-    }
-    float squares = 0;
+  const T* x = args.x + row * args.width;
+  T* y = args.y + row * args.width;
+  float mean = 0;
+  if (args.mean) {
+    float sum = 0;
     cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
       const cuda::Pack<M> values = cuda::load<M>(x + i);
 #pragma unroll
-      for (int j = 0; j < M; ++j) {
-        const float deviation = values.value[j] - mean;
-        squares = fmaf(deviation, deviation, squares);
-      }
+      for (int j = 0; j < M; ++j) sum += values.value[j];
     });
-    const float rstd = 1 / sqrtf(cuda::block_sum(squares) / width + epsilon);
-    if (threadIdx.x == 0) {
-      if (args.mean) args.mean[row] = mean;
-      args.rstd[row] = rstd;
-    }
-    cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
-      cuda::Pack<M> values = cuda::load<M>(x + i);
-      const cuda::Pack<M> weight = cuda::load<M>(args.weight + i);
-      const cuda::Pack<M> bias = args.bias ? cuda::load<M>(args.bias + i) : cuda::Pack<M>{};
+    mean = cuda::block_sum(sum) / width;
+  }
+  float squares = 0;
+  cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
+    const cuda::Pack<M> values = cuda::load<M>(x + i);
 #pragma unroll
-      for (int j = 0; j < M; ++j)
-        values.value[j] = fmaf((values.value[j] - mean) * rstd, weight.value[j], bias.value[j]);
-      cuda::store(values, y + i);
+    for (int j = 0; j < M; ++j) {
+      const float deviation = values.value[j] - mean;
+      squares = fmaf(deviation, deviation, squares);
+    }
+  });
+  const float rstd = 1 / sqrtf(cuda::block_sum(squares) / width + epsilon);
+  if (threadIdx.x == 0) {
+    if (args.mean) args.mean[row] = mean;
+    args.rstd[row] = rstd;
+  }
+  cuda::for_each_pack_of_row<N>(args.width, [&]<int M>(std::int64_t i) {
+    cuda::Pack<M> values = cuda::load<M>(x + i);
+    const cuda::Pack<M> weight = cuda::load<M>(args.weight + i);
+    const cuda::Pack<M> bias = args.bias ? cuda::load<M>(args.bias + i) : cuda::Pack<M>{};
+#pragma unroll
+    for (int j = 0; j < M; ++j) values.value[j] = fmaf((values.value[j] - mean) * rstd, weight.value[j], bias.value[j]);
+    cuda::store(values, y + i);
+  });
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(cuda::threads_per_block) norm_forward_kernel(NormForward<T> args) {
+  for (std::int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) normalise_row<T, N>(args, row);
+}
+
+/// A thread reads what it has written itself.
+template <class T, int N>
+__global__ void __launch_bounds__(cuda::threads_per_block)
+    residual_norm_forward_kernel(ResidualForward<T> residual, DropoutRule rule, NormForward<T> norm) {
+  const std::uint64_t step = rule.scalars ? rule.scalars->step : 0;
+  for (std::int64_t row = blockIdx.x; row < norm.rows; row += gridDim.x) {
+    cuda::for_each_pack_of_row<N>(norm.width, [&]<int M>(std::int64_t i) {
+      const std::int64_t at = row * norm.width + i;
+      cuda::store(residual_sum<M>(residual, rule, step, at, i), residual.y + at);
     });
+    normalise_row<T, N>(norm, row);
   }
 }
 
@@ -58,6 +76,18 @@ void norm_forward(Cuda cuda, const NormForward<T>& args) {
         <<<cuda::blocks_for(cuda, args.rows), cuda::threads_for_row(args.width / N), 0, cuda.stream>>>(args);
   });
   cuda::check_launch("norm_forward");
+}
+
+template <class T>
+void residual_norm_forward(Cuda cuda, const ResidualForward<T>& residual, const NormForward<T>& norm) {
+  cuda::with_pack_size<T>(
+      norm.width, {residual.x, residual.delta, residual.bias, residual.y, norm.weight, norm.bias, norm.y},
+      [&]<int N>() {
+        residual_norm_forward_kernel<T, N>
+            <<<cuda::blocks_for(cuda, norm.rows), cuda::threads_for_row(norm.width / N), 0, cuda.stream>>>(
+                residual, DropoutRule(residual.dropout, norm.width), norm);
+      });
+  cuda::check_launch("residual_norm_forward");
 }
 
 // ---- Backward. A block adds its rows' share of dweight and dbias to sums of its own, and writes them to its part of
@@ -267,6 +297,8 @@ void norm_backward(Cuda cuda, const NormBackward<T>& args) {
 
 template void norm_forward(Cuda, const NormForward<float>&);
 template void norm_forward(Cuda, const NormForward<bf16>&);
+template void residual_norm_forward(Cuda, const ResidualForward<float>&, const NormForward<float>&);
+template void residual_norm_forward(Cuda, const ResidualForward<bf16>&, const NormForward<bf16>&);
 template std::int64_t norm_backward_workspace_bytes<float>(Cuda, std::int64_t, std::int64_t);
 template std::int64_t norm_backward_workspace_bytes<bf16>(Cuda, std::int64_t, std::int64_t);
 template void norm_backward(Cuda, const NormBackward<float>&);

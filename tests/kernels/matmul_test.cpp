@@ -49,7 +49,7 @@ struct Problem {
   std::mt19937 random;
   Matrix<In> a, b;
   Matrix<Out> c;
-  Matrix<Accumulate<In>> bias;
+  Matrix<Out> bias;
   Matmul<In, Out> args;
   std::vector<float> workspace;
 

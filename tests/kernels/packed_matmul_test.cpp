@@ -35,7 +35,7 @@ struct Case {
 template <class In, class Out>
 struct Problem {
   std::vector<In> a, b;
-  std::vector<float> bias;
+  std::vector<Out> bias;
   std::vector<Out> c;
   Matmul<In, Out> args;
 
@@ -96,9 +96,10 @@ struct Problem {
       for (std::int64_t j = 0; j < args.n; ++j) {
         if (turn++ % every != 0 && j + 1 < args.n && j != 0) continue;
         const std::int64_t at = 64 + i * args.c_stride + j;
-        double sum = (args.bias ? bias[j] : 0) + (args.accumulate ? static_cast<double>(before[at]) : 0);
-        double magnitude =
-            std::abs(args.bias ? bias[j] : 0) + (args.accumulate ? std::abs(static_cast<double>(before[at])) : 0);
+        double sum =
+            (args.bias ? static_cast<double>(bias[j]) : 0) + (args.accumulate ? static_cast<double>(before[at]) : 0);
+        double magnitude = (args.bias ? std::abs(static_cast<double>(bias[j])) : 0) +
+                           (args.accumulate ? std::abs(static_cast<double>(before[at])) : 0);
         for (std::int64_t p = 0; p < args.k; ++p) {
           const double product = a_at(i, p) * b_at(p, j);
           sum += product;

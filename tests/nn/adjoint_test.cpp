@@ -77,7 +77,10 @@ TEST_P(AdjointOfALayer, Attention) {
   Attention::Saved saved;
   expect_adjoint_layer(
       attention_steps, true,
-      [&](const Tensor& x, const Tensor& residual) { return layer.forward(x, residual, saved, context); },
+      [&](const Tensor& x, const Tensor& residual) {
+        const auto [delta, bias, dropout] = layer.forward(x, saved, context);
+        return ops::residual(runtime, residual, delta, bias, dropout);
+      },
       [&](const Tensor& dy) {
         return Gradients{layer.backward(dy, saved, context), dy};
       });

@@ -25,6 +25,7 @@ class AdjointOfAnOperation : public Adjoint, public ::testing::WithParamInterfac
   void linear_attention_by(bool delta, bool reverse);
   void rotary();
   void residual();
+  void residual_and_norm();
   void embedding();
   void position();
   void pool();
@@ -331,6 +332,33 @@ void AdjointOfAnOperation::residual() {
   }
 }
 
+// norm(x + branch): mean, variance, and the product.
+void AdjointOfAnOperation::residual_and_norm() {
+  const Tensor x = random({rows, width}), delta = random({rows, width}), bias = random({width});
+  const Tensor weight = random({width}), shift = random({width});
+  const kernels::StepScalars scalars{.step = 3};
+  runtime.scalars = runtime.empty({sizeof scalars}, DType::u8);
+  ops::upload(runtime, &scalars, runtime.scalars);
+  const ops::Dropout dropout = ops::dropout_for(runtime, 0.3, "test", {.first_row = 1000});
+  ops::NormStatistics statistics;
+  Tensor sum;
+  expect_adjoint(
+      {{"x", x}, {"delta", delta}, {"bias", bias}, {"weight", weight}, {"shift", shift}}, 3 * width,
+      [&] {
+        const ops::SumAndNorm result =
+            ops::residual_norm(runtime, x, {delta, bias, dropout}, weight, shift, false, 1e-5, statistics);
+        sum = result.sum;
+        return result.norm;
+      },
+      [&](const Tensor& dy) {
+        const Tensor dweight = zeros({width}), dshift = zeros({width}), dbias = zeros({width});
+        const Tensor dx = ops::norm_backward(runtime, dy, sum, weight, statistics, {}, dweight, dshift);
+        const Tensor ddelta = ops::residual_backward(runtime, dx, dropout);
+        ops::bias_gradient(runtime, ddelta, dbias);
+        return std::vector{dx, ddelta, dbias, dweight, dshift};
+      });
+}
+
 // A slice of the vocabulary: some tokens stand elsewhere, and most of the rest several times.
 void AdjointOfAnOperation::embedding() {
   constexpr std::int32_t vocabulary = 150, first_token = 20, tokens = 101;
@@ -527,6 +555,7 @@ TEST_P(AdjointOfAnOperation, IsItsBackward) {
       {"carry_state", &AdjointOfAnOperation::linear_attention},
       {"rotary", &AdjointOfAnOperation::rotary},
       {"residual", &AdjointOfAnOperation::residual},
+      {"residual_norm", &AdjointOfAnOperation::residual_and_norm},
       {"residual_backward", &AdjointOfAnOperation::residual},
       {"embedding", &AdjointOfAnOperation::embedding},
       {"embedding_backward", &AdjointOfAnOperation::embedding},

@@ -60,7 +60,8 @@ struct Operands {
   Tensor x() { return filled({N, D}, type); }
   Tensor dy() { return filled({N, out}, type); }
   Tensor weight() { return filled({out, D}, type); }
-  Tensor bias() { return filled({out}, accumulate); }
+  Tensor bias() { return filled({out}, type); }
+  Tensor dbias() { return filled({out}, accumulate); }
   Tensor ids() { return of_host(std::vector<std::int32_t>(N, 4), DType::i32); }
   // q, k and v are columns of one buffer; three sequences of five tokens.
   Tensor qkv() { return filled({N, (H + 2 * K) * E}, type); }
@@ -227,7 +228,7 @@ inline std::vector<Operation> every_operation() {
        [](Operands& o) {
          const Tensor dweight = o.filled({o.out, o.D}, o.accumulate);
          ops::linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight);
-         ops::linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight, o.bias());
+         ops::linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight, o.dbias());
          o.expect("linear_weight_gradient", dweight, {o.out, o.D}, o.accumulate);
        }},
       {"grouped_linear",
@@ -251,7 +252,7 @@ inline std::vector<Operation> every_operation() {
        }},
       {"bias_gradient",
        [](Operands& o) {
-         const Tensor dbias = o.bias();
+         const Tensor dbias = o.dbias();
          ops::bias_gradient(o.runtime, o.dy(), dbias);
          o.expect("bias_gradient", dbias, {o.out}, o.accumulate);
        }},
@@ -266,6 +267,19 @@ inline std::vector<Operation> every_operation() {
            o.expect("rstd", statistics.rstd, {o.N}, o.accumulate);
            if (!rms) o.expect("mean", statistics.mean, {o.N}, o.accumulate);
          }
+       }},
+      {"residual_norm",
+       [](Operands& o) {
+         for (const bool rms : {false, true})
+           for (const double p : {0.0, 0.25}) {
+             const Tensor scale = o.filled({o.D}, o.accumulate), shift = rms ? Tensor{} : o.filled({o.D}, o.accumulate);
+             const ops::Branch branch{o.x(), o.filled({o.D}, o.accumulate), ops::dropout_for(o.runtime, p, "test", {})};
+             ops::NormStatistics statistics;
+             const auto [sum, norm] = ops::residual_norm(o.runtime, o.x(), branch, scale, shift, rms, 1e-5, statistics);
+             o.expect("sum", sum, {o.N, o.D}, o.type);
+             o.expect("norm", norm, {o.N, o.D}, o.type);
+             o.expect("rstd", statistics.rstd, {o.N}, o.accumulate);
+           }
        }},
       {"norm_backward",
        [](Operands& o) {

@@ -452,6 +452,12 @@ void RefusedOperands::of_residual_branches() {
   expect_refused(shapes, [&] { ops::residual(runtime, strided(5, 3), x, {}, {}); });
   expect_refused(shapes, [&] { ops::residual(runtime, {}, strided(5, 3), {}, {}); });
   expect_refused("residual: bias [D]", [&] { ops::residual(runtime, x, x, tensor({5}), {}); });
+  const auto with_norm = [&](const Tensor& stream, const Tensor& weight) {
+    ops::NormStatistics statistics;
+    ops::residual_norm(runtime, stream, {x, {}, {}}, weight, {}, true, 1e-5, statistics);
+  };
+  expect_refused(shapes, [&] { with_norm(strided(5, 3), tensor({3})); });
+  expect_refused("norm: x [N, D], weight [D]", [&] { with_norm(x, tensor({5})); });
   expect_refused("residual backward: dy is contiguous",
                  [&] { ops::residual_backward(runtime, strided(5, 3), dropout); });
 }
@@ -561,6 +567,7 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"head_weight_gradient", &RefusedOperands::of_heads},
       {"add_head_counts", &RefusedOperands::of_heads},
       {"residual", &RefusedOperands::of_residual_branches},
+      {"residual_norm", &RefusedOperands::of_residual_branches},
       {"residual_backward", &RefusedOperands::of_residual_branches},
       {"cross_entropy_statistics", &RefusedOperands::of_cross_entropy},
       {"cross_entropy", &RefusedOperands::of_cross_entropy},

@@ -52,10 +52,10 @@ class MatmulCuda : public CudaTest {
     const std::int64_t c_stride = f.n + f.padding;
     const auto a = random_values<In>(a_rows * a_stride, 1), b = random_values<In>(b_rows * b_stride, 2);
     const auto c = random_values<Out>(f.m * c_stride, 3);
-    const auto bias = random_values<float>(f.n, 4);
+    const auto bias = random_values<Out>(f.n, 4);
     const DeviceArray<In> da(a, f.offset), db(b, f.offset);
     const DeviceArray<Out> dc(c, f.offset);
-    const DeviceArray<float> dbias(bias);
+    const DeviceArray<Out> dbias(bias);
     Matmul<In, Out> args{.a = da.data(),
                          .b = db.data(),
                          .c = dc.data(),
@@ -85,13 +85,9 @@ class MatmulCuda : public CudaTest {
           sum.add(
               static_cast<double>(a[static_cast<std::size_t>(f.transpose_a ? p * a_stride + i : i * a_stride + p)]) *
               static_cast<double>(b[static_cast<std::size_t>(f.transpose_b ? j * b_stride + p : p * b_stride + j)]));
-        double bound = 0;
-        if (f.bias) {
-          sum.add(bias[static_cast<std::size_t>(j)]);
-          bound = sizeof(Out) == 2 ? half_ulp<bf16>() * std::abs(bias[static_cast<std::size_t>(j)]) : 0;
-        }
+        if (f.bias) sum.add(static_cast<double>(bias[static_cast<std::size_t>(j)]));
         if (f.accumulate) sum.add(static_cast<double>(c[at]));
-        bound +=
+        const double bound =
             half_ulp<Out>() * std::abs(sum.value) + static_cast<double>(f.k + 2) * half_ulp<float>() * sum.magnitude;
         // The rounding to Out happens after the other errors; its effect on them is of second order.
         ASSERT_NEAR(static_cast<double>(result[at]), sum.value, bound * (1 + 1e-2)) << i << ", " << j;
@@ -145,10 +141,12 @@ class MatmulCuda : public CudaTest {
     const bool of_gelu = epilogue != Epilogue::bias_gradient;
     const auto a = random_values<In>(a_rows * a_stride, 1), b = random_values<In>(b_rows * b_stride, 2);
     const auto c = random_values<Out>(f.m * c_stride, 3), before = random_values<Out>(f.m * before_stride, 5);
-    const auto bias = random_values<float>(f.n, 4), bias_gradient = random_values<float>(f.m, 6);
+    const auto bias = random_values<Out>(f.n, 4);
+    const auto bias_gradient = random_values<float>(f.m, 6);
     const DeviceArray<In> da(a), db(b);
     const DeviceArray<Out> dc(c), dbefore(before);
-    const DeviceArray<float> dbias(bias), dbias_gradient(bias_gradient);
+    const DeviceArray<Out> dbias(bias);
+    const DeviceArray<float> dbias_gradient(bias_gradient);
     Matmul<In, Out> args{.a = da.data(),
                          .b = db.data(),
                          .c = dc.data(),
@@ -186,13 +184,9 @@ class MatmulCuda : public CudaTest {
         const auto before_at = static_cast<std::size_t>(i * before_stride + j);
         Result sum;
         for (std::int64_t p = 0; p < f.k; ++p) sum.add(op_a(i, p) * op_b(p, j));
-        double error = 0;
-        if (f.bias) {
-          sum.add(bias[static_cast<std::size_t>(j)]);
-          error = sizeof(Out) == 2 ? half_ulp<bf16>() * std::abs(bias[static_cast<std::size_t>(j)]) : 0;
-        }
+        if (f.bias) sum.add(static_cast<double>(bias[static_cast<std::size_t>(j)]));
         if (f.accumulate) sum.add(static_cast<double>(c[at]));
-        error += roundings * sum.magnitude;
+        double error = roundings * sum.magnitude;
         double expected = sum.value, before_expected = sum.value, before_error = half_ulp<Out>() * std::abs(sum.value);
         if (epilogue == Epilogue::gelu) {
           expected = gelu(sum.value);

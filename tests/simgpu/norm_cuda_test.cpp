@@ -73,6 +73,58 @@ TEST_P(NormCuda, ForwardAgreesWithTheCpu) {
   }
 }
 
+/// The sum and its norm in one kernel are those of two, to the bit.
+template <class T>
+void with_residual_is_the_same(kernels::Cuda cuda, const Case& c, double p, std::int64_t offset) {
+  const std::int64_t count = c.rows * c.width;
+  const DeviceArray<T> x(random_values<T>(count, 1), offset), delta(random_values<T>(count, 2), offset);
+  const DeviceArray<float> weight(random_values<float>(c.width, 4)), bias(random_values<float>(c.width, 5));
+  const DeviceArray<kernels::StepScalars> scalars(std::vector<kernels::StepScalars>{{.step = 77}});
+  const auto outcome = [&](bool together) {
+    const DeviceArray<T> sum(count, offset), y(count, offset);
+    const DeviceArray<float> mean(c.rows), rstd(c.rows);
+    const kernels::ResidualForward<T> residual{
+        .x = x.data(),
+        .delta = delta.data(),
+        .bias = c.bias ? bias.data() : nullptr,
+        .y = sum.data(),
+        .rows = c.rows,
+        .width = c.width,
+        .dropout = {.p = p, .key = 0x123456789abcdef, .scalars = scalars.data(), .rows = {.first_row = 5}}};
+    const NormForward<T> norm{.x = sum.data(),
+                              .weight = weight.data(),
+                              .bias = c.bias ? bias.data() : nullptr,
+                              .y = y.data(),
+                              .mean = c.rms ? nullptr : mean.data(),
+                              .rstd = rstd.data(),
+                              .rows = c.rows,
+                              .width = c.width};
+    if (together) {
+      residual_norm_forward(cuda, residual, norm);
+    } else {
+      residual_forward(cuda, residual);
+      norm_forward(cuda, norm);
+    }
+    return std::tuple{sum.host(), y.host(), c.rms ? std::vector<float>{} : mean.host(), rstd.host()};
+  };
+  const auto [sum, y, mean, rstd] = outcome(true);
+  const auto [separate_sum, separate_y, separate_mean, separate_rstd] = outcome(false);
+  expect_equal(sum, separate_sum, "sum");
+  expect_equal(y, separate_y, "y");
+  expect_equal(mean, separate_mean, "mean");
+  expect_equal(rstd, separate_rstd, "rstd");
+}
+
+TEST_P(NormCuda, WithTheResidualBeforeItIsTheSame) {
+  for (const Case& c : cases) {
+    if (c.width > 1000) continue;
+    SCOPED_TRACE(std::to_string(c.rows) + " x " + std::to_string(c.width));
+    for (const double p : {0.0, 0.3})
+      for_types_and_offsets([&]<class T>(std::int64_t offset) { with_residual_is_the_same<T>(cuda(), c, p, offset); });
+    if (HasFatalFailure()) return;
+  }
+}
+
 template <class T>
 void backward_agrees(kernels::Cuda cuda, const Case& c, std::int64_t offset) {
   const std::vector<T> x = random_values<T>(c.rows * c.width, 1), dy = random_values<T>(c.rows * c.width, 2);

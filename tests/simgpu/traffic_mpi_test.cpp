@@ -39,7 +39,8 @@ const std::map<std::string, double> most = {
     {"residual backward", 1.25},  // the step in every thread
     {"activation forward", 1.0},
     {"activation backward", 1.0},
-    {"norm forward", 4.1},    // mean, variance and result each pass over the row; weight and bias in f32
+    {"norm forward", 4.1},               // mean, variance and result each pass over the row; weight and bias in f32
+    {"residual and norm forward", 3.4},  // likewise
     {"norm backward", 3.4},   // two passes over the row; weight twice, in f32; the partial sums of the columns
     {"cross-entropy", 1.26},  // the target of the row, in every thread
     {"sum of losses", 1.1},
