@@ -364,9 +364,6 @@ void Validator::check_pairs() {
                           "only an encoder-decoder reads a source", "encoder_decoder");
   refuse_changed({"generate.temperature", "generate.top_k", "generate.top_p", "generate.seed"},
                  "the likeliest text is searched for, none is drawn", "decoder");
-  refuse_changed({"model.experts.", "parallel.expert"}, "encoder-decoders with experts are not built yet", "decoder");
-  refuse_changed({"model.attention.routing."}, "encoder-decoders whose tokens choose heads are not built yet",
-                 "decoder");
   if (m.attention.documents == DocumentBorders::separate)
     add("model.attention.documents = separate with model.family = encoder_decoder",
         "a sample of an encoder-decoder is one pair of texts", "delete model.attention.documents");

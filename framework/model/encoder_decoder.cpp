@@ -132,6 +132,23 @@ class DecoderBlockPart final : public Part {
   std::int64_t source_length_;
 };
 
+/// Block `block` of the encoder. What rows add to the balance losses is divided by the number of rows of targets
+/// (Context::row_scale); here it is to be the mean over the rows of the source.
+BlockShape encoder_shape(const ModelConfig& c, std::int64_t block) {
+  BlockShape shape = block_shape(c, source_band(c), c.source_length(), 2 * c.encoder_blocks(), c.has_experts(block));
+  const double rows_of_target =
+      static_cast<double>(c.context) / static_cast<double>(source_texts(c) * c.source_length());
+  shape.experts.balance_factor *= rows_of_target;
+  shape.attention.routing.balance_factor *= rows_of_target;
+  shape.linear = c.has_linear_attention(block);
+  return shape;
+}
+
+std::string kind_of(const std::string& block, const ModelConfig& config, std::int64_t number) {
+  const std::string kind = config.has_linear_attention(number) ? block + " of linear attention" : block;
+  return config.has_experts(number) ? kind + " with experts" : kind;
+}
+
 }  // namespace
 
 kernels::Band source_band(const ModelConfig& config) { return kernels::window_band(config.attention.window); }
@@ -144,33 +161,28 @@ std::vector<PartSpec> encoder_decoder_parts(const ModelConfig& config, bool reco
   parts.push_back({"embedding", "embedding", token_table(config), [=](const TensorShare& share, ParameterStore& store) {
                      return std::make_unique<EmbeddingsPart>(config, share, store);
                    }});
-  BlockShape encoder =
-      block_shape(config, source_band(config), config.source_length(), 2 * config.encoder_blocks(), false);
   for (std::int64_t i = 0; i < config.encoder_blocks(); ++i) {
     const std::string name = "encoder.blocks." + std::to_string(i);
-    encoder.linear = config.has_linear_attention(i);
-    parts.push_back({name,
-                     encoder.linear ? "encoder block of linear attention" : "encoder block",
-                     {},
-                     [=](const TensorShare& share, ParameterStore& store) {
-                       return std::make_unique<OnSource>(add_recompute(make_block(name, encoder, share, store)));
-                     }});
+    const BlockShape encoder = encoder_shape(config, i);
+    parts.push_back(
+        {name, kind_of("encoder block", config, i), {}, [=](const TensorShare& share, ParameterStore& store) {
+           return std::make_unique<OnSource>(add_recompute(make_block(name, encoder, share, store)));
+         }});
   }
   parts.push_back({"encoder.final_norm", "encoder norm", {}, [=](const TensorShare& share, ParameterStore& store) {
                      return std::make_unique<OnSource>(
                          std::make_unique<NormPart>(make_norm("encoder.final_norm", config, share, store)));
                    }});
-  BlockShape decoder = block_shape(config, decoder_band(config), config.context, 3 * config.layers, false);
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "blocks." + std::to_string(i);
+    BlockShape decoder =
+        block_shape(config, decoder_band(config), config.context, 3 * config.layers, config.has_experts(i));
     decoder.linear = config.has_linear_attention(i);
-    parts.push_back({name,
-                     decoder.linear ? "decoder block of linear attention" : "decoder block",
-                     {},
-                     [=](const TensorShare& share, ParameterStore& store) {
-                       return add_recompute(std::make_unique<DecoderBlockPart>(name, decoder, config.attention.sources,
-                                                                               config.source_length(), share, store));
-                     }});
+    parts.push_back(
+        {name, kind_of("decoder block", config, i), {}, [=](const TensorShare& share, ParameterStore& store) {
+           return add_recompute(std::make_unique<DecoderBlockPart>(name, decoder, config.attention.sources,
+                                                                   config.source_length(), share, store));
+         }});
   }
   parts.push_back(token_head_part(config));
   return parts;

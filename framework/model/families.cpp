@@ -79,7 +79,9 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const double parameters = d(c.layers) * block + d(c.blocks_with_experts()) * with_experts;
   const double head = d(c.outputs()) * d(c.width) * d(c.targets_of_sequence());
   const std::int64_t texts = source_texts(c);
-  const double of_source = d(texts * c.encoder_blocks()) * block + (c.has_source() ? d(c.layers) * keys : 0);
+  const std::int64_t with_experts_in_encoder = c.experts.count > 0 ? c.encoder_blocks() / c.experts.every : 0;
+  const double of_encoder = d(c.encoder_blocks()) * block + d(with_experts_in_encoder) * with_experts;
+  const double of_source = d(texts) * of_encoder + (c.has_source() ? d(c.layers) * keys : 0);
   const double of_queries = c.has_source() ? d(c.layers) * queries : 0;
   const auto pairs = [&](const kernels::Band& band, std::int64_t q_length, std::int64_t kv_length) {
     return d(kernels::VisiblePairs<std::int64_t>(band, q_length, kv_length).count());
@@ -88,11 +90,11 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const std::int64_t linear = c.blocks_with_linear_attention();
   std::int64_t linear_of_source = 0;
   for (std::int64_t i = 0; i < c.encoder_blocks(); ++i) linear_of_source += c.has_linear_attention(i) ? texts : 0;
-  double seen = d(c.layers - linear) * pairs(attention_band(c), c.context, c.context);
+  double seen = d(c.layers - linear) * pairs(attention_band(c), c.context, c.context), seen_across = 0;
   if (c.has_source()) {
     const kernels::Band across = c.attention.sources.are_aligned() ? attention_band(c) : kernels::full_band();
-    seen += d(texts * c.encoder_blocks() - linear_of_source) * pairs(source_band(c), source, source) +
-            d(c.layers) * pairs(across, c.context, source);
+    seen += d(texts * c.encoder_blocks() - linear_of_source) * pairs(source_band(c), source, source);
+    seen_across = d(c.layers) * pairs(across, c.context, source);
   }
   const bool delta = c.attention.kind == AttentionKind::delta;
   const double of_gates =
@@ -106,7 +108,8 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const double states =
       d(linear) * states_of(c.context, attention_band(c)) + d(linear_of_source) * states_of(source, source_band(c));
   const double products = (parameters + of_queries) * d(c.context) + of_source * d(source) + stem + head + of_gates;
-  return d(sequences) * (6 * products + 3 * 4 * seen * d(c.heads_of_token()) * d(c.head_width()) + 3 * states);
+  const double in_heads = seen * d(c.heads_of_token()) + seen_across * d(c.attention.heads);
+  return d(sequences) * (6 * products + 3 * 4 * in_heads * d(c.head_width()) + 3 * states);
 }
 
 }  // namespace choir

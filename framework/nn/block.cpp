@@ -8,8 +8,8 @@ SelfAttention make_attention(const std::string& name, const BlockShape& s, const
   return Attention(name, s.attention, share, store);
 }
 
-static std::variant<FeedForward, Experts> make_feed_forward(const std::string& name, const BlockShape& s,
-                                                            const TensorShare& share, ParameterStore& store) {
+std::variant<FeedForward, Experts> make_feed_forward(const std::string& name, const BlockShape& s,
+                                                     const TensorShare& share, ParameterStore& store) {
   if (s.experts.count > 0) return Experts(name, s.experts, share, store);
   return FeedForward(name, s.feed_forward, share, store);
 }

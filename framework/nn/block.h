@@ -28,6 +28,9 @@ struct BlockShape {
 using SelfAttention = std::variant<Attention, LinearAttention>;
 using SelfAttentionSaved = std::variant<Attention::Saved, LinearAttention::Saved>;
 SelfAttention make_attention(const std::string& name, const BlockShape&, const TensorShare&, ParameterStore&);
+/// What a block of this shape has behind its attention.
+std::variant<FeedForward, Experts> make_feed_forward(const std::string& name, const BlockShape&, const TensorShare&,
+                                                     ParameterStore&);
 
 class Block {
  public:

@@ -75,6 +75,7 @@ CrossAttention::CrossAttention(const std::string& name, const AttentionShapeConf
       sinks_(add_sinks(name, config, partition_, share, store)),
       q_norm_(add_head_norm(name, "q_norm", config, share, store)),
       k_norm_(add_head_norm(name, "k_norm", config, share, store)) {
+  config_.routing = {};
   if (sources.are_aligned()) return;
   config_.band = kernels::full_band();
   config_.score.alibi_heads = 0;

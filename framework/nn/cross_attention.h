@@ -34,7 +34,7 @@ class CrossAttention {
     Attended aligned;            // of q, k and v side by side, after norms and rotary, if the sources are aligned
   };
 
-  /// Without aligned sources, the band and the positions of the shape are not used.
+  /// Every token has all heads. Without aligned sources, the band and the positions of the shape are not used.
   CrossAttention(const std::string& name, const AttentionShapeConfig&, const Sources&, const TensorShare&,
                  ParameterStore&);
 

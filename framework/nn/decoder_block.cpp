@@ -13,7 +13,7 @@ DecoderBlock::DecoderBlock(const std::string& name, const BlockShape& s, const S
       cross_attention_norm_(make_norm(name + ".cross_attention_norm", s, share, store)),
       cross_attention_(name + ".cross_attention", s.attention, sources, share, store),
       feed_forward_norm_(make_norm(name + ".feed_forward_norm", s, share, store)),
-      feed_forward_(name + ".feed_forward", s.feed_forward, share, store) {}
+      feed_forward_(make_feed_forward(name + ".feed_forward", s, share, store)) {}
 
 Tensor DecoderBlock::forward(const Tensor& x, const Tensor& memory, Saved& saved, Context& context) const {
   const auto attention_forward = [&]<class Layer>(const Layer& layer) {
@@ -22,15 +22,23 @@ Tensor DecoderBlock::forward(const Tensor& x, const Tensor& memory, Saved& saved
   };
   const ops::SumAndNorm h = cross_attention_norm_.forward_sum(x, std::visit(attention_forward, attention_),
                                                               saved.cross_attention_norm, context);
-  const ops::SumAndNorm g = feed_forward_norm_.forward_sum(
-      h.sum, cross_attention_.forward(h.norm, memory, saved.cross_attention, context), saved.feed_forward_norm,
-      context);
-  return feed_forward_.forward(g.norm, g.sum, saved.feed_forward, context);
+  const ops::SumAndNorm g =
+      feed_forward_norm_.forward_sum(h.sum, cross_attention_.forward(h.norm, memory, saved.cross_attention, context),
+                                     saved.feed_forward_norm, context);
+  return std::visit(
+      [&]<class Layer>(const Layer& layer) {
+        return layer.forward(g.norm, g.sum, saved.feed_forward.emplace<typename Layer::Saved>(), context);
+      },
+      feed_forward_);
 }
 
 CrossAttention::Gradients DecoderBlock::backward(const Tensor& dy, const Saved& saved, Context& context) const {
-  const Tensor dg = feed_forward_norm_.backward(feed_forward_.backward(dy, saved.feed_forward, context), dy,
-                                                saved.feed_forward_norm, context);
+  const Tensor dfeed_forward = std::visit(
+      [&]<class Layer>(const Layer& layer) {
+        return layer.backward(dy, std::get<typename Layer::Saved>(saved.feed_forward), context);
+      },
+      feed_forward_);
+  const Tensor dg = feed_forward_norm_.backward(dfeed_forward, dy, saved.feed_forward_norm, context);
   const auto [dnormed, dmemory] = cross_attention_.backward(dg, saved.cross_attention, context);
   const Tensor dh = cross_attention_norm_.backward(dnormed, dg, saved.cross_attention_norm, context);
   const Tensor dattention = std::visit(
@@ -44,6 +52,7 @@ CrossAttention::Gradients DecoderBlock::backward(const Tensor& dy, const Saved& 
 KeyValueCache DecoderBlock::make_cache(std::int64_t positions, std::int64_t source_positions, Runtime& runtime) const {
   KeyValueCache cache = std::visit([&](const auto& layer) { return layer.make_cache(positions, runtime); }, attention_);
   cross_attention_.add_to_cache(cache, positions, source_positions, runtime);
+  if (const auto* experts = std::get_if<Experts>(&feed_forward_)) cache.choices = experts->make_cache(runtime);
   return cache;
 }
 

@@ -2,10 +2,11 @@
 //
 //   h = x + attention(norm(x)), of one kind or the other
 //   g = h + cross_attention(norm(h), memory)            which streams it reads: nn/sources.h
-//   y = g + feed_forward(norm(g))
+//   y = g + feed_forward(norm(g)), or a layer of experts in its place
 #pragma once
 
 #include <string>
+#include <variant>
 
 #include "framework/nn/block.h"
 #include "framework/nn/cross_attention.h"
@@ -19,10 +20,9 @@ class DecoderBlock {
     Norm::Saved attention_norm, cross_attention_norm, feed_forward_norm;
     SelfAttentionSaved attention;
     CrossAttention::Saved cross_attention;
-    FeedForward::Saved feed_forward;
+    std::variant<FeedForward::Saved, Experts::Saved> feed_forward;
   };
 
-  /// The shape has no experts.
   DecoderBlock(const std::string& name, const BlockShape&, const Sources&, const TensorShare&, ParameterStore&);
 
   /// x [rows held, D], memory [rows of the source held, D] -> y [rows held, D]
@@ -37,7 +37,7 @@ class DecoderBlock {
   Norm cross_attention_norm_;
   CrossAttention cross_attention_;
   Norm feed_forward_norm_;
-  FeedForward feed_forward_;
+  std::variant<FeedForward, Experts> feed_forward_;
 };
 
 }  // namespace choir

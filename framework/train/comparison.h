@@ -48,11 +48,13 @@ constexpr double unit_roundoff(DType type) {
 inline double rounding_bound(const ModelConfig& c, std::int64_t rows, DType type) {
   const std::int64_t of_block = c.attention.norm ? 16 : 14;
   const std::int64_t of_source = c.has_source() ? of_block * c.encoder_blocks() + of_block / 2 * c.layers + 1 : 0;
+  const std::int64_t blocks = c.layers + c.encoder_blocks();  // that may have experts
   std::int64_t linear = c.blocks_with_linear_attention();
   for (std::int64_t i = 0; i < c.encoder_blocks(); ++i) linear += c.has_linear_attention(i) ? 1 : 0;
   const std::int64_t of_states = c.attention.kind == AttentionKind::delta ? 8 : 5;
-  const auto results = static_cast<double>(3 * (of_block * c.layers + of_source) + 3 * 4 * c.blocks_with_experts() +
-                                           (c.routes_heads() ? 3 * 3 * c.layers : 0) + 3 * of_states * linear + 3 * 4);
+  const auto results = static_cast<double>(3 * (of_block * c.layers + of_source) +
+                                           (c.experts.count > 0 ? 3 * 4 * (blocks / c.experts.every) : 0) +
+                                           (c.routes_heads() ? 3 * 3 * blocks : 0) + 3 * of_states * linear + 3 * 4);
   const std::int64_t texts = c.attention.sources.read(TokenStream::second_source) ? 2 : 1;
   const std::int64_t rows_of_source = rows / c.context * texts * c.source_length();
   const auto longest = static_cast<double>(std::max(

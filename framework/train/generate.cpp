@@ -140,7 +140,9 @@ std::vector<std::int32_t> translate(Trainer& trainer, const Tokenizer& tokenizer
     spare.pop_back();
     for (std::size_t part = 0; part < from.size(); ++part) {
       to[part].source = from[part].source;  // all texts have the same source
-      if (from[part].state) ops::copy(runtime, from[part].state, to[part].state);
+      for (Tensor KeyValueCache::*whole :
+           {&KeyValueCache::state, &KeyValueCache::choices, &KeyValueCache::head_choices})
+        if (from[part].*whole) ops::copy(runtime, from[part].*whole, to[part].*whole);
       for (Tensor KeyValueCache::*rows : {&KeyValueCache::keys, &KeyValueCache::values, &KeyValueCache::aligned})
         if (from[part].*rows)
           ops::copy(runtime, (from[part].*rows).slice_rows(0, position), (to[part].*rows).slice_rows(0, position));

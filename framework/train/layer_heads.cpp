@@ -19,6 +19,7 @@ AttentionSpec spec_of(const Trainer& trainer, const AttentionStack& stack) {
   AttentionSpec spec = trainer.attention_spec();
   spec.band = stack.band;
   spec.score = stack.score;
+  if (stack.crosses()) spec.routing = {};
   return spec;
 }
 

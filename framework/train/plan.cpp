@@ -37,7 +37,7 @@ struct Share {
   std::int64_t group_offset = 0;   // of the first query head in the group of its key/value head
   std::int64_t rows_of_batch = 0;  // of a micro-batch, held between layers
   std::int64_t rows_of_source = 0;
-  ContextWork context_work, source_work;
+  ContextWork context_work, source_work, cross_work;
   std::vector<std::int64_t> table_bytes;  // of the optimizer's tables: segments, counted ranges
   std::int64_t sign_steps = 0;            // kernel calls of the optimizer for these
   bool operator==(const Share&) const = default;
@@ -58,10 +58,16 @@ Share share_of(Trainer& trainer, const MeshShape& shape, const MeshShape::Coordi
     const std::int64_t length = config.model.source_length();
     AttentionSpec encoder = attention;
     encoder.band = source_band(config.model);
+    encoder.routing = head_routing(config.model, length);
     const ContextKind kind =
         context_kind(config.parallel.context_kind, encoder, length, shape.context, trainer.runtime().compute_type);
     share.rows_of_source = of_source.end - of_source.begin;
     share.source_work = context_work(encoder, kind, length, shape.context, at.context);
+    AttentionSpec cross = attention;  // if its streams are aligned; else all ranks do the same
+    cross.routing = {};
+    const ContextKind kind_across = context_kind(config.parallel.context_kind, cross, config.model.context,
+                                                 shape.context, trainer.runtime().compute_type);
+    share.cross_work = context_work(cross, kind_across, config.model.context, shape.context, at.context);
   }
   for (const Parameter& p : trainer.parameters().parameters())
     share.parameters.push_back({p.held.rows(), p.held.columns(), p.owned_end - p.owned_begin});

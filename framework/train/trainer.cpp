@@ -403,7 +403,9 @@ StepResult Trainer::step(std::int64_t step, const ReadSample& read, const std::f
 double Trainer::imbalance_of_heads(std::span<const double> routed) const {
   const HeadPartition heads = attention_spec().heads;
   const std::int64_t always = config_.model.attention.routing.always;
-  const auto all_rows = static_cast<double>(config_.train.batch * config_.model.context * config_.model.layers);
+  const ModelConfig& model = config_.model;
+  const std::int64_t of_source = source_texts(model) * model.source_length() * model.encoder_blocks();
+  const auto all_rows = static_cast<double>(config_.train.batch * (model.context * model.layers + of_source));
   double largest = 0, sum = 0;
   for (std::int64_t rank = 0; rank < heads.ranks; ++rank) {
     double of_rank = 0;

@@ -113,21 +113,30 @@ std::string what_is_chosen(const ModelConfig& model) {
   return experts.empty() ? "heads" : experts + " and heads";
 }
 
+/// Rows of a step that choose, in a layer of the target or of the source, at most.
+std::int64_t rows_of_step(const Config& config) {
+  return config.train.batch * std::max(config.model.context, source_texts(config.model) * config.model.source_length());
+}
+
 /// The record of rank 0, on every rank. Collective.
 void share_choices(const Config& config, Device& device, Mesh& mesh, ChoiceRecord& record) {
   Runtime runtime{.device = device};
   const auto share = [&](const std::string& layer, std::int64_t chosen) {
     std::vector<std::int32_t>& choices = record.choices[layer];
-    choices.resize(static_cast<std::size_t>(compared_steps * config.train.batch * config.model.context * chosen), -1);
+    choices.resize(static_cast<std::size_t>(compared_steps * rows_of_step(config) * chosen), -1);
     const Tensor shared = ops::to_device(runtime, choices, DType::i32);
     mesh.world->broadcast(shared, 0, device.compute(), "verify");
     ops::download(runtime, shared, choices.data());
   };
-  for (std::int64_t i = 0; i < config.model.layers; ++i) {
-    const std::string block = "blocks." + std::to_string(i);
-    if (config.model.routes_heads()) share(block + ".attention", config.model.attention.routing.chosen);
-    if (config.model.has_experts(i)) share(block + ".feed_forward", config.model.experts.chosen);
-  }
+  const auto share_of_blocks = [&](const std::string& blocks, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::string block = blocks + std::to_string(i);
+      if (config.model.routes_heads()) share(block + ".attention", config.model.attention.routing.chosen);
+      if (config.model.has_experts(i)) share(block + ".feed_forward", config.model.experts.chosen);
+    }
+  };
+  share_of_blocks("blocks.", config.model.layers);
+  share_of_blocks("encoder.blocks.", config.model.encoder_blocks());
 }
 
 /// Where a choice of this layout is not that of one rank, the scores are equal up to rounding. Collective.
@@ -157,7 +166,7 @@ Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string&
   };
   Trainer trainer(config, device, mesh);
   const auto of_step = [&](std::int64_t step) {
-    choices.first_row = (step - 1) * config.train.batch * config.model.context;
+    choices.first_row = (step - 1) * rows_of_step(config);
     if (!what_is_chosen(config.model).empty()) trainer.set_choices(&choices);
   };
   of_step(1);

@@ -1,5 +1,5 @@
 // Attention whose keys and values are of several streams: what a token reads never depends on later tokens, and it
-// depends on all streams.
+// depends on all streams. Nor does what it chooses, of experts and heads.
 #include <gtest/gtest.h>
 
 #include "tests/model/double_run.h"
@@ -7,7 +7,12 @@
 namespace choir::tests {
 namespace {
 
-struct SourcesOfAModel : ::testing::TestWithParam<Sources> {
+struct Case {
+  std::string model;
+  Sources sources{};
+};
+
+struct SourcesOfAModel : ::testing::TestWithParam<Case> {
   SourcesOfAModel() : device(1), mesh(make_counting_mesh(0, {}, device, ring)) {}
 
   /// The loss of the first `counted` targets of a pair with other tokens from `changed` on, and from `changed_source`
@@ -45,10 +50,13 @@ struct SourcesOfAModel : ::testing::TestWithParam<Sources> {
 };
 
 TEST_P(SourcesOfAModel, ALaterTokenChangesNothingBefore) {
-  ModelConfig model = small_model("aligned_sources");
-  model.attention.sources = GetParam();
+  ModelConfig model = small_model(GetParam().model);
+  model.attention.sources = GetParam().sources;
   model.dropout = model.attention.dropout = 0;
+  model.experts.capacity = model.attention.routing.capacity = 0.7;
   DoubleRun run(model, device, mesh);
+  run.loss(1, 1, false);
+  EXPECT_EQ(run.dropped > 0 && run.heads_dropped > 0, model.experts.count > 0);
   for (std::int64_t t = 1; t < model.context; ++t) {
     const double loss = loss_of_first(run, t, model.context, model.context);
     EXPECT_EQ(loss_of_first(run, t, t, model.context), loss) << "token " << t;
@@ -59,8 +67,11 @@ TEST_P(SourcesOfAModel, ALaterTokenChangesNothingBefore) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Streams, SourcesOfAModel,
-                         ::testing::Values(Sources{.keys = TokenStream::target}, Sources{.values = TokenStream::target},
-                                           Sources{}, Sources{.values = TokenStream::second_source}));
+                         ::testing::Values(Case{"aligned_sources", {.keys = TokenStream::target}},
+                                           Case{"aligned_sources", {.values = TokenStream::target}},
+                                           Case{"aligned_sources", {}},
+                                           Case{"aligned_sources", {.values = TokenStream::second_source}},
+                                           Case{"chosen_pairs", {}}));
 
 }  // namespace
 }  // namespace choir::tests

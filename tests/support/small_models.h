@@ -260,6 +260,18 @@ inline std::vector<SmallModel> small_models() {
   aligned.feed_forward.width = 40;
   models.push_back({"aligned_sources", aligned});
 
+  // Tokens of the source and of the target choose experts and heads, some of which have no room.
+  ModelConfig chosen_pairs = base(20, 61, 7);
+  chosen_pairs.family = ModelFamily::encoder_decoder;
+  chosen_pairs.layers = 1;
+  chosen_pairs.source_context = 9;
+  chosen_pairs.attention.heads = 5;
+  chosen_pairs.attention.kv_heads = 1;
+  chosen_pairs.attention.routing = {.chosen = 2, .always = 1, .capacity = 1.1, .balance_weight = 0.1};
+  chosen_pairs.feed_forward.width = 33;
+  chosen_pairs.experts = {.count = 4, .chosen = 2, .capacity = 1.1, .shared = 1, .balance_weight = 0.1};
+  models.push_back({"chosen_pairs", chosen_pairs});
+
   // Compares with one source and reads another one.
   ModelConfig two_sources = base(20, 61, 7);
   two_sources.family = ModelFamily::encoder_decoder;

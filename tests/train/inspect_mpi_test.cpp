@@ -345,11 +345,12 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
 TEST(Inspect, ImportanceIsTheSlopeOfTheLossAlongAGate) {
   if (device_is_simulated() || world_size() > 1) GTEST_SKIP() << "one rank on the CPU is enough";
   for (const char* name : {"gpt", "window_8_of_2", "sinks", "chosen_heads", "encoder", "class_token", "pairs",
-                           "aligned_sources", "linear"}) {
+                           "aligned_sources", "linear", "chosen_pairs"}) {
     SCOPED_TRACE(name);
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
-    if (model.routes_heads()) model.attention.routing.balance_weight = 0;  // a loss of the samples without targets too
+    if (model.routes_heads())
+      model.attention.routing.balance_weight = model.experts.balance_weight = 0;  // losses without targets too
     SmallRun run(model, plain_sgd(1), one_rank);
     const Inspection inspection = inspect(run.trainer, random_samples(model, 1));
     const Tensors gradients = run.gradients(), masters = run.masters();
