@@ -66,8 +66,9 @@ TEST(AttentionOptions, AreInCheckpointsPlansAndGeneratedText) {
         shop.mpirun(4, "verify " + shop.path("tiny.yaml") + " parallel.tensor=2 parallel.context=2 " + options);
     EXPECT_EQ(verify.code, 0) << verify.output;
     if (options != chosen_heads && options != linear && options != delta) continue;
-    if (options == chosen_heads)
+    if (options == chosen_heads) {
       for (const double imbalance : shop.metric(run, "head_imbalance")) EXPECT_TRUE(1 < imbalance && imbalance < 2);
+    }
     const Finished inspected = shop.choir("inspect " + shop.path(run));
     EXPECT_EQ(inspected.code, options == delta ? 2 : 0) << inspected.output;
     EXPECT_EQ(contains(inspected, "choir inspect: model.attention.kind = delta"), options == delta) << inspected.output;
