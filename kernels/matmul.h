@@ -7,9 +7,8 @@
 // CPU: oneDNN, its primitives cached by shape in MatmulPlans; or by Cpu::unit products in vectors, for all but few rows
 // (kernels/cpu/vector_matmul.h), or those of bf16 on tiles (kernels/cpu/tile_matmul.h); f64 (tests only) and vectors
 // with gaps are a plain loop.
-// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32. cuBLASLt and products in
-// vectors compute epilogues: matmul_fuses() says which, and the others run the kernels of activation.h and reduce.h
-// instead.
+// CUDA: cuBLASLt, its plans cached by shape; f32 is f32 (never TF32), bf16 sums in f32. cuBLASLt and products in vectors
+// and on tiles compute epilogues: matmul_fuses() says which; the others run the kernels of activation.h and reduce.h.
 #pragma once
 
 #include <cstdint>
@@ -94,7 +93,7 @@ class MatmulPlans {
 bool has_native_bf16();
 
 /// True if this processor has tiles with bf16 products (Intel AMX) and AVX-512 with conversions to bf16, and the
-/// operating system lets this process use them. The first call asks the operating system.
+/// operating system lets this process use them, and a product on them is right (kernels/tiles.h).
 bool has_tiles();
 
 /// True if this processor multiplies pairs of bf16 in vectors (AVX-512 bf16).

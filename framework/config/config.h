@@ -31,7 +31,7 @@ enum class TrainDevice { automatic, cpu, cuda };
 template <>
 inline constexpr auto names<TrainDevice> = std::array{"auto", "cpu", "cuda"};
 
-/// What multiplies bf16 on the CPU. automatic: never tiles, until they have been measured.
+/// What multiplies on the CPU. automatic: bf16 on tiles if all processors have them, else in vectors if they are fast.
 enum class CpuKernels { automatic, tiles, onednn };
 template <>
 inline constexpr auto names<CpuKernels> = std::array{"auto", "tiles", "onednn"};
