@@ -22,14 +22,18 @@ constexpr std::uint64_t mix(std::uint64_t bits, std::uint64_t index) {
   return h ^ (h >> 32);
 }
 
+/// T: float, or bf16.
+template <class T>
 struct Digest {
-  const float* x;
+  const T* x;
   const Range* ranges;  ///< of about equal lengths: on a GPU each is the work of one block
   std::int64_t num_ranges;
   std::uint64_t* digests;  ///< [num_ranges]
 };
 
-void digest(Cpu, const Digest&);
-void digest(Cuda, const Digest&);
+template <class T>
+void digest(Cpu, const Digest<T>&);
+template <class T>
+void digest(Cuda, const Digest<T>&);
 
 }  // namespace choir::kernels

@@ -311,6 +311,8 @@ std::vector<Field> fields(OptimizerConfig& c) {
        {.least = 0, .most = 1}},
       {"optimizer.betas", &c.betas, "AdamW: decay of the first and second moment", below_one()},
       {"optimizer.epsilon", &c.epsilon, "AdamW: added to the root of the second moment", positive()},
+      {"optimizer.moments", &c.moments,
+       "AdamW: how moments are kept; bf16, rounded at random, saves 4 bytes a parameter"},
       {"optimizer.momentum", &c.momentum, "SGD: decay of the running sum of gradients; 0: none", below_one()},
       {"optimizer.weight_decay", &c.weight_decay, "on weight matrices and embeddings; never on norms and biases",
        not_negative()},

@@ -421,6 +421,10 @@ void Validator::check_schedule() {
     add(fmt::format("optimizer.momentum = {} with optimizer.kind = adamw", value_text(&config_.optimizer.momentum)),
         "AdamW does not read it; its first moment decays by optimizer.betas[0]",
         "delete optimizer.momentum, or set optimizer.kind to sgd");
+  if (o.kind != OptimizerKind::adamw && o.moments != Moments::f32)
+    add(fmt::format("optimizer.moments = {} with optimizer.kind = {}", name_of(o.moments), name_of(o.kind)),
+        "only AdamW has moments; SGD's running sum of gradients is f32",
+        "delete optimizer.moments, or set optimizer.kind to adamw");
   if (!are_sound({"train.steps", "optimizer.warmup", "optimizer.decay", "optimizer.schedule"})) return;
   const bool stable = o.schedule == Schedule::warmup_stable_decay;
   if (o.decay > 0 && !stable)

@@ -9,6 +9,16 @@
 
 namespace choir::ops {
 
+/// body<float>() or body<bf16>()
+template <class Body>
+static void with_f32_or_bf16(DType type, const Body& body) {
+  check(type == DType::f32 || type == DType::bf16, "f32 or bf16");
+  if (type == DType::f32)
+    body.template operator()<float>();
+  else
+    body.template operator()<bf16>();
+}
+
 static std::int64_t count_of(const Tensor& table, std::size_t entry) {
   return table.bytes() / static_cast<std::int64_t>(entry);
 }
@@ -28,7 +38,9 @@ UpdateTable make_update_table(Runtime& runtime, std::vector<Update> updates) {
                         .weight_decay = update.weight_decay,
                         .weight = update.weight.data<float>(),
                         .gradient = update.gradient.data<float>(),
-                        .value = data_or_null<bf16>(update.value)});
+                        .value = data_or_null<bf16>(update.value),
+                        .key = update.key,
+                        .place = update.place});
     table.elements += n;
     if (update.value) table.rounded += n;
     table.state_size = segments.back().end;
@@ -39,20 +51,24 @@ UpdateTable make_update_table(Runtime& runtime, std::vector<Update> updates) {
 
 void adamw(Runtime& runtime, const UpdateTable& table, const Tensor& first_moment, const Tensor& second_moment,
            double beta1, double beta2, float epsilon) {
-  check(first_moment.count() >= table.state_size && second_moment.count() == first_moment.count(),
+  check(first_moment.count() >= table.state_size && second_moment.count() == first_moment.count() &&
+            second_moment.dtype() == first_moment.dtype(),
         "adamw: moments [state]");
-  const kernels::AdamW args{.segments = static_cast<const kernels::OptimizerSegment*>(table.segments.raw()),
-                            .num_segments = count_of(table.segments, sizeof(kernels::OptimizerSegment)),
-                            .count = first_moment.count(),
-                            .first_moment = first_moment.data<float>(),
-                            .second_moment = second_moment.data<float>(),
-                            .scalars = runtime.step_scalars(),
-                            .first = kernels::MovingAverage(beta1),
-                            .second = kernels::MovingAverage(beta2),
-                            .epsilon = epsilon};
-  const auto n = static_cast<double>(table.elements), rounded = static_cast<double>(table.rounded);
-  launch<float>(runtime, "optimizer", {.flops = 19 * n, .bytes = 28 * n + 2 * rounded},
-                [args](auto device) { kernels::adamw(device, args); });
+  with_f32_or_bf16(first_moment.dtype(), [&]<class M>() {
+    const kernels::AdamW<M> args{.segments = static_cast<const kernels::OptimizerSegment*>(table.segments.raw()),
+                                 .num_segments = count_of(table.segments, sizeof(kernels::OptimizerSegment)),
+                                 .count = first_moment.count(),
+                                 .first_moment = first_moment.data<M>(),
+                                 .second_moment = second_moment.data<M>(),
+                                 .scalars = runtime.step_scalars(),
+                                 .first = kernels::MovingAverage(beta1),
+                                 .second = kernels::MovingAverage(beta2),
+                                 .epsilon = epsilon};
+    const auto n = static_cast<double>(table.elements), rounded = static_cast<double>(table.rounded);
+    const double of_moments = 4.0 * sizeof(M);  // both, read and written
+    launch<float>(runtime, "optimizer", {.flops = 19 * n, .bytes = (12 + of_moments) * n + 2 * rounded},
+                  [args](auto device) { kernels::adamw(device, args); });
+  });
 }
 
 void sgd(Runtime& runtime, const UpdateTable& table, const Tensor& momentum_buffer, float momentum) {
@@ -117,11 +133,13 @@ void digest(Runtime& runtime, const Tensor& x, const Tensor& ranges, const Tenso
   const std::int64_t num_ranges = count_of(ranges, sizeof(kernels::Range));
   check(digests.bytes() == num_ranges * static_cast<std::int64_t>(sizeof(std::uint64_t)),
         "digest: one u64 for each range");
-  const kernels::Digest args{.x = x.data<float>(),
-                             .ranges = static_cast<const kernels::Range*>(ranges.raw()),
-                             .num_ranges = num_ranges,
-                             .digests = static_cast<std::uint64_t*>(digests.raw())};
-  launch<float>(runtime, "digest", {.bytes = bytes_of({x})}, [args](auto device) { kernels::digest(device, args); });
+  with_f32_or_bf16(x.dtype(), [&]<class T>() {
+    const kernels::Digest<T> args{.x = x.data<T>(),
+                                  .ranges = static_cast<const kernels::Range*>(ranges.raw()),
+                                  .num_ranges = num_ranges,
+                                  .digests = static_cast<std::uint64_t*>(digests.raw())};
+    launch<float>(runtime, "digest", {.bytes = bytes_of({x})}, [args](auto device) { kernels::digest(device, args); });
+  });
 }
 
 }  // namespace choir::ops

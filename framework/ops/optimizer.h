@@ -17,6 +17,9 @@ struct Update {
   float weight_decay;
   Tensor weight, gradient;  ///< [n] f32
   Tensor value;             ///< [n] bf16, or empty
+  /// Of the random rounding of moments in bf16: OptimizerSegment::key and place.
+  std::uint64_t key = 0;
+  kernels::PlaceInTensor place{};
 };
 
 /// Everything that one kernel updates. The memory of the tensors outlives it.
@@ -29,7 +32,7 @@ struct UpdateTable {
 /// The updates in any order; their states do not overlap.
 UpdateTable make_update_table(Runtime&, std::vector<Update>);
 
-/// One AdamW update, with moments [state].
+/// One AdamW update, with moments [state] f32, or bf16 rounded at random.
 void adamw(Runtime&, const UpdateTable&, const Tensor& first_moment, const Tensor& second_moment, double beta1,
            double beta2, float epsilon);
 
@@ -52,7 +55,7 @@ void clip_factor(Runtime&, const Tensor& squared_norm, double limit);
 void judge_step(Runtime&, const Tensor& loss_sum, const Tensor& squared_norm, const Tensor& window, std::int64_t length,
                 double sigma);
 
-/// digests (u8, one u64 for each range) = those of ranges of x [n] f32 (kernels/digest.h). `ranges` holds
+/// digests (u8, one u64 for each range) = those of ranges of x [n] f32 or bf16 (kernels/digest.h). `ranges` holds
 /// kernels::Range in device memory.
 void digest(Runtime&, const Tensor& x, const Tensor& ranges, const Tensor& digests);
 

@@ -2,11 +2,34 @@
 
 #include <cassert>
 #include <cmath>
+#include <cstdlib>
 #include <utility>
 
 #include "framework/ops/elementwise.h"
 
 namespace choir {
+namespace {
+
+DType type_of(Moments moments) {
+  switch (moments) {
+    case Moments::f32:
+      return DType::f32;
+    case Moments::bf16:
+      return DType::bf16;
+  }
+  std::abort();  // all values are above
+}
+
+kernels::PlaceInTensor place_of(const ParameterPart& part) {
+  const Parameter& p = *part.parameter;
+  const std::int64_t width = p.shape.size() > 1 ? p.shape[1] : 1;
+  return {.first = part.begin,
+          .columns = p.held.columns(),
+          .width = width,
+          .origin = p.held.row_begin * width + p.held.column_begin};
+}
+
+}  // namespace
 
 Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store, Shards& shards, Context& context)
     : config_(config), shards_(shards) {
@@ -29,20 +52,22 @@ Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store,
                            .weight_decay = parameter.decays ? weight_decay : 0.0f,
                            .weight = master,
                            .gradient = gradient,
-                           .value = rounds ? shards.at(flat, &Bucket::value) : Tensor{}});
+                           .value = rounds ? shards.at(flat, &Bucket::value) : Tensor{},
+                           .key = random_key(runtime.seed, parameter.name + ".moments"),
+                           .place = place_of(part)});
     }
     if (!parts.empty()) pieces_.push_back({range, state_size});
     state_size += range.count();
   }
   table_ = ops::make_update_table(runtime, std::move(updates));
-  const auto add_state = [&](const char* name) {
-    state_.push_back({name, runtime.empty({state_size}, DType::f32, MemoryKind::optimizer)});
+  const auto add_state = [&](const char* name, DType type = DType::f32) {
+    state_.push_back({name, runtime.empty({state_size}, type, MemoryKind::optimizer)});
     ops::fill(runtime, state_.back().values, 0.0f);
   };
   switch (config.kind) {
     case OptimizerKind::adamw:
-      add_state("first_moment");
-      add_state("second_moment");
+      add_state("first_moment", type_of(config.moments));
+      add_state("second_moment", type_of(config.moments));
       break;
     case OptimizerKind::sgd:
       if (config.momentum > 0) add_state("momentum");

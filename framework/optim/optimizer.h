@@ -20,7 +20,8 @@ struct StepLimits {
 
 class Optimizer {
  public:
-  /// One flat f32 array of state, e.g. AdamW's first moment, over Bucket::updated of all buckets, one after another.
+  /// One flat array of state, f32 or as OptimizerConfig::moments says, e.g. AdamW's first moment, over Bucket::updated
+  /// of all buckets, one after another.
   struct StateArray {
     std::string name;  ///< "first_moment", "second_moment", "momentum"
     Tensor values;

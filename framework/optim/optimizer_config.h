@@ -12,6 +12,11 @@ enum class OptimizerKind { adamw, sgd };
 template <>
 inline constexpr auto names<OptimizerKind> = std::array{"adamw", "sgd"};
 
+/// How AdamW keeps its moments: f32, or rounded at random to bf16 (kernels/optimizer.h).
+enum class Moments { f32, bf16 };
+template <>
+inline constexpr auto names<Moments> = std::array{"f32", "bf16"};
+
 /// How the rate falls after the warm-up.
 enum class Schedule { cosine, linear, constant, warmup_stable_decay };
 template <>
@@ -26,6 +31,7 @@ struct OptimizerConfig {
   double final_rate = 0.1;                    ///< the last step's rate as a share of the highest
   std::array<double, 2> betas = {0.9, 0.95};  ///< AdamW
   double epsilon = 1e-8;                      ///< AdamW
+  Moments moments = Moments::f32;             ///< AdamW
   double momentum = 0;                        ///< SGD
   double weight_decay = 0.1;                  ///< on weight matrices and embeddings; never on norms and biases
   double clip = 1.0;                          ///< the global gradient norm is scaled down to it; 0: never

@@ -39,6 +39,11 @@ float* host_array(Trainer& trainer, const Tensor& array, Snapshot& snapshot) {
   // A load overwrites what it reads. Elements that do not belong to a parameter stay as they are; in weights they are
   // zero.
   if (f32) device.download(array.raw(), host.data(), array.bytes());
+  if (array.dtype() == DType::bf16) {
+    std::vector<bf16> values(host.size());
+    device.download(array.raw(), values.data(), array.bytes());
+    std::copy(values.begin(), values.end(), host.begin());
+  }
   return host.data();
 }
 

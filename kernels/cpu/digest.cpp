@@ -6,7 +6,11 @@
 
 namespace choir::kernels {
 
-void digest(Cpu cpu, const Digest& args) {
+static std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
+static std::uint32_t bits_of(bf16 x) { return x.bits; }
+
+template <class T>
+void digest(Cpu cpu, const Digest<T>& args) {
   std::int64_t elements = 0;
   for (std::int64_t r = 0; r < args.num_ranges; ++r) elements += args.ranges[r].end - args.ranges[r].begin;
   const int parts = cpu::num_parts(cpu, args.num_ranges, elements / std::max<std::int64_t>(1, args.num_ranges));
@@ -14,10 +18,13 @@ void digest(Cpu cpu, const Digest& args) {
     for (std::int64_t r = part.begin; r < part.end; ++r) {
       std::uint64_t sum = 0;
       for (std::int64_t i = args.ranges[r].begin; i < args.ranges[r].end; ++i)
-        sum += mix(std::bit_cast<std::uint32_t>(args.x[i]), static_cast<std::uint64_t>(i));
+        sum += mix(bits_of(args.x[i]), static_cast<std::uint64_t>(i));
       args.digests[r] = sum;
     }
   });
 }
+
+template void digest(Cpu, const Digest<float>&);
+template void digest(Cpu, const Digest<bf16>&);
 
 }  // namespace choir::kernels

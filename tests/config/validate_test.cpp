@@ -468,6 +468,9 @@ TEST(Validate, Schedule) {
       {{"optimizer.momentum=0.9"},
        1,
        {"optimizer.momentum = 0.9 with optimizer.kind = adamw", "set optimizer.kind to sgd"}},
+      {{"optimizer.kind=sgd", "optimizer.moments=bf16"},
+       1,
+       {"optimizer.moments = bf16 with optimizer.kind = sgd", "set optimizer.kind to adamw"}},
   });
 }
 

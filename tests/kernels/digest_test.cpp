@@ -7,7 +7,7 @@ namespace {
 
 std::vector<std::uint64_t> digests_of(Cpu cpu, const std::vector<float>& x, const std::vector<Range>& ranges) {
   std::vector<std::uint64_t> digests(ranges.size());
-  digest(cpu, {x.data(), ranges.data(), static_cast<std::int64_t>(ranges.size()), digests.data()});
+  digest(cpu, Digest<float>{x.data(), ranges.data(), static_cast<std::int64_t>(ranges.size()), digests.data()});
   return digests;
 }
 

@@ -218,9 +218,10 @@ TEST(Resume, ChangedValuesAreReportedWithOldAndNewValue) {
 
   // Back to AdamW: its moments start at zero, and so do their bias corrections; without those the first updates would
   // be much too small.
-  const Finished back = train_alone(shop, "run", "--resume train.steps=21 optimizer.kind=adamw");
+  const Finished back = train_alone(shop, "run", "--resume train.steps=21 optimizer.kind=adamw optimizer.moments=bf16");
   ASSERT_EQ(back.code, 0) << back.output;
   EXPECT_TRUE(contains(back, "the checkpoint has no first_moment and second_moment of optimizer.kind = adamw"));
+  EXPECT_TRUE(contains(back, "optimizer.moments = bf16, was f32\n")) << back.output;
   EXPECT_TRUE(contains(shop.choir("checkpoint show " + shop.path("run")), "optimizer_origin: 20\n"));
 }
 

@@ -27,7 +27,9 @@ TEST(Zero, CheckpointsDoNotDependOnIt) {
 }
 
 TEST(Zero, ResumeInTheSameLayoutIsExact) {
-  expect_exact_resume({2, "parallel.zero=3 parallel.micro_batch=1 train.precision=bf16 train.emulate_bf16=true"});
+  expect_exact_resume({2,
+                       "parallel.zero=3 parallel.micro_batch=1 train.precision=bf16 train.emulate_bf16=true "
+                       "optimizer.moments=bf16"});
 }
 
 TEST(Zero, VerifyProvesItAndThePlanShowsIt) {

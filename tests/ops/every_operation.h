@@ -641,7 +641,8 @@ inline std::vector<Operation> every_operation() {
        [](Operands& o) {
          for (const Tensor& rounded : {Tensor{}, o.flat(DType::bf16)}) {
            const Tensor master = o.flat();
-           ops::adamw(o.runtime, o.updates(master, rounded), o.flat(), o.flat(), 0.9, 0.99, 1e-8f);
+           for (const DType moments : {DType::f32, DType::bf16})
+             ops::adamw(o.runtime, o.updates(master, rounded), o.flat(moments), o.flat(moments), 0.9, 0.99, 1e-8f);
            o.expect("adamw", master, {o.n}, DType::f32);
          }
        },

@@ -502,6 +502,7 @@ void RefusedOperands::of_optimizers() {
   const auto adamw = [&](const Tensor& m, const Tensor& v) { ops::adamw(runtime, updates, m, v, 0.9, 0.99, 1e-8f); };
   expect_refused("adamw: moments [state]", [&] { adamw(other, other); });
   expect_refused("adamw: moments [state]", [&] { adamw(w, other); });
+  expect_refused("adamw: moments [state]", [&] { adamw(w, tensor({6}, DType::bf16)); });
   expect_refused("sgd: momentum [state]", [&] { ops::sgd(runtime, updates, other, 0.9f); });
   expect_refused("sign step: weight and gradient [n]", [&] { ops::sign_step(runtime, w, other, 0.1f); });
   expect_refused("digest: one u64 for each range", [&] {

@@ -58,15 +58,15 @@ void adamw_agrees(kernels::Cuda cuda, const OptimizerCase& c, std::int64_t offse
         c.segments_of(weight.data(), gradient.data(), with_value ? value.data() : nullptr);
     const DeviceArray<OptimizerSegment> device_segments(
         c.segments_of(device_weight.data(), device_gradient.data(), with_value ? device_value.data() : nullptr));
-    kernels::AdamW args{.segments = segments.data(),
-                        .num_segments = std::ssize(segments),
-                        .count = c.count,
-                        .first_moment = first.data(),
-                        .second_moment = second.data(),
-                        .scalars = scalars.data(),
-                        .first = kernels::MovingAverage(beta1),
-                        .second = kernels::MovingAverage(beta2),
-                        .epsilon = epsilon};
+    kernels::AdamW<float> args{.segments = segments.data(),
+                               .num_segments = std::ssize(segments),
+                               .count = c.count,
+                               .first_moment = first.data(),
+                               .second_moment = second.data(),
+                               .scalars = scalars.data(),
+                               .first = kernels::MovingAverage(beta1),
+                               .second = kernels::MovingAverage(beta2),
+                               .epsilon = epsilon};
     adamw(Cpu{}, args);
     args.segments = device_segments.data();
     args.first_moment = device_first.data();
@@ -92,6 +92,56 @@ TEST_P(OptimizerCuda, AdamWAgreesWithTheCpu) {
     }
     adamw_agrees(cuda(), c, 0, false);
   }
+}
+
+// Places of a tensor of 29 columns, of which a part has 7, and of one whose columns are all here.
+TEST_P(OptimizerCuda, MomentsInBf16AreThoseOfTheCpu) {
+  for (const OptimizerCase& c : cases)
+    for (const std::int64_t offset : {0, 1})
+      for (const std::int64_t columns : {7, 29}) {
+        SCOPED_TRACE(std::to_string(c.count) + " elements, offset " + std::to_string(offset) + ", " +
+                     std::to_string(columns) + " columns");
+        std::vector<float> weight = random_values<float>(c.count, 1);
+        std::vector<bf16> first(c.count), second(c.count);
+        const DeviceArray<float> device_weight(weight, offset);
+        const DeviceArray<bf16> device_first(first), device_second(second);
+        for (int step = 1; step <= steps; ++step) {
+          const std::vector<StepScalars> scalars = {scalars_of(step)};
+          const std::vector<float> gradient = random_values<float>(c.count, 10 + step);
+          const DeviceArray<StepScalars> device_scalars(scalars);
+          const DeviceArray<float> device_gradient(gradient, offset);
+          const auto segments_of = [&](float* w, const float* g) {
+            std::vector<OptimizerSegment> segments = c.segments_of(w, g, nullptr);
+            for (OptimizerSegment& segment : segments) {
+              segment.key = 0x123456789abcdef;
+              segment.place = {.first = segment.begin + offset, .columns = columns, .width = 29, .origin = 290};
+            }
+            return segments;
+          };
+          const std::vector<OptimizerSegment> segments = segments_of(weight.data(), gradient.data());
+          const DeviceArray<OptimizerSegment> device_segments(
+              segments_of(device_weight.data(), device_gradient.data()));
+          kernels::AdamW<bf16> args{.segments = segments.data(),
+                                    .num_segments = std::ssize(segments),
+                                    .count = c.count,
+                                    .first_moment = first.data(),
+                                    .second_moment = second.data(),
+                                    .scalars = scalars.data(),
+                                    .first = kernels::MovingAverage(beta1),
+                                    .second = kernels::MovingAverage(beta2),
+                                    .epsilon = epsilon};
+          adamw(Cpu{}, args);
+          args.segments = device_segments.data();
+          args.first_moment = device_first.data();
+          args.second_moment = device_second.data();
+          args.scalars = device_scalars.data();
+          adamw(cuda(), args);
+          cudaStreamSynchronize(cuda().stream);
+        }
+        expect_equal(device_first.host(), first, "first moment");
+        expect_equal(device_second.host(), second, "second moment");
+        if (HasFatalFailure()) return;
+      }
 }
 
 void sgd_agrees(kernels::Cuda cuda, const OptimizerCase& c, std::int64_t offset, bool with_momentum) {
@@ -164,15 +214,15 @@ TEST_P(OptimizerCuda, ARejectedStepChangesNothing) {
   StepScalars scalars = scalars_of(3);
   scalars.accepted = 0;
   const DeviceArray<StepScalars> device_scalars(std::vector<StepScalars>{scalars});
-  adamw(cuda(), kernels::AdamW{.segments = segments.data(),
-                               .num_segments = 1,
-                               .count = count,
-                               .first_moment = first.data(),
-                               .second_moment = second.data(),
-                               .scalars = device_scalars.data(),
-                               .first = kernels::MovingAverage(beta1),
-                               .second = kernels::MovingAverage(beta2),
-                               .epsilon = epsilon});
+  adamw(cuda(), kernels::AdamW<float>{.segments = segments.data(),
+                                      .num_segments = 1,
+                                      .count = count,
+                                      .first_moment = first.data(),
+                                      .second_moment = second.data(),
+                                      .scalars = device_scalars.data(),
+                                      .first = kernels::MovingAverage(beta1),
+                                      .second = kernels::MovingAverage(beta2),
+                                      .epsilon = epsilon});
   sgd(cuda(), kernels::Sgd{.segments = segments.data(),
                            .num_segments = 1,
                            .count = count,
