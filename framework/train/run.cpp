@@ -546,17 +546,23 @@ RunEnd Run::reject(Trainer& trainer, RunPosition before, const StepResult& resul
 /// Step position_.step; `heads` gets what it says of them, if train.inspect_every asks for it.
 StepResult Run::step(Trainer& trainer, const RunPosition& before, std::optional<HeadSamples>& heads) {
   const ReadSample read = training_batch(*data_, before.samples, before.left_out);
+  // Also that of a step after a rejected one, unless the run is rewound: the trainer then does not take it.
+  const bool is_last = position_.step == config_.train.steps;
+  const ReadSample read_next = is_last ? ReadSample{} : training_batch(*data_, end_of_batch(before), before.left_out);
   const bool inspects = config_.train.inspect_every > 0 && position_.step % config_.train.inspect_every == 0;
   AttentionRecord attention;
   trainer.set_attention(inspects ? &attention : nullptr, 1);
-  const StepResult result = trainer.step(position_.step, read, [&] {
-    if (state_check_ && state_check_is_due(position_.step))
-      check_state(state_check_->unchanged(), changed_between_updates);
-    if (!inspects) return;
-    SampleBuffer first(config_.model);
-    read(0, first.view());
-    heads = sample_heads(trainer, std::exchange(attention, {}), first);
-  });
+  const StepResult result = trainer.step(
+      position_.step, read,
+      [&] {
+        if (state_check_ && state_check_is_due(position_.step))
+          check_state(state_check_->unchanged(), changed_between_updates);
+        if (!inspects) return;
+        SampleBuffer first(config_.model);
+        read(0, first.view());
+        heads = sample_heads(trainer, std::exchange(attention, {}), first);
+      },
+      read_next);
   trainer.set_attention(nullptr);
   return result;
 }

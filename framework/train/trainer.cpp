@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <map>
 #include <numbers>
+#include <utility>
 
 #include "framework/core/error.h"
 #include "framework/model/joined_rows.h"
@@ -220,6 +221,15 @@ Trainer::MicroBatch Trainer::read_micro_batch(std::int64_t first_sample, std::in
   return batch;
 }
 
+/// The micro-batches of this rank.
+std::vector<Trainer::MicroBatch> Trainer::read_batch(const ReadSample& read) const {
+  std::vector<MicroBatch> mine;
+  for (std::int64_t m = 0; m < micro_batches(); ++m)
+    mine.push_back(
+        read_micro_batch((mesh_.here.data * micro_batches() + m) * micro_batch_, micro_batch_, micro_batch_, read));
+  return mine;
+}
+
 /// The number of targets of the global batch, of which `mine` are the micro-batches of this rank. Every stage has read
 /// the same ones, so the ranks with other rows are enough. Collective.
 std::int64_t Trainer::count_targets(std::int64_t step, const std::vector<MicroBatch>& mine) {
@@ -315,10 +325,8 @@ BatchLoss Trainer::compute_gradients(std::int64_t step, const ReadSample& read) 
     if (*sums) ops::fill(runtime_, *sums, 0.0f);
 
   // The whole batch is read before the first backward: gradients are divided by the number of its targets.
-  std::vector<MicroBatch> mine;
-  for (std::int64_t m = 0; m < micro_batches(); ++m)
-    mine.push_back(
-        read_micro_batch((mesh_.here.data * micro_batches() + m) * micro_batch_, micro_batch_, micro_batch_, read));
+  const bool is_here = std::exchange(ahead_step_, 0) == step;
+  const std::vector<MicroBatch> mine = is_here ? std::exchange(ahead_, {}) : read_batch(read);
   const std::int64_t targets = count_targets(step, mine);
   const double scale = 1.0 / static_cast<double>(targets);
   kernels::StepScalars scalars = optimizer_->scalars(step, learning_rate(config_.optimizer, step, config_.train.steps));
@@ -365,10 +373,15 @@ void Trainer::set_spike_window(const std::vector<SpikePoint>& points) {
   ops::upload(runtime_, window.get(), spike_window_);
 }
 
-StepResult Trainer::step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update) {
+StepResult Trainer::step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update,
+                         const ReadSample& read_next) {
   const BatchLoss loss = compute_gradients(step, read);
   if (before_update) before_update();
   const Tensor squared_norm = update();
+  if (read_next) {  // before the host waits for the device
+    ahead_ = read_batch(read_next);
+    ahead_step_ = step + 1;
+  }
   double loss_sum = 0, norm = 0;
   ops::download(runtime_, loss.sum, &loss_sum);
   ops::download(runtime_, squared_norm, &norm);

@@ -86,8 +86,10 @@ class Trainer {
 
   /// Step `step` (from 1): gradients of the global batch, then one update unless the step is rejected, which all ranks
   /// decide alike (train.spike). Throws Error, on every rank, if no token of the batch is a target. Collective.
-  /// `before_update`, if any, is called when the gradients are complete.
-  StepResult step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update = {});
+  /// `before_update`, if any, is called when the gradients are complete. `read_next`, if any, reads the batch of the
+  /// next step, while the device works on this one; step() of that step then does not read it again.
+  StepResult step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update = {},
+                  const ReadSample& read_next = {});
 
   /// The two halves of step(). compute_gradients leaves complete gradients on this rank (with ZeRO: of its part), those
   /// of the sum of the losses divided by the number of targets; on return the device may still be working.
@@ -158,6 +160,7 @@ class Trainer {
   };
   MicroBatch read_micro_batch(std::int64_t first_sample, std::int64_t sequences, std::int64_t real,
                               const ReadSample& read) const;
+  std::vector<MicroBatch> read_batch(const ReadSample& read) const;
   std::int64_t count_targets(std::int64_t step, const std::vector<MicroBatch>&);
   void run(const std::vector<StageStep>& steps, const std::vector<MicroBatch>&, const Loss&, bool training);
   double row_scale() const;
@@ -177,6 +180,8 @@ class Trainer {
   std::unique_ptr<Shards> shards_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<StageStep> schedule_;
+  std::int64_t ahead_step_ = 0;  // whose batch has been read already; 0: none
+  std::vector<MicroBatch> ahead_;
   ChoiceRecord* choices_ = nullptr;
   AttentionRecord* attention_ = nullptr;
   std::int64_t attention_end_ = 0;

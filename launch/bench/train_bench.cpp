@@ -117,7 +117,7 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
   Trainer trainer(config, device, mesh);
   bench.first_step_seconds = seconds_since_launch();
   std::int64_t step = 0;
-  while (step < warm_up) trainer.step(++step, random);
+  while (step < warm_up) trainer.step(++step, random, {}, random);
   const std::int64_t faults = page_faults();
   std::vector<Timing> timings;
   double best = 0;
@@ -134,7 +134,7 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
   };
   while (std::ssize(timings) < most && found() < steps) {
     const auto begin = Clock::now();
-    bench.loss = trainer.step(++step, random).loss;
+    bench.loss = trainer.step(++step, random, {}, random).loss;
     const double seconds = seconds_since(begin), after = limit_now();
     timings.push_back({seconds, std::min(before, after)});
     before = after;
@@ -153,7 +153,7 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
   Ledger& ledger = device.ledger();
   ledger.enabled = true;
   const std::int64_t profiled = profile ? std::max<std::int64_t>(1, steps / 2) : 1;
-  for (std::int64_t i = 0; i < profiled; ++i) trainer.step(++step, random);
+  for (std::int64_t i = 0; i < profiled; ++i) trainer.step(++step, random, {}, random);
   device.synchronize();
   ledger.enabled = false;
   bench.operations = ledger.operations();

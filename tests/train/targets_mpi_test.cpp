@@ -85,6 +85,23 @@ TEST(Targets, TheGradientOfTheBalanceLossDoesNotDependOnTheirNumber) {
   EXPECT_LT(root_mean_square(difference_of(few, all)), 1e-4 * root_mean_square(all));
 }
 
+TEST(Targets, ABatchReadAheadIsThatOfTheNextStepAndOfNoOther) {
+  const ModelConfig model = small_model("gpt");
+  const Layout layout{.name = "data", .data = world_size()};
+  SmallRun plain(model, plain_sgd(0.1), layout), ahead(model, plain_sgd(0.1), layout);
+  const ReadSample never = [](std::int64_t, const Sample&) {
+    ADD_FAILURE() << "the batch has been read already";
+    return std::int64_t{0};
+  };
+  for (std::int64_t step = 1; step <= 3; ++step) {
+    const ReadSample read = read_random(model, step), read_next = read_random(model, step + 1);
+    const double loss = ahead.trainer.step(step, step == 1 ? read : never, {}, read_next).loss;
+    EXPECT_EQ(loss, plain.trainer.step(step, read).loss) << step;
+  }
+  const ReadSample other = read_random(model, 9);  // after the run has gone back
+  EXPECT_EQ(ahead.trainer.step(2, other).loss, plain.trainer.step(2, other).loss);
+}
+
 TEST(Targets, ABatchWithoutAnyIsRefusedOnEveryRank) {
   const ModelConfig model = small_model("gpt");
   const ReadSample none = [&](std::int64_t index, const Sample& sample) {
