@@ -63,26 +63,31 @@ void exchange(Trainer& trainer, const std::string& name, std::int64_t row, float
 }  // namespace
 
 using Before = std::function<void()>;
-StepResult real_step(Trainer*, std::int64_t, const ReadSample&, const Before&) asm("__real_" CHOIR_TRAINER_STEP);
-StepResult wrapped_step(Trainer*, std::int64_t, const ReadSample&, const Before&) asm("__wrap_" CHOIR_TRAINER_STEP);
+using Step = StepResult(Trainer*, std::int64_t, const ReadSample&, const Before&, const ReadSample&);
+Step real_step asm("__real_" CHOIR_TRAINER_STEP);
+Step wrapped_step asm("__wrap_" CHOIR_TRAINER_STEP);
 
-StepResult wrapped_step(Trainer* trainer, std::int64_t step, const ReadSample& read, const Before& before_update) {
+StepResult wrapped_step(Trainer* trainer, std::int64_t step, const ReadSample& read, const Before& before_update,
+                        const ReadSample& read_next) {
   static bool happened = false;  // a step may be computed twice
   const std::string& kind = fault.at(0);
   if (kind == "slow") {
     if (trainer->mesh().world->rank() == number(1)) std::this_thread::sleep_for(std::chrono::milliseconds(number(2)));
-    return real_step(trainer, step, read, before_update);
+    return real_step(trainer, step, read, before_update, read_next);
   }
-  if (happened || step != number(1)) return real_step(trainer, step, read, before_update);
+  if (happened || step != number(1)) return real_step(trainer, step, read, before_update, read_next);
   happened = true;
   if (kind == "flip")
-    return real_step(trainer, step, read, [&] {
-      flip_bit(*trainer);
-      before_update();
-    });
+    return real_step(
+        trainer, step, read,
+        [&] {
+          flip_bit(*trainer);
+          before_update();
+        },
+        read_next);
   float value = std::strtof(fault.at(4).c_str(), nullptr);
   exchange(*trainer, fault.at(2), number(3), value);
-  const StepResult result = real_step(trainer, step, read, before_update);
+  const StepResult result = real_step(trainer, step, read, before_update, read_next);
   if (kind == "passing") exchange(*trainer, fault.at(2), number(3), value);
   return result;
 }
