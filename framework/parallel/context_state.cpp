@@ -108,7 +108,7 @@ void find_gradients(const ContextAxis& axis, const Tensor& dout, const StatesAtt
   if (axis.ranks == 1) return;
   Runtime& runtime = axis.runtime;
   const StateRow row(axis, saved.log_rate);
-  const Tensor mine = axis.zeros({runs_of_a_rank, row.states * row.elements});
+  const Tensor mine = axis.zeros({runs_of_a_rank, row.width_of_states});
   const Tensor q = axis.q(saved.qkv, axis.held), k = axis.k(axis.kv(saved.qkv, axis.held));
   for (int run = 0; run < runs_of_a_rank; ++run) {
     if (axis.rows.runs[run].empty()) continue;
