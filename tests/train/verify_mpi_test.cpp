@@ -57,8 +57,8 @@ TEST_P(Verify, RoundingStaysWellBelowTheBoundAndTheBoundBelowAQuarter) {
     for (const Comparison& c : verify_with(verify_config(GetParam().config, layout), {})) {
       EXPECT_TRUE(c.holds()) << layout.name << ": " << c.what << " differs by " << c.difference << ", tolerance "
                              << c.tolerance;
-      // Decays' biases begin at 2, not at 0: the rounding of the value is more of an update, most in a second block. The
-      // chain of an encoder-decoder has two stacks. Zeros are off by 1.
+      // Decays' biases begin at 2, not at 0: the rounding of the value is more of an update, most in a second block.
+      // The chain of an encoder-decoder has two stacks. Zeros are off by 1.
       const double most = c.what.ends_with(".decay.bias") ? 0.4 : GetParam().config.has_source() ? 0.3 : 0.25;
       EXPECT_LT(c.tolerance, most) << layout.name << ": " << c.what;
       EXPECT_LE(c.difference, share_of_tolerance * c.tolerance) << layout.name << ": " << c.what;
