@@ -16,9 +16,8 @@ void Ledger::add(const char* name, Cost cost, double seconds) {
 }
 
 void Ledger::add_later(const char* name, Cost cost, std::function<double()> seconds) {
-  later_.push_back([this, name = std::string(name), cost, seconds = std::move(seconds)] {
-    add(name.c_str(), cost, seconds());
-  });
+  later_.push_back(
+      [this, name = std::string(name), cost, seconds = std::move(seconds)] { add(name.c_str(), cost, seconds()); });
 }
 
 void Ledger::settle() {

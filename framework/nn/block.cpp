@@ -27,8 +27,8 @@ Tensor Block::forward(const Tensor& x, Saved& saved, Context& context) const {
     const Tensor normed = attention_norm_.forward(x, saved.attention_norm, context);
     return layer.forward(normed, saved.attention.emplace<typename Layer::Saved>(), context);
   };
-  const ops::SumAndNorm h = feed_forward_norm_.forward_sum(x, std::visit(attention_forward, attention_),
-                                                           saved.feed_forward_norm, context);
+  const ops::SumAndNorm h =
+      feed_forward_norm_.forward_sum(x, std::visit(attention_forward, attention_), saved.feed_forward_norm, context);
   return std::visit(
       [&]<class Layer>(const Layer& layer) {
         return layer.forward(h.norm, h.sum, saved.feed_forward.emplace<typename Layer::Saved>(), context);

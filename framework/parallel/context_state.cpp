@@ -169,11 +169,11 @@ StateGradients attend_to_states_backward(const Tensor& dout, const AttentionSpec
     if (axis.rows.runs[run].empty()) continue;
     const auto part = [&](const Tensor& x) { return of_run(x, axis.rows, run); };
     for (const Direction direction : directions(axis))
-      ops::linear_attention_backward(
-          runtime, options_of(axis, direction), part(q), part(axis.k(kv)), part(axis.v(kv)), part(dout),
-          part(saved.log_decay), saved.states[direction][run], dlast[direction][run], part(dq), part(axis.k(dkv)),
-          part(axis.v(dkv)), part(gradients.dlog_decay), part_or_empty(saved.log_rate, axis.rows, run),
-          part_or_empty(gradients.dlog_rate, axis.rows, run));
+      ops::linear_attention_backward(runtime, options_of(axis, direction), part(q), part(axis.k(kv)), part(axis.v(kv)),
+                                     part(dout), part(saved.log_decay), saved.states[direction][run],
+                                     dlast[direction][run], part(dq), part(axis.k(dkv)), part(axis.v(dkv)),
+                                     part(gradients.dlog_decay), part_or_empty(saved.log_rate, axis.rows, run),
+                                     part_or_empty(gradients.dlog_rate, axis.rows, run));
   }
   return gradients;
 }

@@ -3,8 +3,8 @@
 // Each rank computes the state that each of its runs of positions would leave if it began at 0, and the sum of the
 // run's log_decay, by the delta rule the product of its transitions. All ranks gather them and add them in the order of
 // the positions (ops::carry_state()), so that each knows the states with which its runs begin. Backward gathers the
-// gradients of states and adds them from the last position to the first. Tokens that see both sides have a second state,
-// which goes the other way.
+// gradients of states and adds them from the last position to the first. Tokens that see both sides have a second
+// state, which goes the other way.
 #pragma once
 
 #include "framework/parallel/context.h"
@@ -20,9 +20,9 @@ struct StatesAttended {
   Tensor totals;  // [2 * context ranks, B * H held (* E * E)]: of all runs, by rank and number; empty with one rank
 };
 
-/// qkv [N, 3 H E held], log_decay and log_rate [N, H held] -> out [N, H E held]. Of the spec only the heads are read, and
-/// whether the band goes beyond the diagonal: then tokens see both sides, not by the delta rule. Collective over the
-/// context axis.
+/// qkv [N, 3 H E held], log_decay and log_rate [N, H held] -> out [N, H E held]. Of the spec only the heads are read,
+/// and whether the band goes beyond the diagonal: then tokens see both sides, not by the delta rule. Collective over
+/// the context axis.
 Tensor attend_to_states(const Tensor& qkv, const Tensor& log_decay, const Tensor& log_rate, const AttentionSpec&,
                         StatesAttended& saved, Context&);
 

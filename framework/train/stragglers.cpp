@@ -104,17 +104,16 @@ Stragglers::Comparison Stragglers::compare(Communicator& host) {
   Agreement ranks(host);
   // Ranks have the same number of steps, since all compare after the same one.
   const bool on_gpu = device_.kind() == DeviceKind::cuda;
-  const std::string mine =
-      fmt::format("{} {} {} {} {} {}", median(compute_), quantile(compute_, 0.25), median(waiting_), counted_,
-                  host_name(), on_gpu ? device_.gpu_facts().bus : "");
+  const std::string mine = fmt::format("{} {} {} {} {} {}", median(compute_), quantile(compute_, 0.25),
+                                       median(waiting_), counted_, host_name(), on_gpu ? device_.gpu_facts().bus : "");
   compute_.clear();
   waiting_.clear();
   last_ = Clock::now();
   Comparison result;
   for (const std::string& line : ranks.gather(mine, "stragglers")) {
     RankTimes times{.at = shape_.coordinates(static_cast<int>(result.ranks.size()))};
-    std::istringstream(line) >> times.compute >> times.compute_at_least >> times.waiting >> times.counted >> times.host >>
-        times.device;
+    std::istringstream(line) >> times.compute >> times.compute_at_least >> times.waiting >> times.counted >>
+        times.host >> times.device;
     result.ranks.push_back(times);
   }
   if (!result.ranks.empty()) result.slow = find_slow_ranks(result.ranks, lowest_);

@@ -1,10 +1,10 @@
 // Ranks that compute longer than others with the same work, for which all others wait in every step.
 //
-// The time of a step is the time in collective calls, in which a rank mostly waits, and the rest, in which it computes. On
-// a GPU it is that of the compute stream, which waits for the streams of collective calls.
-// A rank is compared with those at the same place of the tensor, context and pipeline axes, which do the same work. If
-// there are none, all ranks are compared by what the plan counts for each. As operations are not equally fast, a rank
-// may then need half as much time again, unless it has been faster before.
+// The time of a step is the time in collective calls, in which a rank mostly waits, and the rest, in which it computes.
+// On a GPU it is that of the compute stream, which waits for the streams of collective calls. A rank is compared with
+// those at the same place of the tensor, context and pipeline axes, which do the same work. If there are none, all
+// ranks are compared by what the plan counts for each. As operations are not equally fast, a rank may then need half as
+// much time again, unless it has been faster before.
 #pragma once
 
 #include <chrono>
@@ -37,13 +37,15 @@ struct SlowRank {
 };
 
 /// The ranks that are more than 10 % slower than the median of the others in three quarters of their steps, if that is
-/// more than 5 % of the step: a rank that only waits for a slower one computes for a few milliseconds, of which 10 % are
-/// noise. `lowest` has the lowest ratio so far of each rank, for ranks without others at their place; it is updated. Pure.
+/// more than 5 % of the step: a rank that only waits for a slower one computes for a few milliseconds, of which 10 %
+/// are noise. `lowest` has the lowest ratio so far of each rank, for ranks without others at their place; it is
+/// updated. Pure.
 std::vector<SlowRank> find_slow_ranks(const std::vector<RankTimes>& ranks, std::vector<double>& lowest);
 
 class Stragglers {
  public:
-  /// `ring` has the calls of this rank; it and `device` outlive this. Nothing is measured if train.straggler_every is 0.
+  /// `ring` has the calls of this rank; it and `device` outlive this. Nothing is measured if train.straggler_every is
+  /// 0.
   Stragglers(const Config& config, Device& device, const Mesh& mesh, const CallRing& ring);
   ~Stragglers();
   Stragglers(const Stragglers&) = delete;
@@ -75,8 +77,8 @@ class Stragglers {
   Clock::time_point last_ = Clock::now(), step_began_;
   double in_calls_ = 0;
   std::optional<cuda::StreamTimer> timer_;  // of a step that is measured on a GPU
-  std::vector<double> compute_, waiting_;  // of steps
-  std::vector<double> lowest_;             // find_slow_ranks(); of rank 0
+  std::vector<double> compute_, waiting_;   // of steps
+  std::vector<double> lowest_;              // find_slow_ranks(); of rank 0
 };
 
 }  // namespace choir

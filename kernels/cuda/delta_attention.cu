@@ -227,7 +227,8 @@ __global__ void delta_backward_kernel(LinearAttentionBackward<T> args, const flo
     for (int i = thread / 32; i < count; i += threads / 32) {
       float* const row = memory.scratch + of_chunk + i * width;
       const auto write_gradient = [&](const T* x, float factor, float along, T* to) {
-        for (std::int64_t e = lane; e < width; e += 32) write(factor * (row[e] - factor * read(x + e) * along), false, to + e);
+        for (std::int64_t e = lane; e < width; e += 32)
+          write(factor * (row[e] - factor * read(x + e) * along), false, to + e);
       };
       float along = 0;
       for (std::int64_t e = lane; e < width; e += 32) {

@@ -219,9 +219,9 @@ std::string describe_profile(const TrainBench& b) {
                         o.seconds * 1e3, 100 * o.seconds / total, o.cost.flops / o.seconds / 1e9,
                         o.cost.bytes / o.seconds / 1e9, least * 1e3);
   }
-  text += fmt::format("{:<22} {:>6} {:>9.2f}; the step without timing {:.2f} ms; copy {:.1f} GB/s{}{}\n", "total", "",
-                      total * 1e3, b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9, b.unit.empty() ? "" : "; ",
-                      b.unit);
+  text +=
+      fmt::format("{:<22} {:>6} {:>9.2f}; the step without timing {:.2f} ms; copy {:.1f} GB/s{}{}\n", "total", "",
+                  total * 1e3, b.step_seconds * 1e3, b.copy_bytes_per_second / 1e9, b.unit.empty() ? "" : "; ", b.unit);
   return text;
 }
 

@@ -1,5 +1,6 @@
-// GPT-2 124M at its full size on the GPU against the CPU: losses, every gradient, and what steps of SGD add to the weights,
-// under the bounds of framework/train/comparison.h. On the simulated GPU, a model of the same kind with two layers.
+// GPT-2 124M at its full size on the GPU against the CPU: losses, every gradient, and what steps of SGD add to the
+// weights, under the bounds of framework/train/comparison.h. On the simulated GPU, a model of the same kind with two
+// layers.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -52,11 +53,11 @@ TEST_P(FullSize, LossesGradientsAndStepsAreThoseOfTheCpu) {
               of_losses, bound, of_gradients, of_steps);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Gpt2, FullSize,
-    ::testing::Values(Arithmetic{"f32", Precision::f32, AttentionImplementation::flash},
-                      Arithmetic{"bf16, flash attention", Precision::bf16, AttentionImplementation::flash},
-                      Arithmetic{"bf16, cuDNN", Precision::bf16, AttentionImplementation::cudnn}));
+INSTANTIATE_TEST_SUITE_P(Gpt2, FullSize,
+                         ::testing::Values(Arithmetic{"f32", Precision::f32, AttentionImplementation::flash},
+                                           Arithmetic{"bf16, flash attention", Precision::bf16,
+                                                      AttentionImplementation::flash},
+                                           Arithmetic{"bf16, cuDNN", Precision::bf16, AttentionImplementation::cudnn}));
 
 }  // namespace
 }  // namespace choir::tests

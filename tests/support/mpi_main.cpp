@@ -1,5 +1,5 @@
-// main() of the multi-process tests: passes only if every rank passed. Without their device it says so and ends with exit
-// code 77.
+// main() of the multi-process tests: passes only if every rank passed. Without their device it says so and ends with
+// exit code 77.
 #include <gtest/gtest.h>
 #include <mpi.h>
 
