@@ -37,7 +37,7 @@ int main(int argc, char** argv) {
     const ModelConfig config{.layers = 2, .width = 32, .vocabulary = 23, .context = 16, .attention = {.heads = 4}};
     ParameterStore parameters;
     const TensorShare share{.rank = mesh.tensor->rank(), .size = mesh.tensor->size()};
-    const Stage model(make_parts(config, /*recompute=*/false), share, parameters);
+    const Stage model(make_parts(config, Recompute::none), share, parameters);
     Shards shards(parameters, {.zero = 0}, context);
     Optimizer optimizer({.rate = 3e-3, .weight_decay = 0}, parameters, shards, context);
     runtime.scalars = runtime.empty({sizeof(kernels::StepScalars)}, DType::u8);

@@ -16,15 +16,16 @@
 #include "framework/core/stream.h"
 #include "framework/data/data_config.h"
 #include "framework/model/model_config.h"
+#include "framework/nn/recompute_kind.h"
 #include "framework/optim/optimizer_config.h"
 #include "framework/parallel/parallel_config.h"
 
 namespace choir {
 
-/// Of activations and matrix products.
-enum class Precision { f32, bf16 };
+/// Of activations and matrix products. fp8: as bf16, but the products of forward and of input gradients multiply 8 bits.
+enum class Precision { f32, bf16, fp8 };
 template <>
-inline constexpr auto names<Precision> = std::array{"f32", "bf16"};
+inline constexpr auto names<Precision> = std::array{"f32", "bf16", "fp8"};
 
 /// Where the arithmetic runs. automatic: on a GPU if one is visible.
 enum class TrainDevice { automatic, cpu, cuda };
@@ -35,11 +36,6 @@ inline constexpr auto names<TrainDevice> = std::array{"auto", "cpu", "cuda"};
 enum class CpuKernels { automatic, tiles, onednn };
 template <>
 inline constexpr auto names<CpuKernels> = std::array{"auto", "tiles", "onednn"};
-
-/// What is computed again in backward instead of being saved.
-enum class Recompute { none, block };
-template <>
-inline constexpr auto names<Recompute> = std::array{"none", "block"};
 
 struct TrainAttentionConfig {
   AttentionImplementation implementation = AttentionImplementation::automatic;  ///< of a GPU
@@ -72,6 +68,7 @@ struct TrainConfig {
   std::uint64_t seed = 1;
   TrainDevice device = TrainDevice::automatic;
   CpuKernels cpu_kernels = CpuKernels::automatic;
+  bool time_products = false;  ///< of a GPU: time the library's first algorithms once for each shape of product
   StreamMode streams = StreamMode::immediate;  ///< threaded: a worker thread per CPU stream
   std::int64_t threads = 0;                    ///< per rank; 0: OMP_NUM_THREADS, else the processors of the rank
   Recompute recompute = Recompute::none;

@@ -258,10 +258,12 @@ std::vector<Field> fields(TrainConfig& c) {
        "what multiplies on the CPU. onednn: oneDNN, and f32 in attention; tiles: bf16 by Choir's kernels on tiles "
        "(AMX); auto: bf16 as by tiles if all processors have them, else Choir's kernels in vectors if all are AMD's "
        "with avx512_bf16, else as onednn"},
+      {"train.time_products", &c.time_products,
+       "of a GPU: time the library's first algorithms once for each shape of product, and keep the fastest"},
       {"train.streams", &c.streams, "CPU streams run at once, or on a worker thread each"},
       {"train.threads", &c.threads, "threads per rank; 0: OMP_NUM_THREADS, else the processors of the rank",
        at_least(0, 65536)},
-      {"train.recompute", &c.recompute, "block: run a block's forward again in its backward instead of saving it"},
+      {"train.recompute", &c.recompute, "what a block computes again in its backward instead of saving it"},
       {"train.timeout", &c.timeout, "seconds without a finished collective before a rank counts as hung; 0: no limit",
        not_negative()},
       {"train.start_timeout", &c.start_timeout,

@@ -396,6 +396,9 @@ void Validator::check_precision() {
   if (t.device == TrainDevice::cuda && !kernels::built_with_cuda)
     add("train.device = cuda, but this choir was built without CUDA", "the build found no CUDA toolkit",
         "install the toolkit (nvcc, cuBLASLt, NCCL) and build again, or set train.device to cpu");
+  if (t.precision == Precision::fp8)
+    add("train.precision = fp8 is not built yet", "products of 8 bits are not available",
+        "set train.precision to bf16 or f32");
   if (t.precision == Precision::bf16 && t.device != TrainDevice::cuda && !t.emulate_bf16 &&
       !kernels::cpu::has_native_bf16())
     add("train.precision = bf16, but this processor has no bf16 instructions",

@@ -6,7 +6,7 @@
 
 namespace choir {
 
-std::vector<PartSpec> classifier_parts(const ModelConfig& config, bool recompute) {
+std::vector<PartSpec> classifier_parts(const ModelConfig& config, Recompute recompute) {
   std::vector<PartSpec> parts{token_embedding_part(config)};
   for (PartSpec& block : block_parts(config, encoder_band(config), recompute)) parts.push_back(std::move(block));
   parts.push_back(pooled_head_part(config));

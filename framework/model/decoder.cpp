@@ -10,7 +10,7 @@ kernels::Band decoder_band(const ModelConfig& config) {
   return kernels::with_prefix(causal, config.attention.prefix);
 }
 
-std::vector<PartSpec> decoder_parts(const ModelConfig& config, bool recompute) {
+std::vector<PartSpec> decoder_parts(const ModelConfig& config, Recompute recompute) {
   return text_parts(config, decoder_band(config), recompute);
 }
 

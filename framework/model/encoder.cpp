@@ -8,7 +8,7 @@ namespace choir {
 
 kernels::Band encoder_band(const ModelConfig& config) { return kernels::window_band(config.attention.window); }
 
-std::vector<PartSpec> encoder_parts(const ModelConfig& config, bool recompute) {
+std::vector<PartSpec> encoder_parts(const ModelConfig& config, Recompute recompute) {
   return text_parts(config, encoder_band(config), recompute);
 }
 

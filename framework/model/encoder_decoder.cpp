@@ -153,9 +153,9 @@ std::string kind_of(const std::string& block, const ModelConfig& config, std::in
 
 kernels::Band source_band(const ModelConfig& config) { return kernels::window_band(config.attention.window); }
 
-std::vector<PartSpec> encoder_decoder_parts(const ModelConfig& config, bool recompute) {
+std::vector<PartSpec> encoder_decoder_parts(const ModelConfig& config, Recompute recompute) {
   const auto add_recompute = [recompute](std::unique_ptr<Part> part) {
-    return recompute ? recomputed(std::move(part)) : std::move(part);
+    return recompute == Recompute::block ? recomputed(std::move(part)) : std::move(part);
   };
   std::vector<PartSpec> parts;
   parts.push_back({"embedding", "embedding", token_table(config), [=](const TensorShare& share, ParameterStore& store) {
@@ -163,7 +163,8 @@ std::vector<PartSpec> encoder_decoder_parts(const ModelConfig& config, bool reco
                    }});
   for (std::int64_t i = 0; i < config.encoder_blocks(); ++i) {
     const std::string name = "encoder.blocks." + std::to_string(i);
-    const BlockShape encoder = encoder_shape(config, i);
+    BlockShape encoder = encoder_shape(config, i);
+    encoder.recompute = recompute;
     parts.push_back(
         {name, kind_of("encoder block", config, i), {}, [=](const TensorShare& share, ParameterStore& store) {
            return std::make_unique<OnSource>(add_recompute(make_block(name, encoder, share, store)));
@@ -178,6 +179,7 @@ std::vector<PartSpec> encoder_decoder_parts(const ModelConfig& config, bool reco
     BlockShape decoder =
         block_shape(config, decoder_band(config), config.context, 3 * config.layers, config.has_experts(i));
     decoder.linear = config.has_linear_attention(i);
+    decoder.recompute = recompute;
     parts.push_back(
         {name, kind_of("decoder block", config, i), {}, [=](const TensorShare& share, ParameterStore& store) {
            return add_recompute(std::make_unique<DecoderBlockPart>(name, decoder, config.attention.sources,

@@ -11,7 +11,7 @@
 
 namespace choir {
 
-std::vector<PartSpec> make_parts(const ModelConfig& config, bool recompute) {
+std::vector<PartSpec> make_parts(const ModelConfig& config, Recompute recompute) {
   switch (config.family) {
     case ModelFamily::decoder:
       return decoder_parts(config, recompute);
@@ -56,7 +56,7 @@ std::int64_t source_texts(const ModelConfig& c) { return c.attention.sources.rea
 
 ParameterStore all_parameters(const ModelConfig& config) {
   ParameterStore store;
-  const Stage whole(make_parts(config, /*recompute=*/false), {}, store);
+  const Stage whole(make_parts(config, Recompute::none), {}, store);
   return store;
 }
 

@@ -5,14 +5,14 @@
 
 #include "framework/model/model_config.h"
 #include "framework/model/part.h"
+#include "framework/nn/recompute_kind.h"
 #include "kernels/band.h"
 #include "kernels/score.h"
 
 namespace choir {
 
-/// The parts of the model, in the order of forward. `recompute`: blocks keep their inputs only, and backward runs their
-/// forward again.
-std::vector<PartSpec> make_parts(const ModelConfig&, bool recompute);
+/// The parts of the model, in the order of forward. `recompute`: of the blocks.
+std::vector<PartSpec> make_parts(const ModelConfig&, Recompute recompute);
 
 /// make_parts().size(), without making them: the sizes may be absurd.
 std::int64_t num_parts(const ModelConfig&);
@@ -21,14 +21,14 @@ std::int64_t num_parts(const ModelConfig&);
 /// ranks agree on.
 ParameterStore all_parameters(const ModelConfig&);
 
-std::vector<PartSpec> decoder_parts(const ModelConfig&, bool recompute);  // GPT, Llama: decoder.cpp
+std::vector<PartSpec> decoder_parts(const ModelConfig&, Recompute recompute);  // GPT, Llama: decoder.cpp
 kernels::Band decoder_band(const ModelConfig&);
-std::vector<PartSpec> encoder_parts(const ModelConfig&, bool recompute);  // masked tokens: encoder.cpp
+std::vector<PartSpec> encoder_parts(const ModelConfig&, Recompute recompute);  // masked tokens: encoder.cpp
 kernels::Band encoder_band(const ModelConfig&);
-std::vector<PartSpec> encoder_decoder_parts(const ModelConfig&, bool recompute);  // encoder_decoder.cpp
-kernels::Band source_band(const ModelConfig&);                                    // of its encoder
-std::vector<PartSpec> classifier_parts(const ModelConfig&, bool recompute);       // classes of texts: classifier.cpp
-std::vector<PartSpec> vision_parts(const ModelConfig&, bool recompute);           // classes of images: vision.cpp
+std::vector<PartSpec> encoder_decoder_parts(const ModelConfig&, Recompute recompute);  // encoder_decoder.cpp
+kernels::Band source_band(const ModelConfig&);                                         // of its encoder
+std::vector<PartSpec> classifier_parts(const ModelConfig&, Recompute recompute);  // classes of texts: classifier.cpp
+std::vector<PartSpec> vision_parts(const ModelConfig&, Recompute recompute);      // classes of images: vision.cpp
 kernels::Band vision_band(const ModelConfig&);
 
 /// Which positions of a sequence a token sees, from its own; of a source: source_band().

@@ -165,9 +165,8 @@ class Recomputed final : public Part {
   Tensor backward(const Tensor& dy, Saved& saved, Context& context) const override {
     Tensor& x = static_cast<State&>(saved).x;
     const std::unique_ptr<Saved> again = part_->make_saved();
-    Context repeated = context;
-    repeated.expert_sums = repeated.head_sums = {};  // what forward has counted
-    part_->forward(x, {}, {.sum = {}, .gradient = true}, *again, repeated);
+    Context repeating = repeated(context);
+    part_->forward(x, {}, {.sum = {}, .gradient = true}, *again, repeating);
     x = {};
     return part_->backward(dy, *again, context);
   }
@@ -362,7 +361,7 @@ PartSpec pooled_head_part(const ModelConfig& config) {
           }};
 }
 
-std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band& band, bool recompute) {
+std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band& band, Recompute recompute) {
   std::vector<PartSpec> parts;
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "blocks." + std::to_string(i);
@@ -370,9 +369,10 @@ std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band
     BlockShape shape = block_shape(config, band, config.context, 2 * config.layers, has_experts);
     shape.linear = config.has_linear_attention(i);
     shape.delta = config.attention.kind == AttentionKind::delta;
+    shape.recompute = recompute;
     const auto make = [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
       std::unique_ptr<Part> block = make_block(name, shape, share, store);
-      return recompute ? recomputed(std::move(block)) : std::move(block);
+      return recompute == Recompute::block ? recomputed(std::move(block)) : std::move(block);
     };
     const std::string kind = shape.linear ? "block of linear attention" : "block";
     parts.push_back({name, has_experts ? kind + " with experts" : kind, {}, make});
@@ -386,7 +386,7 @@ PartSpec token_head_part(const ModelConfig& config) {
           }};
 }
 
-std::vector<PartSpec> text_parts(const ModelConfig& config, const kernels::Band& band, bool recompute) {
+std::vector<PartSpec> text_parts(const ModelConfig& config, const kernels::Band& band, Recompute recompute) {
   std::vector<PartSpec> parts{token_embedding_part(config)};
   for (PartSpec& block : block_parts(config, band, recompute)) parts.push_back(std::move(block));
   parts.push_back(token_head_part(config));

@@ -26,7 +26,7 @@ std::unique_ptr<Part> make_block(const std::string& name, const BlockShape& shap
 std::unique_ptr<Part> recomputed(std::unique_ptr<Part> part);
 
 /// config.layers blocks. `band`: the positions that one sees, from its own.
-std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band& band, bool recompute);
+std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band& band, Recompute recompute);
 
 /// Convolutions until a square is a pixel; each has twice the channels of the one before, the last one the model's
 /// width.
@@ -39,6 +39,6 @@ PartSpec pooled_head_part(const ModelConfig& config);
 PartSpec token_head_part(const ModelConfig& config);
 
 /// An embedding of tokens, block_parts() and a head over the vocabulary.
-std::vector<PartSpec> text_parts(const ModelConfig& config, const kernels::Band& band, bool recompute);
+std::vector<PartSpec> text_parts(const ModelConfig& config, const kernels::Band& band, Recompute recompute);
 
 }  // namespace choir

@@ -8,7 +8,7 @@ namespace choir {
 
 kernels::Band vision_band(const ModelConfig& config) { return kernels::window_band(config.attention.window); }
 
-std::vector<PartSpec> vision_parts(const ModelConfig& config, bool recompute) {
+std::vector<PartSpec> vision_parts(const ModelConfig& config, Recompute recompute) {
   std::vector<PartSpec> parts{image_stem_part(config)};
   for (PartSpec& block : block_parts(config, vision_band(config), recompute)) parts.push_back(std::move(block));
   parts.push_back(pooled_head_part(config));

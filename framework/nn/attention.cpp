@@ -1,6 +1,7 @@
 #include "framework/nn/attention.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "framework/ops/attention.h"
 #include "framework/ops/elementwise.h"
@@ -149,11 +150,11 @@ Tensor Attention::attend_to_cache(const Tensor& qkv, const KeyValueCache& cache,
 
 ops::Dropout Attention::dropout(const Context& context) const { return row_dropout(context, config_.dropout, name_); }
 
-ops::Branch Attention::forward(const Tensor& x, Saved& saved, Context& context) const {
+Tensor Attention::attend_heads(const Tensor& x, Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
   saved.x = keep(x);
   Tensor all = enter(x, context, name_.c_str());
-  Tensor qkv = qkv_.forward("attention qkv", all, context);
+  const Tensor qkv = qkv_.forward("attention qkv", all, context);
   if (router_) router_->choose(all, spec(context), saved.router, context);
   all = {};
   normalise(qkv, saved, context);
@@ -168,9 +169,24 @@ ops::Branch Attention::forward(const Tensor& x, Saved& saved, Context& context) 
         .out = out,
         .lse = router_ ? lse_of_rows(runtime, saved.attended.lse, saved.router.rows, context.rows) : saved.attended.lse,
         .sinks = spec(context).sinks};
-  qkv = {};  // attended has it, or its heads
+  return out;
+}
+
+ops::Branch Attention::forward(const Tensor& x, Saved& saved, Context& context) const {
+  const Tensor out = attend_heads(x, saved, context);
   const Tensor y = leave(out_.forward("attention out", out, context), context, name_.c_str());
   return {y, out_.bias(), dropout(context)};
+}
+
+void Attention::forget(Saved& saved) const {
+  Saved kept;
+  kept.x = saved.x;
+  saved = std::move(kept);
+}
+
+void Attention::compute_again(Saved& saved, Context& context) const {
+  const Tensor x = saved.x;
+  attend_heads(x, saved, context);
 }
 
 Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor* sum_of_dy) const {

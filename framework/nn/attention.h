@@ -18,6 +18,7 @@
 #include "framework/nn/head_router.h"
 #include "framework/nn/linear.h"
 #include "framework/nn/norm.h"
+#include "framework/nn/recompute.h"
 #include "framework/ops/residual.h"
 #include "framework/parallel/context.h"
 
@@ -67,6 +68,8 @@ class Attention {
     Norm::Saved q_norm, k_norm;  // of [N * heads held, E]
     Attended attended;           // of q, k, v side by side, after norms and rotary
     HeadRouter::Saved router;    // of routed heads
+
+    void set_input(const Tensor& input) { x = input; }
   };
 
   Attention(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
@@ -79,10 +82,17 @@ class Attention {
   /// dy.
   Tensor backward(const Tensor& dy, const Saved&, Context&, Tensor* sum_of_dy = nullptr) const;
 
+  /// Of Recompute, and what it asks for (recompute.h).
+  static constexpr Recompute recomputed_by = Recompute::attention;
+  void forget(Saved&) const;
+  void compute_again(Saved&, Context&) const;
+
   /// Room for `positions` tokens of one sequence.
   KeyValueCache make_cache(std::int64_t positions, Runtime&) const;
 
  private:
+  /// All but the last product, without its sum over the ranks: [N, H E held].
+  Tensor attend_heads(const Tensor& x, Saved&, Context&) const;
   /// q and k of a tensor of q, k and v, with their norms; nothing if there are no norms.
   template <class Body>
   void for_each_norm(const Tensor& qkv, const Body& body) const;

@@ -20,31 +20,41 @@ Block::Block(const std::string& name, const BlockShape& s, const TensorShare& sh
       attention_(make_attention(name + ".attention", s, share, store)),
       feed_forward_norm_(name + ".feed_forward_norm", s.attention.width, s.rms_norm, s.norm_bias, s.norm_epsilon, share,
                          store),
-      feed_forward_(make_feed_forward(name + ".feed_forward", s, share, store)) {}
+      feed_forward_(make_feed_forward(name + ".feed_forward", s, share, store)),
+      recompute_(s.recompute) {}
 
 Tensor Block::forward(const Tensor& x, Saved& saved, Context& context) const {
   const auto attention_forward = [&]<class Layer>(const Layer& layer) {
-    const Tensor normed = attention_norm_.forward(x, saved.attention_norm, context);
-    return layer.forward(normed, saved.attention.emplace<typename Layer::Saved>(), context);
+    auto& of_layer = saved.attention.emplace<typename Layer::Saved>();
+    ops::Branch branch = layer.forward(attention_norm_.forward(x, saved.attention_norm, context), of_layer, context);
+    forget(recompute_, layer, of_layer);
+    return branch;
   };
   const ops::SumAndNorm h =
       feed_forward_norm_.forward_sum(x, std::visit(attention_forward, attention_), saved.feed_forward_norm, context);
-  return std::visit(
-      [&]<class Layer>(const Layer& layer) {
-        return layer.forward(h.norm, h.sum, saved.feed_forward.emplace<typename Layer::Saved>(), context);
-      },
-      feed_forward_);
+  const auto feed_forward_forward = [&]<class Layer>(const Layer& layer) {
+    auto& of_layer = saved.feed_forward.emplace<typename Layer::Saved>();
+    Tensor y = layer.forward(h.norm, h.sum, of_layer, context);
+    forget(recompute_, layer, of_layer);
+    return y;
+  };
+  return std::visit(feed_forward_forward, feed_forward_);
 }
 
 Tensor Block::backward(const Tensor& dy, const Saved& saved, Context& context) const {
   Tensor sum_of_dy, sum_of_dh;  // gradients of biases: the norms have the rows at hand
-  const auto feed_forward_backward = [&]<class Layer>(const Layer& layer) {
-    return layer.backward(dy, std::get<typename Layer::Saved>(saved.feed_forward), context, &sum_of_dy);
+  const auto backward_of = [&]<class Layer>(const Layer& layer, const Norm& norm, const Norm::Saved& of_norm,
+                                            const auto& of_layer, const Tensor& slope, Tensor& sum_of_slope) {
+    const auto all = remember(recompute_, norm, of_norm, layer, std::get<typename Layer::Saved>(of_layer), context);
+    return layer.backward(slope, all, context, &sum_of_slope);
+  };
+  const auto feed_forward_backward = [&](const auto& layer) {
+    return backward_of(layer, feed_forward_norm_, saved.feed_forward_norm, saved.feed_forward, dy, sum_of_dy);
   };
   const Tensor dfeed_forward = std::visit(feed_forward_backward, feed_forward_);
   const Tensor dh = feed_forward_norm_.backward(dfeed_forward, dy, saved.feed_forward_norm, context, sum_of_dy);
-  const auto attention_backward = [&]<class Layer>(const Layer& layer) {
-    return layer.backward(dh, std::get<typename Layer::Saved>(saved.attention), context, &sum_of_dh);
+  const auto attention_backward = [&](const auto& layer) {
+    return backward_of(layer, attention_norm_, saved.attention_norm, saved.attention, dh, sum_of_dh);
   };
   const Tensor dattention = std::visit(attention_backward, attention_);
   return attention_norm_.backward(dattention, dh, saved.attention_norm, context, sum_of_dh);

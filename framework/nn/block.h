@@ -23,6 +23,7 @@ struct BlockShape {
   ExpertsShape experts;  ///< count 0: the block has a feed-forward layer
   bool rms_norm = false, norm_bias = true;
   double norm_epsilon = 1e-5;
+  Recompute recompute = Recompute::none;  ///< but for `block`
 };
 
 using SelfAttention = std::variant<Attention, LinearAttention>;
@@ -53,6 +54,7 @@ class Block {
   SelfAttention attention_;
   Norm feed_forward_norm_;
   std::variant<FeedForward, Experts> feed_forward_;
+  Recompute recompute_;
 };
 
 }  // namespace choir

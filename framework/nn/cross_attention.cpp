@@ -299,6 +299,18 @@ ops::Branch CrossAttention::forward(const Tensor& x, const Tensor& memory, Saved
   return {y, out_.bias(), dropout(context)};
 }
 
+void CrossAttention::forget(Saved& saved) const {
+  Saved kept;
+  kept.x = saved.x;
+  kept.memory = saved.memory;
+  saved = std::move(kept);
+}
+
+void CrossAttention::compute_again(Saved& saved, Context& context) const {
+  const Tensor x = saved.x, memory = saved.memory;
+  attend_to_both(x, memory, saved, context);
+}
+
 CrossAttention::Gradients CrossAttention::backward(const Tensor& dy, const Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
   const Tensor dbranch = out_.backward_residual(dy, dropout(context), nullptr, context);

@@ -32,6 +32,8 @@ class CrossAttention {
     Norm::Saved q_norm, k_norm;  // of [N * heads held, E]
     AttendedAcross across;       // of q, and of k and v side by side, after norms
     Attended aligned;            // of q, k and v side by side, after norms and rotary, if the sources are aligned
+
+    void set_input(const Tensor& input) { x = input; }
   };
 
   /// Every token has all heads. Without aligned sources, the band and the positions of the shape are not used.
@@ -42,6 +44,11 @@ class CrossAttention {
   /// sequence: keys and values are added to the cache, and those of the memory read from it if no row of the source is
   /// held.
   ops::Branch forward(const Tensor& x, const Tensor& memory, Saved&, Context&) const;
+
+  /// Of Recompute, and what it asks for (recompute.h).
+  static constexpr Recompute recomputed_by = Recompute::attention;
+  void forget(Saved&) const;
+  void compute_again(Saved&, Context&) const;
 
   struct Gradients {
     Tensor dx;       // [rows held, D]

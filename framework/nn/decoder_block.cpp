@@ -13,37 +13,50 @@ DecoderBlock::DecoderBlock(const std::string& name, const BlockShape& s, const S
       cross_attention_norm_(make_norm(name + ".cross_attention_norm", s, share, store)),
       cross_attention_(name + ".cross_attention", s.attention, sources, share, store),
       feed_forward_norm_(make_norm(name + ".feed_forward_norm", s, share, store)),
-      feed_forward_(make_feed_forward(name + ".feed_forward", s, share, store)) {}
+      feed_forward_(make_feed_forward(name + ".feed_forward", s, share, store)),
+      recompute_(s.recompute) {}
 
 Tensor DecoderBlock::forward(const Tensor& x, const Tensor& memory, Saved& saved, Context& context) const {
   const auto attention_forward = [&]<class Layer>(const Layer& layer) {
-    const Tensor normed = attention_norm_.forward(x, saved.attention_norm, context);
-    return layer.forward(normed, saved.attention.emplace<typename Layer::Saved>(), context);
+    auto& of_layer = saved.attention.emplace<typename Layer::Saved>();
+    ops::Branch branch = layer.forward(attention_norm_.forward(x, saved.attention_norm, context), of_layer, context);
+    forget(recompute_, layer, of_layer);
+    return branch;
   };
   const ops::SumAndNorm h = cross_attention_norm_.forward_sum(x, std::visit(attention_forward, attention_),
                                                               saved.cross_attention_norm, context);
   const ops::SumAndNorm g =
       feed_forward_norm_.forward_sum(h.sum, cross_attention_.forward(h.norm, memory, saved.cross_attention, context),
                                      saved.feed_forward_norm, context);
-  return std::visit(
-      [&]<class Layer>(const Layer& layer) {
-        return layer.forward(g.norm, g.sum, saved.feed_forward.emplace<typename Layer::Saved>(), context);
-      },
-      feed_forward_);
+  forget(recompute_, cross_attention_, saved.cross_attention);
+  const auto feed_forward_forward = [&]<class Layer>(const Layer& layer) {
+    auto& of_layer = saved.feed_forward.emplace<typename Layer::Saved>();
+    Tensor y = layer.forward(g.norm, g.sum, of_layer, context);
+    forget(recompute_, layer, of_layer);
+    return y;
+  };
+  return std::visit(feed_forward_forward, feed_forward_);
 }
 
 CrossAttention::Gradients DecoderBlock::backward(const Tensor& dy, const Saved& saved, Context& context) const {
+  const auto backward_of = [&](const auto& layer, const Norm& norm, const Norm::Saved& of_norm, const auto& of_layer,
+                               const Tensor& slope) {
+    return layer.backward(slope, remember(recompute_, norm, of_norm, layer, of_layer, context), context);
+  };
   const Tensor dfeed_forward = std::visit(
       [&]<class Layer>(const Layer& layer) {
-        return layer.backward(dy, std::get<typename Layer::Saved>(saved.feed_forward), context);
+        return backward_of(layer, feed_forward_norm_, saved.feed_forward_norm,
+                           std::get<typename Layer::Saved>(saved.feed_forward), dy);
       },
       feed_forward_);
   const Tensor dg = feed_forward_norm_.backward(dfeed_forward, dy, saved.feed_forward_norm, context);
-  const auto [dnormed, dmemory] = cross_attention_.backward(dg, saved.cross_attention, context);
+  const auto [dnormed, dmemory] =
+      backward_of(cross_attention_, cross_attention_norm_, saved.cross_attention_norm, saved.cross_attention, dg);
   const Tensor dh = cross_attention_norm_.backward(dnormed, dg, saved.cross_attention_norm, context);
   const Tensor dattention = std::visit(
       [&]<class Layer>(const Layer& layer) {
-        return layer.backward(dh, std::get<typename Layer::Saved>(saved.attention), context);
+        return backward_of(layer, attention_norm_, saved.attention_norm,
+                           std::get<typename Layer::Saved>(saved.attention), dh);
       },
       attention_);
   return {.dx = attention_norm_.backward(dattention, dh, saved.attention_norm, context), .dmemory = dmemory};

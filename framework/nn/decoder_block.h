@@ -38,6 +38,7 @@ class DecoderBlock {
   CrossAttention cross_attention_;
   Norm feed_forward_norm_;
   std::variant<FeedForward, Experts> feed_forward_;
+  Recompute recompute_;
 };
 
 }  // namespace choir

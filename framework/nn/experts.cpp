@@ -121,12 +121,27 @@ Tensor Experts::forward(const Tensor& x, const Tensor& residual, Saved& saved, C
                          context.expert_sums, map);
 
   saved.entered = keep(dispatch(ops::gather_slots(runtime, all, {}, saved.slots), places_, context, label));
-  saved.hidden = keep(ops::grouped_linear(runtime, "experts up", saved.entered, up_->value, held_));
-  saved.active = keep(ops::activation(runtime, shape_.expert.activation, saved.hidden));
+  activate(saved, context);
   saved.out = keep(collect(ops::grouped_linear(runtime, "experts down", saved.active, down_->value, held_), places_,
                            context, label));
   const Tensor y = leave(ops::combine_slots(runtime, saved.out, saved.routed.weights, saved.slots), context, label);
   return ops::residual(runtime, with_shared, y, {}, dropout(context));
+}
+
+void Experts::activate(Saved& saved, Context& context) const {
+  Runtime& runtime = context.runtime;
+  saved.hidden = keep(ops::grouped_linear(runtime, "experts up", saved.entered, up_->value, held_));
+  saved.active = keep(ops::activation(runtime, shape_.expert.activation, saved.hidden));
+}
+
+void Experts::forget(Saved& saved) const {
+  saved.hidden = saved.active = {};
+  if (shared_) shared_->forget(saved.shared);
+}
+
+void Experts::compute_again(Saved& saved, Context& context) const {
+  activate(saved, context);
+  if (shared_) shared_->compute_again(saved.shared, context);
 }
 
 Tensor Experts::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor*) const {

@@ -43,6 +43,8 @@ class Experts {
     Tensor hidden, active;  // [experts held * n, F held], before the activation gated 2 F; after it
     Tensor out;             // [slots, D]
     FeedForward::Saved shared;
+
+    void set_input(const Tensor& input) { x = shared.x = input; }
   };
 
   /// Opens a group of `store` for the weights of the experts.
@@ -53,10 +55,16 @@ class Experts {
   /// dy [rows held, D] -> dx [rows held, D]; the gradient of `residual` is dy itself. There is no bias to sum it for.
   Tensor backward(const Tensor& dy, const Saved&, Context&, Tensor* sum_of_dy = nullptr) const;
 
+  /// Of Recompute, and what it asks for (recompute.h).
+  static constexpr Recompute recomputed_by = Recompute::feed_forward;
+  void forget(Saved&) const;
+  void compute_again(Saved&, Context&) const;
+
   /// The part of the cache for generation: see KeyValueCache::choices.
   Tensor make_cache(Runtime&) const;
 
  private:
+  void activate(Saved&, Context&) const;
   ops::Dropout dropout(const Context&) const;
   ops::BalanceLoss balance(const Tensor& counts, double scale) const;
   Tensor bias() const;

@@ -30,11 +30,17 @@ ops::Dropout FeedForward::dropout(const Context& context) const { return row_dro
 
 Tensor FeedForward::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
   saved.x = keep(x);
-  saved.active = keep(up_.forward_activation("feed-forward up", shape_.activation, enter(x, context, name_.c_str()),
-                                             saved.hidden, context));
-  keep(saved.hidden);
+  compute_again(saved, context);  // for the first time
   const Tensor y = leave(down_.forward("feed-forward down", saved.active, context), context, name_.c_str());
   return ops::residual(context.runtime, residual, y, down_.bias(), dropout(context));
+}
+
+void FeedForward::forget(Saved& saved) const { saved.hidden = saved.active = {}; }
+
+void FeedForward::compute_again(Saved& saved, Context& context) const {
+  const Tensor all = enter(saved.x, context, name_.c_str());
+  saved.active = keep(up_.forward_activation("feed-forward up", shape_.activation, all, saved.hidden, context));
+  keep(saved.hidden);
 }
 
 Tensor FeedForward::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor* sum_of_dy) const {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "framework/nn/linear.h"
+#include "framework/nn/recompute.h"
 #include "framework/ops/activation.h"
 #include "framework/ops/residual.h"
 
@@ -29,6 +30,8 @@ class FeedForward {
     Tensor x;       // [rows held, D]: the input
     Tensor hidden;  // [N, F held], or [N, 2 F held] gated: before the activation
     Tensor active;  // [N, F held]: after it
+
+    void set_input(const Tensor& input) { x = input; }
   };
 
   FeedForward(const std::string& name, const FeedForwardShape&, const TensorShare&, ParameterStore&);
@@ -39,6 +42,11 @@ class FeedForward {
   /// nothing is dropped, it becomes the gradient of the last bias, to which the caller then adds the sum over rows of
   /// dy.
   Tensor backward(const Tensor& dy, const Saved&, Context&, Tensor* sum_of_dy = nullptr) const;
+
+  /// Of Recompute, and what it asks for (recompute.h).
+  static constexpr Recompute recomputed_by = Recompute::feed_forward;
+  void forget(Saved&) const;
+  void compute_again(Saved&, Context&) const;
 
  private:
   ops::Dropout dropout(const Context&) const;

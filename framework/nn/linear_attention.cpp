@@ -67,7 +67,7 @@ ops::Dropout LinearAttention::dropout(const Context& context) const {
   return row_dropout(context, config_.dropout, name_);
 }
 
-ops::Branch LinearAttention::forward(const Tensor& x, Saved& saved, Context& context) const {
+void LinearAttention::attend_heads(const Tensor& x, Saved& saved, Context& context) const {
   Runtime& runtime = context.runtime;
   const std::int64_t width = heads() * config_.head_width;
   saved.x = keep(x);
@@ -96,8 +96,23 @@ ops::Branch LinearAttention::forward(const Tensor& x, Saved& saved, Context& con
   if (context.attention)
     context.attention->entries[{name_, context.rows.first_sample}] = {
         .rows = context.rows, .qkv = qkv, .out = saved.out, .lse = log_decay};
+}
+
+ops::Branch LinearAttention::forward(const Tensor& x, Saved& saved, Context& context) const {
+  attend_heads(x, saved, context);
   const Tensor y = leave(out_.forward("attention out", saved.out, context), context, name_.c_str());
   return {y, out_.bias(), dropout(context)};
+}
+
+void LinearAttention::forget(Saved& saved) const {
+  Saved kept;
+  kept.x = saved.x;
+  saved = std::move(kept);
+}
+
+void LinearAttention::compute_again(Saved& saved, Context& context) const {
+  const Tensor x = saved.x;
+  attend_heads(x, saved, context);
 }
 
 Tensor LinearAttention::backward(const Tensor& dy, const Saved& saved, Context& context, Tensor* sum_of_dy) const {

@@ -29,6 +29,8 @@ class LinearAttention {
     Norm::Saved q_norm, k_norm, out_norm;  // of [N * heads held, E]
     StatesAttended attended;
     Tensor out;  // [N, H E held]: after the norm
+
+    void set_input(const Tensor& input) { x = input; }
   };
 
   /// The shape has as many key/value heads as heads, a full band or a causal one, and scores that are products.
@@ -42,10 +44,17 @@ class LinearAttention {
   /// dy [rows held, D], of the stream with the branch -> dx [rows held, D]. `sum_of_dy`: as of Attention.
   Tensor backward(const Tensor& dy, const Saved&, Context&, Tensor* sum_of_dy = nullptr) const;
 
+  /// Of Recompute, and what it asks for (recompute.h).
+  static constexpr Recompute recomputed_by = Recompute::attention;
+  void forget(Saved&) const;
+  void compute_again(Saved&, Context&) const;
+
   /// A state, whatever the number of positions.
   KeyValueCache make_cache(std::int64_t positions, Runtime&) const;
 
  private:
+  /// All but the last product: makes saved.out.
+  void attend_heads(const Tensor& x, Saved&, Context&) const;
   std::int64_t heads() const { return partition_.query(rank_).count(); }
   AttentionSpec spec(const Context&) const;
   Tensor attend_to_cache(const Tensor& qkv, const Tensor& log_decay, const Tensor& log_rate, const Context&) const;

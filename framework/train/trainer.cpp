@@ -23,6 +23,7 @@ DType compute_type(Precision precision) {
     case Precision::f32:
       return DType::f32;
     case Precision::bf16:
+    case Precision::fp8:
       return DType::bf16;
   }
   std::abort();  // all values are above
@@ -133,7 +134,7 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
       share_(tensor_share(config, mesh)),
       micro_batch_(sequences_of_micro_batch(config, mesh)),
       pipeline_(pipeline_of(config, mesh, micro_batch_)),
-      model_(make_parts(config.model, config.train.recompute == Recompute::block)),
+      model_(make_parts(config.model, config.train.recompute)),
       placement_(place(model_, pipeline_, config, share_)),
       stage_(model_, placement_, mesh.here.pipeline, share_, store_) {
   check_placement(mesh, stage_.parts(), model_.size());

@@ -172,7 +172,7 @@ TEST(Validate, EnumeratedValues) {
        {"model.norm.kind = x is not a known value", "set model.norm.kind to layer_norm or rms_norm"}},
       {{"train.precision=fp16"}, 1, {"train.precision = fp16 is not a known value", "f32 | bf16"}},
       {{"train.streams=x"}, 1, {"train.streams = x", "immediate or threaded"}},
-      {{"train.recompute=full"}, 1, {"train.recompute = full", "none or block"}},
+      {{"train.recompute=full"}, 1, {"train.recompute = full", "none | norms | attention | feed_forward | block"}},
       {{"optimizer.kind=adam"}, 1, {"optimizer.kind = adam", "did you mean adamw?"}},
       {{"optimizer.schedule=cosin"}, 1, {"optimizer.schedule = cosin", "did you mean cosine?"}},
       {{"data.tokenizer.kind=bpe"}, 1, {"data.tokenizer.kind = bpe", "bytes or sentencepiece"}},

@@ -20,8 +20,8 @@ namespace choir::tests {
 
 struct DoubleRun {
   /// `device` and `mesh` outlive the run. Collective over the mesh.
-  DoubleRun(const ModelConfig& config, Device& device, Mesh& the_mesh, bool split_rows = false, bool recompute = false,
-            int zero = 0, ContextKind context_kind = ContextKind::automatic)
+  DoubleRun(const ModelConfig& config, Device& device, Mesh& the_mesh, bool split_rows = false,
+            Recompute recompute = Recompute::none, int zero = 0, ContextKind context_kind = ContextKind::automatic)
       : model(config),
         mesh(the_mesh),
         sequence(split_rows),

@@ -11,13 +11,13 @@ namespace {
 
 TEST(Families, NumPartsIsTheLengthOfTheList) {
   for (const SmallModel& model : small_models())
-    EXPECT_EQ(num_parts(model.config), std::ssize(make_parts(model.config, false))) << model.name;
+    EXPECT_EQ(num_parts(model.config), std::ssize(make_parts(model.config, Recompute::none))) << model.name;
 }
 
 // The head of GPT-2 124M costs about as much as four of its blocks, and backward twice as much as forward.
 TEST(Families, CostsOfPartsAreCounted) {
   ModelConfig gpt2;  // the defaults
-  const PieceTimes costs = count_costs(make_parts(gpt2, false), gpt2, {});
+  const PieceTimes costs = count_costs(make_parts(gpt2, Recompute::none), gpt2, {});
   ASSERT_EQ(std::ssize(costs.forward), num_parts(gpt2));
   const auto total = [&](std::size_t i) { return costs.forward[i] + costs.backward[i] + costs.weights[i]; };
   EXPECT_LT(total(0), 0.01 * total(1)) << "the embedding";

@@ -12,7 +12,8 @@ namespace {
 struct Split {
   std::string name;
   MeshShape shape;
-  bool sequence = false, recompute = false;
+  bool sequence = false;
+  Recompute recompute = Recompute::none;
   int zero = 0;
   std::int64_t micro_batch = 1;
   ContextKind kind = ContextKind::automatic;
@@ -24,11 +25,14 @@ std::vector<Split> splits() {
   std::vector<Split> all = {
       {.name = "tensor", .shape = {.tensor = ranks}, .micro_batch = 4},
       {.name = "tensor, sequence", .shape = {.tensor = ranks}, .sequence = true, .micro_batch = 4},
-      {.name = "tensor, sequence, ragged rows", .shape = {.tensor = ranks}, .sequence = true, .recompute = true},
+      {.name = "tensor, sequence, ragged rows",
+       .shape = {.tensor = ranks},
+       .sequence = true,
+       .recompute = Recompute::attention},
       {.name = "data", .shape = {.data = ranks}},
       {.name = "data, zero 1", .shape = {.data = ranks}, .zero = 1},
       {.name = "data, zero 2", .shape = {.data = ranks}, .zero = 2},
-      {.name = "data, zero 3, recompute", .shape = {.data = ranks}, .recompute = true, .zero = 3},
+      {.name = "data, zero 3, recompute", .shape = {.data = ranks}, .recompute = Recompute::block, .zero = 3},
   };
   if (ranks == 4)
     for (const int zero : {1, 2, 3})
@@ -38,7 +42,8 @@ std::vector<Split> splits() {
                      .zero = zero});
   using enum ContextKind;
   all.push_back({.name = "context, ring", .shape = {.context = ranks}, .micro_batch = 3, .kind = ring});
-  all.push_back({.name = "context, gather", .shape = {.context = ranks}, .recompute = true, .kind = gather});
+  all.push_back(
+      {.name = "context, gather", .shape = {.context = ranks}, .recompute = Recompute::attention, .kind = gather});
   all.push_back({.name = "context, heads", .shape = {.context = ranks}, .micro_batch = 4, .kind = heads});
   if (ranks == 4)
     for (const ContextKind kind : {ring, gather, heads})
@@ -48,8 +53,10 @@ std::vector<Split> splits() {
                      .micro_batch = 2,
                      .kind = kind});
   all.push_back({.name = "expert", .shape = {.data = ranks, .expert = ranks}});
-  all.push_back(
-      {.name = "expert, zero 3, recompute", .shape = {.data = ranks, .expert = ranks}, .recompute = true, .zero = 3});
+  all.push_back({.name = "expert, zero 3, recompute",
+                 .shape = {.data = ranks, .expert = ranks},
+                 .recompute = Recompute::feed_forward,
+                 .zero = 3});
   all.push_back({.name = "expert and context", .shape = {.context = ranks, .expert = ranks}, .micro_batch = 2});
   if (ranks == 4) {
     all.push_back({.name = "tensor 2, expert 2", .shape = {.tensor = 2, .data = 2, .expert = 2}, .sequence = true});

@@ -106,7 +106,7 @@ inline Fault fault_of_gradient(const Config& config, const MeshShape& shape, con
     ParameterStore store;
     const TensorShare share{
         .rank = shape.coordinates(rank).tensor, .size = shape.tensor, .sequence = config.parallel.sequence};
-    const Stage stage(make_parts(config.model, /*recompute=*/false), share, store);
+    const Stage stage(make_parts(config.model, Recompute::none), share, store);
     store.lay_out(bucket_alignment(shape.data));
     Place place;
     const Parameter& p = *store.find(name);

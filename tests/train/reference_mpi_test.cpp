@@ -168,7 +168,7 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
     SCOPED_TRACE(layout.name);
     config.train.batch = batch;
     config.parallel = parallel_of(layout);
-    config.train.recompute = layout.recompute ? Recompute::block : Recompute::none;
+    config.train.recompute = layout.recompute;
     const std::int64_t rows = config.train.batch * config.model.context;
     const double bound = rounding_bound(config.model, rows, DType::f32);
     const double error = loss * bound;

@@ -34,7 +34,7 @@ struct Layout {
   bool sequence = false;
   int zero = 0;
   std::int64_t micro_batch = 0;
-  bool recompute = false;
+  Recompute recompute = Recompute::none;
   StreamMode streams = StreamMode::immediate;
   int pipeline = 1;
   PipelineSchedule schedule = PipelineSchedule::one_forward_one_backward;
@@ -111,7 +111,7 @@ inline std::vector<Layout> large_layouts(int ranks) {
          .data = 2,
          .zero = 3,
          .micro_batch = 3,
-         .recompute = true,
+         .recompute = Recompute::block,
          .pipeline = 2},
         {.name = "data 4, pipeline 2, v, zero 3, shard 2, micro-batch 1",
          .data = 4,
@@ -149,7 +149,7 @@ inline std::vector<Layout> layouts(int ranks) {
                       .data = ranks,
                       .zero = 1,
                       .micro_batch = 2,
-                      .recompute = true});
+                      .recompute = Recompute::norms});
     if (ranks > 1) some.push_back({.name = "data, zero 3, micro-batch 2", .data = ranks, .zero = 3, .micro_batch = 2});
     if (ranks > 1) some.push_back({.name = "pipeline", .micro_batch = 4, .pipeline = ranks});
     if (ranks > 1) some.push_back({.name = "context", .micro_batch = 6, .context = ranks});
@@ -163,19 +163,19 @@ inline std::vector<Layout> layouts(int ranks) {
        .tensor = ranks,
        .sequence = true,
        .micro_batch = 1,
-       .recompute = true},
+       .recompute = Recompute::attention},
       {.name = "tensor, micro-batch 4", .tensor = ranks, .micro_batch = 4},
       {.name = "data", .data = ranks},
       {.name = "data, micro-batch 1", .data = ranks, .micro_batch = 1},
-      {.name = "data, zero 1, recompute", .data = ranks, .zero = 1, .recompute = true},
+      {.name = "data, zero 1, recompute", .data = ranks, .zero = 1, .recompute = Recompute::feed_forward},
       {.name = "data, zero 2, micro-batch 1", .data = ranks, .zero = 2, .micro_batch = 1},
       {.name = "data, zero 3, micro-batch 1", .data = ranks, .zero = 3, .micro_batch = 1},
-      {.name = "data, zero 3, recompute", .data = ranks, .zero = 3, .recompute = true},
+      {.name = "data, zero 3, recompute", .data = ranks, .zero = 3, .recompute = Recompute::block},
   };
   all.push_back({.name = "pipeline, micro-batch 3", .micro_batch = 3, .pipeline = ranks});
   all.push_back({.name = "pipeline, zero_bubble, micro-batch 2, recompute",
                  .micro_batch = 2,
-                 .recompute = true,
+                 .recompute = Recompute::attention,
                  .pipeline = ranks,
                  .schedule = zero_bubble});
   if (ranks <= 2) {  // two stretches on each stage: the models have four parts
@@ -188,7 +188,7 @@ inline std::vector<Layout> layouts(int ranks) {
                    .context = ranks,
                    .context_kind = ContextKind::ring});
     all.push_back({.name = "context, gather, recompute",
-                   .recompute = true,
+                   .recompute = Recompute::attention,
                    .context = ranks,
                    .context_kind = ContextKind::gather});
     all.push_back({.name = "context, heads", .context = ranks, .context_kind = ContextKind::heads});
@@ -266,7 +266,11 @@ inline std::vector<Layout> layouts(int ranks, const ModelConfig& model) {
   if (ranks <= 4) {
     all.push_back({.name = "expert", .data = ranks, .micro_batch = 1, .expert = ranks});
     if (device_is_simulated()) return all;
-    all.push_back({.name = "expert, zero 3, recompute", .data = ranks, .zero = 3, .recompute = true, .expert = ranks});
+    all.push_back({.name = "expert, zero 3, recompute",
+                   .data = ranks,
+                   .zero = 3,
+                   .recompute = Recompute::feed_forward,
+                   .expert = ranks});
     all.push_back({.name = "expert and context", .micro_batch = 2, .context = ranks, .expert = ranks});
   }
   if (ranks == 8) {
@@ -342,7 +346,7 @@ inline Config small_config(const ModelConfig& model, const OptimizerConfig& opti
   config.model = model;
   config.optimizer = optimizer;
   config.train.batch = batch;
-  config.train.recompute = layout.recompute ? Recompute::block : Recompute::none;
+  config.train.recompute = layout.recompute;
   config.parallel = parallel_of(layout);
   return config;
 }
