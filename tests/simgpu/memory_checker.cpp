@@ -111,12 +111,13 @@ Allocation* MemoryChecker::State::find(std::uintptr_t address) {
 void MemoryChecker::State::begin_block(int threads) {
   ++block;
   epoch = 0;
-  for (int thread = 0; thread < threads; ++thread) {
+  for (int thread = 0; thread < (threads + warp - 1) / warp * warp; ++thread) {
     auto& clock = clocks[static_cast<std::size_t>(thread)];
     clock.fill(0);
     clock[static_cast<std::size_t>(thread % warp)] = 1;
   }
-  latest_clocks.fill(1);
+  lanes_in_step.fill(~0u);
+  ++epochs;
 }
 
 void MemoryChecker::State::warp_barrier(int warp_index, std::uint32_t mask) {
@@ -129,12 +130,19 @@ void MemoryChecker::State::warp_barrier(int warp_index, std::uint32_t mask) {
   each_lane([&](std::size_t, const auto& clock) {
     for (std::size_t i = 0; i < joined.size(); ++i) joined[i] = std::max(joined[i], clock[i]);
   });
-  std::uint16_t& latest = latest_clocks[static_cast<std::size_t>(warp_index)];
   each_lane([&](std::size_t lane, auto& clock) {
     clock = joined;
     ++clock[lane];
-    latest = std::max(latest, clock[lane]);
   });
+  const auto clock_of = [&](std::size_t lane) {
+    return clocks[static_cast<std::size_t>(warp_index * warp) + lane][lane];
+  };
+  std::uint16_t latest = 0;
+  for (std::size_t lane = 0; lane < warp; ++lane) latest = std::max(latest, clock_of(lane));
+  std::uint32_t& in_step = lanes_in_step[static_cast<std::size_t>(warp_index)];
+  in_step = 0;
+  for (std::size_t lane = 0; lane < warp; ++lane)
+    if (clock_of(lane) == latest) in_step |= 1u << lane;
 }
 
 bool MemoryChecker::State::ordered(const Stamp& earlier, int thread) const {
@@ -143,13 +151,6 @@ bool MemoryChecker::State::ordered(const Stamp& earlier, int thread) const {
   if (earlier.epoch < epoch || earlier.thread == thread) return true;
   return earlier.thread / warp == thread / warp &&
          earlier.clock <= clocks[static_cast<std::size_t>(thread)][static_cast<std::size_t>(earlier.thread % warp)];
-}
-
-Stamp MemoryChecker::State::now(int thread) const {
-  return {.block = block,
-          .epoch = epoch,
-          .thread = static_cast<std::uint16_t>(thread),
-          .clock = clocks[static_cast<std::size_t>(thread)][static_cast<std::size_t>(thread % warp)]};
 }
 
 /// The stamp of the last readers, lanes of one warp: the latest stamp, since none of them has read after it.
@@ -165,13 +166,6 @@ std::uint32_t MemoryChecker::State::unordered_readers(const Cell& cell, int thre
   for (std::uint32_t left = cell.readers; left != 0; left &= left - 1)
     if (!ordered(reader(cell, std::countr_zero(left)), thread)) unordered |= left & -left;
   return unordered;
-}
-
-/// Whether a read by a lane of the warp, at `clock` or before, only adds the lane to the cell: since the last
-/// __syncthreads only this warp has read it, the last time not before that clock. The frequent case, and cheap.
-bool MemoryChecker::State::only_adds_a_reader(const Cell& cell, int warp_index, std::uint16_t clock) const {
-  return cell.write.block == block && cell.write.epoch < epoch && cell.read.block == block &&
-         cell.read.epoch == epoch && cell.read.thread / warp == warp_index && cell.read.clock >= clock;
 }
 
 void MemoryChecker::State::touch(Cell& cell, AccessKind kind, int thread, bool shared, Problem& problem) const {
@@ -212,6 +206,7 @@ void MemoryChecker::State::touch(Cell& cell, AccessKind kind, int thread, bool s
   }
   cell.write = now(thread);
   cell.atomic = kind == AccessKind::atomic;
+  cell.known = 0;
 }
 
 Problem MemoryChecker::State::access(Allocation& a, std::uintptr_t address, std::int64_t bytes, AccessKind kind,
@@ -236,31 +231,18 @@ Problem MemoryChecker::State::access(Allocation& a, std::uintptr_t address, std:
 Problem MemoryChecker::State::access_shared(ShadowPages& pages, std::int64_t offset, std::int64_t bytes,
                                             AccessKind kind, int thread) {
   Problem problem;
-  const std::uint32_t lane = 1u << (thread % warp);
-  const std::uint16_t clock = now(thread).clock;
   pages.visit(offset, bytes, [&](Cell& cell) {
-    if (kind == AccessKind::read && only_adds_a_reader(cell, thread / warp, clock)) {
-      cell.readers |= lane;
-      return;
-    }
     if (kind != AccessKind::write && cell.write.block != block) problem.kind = "uninitialised read";
     touch(cell, kind, thread, true, problem);
   });
   return problem;
 }
 
-bool MemoryChecker::State::join_readers(ShadowPages& pages, std::int64_t offset, std::int64_t bytes, int warp_index,
-                                        std::uint32_t lanes) {
-  bool all = true;
-  pages.visit(offset, bytes, [&](const Cell& cell) {
-    all = all && only_adds_a_reader(cell, warp_index, latest_clocks[static_cast<std::size_t>(warp_index)]);
-  });
-  if (all) pages.visit(offset, bytes, [&](Cell& cell) { cell.readers |= lanes; });
-  return all;
-}
-
 void MemoryChecker::State::forget_shared(ShadowPages& pages, std::int64_t offset, std::int64_t bytes) {
-  pages.visit(offset, bytes, [](Cell& cell) { cell.write = {}; });
+  pages.visit(offset, bytes, [](Cell& cell) {
+    cell.write = {};
+    cell.known = 0;
+  });
 }
 
 /// The intervals of bytes in `set`; the nearest are joined until there are at most `most`.

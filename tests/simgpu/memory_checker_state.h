@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -30,6 +31,7 @@ struct Cell {
   std::uint32_t readers = 0;  ///< lanes of the warp of `read` that have read in the same epoch
   bool atomic = false;        ///< the last write
   bool many_warps = false;    ///< other warps or blocks have read as well
+  std::uint64_t known = 0;    ///< of shared memory; the State::epochs in which a read would change nothing
 };
 
 /// What is wrong with an access; kind is null if it is correct.
@@ -120,24 +122,30 @@ struct MemoryChecker::State {
 
   // The block that runs.
   std::uint32_t block = 0, first_block_of_launch = 1, epoch = 0;
+  std::uint64_t epochs = 0;                                           ///< of all blocks
   std::array<std::array<std::uint16_t, warp>, max_threads> clocks{};  ///< [thread][lane of its warp]
-  std::array<std::uint16_t, max_threads / warp> latest_clocks{};      ///< of the lanes of each warp
+  std::array<std::uint32_t, max_threads / warp> lanes_in_step{};      ///< of a warp: those with its latest clock
 
   /// The allocation that `address` is in, or null.
   Allocation* find(std::uintptr_t address);
 
   void begin_launch() { first_block_of_launch = block + 1; }
   void begin_block(int threads);
-  void block_barrier() { ++epoch; }
+  void block_barrier() {
+    ++epoch;
+    ++epochs;
+  }
   void warp_barrier(int warp_index, std::uint32_t mask);
 
   /// An access inside an allocation, aligned to its size.
   Problem access(Allocation&, std::uintptr_t address, std::int64_t bytes, AccessKind, int thread);
   /// The same of the block's shared memory.
   Problem access_shared(ShadowPages&, std::int64_t offset, std::int64_t bytes, AccessKind, int thread);
-  /// The lanes `lanes` of a warp read shared memory that another lane of it has just read. True if the check of that
-  /// lane is enough.
-  bool join_readers(ShadowPages&, std::int64_t offset, std::int64_t bytes, int warp_index, std::uint32_t lanes);
+  /// `lanes` of a warp read the same shared memory: records it, if all of it was written before the last __syncthreads
+  /// and the warp's lanes have had the same __syncwarps, as nearly always. Else false: then access_shared() for each.
+  bool read_together(ShadowPages&, std::int64_t offset, std::int64_t bytes, int warp_index, std::uint32_t lanes) const;
+  /// A thread writes shared memory that its block has not accessed since __syncthreads: records it; false if it has.
+  bool write_first(ShadowPages&, std::int64_t offset, std::int64_t bytes, int thread) const;
   /// Shared memory that a copy will fill later: it must not be read yet.
   void forget_shared(ShadowPages&, std::int64_t offset, std::int64_t bytes);
 
@@ -145,12 +153,58 @@ struct MemoryChecker::State {
   std::vector<Access> take_accesses(std::size_t most);
 
  private:
+  bool in_epoch(const Stamp& stamp) const { return stamp.block == block && stamp.epoch == epoch; }
   bool ordered(const Stamp& earlier, int thread) const;
-  Stamp now(int thread) const;
+  Stamp now(int thread) const {
+    return {.block = block,
+            .epoch = epoch,
+            .thread = static_cast<std::uint16_t>(thread),
+            .clock = clocks[static_cast<std::size_t>(thread)][static_cast<std::size_t>(thread % warp)]};
+  }
   static Stamp reader(const Cell&, int lane);
   std::uint32_t unordered_readers(const Cell&, int thread) const;
-  bool only_adds_a_reader(const Cell&, int warp_index, std::uint16_t clock) const;
   void touch(Cell&, AccessKind, int thread, bool shared, Problem&) const;
 };
+
+inline bool MemoryChecker::State::read_together(ShadowPages& pages, std::int64_t offset, std::int64_t bytes,
+                                                int warp_index, std::uint32_t lanes) const {
+  const auto w = static_cast<std::size_t>(warp_index);
+  if ((lanes & ~lanes_in_step[w]) != 0) return false;
+  const Stamp stamp = now(warp_index * warp + std::countr_zero(lanes));
+  bool recorded = true;
+  pages.visit(offset, bytes, [&](Cell& cell) {
+    if (cell.known == epochs) return;
+    if (cell.write.block != block || cell.write.epoch == epoch) {
+      recorded = false;
+    } else if (!in_epoch(cell.read)) {
+      cell.read = stamp;
+      cell.readers = lanes;
+      cell.many_warps = false;
+    } else if (cell.many_warps || cell.read.thread / warp != warp_index) {
+      cell.many_warps = true;
+      cell.known = epochs;
+    } else if (cell.read.clock == stamp.clock) {
+      cell.readers |= lanes;
+    } else {
+      recorded = false;
+    }
+  });
+  return recorded;
+}
+
+inline bool MemoryChecker::State::write_first(ShadowPages& pages, std::int64_t offset, std::int64_t bytes,
+                                              int thread) const {
+  const Stamp stamp = now(thread);
+  bool recorded = true;
+  pages.visit(offset, bytes, [&](Cell& cell) {
+    if (in_epoch(cell.write) || in_epoch(cell.read)) {
+      recorded = false;
+      return;
+    }
+    cell.write = stamp;
+    cell.atomic = false;
+  });
+  return recorded;
+}
 
 }  // namespace choir::simgpu

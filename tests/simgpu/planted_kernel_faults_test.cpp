@@ -46,6 +46,12 @@ TEST_P(PlantedKernelFaults, OverwritingWhatOtherLanesRead) {
   expect("data race", "of shared memory", "early_overwrite", {.block = {32}}, x.data(), y.data());
 }
 
+TEST_P(PlantedKernelFaults, OverwritingWhatOtherWarpsRead) {
+  CheckedArray<float> x(checker, std::vector<float>(96, 1)), y(checker, std::size_t{96});
+  for (const int writer : {0, 40, 95})
+    expect("data race", "of shared memory", "overwrite_while_others_read", {.block = {96}}, x.data(), y.data(), writer);
+}
+
 TEST_P(PlantedKernelFaults, ReadingWhatAnotherLaneChanges) {
   CheckedArray<float> x(checker, std::vector<float>(32, 1)), y(checker, std::size_t{32});
   expect("data race", "of shared memory", "late_update", {.block = {32}}, x.data(), y.data());

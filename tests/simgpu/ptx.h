@@ -1,8 +1,8 @@
 // An interpreter of the PTX that nvcc emits: every thread of every block runs, in an order that the seed determines.
 //
 // With seed 0 blocks and warps run in their order, else in a random one. A warp runs until all of its lanes wait, those
-// at the same instruction together; but if seed % 64 is 1 each lane runs alone until it waits, in an order that does
-// not depend on warps.
+// at the same instruction together; but if seed % 32 is 1, in the first few blocks that run, each lane runs alone until
+// it waits, in an order that does not depend on warps. (It takes thirty times as long.)
 //
 // It runs what was compiled, so it puts no constraint on the sources. An unknown instruction is an error that names the
 // line. PTX ISA 9.0, the part that nvcc generates from Choir's kernels for sm_80, sm_90 and sm_100.

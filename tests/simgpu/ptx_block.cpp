@@ -50,13 +50,13 @@ Grid::Grid(const Program& program, const Kernel& kernel, const Launch& launch, M
   for (int w = 0; w < static_cast<int>(warps_.size()); ++w)
     for (const auto& [constant, reg] : kernel.constants)
       std::fill_n(row(reg, w), warp, static_cast<std::uint64_t>(constant));
-  make_turns();
 }
 
-void Grid::make_turns() {
-  const bool lanes_run_alone = launch_.seed % 64 == 1;
+void Grid::make_turns(bool lanes_run_alone) {
+  turns_.clear();
   for (int t = 0; t < num_threads_; t += lanes_run_alone ? 1 : warp)
     turns_.push_back({.warp_index = t / warp, .lanes = lanes_run_alone ? Lanes{1} << t % warp : ~Lanes{0}});
+  if (launch_.seed != 0) std::shuffle(turns_.begin(), turns_.end(), random_);
 }
 
 /// Runs the blocks one after the other, in an order of the seed: CUDA does not define the order.
@@ -67,10 +67,12 @@ LaunchResult Grid::run() {
   std::vector<std::uint64_t> blocks(count);
   std::iota(blocks.begin(), blocks.end(), 0);
   if (launch_.seed != 0) std::shuffle(blocks.begin(), blocks.end(), random_);
+  int left_with_single_lanes = launch_.seed % 32 == 1 ? 4 : 0;
   try {
     for (const std::uint64_t b : blocks)
       run_block({static_cast<std::uint32_t>(b % grid.x), static_cast<std::uint32_t>(b / grid.x % grid.y),
-                 static_cast<std::uint32_t>(b / grid.x / grid.y)});
+                 static_cast<std::uint32_t>(b / grid.x / grid.y)},
+                left_with_single_lanes-- > 0);
   } catch (const Stopped&) {
   }
   constexpr std::size_t intervals_per_allocation = 64;
@@ -117,13 +119,13 @@ void Grid::start_threads(Extent block) {
   }
 }
 
-void Grid::run_block(Extent block) {
+void Grid::run_block(Extent block, bool lanes_run_alone) {
   start_threads(block);
   if (launch_.check) checker_.begin_block(num_threads_);
   constexpr int nan_bits = 0xff;
   std::memset(shared_, nan_bits, static_cast<std::size_t>(kernel_.static_shared_bytes));
   std::memset(shared_ + dynamic_shared_begin, nan_bits, static_cast<std::size_t>(launch_.dynamic_shared_bytes));
-  if (launch_.seed != 0) std::shuffle(turns_.begin(), turns_.end(), random_);
+  make_turns(lanes_run_alone);
   while (exited_ < num_threads_) {
     const std::int64_t before = result_.instructions;
     for (const Turn turn : turns_) run_turn(turn);

@@ -17,6 +17,15 @@
 #include "tests/simgpu/ptx.h"
 #include "tests/simgpu/ptx_program.h"
 
+// Compiled for several generations of the processor; the newest that the processor supports is used. Not with
+// sanitizers: the thread sanitizer is not ready when the choice is made, and with the address sanitizer each takes
+// minutes to compile.
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#define VECTORISED [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
+#else
+#define VECTORISED
+#endif
+
 namespace choir::simgpu::ptx {
 
 /// A set of lanes of a warp: lane i is bit i.
@@ -26,6 +35,13 @@ using Lanes = std::uint32_t;
 template <class Body>
 void each_lane(Lanes lanes, Body&& body) {
   for (; lanes != 0; lanes &= lanes - 1) body(std::countr_zero(lanes));
+}
+
+/// The lanes in which a predicate is true.
+inline Lanes lanes_that_hold(const std::uint64_t* predicates) {
+  Lanes lanes = 0;
+  for (int lane = 0; lane < 32; ++lane) lanes |= static_cast<Lanes>(predicates[lane] & 1) << lane;
+  return lanes;
 }
 
 /// Thrown if a kernel cannot go on; the finding is in the result already.
@@ -60,8 +76,8 @@ class Grid {
   };
 
   // ptx_block.cpp: blocks, barriers, messages
-  void make_turns();
-  void run_block(Extent block);
+  void make_turns(bool lanes_run_alone);
+  void run_block(Extent block, bool lanes_run_alone);
   void start_threads(Extent block);
   bool release_block_barrier();
   [[noreturn]] void stop_deadlock();
@@ -72,8 +88,11 @@ class Grid {
   // ptx_memory.cpp: every access of memory
   unsigned char* resolve(const Instruction& in, Space space, std::uint64_t address, std::int64_t bytes, AccessKind kind,
                          int thread);
+  bool is_in_shared(std::int64_t offset, std::int64_t bytes) const;
   unsigned char* resolve_shared(const Instruction& in, std::int64_t offset, std::int64_t bytes, AccessKind kind,
                                 int thread);
+  void resolve_shared_reads(const Instruction& in, int warp_index, Lanes lanes, std::int64_t size,
+                            const unsigned char* bytes[warp]);
   unsigned char* resolve_global(const Instruction& in, std::uint64_t address, std::int64_t bytes, AccessKind kind,
                                 int thread);
   void report(const Problem& problem, const Instruction& in, std::uint64_t address, const char* memory,
@@ -84,6 +103,9 @@ class Grid {
   void copy_async(const Instruction& in, int thread);
   void land_copies(const Instruction& in, int thread, std::int64_t groups_left);
   bool in_module_variable(std::uint64_t address, std::int64_t bytes) const;
+
+  // ptx_frequent.cpp: the frequent instructions of a whole warp
+  std::int32_t run_frequent(int warp_index, std::int32_t pc);
 
   // ptx_thread.cpp: what each thread does by itself
   void run_turn(Turn turn);

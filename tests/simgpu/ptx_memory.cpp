@@ -48,11 +48,15 @@ bool Grid::in_module_variable(std::uint64_t address, std::int64_t bytes) const {
   return false;
 }
 
-unsigned char* Grid::resolve_shared(const Instruction& in, std::int64_t offset, std::int64_t bytes, AccessKind kind,
-                                    int thread) {
+bool Grid::is_in_shared(std::int64_t offset, std::int64_t bytes) const {
   const bool in_static = offset >= 0 && offset + bytes <= kernel_.static_shared_bytes;
   const bool in_dynamic = offset >= dynamic_shared_begin && offset + bytes <= shared_bytes_;
-  if (!in_static && !in_dynamic) {
+  return in_static || in_dynamic;
+}
+
+unsigned char* Grid::resolve_shared(const Instruction& in, std::int64_t offset, std::int64_t bytes, AccessKind kind,
+                                    int thread) {
+  if (!is_in_shared(offset, bytes)) {
     add_finding(
         "out of bounds", in, thread,
         std::string(verb(kind)) + " of " + std::to_string(bytes) + " bytes of shared memory, at byte " +
@@ -67,9 +71,13 @@ unsigned char* Grid::resolve_shared(const Instruction& in, std::int64_t offset, 
                     std::to_string(offset));
     return nullptr;
   }
-  if (launch_.check)
-    if (const Problem problem = checker_.access_shared(shared_shadow_, offset, bytes, kind, thread); problem.kind)
-      report(problem, in, static_cast<std::uint64_t>(offset), "shared", bytes, kind, thread);
+  const bool recorded =
+      !launch_.check || (kind == AccessKind::write && checker_.write_first(shared_shadow_, offset, bytes, thread)) ||
+      (kind == AccessKind::read &&
+       checker_.read_together(shared_shadow_, offset, bytes, thread / warp, Lanes{1} << thread % warp));
+  if (recorded) return shared_ + offset;
+  if (const Problem problem = checker_.access_shared(shared_shadow_, offset, bytes, kind, thread); problem.kind)
+    report(problem, in, static_cast<std::uint64_t>(offset), "shared", bytes, kind, thread);
   return shared_ + offset;
 }
 
@@ -164,49 +172,52 @@ void with_stored(Type type, Body&& body) {
 
 }  // namespace
 
+/// Finds what each of `lanes` reads of shared memory. Those that read the same are checked together.
+void Grid::resolve_shared_reads(const Instruction& in, int warp_index, Lanes lanes, std::int64_t size,
+                                const unsigned char* bytes[warp]) {
+  const Operand& from = in.operands[1];
+  const std::uint64_t* const bases = row(from.reg, warp_index);
+  constexpr std::uint64_t places = 64;
+  std::int8_t leader_at[places];  // the last lane that reads an address of this hash
+  std::fill_n(leader_at, places, std::int8_t{-1});
+  Lanes leaders = 0, group[warp];
+  each_lane(lanes, [&](int lane) {
+    std::int8_t& leader = leader_at[(bases[lane] / 4 + bases[lane] / 64) % places];
+    if (leader >= 0 && bases[leader] == bases[lane]) {
+      group[leader] |= Lanes{1} << lane;
+      return;
+    }
+    leader = static_cast<std::int8_t>(lane);
+    leaders |= Lanes{1} << lane;
+    group[lane] = Lanes{1} << lane;
+  });
+  each_lane(leaders, [&](int leader) {
+    const auto at = static_cast<std::int64_t>((bases[leader] + static_cast<std::uint64_t>(from.value)) & 0xffffffff);
+    const bool recorded =
+        is_in_shared(at, size) && (at & (size - 1)) == 0 &&
+        (!launch_.check || checker_.read_together(shared_shadow_, at, size, warp_index, group[leader]));
+    each_lane(group[leader], [&](int lane) {
+      bytes[lane] = recorded ? shared_ + at : resolve_shared(in, at, size, AccessKind::read, warp_index * warp + lane);
+    });
+  });
+}
+
 void Grid::load(const Instruction& in, int warp_index, Lanes lanes) {
   static constexpr unsigned char zeros[16] = {};  // what a lane loads after a finding
   const Operand &to = in.operands[0], &from = in.operands[1];
   const int count = std::max<int>(1, to.count), width = bytes_of(in.type), first = warp_index * warp;
   const unsigned char* bytes[warp];
   const std::uint64_t* const bases = row(from.reg, warp_index);
-  const auto resolve_lane = [&](int lane) {
-    const std::uint64_t at = bases[lane] + static_cast<std::uint64_t>(from.value);
-    bytes[lane] = resolve(in, in.space, at, count * width, AccessKind::read, first + lane);
-    if (bytes[lane] == nullptr) bytes[lane] = zeros;
-  };
-  if (in.space != Space::shared) {
-    each_lane(lanes, resolve_lane);
-  } else {
-    // Lanes often read the same shared memory: one check is then enough.
-    constexpr std::uint64_t places = 64;
-    std::int8_t leader_at[places];  // the last lane that reads an address of this hash
-    std::fill_n(leader_at, places, std::int8_t{-1});
-    Lanes leaders = 0, followers[warp];
+  if (in.space == Space::shared)
+    resolve_shared_reads(in, warp_index, lanes, count * width, bytes);
+  else
     each_lane(lanes, [&](int lane) {
-      std::int8_t& leader = leader_at[(bases[lane] / 4 + bases[lane] / 64) % places];
-      if (leader >= 0 && bases[leader] == bases[lane]) {
-        followers[leader] |= Lanes{1} << lane;
-        return;
-      }
-      leader = static_cast<std::int8_t>(lane);
-      leaders |= Lanes{1} << lane;
-      followers[lane] = 0;
-      resolve_lane(lane);
+      const std::uint64_t at = bases[lane] + static_cast<std::uint64_t>(from.value);
+      bytes[lane] = resolve(in, in.space, at, count * width, AccessKind::read, first + lane);
     });
-    each_lane(leaders, [&](int lane) {
-      if (followers[lane] == 0) return;
-      const bool checked =
-          bytes[lane] != zeros && (!launch_.check || checker_.join_readers(shared_shadow_, bytes[lane] - shared_,
-                                                                           count * width, warp_index, followers[lane]));
-      each_lane(followers[lane], [&](int other) {
-        if (checked)
-          bytes[other] = bytes[lane];
-        else
-          resolve_lane(other);
-      });
-    });
-  }
+  each_lane(lanes, [&](int lane) {
+    if (bytes[lane] == nullptr) bytes[lane] = zeros;
+  });
   with_stored(in.type, [&](auto stored) {
     for (int i = 0; i < count; ++i) {
       std::uint64_t* const loaded = row(part(to, i).reg, warp_index);

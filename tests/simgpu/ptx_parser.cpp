@@ -379,6 +379,7 @@ class Parser {
     body();
     kernel_.code.push_back({.op = Op::leave, .line = line_, .source = source_});
     finish_branches();
+    for (Instruction& in : kernel_.code) in.frequent = frequent_form(in);
     program_.kernels[kernel_.name] = std::move(kernel_);
   }
 

@@ -66,6 +66,16 @@ enum class Op : std::uint8_t {
 };
 // clang-format on
 
+// clang-format off
+/// Instructions that whole warps run often, in one form each: ptx_frequent.cpp runs them without further decoding.
+enum class Frequent : std::uint8_t {
+  none, move, add, subtract, multiply, multiply_add, multiply_wide, multiply_wide_signed, multiply_add_wide,
+  multiply_add_wide_signed, bit_and, bit_or, bit_xor, bit_not, shift_left, shift_right, shift_right_signed,
+  add_f32, subtract_f32, multiply_f32, fused_multiply_add_f32, convert, convert_signed,
+  compare, compare_signed, compare_f32, select, shuffle, branch
+};
+// clang-format on
+
 enum class Space : std::uint8_t { generic, global, shared, local, parameter, constant };
 
 enum class Compare : std::uint8_t { eq, ne, lt, le, gt, ge, equ, neu, ltu, leu, gtu, geu, number, nan };
@@ -113,6 +123,7 @@ struct Operand {
 
 struct Instruction {
   Op op = Op::nothing;
+  Frequent frequent = Frequent::none;
   Type type = Type::none, from = Type::none;
   Space space = Space::generic;
   Mode mode = plain, second_mode = plain;
@@ -158,6 +169,9 @@ struct Program {
   /// "kernels/cuda/norm.cu:41 (ptx line 310)"
   std::string where(const Instruction&) const;
 };
+
+/// The form of an instruction with all of its operands.
+Frequent frequent_form(const Instruction&);
 
 /// Throws std::runtime_error "ptx line N: ..." on anything that is not understood.
 Program parse(std::string_view text);

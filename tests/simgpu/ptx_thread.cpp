@@ -8,15 +8,6 @@
 #include "tests/simgpu/ptx_block.h"
 #include "tests/simgpu/ptx_values.h"
 
-// Compiled for several generations of the processor; the newest that the processor supports is used. Not with
-// sanitizers: the thread sanitizer is not ready when the choice is made, and with the address sanitizer each takes
-// minutes to compile.
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
-#define VECTORISED [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
-#else
-#define VECTORISED
-#endif
-
 namespace choir::simgpu::ptx {
 namespace {
 
@@ -150,53 +141,6 @@ Bits converted(const Instruction& in, Bits bits) {
                      in.type);
 }
 
-/// The outcomes of comparing a to b for which a relation is true.
-struct Relation {
-  Bits less = 0, equal = 0, greater = 0, unordered = 0;  ///< 1: true
-};
-
-Relation relation_of(Compare compare) {
-  switch (compare) {
-    case Compare::eq:
-      return {.equal = 1};
-    case Compare::ne:
-      return {.less = 1, .greater = 1};
-    case Compare::lt:
-      return {.less = 1};
-    case Compare::le:
-      return {.less = 1, .equal = 1};
-    case Compare::gt:
-      return {.greater = 1};
-    case Compare::ge:
-      return {.equal = 1, .greater = 1};
-    case Compare::equ:
-      return {.equal = 1, .unordered = 1};
-    case Compare::neu:
-      return {.less = 1, .greater = 1, .unordered = 1};
-    case Compare::ltu:
-      return {.less = 1, .unordered = 1};
-    case Compare::leu:
-      return {.less = 1, .equal = 1, .unordered = 1};
-    case Compare::gtu:
-      return {.greater = 1, .unordered = 1};
-    case Compare::geu:
-      return {.equal = 1, .greater = 1, .unordered = 1};
-    case Compare::number:
-      return {.less = 1, .equal = 1, .greater = 1};
-    case Compare::nan:
-      break;
-  }
-  return {.unordered = 1};
-}
-
-/// Without branches, so that a loop over it vectorises.
-template <class V>
-Bits holds(const Relation& relation, V a, V b) {
-  const Bits less = a<b, equal = a == b, greater = a> b;
-  return (less & relation.less) | (equal & relation.equal) | (greater & relation.greater) |
-         (((less | equal | greater) ^ 1) & relation.unordered);
-}
-
 Bits compared(Type type, const Relation& relation, Bits a, Bits b) {
   if (is_float(type)) return holds(relation, to_double(a, type), to_double(b, type));
   if (is_signed(type)) return holds(relation, sign_extended(a, type), sign_extended(b, type));
@@ -271,12 +215,6 @@ Bits funnel(const Instruction& in, Bits low, Bits high_part, Bits by) {
   const Bits both = zero_extended(low, Type::b32) | high_part << 32;
   const Bits moved = in.op == Op::funnel_left ? (amount == 0 ? both >> 32 : both >> (32 - amount)) : both >> amount;
   return moved & 0xffffffff;
-}
-
-Lanes lanes_that_hold(const Bits* predicates) {
-  Lanes lanes = 0;
-  for (int lane = 0; lane < 32; ++lane) lanes |= static_cast<Lanes>(predicates[lane] & 1) << lane;
-  return lanes;
 }
 
 }  // namespace
@@ -625,6 +563,7 @@ void Grid::run_together(int warp_index, Lanes active, std::int32_t pc, std::int3
   WarpState& state = warps_[static_cast<std::size_t>(warp_index)];
   const int count = std::popcount(active);
   for (; pc < others; ++pc) {
+    if (active == ~Lanes{0}) pc = run_frequent(warp_index, pc);
     const Instruction& in = kernel_.code[static_cast<std::size_t>(pc)];
     result_.instructions += count;
     Lanes lanes = active;

@@ -76,4 +76,51 @@ inline std::uint64_t from_double(double value, Type type) {
   }
 }
 
+/// The outcomes of comparing a to b for which a relation is true.
+struct Relation {
+  std::uint64_t less = 0, equal = 0, greater = 0, unordered = 0;  ///< 1: true
+};
+
+inline Relation relation_of(Compare compare) {
+  switch (compare) {
+    case Compare::eq:
+      return {.equal = 1};
+    case Compare::ne:
+      return {.less = 1, .greater = 1};
+    case Compare::lt:
+      return {.less = 1};
+    case Compare::le:
+      return {.less = 1, .equal = 1};
+    case Compare::gt:
+      return {.greater = 1};
+    case Compare::ge:
+      return {.equal = 1, .greater = 1};
+    case Compare::equ:
+      return {.equal = 1, .unordered = 1};
+    case Compare::neu:
+      return {.less = 1, .greater = 1, .unordered = 1};
+    case Compare::ltu:
+      return {.less = 1, .unordered = 1};
+    case Compare::leu:
+      return {.less = 1, .equal = 1, .unordered = 1};
+    case Compare::gtu:
+      return {.greater = 1, .unordered = 1};
+    case Compare::geu:
+      return {.equal = 1, .greater = 1, .unordered = 1};
+    case Compare::number:
+      return {.less = 1, .equal = 1, .greater = 1};
+    case Compare::nan:
+      break;
+  }
+  return {.unordered = 1};
+}
+
+/// Without branches, so that a loop over it vectorises.
+template <class V>
+std::uint64_t holds(const Relation& relation, V a, V b) {
+  const std::uint64_t less = a<b, equal = a == b, greater = a> b;
+  return (less & relation.less) | (equal & relation.equal) | (greater & relation.greater) |
+         (((less | equal | greater) ^ 1) & relation.unordered);
+}
+
 }  // namespace choir::simgpu::ptx

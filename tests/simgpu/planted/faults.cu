@@ -28,6 +28,20 @@ extern "C" __global__ void early_overwrite(const float* x, float* y) {
   y[threadIdx.x] = first + staged[threadIdx.x];
 }
 
+// A thread overwrites what all warps read again and again: __syncwarp orders its own warp only. Volatile: each read is
+// one.
+extern "C" __global__ void overwrite_while_others_read(const float* x, float* y, int writer) {
+  __shared__ volatile float staged[96];
+  staged[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  float sum = 0;
+  for (int i = 0; i < 4; ++i) sum += staged[0];
+  __syncwarp();
+  if (static_cast<int>(threadIdx.x) == writer) staged[0] = sum;
+  __syncthreads();
+  y[threadIdx.x] = sum + staged[0];
+}
+
 // The other lanes of a warp may read before a lane has changed what they read. Volatile: they read after it in the
 // text.
 extern "C" __global__ void late_update(const float* x, float* y) {
