@@ -131,16 +131,22 @@ struct VectorChunk {
   }
 
  private:
+  /// [height, width], to be written.
+  static HWY_INLINE void prefetch_block(const Out* block, std::int64_t stride, std::int64_t height,
+                                        std::int64_t width) {
+    for (std::int64_t r = 0; r < height; ++r, block += stride) {
+      for (std::int64_t x = 0; x < width; x += 64 / static_cast<std::int64_t>(sizeof(Out)))
+        __builtin_prefetch(block + x, 1);
+    }
+  }
+
   HWY_INLINE void multiply_block(std::int64_t i, std::int64_t j, const std::uint32_t* panel_of_b,
                                  const std::uint32_t* next_b) const {
     const std::int64_t height = std::min(block_rows, rows.end - i), width = std::min(block_columns, columns.end - j);
-    for (std::int64_t r = 0; r < height; ++r) {
-      const Out* c = args.c + (i + r) * args.c_stride + j;
-      for (std::int64_t x = 0; x < width; x += 64 / static_cast<std::int64_t>(sizeof(Out)))
-        __builtin_prefetch(c + x, 1);
-    }
-    float* kept = sums + (i - rows.begin) * output.sums_stride + j - columns.begin;
     const bool activates = args.epilogue == Epilogue::gelu || args.epilogue == Epilogue::gelu_gradient;
+    prefetch_block(args.c + i * args.c_stride + j, args.c_stride, height, width);
+    if (activates) prefetch_block(args.before + i * args.before_stride + j, args.before_stride, height, width);
+    float* kept = sums + (i - rows.begin) * output.sums_stride + j - columns.begin;
     if (height == block_rows && width == block_columns && !activates)
       return multiply_vectors<3>(i, panel_of_b, next_b, [&](int r, int v, f32x16 sum) HWY_ATTR {
         output.template put<false>(i + r, j + v * vector_columns, vector_columns,
