@@ -50,6 +50,7 @@ Tensor replay_choices(const std::string& layer, const OwnChoices& own, Context& 
     return static_cast<std::size_t>((record.first_row + map.global_row(row)) * chosen);
   };
   const std::vector<double> logits = record.replays ? on_host(own.logits, runtime) : std::vector<double>{};
+  const bool counts = context.expert_sums || context.head_sums;  // not in a forward that is run again: recompute.h
   const std::vector<double> bias = record.replays && own.bias ? on_host(own.bias, runtime) : std::vector<double>{};
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::size_t begin = place(row), end = begin + static_cast<std::size_t>(chosen);
@@ -67,7 +68,7 @@ Tensor replay_choices(const std::string& layer, const OwnChoices& own, Context& 
                           keys.data());
       double largest = 0;
       for (const double key : keys) largest = std::max(largest, std::abs(key));
-      ++record.differing;
+      if (counts) ++record.differing;
       record.widest = std::max(record.widest, gap(keys, mine, theirs, chosen) / largest);
     }
     std::copy_n(theirs, chosen, mine);

@@ -173,7 +173,7 @@ TEST(DescribeKeys, TypesSayWhatTheyTake) {
   EXPECT_EQ(type("parallel.expert"), "integer >= 1");
   EXPECT_EQ(type("parallel.zero"), "0 | 1 | 2 | 3");
   EXPECT_EQ(type("model.tied"), "true | false");
-  EXPECT_EQ(type("train.precision"), "f32 | bf16");
+  EXPECT_EQ(type("train.precision"), "f32 | bf16 | fp8");
   EXPECT_EQ(type("data.path"), "text");
 }
 

@@ -10,6 +10,8 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
 
@@ -37,6 +39,30 @@ TEST(TrainingRun, AnyLayoutGivesTheSameLosses) {
     expect_near(shop.metric("many", "bits_per_byte"), bits, relative);
     std::filesystem::remove_all(shop.path("many"));
   }
+}
+
+// Of a model that has all that counts something.
+TEST(TrainingRun, WhatIsComputedAgainChangesNoDigit) {
+  const Workshop shop;
+  const std::string words =
+      "model.experts.count=4 model.experts.chosen=2 model.attention.routing.chosen=1 model.attention.routing.always=1 "
+      "parallel.tensor=2 parallel.sequence=true train.inspect_every=5 train.recompute=";
+  const auto metrics_with = [&](const std::string& kind) {
+    const Finished run = shop.train(2, kind, words + kind);
+    EXPECT_EQ(run.code, 0) << run.output;
+    std::map<std::string, std::vector<nlohmann::json>> metrics;
+    std::ifstream file(shop.path(kind + "/metrics.jsonl"));
+    for (std::string text; std::getline(file, text);) {
+      const nlohmann::json line = nlohmann::json::parse(text);
+      for (const char* name : {"loss", "gradient_norm", "held_out_loss", "dropped", "balance_loss", "heads_dropped",
+                               "head_balance_loss", "head_imbalance", "head_entropy", "head_sink"})
+        if (line.contains(name)) metrics[name].push_back(line[name]);
+    }
+    return metrics;
+  };
+  const auto saved = metrics_with("none");
+  EXPECT_EQ(saved.size(), 10u);
+  for (const char* kind : {"norms", "attention", "feed_forward", "block"}) EXPECT_EQ(metrics_with(kind), saved) << kind;
 }
 
 TEST(TrainingRun, ResumeIsExactInTheSameLayoutAndToRoundingInAnother) {

@@ -161,6 +161,40 @@ TEST(Recompute, SavesWhatItComputesAgain) {
   }
 }
 
+// Of blocks 256 wide, in bf16, by what a layer saves besides its input.
+TEST(Recompute, OfEveryLayerIsNotSaved) {
+  constexpr std::int64_t blocks = 4, rows = 512, source = 256, heads = 4;
+  constexpr std::int64_t row = 256 * 2, sum = heads * 4;  // bytes of a row of x, and of a f32 for each of its heads
+  constexpr std::int64_t slots = 4 * 320;                 // 1.25 * 512 * 2 / 4 for each of four experts
+  struct Case {
+    const char *model, *kind;
+    std::int64_t of_a_block;
+  };
+  const Case cases[] = {
+      // The widths before and after the activation.
+      {"model.experts={count: 4, chosen: 2, capacity: 1.25}", "feed_forward", slots * 2 * 4 * row},
+      {"model.experts={count: 4, chosen: 2, capacity: 1.25, shared: 1}", "feed_forward", (slots + rows) * 2 * 4 * row},
+      // q, k, v, what comes of them, its norm and statistics, and decays.
+      {"model.attention.kind=linear", "attention", rows * (5 * row + 2 * sum)},
+      // Of an encoder's block, of a decoder's, and the second attention of that: q and its result, k and v.
+      {"model={family: encoder_decoder, source_context: 256}", "attention",
+       (source + rows) * (4 * row + sum) + rows * (2 * row + sum) + source * 2 * row},
+      {"model={family: encoder_decoder, source_context: 256}", "norms", source * 2 * row + rows * 3 * row},
+      {"model={family: encoder_decoder, source_context: 256}", "feed_forward", (source + rows) * 2 * 4 * row},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.model + std::string(" ") + c.kind);
+    const auto saved_with = [&](const char* kind) {
+      const Config config = read_config(
+          "", {"model={layers: 4, width: 256, vocabulary: 32000, context: 512, attention: {heads: 4}}", c.model,
+               "train={precision: bf16, emulate_bf16: true, batch: 1}", std::string("train.recompute=") + kind});
+      return bytes_of(count_step(config, mesh_shape(config, 1), 0, {}, 1), MemoryKind::saved);
+    };
+    const auto less = static_cast<double>(saved_with("none") - saved_with(c.kind));
+    EXPECT_NEAR(less, static_cast<double>(blocks * c.of_a_block), 0.02 * less);
+  }
+}
+
 TEST(Zero, Stage3NeedsAQuarterOnFourRanksAndWhatIsSaved) {
   const RankPlan one = count_of_stage(0, 1, 1), four = count_of_stage(3, 4, 2);
   double whole = 0;
