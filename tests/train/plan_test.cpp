@@ -195,6 +195,15 @@ TEST(Recompute, OfEveryLayerIsNotSaved) {
   }
 }
 
+// cuDNN's workspace, and what CUDA and NCCL keep, come on top.
+TEST(Presets, Llama8BFitsEightGpusOf80GBAndExecutesNothingTwice) {
+  if (!kernels::built_with_cuda) GTEST_SKIP() << "this build has no CUDA kernels to count";
+  const Config config = read_config(CHOIR_SOURCE_DIR "/configs/llama3-8b.yaml", {"train.emulate_bf16=true"});
+  const Plan plan = make_plan(config, 8, {.kind = DeviceKind::cuda}, 1);
+  EXPECT_LT(static_cast<double>(plan.worst().peak.total()), 70e9);
+  EXPECT_LT(8 * plan.worst().flops, 1.03 * plan.model_flops);
+}
+
 TEST(Zero, Stage3NeedsAQuarterOnFourRanksAndWhatIsSaved) {
   const RankPlan one = count_of_stage(0, 1, 1), four = count_of_stage(3, 4, 2);
   double whole = 0;
