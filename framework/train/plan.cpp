@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "framework/core/quantity.h"
+#include "framework/train/determinism_cost.h"
 #include "framework/train/trainer.h"
 #include "kernels/optimizer.h"
 #include "kernels/reduce.h"
@@ -290,7 +291,7 @@ std::string describe(const Plan& plan, const Config& config) {
   for (const Ledger::Traffic& t : worst.traffic)
     text += fmt::format("  {:<10} {:<16} {:>10} {:>12.4f}\n", t.axis, t.verb, t.messages, t.bytes / 1e9);
   if (worst.traffic.empty()) text += "  none: one rank sends no messages\n";
-  return text;
+  return text + describe_determinism(plan, config);
 }
 
 std::string to_json(const Plan& plan) {

@@ -1,7 +1,6 @@
 // The only file that includes cudnn-frontend, which costs the compiler half a minute and a gigabyte.
 //
-// A shape is cut into parts whose query heads divide evenly among their key/value heads, as cuDNN requires (a rank may
-// begin or end in the middle of a group: at most three parts), and a part into slices of one size, which share a graph.
+// A shape is cut into parts and slices: kernels/cuda/cudnn_slices.h. Slices of one size share a graph.
 #include "kernels/cuda/cudnn_attention.h"
 
 #include <utility>
@@ -29,12 +28,6 @@ using fe::graph::Tensor_attributes;
 // The tensors of a graph, by the number that identifies each when it runs.
 enum Uid : std::int64_t { q_uid = 1, k_uid, v_uid, out_uid, lse_uid, dout_uid, dq_uid, dk_uid, dv_uid };
 
-struct Part {
-  std::int64_t batch_begin, batch;
-  std::int64_t head_begin, heads;
-  std::int64_t kv_head_begin, kv_heads;
-};
-
 struct Graph {
   fe::graph::Graph graph{};
   std::string refusal{}, engine{};
@@ -42,7 +35,7 @@ struct Graph {
 };
 
 struct Call {
-  Part part;
+  AttentionPart part;
   Graph* graph;
 };
 
@@ -76,45 +69,6 @@ Key key(AttentionPass pass, const AttentionShape& s, std::int64_t lse_heads) {
           s.score.alibi_heads,
           s.documents.separate,
           lse_heads};
-}
-
-AttentionShape shape_of(const AttentionShape& whole, const Part& part) {
-  AttentionShape shape = whole;
-  shape.batch = part.batch;
-  shape.heads = part.heads;
-  shape.kv_heads = part.kv_heads;
-  shape.group_size = part.heads / part.kv_heads;
-  shape.group_offset = 0;
-  return shape;
-}
-
-// The end of a group that began on another rank, whole groups, and the beginning of one that ends on another rank.
-std::vector<Part> even_parts(const AttentionShape& s) {
-  std::vector<Part> parts;
-  std::int64_t head = 0, kv_head = 0;
-  const auto add = [&](std::int64_t heads, std::int64_t kv_heads) {
-    if (heads == 0) return;
-    parts.push_back({0, s.batch, head, heads, kv_head, kv_heads});
-    head += heads;
-    kv_head += kv_heads;
-  };
-  if (s.group_offset > 0) add(std::min(s.heads, s.group_size - s.group_offset), 1);
-  const std::int64_t groups = (s.heads - head) / s.group_size;
-  add(groups * s.group_size, groups);
-  add(s.heads - head, 1);
-  return parts;
-}
-
-// Sizes of equal slices of a part, largest first: slices of the batch, then of the key/value heads of one sequence.
-std::vector<Part> slice_sizes(const Part& part) {
-  std::vector<Part> sizes;
-  for (std::int64_t batch = part.batch; batch >= 1; --batch) {
-    if (part.batch % batch == 0) sizes.push_back({0, batch, 0, part.heads, 0, part.kv_heads});
-  }
-  for (std::int64_t kv_heads = part.kv_heads - 1; kv_heads >= 1; --kv_heads) {
-    if (part.kv_heads % kv_heads == 0) sizes.push_back({0, 1, 0, part.heads / part.kv_heads * kv_heads, 0, kv_heads});
-  }
-  return sizes;
 }
 
 // cuDNN's bounds count from here: key - query if the last query is at the last key.
@@ -232,16 +186,16 @@ void add_operation(fe::graph::Graph& graph, AttentionPass pass, const AttentionS
 using Pointers = std::unordered_map<std::int64_t, void*>;
 
 void add_queries(Pointers& pointers, Uid uid, const bf16* data, const AttentionShape& s, std::int64_t stride,
-                 const Part& part) {
+                 const AttentionPart& part) {
   pointers[uid] = const_cast<bf16*>(data) + part.batch_begin * s.q_length * stride + part.head_begin * s.head_width;
 }
 
 void add_keys(Pointers& pointers, Uid uid, const bf16* data, const AttentionShape& s, std::int64_t stride,
-              const Part& part) {
+              const AttentionPart& part) {
   pointers[uid] = const_cast<bf16*>(data) + part.batch_begin * s.kv_length * stride + part.kv_head_begin * s.head_width;
 }
 
-void add_lse(Pointers& pointers, const float* data, const AttentionShape& s, const Part& part) {
+void add_lse(Pointers& pointers, const float* data, const AttentionShape& s, const AttentionPart& part) {
   pointers[lse_uid] = const_cast<float*>(data) + (part.batch_begin * s.heads + part.head_begin) * s.q_length;
 }
 
@@ -272,7 +226,8 @@ struct CudnnAttention::State {
   std::string open();
   Graph& graph(AttentionPass pass, const AttentionShape& part, std::int64_t lse_heads);
   std::string build(Graph& built, AttentionPass pass, const AttentionShape& part, std::int64_t lse_heads);
-  std::string add_calls(PlannedCalls& planned_calls, AttentionPass pass, const AttentionShape& shape, const Part& part);
+  std::string add_calls(PlannedCalls& planned_calls, AttentionPass pass, const AttentionShape& shape,
+                        const AttentionPart& part);
   const PlannedCalls& plan(AttentionPass pass, const AttentionShape& shape);
   void run(CUstream_st* stream, const Call& call, Pointers& pointers, void* workspace);
 };
@@ -324,11 +279,11 @@ Graph& CudnnAttention::State::graph(AttentionPass pass, const AttentionShape& pa
 
 // Cuts a part into the largest slices whose workspace is within the limit. If that is not possible, returns why.
 std::string CudnnAttention::State::add_calls(PlannedCalls& planned_calls, AttentionPass pass,
-                                             const AttentionShape& shape, const Part& part) {
+                                             const AttentionShape& shape, const AttentionPart& part) {
   const double limit = static_cast<double>(options.workspace_limit_bytes);
   double bytes_per_head = 0;  // of the workspace, known from the whole part: no slice that cannot fit is compiled
   std::int64_t least = 0;
-  for (const Part& size : slice_sizes(part)) {
+  for (const AttentionPart& size : slice_sizes(part)) {
     if (bytes_per_head * static_cast<double>(size.batch * size.heads) > limit) continue;
     Graph& slice = graph(pass, shape_of(shape, size), shape.heads);
     if (!slice.refusal.empty()) return slice.refusal;
@@ -360,7 +315,7 @@ const PlannedCalls& CudnnAttention::State::plan(AttentionPass pass, const Attent
   std::string& refusal = result.plan.refusal;
   refusal = own_refusal(shape);
   if (refusal.empty()) {
-    for (const Part& part : even_parts(shape)) {
+    for (const AttentionPart& part : even_parts(shape)) {
       if (refusal = add_calls(result, pass, shape, part); !refusal.empty()) break;
     }
   }

@@ -10,7 +10,7 @@
 #include <memory>
 #include <string>
 
-#include "kernels/attention.h"
+#include "kernels/cuda/cudnn_slices.h"
 #include "kernels/types.h"
 
 namespace choir::kernels::cuda {
@@ -26,8 +26,8 @@ CudnnLibrary cudnn_library();
 enum class AttentionPass : std::uint8_t { forward, backward };
 
 struct CudnnAttentionOptions {
-  bool deterministic = true;                                   ///< backward gives the same bits in every run
-  std::int64_t workspace_limit_bytes = std::int64_t{1} << 30;  ///< of one call; beyond it, slices
+  bool deterministic = true;                                         ///< backward gives the same bits in every run
+  std::int64_t workspace_limit_bytes = cudnn_workspace_limit_bytes;  ///< of one call; beyond it, slices
 
   /// The description of a GPU in cuDNN's JSON: plans are made for that GPU, which need not be present, and cannot run.
   /// Empty: the current GPU.

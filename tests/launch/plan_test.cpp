@@ -32,6 +32,22 @@ TEST(Plan, ShowsMemoryOperationsAndMessagesOfEachStage) {
   }
 }
 
+// 2 bytes * 12 heads * 1024^2 scores, in two calls of 32 sequences for each of 12 blocks; or 4 bytes * 768 gradients of
+// 64 * 1024 queries. Both with 4 bytes for each of 12 heads.
+TEST(Plan, SaysWhatDeterministicAttentionCosts) {
+  const Workshop shop;
+  const std::string plan =
+      "plan " CHOIR_SOURCE_DIR "/configs/gpt2-124m.yaml --ranks 1 train.batch=64 parallel.micro_batch=64 --device ";
+  const Finished bf16 = shop.choir(plan + "cuda train.precision=bf16");
+  ASSERT_EQ(bf16.code, 0) << bf16.output;
+  EXPECT_TRUE(contains(bf16,
+                       "\n  true   workspace 0.807 GB, of which a step writes and reads 38.730 GB\n"
+                       "  false  workspace 0.204 GB, of which a step writes and reads 4.907 GB\n"))
+      << bf16.output;
+  for (const char* other : {"cuda", "cpu train.precision=bf16", "cuda train.precision=bf16 model.attention.soft_cap=5"})
+    EXPECT_FALSE(contains(shop.choir(plan + other), "train.attention.deterministic")) << other;
+}
+
 // What the error says to set is accepted, apart from the batch, which the error cannot know.
 TEST(Plan, NamesTheNearestLayoutThatFitsTheRanksAndTheModel) {
   const Workshop shop;  // 3 heads, 5 units of 8 feed-forward columns, 16 positions, 4 parts
