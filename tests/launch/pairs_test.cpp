@@ -81,6 +81,44 @@ TEST_F(Pairs, ATrainedModelOfLinearAttentionTranslates) {
         << beam;
 }
 
+// Tokens of both stacks choose experts, heads of self-attention, or both.
+TEST_F(Pairs, TokensThatChooseExpertsAndHeadsGiveTheLossesOfOneRankAndTranslate) {
+  const std::string words = words_ +
+                            "train.evaluate_sequences=0 model.experts.count=4 model.experts.capacity=1.1 "
+                            "model.attention.routing.chosen=1 model.attention.routing.always=1 ";
+  ASSERT_EQ(shop_.train(1, "one", words).code, 0);
+  for (const char* key : {"dropped", "heads_dropped"}) EXPECT_GT(shop_.metric("one", key)[0], 0) << key;
+  const std::vector<LaunchLayout> layouts = {
+      {2, "parallel.expert=2 parallel.context=2"},
+      {2, "parallel.pipeline=2 parallel.micro_batch=1"},
+      {4, "parallel.expert=2 parallel.tensor=2 parallel.sequence=true parallel.zero=1"},
+  };
+  for (std::size_t i = 0; i < layouts.size(); ++i) {
+    SCOPED_TRACE(layouts[i].words);
+    const std::string run = "run" + std::to_string(i);
+    const Finished finished = shop_.train(layouts[i].ranks, run, words + layouts[i].words);
+    ASSERT_EQ(finished.code, 0) << finished.output;
+    for (const char* key : {"loss", "gradient_norm", "held_out_loss", "dropped", "heads_dropped"})
+      expect_near(shop_.metric(run, key), shop_.metric("one", key), relative);
+    for (const char* key : {"balance_loss", "head_balance_loss"})
+      expect_near(shop_.metric(run, key), shop_.metric("one", key), 10 * relative);
+  }
+  const std::string layout = "parallel.expert=2 parallel.context=2 ";
+  const Finished verify = shop_.mpirun(2, "verify " + shop_.path("tiny.yaml") + " " + words + layout);
+  EXPECT_EQ(verify.code, 0) << verify.output;
+
+  const Finished trained = shop_.train(
+      2, "trained", words + layout + "train.steps=120 checkpoint.every=0 optimizer.rate=0.01 model.dropout=0");
+  ASSERT_EQ(trained.code, 0) << trained.output;
+  for (const char* beam : {" generate.beam=1", " generate.beam=3"})
+    EXPECT_EQ(shop_.choir("generate " + shop_.path("trained") + " generate.prompt='the bird sings'" + beam).output,
+              "es singt\n")
+        << beam;
+  const Finished inspected = shop_.choir("inspect " + shop_.path("trained") +
+                                         " --source fish --text 'ein Fisch' --output " + shop_.path("out"));
+  EXPECT_EQ(inspected.code, 0) << inspected.output;
+}
+
 TEST_F(Pairs, LinesThatAreNoPairAreAllNamedAndNothingIsWritten) {
   std::ofstream(shop_.path("broken.tsv")) << "a\tb\nno tab here\n\tno source\nno target\t \na\tb\tc\n";
   std::ofstream(shop_.path("broken.jsonl"))

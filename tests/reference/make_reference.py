@@ -468,6 +468,27 @@ sources: {queries: target, keys: source, values: second_source}}
   norm: {kind: layer_norm, epsilon: 1.0e-5}
 train: {batch: 3}
 """,
+    # Tokens of an encoder and of a decoder choose heads of self-attention, and experts (Shazeer et al. 2017) beside one that
+    # all have; some find no room.
+    "chosen_pairs": """\
+model:
+  family: encoder_decoder
+  layers: 1
+  encoder_layers: 1
+  width: 30
+  vocabulary: 53
+  context: 10
+  source_context: 14
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {heads: 6, kv_heads: 2, head_width: 6, position: rotary, rotary_base: 100, window: 0, \
+routing: {chosen: 2, always: 1, capacity: 1.1, balance_weight: 0.1}}
+  feed_forward: {kind: swiglu, width: 33}
+  experts: {count: 4, chosen: 2, capacity: 1.1, shared: 1, balance_weight: 0.1, every: 1}
+  norm: {kind: layer_norm, epsilon: 1.0e-5}
+train: {batch: 3}
+""",
 }
 IGNORED_TARGETS = {"five_heads", "encoder_decoder"}
 
@@ -516,6 +537,11 @@ def is_linear(model, name):
     every = attention.get("softmax_every", 0)
     has_softmax = name.endswith("cross_attention") or (every and (block + 1) % every == 0)
     return attention.get("kind") in ("linear", "delta") and not has_softmax
+
+
+def has_experts(model, name):
+    """Has the block of the layer named `name` experts?"""
+    return "experts" in model and (int(name.split(".")[-2]) + 1) % model["experts"]["every"] == 0
 
 
 def streams_of_memory(model):
@@ -573,7 +599,8 @@ def shapes(model):
             found[f"{name}.k_norm.weight"] = (attention["head_width"],)
         if attention.get("sinks"):
             found[f"{name}.sinks"] = (attention["heads"],)
-        if routing := attention.get("routing"):
+        routing = attention.get("routing")
+        if routing and not name.endswith("cross_attention"):
             found[f"{name}.router.weight"] = (attention["heads"] - routing["always"], width)
         if is_linear(model, name):
             found[f"{name}.decay.weight"] = (attention["heads"], width)
@@ -585,10 +612,19 @@ def shapes(model):
 
     def feed(name):
         norm(f"{name}_norm")
-        if feed_forward["kind"] == "swiglu":
-            linear(f"{name}.gate", hidden, width)
-        linear(f"{name}.up", hidden, width)
-        linear(f"{name}.down", width, hidden)
+        parts = ["gate", "up", "down"] if feed_forward["kind"] == "swiglu" else ["up", "down"]
+        if not has_experts(model, name):
+            for part in parts:
+                linear(f"{name}.{part}", *((width, hidden) if part == "down" else (hidden, width)))
+            return
+        experts = model["experts"]
+        found[f"{name}.router.weight"] = (experts["count"], width)
+        for part in parts:
+            all_have = hidden * experts["shared"]
+            linear(f"{name}.shared.{part}", *((width, all_have) if part == "down" else (all_have, width)))
+        for i in range(experts["count"]):
+            for part in parts:
+                found[f"{name}.experts.{i}.{part}.weight"] = (width, hidden) if part == "down" else (hidden, width)
 
     if model["family"] == "encoder_decoder":
         if len(streams_of_memory(model)) == 2:
@@ -689,24 +725,36 @@ def mix(attention, q, k, v, seen, sinks):
 
 
 class Choices:
-    """The heads that tokens choose, by layer: those of `given`, if it has them. And the sum of the layers' balance losses."""
+    """The heads and experts that tokens choose, by layer: those of `given`, if it has them. And the sum of the layers'
+    balance losses."""
     def __init__(self, given=None):
         self.given, self.of_layers, self.balance = given, {}, 0.0
 
 
-def gates(model, name, scores, choices):
-    """[B, T, heads], by scores [B, T, heads that are routed]: 1 of heads that are always on; of those chosen the softmax
-    over them times their number, if fewer than `capacity` earlier tokens have chosen the head; else 0."""
-    routing, length = model["attention"]["routing"], scores.shape[1]
+def choose(config, name, scores, choices):
+    """By scores [B, T, heads or experts]: which a token has chosen, and of those which compute it, since fewer than
+    `capacity` earlier tokens of the sequence have chosen them. Each booleans of the same shape."""
+    length = scores.shape[1]
     chosen = choices.given.of_layers[name] if choices.given else torch.zeros_like(scores, dtype=torch.bool).scatter(
-        -1, scores.topk(routing["chosen"], dim=-1).indices, True)
+        -1, scores.topk(config["chosen"], dim=-1).indices, True)
     choices.of_layers[name] = chosen
-    share = chosen.sum(1) / (routing["chosen"] * length)
+    share = chosen.sum(1) / (config["chosen"] * length)
     mean = torch.softmax(scores, dim=-1).mean(1)
-    choices.balance = choices.balance + routing["balance_weight"] * scores.shape[-1] * (share * mean).sum(-1).mean()
-    capacity = int(np.ceil(routing["capacity"] * routing["chosen"] * length / scores.shape[-1] - 1e-9))
-    computed = chosen & (chosen.cumsum(1) <= capacity)
-    gate = routing["chosen"] * torch.softmax(scores.masked_fill(~chosen, -torch.inf), dim=-1) * computed
+    choices.balance = choices.balance + config["balance_weight"] * scores.shape[-1] * (share * mean).sum(-1).mean()
+    capacity = int(np.ceil(config["capacity"] * config["chosen"] * length / scores.shape[-1] - 1e-9))
+    return chosen, chosen & (chosen.cumsum(1) <= capacity)
+
+
+def shares(scores, chosen, computed):
+    """The softmax over the scores of what is chosen; 0 of what does not compute."""
+    return torch.softmax(scores.masked_fill(~chosen, -torch.inf), dim=-1) * computed
+
+
+def gates(model, name, scores, choices):
+    """[B, T, heads], by scores [B, T, heads that are routed]: 1 of heads that are always on; of those chosen their share
+    times their number."""
+    routing = model["attention"]["routing"]
+    gate = routing["chosen"] * shares(scores, *choose(routing, name, scores, choices))
     return torch.cat([torch.ones_like(gate[..., : routing["always"]]), gate], dim=-1)
 
 
@@ -774,8 +822,9 @@ def logits(model, w, tokens, choices=None):
     def split_heads(x):  # [B, T, heads * E] to [B, heads, T, E]
         return x.view(batch, x.shape[1], -1, attention["head_width"]).transpose(1, 2)
 
-    def attend(name, x, keys, values, mask, at):
-        """The tokens of x compare themselves with keys and read values, which may be x; `at`: positions, or None."""
+    def attend(name, x, keys, values, mask, at, begins=None):
+        """The tokens of x compare themselves with keys and read values, which may be x; `at`: positions, or None;
+        `begins`: of their documents, for linear attention."""
         q, k, v = (split_heads(linear(f"{name}.{part}", of)) for part, of in zip("qkv", (x, keys, values)))
         if attention.get("norm"):
             q, k = (F.rms_norm(x, x.shape[-1:], w[f"{name}.{part}_norm.weight"], model["norm"]["epsilon"])
@@ -785,22 +834,24 @@ def logits(model, w, tokens, choices=None):
         if is_linear(model, name):
             gate, rate = (F.linear(x, w[f"{name}.{part}.weight"], w[f"{name}.{part}.bias"]).transpose(1, 2)
                           if f"{name}.{part}.weight" in w else None for part in ("decay", "rate"))
-            of_source, begins = name.startswith("encoder."), tokens.begins
-            if of_source:  # what is behind the end of a source is a document of its own
-                text = tokens.source >= 0
-                begins = torch.where(text, 0, text.sum(1, keepdim=True))
-            y = recur(q, k, v, gate, rate, begins, of_source or not model["family"].endswith("decoder"))
+            both_sides = name.startswith("encoder.") or not model["family"].endswith("decoder")
+            y = recur(q, k, v, gate, rate, begins, both_sides)
             y = F.rms_norm(y, y.shape[-1:], w[f"{name}.out_norm.weight"], model["norm"]["epsilon"])
         elif attention.get("soft_cap") or attention.get("sinks") or attention["position"] == "alibi":
             y = mix(attention, q, k, v, mask, w.get(f"{name}.sinks"))
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-        if attention.get("routing"):
+        if f"{name}.router.weight" in w:
             scores = F.linear(x, w[f"{name}.router.weight"])
             y = y * gates(model, name, scores, choices).transpose(1, 2)[..., None]
         return linear(f"{name}.out", y.transpose(1, 2).reshape(batch, x.shape[1], -1))
 
     def feed_forward(name, x):
+        if f"{name}.router.weight" in w:
+            scores = F.linear(x, w[f"{name}.router.weight"])
+            share = shares(scores, *choose(model["experts"], name, scores, choices))
+            return feed_forward(f"{name}.shared", x) + sum(
+                share[..., i, None] * feed_forward(f"{name}.experts.{i}", x) for i in range(share.shape[-1]))
         up = linear(f"{name}.up", x)
         if kind == "swiglu":
             y = F.silu(linear(f"{name}.gate", x)) * up
@@ -808,23 +859,24 @@ def logits(model, w, tokens, choices=None):
             y = F.gelu(up, approximate="tanh" if kind == "gelu" else "none")
         return linear(f"{name}.down", y)
 
-    def attend_to_self(name, x, mask, at):
+    def attend_to_self(name, x, mask, at, begins):
         normed = norm(f"{name}_norm", x)
-        return x + attend(name, normed, normed, normed, mask, at)
+        return x + attend(name, normed, normed, normed, mask, at, begins)
 
     if model["family"] == "encoder_decoder":
         at = torch.arange(model["source_context"])[None, :].expand(batch, -1)
         memory = {}
         for n, stream in enumerate(streams_of_memory(model)):
             ids = tokens.source[:, n]
-            y = embed(model, w, ids.clamp(min=0))
+            y = embed(model, w, ids.clamp(min=0)) * (ids >= 0)[..., None]
             if len(streams_of_memory(model)) == 2:
                 y = y + w["encoder.embedding.text.weight"][n]
             if attention["position"] == "learned":
                 y = y + F.embedding(at, w["encoder.embedding.position.weight"])
+            begins = torch.where(ids >= 0, 0, (ids >= 0).sum(1, keepdim=True))  # what fills up is another document
             for i in range(model["encoder_layers"]):
                 name = f"encoder.blocks.{i}"
-                y = attend_to_self(f"{name}.attention", y, visible_source(model, ids), at)
+                y = attend_to_self(f"{name}.attention", y, visible_source(model, ids), at, begins)
                 y = y + feed_forward(f"{name}.feed_forward", norm(f"{name}.feed_forward_norm", y))
             memory[stream] = norm("encoder.final_norm", y)
         text = (tokens.source >= 0).all(1)[:, None, None, :].expand(-1, -1, length, -1)
@@ -838,7 +890,7 @@ def logits(model, w, tokens, choices=None):
         row, column = places(model)
         x = x + w["embedding.position.row.weight"][row] + w["embedding.position.column.weight"][column]
     for i in range(model["layers"]):
-        x = attend_to_self(f"blocks.{i}.attention", x, causal, at)
+        x = attend_to_self(f"blocks.{i}.attention", x, causal, at, tokens.begins)
         if model["family"] == "encoder_decoder":
             name = f"blocks.{i}.cross_attention"
             streams = {"target": norm(f"{name}_norm", x)} | memory
@@ -1047,7 +1099,7 @@ def make(name, seed, folder):
         if begins.any():
             file["tokens/document_begins"] = begins.numpy().astype("<i4")
         if source is not None:
-            file["tokens/source"] = source.numpy().astype("<i4")
+            file["tokens/source"] = source.squeeze(1).numpy().astype("<i4")
         file["tokens/targets"] = targets.numpy().astype("<i4")
         for parameter, value in weights.items():
             file[f"weights/{parameter}"] = value.numpy().astype("<f4")
