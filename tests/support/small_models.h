@@ -242,8 +242,9 @@ inline std::vector<SmallModel> small_models() {
   llama_pairs.dropout = 0.1;
   models.push_back({"llama_pairs", llama_pairs});
 
-  ModelConfig linear_pairs = pairs;
+  ModelConfig linear_pairs = pairs;  // of two sources: tests/reference has it with one
   linear_pairs.attention.kind = AttentionKind::linear;
+  linear_pairs.attention.sources = {.keys = TokenStream::source, .values = TokenStream::second_source};
   linear_pairs.norm.epsilon = 0.25;
   models.push_back({"linear_pairs", linear_pairs});
 
@@ -293,6 +294,11 @@ inline std::vector<SmallModel> small_models() {
   classifier.feed_forward.width = 40;
   models.push_back({"classifier", classifier});
 
+  ModelConfig linear_classifier = classifier;
+  linear_classifier.attention.kind = AttentionKind::linear;
+  linear_classifier.norm.epsilon = 0.25;
+  models.push_back({"linear_classifier", linear_classifier});
+
   ModelConfig vision = base(20, 61, 6);
   vision.family = ModelFamily::vision;
   vision.image = {.height = 6, .width = 9, .channels = 2, .patch = 3};  // 18 values of a square
@@ -313,6 +319,19 @@ inline std::vector<SmallModel> small_models() {
   class_token.norm.kind = NormKind::rms_norm;
   class_token.dropout = 0.1;
   models.push_back({"class_token", class_token});
+
+  ModelConfig linear_vision = base(20, 61, 7);  // in the first of two blocks
+  linear_vision.family = ModelFamily::vision;
+  linear_vision.image = {.height = 6, .width = 9, .channels = 1, .patch = 3};
+  linear_vision.classes = 11;
+  linear_vision.pool = Pool::class_token;
+  linear_vision.attention.kind = AttentionKind::linear;
+  linear_vision.attention.softmax_every = 2;
+  linear_vision.attention.heads = 5;
+  linear_vision.attention.position = Position::rotary_2d;
+  linear_vision.feed_forward.width = 40;
+  linear_vision.norm.epsilon = 0.25;
+  models.push_back({"linear_vision", linear_vision});
 
   ModelConfig convolution = base(20, 61, 7);  // channels 10 and 20
   convolution.family = ModelFamily::vision;
