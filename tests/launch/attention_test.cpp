@@ -75,6 +75,17 @@ TEST(AttentionOptions, AreInCheckpointsPlansAndGeneratedText) {
   }
 }
 
+TEST(AttentionOptions, LinearAttentionIsVerifiedWhateverTheEpsilonOfNorms) {
+  const Workshop shop;
+  for (const std::string& kind : {linear, delta}) {
+    const Finished verify = shop.mpirun(3, "verify " CHOIR_SOURCE_DIR
+                                           "/configs/quickstart.yaml parallel.tensor=3 train.threads=1 "
+                                           "model.attention.heads=5 model.width=80 " +
+                                               kind);
+    EXPECT_EQ(verify.code, 0) << verify.output;
+  }
+}
+
 TEST(AttentionOptions, APromptShorterThanThePrefixIsRefused) {
   const Workshop shop;
   ASSERT_EQ(shop.train(1, "run", prefix_and_sinks).code, 0);
