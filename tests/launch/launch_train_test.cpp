@@ -68,6 +68,17 @@ TEST(LaunchTrain, PrintsCommandsThatCanBePastedWhateverItsOwnPathAndThatOfTheRun
   EXPECT_TRUE(contains(more, "bits per byte after step 6\n")) << more.output;
 }
 
+TEST(LaunchTrain, MakesTheDataOfTheExamplesConfigurations) {
+  const Workshop shop;
+  for (const char* config : {"two-sequences", "three-streams"}) {
+    const Finished run =
+        shell("cd " + shop.folder() + " && CHOIR=" CHOIR_BINARY " " + script + " " CHOIR_SOURCE_DIR "/configs/" +
+              config + ".yaml train.steps=2 optimizer.warmup=1 train.evaluate_sequences=8");
+    EXPECT_EQ(run.code, 0) << run.output;
+    EXPECT_TRUE(contains(run, "both.h5: 4000 ")) << run.output;
+  }
+}
+
 TEST(LaunchTrain, SaysThatMoreStepsChangeTheRateIfTheyDo) {
   const Workshop shop;
   const auto last_lines = [&](const std::string& schedule) {
