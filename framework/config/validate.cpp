@@ -438,8 +438,8 @@ void Validator::check_schedule() {
   const std::string decay = stable ? fmt::format(" + optimizer.decay = {}", o.decay) : "";
   add(fmt::format("optimizer.warmup = {}{} is more than train.steps = {}", o.warmup, decay, steps),
       "the rate would still be rising, or not yet fallen, when the run ends",
-      fmt::format("set train.steps to {} or more, or shorten the warmup{}", o.warmup + (stable ? o.decay : 0),
-                  stable ? " or the decay" : ""));
+      fmt::format("set train.steps to {} or more, or optimizer.warmup{} to {} or less",
+                  o.warmup + (stable ? o.decay : 0), stable ? " + optimizer.decay" : "", steps));
 }
 
 // ranks = data * tensor * context * pipeline. Expert parallelism uses the ranks of context and data.

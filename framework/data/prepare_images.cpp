@@ -27,6 +27,7 @@ struct Source {
   std::vector<std::int32_t> labels;
   std::vector<std::string> class_names;
   std::vector<std::string> notes;
+  ProblemList problems;                              // of labels
   std::function<Image(std::int64_t)> read;           // throws ConfigError
   std::function<std::string(std::int64_t)> name_of;  // for messages
 };
@@ -39,7 +40,7 @@ std::vector<fs::path> sorted_entries(const fs::path& folder) {
 }
 
 /// A folder of pictures for each class; a class may be in several of the folders named.
-Source folders(const std::vector<std::string>& inputs) {
+Source folders(const std::vector<std::string>& inputs, std::int64_t most_classes) {
   std::map<std::string, std::vector<std::string>> pictures;  // by class
   Source source;
   std::int64_t others = 0;
@@ -61,13 +62,16 @@ Source folders(const std::vector<std::string>& inputs) {
     source.notes.push_back(fmt::format("left out {} that {} not a picture by name: {}{}", quantity(others, "file"),
                                        others == 1 ? "is" : "are", first_other, others > 1 ? ", ..." : ""));
   std::vector<std::string> files;
+  std::vector<ClassOfInput> classes;
   for (auto& [name, of_class] : pictures) {
+    classes.push_back({name, std::ssize(of_class), of_class.front()});
     for (std::string& file : of_class) {
       files.push_back(std::move(file));
       source.labels.push_back(static_cast<std::int32_t>(source.class_names.size()));
     }
     source.class_names.push_back(name);
   }
+  source.problems.add_all(check_classes(std::move(classes), most_classes, "the images"));
   source.count = std::ssize(files);
   source.name_of = [files](std::int64_t i) { return files[static_cast<std::size_t>(i)]; };
   return source;
@@ -111,10 +115,12 @@ Idx read_idx(const std::string& path) {
   return idx;
 }
 
-Source idx_files(const std::vector<std::string>& inputs) {
+Source idx_files(const std::vector<std::string>& inputs, std::int64_t most_classes) {
   Idx images, labels;
+  std::string path_of_labels;
   for (const std::string& input : inputs) {
     Idx idx = read_idx(input);
+    if (idx.extents.size() == 1) path_of_labels = input;
     (idx.extents.size() == 1 ? labels : images) = std::move(idx);
   }
   if (inputs.size() != 2 || images.extents.size() < 3 || labels.extents.empty())
@@ -131,6 +137,12 @@ Source idx_files(const std::vector<std::string>& inputs) {
     source.labels.push_back(static_cast<unsigned char>(label));
     classes = std::max(classes, source.labels.back() + 1);
   }
+  for (std::int64_t i = 0; i < source.count; ++i)
+    if (const std::int32_t label = source.labels[static_cast<std::size_t>(i)]; label >= most_classes)
+      source.problems.add(
+          {.what = fmt::format("{}: label {} of image {} is out of range", path_of_labels, label, i),
+           .why = fmt::format("with model.classes = {} labels are 0 to {}", most_classes, most_classes - 1),
+           .fix = fmt::format("correct the file, or set model.classes to {}", classes)});
   for (std::int32_t i = 0; i < classes; ++i) source.class_names.push_back(std::to_string(i));
   const std::int64_t channels = images.extents.size() > 3 ? images.extents[1] : 1;
   const std::int64_t height = images.extents[images.extents.size() - 2], width = images.extents.back();
@@ -159,8 +171,8 @@ Source source_of(const PrepareImagesOptions& options) {
   if (num_folders > 0 && num_folders < std::ssize(options.inputs))
     problems.push_back({.what = "folders and IDX files are named together", .fix = "name only one of the two kinds"});
   throw_if_any(problems);
-  if (num_folders == 0) return idx_files(options.inputs);
-  Source source = folders(options.inputs);
+  if (num_folders == 0) return idx_files(options.inputs, options.classes);
+  Source source = folders(options.inputs, options.classes);
   source.read = [channels = options.image.channels, name_of = source.name_of](std::int64_t i) {
     return decode_image(name_of(i), channels);
   };
@@ -179,7 +191,6 @@ PrepareImagesResult prepare_images(const PrepareImagesOptions& options,
   PrepareImagesResult result{.images = source.count, .class_names = source.class_names, .notes = source.notes};
   const ImageConfig& wanted = options.image;
   const std::int64_t bytes = wanted.channels * wanted.height * wanted.width;
-  throw_if_any(check_classes(std::ssize(source.class_names), options.classes, "the images"));
   for (const std::string& stale : remove_stale_temporaries(options.output))
     result.notes.push_back("removed " + stale + ", left by a choir prepare that was killed");
 
@@ -187,7 +198,7 @@ PrepareImagesResult prepare_images(const PrepareImagesOptions& options,
   constexpr std::uint64_t key = 0x696D61676573ull;  // "images"
   File pixels = File::nameless_beside(options.output);
   std::vector<std::int32_t> labels(static_cast<std::size_t>(source.count));
-  ProblemList problems;
+  ProblemList problems = source.problems;
   PrepareProgress state{.stage = "reading images", .bytes_total = source.count * bytes};
   result.images_of_class.resize(source.class_names.size());
   for (std::int64_t i = 0; i < source.count; ++i) {

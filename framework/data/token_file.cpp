@@ -138,7 +138,7 @@ struct TokenFile::Source {
 TokenFile::TokenFile(const std::string& path) : path_(path) {
   std::vector<Problem> problems = check_readable("data.path", path);
   for (Problem& problem : problems)
-    if (problem.fix.empty()) problem.fix = "choir prepare CONFIG text files ... writes it";
+    if (problem.fix.empty()) problem.fix = "choir prepare CONFIG FILES ... writes it";
   throw_if_any(problems);
   File file = File::open(path);
   const FileStamp stamp = file.stamp();

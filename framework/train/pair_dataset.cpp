@@ -54,7 +54,7 @@ class PairDataset final : public ItemDataset {
         is_long = is_long || length(source_of(item, n)) > config_.model.source_length();
       cut += is_long ? 1 : 0;
     }
-    return fmt::format("{}: {}, {}; {} longer than {} tokens to {} and cut", file_.path(),
+    return fmt::format("{}: {}, {}; {} longer than a source of {} or a target of {} tokens and cut", file_.path(),
                        quantity(items_.count, noun()), items_.describe(),
                        cut == 1 ? "1 is" : fmt::format("{} are", cut), config_.model.source_length(),
                        config_.model.context);

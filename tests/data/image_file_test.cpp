@@ -93,10 +93,15 @@ TEST_F(ImageFiles, ThatAreDamagedAreRefused) {
 TEST_F(ImageFiles, AreNotMadeFromFilesThatDoNotBelongTogether) {
   std::ofstream(folder_ / "nine", std::ios::binary) << idx({9}, std::string(9, 1));
   std::ofstream(folder_ / "short", std::ios::binary) << idx({10, 2, 3}, std::string(59, 1));
+  std::ofstream(folder_ / "wrong", std::ios::binary) << idx({10}, std::string("\0\1\2\3\0\1\2\310\0\1", 10));
   const auto said = [&](std::vector<std::string> inputs) { return error_of([&] { prepare(inputs); }); };
   EXPECT_NE(said({images_, folder_ / "nine"}).find("10 images and 9 labels"), std::string::npos);
   EXPECT_NE(said({folder_ / "short", labels_}).find("this IDX file is not whole"), std::string::npos);
   EXPECT_NE(said({images_}).find("come in pairs"), std::string::npos);
+  const std::string labels = said({images_, folder_ / "wrong"});
+  for (const char* each : {"wrong: label 3 of image 3 is out of range", "wrong: label 200 of image 7 is out of range",
+                           "with model.classes = 3 labels are 0 to 2"})
+    EXPECT_NE(labels.find(each), std::string::npos) << labels;
   EXPECT_NE(said({images_, labels_, folder_ / "none"}).find("there is no such file"), std::string::npos);
   EXPECT_FALSE(std::filesystem::exists(path_));
 }

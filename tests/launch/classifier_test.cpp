@@ -63,11 +63,17 @@ TEST_F(Classifier, LearnsToTellTheClassesApart) {
 }
 
 TEST_F(Classifier, WhatFillsATextUpChangesNothing) {
-  const std::string words = words_ + "train.steps=3 model.dropout=0 model.attention.position=rotary model.context=";
-  ASSERT_EQ(shop_.train(1, "short", words + "16").code, 0);
-  ASSERT_EQ(shop_.train(1, "long", words + "40").code, 0);
-  for (const char* key : {"loss", "gradient_norm", "held_out_loss"})
-    expect_near(shop_.metric("long", key), shop_.metric("short", key), relative);
+  for (const std::string kind : {"softmax", "linear"}) {
+    SCOPED_TRACE(kind);
+    const std::string words = words_ +
+                              "train.steps=3 model.dropout=0 model.attention.position=rotary "
+                              "model.attention.kind=" +
+                              kind + " model.context=";
+    ASSERT_EQ(shop_.train(1, "short" + kind, words + "16").code, 0);
+    ASSERT_EQ(shop_.train(1, "long" + kind, words + "40").code, 0);
+    for (const char* key : {"loss", "gradient_norm", "held_out_loss"})
+      expect_near(shop_.metric("long" + kind, key), shop_.metric("short" + kind, key), relative);
+  }
 }
 
 TEST_F(Classifier, TakesTheWeightsOfAnEncoder) {
@@ -95,7 +101,8 @@ TEST_F(Classifier, LinesThatDoNotFitAreAllNamedAndNothingIsWritten) {
   EXPECT_EQ(refused.code, 2);
   for (const char* said : {"broken.tsv:2: this line has no tab", "broken.tsv:3: this line has no class before its tab",
                            "broken.tsv:4: this line has no text behind its tab",
-                           "model.classes = 3 is less than the 4 classes of the texts"})
+                           "model.classes = 3 is less than the 4 classes of the texts",
+                           "the rarest are beast (1 in all, first ", "broken.tsv:6)"})
     EXPECT_TRUE(contains(refused, said)) << said << "\n" << refused.output;
   EXPECT_EQ(read(output), "");
 }
