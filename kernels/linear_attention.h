@@ -98,36 +98,32 @@ struct LinearAttentionBackward {
   void* workspace = nullptr;             ///< linear_attention_backward_workspace_bytes(), 64-byte aligned
 };
 
+/// Moves a pointer to the first token, of rows `stride` apart, to the token that comes first. null stays null.
+template <class T>
+void to_first(const LinearAttentionShape& s, std::int64_t stride, T*& tokens) {
+  if (s.reverse && tokens) tokens += (s.length - 1) * stride;
+}
+
 /// The arguments as kernels read them: in reverse, pointers are to the last token of the first sequence, and strides
 /// negative.
-template <class T>
-LinearAttentionForward<T> in_order(LinearAttentionForward<T> args) {
+template <class Args>
+Args in_order(Args args) {
   LinearAttentionShape& s = args.shape;
-  if (!s.reverse) return args;
-  const auto turn = [&](auto*& pointer, std::int64_t stride) { pointer += pointer ? (s.length - 1) * stride : 0; };
-  turn(args.q, s.q_stride);
-  turn(args.k, s.k_stride);
-  turn(args.v, s.v_stride);
-  turn(args.out, s.out_stride);
-  turn(args.log_decay, s.heads);
-  for (std::int64_t* stride : {&s.q_stride, &s.k_stride, &s.v_stride, &s.out_stride}) *stride = -*stride;
-  return args;
-}
-template <class T>
-LinearAttentionBackward<T> in_order(LinearAttentionBackward<T> args) {
-  LinearAttentionShape& s = args.shape;
-  if (!s.reverse) return args;
-  const auto turn = [&](auto*& pointer, std::int64_t stride) { pointer += pointer ? (s.length - 1) * stride : 0; };
-  turn(args.q, s.q_stride);
-  turn(args.dq, s.q_stride);
-  turn(args.k, s.k_stride);
-  turn(args.dk, s.k_stride);
-  turn(args.v, s.v_stride);
-  turn(args.dv, s.v_stride);
-  turn(args.dout, s.out_stride);
-  turn(args.log_decay, s.heads);
-  turn(args.dlog_decay, s.heads);
-  for (std::int64_t* stride : {&s.q_stride, &s.k_stride, &s.v_stride, &s.out_stride}) *stride = -*stride;
+  to_first(s, s.q_stride, args.q);
+  to_first(s, s.k_stride, args.k);
+  to_first(s, s.v_stride, args.v);
+  to_first(s, s.heads, args.log_decay);
+  if constexpr (requires { args.dout; }) {
+    to_first(s, s.out_stride, args.dout);
+    to_first(s, s.q_stride, args.dq);
+    to_first(s, s.k_stride, args.dk);
+    to_first(s, s.v_stride, args.dv);
+    to_first(s, s.heads, args.dlog_decay);
+  } else {
+    to_first(s, s.out_stride, args.out);
+  }
+  for (std::int64_t* stride : {&s.q_stride, &s.k_stride, &s.v_stride, &s.out_stride})
+    if (s.reverse) *stride = -*stride;
   return args;
 }
 

@@ -20,10 +20,10 @@ namespace choir::kernels {
 namespace HWY_NAMESPACE {
 namespace {
 
-using cpu::DeltaAttentionStep, cpu::DeltaChunkMemory;
+using cpu::DeltaChunkMemory, cpu::LinearAttentionStep;
 
-template <class Args, DeltaAttentionStep step>
-using Step = cpu::DeltaStepOf<Args, std::remove_cvref_t<decltype(*Args::log_rate)>, step>;
+template <class Args, LinearAttentionStep step>
+using Step = cpu::StepOf<Args, cpu::DeltaAttentionMemory<std::remove_cvref_t<decltype(*Args::log_rate)>>, step>;
 
 // ---- Rows at unit length
 
@@ -169,7 +169,7 @@ void compute_values(const Args& args, const A* log_rate, const cpu::DeltaAttenti
 }
 
 template <class T, class A = Accumulate<T>>
-void forward_values(const Step<DeltaAttentionForward<T>, DeltaAttentionStep::values>& step, cpu::Part part) {
+void forward_states(const Step<DeltaAttentionForward<T>, LinearAttentionStep::states>& step, cpu::Part part) {
   const LinearAttentionForward<T>& args = step.args.linear;
   const LinearAttentionShape& s = args.shape;
   const StateLayout layout(s);
@@ -180,7 +180,7 @@ void forward_values(const Step<DeltaAttentionForward<T>, DeltaAttentionStep::val
 }
 
 template <class T, class A = Accumulate<T>>
-void forward_chunks(const Step<DeltaAttentionForward<T>, DeltaAttentionStep::chunks>& step, cpu::Part part) {
+void forward_chunks(const Step<DeltaAttentionForward<T>, LinearAttentionStep::chunks>& step, cpu::Part part) {
   const LinearAttentionForward<T>& args = step.args.linear;
   const LinearAttentionShape& s = args.shape;
   const StateLayout layout(s);
@@ -213,12 +213,12 @@ void forward_chunks(const Step<DeltaAttentionForward<T>, DeltaAttentionStep::chu
 }
 
 template <class T>
-void backward_values(const Step<DeltaAttentionBackward<T>, DeltaAttentionStep::values>& step, cpu::Part part) {
+void backward_states(const Step<DeltaAttentionBackward<T>, LinearAttentionStep::states>& step, cpu::Part part) {
   compute_values(step.args.linear, step.args.log_rate, step.memory, part);
 }
 
 template <class T, class A = Accumulate<T>>
-void backward_gradients(const Step<DeltaAttentionBackward<T>, DeltaAttentionStep::gradients>& step, cpu::Part part) {
+void backward_dstates(const Step<DeltaAttentionBackward<T>, LinearAttentionStep::dstates>& step, cpu::Part part) {
   const LinearAttentionBackward<T>& args = step.args.linear;
   const LinearAttentionShape& s = args.shape;
   const StateLayout layout(s);
@@ -278,7 +278,7 @@ void backward_gradients(const Step<DeltaAttentionBackward<T>, DeltaAttentionStep
 }
 
 template <class T, class A = Accumulate<T>>
-void backward_chunks(const Step<DeltaAttentionBackward<T>, DeltaAttentionStep::chunks>& step, cpu::Part part) {
+void backward_chunks(const Step<DeltaAttentionBackward<T>, LinearAttentionStep::chunks>& step, cpu::Part part) {
   const LinearAttentionBackward<T>& args = step.args.linear;
   const LinearAttentionShape& s = args.shape;
   const StateLayout layout(s);
@@ -345,15 +345,15 @@ void backward_chunks(const Step<DeltaAttentionBackward<T>, DeltaAttentionStep::c
 }
 
 template <class T>
-using StepsOf = cpu::KernelSet<Step<DeltaAttentionForward<T>, DeltaAttentionStep::values>,
-                               Step<DeltaAttentionForward<T>, DeltaAttentionStep::chunks>,
-                               Step<DeltaAttentionBackward<T>, DeltaAttentionStep::values>,
-                               Step<DeltaAttentionBackward<T>, DeltaAttentionStep::gradients>,
-                               Step<DeltaAttentionBackward<T>, DeltaAttentionStep::chunks>>;
+using StepsOf = cpu::KernelSet<Step<DeltaAttentionForward<T>, LinearAttentionStep::states>,
+                               Step<DeltaAttentionForward<T>, LinearAttentionStep::chunks>,
+                               Step<DeltaAttentionBackward<T>, LinearAttentionStep::states>,
+                               Step<DeltaAttentionBackward<T>, LinearAttentionStep::dstates>,
+                               Step<DeltaAttentionBackward<T>, LinearAttentionStep::chunks>>;
 
 template <class T>
 StepsOf<T> steps_of() {
-  return {forward_values<T>, forward_chunks<T>, backward_values<T>, backward_gradients<T>, backward_chunks<T>};
+  return {forward_states<T>, forward_chunks<T>, backward_states<T>, backward_dstates<T>, backward_chunks<T>};
 }
 
 auto delta_attention_kernels() { return std::tuple_cat(steps_of<float>(), steps_of<bf16>(), steps_of<double>()); }
@@ -369,18 +369,12 @@ namespace {
 
 HWY_EXPORT(delta_attention_kernels);
 
-using cpu::DeltaAttentionStep;
+using cpu::LinearAttentionStep;
 
-template <class Args>
-using SumsOf = std::remove_cvref_t<decltype(*Args::log_rate)>;
-
-template <DeltaAttentionStep step, class Args>
-void run(Cpu cpu, const Args& args, const cpu::DeltaAttentionMemory<SumsOf<Args>>& memory) {
-  const LinearAttentionShape& s = args.linear.shape;
-  const std::int64_t chunks = step == DeltaAttentionStep::chunks ? 1 : s.chunks();
-  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(delta_attention_kernels)(),
-                 cpu::DeltaStepOf<Args, SumsOf<Args>, step>{args, memory}, s.states() * s.chunks() / chunks,
-                 chunks * std::min(linear_attention_chunk, s.length) * s.head_width * 8);
+template <LinearAttentionStep step, class Args, class Memory>
+void run(Cpu cpu, const Args& args, const Memory& memory) {
+  cpu::run_step(cpu, HWY_DYNAMIC_DISPATCH(delta_attention_kernels)(), cpu::StepOf<Args, Memory, step>{args, memory},
+                args.linear.shape);
 }
 
 }  // namespace
@@ -407,18 +401,18 @@ void delta_attention_forward(Cpu cpu, const DeltaAttentionForward<T>& args) {
     DeltaAttentionForward<T> of_unit = args;
     of_unit.linear.v = nullptr;
     of_unit.linear.state = of_unit.linear.last_state = args.transition;
-    run<DeltaAttentionStep::values>(cpu, of_unit, memory);
+    run<LinearAttentionStep::states>(cpu, of_unit, memory);
   }
-  run<DeltaAttentionStep::values>(cpu, args, memory);
-  if (args.linear.out) run<DeltaAttentionStep::chunks>(cpu, args, memory);
+  run<LinearAttentionStep::states>(cpu, args, memory);
+  if (args.linear.out) run<LinearAttentionStep::chunks>(cpu, args, memory);
 }
 
 template <class T>
 void delta_attention_backward(Cpu cpu, const DeltaAttentionBackward<T>& args) {
   const cpu::DeltaAttentionMemory<Accumulate<T>> memory(args.linear.shape, true, cpu.threads, args.linear.workspace);
-  if (args.linear.dq) run<DeltaAttentionStep::values>(cpu, args, memory);
-  run<DeltaAttentionStep::gradients>(cpu, args, memory);
-  if (args.linear.dq) run<DeltaAttentionStep::chunks>(cpu, args, memory);
+  if (args.linear.dq) run<LinearAttentionStep::states>(cpu, args, memory);
+  run<LinearAttentionStep::dstates>(cpu, args, memory);
+  if (args.linear.dq) run<LinearAttentionStep::chunks>(cpu, args, memory);
 }
 
 template <class A>

@@ -46,18 +46,4 @@ struct DeltaAttentionMemory {
   }
 };
 
-// ---- The steps of a call, one kernel each
-
-enum class DeltaAttentionStep : std::uint8_t {
-  values,     ///< and the states, by state
-  gradients,  ///< those of values, rates and states, by state
-  chunks,     ///< what is returned of tokens and not yet known, by chunk: chunks() of each state
-};
-
-template <class Args, class A, DeltaAttentionStep>
-struct DeltaStepOf {
-  const Args& args;
-  const DeltaAttentionMemory<A>& memory;
-};
-
 }  // namespace choir::kernels::cpu

@@ -25,7 +25,7 @@ using cpu::LinearAttentionStep;
 // ---- States
 
 template <class Args, LinearAttentionStep step>
-using Step = cpu::StepOf<Args, std::remove_cvref_t<decltype(*Args::log_decay)>, step>;
+using Step = cpu::StepOf<Args, cpu::LinearAttentionMemory<std::remove_cvref_t<decltype(*Args::log_decay)>>, step>;
 
 /// The states before all chunks and after the last one, transposed if backward wants them so, of which k^T is v^T.
 template <bool transposed, class Args, class A>
@@ -223,16 +223,10 @@ HWY_EXPORT(linear_attention_kernels);
 
 using cpu::LinearAttentionStep;
 
-template <class Args>
-using SumsOf = std::remove_cvref_t<decltype(*Args::log_decay)>;
-
-template <LinearAttentionStep step, class Args>
-void run(Cpu cpu, const Args& args, const cpu::LinearAttentionMemory<SumsOf<Args>>& memory) {
-  const LinearAttentionShape& s = args.shape;
-  const std::int64_t chunks = step == LinearAttentionStep::chunks ? 1 : s.chunks();
-  cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(linear_attention_kernels)(),
-                 cpu::StepOf<Args, SumsOf<Args>, step>{args, memory}, s.states() * s.chunks() / chunks,
-                 chunks * std::min(linear_attention_chunk, s.length) * s.head_width * 8);
+template <LinearAttentionStep step, class Args, class Memory>
+void run(Cpu cpu, const Args& args, const Memory& memory) {
+  cpu::run_step(cpu, HWY_DYNAMIC_DISPATCH(linear_attention_kernels)(), cpu::StepOf<Args, Memory, step>{args, memory},
+                args.shape);
 }
 
 }  // namespace

@@ -1,10 +1,12 @@
 // The memory of linear attention on the CPU: the states between chunks, and what one thread needs for a chunk.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/cpu/attention_plan.h"
 #include "kernels/cpu/carver.h"
+#include "kernels/cpu/parallel.h"
 #include "kernels/linear_attention.h"
 
 namespace choir::kernels::cpu {
@@ -75,15 +77,23 @@ struct LinearAttentionMemory {
 // ---- The steps of a call, one kernel each
 
 enum class LinearAttentionStep : std::uint8_t {
-  states,   ///< forward's, by state
-  dstates,  ///< their gradients, by state
-  chunks,   ///< what is returned of tokens, by chunk: chunks() of each state
+  states,   ///< forward's, by state; by the delta rule also the values of tokens
+  dstates,  ///< their gradients, likewise
+  chunks,   ///< what is returned of tokens and not yet known, by chunk: chunks() of each state
 };
 
-template <class Args, class A, LinearAttentionStep>
+template <class Args, class Memory, LinearAttentionStep step>
 struct StepOf {
+  static constexpr bool by_chunk = step == LinearAttentionStep::chunks;
   const Args& args;
-  const LinearAttentionMemory<A>& memory;
+  const Memory& memory;
 };
+
+template <class Kernels, class Step>
+void run_step(Cpu cpu, const Kernels& kernels, const Step& step, const LinearAttentionShape& s) {
+  const std::int64_t chunks = Step::by_chunk ? 1 : s.chunks();
+  run_parts(cpu, kernels, step, s.states() * s.chunks() / chunks,
+            chunks * std::min(linear_attention_chunk, s.length) * s.head_width * 8);
+}
 
 }  // namespace choir::kernels::cpu
