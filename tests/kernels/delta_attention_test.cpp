@@ -3,48 +3,20 @@
 
 #include <map>
 
-#include "tests/kernels/compare.h"
+#include "tests/kernels/linear_attention_case.h"
 
 namespace choir::kernels::tests {
 namespace {
 
-struct Case {
-  std::int64_t batch, length, heads, head_width;
-  std::vector<std::int64_t> borders;  // tokens that begin a document
-  bool state;                         // the first token has one before it
-};
-const Case cases[] = {{1, 1, 1, 1, {}, false},        {2, 7, 3, 5, {3, 4}, true},    {1, 64, 2, 8, {}, true},
-                      {1, 150, 2, 20, {0, 70}, true}, {2, 129, 1, 33, {128}, false}, {1, 130, 1, 64, {}, true}};
+const LinearCase cases[] = {{1, 1, 1, 1, {}, false},        {2, 7, 3, 5, {3, 4}, true},    {1, 64, 2, 8, {}, true},
+                            {1, 150, 2, 20, {0, 70}, true}, {2, 129, 1, 33, {128}, false}, {1, 130, 1, 64, {}, true}};
 
-using Doubles = std::vector<double>;
-
-/// Operands in double, of the precision of T, and what the recurrence gives for them.
-struct Recurrence {
-  Case c;
-  double scale = 0.7;
-  Doubles q, k, v, g, rate, state, dout, dlast;  // [batch, length, heads, E]; g and rate, a logarithm, without E
+/// What the recurrence gives for operands.
+struct Recurrence : LinearOperands {
   Doubles out, last;
 
-  std::int64_t at(std::int64_t b, std::int64_t t, std::int64_t h) const { return (b * c.length + t) * c.heads + h; }
-
   template <class T>
-  explicit Recurrence(const Case& of, T) : c(of) {
-    const std::int64_t items = c.batch * c.length * c.heads, states = c.batch * c.heads * c.head_width * c.head_width;
-    const auto values = [&]<class R>(R, std::int64_t count, unsigned seed) {
-      const std::vector<R> rounded = random_values<R>(count, seed);
-      return Doubles(rounded.begin(), rounded.end());
-    };
-    q = values(T{}, items * c.head_width, 1);
-    k = values(T{}, items * c.head_width, 2);
-    v = values(T{}, items * c.head_width, 3);
-    dout = values(T{}, items * c.head_width, 4);
-    using A = Accumulate<T>;
-    for (const double x : values(A{}, items, 5)) g.push_back(-std::abs(x) / 8);
-    for (const double x : values(A{}, items, 8)) rate.push_back(-std::abs(x));
-    for (const std::int64_t border : c.borders)
-      for (std::int64_t h = 0; h < c.heads; ++h) g[at(0, border, h)] = -std::numeric_limits<double>::infinity();
-    state = c.state ? values(A{}, states, 6) : Doubles(static_cast<std::size_t>(states));
-    dlast = values(A{}, states, 7);
+  Recurrence(const LinearCase& of, T type) : LinearOperands(of, 0.7, type) {
     run();
   }
 
@@ -66,7 +38,7 @@ struct Recurrence {
       for (std::int64_t h = 0; h < c.heads; ++h) {
         double* S = &last[(b * c.heads + h) * E * E];
         for (std::int64_t t = 0; t < c.length; ++t) {
-          const std::int64_t item = at(b, t, h);
+          const std::int64_t item = c.at(b, t, h);
           const Doubles qt = at_unit_length(q, item), kt = at_unit_length(k, item);
           for (std::int64_t f = 0; f < E; ++f) {
             double stood = 0;  // k_t S_{t-1}
@@ -87,107 +59,9 @@ struct Recurrence {
   }
 };
 
-template <class T>
-std::vector<T> rounded(const Doubles& from) {
-  std::vector<T> to;
-  for (const double x : from) to.push_back(static_cast<T>(static_cast<Accumulate<T>>(x)));
-  return to;
-}
-
-/// What the kernels return, of operands without gaps.
-template <class T>
-struct Computed {
-  using A = Accumulate<T>;
-  std::vector<T> q, k, v, dout, out, dq, dk, dv;
-  std::vector<A> g, rate, state, dlast, last, dg, drate, dstate;
-  std::vector<A> of_zero, transition, dof_zero;  // N and M of S' = M S + N, and the gradient of S if that of S' is 0
-
-  Computed(Cpu cpu, const Recurrence& r)
-      : q(rounded<T>(r.q)),
-        k(rounded<T>(r.k)),
-        v(rounded<T>(r.v)),
-        dout(rounded<T>(r.dout)),
-        out(q.size()),
-        dq(q.size()),
-        dk(q.size()),
-        dv(q.size()),
-        g(rounded<A>(r.g)),
-        rate(rounded<A>(r.rate)),
-        state(rounded<A>(r.state)),
-        dlast(rounded<A>(r.dlast)),
-        last(state.size()),
-        dg(g.size()),
-        drate(g.size()),
-        dstate(state.size()),
-        of_zero(state.size()),
-        transition(state.size()),
-        dof_zero(state.size()) {
-    const std::int64_t stride = r.c.heads * r.c.head_width;
-    const LinearAttentionShape shape{r.c.batch, r.c.length, r.c.heads, r.c.head_width, stride,
-                                     stride,    stride,     stride,    r.scale};
-    std::vector<std::byte> memory(64 + std::max(delta_attention_forward_workspace_bytes<T>(cpu, shape),
-                                                delta_attention_backward_workspace_bytes<T>(cpu, shape)));
-    void* workspace = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64) % 64;
-    const A* before = r.c.state ? state.data() : nullptr;
-    LinearAttentionForward<T> forward{.shape = shape,
-                                      .q = q.data(),
-                                      .k = k.data(),
-                                      .v = v.data(),
-                                      .log_decay = g.data(),
-                                      .state = before,
-                                      .out = out.data(),
-                                      .last_state = last.data(),
-                                      .workspace = workspace};
-    delta_attention_forward(cpu, DeltaAttentionForward<T>{forward, rate.data()});
-    forward.q = nullptr;
-    forward.out = nullptr;
-    forward.state = nullptr;
-    forward.last_state = of_zero.data();
-    delta_attention_forward(cpu, DeltaAttentionForward<T>{forward, rate.data(), transition.data()});
-    LinearAttentionBackward<T> backward{.shape = shape,
-                                        .q = q.data(),
-                                        .k = k.data(),
-                                        .v = v.data(),
-                                        .dout = dout.data(),
-                                        .log_decay = g.data(),
-                                        .state = before,
-                                        .dlast = dlast.data(),
-                                        .dq = dq.data(),
-                                        .dk = dk.data(),
-                                        .dv = dv.data(),
-                                        .dlog_decay = dg.data(),
-                                        .dstate = dstate.data(),
-                                        .workspace = workspace};
-    delta_attention_backward(cpu, DeltaAttentionBackward<T>{backward, rate.data(), drate.data()});
-    delta_attention_backward(cpu, DeltaAttentionBackward<T>{.linear = {.shape = shape,
-                                                                       .q = q.data(),
-                                                                       .k = k.data(),
-                                                                       .v = nullptr,
-                                                                       .dout = dout.data(),
-                                                                       .log_decay = g.data(),
-                                                                       .dstate = dof_zero.data(),
-                                                                       .workspace = workspace},
-                                                            .log_rate = rate.data()});
-  }
-};
-
-/// Both are sums of rounded products with transitions that lengthen nothing: so much of their root mean square.
-template <class T>
-void expect_alike(const std::vector<T>& actual, const Doubles& expected, double bound, const char* what) {
-  double square = 0;
-  for (const double x : expected) square += x * x;
-  const double size = std::max(1.0, std::sqrt(square / static_cast<double>(expected.size())));
-  for (std::size_t i = 0; i < expected.size(); ++i)
-    ASSERT_NEAR(double(actual[i]), expected[i], bound * (size + std::abs(expected[i]))) << what << " [" << i << "]";
-}
-
-std::string text_of(const Case& c) {
-  return "length " + std::to_string(c.length) + ", width " + std::to_string(c.head_width);
-}
-
 // Finite differences err by about the cube root of the rounding, squared.
 TEST(DeltaAttentionTest, IsTheRecurrenceAndItsGradient) {
-  for (const Case& c : cases) {
+  for (const LinearCase& c : cases) {
     SCOPED_TRACE(text_of(c));
     Recurrence r(c, 0.0);
     const Recurrence operands = r;
@@ -201,7 +75,7 @@ TEST(DeltaAttentionTest, IsTheRecurrenceAndItsGradient) {
     const auto dq = slopes_of(r.q), dk = slopes_of(r.k), dv = slopes_of(r.v), dg = slopes_of(r.g);
     const auto drate = slopes_of(r.rate), dstate = slopes_of(r.state);
     on_every_target([&](Cpu cpu) {
-      const Computed<double> computed(cpu, operands);
+      const HostArrays<double> computed = delta_on<double>(cpu, operands);
       expect_alike(computed.out, operands.out, 1e-13, "out");
       expect_alike(computed.last, operands.last, 1e-13, "state");
       const auto check = [&](const Doubles& gradient, const std::map<std::size_t, double>& slopes, const char* what) {
@@ -220,12 +94,12 @@ TEST(DeltaAttentionTest, IsTheRecurrenceAndItsGradient) {
 
 TEST(DeltaAttentionTest, InF32AndBf16IsThatInDouble) {
   const auto of_type = [&]<class T>(T, double bound) {
-    for (const Case& c : cases) {
+    for (const LinearCase& c : cases) {
       SCOPED_TRACE(text_of(c));
       const Recurrence r(c, T{});
-      const Computed<double> exact(Cpu{}, r);
+      const HostArrays<double> exact = delta_on<double>(Cpu{}, r);
       on_every_target([&](Cpu cpu) {
-        const Computed<T> computed(cpu, r);
+        const HostArrays<T> computed = delta_on<T>(cpu, r);
         expect_alike(computed.out, exact.out, bound, "out");
         expect_alike(computed.last, exact.last, 2e-5, "state");
         expect_alike(computed.dq, exact.dq, bound, "dq");
@@ -243,9 +117,9 @@ TEST(DeltaAttentionTest, InF32AndBf16IsThatInDouble) {
 
 // S' = M S + N, and so the gradient of S is M^T dS' + that of a last state of which nothing depends.
 TEST(DeltaAttentionTest, ChangesAStateByAMatrix) {
-  for (const Case& c : cases) {
+  for (const LinearCase& c : cases) {
     SCOPED_TRACE(text_of(c));
-    const Computed<double> computed(Cpu{}, Recurrence(c, 0.0));
+    const HostArrays<double> computed = delta_on<double>(Cpu{}, Recurrence(c, 0.0));
     Doubles out(computed.state.size());
     CarryThrough<double> carry{.states = c.batch * c.heads,
                                .width = c.head_width,
