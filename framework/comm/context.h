@@ -48,8 +48,10 @@ struct AttentionRecord {
     Tensor kv{};     ///< [M, 2 K E held]: these, side by side; empty: those of qkv
     Tensor out{};    ///< [N, H E held]: before the output product
     Tensor dout{};   ///< [N, H E held]: its gradient
-    Tensor lse{};    ///< Attended::lse (parallel/context.h); of linear attention log_decay [N, H held] in its place
+    Tensor lse{};    ///< Attended::lse (parallel/context.h); of softmax
     Tensor sinks{};  ///< [H held], or empty
+    Tensor log_decay{};  ///< [N, H held], of linear attention
+    Tensor log_rate{};   ///< likewise, by the delta rule
   };
   std::map<std::pair<std::string, std::int64_t>, Entry> entries{};  ///< by layer and first sample of the micro-batch
 };

@@ -37,11 +37,26 @@ Weight* add_sinks(const std::string& name, const AttentionShapeConfig& config, c
   return sinks;
 }
 
-std::optional<Norm> add_head_norm(const std::string& name, const char* which, const AttentionShapeConfig& config,
-                                  const TensorShare& share, ParameterStore& store) {
-  if (!config.norm) return {};
-  return Norm(name + "." + which, config.head_width, /*rms=*/true, /*bias=*/false, config.norm_epsilon, share, store,
-              /*of_heads=*/true);
+HeadNorms::HeadNorms(const std::string& name, const AttentionShapeConfig& config, const TensorShare& share,
+                     ParameterStore& store)
+    : head_width_(config.head_width) {
+  const auto add = [&](const char* which) {
+    return Norm(name + which, config.head_width, /*rms=*/true, /*bias=*/false, config.norm_epsilon, share, store,
+                /*of_heads=*/true);
+  };
+  if (!config.norm) return;
+  q_ = add(".q_norm");
+  k_ = add(".k_norm");
+}
+
+void HeadNorms::forward(const Tensor& q, const Tensor& k, Saved& saved, Context& context) const {
+  if (q_ && q) normalise_heads(*q_, head_width_, q, saved.q, context);
+  if (k_ && k) normalise_heads(*k_, head_width_, k, saved.k, context);
+}
+
+void HeadNorms::backward(const Tensor& dq, const Tensor& dk, const Saved& saved, Context& context) const {
+  if (q_ && dq) normalise_heads_backward(*q_, head_width_, dq, saved.q, context);
+  if (k_ && dk) normalise_heads_backward(*k_, head_width_, dk, saved.k, context);
 }
 
 Tensor by_head(const Tensor& weight) { return weight ? weight.reshape({weight.count()}) : Tensor{}; }
@@ -80,33 +95,20 @@ Attention::Attention(const std::string& name, const AttentionShapeConfig& config
       rank_(share.rank),
       qkv_(qkv_parts(name, config, partition_, share.rank), config.width, config.bias, config.deviation, store),
       out_(name + ".out", config.width, config.heads * config.head_width,
-           times(partition_.query(share.rank), config.head_width), config.bias, config.out_deviation, share, store) {
-  sinks_ = add_sinks(name, config, partition_, share, store);
-  q_norm_ = add_head_norm(name, "q_norm", config, share, store);
-  k_norm_ = add_head_norm(name, "k_norm", config, share, store);
+           times(partition_.query(share.rank), config.head_width), config.bias, config.out_deviation, share, store),
+      sinks_(add_sinks(name, config, partition_, share, store)),
+      norms_(name, config, share, store) {
   if (config.routing.chosen > 0)
     router_.emplace(name, config.width, config.heads, config.deviation, config.routing, share, store);
 }
 
-template <class Body>
-void Attention::for_each_norm(const Tensor& qkv, const Body& body) const {
-  if (!q_norm_) return;
-  const std::int64_t q = partition_.query(rank_).count() * config_.head_width;
-  const std::int64_t k = partition_.key_value(rank_).count() * config_.head_width;
-  body(*q_norm_, &Saved::q_norm, qkv.slice_columns(0, q));
-  body(*k_norm_, &Saved::k_norm, qkv.slice_columns(q, q + k));
+Tensor Attention::q_of(const Tensor& qkv) const {
+  return qkv.slice_columns(0, partition_.query(rank_).count() * config_.head_width);
 }
 
-void Attention::normalise(const Tensor& qkv, Saved& saved, Context& context) const {
-  for_each_norm(qkv, [&](const Norm& norm, Norm::Saved Saved::*of_norm, const Tensor& x) {
-    normalise_heads(norm, config_.head_width, x, saved.*of_norm, context);
-  });
-}
-
-void Attention::normalise_backward(const Tensor& dqkv, const Saved& saved, Context& context) const {
-  for_each_norm(dqkv, [&](const Norm& norm, Norm::Saved Saved::*of_norm, const Tensor& dy) {
-    normalise_heads_backward(norm, config_.head_width, dy, saved.*of_norm, context);
-  });
+Tensor Attention::k_of(const Tensor& qkv) const {
+  const std::int64_t begin = partition_.query(rank_).count() * config_.head_width;
+  return qkv.slice_columns(begin, begin + partition_.key_value(rank_).count() * config_.head_width);
 }
 
 void Attention::rotate(const Tensor& qkv, bool inverse, Context& context) const {
@@ -157,7 +159,7 @@ Tensor Attention::attend_heads(const Tensor& x, Saved& saved, Context& context) 
   const Tensor qkv = qkv_.forward("attention qkv", all, context);
   if (router_) router_->choose(all, spec(context), saved.router, context);
   all = {};
-  normalise(qkv, saved, context);
+  norms_.forward(q_of(qkv), k_of(qkv), saved.norms, context);
   rotate(qkv, false, context);
   const Tensor out = context.cache ? attend_to_cache(qkv, *context.cache, saved, context)
                      : router_     ? attend_chosen(qkv, saved.router.rows, spec(context), saved.attended, context)
@@ -211,7 +213,7 @@ Tensor Attention::backward(const Tensor& dy, const Saved& saved, Context& contex
     dqkv = attend_backward(dout, spec(context), saved.attended, context);
   }
   rotate(dqkv, true, context);
-  normalise_backward(dqkv, saved, context);
+  norms_.backward(q_of(dqkv), k_of(dqkv), saved.norms, context);
 
   Tensor dall = qkv_.backward_input("attention qkv", dqkv, context);
   if (router_) dall = ops::residual(runtime, of_router, dall, {}, {});

@@ -49,9 +49,22 @@ std::vector<ColumnPart> qkv_parts(const std::string& name, const AttentionShapeC
 /// [query heads held, 1]; null: there are none.
 Weight* add_sinks(const std::string& name, const AttentionShapeConfig&, const HeadPartition&, const TensorShare&,
                   ParameterStore&);
-/// `which` is "q_norm" or "k_norm"; empty: there are none.
-std::optional<Norm> add_head_norm(const std::string& name, const char* which, const AttentionShapeConfig&,
-                                  const TensorShare&, ParameterStore&);
+/// RMS norms of the heads of q and k, in place, one weight for all heads of each; nothing if they are not asked for.
+class HeadNorms {
+ public:
+  struct Saved {
+    Norm::Saved q, k;  // of [N * heads held, E]
+  };
+  HeadNorms(const std::string& name, const AttentionShapeConfig&, const TensorShare&, ParameterStore&);
+  /// q and k [N, heads * E] become their norms; one of them may be empty.
+  void forward(const Tensor& q, const Tensor& k, Saved&, Context&) const;
+  /// Gradients of the norms become those of q and k.
+  void backward(const Tensor& dq, const Tensor& dk, const Saved&, Context&) const;
+
+ private:
+  std::int64_t head_width_;
+  std::optional<Norm> q_, k_;
+};
 /// A weight [H, 1] as [H]; empty while there is none.
 Tensor by_head(const Tensor& weight);
 /// Turns the heads of x [N, heads * E], in place, by the positions of their rows, if there are rotary positions.
@@ -64,10 +77,10 @@ AttentionSpec attention_spec(const std::string& name, const AttentionShapeConfig
 class Attention {
  public:
   struct Saved {
-    Tensor x;                    // [rows held, D]: the input
-    Norm::Saved q_norm, k_norm;  // of [N * heads held, E]
-    Attended attended;           // of q, k, v side by side, after norms and rotary
-    HeadRouter::Saved router;    // of routed heads
+    Tensor x;  // [rows held, D]: the input
+    HeadNorms::Saved norms;
+    Attended attended;         // of q, k, v side by side, after norms and rotary
+    HeadRouter::Saved router;  // of routed heads
 
     void set_input(const Tensor& input) { x = input; }
   };
@@ -93,11 +106,9 @@ class Attention {
  private:
   /// All but the last product, without its sum over the ranks: [N, H E held].
   Tensor attend_heads(const Tensor& x, Saved&, Context&) const;
-  /// q and k of a tensor of q, k and v, with their norms; nothing if there are no norms.
-  template <class Body>
-  void for_each_norm(const Tensor& qkv, const Body& body) const;
-  void normalise(const Tensor& qkv, Saved&, Context&) const;
-  void normalise_backward(const Tensor& dqkv, const Saved&, Context&) const;
+  /// Of a tensor of q, k and v.
+  Tensor q_of(const Tensor& qkv) const;
+  Tensor k_of(const Tensor& qkv) const;
   void rotate(const Tensor& qkv, bool inverse, Context&) const;
   AttentionSpec spec(const Context&) const;
   Tensor attend_to_cache(const Tensor& qkv, const KeyValueCache&, const Saved&, Context&) const;
@@ -109,8 +120,8 @@ class Attention {
   std::int64_t rank_;
   ColumnLinear qkv_;
   RowLinear out_;
-  std::optional<Norm> q_norm_, k_norm_;
   Weight* sinks_ = nullptr;  // [H held]
+  HeadNorms norms_;
   std::optional<HeadRouter> router_;
 };
 

@@ -73,8 +73,7 @@ CrossAttention::CrossAttention(const std::string& name, const AttentionShapeConf
             partition_.query(share.rank).end * config.head_width},
            config.bias, config.out_deviation, share, store),
       sinks_(add_sinks(name, config, partition_, share, store)),
-      q_norm_(add_head_norm(name, "q_norm", config, share, store)),
-      k_norm_(add_head_norm(name, "k_norm", config, share, store)) {
+      norms_(name, config, share, store) {
   config_.routing = {};
   if (sources.are_aligned()) return;
   config_.band = kernels::full_band();
@@ -136,8 +135,7 @@ void CrossAttention::place(Side side, const Tensor& product, Saved& saved, Conte
     if (projection == Projection::value) return;
     const bool is_query = projection == Projection::query;
     const Tensor part = in_product(product, projection);
-    if (const auto& norm = is_query ? q_norm_ : k_norm_)
-      normalise_heads(*norm, config_.head_width, part, is_query ? saved.q_norm : saved.k_norm, context);
+    norms_.forward(is_query ? part : Tensor{}, is_query ? Tensor{} : part, saved.norms, context);
     rotate_heads(part, config_, false, context);
   });
 }
@@ -148,8 +146,7 @@ void CrossAttention::place_backward(Side side, const Tensor& dproduct, const Sav
     const bool is_query = projection == Projection::query;
     const Tensor part = in_product(dproduct, projection);
     rotate_heads(part, config_, true, context);
-    if (const auto& norm = is_query ? q_norm_ : k_norm_)
-      normalise_heads_backward(*norm, config_.head_width, part, is_query ? saved.q_norm : saved.k_norm, context);
+    norms_.backward(is_query ? part : Tensor{}, is_query ? Tensor{} : part, saved.norms, context);
   });
 }
 

@@ -28,10 +28,10 @@ enum class Projection { query, key, value };
 class CrossAttention {
  public:
   struct Saved {
-    Tensor x, memory;            // [rows held, D]: the inputs, the memory of all texts
-    Norm::Saved q_norm, k_norm;  // of [N * heads held, E]
-    AttendedAcross across;       // of q, and of k and v side by side, after norms
-    Attended aligned;            // of q, k and v side by side, after norms and rotary, if the sources are aligned
+    Tensor x, memory;  // [rows held, D]: the inputs, the memory of all texts
+    HeadNorms::Saved norms;
+    AttendedAcross across;  // of q, and of k and v side by side, after norms
+    Attended aligned;       // of q, k and v side by side, after norms and rotary, if the sources are aligned
 
     void set_input(const Tensor& input) { x = input; }
   };
@@ -97,7 +97,7 @@ class CrossAttention {
   std::vector<ColumnLinear> of_texts_;  // likewise
   RowLinear out_;
   Weight* sinks_;  // [H held]; null: none
-  std::optional<Norm> q_norm_, k_norm_;
+  HeadNorms norms_;
 };
 
 }  // namespace choir

@@ -18,6 +18,7 @@
 #include <string>
 
 #include "framework/nn/attention.h"
+#include "framework/nn/head_gate.h"
 #include "framework/parallel/context_state.h"
 
 namespace choir {
@@ -25,8 +26,9 @@ namespace choir {
 class LinearAttention {
  public:
   struct Saved {
-    Tensor x;                              // [rows held, D]: the input
-    Norm::Saved q_norm, k_norm, out_norm;  // of [N * heads held, E]
+    Tensor x;  // [rows held, D]: the input
+    HeadNorms::Saved norms;
+    Norm::Saved out_norm;  // of [N * heads held, E]
     StatesAttended attended;
     Tensor out;  // [N, H E held]: after the norm
 
@@ -56,6 +58,7 @@ class LinearAttention {
   /// All but the last product: makes saved.out.
   void attend_heads(const Tensor& x, Saved&, Context&) const;
   std::int64_t heads() const { return partition_.query(rank_).count(); }
+  Tensor part_of(const Tensor& qkv, int which) const;  // q, k or v
   AttentionSpec spec(const Context&) const;
   Tensor attend_to_cache(const Tensor& qkv, const Tensor& log_decay, const Tensor& log_rate, const Context&) const;
   ops::Dropout dropout(const Context&) const;
@@ -66,10 +69,10 @@ class LinearAttention {
   std::int64_t rank_;
   ColumnLinear qkv_;
   RowLinear out_;
-  Weight *decay_ = nullptr, *decay_bias_ = nullptr;  // [H held, D] and [H held, 1]
-  Weight *rate_ = nullptr, *rate_bias_ = nullptr;    // likewise; null: not by the delta rule
-  std::optional<Norm> q_norm_, k_norm_;
+  HeadNorms norms_;
   Norm out_norm_;
+  HeadGate decay_;
+  std::optional<HeadGate> rate_;  // by the delta rule
 };
 
 }  // namespace choir

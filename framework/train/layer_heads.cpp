@@ -127,7 +127,7 @@ LayerHeads::LayerHeads(Trainer& trainer, const AttentionStack& stack, std::int64
 
 void LayerHeads::read_decays(Trainer& trainer, const AttentionRecord::Entry& entry, std::int64_t sample) {
   decay_sums_.resize(index(heads_.count() * length_));
-  for (const auto& [rows, begin] : rows_of_sample(entry.lse, entry.rows, sample)) {
+  for (const auto& [rows, begin] : rows_of_sample(entry.log_decay, entry.rows, sample)) {
     const std::vector<float> g = on_host(trainer.runtime(), rows);
     for (std::int64_t i = 0; i < std::ssize(g); ++i)  // what begins a document adds nothing: none sees across
       decay_sums_[index(i % heads_.count() * length_ + begin + i / heads_.count())] =

@@ -35,7 +35,7 @@ struct Recorded {
   const AttentionStack& stack;
   std::vector<double> qkv, across, out, sinks, log_decay;
 
-  Recorded(SmallRun& run, const AttentionStack& s, std::int64_t layer, const AttentionRecord::Entry& e)
+  Recorded(SmallRun& run, const AttentionStack& s, const AttentionRecord::Entry& e)
       : entry(e),
         model(run.trainer.config().model),
         stack(s),
@@ -43,7 +43,7 @@ struct Recorded {
         across(e.kv ? elements(run.device, e.kv) : std::vector<double>{}),
         out(elements(run.device, e.out)),
         sinks(e.sinks ? elements(run.device, e.sinks) : std::vector<double>{}),
-        log_decay(s.is_linear(model, layer) ? elements(run.device, e.lse) : std::vector<double>{}) {}
+        log_decay(e.log_decay ? elements(run.device, e.log_decay) : std::vector<double>{}) {}
   bool is_linear() const { return !log_decay.empty(); }
   std::int64_t length() const { return entry.rows.length; }  ///< of the queries
   std::int64_t keys() const { return entry.kv ? entry.kv_rows.length : length(); }
@@ -265,7 +265,7 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
       std::vector<std::vector<double>> all_maps;
       std::int64_t rows = 0;  // of a map of all_maps
       for (std::int64_t layer = 0; layer < stack.layers; ++layer) {
-        const Recorded recorded(run, stack, layer, record.entries.at({stack.layer_name(layer), 0}));
+        const Recorded recorded(run, stack, record.entries.at({stack.layer_name(layer), 0}));
         for (std::int64_t head = 0; head < heads; ++head, ++number) {
           std::vector<double>& of_head = all_maps.emplace_back();
           rows = 0;
@@ -393,7 +393,7 @@ TEST(Inspect, HeadsThatTokensChooseAreReadWhereTheyAreComputed) {
   const AttentionStack& stack = inspection.stacks.at(0);
   std::int64_t computed = 0;
   for (std::int64_t layer = 0; layer < model.layers; ++layer) {
-    const Recorded recorded(run, stack, layer, record.entries.at({stack.layer_name(layer), 0}));
+    const Recorded recorded(run, stack, record.entries.at({stack.layer_name(layer), 0}));
     for (std::int64_t n = 0; n < 3 * heads * length; ++n) {
       const std::int64_t s = n / length / heads, head = n / length % heads, i = n % length,
                          number = layer * heads + head;
