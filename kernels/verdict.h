@@ -1,7 +1,8 @@
 // Whether a step is accepted: decided on the device, before the update, from values that are the same on all ranks.
 //
 // A step is rejected if its loss or its gradient norm is not finite, or if one of the two is more than `sigma` standard
-// deviations above its mean over the last accepted steps.
+// deviations above its mean over the last accepted steps. A host that goes ahead learns of it late: steps that it has
+// enqueued behind a rejected one are rejected too, until it says that it knows.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,9 @@ struct Verdict {
   int length = 0;  ///< of the window, 2 to SpikeWindow::most; nothing is compared until half of it is known
   double sigma = 0;
   StepScalars* scalars = nullptr;  ///< `accepted` and the deviations are written
+  /// The rejected step of which the host does not know yet, or 0; then this step is rejected, whatever its values.
+  /// Null: the host knows of every step before it enqueues the next one.
+  std::uint64_t* rejected = nullptr;
 };
 
 /// An accepted step enters the window.

@@ -28,6 +28,14 @@ std::int32_t Agreement::largest(std::int32_t value, const char* label) {
   return *tensor.data<std::int32_t>();
 }
 
+double Agreement::sum(double value, const char* label) {
+  const Tensor tensor(memory_, {1}, DType::f64, MemoryKind::temporary);
+  *tensor.data<double>() = value;
+  world_.all_reduce(tensor, Reduce::sum, world_.stream(), label);
+  world_.stream().synchronize();
+  return *tensor.data<double>();
+}
+
 std::string Agreement::broadcast(const std::string& text, int root, const char* label) {
   const std::int32_t length = largest(rank() == root ? length_of(text) : 0, label);
   const Tensor tensor = bytes(length);

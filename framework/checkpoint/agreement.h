@@ -19,6 +19,8 @@ class Agreement {
 
   /// The largest `value` of all ranks.
   std::int32_t largest(std::int32_t value, const char* label);
+  /// The sum of `value` over all ranks.
+  double sum(double value, const char* label);
   /// `text` of rank `root`.
   std::string broadcast(const std::string& text, int root, const char* label);
   /// The first text, by rank, that is not empty; "" if all are empty.

@@ -7,6 +7,7 @@
 #include <set>
 #include <string_view>
 
+#include "framework/comm/host_axis.h"
 #include "framework/core/error.h"
 #include "kernels/elementwise.h"
 
@@ -97,7 +98,7 @@ void Communicator::run(const Site& site, std::int64_t bytes, Stream& stream, std
 
 void Communicator::run(const Call& call, Stream& stream, std::function<void()> work) {
   ++calls_;
-  device_.ledger().add_message(axis(), call.verb, static_cast<double>(call.bytes));
+  if (axis() != host_axis) device_.ledger().add_message(axis(), call.verb, static_cast<double>(call.bytes));
   if (!device_.counts_only()) enqueue(call, stream, work);
   if (device_.kind() != DeviceKind::cuda) return;
   // A GPU's memory is reused in the order of the compute stream, which now waits for all calls so far, or for none.

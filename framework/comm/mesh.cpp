@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "framework/comm/counting_communicator.h"
+#include "framework/comm/host_axis.h"
 #include "framework/comm/mpi_communicator.h"
 #include "framework/core/error.h"
 
@@ -134,7 +135,7 @@ Mesh make_mesh(MPI_Comm world, const MeshShape& shape, Device& device, CallRing&
     mesh = make_axes(rank, shape,
                      [&](Group group) { return make_mpi_communicator(world, std::move(group), device, ring); });
   }
-  mesh.host = make_mpi_communicator(world, Group{.axis = "host", .size = size, .rank = rank}, *host, ring);
+  mesh.host = make_mpi_communicator(world, Group{.axis = host_axis, .size = size, .rank = rank}, *host, ring);
   return mesh;
 }
 
@@ -143,7 +144,7 @@ Mesh make_counting_mesh(int rank, const MeshShape& shape, Device& device, CallRi
     return std::make_unique<CountingCommunicator>(std::move(group), device, ring);
   };
   Mesh mesh = make_axes(rank, shape, make);
-  mesh.host = make(Group{.axis = "host", .size = shape.ranks(), .rank = rank});
+  mesh.host = make(Group{.axis = host_axis, .size = shape.ranks(), .rank = rank});
   return mesh;
 }
 

@@ -4,6 +4,7 @@
 #include "framework/core/cuda.h"
 #include "framework/core/error.h"
 #include "framework/core/gpu_timer.h"
+#include "framework/core/pinned_memory.h"
 
 namespace choir::cuda {
 namespace {
@@ -41,7 +42,12 @@ double seconds_between(CUevent_st*, CUevent_st*) { absent(); }
 double seconds_of(CUstream_st*, const std::function<void()>&) { absent(); }
 StreamTimer::StreamTimer(CUstream_st*) : stream_(nullptr) { absent(); }
 void StreamTimer::wait(CUevent_st*) { absent(); }
-StreamTimer::Seconds StreamTimer::stop() { absent(); }
+void StreamTimer::end() { absent(); }
+StreamTimer::Seconds StreamTimer::seconds() const { absent(); }
+PinnedMemory::PinnedMemory(std::int64_t) { absent(); }
+PinnedMemory::~PinnedMemory() = default;
+void copy_to_host(const void*, void*, std::int64_t, CUstream_st*) { absent(); }
+void synchronize(CUevent_st*) { absent(); }
 Range::Range(const char*) {}
 Range::~Range() = default;
 

@@ -27,17 +27,19 @@ class StreamTimer {
   /// cuda::wait(), counted.
   void wait(CUevent_st* event);
 
+  /// Ends behind what the stream has got by now.
+  void end();
   struct Seconds {
     double all, waiting;
   };
-  /// Until the end of what the stream has got by now, for which this waits.
-  Seconds stop();
+  /// From the beginning to the end, for which this waits.
+  Seconds seconds() const;
 
  private:
   using Time = std::shared_ptr<CUevent_st>;
 
   CUstream_st* stream_;
-  Time began_;
+  Time began_, ended_;
   std::vector<std::pair<Time, Time>> waits_;  // from, to
 };
 

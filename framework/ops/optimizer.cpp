@@ -116,16 +116,18 @@ void clip_factor(Runtime& runtime, const Tensor& squared_norm, double limit) {
 }
 
 void judge_step(Runtime& runtime, const Tensor& loss_sum, const Tensor& squared_norm, const Tensor& window,
-                std::int64_t length, double sigma) {
+                std::int64_t length, double sigma, const Tensor& rejected) {
   check(!window ||
             (window.bytes() == sizeof(kernels::SpikeWindow) && length >= 2 && length <= kernels::SpikeWindow::most),
         "judge step: a window of 2 to 1024 steps");
+  check(!rejected || rejected.bytes() == sizeof(std::uint64_t), "judge step: the rejected step is one u64");
   const kernels::Verdict args{.loss_sum = data_or_null<double>(loss_sum),
                               .squared_norm = squared_norm.data<double>(),
                               .window = window ? static_cast<kernels::SpikeWindow*>(window.raw()) : nullptr,
                               .length = static_cast<int>(length),
                               .sigma = sigma,
-                              .scalars = static_cast<kernels::StepScalars*>(runtime.scalars.raw())};
+                              .scalars = static_cast<kernels::StepScalars*>(runtime.scalars.raw()),
+                              .rejected = rejected ? static_cast<std::uint64_t*>(rejected.raw()) : nullptr};
   launch<float>(runtime, "verdict", {}, [args](auto device) { kernels::judge_step(device, args); });
 }
 

@@ -51,9 +51,9 @@ void clip_factor(Runtime&, const Tensor& squared_norm, double limit);
 
 /// Whether the updates of this step change anything: the verdict in the runtime's StepScalars (kernels/verdict.h).
 /// `loss_sum` and `squared_norm` are one f64 each; `loss_sum` may be empty. `window` holds one kernels::SpikeWindow of
-/// which `length` entries are used; if it is empty, only what is not finite is rejected.
+/// which `length` entries are used; if it is empty, only what is not finite is rejected. `rejected`: one u64, or empty.
 void judge_step(Runtime&, const Tensor& loss_sum, const Tensor& squared_norm, const Tensor& window, std::int64_t length,
-                double sigma);
+                double sigma, const Tensor& rejected = {});
 
 /// digests (u8, one u64 for each range) = those of ranges of x [n] f32 or bf16 (kernels/digest.h). `ranges` holds
 /// kernels::Range in device memory.

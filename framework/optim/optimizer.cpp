@@ -106,7 +106,7 @@ Tensor Optimizer::step(Context& context, const StepLimits& limits) {
   ops::squared_norm(runtime, shards_.gradients(), counted_, counted_elements_, squared_norm_);
   context.mesh.world->all_reduce(squared_norm_, Reduce::sum, runtime.device.compute(), "gradient norm");
   ops::clip_factor(runtime, squared_norm_, config_.clip);
-  ops::judge_step(runtime, limits.loss_sum, squared_norm_, limits.window, limits.length, limits.sigma);
+  ops::judge_step(runtime, limits.loss_sum, squared_norm_, limits.window, limits.length, limits.sigma, limits.rejected);
 
   switch (config_.kind) {
     case OptimizerKind::adamw:

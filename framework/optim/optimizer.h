@@ -16,6 +16,7 @@ struct StepLimits {
   Tensor window;            ///< one kernels::SpikeWindow; empty: spikes are not looked for
   std::int64_t length = 0;  ///< of the window
   double sigma = 0;
+  Tensor rejected;  ///< Verdict::rejected: one u64, or empty
 };
 
 class Optimizer {

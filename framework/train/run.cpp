@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <deque>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -79,7 +80,10 @@ class Run {
   void resume_from(const CheckpointReader& reader, Trainer& trainer);
   void describe(Trainer& trainer);
   void report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done);
-  StepResult step(Trainer& trainer, const RunPosition& before, std::optional<HeadSamples>& heads);
+  RunPosition position_ahead() const;
+  bool is_awaited(std::int64_t step) const;
+  void start_step(Trainer& trainer);
+  RunEnd finish_step(Trainer& trainer);
   void report_heads(const HeadSamples& heads);
   bool evaluation_is_due() const;
   RunEnd evaluate(Trainer& trainer);
@@ -87,11 +91,11 @@ class Run {
   void save(Trainer& trainer);
   void tell(const std::optional<SaveOutcome>& outcome);
   RunEnd agreed_stop(bool* comparison_is_due = nullptr);
-  void compare_times(Stragglers& stragglers);
+  void compare_times();
   bool state_check_is_due(std::int64_t step) const {
     return config_.train.check_every > 0 && step % config_.train.check_every == 0;
   }
-  void check_state(const std::string& difference, const std::string& why);
+  void check_state(std::int64_t step, const std::string& difference, const std::string& why);
   void begin(Phase phase) { watchdog_.begin(phase, position_.step); }
   struct Reason {
     std::string why, fix;
@@ -110,6 +114,14 @@ class Run {
     return position.left_out.sample(position.samples, config_.train.batch - 1) + 1;
   }
 
+  /// A step that the device may still compute. The host goes on meanwhile: it starts the next one, and then looks how
+  /// this one has ended.
+  struct InFlight {
+    StepInFlight step;
+    std::optional<HeadSamples> heads;  // if train.inspect_every asks for them
+    Clock::time_point began;
+  };
+
   const Config& config_;
   const RunOptions& options_;
   Mesh& mesh_;
@@ -118,7 +130,11 @@ class Run {
   std::unique_ptr<Dataset> data_;
   std::optional<RunLock> lock_;  // of rank 0
   Start start_;
-  RunPosition position_;  // after the last step that is done
+  RunPosition position_;            // after the last step that is done, and whose end is known
+  std::deque<InFlight> in_flight_;  // the steps behind it
+  std::optional<Stragglers> stragglers_;
+  Clock::time_point steps_began_at_, last_finished_;
+  std::int64_t steps_done_ = 0;  // accepted, by this process
   Progress progress_;
   std::shared_ptr<spdlog::logger> log_;  // in the run folder; until enter_folder() lines wait in memory
   std::vector<std::string> said_early_;
@@ -333,12 +349,12 @@ void Run::tell(const std::optional<SaveOutcome>& outcome) {
   }
 }
 
-/// Ends the run if `difference` says what differs. What the ranks hold is then not saved.
-void Run::check_state(const std::string& difference, const std::string& why) {
+/// Ends the run if `difference` says what differs in step `step`. What the ranks hold is then not saved.
+void Run::check_state(std::int64_t step, const std::string& difference, const std::string& why) {
   if (difference.empty()) return;
   tell(writer_->finish());  // it was compared before it was saved
   throw SharedError(
-      {.what = fmt::format("step {}: other bits than they should have: {}", position_.step, difference),
+      {.what = fmt::format("step {}: other bits than they should have: {}", step, difference),
        .why = why + "; a fault of memory or of a processor is likely",
        .fix = fmt::format("go on with --resume, from the checkpoint before it{}; if the same rank is named "
                           "again, leave its host out",
@@ -348,7 +364,7 @@ void Run::check_state(const std::string& difference, const std::string& why) {
 void Run::save(Trainer& trainer) {
   begin(Phase::save);
   device_.synchronize();
-  if (state_check_) check_state(state_check_->compare(), ranks_that_differ);
+  if (state_check_) check_state(position_.step, state_check_->compare(), ranks_that_differ);
   position_.optimizer_origin = trainer.optimizer().state_origin();
   position_.spike_window = trainer.spike_window();
   tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, *data_)));
@@ -364,8 +380,8 @@ RunEnd Run::agreed_stop(bool* comparison_is_due) {
 }
 
 /// Names the ranks that are slower than others. Collective.
-void Run::compare_times(Stragglers& stragglers) {
-  const Stragglers::Comparison result = stragglers.compare(*mesh_.host);
+void Run::compare_times() {
+  const Stragglers::Comparison result = stragglers_->compare(*mesh_.host);
   for (const SlowRank& slow : result.slow) {
     const RankTimes& times = result.ranks[static_cast<std::size_t>(slow.rank)];
     const double percent = 100 * (slow.ratio - 1);
@@ -513,6 +529,11 @@ bool Run::rewind(Trainer& trainer, const RunPosition& before) {
 /// After a step that has changed nothing: done, to go on, or not_finite. `before` is the position before the step.
 RunEnd Run::reject(Trainer& trainer, RunPosition before, const StepResult& result) {
   begin(Phase::save);
+  const bool is_overtaken = !in_flight_.empty();
+  in_flight_.clear();  // the device has rejected them too
+  stragglers_->forget_steps();
+  if (is_overtaken && !is_finite(result))  // their gradients have taken the place of those that are to be described
+    trainer.compute_gradients(position_.step, training_batch(*data_, before.samples, before.left_out));
   device_.synchronize();
   tell(writer_->finish());
   before.optimizer_origin = trainer.optimizer().state_origin() - 1;
@@ -543,28 +564,71 @@ RunEnd Run::reject(Trainer& trainer, RunPosition before, const StepResult& resul
   return RunEnd::done;
 }
 
-/// Step position_.step; `heads` gets what it says of them, if train.inspect_every asks for it.
-StepResult Run::step(Trainer& trainer, const RunPosition& before, std::optional<HeadSamples>& heads) {
+/// The position after the steps in flight if they are accepted.
+RunPosition Run::position_ahead() const {
+  RunPosition position = position_;
+  for (std::size_t i = 0; i < in_flight_.size(); ++i, ++position.step) position.samples = end_of_batch(position);
+  return position;
+}
+
+/// True if the host has to know how step `step`, the last one in flight, ends before it starts the next one.
+bool Run::is_awaited(std::int64_t step) const {
+  const auto is_due = [&](std::int64_t every) { return every > 0 && step % every == 0; };
+  const auto done = static_cast<std::uint64_t>(steps_done_ + std::ssize(in_flight_));
+  return step == config_.train.steps || is_due(config_.train.evaluate_every) || is_due(config_.checkpoint.every) ||
+         state_check_is_due(step) || state_check_is_due(step + 1) || std::has_single_bit(done);  // measure_peak()
+}
+
+/// The step behind those in flight.
+void Run::start_step(Trainer& trainer) {
+  const RunPosition before = position_ahead();
+  const std::int64_t step = before.step + 1;
+  watchdog_.begin(Phase::step, step);
+  InFlight next{.began = Clock::now()};
   const ReadSample read = training_batch(*data_, before.samples, before.left_out);
   // Also that of a step after a rejected one, unless the run is rewound: the trainer then does not take it.
-  const bool is_last = position_.step == config_.train.steps;
+  const bool is_last = step == config_.train.steps;
   const ReadSample read_next = is_last ? ReadSample{} : training_batch(*data_, end_of_batch(before), before.left_out);
-  const bool inspects = config_.train.inspect_every > 0 && position_.step % config_.train.inspect_every == 0;
+  const bool inspects = config_.train.inspect_every > 0 && step % config_.train.inspect_every == 0;
   AttentionRecord attention;
   trainer.set_attention(inspects ? &attention : nullptr, 1);
-  const StepResult result = trainer.step(
-      position_.step, read,
+  stragglers_->begin_step();
+  next.step = trainer.start_step(
+      step, read,
       [&] {
-        if (state_check_ && state_check_is_due(position_.step))
-          check_state(state_check_->unchanged(), changed_between_updates);
+        if (state_check_ && state_check_is_due(step))
+          check_state(step, state_check_->unchanged(), changed_between_updates);
         if (!inspects) return;
         SampleBuffer first(config_.model);
         read(0, first.view());
-        heads = sample_heads(trainer, std::exchange(attention, {}), first);
+        next.heads = sample_heads(trainer, std::exchange(attention, {}), first);
       },
       read_next);
+  stragglers_->end_step();
   trainer.set_attention(nullptr);
-  return result;
+  in_flight_.push_back(std::move(next));
+}
+
+/// Waits for the oldest step in flight and records how it has ended. Returns done, to go on, or how the run ends.
+RunEnd Run::finish_step(Trainer& trainer) {
+  const InFlight oldest = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  watchdog_.begin(Phase::step, position_.step + 1);
+  const StepResult result = trainer.finish_step(oldest.step);
+  stragglers_->finish_step();
+  const double seconds = seconds_since(std::max(oldest.began, last_finished_));
+  last_finished_ = Clock::now();
+  const RunPosition before = position_;
+  ++position_.step;
+  position_.held_out_loss.reset();
+  begin(Phase::record);
+  if (!result.accepted) return reject(trainer, before, result);
+  if (position_.step >= last_rejected_) rejected_ = 0;  // after a rewind, steps before it do not count
+  position_.samples = end_of_batch(before);
+  report(result, seconds, seconds_since(steps_began_at_), ++steps_done_);
+  if (oldest.heads) report_heads(*oldest.heads);
+  if (std::has_single_bit(static_cast<std::uint64_t>(steps_done_))) measure_peak(trainer);  // after 1, 2, 4, ...
+  return RunEnd::done;
 }
 
 RunEnd Run::train() {
@@ -593,40 +657,29 @@ RunEnd Run::train() {
   if (position_.step >= config_.train.steps) say(fmt::format("all {} steps are done already", config_.train.steps));
   if (config_.train.check_every > 0) state_check_.emplace(trainer);
   if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
-  Stragglers stragglers(config_, device_, mesh_, watchdog_.ring());
-  const auto start_time = Clock::now();
+  stragglers_.emplace(config_, device_, mesh_, watchdog_.ring());
+  // A stream that runs work at once has nothing to do while the host goes on.
+  const std::size_t most_ahead = device_.compute().mode() == StreamMode::immediate ? 0 : 1;
+  steps_began_at_ = Clock::now();
   steps_began_ = utc_now();
-  std::int64_t steps_done = 0;
   while (position_.step < config_.train.steps && end == RunEnd::done) {
-    const RunPosition before = position_;
-    ++position_.step;
-    position_.held_out_loss.reset();
-    begin(Phase::step);
-    const auto step_time = Clock::now();
-    stragglers.begin_step();
-    std::optional<HeadSamples> heads;
-    const StepResult result = step(trainer, before, heads);
-    stragglers.end_step();
-    begin(Phase::record);
-    if (result.accepted) {
-      if (position_.step >= last_rejected_) rejected_ = 0;  // after a rewind, steps before it do not count
-      position_.samples = end_of_batch(before);
-      report(result, seconds_since(step_time), seconds_since(start_time), ++steps_done);
-      if (heads) report_heads(*heads);
-      if (std::has_single_bit(static_cast<std::uint64_t>(steps_done))) measure_peak(trainer);  // after 1, 2, 4, ...
-    } else {
-      if (const RunEnd ended = reject(trainer, before, result); ended != RunEnd::done) return ended;
-      if (position_.step < last_rejected_) {  // rewound
-        if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
-        continue;
-      }
+    const std::int64_t before = position_.step;
+    start_step(trainer);
+    std::size_t ahead = is_awaited(position_ahead().step) ? 0 : most_ahead;
+    while (in_flight_.size() > ahead) {
+      if (const RunEnd ended = finish_step(trainer); ended != RunEnd::done) return ended;
+      tell(writer_->poll());
+      bool comparison_is_due = stragglers_->is_due();
+      end = agreed_stop(&comparison_is_due);
+      if (comparison_is_due) compare_times();
+      if (end != RunEnd::done) ahead = 0;  // what is saved has its verdict
     }
-    if (state_check_ && state_check_is_due(position_.step)) check_state(state_check_->compare(), ranks_that_differ);
+    if (!in_flight_.empty()) continue;
+    const bool went_back = position_.step <= before;
+    if (state_check_ && !went_back && state_check_is_due(position_.step))
+      check_state(position_.step, state_check_->compare(), ranks_that_differ);
     if (state_check_ && state_check_is_due(position_.step + 1)) state_check_->remember();
-    tell(writer_->poll());
-    bool comparison_is_due = stragglers.is_due();
-    end = agreed_stop(&comparison_is_due);
-    if (comparison_is_due) compare_times(stragglers);
+    if (went_back) continue;
     if (end == RunEnd::done && evaluation_is_due()) end = evaluate(trainer);
     const bool due = config_.checkpoint.every > 0 && position_.step % config_.checkpoint.every == 0;
     if (due || end != RunEnd::done || position_.step == config_.train.steps) save(trainer);

@@ -75,24 +75,30 @@ Stragglers::~Stragglers() { device_.compute().count_waits(nullptr); }
 void Stragglers::begin_step() {
   step_began_ = Clock::now();
   in_calls_ = ring_.seconds_in_calls();
+  Step& step = begun_.emplace_back();
   if (!measures_ || device_.kind() == DeviceKind::cpu || compute_.size() >= most_steps) return;
-  timer_.emplace(device_.compute().cuda());
-  device_.compute().count_waits(&*timer_);
+  step.timer.emplace(device_.compute().cuda());
+  device_.compute().count_waits(&*step.timer);
 }
 
 void Stragglers::end_step() {
-  if (!measures_ || compute_.size() >= most_steps) return;
-  double seconds = std::chrono::duration<double>(Clock::now() - step_began_).count();
-  double waiting = ring_.seconds_in_calls() - in_calls_;
-  if (timer_) {
-    device_.compute().count_waits(nullptr);
-    const cuda::StreamTimer::Seconds of_stream = timer_->stop();
-    timer_.reset();
-    seconds = of_stream.all;
-    waiting = of_stream.waiting;
-  }
-  compute_.push_back(seconds - waiting);
-  waiting_.push_back(waiting);
+  Step& step = begun_.back();
+  step.seconds = std::chrono::duration<double>(Clock::now() - step_began_).count();
+  step.waiting = ring_.seconds_in_calls() - in_calls_;
+  if (!step.timer) return;
+  device_.compute().count_waits(nullptr);
+  step.timer->end();
+}
+
+void Stragglers::finish_step() {
+  const Step step = std::move(begun_.front());
+  begun_.pop_front();
+  const bool on_gpu = device_.kind() == DeviceKind::cuda;
+  if (!measures_ || compute_.size() >= most_steps || (on_gpu && !step.timer)) return;
+  const cuda::StreamTimer::Seconds seconds =
+      step.timer ? step.timer->seconds() : cuda::StreamTimer::Seconds{step.seconds, step.waiting};
+  compute_.push_back(seconds.all - seconds.waiting);
+  waiting_.push_back(seconds.waiting);
 }
 
 bool Stragglers::is_due() const {

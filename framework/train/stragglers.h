@@ -9,6 +9,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -51,9 +52,12 @@ class Stragglers {
   Stragglers(const Stragglers&) = delete;
   Stragglers& operator=(const Stragglers&) = delete;
 
-  /// Around a step. end_step() waits for a GPU.
+  /// Around what the host does for a step. A GPU may be behind.
   void begin_step();
   void end_step();
+  /// The oldest of these steps is done; or none of them counts.
+  void finish_step();
+  void forget_steps() { begun_.clear(); }
 
   /// True if train.straggler_every seconds have passed since the last comparison, and enough steps are known.
   bool is_due() const;
@@ -76,9 +80,14 @@ class Stragglers {
   double counted_ = 1;
   Clock::time_point last_ = Clock::now(), step_began_;
   double in_calls_ = 0;
-  std::optional<cuda::StreamTimer> timer_;  // of a step that is measured on a GPU
-  std::vector<double> compute_, waiting_;   // of steps
-  std::vector<double> lowest_;              // find_slow_ranks(); of rank 0
+  /// A step that is not done, or not known to be.
+  struct Step {
+    std::optional<cuda::StreamTimer> timer;  // on a GPU
+    double seconds = 0, waiting = 0;
+  };
+  std::deque<Step> begun_;
+  std::vector<double> compute_, waiting_;  // of steps
+  std::vector<double> lowest_;             // find_slow_ranks(); of rank 0
 };
 
 }  // namespace choir

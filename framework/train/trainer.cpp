@@ -9,6 +9,7 @@
 #include <numbers>
 #include <utility>
 
+#include "framework/checkpoint/agreement.h"
 #include "framework/core/error.h"
 #include "framework/model/joined_rows.h"
 #include "framework/ops/elementwise.h"
@@ -136,7 +137,8 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
       pipeline_(pipeline_of(config, mesh, micro_batch_)),
       model_(make_parts(config.model, config.train.recompute)),
       placement_(place(model_, pipeline_, config, share_)),
-      stage_(model_, placement_, mesh.here.pipeline, share_, store_) {
+      stage_(model_, placement_, mesh.here.pipeline, share_, store_),
+      results_{Readback(device), Readback(device)} {
   check_placement(mesh, stage_.parts(), model_.size());
   runtime_.scalars = runtime_.empty({sizeof(kernels::StepScalars)}, DType::u8, MemoryKind::optimizer);
   loss_sum_ = runtime_.empty({1}, DType::f64, MemoryKind::optimizer);
@@ -155,6 +157,7 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
     spike_window_ = runtime_.empty({sizeof(kernels::SpikeWindow)}, DType::u8, MemoryKind::optimizer);
     set_spike_window({});
   }
+  rejected_ = ops::to_device(runtime_, std::vector<std::uint64_t>{0}, DType::u8, MemoryKind::optimizer);
   optimizer_ = std::make_unique<Optimizer>(config.optimizer, store_, *shards_, all);
   schedule_ = with_transfers(pipeline_, make_schedules(pipeline_))[static_cast<std::size_t>(mesh.here.pipeline)];
 }
@@ -231,15 +234,13 @@ std::vector<Trainer::MicroBatch> Trainer::read_batch(const ReadSample& read) con
   return mine;
 }
 
-/// The number of targets of the global batch, of which `mine` are the micro-batches of this rank. Every stage has read
-/// the same ones, so the ranks with other rows are enough. Collective.
+/// The number of targets of the global batch, of which `mine` are the micro-batches of this rank. Every stage and every
+/// tensor rank has read the same ones. Over host memory: the device may still compute the step before. Collective.
 std::int64_t Trainer::count_targets(std::int64_t step, const std::vector<MicroBatch>& mine) {
+  if (runtime_.device.counts_only()) return config_.train.batch * config_.model.targets_of_sequence();
   double targets = 0;
   for (const MicroBatch& batch : mine) targets += static_cast<double>(batch.num_targets);
-  const Tensor sum = ops::to_device(runtime_, std::vector<double>{targets}, DType::f64);
-  mesh_.gradient->all_reduce(sum, Reduce::sum, runtime_.device.compute(), "targets");
-  ops::download(runtime_, sum, &targets);
-  if (runtime_.device.counts_only()) return config_.train.batch * config_.model.targets_of_sequence();
+  targets = Agreement(*mesh_.host).sum(targets, "targets") / (mesh_.shape.tensor * mesh_.shape.pipeline);
   if (targets == 0)
     throw Error({.what = fmt::format("step {}: nothing in the batch is a target", step),
                  .why = "the loss of a step is the mean over its targets",
@@ -349,7 +350,8 @@ Tensor Trainer::update() {
   return optimizer_->step(all, {.loss_sum = loss_sum_,
                                 .window = spike_window_,
                                 .length = config_.train.spike.window,
-                                .sigma = config_.train.spike.sigma});
+                                .sigma = config_.train.spike.sigma,
+                                .rejected = rejected_});
 }
 
 std::vector<SpikePoint> Trainer::spike_window() {
@@ -376,38 +378,49 @@ void Trainer::set_spike_window(const std::vector<SpikePoint>& points) {
 
 StepResult Trainer::step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update,
                          const ReadSample& read_next) {
+  return finish_step(start_step(step, read, before_update, read_next));
+}
+
+StepInFlight Trainer::start_step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update,
+                                 const ReadSample& read_next) {
   const BatchLoss loss = compute_gradients(step, read);
   if (before_update) before_update();
   const Tensor squared_norm = update();
-  if (read_next) {  // before the host waits for the device
+  results_[static_cast<std::size_t>(step % 2)].begin(
+      {loss.sum, squared_norm, runtime_.scalars, expert_sums_, head_sums_});
+  if (read_next) {  // while the device works
     ahead_ = read_batch(read_next);
     ahead_step_ = step + 1;
   }
-  double loss_sum = 0, norm = 0;
-  ops::download(runtime_, loss.sum, &loss_sum);
-  ops::download(runtime_, squared_norm, &norm);
+  return {.step = step, .targets = loss.targets, .rate = learning_rate(config_.optimizer, step, config_.train.steps)};
+}
+
+StepResult Trainer::finish_step(const StepInFlight& in_flight) {
+  Readback& results = results_[static_cast<std::size_t>(in_flight.step % 2)];
+  results.wait();
   kernels::StepScalars scalars;
-  ops::download(runtime_, runtime_.scalars, &scalars);
-  if (runtime_.device.counts_only()) scalars = {};
-  StepResult result{.loss = loss_sum / static_cast<double>(loss.targets),
-                    .gradient_norm = std::sqrt(norm),
-                    .rate = learning_rate(config_.optimizer, step, config_.train.steps),
+  if (!runtime_.device.counts_only()) scalars = results.of<kernels::StepScalars>(2).front();
+  StepResult result{.loss = results.of<double>(0).front() / static_cast<double>(in_flight.targets),
+                    .gradient_norm = std::sqrt(results.of<double>(1).front()),
+                    .rate = in_flight.rate,
                     .accepted = scalars.accepted != 0,
                     .loss_deviations = scalars.loss_deviations,
                     .norm_deviations = scalars.norm_deviations};
-  if (!result.accepted) optimizer_->set_state_origin(optimizer_->state_origin() + 1);
+  if (!result.accepted) {
+    optimizer_->set_state_origin(optimizer_->state_origin() + 1);
+    constexpr std::uint64_t known = 0;  // for steps behind those that are in flight
+    ops::upload(runtime_, &known, rejected_);
+  }
   if (expert_sums_) {
-    double sums[3] = {};
-    ops::download(runtime_, expert_sums_, sums);
+    const std::span<const double> sums = results.of<double>(3);
     result.dropped = sums[0] > 0 ? sums[1] / sums[0] : 0;
     result.balance_loss = sums[2] / static_cast<double>(config_.train.batch * config_.model.context);
   }
   if (head_sums_) {
-    std::vector<double> sums(static_cast<std::size_t>(head_sums_.count()));
-    ops::download(runtime_, head_sums_, sums.data());
+    const std::span<const double> sums = results.of<double>(4);
     result.heads_dropped = sums[0] > 0 ? sums[1] / sums[0] : 0;
     result.head_balance_loss = sums[2] / static_cast<double>(config_.train.batch * config_.model.context);
-    result.head_imbalance = imbalance_of_heads(std::span(sums).subspan(3));
+    result.head_imbalance = imbalance_of_heads(sums.subspan(3));
   }
   return result;
 }

@@ -3,6 +3,7 @@
 // The step is one loop over a schedule. On device `count` the same code runs and gives the plan.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -13,6 +14,7 @@
 
 #include "framework/comm/mesh.h"
 #include "framework/config/config.h"
+#include "framework/core/readback.h"
 #include "framework/model/families.h"
 #include "framework/model/sample.h"
 #include "framework/model/stage.h"
@@ -40,6 +42,12 @@ struct StepResult {
   bool accepted = true;       ///< false: the step has changed neither weights nor the optimizer's state
   /// Of the loss and the gradient norm, in standard deviations above their means; 0: not compared.
   double loss_deviations = 0, norm_deviations = 0;
+};
+
+/// A step that Trainer::start_step() has enqueued, and of which the host does not know yet how it ends.
+struct StepInFlight {
+  std::int64_t step = 0, targets = 0;
+  double rate = 0;
 };
 
 /// The loss and the gradient norm of an accepted step.
@@ -91,8 +99,15 @@ class Trainer {
   StepResult step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update = {},
                   const ReadSample& read_next = {});
 
-  /// The two halves of step(). compute_gradients leaves complete gradients on this rank (with ZeRO: of its part), those
-  /// of the sum of the losses divided by the number of targets; on return the device may still be working.
+  /// The two halves of step(): start_step() does not wait for the device, finish_step() for this step only. At most two
+  /// steps are in flight, and the older one is finished first. If it is rejected, the device has rejected the younger
+  /// one as well, whatever its values: it is not finished, but started again.
+  StepInFlight start_step(std::int64_t step, const ReadSample& read, const std::function<void()>& before_update = {},
+                          const ReadSample& read_next = {});
+  StepResult finish_step(const StepInFlight&);
+
+  /// The two parts of start_step(). compute_gradients leaves complete gradients on this rank (with ZeRO: of its part),
+  /// those of the sum of the losses divided by the number of targets; on return the device may still be working.
   BatchLoss compute_gradients(std::int64_t step, const ReadSample& read);
   /// Returns the squared gradient norm on the device.
   Tensor update();
@@ -186,11 +201,13 @@ class Trainer {
   AttentionRecord* attention_ = nullptr;
   std::int64_t attention_end_ = 0;
   const WatchParts* watch_ = nullptr;
-  Tensor expert_sums_;   // Context::expert_sums, of a step; empty without experts
-  Tensor head_sums_;     // Context::head_sums, likewise
-  Tensor loss_sum_;      // one f64: over this rank's sequences, then over all
-  Tensor right_;         // one f64: Loss::right of an evaluation
-  Tensor spike_window_;  // kernels::SpikeWindow; empty if no step is a spike
+  Tensor expert_sums_;               // Context::expert_sums, of a step; empty without experts
+  Tensor head_sums_;                 // Context::head_sums, likewise
+  Tensor loss_sum_;                  // one f64: over this rank's sequences, then over all
+  Tensor right_;                     // one f64: Loss::right of an evaluation
+  Tensor spike_window_;              // kernels::SpikeWindow; empty if no step is a spike
+  Tensor rejected_;                  // one u64: kernels::Verdict::rejected
+  std::array<Readback, 2> results_;  // of step s: s % 2; see start_step()
 };
 
 }  // namespace choir

@@ -20,7 +20,8 @@ void judge_step(Cpu, const Verdict& args) {
   StepScalars& scalars = *args.scalars;
   const double loss = args.loss_sum ? *args.loss_sum / scalars.targets : 0, norm = std::sqrt(*args.squared_norm);
   double of_loss = 0, of_norm = 0;
-  bool accepted = std::isfinite(loss) && std::isfinite(norm);
+  const bool is_behind = args.rejected && *args.rejected > 0;
+  bool accepted = !is_behind && std::isfinite(loss) && std::isfinite(norm);
   if (args.window && accepted) {
     SpikeWindow& window = *args.window;
     const int known = static_cast<int>(std::min<std::int64_t>(window.accepted, args.length));
@@ -38,6 +39,7 @@ void judge_step(Cpu, const Verdict& args) {
   scalars.loss_deviations = static_cast<float>(of_loss);
   scalars.norm_deviations = static_cast<float>(of_norm);
   scalars.accepted = accepted ? 1 : 0;
+  if (args.rejected && !accepted && !is_behind) *args.rejected = scalars.step;
 }
 
 }  // namespace choir::kernels

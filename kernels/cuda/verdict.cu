@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(lanes) verdict_kernel(Verdict args) {
   StepScalars& scalars = *args.scalars;
   const double loss = args.loss_sum ? *args.loss_sum / scalars.targets : 0, norm = sqrt(*args.squared_norm);
   double of_loss = 0, of_norm = 0;
-  bool accepted = isfinite(loss) && isfinite(norm);
+  const bool is_behind = args.rejected && *args.rejected > 0;
+  bool accepted = !is_behind && isfinite(loss) && isfinite(norm);
   if (args.window && accepted) {
     SpikeWindow& window = *args.window;
     const std::int64_t before = window.accepted;
@@ -38,10 +39,12 @@ __global__ void __launch_bounds__(lanes) verdict_kernel(Verdict args) {
       window.accepted = before + 1;
     }
   }
+  __syncthreads();  // every lane has read *args.rejected
   if (threadIdx.x > 0) return;
   scalars.loss_deviations = static_cast<float>(of_loss);
   scalars.norm_deviations = static_cast<float>(of_norm);
   scalars.accepted = accepted ? 1 : 0;
+  if (args.rejected && !accepted && !is_behind) *args.rejected = scalars.step;
 }
 
 }  // namespace

@@ -56,6 +56,33 @@ TEST(Verdict, WithoutALossTheNormIsJudged) {
   EXPECT_EQ(scalars.accepted, 0u);
 }
 
+// The host learns of a rejected step when the next ones are enqueued already.
+TEST(Verdict, WhatIsBehindARejectedStepIsRejectedUntilTheHostKnows) {
+  std::uint64_t rejected = 0;
+  const auto window = std::make_unique<SpikeWindow>();
+  const auto accepted = [&](std::uint64_t step, double value) {
+    StepScalars scalars{.step = step, .targets = 1};
+    judge_step(Cpu{}, {.loss_sum = &value,
+                       .squared_norm = &value,
+                       .window = window.get(),
+                       .length = 8,
+                       .sigma = 3,
+                       .scalars = &scalars,
+                       .rejected = &rejected});
+    return scalars.accepted == 1;
+  };
+  EXPECT_TRUE(accepted(1, 2));
+  EXPECT_FALSE(accepted(2, nan));
+  EXPECT_EQ(rejected, 2u);
+  EXPECT_FALSE(accepted(3, 2));
+  EXPECT_FALSE(accepted(4, nan));
+  EXPECT_EQ(rejected, 2u) << "the first one";
+  EXPECT_EQ(window->accepted, 1) << "they are compared with nothing";
+  rejected = 0;
+  EXPECT_TRUE(accepted(3, 2));
+  EXPECT_EQ(window->accepted, 2);
+}
+
 TEST(Verdict, DeviationsAreThoseOfTheLastAcceptedSteps) {
   constexpr int length = 10;
   Judge judge(length, 6);

@@ -105,6 +105,25 @@ TEST(Spike, IsFoundByItsDeviationFromTheLastSteps) {
   EXPECT_TRUE(contains(stop, "saved " + shop.path("stop") + "/checkpoints/step-00000007")) << stop.output;
 }
 
+// Threaded streams go on while the host does something else, as a GPU does: step 8 is enqueued before step 7 is known
+// to be a spike. It changes nothing then, and is started again.
+TEST(Spike, AStepBehindARejectedOneIsStartedAgain) {
+  const std::string fault = "passing:7:embedding.token.weight:101:1000";
+  const Workshop shop;
+  for (const std::string action : {"skip", "rewind"}) {
+    const std::string words = plain + "train.steps=12 checkpoint.every=5 train.spike.window=8 train.spike.sigma=20 " +
+                              "train.spike.action=" + action;
+    const Finished now = faulty_train(shop, 1, fault, "now-" + action, words);
+    ASSERT_EQ(now.code, 0) << now.output;
+    const Finished late = faulty_train(shop, 1, fault, "late-" + action, words + " train.streams=threaded");
+    ASSERT_EQ(late.code, 0) << late.output;
+    for (const char* key : {"step", "loss", "gradient_norm", "rejected_step", "rejected_loss", "held_out_loss"})
+      EXPECT_EQ(shop.metric("late-" + action, key), shop.metric("now-" + action, key)) << key << ", " << action;
+    EXPECT_EQ(shop.metric("late-" + action, "rejected_step"), std::vector<double>{7}) << late.output;
+    EXPECT_EQ(shop.choir("checkpoint verify " + bad_step(shop, "late-" + action, 7)).code, 0);
+  }
+}
+
 TEST(Spike, AResumedRunComparesWithTheSameSteps) {
   const Workshop shop;
   const std::string words = "train.spike.window=4 train.spike.sigma=0.3 train.spike.action=skip train.spike.most=100 ";

@@ -677,7 +677,7 @@ inline std::vector<Operation> every_operation() {
          const Tensor one = o.filled({1}, DType::f64),
                       window = o.of_host(std::vector<kernels::SpikeWindow>(1), DType::u8);
          ops::judge_step(o.runtime, {}, one, {}, 0, 0);
-         ops::judge_step(o.runtime, one, one, window, 8, 3);
+         ops::judge_step(o.runtime, one, one, window, 8, 3, o.of_host(std::vector<std::uint64_t>(1), DType::u8));
        },
        updates},
   };

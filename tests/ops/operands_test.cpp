@@ -513,6 +513,8 @@ void RefusedOperands::of_optimizers() {
   expect_refused(window_rule, [&] { ops::judge_step(runtime, one, one, window, 1, 3); });
   expect_refused(window_rule, [&] { ops::judge_step(runtime, one, one, window, 1025, 3); });
   expect_refused(window_rule, [&] { ops::judge_step(runtime, one, one, one, 8, 3); });
+  expect_refused("judge step: the rejected step is one u64",
+                 [&] { ops::judge_step(runtime, one, one, window, 8, 3, window); });
 }
 
 TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {

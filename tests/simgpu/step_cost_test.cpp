@@ -5,11 +5,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <map>
 #include <set>
 #include <string>
 
+#include "framework/comm/counting_communicator.h"
 #include "framework/train/plan.h"
 #include "framework/train/trainer.h"
 #include "tests/simgpu/runtime.h"
@@ -74,6 +76,40 @@ TEST(StepCost, LaunchesOfGpt2) {
               static_cast<long long>(total.products));
   EXPECT_GE(total.products, 12 * 12 + 3) << "four products of a block, and the head's, forward and twice backward";
   EXPECT_LE(total.kernels + total.products, most_launches);
+  EXPECT_TRUE(take_findings().empty());
+}
+
+// The GPU gets a step while it still has nothing of the two before it done: the host waits for none of their values.
+TEST(StepCost, TheHostWaitsForNoStepBeforeTheNextOneIsEnqueued) {
+  configure({.compute_capability = 90, .memory_bytes = std::int64_t{80} << 30, .check = false, .computes = false});
+  std::atomic<bool> is_open = false, has_waited = false;
+  {
+    Config config = gpt2(4);
+    config.model.layers = 2;
+    Device device(GpuOptions{}, 2);
+    CallRing ring;
+    Mesh mesh = make_counting_mesh(0, {}, device, ring);
+    mesh.host_device = std::make_unique<Device>(1);  // as make_mesh() does it
+    mesh.host = std::make_unique<CountingCommunicator>(Group{.axis = "host"}, *mesh.host_device, ring);
+    Trainer trainer(config, device, mesh);
+    const ReadSample read = [](std::int64_t, const Sample& sample) {
+      std::fill(sample.inputs.begin(), sample.inputs.end(), 0);
+      std::fill(sample.targets.begin(), sample.targets.end(), 0);
+      return std::int64_t{0};
+    };
+    trainer.step(1, read, {}, read);
+    device.synchronize();
+    // Closed until the host waits for the GPU, or until the steps are enqueued.
+    enqueue(device.compute().cuda(), {.name = "gate", .ready = [&] {
+                                        if (!is_open && host_waits()) has_waited = is_open = true;
+                                        return is_open.load();
+                                      }});
+    const StepInFlight second = trainer.start_step(2, read, {}, read), third = trainer.start_step(3, read, {}, read);
+    EXPECT_FALSE(has_waited);
+    is_open = true;
+    trainer.finish_step(second);
+    trainer.finish_step(third);
+  }
   EXPECT_TRUE(take_findings().empty());
 }
 

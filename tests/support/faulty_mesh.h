@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "framework/comm/host_axis.h"
 #include "framework/comm/mesh.h"
 #include "framework/comm/mpi_communicator.h"
 #include "framework/config/config.h"
@@ -86,11 +87,14 @@ inline Mesh make_faulty_mesh(MPI_Comm world, const MeshShape& shape, Device& dev
                              std::vector<CallName>* calls = nullptr) {
   int rank = 0;
   MPI_Comm_rank(world, &rank);
-  return make_axes(rank, shape, [&](const Group& group) {
+  const auto make = [&](const Group& group) {
     MPI_Comm comm = MPI_COMM_NULL;
     MPI_Comm_split(world, group.first, group.rank, &comm);
     return std::make_unique<FaultyCommunicator>(comm, group, device, ring, fault, calls);
-  });
+  };
+  Mesh mesh = make_axes(rank, shape, make);
+  mesh.host = make(Group{.axis = host_axis, .size = shape.ranks(), .rank = rank});
+  return mesh;
 }
 
 /// The fault that damages the gradient of parameter `name` after its sum over the data ranks: `damage` gets the rows

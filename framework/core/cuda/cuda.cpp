@@ -8,6 +8,7 @@
 #include <cstring>
 #include <utility>
 
+#include "framework/core/pinned_memory.h"
 #include "kernels/cuda/failure.h"
 #include "kernels/matmul.h"
 
@@ -24,23 +25,6 @@ cudaStream_t make_stream(bool high_priority) {
         "cudaStreamCreateWithPriority");
   return stream;
 }
-
-/// Pinned memory: copies to and from it are asynchronous to the host.
-class PinnedBuffer {
- public:
-  explicit PinnedBuffer(std::int64_t bytes) {
-    check(cudaMallocHost(&memory_, static_cast<std::size_t>(bytes)),
-          "cudaMallocHost of " + std::to_string(bytes) + " bytes");
-  }
-  ~PinnedBuffer() { cudaFreeHost(memory_); }
-  PinnedBuffer(const PinnedBuffer&) = delete;
-  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
-
-  void* memory() const { return memory_; }
-
- private:
-  void* memory_ = nullptr;
-};
 
 /// Device memory for the caching allocator, allocated and freed in the order of the compute stream.
 class StreamOrderedMemory : public MemorySource {
@@ -107,13 +91,16 @@ GpuFacts gpu_facts(int index) {
 }
 
 struct Gpu::State {
-  static constexpr std::int64_t staging_bytes = 4 << 20;
+  /// A buffer is free again when the work before its upload is done. There are enough of them that the uploads of a
+  /// step (its scalars, and the ids and targets of a few micro-batches) do not wait for the step before it.
+  static constexpr std::size_t staging_buffers = 16;
+  static constexpr std::int64_t staging_bytes = 512 << 10;
 
   explicit State(const GpuOptions& options)
       : facts(gpu_facts(options.index)),
         compute(add_stream(false)),
         copy(add_stream(false)),
-        staging{PinnedBuffer(staging_bytes), PinnedBuffer(staging_bytes)},
+        staging(staging_buffers * staging_bytes),
         attention(options.attention, options.deterministic_attention, options.say) {}
   ~State() {
     for (const cudaStream_t stream : streams) {
@@ -127,8 +114,8 @@ struct Gpu::State {
 
   std::vector<cudaStream_t> streams;  // all of them
   cudaStream_t compute, copy;
-  std::array<PinnedBuffer, 2> staging;
-  std::array<std::shared_ptr<CUevent_st>, 2> copied;  // the last copy out of each buffer
+  PinnedMemory staging;
+  std::array<std::shared_ptr<CUevent_st>, staging_buffers> copied;  // the last copy out of each buffer
   std::size_t next = 0;
   kernels::cuda::MatmulPlans matmul;
   kernels::cuda::AttentionPlans attention;
@@ -165,11 +152,11 @@ void Gpu::upload(const void* host, void* device, std::int64_t bytes) {
   wait(s.copy, record(s.compute).get());
   for (std::int64_t begin = 0; begin < bytes; begin += State::staging_bytes) {
     const auto count = static_cast<std::size_t>(std::min(State::staging_bytes, bytes - begin));
-    const std::size_t buffer = std::exchange(s.next, 1 - s.next);
-    if (s.copied[buffer]) check(cudaEventSynchronize(s.copied[buffer].get()), "cudaEventSynchronize");
-    std::memcpy(s.staging[buffer].memory(), static_cast<const char*>(host) + begin, count);
-    check(cudaMemcpyAsync(static_cast<char*>(device) + begin, s.staging[buffer].memory(), count, cudaMemcpyHostToDevice,
-                          s.copy),
+    const std::size_t buffer = std::exchange(s.next, (s.next + 1) % State::staging_buffers);
+    if (s.copied[buffer]) synchronize(s.copied[buffer].get());
+    void* const staged = static_cast<char*>(s.staging.data()) + buffer * State::staging_bytes;
+    std::memcpy(staged, static_cast<const char*>(host) + begin, count);
+    check(cudaMemcpyAsync(static_cast<char*>(device) + begin, staged, count, cudaMemcpyHostToDevice, s.copy),
           "cudaMemcpyAsync to the device");
     s.copied[buffer] = record(s.copy);
   }

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "framework/core/cuda.h"
+#include "framework/core/pinned_memory.h"
 #include "kernels/cuda/failure.h"
 
 namespace choir::cuda {
@@ -26,7 +27,8 @@ double seconds_between(CUevent_st* begin, CUevent_st* end) {
 double seconds_of(CUstream_st* stream, const std::function<void()>& work) {
   StreamTimer timer(stream);
   work();
-  return timer.stop().all;
+  timer.end();
+  return timer.seconds().all;
 }
 
 StreamTimer::StreamTimer(CUstream_st* stream) : stream_(stream), began_(record_time(stream)) {}
@@ -37,10 +39,11 @@ void StreamTimer::wait(CUevent_st* event) {
   waits_.emplace_back(std::move(from), record_time(stream_));
 }
 
-StreamTimer::Seconds StreamTimer::stop() {
-  const Time end = record_time(stream_);
-  check(cudaEventSynchronize(end.get()), "cudaEventSynchronize");
-  Seconds seconds{.all = seconds_between(began_.get(), end.get()), .waiting = 0};
+void StreamTimer::end() { ended_ = record_time(stream_); }
+
+StreamTimer::Seconds StreamTimer::seconds() const {
+  synchronize(ended_.get());
+  Seconds seconds{.all = seconds_between(began_.get(), ended_.get()), .waiting = 0};
   for (const auto& [from, to] : waits_) seconds.waiting += seconds_between(from.get(), to.get());
   return seconds;
 }

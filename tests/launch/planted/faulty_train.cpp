@@ -6,7 +6,7 @@
 //                                       updates is flipped; of the master (-1) or of a state array of the optimizer
 //   slow:RANK:MILLISECONDS              each step of a rank takes longer
 //
-// Run::train() calls Trainer::step() through the linker's --wrap, so nothing in the program knows of it.
+// Run::train() calls Trainer::start_step() through the linker's --wrap, so nothing in the program knows of it.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -63,12 +63,12 @@ void exchange(Trainer& trainer, const std::string& name, std::int64_t row, float
 }  // namespace
 
 using Before = std::function<void()>;
-using Step = StepResult(Trainer*, std::int64_t, const ReadSample&, const Before&, const ReadSample&);
+using Step = StepInFlight(Trainer*, std::int64_t, const ReadSample&, const Before&, const ReadSample&);
 Step real_step asm("__real_" CHOIR_TRAINER_STEP);
 Step wrapped_step asm("__wrap_" CHOIR_TRAINER_STEP);
 
-StepResult wrapped_step(Trainer* trainer, std::int64_t step, const ReadSample& read, const Before& before_update,
-                        const ReadSample& read_next) {
+StepInFlight wrapped_step(Trainer* trainer, std::int64_t step, const ReadSample& read, const Before& before_update,
+                          const ReadSample& read_next) {
   static bool happened = false;  // a step may be computed twice
   const std::string& kind = fault.at(0);
   if (kind == "slow") {
@@ -87,7 +87,7 @@ StepResult wrapped_step(Trainer* trainer, std::int64_t step, const ReadSample& r
         read_next);
   float value = std::strtof(fault.at(4).c_str(), nullptr);
   exchange(*trainer, fault.at(2), number(3), value);
-  const StepResult result = real_step(trainer, step, read, before_update, read_next);
+  const StepInFlight result = real_step(trainer, step, read, before_update, read_next);
   if (kind == "passing") exchange(*trainer, fault.at(2), number(3), value);
   return result;
 }
