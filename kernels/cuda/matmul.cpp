@@ -10,6 +10,10 @@
 // Epilogues by cuBLASLt's names: GELU_AUX(_BIAS), DGELU and BGRADB, since a is cuBLASLt's B. BGRADB with the weight
 // gradient gives the bias gradient in the type of that product's D, f32. DGELU_BGRAD would give it earlier, with the
 // input gradient, but in bf16 if D is bf16: gradients are f32 in Choir.
+//
+// Products of 8 bits (kernels/fp8.h): the documentation asks for A transposed and B not, which are a row-major b^T and
+// a; for addresses, leading dimensions and k at multiples of 16; and, with a vector of scales for each factor, for
+// compute capability 9.0. Sums are promoted to f32 as often as the library can: FAST_ACCUM stays off.
 #include "kernels/matmul.h"
 
 #include <cublasLt.h>
@@ -21,6 +25,7 @@
 
 #include "kernels/cuda/failure.h"
 #include "kernels/elementwise.h"
+#include "kernels/fp8.h"
 
 namespace choir::kernels {
 namespace cuda {
@@ -40,6 +45,7 @@ struct MatmulShape {
   std::uint32_t a_alignment, b_alignment, c_alignment;
   bool bf16_in, bf16_out, transpose_a, transpose_b, bias, accumulate;
   Epilogue epilogue;
+  bool codes = false;  ///< a and b are codes of e4m3 with a scale for each row
 
   bool operator==(const MatmulShape&) const = default;
 };
@@ -48,7 +54,7 @@ struct MatmulShapeHash {
   std::size_t operator()(const MatmulShape& s) const {
     std::uint64_t hash = s.bf16_in | s.bf16_out << 1 | s.transpose_a << 2 | s.transpose_b << 3 | s.bias << 4 |
                          s.accumulate << 5 | s.a_alignment << 6 | s.b_alignment << 12 | s.c_alignment << 18 |
-                         static_cast<std::uint64_t>(s.epilogue) << 32;
+                         static_cast<std::uint64_t>(s.epilogue) << 32 | std::uint64_t{s.codes} << 40;
     for (const std::int64_t size : {s.m, s.n, s.k, s.a_stride, s.b_stride, s.c_stride, s.before_stride, s.batch,
                                     s.a_batch_stride, s.b_batch_stride, s.c_batch_stride}) {
       hash = (hash ^ static_cast<std::uint64_t>(size)) * 0x9e3779b97f4a7c15u;
@@ -65,13 +71,14 @@ const char* text_of(Epilogue epilogue) {
 
 std::string text_of(const MatmulShape& s) {
   const auto operand = [](const char* name, std::int64_t rows, std::int64_t columns, std::int64_t stride,
-                          bool is_bf16) {
+                          const char* type) {
     return std::string(name) + " [" + std::to_string(rows) + ", " + std::to_string(columns) + "] stride " +
-           std::to_string(stride) + (is_bf16 ? " bf16" : " f32");
+           std::to_string(stride) + type;
   };
-  return operand(s.transpose_a ? "transposed a" : "a", s.m, s.k, s.a_stride, s.bf16_in) + ", " +
-         operand(s.transpose_b ? "transposed b" : "b", s.k, s.n, s.b_stride, s.bf16_in) + ", " +
-         operand("c", s.m, s.n, s.c_stride, s.bf16_out) + (s.bias ? ", bias" : "") +
+  const char* in = s.codes ? " e4m3" : s.bf16_in ? " bf16" : " f32";
+  return operand(s.transpose_a ? "transposed a" : "a", s.m, s.k, s.a_stride, in) + ", " +
+         operand(s.transpose_b ? "transposed b" : "b", s.k, s.n, s.b_stride, in) + ", " +
+         operand("c", s.m, s.n, s.c_stride, s.bf16_out ? " bf16" : " f32") + (s.bias ? ", bias" : "") +
          (s.accumulate ? ", accumulate" : "") + text_of(s.epilogue) +
          (s.batch != 1 ? ", " + std::to_string(s.batch) + " at once" : "") +
          (s.before_stride > 0 ? ", before stride " + std::to_string(s.before_stride) : "");
@@ -115,12 +122,11 @@ struct Plan {
 };
 
 /// Row-major [rows, columns] as cuBLASLt sees it: column-major [columns, rows].
-void describe(Layout& layout, bool is_bf16, std::int64_t rows, std::int64_t columns, std::int64_t stride,
+void describe(Layout& layout, cudaDataType_t type, std::int64_t rows, std::int64_t columns, std::int64_t stride,
               std::int64_t batch_stride, const MatmulShape& shape) {
   // A matrix of one row has no next row; cuBLASLt still requires a stride that is not too short.
-  check_library(cublasLtMatrixLayoutCreate(layout.address(), is_bf16 ? CUDA_R_16BF : CUDA_R_32F,
-                                           static_cast<std::uint64_t>(columns), static_cast<std::uint64_t>(rows),
-                                           std::max(stride, columns)),
+  check_library(cublasLtMatrixLayoutCreate(layout.address(), type, static_cast<std::uint64_t>(columns),
+                                           static_cast<std::uint64_t>(rows), std::max(stride, columns)),
                 "cublasLtMatrixLayoutCreate", &shape);
   if (shape.batch == 1) return;
   const auto set = [&](cublasLtMatrixLayoutAttribute_t attribute, const auto& value) {
@@ -167,11 +173,17 @@ std::unique_ptr<Plan> make_plan(cublasLtHandle_t handle, const MatmulShape& s) {
     set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, stand_in, s);
     set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, s.before_stride, s);
   }
-  describe(plan->left, s.bf16_in, s.transpose_b ? s.n : s.k, s.transpose_b ? s.k : s.n, s.b_stride, s.b_batch_stride,
-           s);
-  describe(plan->right, s.bf16_in, s.transpose_a ? s.k : s.m, s.transpose_a ? s.m : s.k, s.a_stride, s.a_batch_stride,
-           s);
-  describe(plan->result, s.bf16_out, s.m, s.n, s.c_stride, s.c_batch_stride, s);
+  if (s.codes) {
+    for (const auto mode : {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE})
+      set(plan->operation, mode, std::int32_t{CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F}, s);
+    for (const auto scales : {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER})
+      set(plan->operation, scales, stand_in, s);
+    set(plan->operation, CUBLASLT_MATMUL_DESC_FAST_ACCUM, std::int8_t{0}, s);
+  }
+  const cudaDataType_t in = s.codes ? CUDA_R_8F_E4M3 : s.bf16_in ? CUDA_R_16BF : CUDA_R_32F;
+  describe(plan->left, in, s.transpose_b ? s.n : s.k, s.transpose_b ? s.k : s.n, s.b_stride, s.b_batch_stride, s);
+  describe(plan->right, in, s.transpose_a ? s.k : s.m, s.transpose_a ? s.m : s.k, s.a_stride, s.a_batch_stride, s);
+  describe(plan->result, s.bf16_out ? CUDA_R_16BF : CUDA_R_32F, s.m, s.n, s.c_stride, s.c_batch_stride, s);
 
   Preference preference;
   check_library(cublasLtMatmulPreferenceCreate(preference.address()), "cublasLtMatmulPreferenceCreate", &s);
@@ -267,6 +279,43 @@ bool within_rules(const MatmulShape& s) {
   return false;
 }
 
+MatmulShape shape_of(const ScaledMatmul& args) {
+  return {.m = args.m,
+          .n = args.n,
+          .k = args.k,
+          .a_stride = args.k,
+          .b_stride = args.k,
+          .c_stride = args.n,
+          .before_stride = 0,
+          .batch = 1,
+          .a_alignment = epilogue_alignment,
+          .b_alignment = epilogue_alignment,
+          .c_alignment = epilogue_alignment,
+          .bf16_in = false,
+          .bf16_out = true,
+          .transpose_a = false,
+          .transpose_b = true,
+          .bias = args.bias != nullptr,
+          .accumulate = false,
+          .epilogue = Epilogue::none,
+          .codes = true};
+}
+
+/// The product of what the codes stand for, a before b at `factors`: m k and n k are multiples of 16.
+Matmul<bf16, bf16> widened(const ScaledMatmul& args, bf16* factors) {
+  return {.a = factors,
+          .b = factors + args.m * args.k,
+          .c = args.c,
+          .bias = args.bias,
+          .m = args.m,
+          .n = args.n,
+          .k = args.k,
+          .a_stride = args.k,
+          .b_stride = args.k,
+          .c_stride = args.n,
+          .transpose_b = true};
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -318,6 +367,40 @@ void matmul(Cuda device, const Matmul<In, Out>& args) {
       "cublasLtMatmul", &shape);
   if (args.epilogue == Epilogue::bias_gradient)
     accumulate<float>(device, {bias_sums, args.bias_gradient, 1, args.m, args.m, args.m});
+}
+
+std::int64_t scaled_matmul_workspace_bytes(Cuda, const ScaledMatmul& args) {
+  if (args.m == 0 || args.n == 0) return 0;
+  const std::int64_t numbers = cuda::multiplies_codes(args) ? 0 : (args.m + args.n) * args.k;
+  return cuda::product_workspace_bytes + numbers * std::int64_t{sizeof(bf16)};
+}
+
+void scaled_matmul(Cuda device, const ScaledMatmul& args) {
+  if (args.m == 0 || args.n == 0) return;
+  if (!cuda::multiplies_codes(args)) {
+    auto* const factors = reinterpret_cast<bf16*>(static_cast<char*>(args.workspace) + cuda::product_workspace_bytes);
+    Matmul<bf16, bf16> product = cuda::widened(args, factors);
+    cuda::dequantise(device, args.a, args.a_scales, factors, args.m, args.k);
+    cuda::dequantise(device, args.b, args.b_scales, factors + args.m * args.k, args.n, args.k);
+    product.workspace = args.workspace;
+    matmul(device, product);
+    return;
+  }
+  const cuda::MatmulShape shape = cuda::shape_of(args);
+  cuda::MatmulPlans::State& plans = device.matmul_plans->state();
+  const cuda::Plan& plan = cuda::find_plan(plans, shape);
+  cuda::check_library(plan.answer, "cublasLtMatmulAlgoGetHeuristic", &shape);
+  const auto set_address = [&](cublasLtMatmulDescAttributes_t attribute, const void* address) {
+    cuda::set(plan.operation, attribute, address, shape);
+  };
+  if (args.bias != nullptr) set_address(CUBLASLT_MATMUL_DESC_BIAS_POINTER, args.bias);
+  set_address(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, args.b_scales);
+  set_address(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, args.a_scales);
+  const float one = 1, zero = 0;
+  cuda::check_library(cublasLtMatmul(plans.handle, plan.operation, &one, args.b, plan.left, args.a, plan.right, &zero,
+                                     args.c, plan.result, args.c, plan.result, &plan.algorithm, args.workspace,
+                                     static_cast<std::size_t>(cuda::product_workspace_bytes), device.stream),
+                      "cublasLtMatmul", &shape);
 }
 
 template std::int64_t matmul_workspace_bytes<float, float>(Cuda, const Matmul<float, float>&);

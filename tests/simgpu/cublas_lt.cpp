@@ -3,8 +3,9 @@
 // What the documentation forbids is refused here too: factors whose sizes differ, a leading dimension below the rows, a
 // bias of a type that the product does not support, an auxiliary matrix that is missing, has a leading dimension not
 // divisible by 8 or is given with an epilogue without one, an address less aligned than promised, a workspace smaller
-// than stated. What is allowed but wrong (the leading dimension of another matrix) accesses the wrong bytes, which the
-// checks of every operation find.
+// than stated; of products of e4m3 anything but A transposed and B not, a vector of scales for each, sizes at multiples
+// of 16, a result in bf16, exact sums and compute capability 9.0. What is allowed but wrong (the leading dimension of
+// another matrix) accesses the wrong bytes, which the checks of every operation find.
 #include "tests/simgpu/cublas_lt.h"
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/fp8.h"
 #include "kernels/types.h"
 #include "tests/kernels/gelu.h"
 #include "tests/simgpu/runtime.h"
@@ -61,6 +63,18 @@ struct Operands : Attributes {
   void* aux() const { return get<void*>(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, nullptr); }
   std::int64_t aux_stride() const { return get(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, std::int64_t{0}); }
 
+  /// The scales of A or of B; null: none are given, or not as a vector.
+  const float* scales(cublasLtMatmulDescAttributes_t mode, cublasLtMatmulDescAttributes_t pointer) const {
+    const bool vector = get(mode, std::int32_t{0}) == CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    return vector ? get<const float*>(pointer, nullptr) : nullptr;
+  }
+  const float* a_scales() const {
+    return scales(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER);
+  }
+  const float* b_scales() const {
+    return scales(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER);
+  }
+
   bool is(std::initializer_list<cublasLtEpilogue_t> kinds) const {
     return std::find(kinds.begin(), kinds.end(), epilogue()) != kinds.end();
   }
@@ -75,7 +89,7 @@ struct Matrix : Attributes {
   std::int64_t rows, columns, stride;
 
   bool row_major() const { return get(CUBLASLT_MATRIX_LAYOUT_ORDER, CUBLASLT_ORDER_COL) == CUBLASLT_ORDER_ROW; }
-  std::int64_t width() const { return type == CUDA_R_32F ? 4 : 2; }
+  std::int64_t width() const { return type == CUDA_R_32F ? 4 : type == CUDA_R_8F_E4M3 ? 1 : 2; }
   std::int64_t at(std::int64_t row, std::int64_t column) const {
     return row_major() ? row * stride + column : column * stride + row;
   }
@@ -101,11 +115,17 @@ std::size_t size_of(cublasLtMatmulDescAttributes_t attribute) {
     case CUBLASLT_MATMUL_DESC_TRANSA:
     case CUBLASLT_MATMUL_DESC_TRANSB:
     case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
+    case CUBLASLT_MATMUL_DESC_A_SCALE_MODE:
+    case CUBLASLT_MATMUL_DESC_B_SCALE_MODE:
       return sizeof(std::int32_t);
+    case CUBLASLT_MATMUL_DESC_FAST_ACCUM:
+      return sizeof(std::int8_t);
     case CUBLASLT_MATMUL_DESC_EPILOGUE:
       return sizeof(std::uint32_t);
     case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
     case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER:
+    case CUBLASLT_MATMUL_DESC_A_SCALE_POINTER:
+    case CUBLASLT_MATMUL_DESC_B_SCALE_POINTER:
       return sizeof(void*);
     case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD:
       return sizeof(std::int64_t);
@@ -148,6 +168,7 @@ struct Algorithm {
 static_assert(sizeof(Algorithm) <= sizeof(cublasLtMatmulAlgo_t));
 
 float load(const void* from, std::int64_t i, cudaDataType_t type) {
+  if (type == CUDA_R_8F_E4M3) return kernels::value_of_e4m3(static_cast<const std::uint8_t*>(from)[i]);
   return type == CUDA_R_32F ? static_cast<const float*>(from)[i]
                             : static_cast<float>(static_cast<const bf16*>(from)[i]);
 }
@@ -158,7 +179,20 @@ void store(void* to, std::int64_t i, cudaDataType_t type, float value) {
     static_cast<bf16*>(to)[i] = bf16(value);
 }
 
-bool known(cudaDataType_t type) { return type == CUDA_R_32F || type == CUDA_R_16BF; }
+bool known(cudaDataType_t type) { return type == CUDA_R_32F || type == CUDA_R_16BF || type == CUDA_R_8F_E4M3; }
+
+/// Those of products of 8 bits: cuBLAS 13.0, "cublasLtMatmul", "Narrow precision data types usage".
+bool allows_codes(const Operands& o, const Matrix& a, const Matrix& b, const Matrix& d) {
+  const auto divides = [](std::initializer_list<std::int64_t> sizes) {
+    return std::all_of(sizes.begin(), sizes.end(), [](std::int64_t size) { return size % 16 == 0; });
+  };
+  return options().compute_capability == 90 && o.transposed(CUBLASLT_MATMUL_DESC_TRANSA) &&
+         !o.transposed(CUBLASLT_MATMUL_DESC_TRANSB) && o.a_scales() && o.b_scales() &&
+         divides({a.rows, a.columns, a.stride, b.rows, b.stride, d.stride}) && d.type == CUDA_R_16BF &&
+         d.batches() == 1 && !a.row_major() && !b.row_major() && !d.row_major() &&
+         o.get(CUBLASLT_MATMUL_DESC_FAST_ACCUM, std::int8_t{0}) == 0 &&
+         (o.is({CUBLASLT_EPILOGUE_DEFAULT}) || o.is({CUBLASLT_EPILOGUE_BIAS}));
+}
 
 /// The rules of cublasLtMatmul that a caller can break.
 cublasStatus_t verdict(const Operands& o, const Matrix& a, const Matrix& b, const Matrix& c, const Matrix& d) {
@@ -171,6 +205,10 @@ cublasStatus_t verdict(const Operands& o, const Matrix& a, const Matrix& b, cons
       return CUBLAS_STATUS_INVALID_VALUE;
   if (o.compute != CUBLAS_COMPUTE_32F || o.scale != CUDA_R_32F || a.type != b.type) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (a.type == CUDA_R_32F && d.type != CUDA_R_32F) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (d.type == CUDA_R_8F_E4M3) return CUBLAS_STATUS_NOT_SUPPORTED;
+  const bool codes = a.type == CUDA_R_8F_E4M3;
+  if (codes && !allows_codes(o, a, b, d)) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (!codes && (o.a_scales() || o.b_scales())) return CUBLAS_STATUS_INVALID_VALUE;
   const bool plain = o.is({CUBLASLT_EPILOGUE_DEFAULT}) || o.is({CUBLASLT_EPILOGUE_BIAS});
   if (!plain && !o.writes_aux() && !o.reads_aux() && !o.sums_b())
     return CUBLAS_STATUS_NOT_SUPPORTED;  // Choir uses no other
@@ -227,6 +265,7 @@ void multiply(const Operands& o, float alpha, const void* a, const Matrix& la, c
           for (int s = 0; s < 4; ++s) sums[s] += row[p + s] * column[static_cast<std::size_t>(p + s)];
         for (; p < k; ++p) sums[0] += row[p] * column[static_cast<std::size_t>(p)];
         float value = alpha * ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+        if (o.a_scales()) value = value * o.a_scales()[i] * o.b_scales()[j];
         if (beta != 0) value += beta * load(c, batch * lc.batch_stride() + lc.at(i, j), lc.type);
         if (o.adds_bias()) value += load(o.bias(), i, ld.type);
         if (o.writes_aux()) {
@@ -397,6 +436,11 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_
   la.add_accesses(operation.accesses, a, false);
   lb.add_accesses(operation.accesses, b, false);
   if (plus != 0) lc.add_accesses(operation.accesses, c, false);
+  if (operands.a_scales()) {
+    constexpr std::int64_t bytes = sizeof(float);
+    operation.accesses.push_back({.begin = operands.a_scales(), .bytes = ld.rows * bytes});
+    operation.accesses.push_back({.begin = operands.b_scales(), .bytes = ld.columns * bytes});
+  }
   if (operands.adds_bias()) operation.accesses.push_back({.begin = operands.bias(), .bytes = ld.rows * ld.width()});
   if (operands.sums_b())
     operation.accesses.push_back({.begin = operands.bias(), .bytes = ld.columns * ld.width(), .write = true});

@@ -136,5 +136,61 @@ TEST_F(Refusals, AttributesOfCublasLtHaveTheSizeOfTheirType) {
   cublasLtMatmulDescDestroy(operation);
 }
 
+/// One product of e4m3 that cuBLASLt takes; the test breaks one rule at a time.
+struct CodesProduct {
+  cublasOperation_t a = CUBLAS_OP_T, b = CUBLAS_OP_N;
+  std::int32_t a_mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+  const void* scales = reinterpret_cast<const void*>(std::uintptr_t{256});
+  std::int8_t fast = 0;
+  cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+  std::uint64_t m = 32, n = 5, k = 48;
+  cudaDataType_t result = CUDA_R_16BF;
+  int capability = 90;
+
+  cublasStatus_t answer() const {
+    configure({.compute_capability = capability});
+    cublasLtMatmulDesc_t operation = nullptr;
+    cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+      EXPECT_EQ(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof value), CUBLAS_STATUS_SUCCESS);
+    };
+    set(CUBLASLT_MATMUL_DESC_TRANSA, a);
+    set(CUBLASLT_MATMUL_DESC_TRANSB, b);
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, a_mode);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, std::int32_t{CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F});
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales);
+    set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, fast);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+    cublasLtMatrixLayout_t left = nullptr, right = nullptr, out = nullptr;
+    const bool ta = a == CUBLAS_OP_T, tb = b == CUBLAS_OP_T;
+    cublasLtMatrixLayoutCreate(&left, CUDA_R_8F_E4M3, ta ? k : m, ta ? m : k, static_cast<std::int64_t>(ta ? k : m));
+    cublasLtMatrixLayoutCreate(&right, CUDA_R_8F_E4M3, tb ? n : k, tb ? k : n, static_cast<std::int64_t>(tb ? n : k));
+    cublasLtMatrixLayoutCreate(&out, result, m, n, static_cast<std::int64_t>(m));
+    cublasLtMatmulPreference_t preference = nullptr;
+    cublasLtMatmulPreferenceCreate(&preference);
+    cublasLtMatmulHeuristicResult_t found;
+    int count = 0;
+    const cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(nullptr, operation, left, right, out, out, preference, 1, &found, &count);
+    cublasLtMatmulPreferenceDestroy(preference);
+    for (const cublasLtMatrixLayout_t layout : {left, right, out}) cublasLtMatrixLayoutDestroy(layout);
+    cublasLtMatmulDescDestroy(operation);
+    return status;
+  }
+};
+
+TEST_F(Refusals, ProductsOf8BitsObeyTheDocumentation) {
+  EXPECT_EQ(CodesProduct().answer(), CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ((CodesProduct{.epilogue = CUBLASLT_EPILOGUE_BIAS}).answer(), CUBLAS_STATUS_SUCCESS);
+  const CodesProduct refused[] = {
+      {.a = CUBLAS_OP_N},  {.b = CUBLAS_OP_T}, {.a_mode = CUBLASLT_MATMUL_MATRIX_SCALE_SCALAR_32F},
+      {.scales = nullptr}, {.fast = 1},        {.epilogue = CUBLASLT_EPILOGUE_GELU_AUX},
+      {.m = 24},           {.k = 40},          {.result = CUDA_R_32F},
+      {.capability = 80},  {.capability = 100}};
+  for (std::size_t i = 0; i < std::size(refused); ++i)
+    EXPECT_EQ(refused[i].answer(), CUBLAS_STATUS_NOT_SUPPORTED) << "the change with number " << i;
+}
+
 }  // namespace
 }  // namespace choir::simgpu::tests
