@@ -22,7 +22,7 @@ struct Arguments {
 
 int print_plan(Config config, std::int64_t ranks, int processors, bool json) {
   const DeviceKind kind = config.train.device == TrainDevice::cuda ? DeviceKind::cuda : DeviceKind::cpu;
-  const bool bf16_on_cpu = kind == DeviceKind::cpu && config.train.precision == Precision::bf16;
+  const bool bf16_on_cpu = kind == DeviceKind::cpu && config.train.precision != Precision::f32;
   const kernels::CpuUnit unit = cpu_unit(config, kernels::cpu::has_tiles(), kernels::cpu::has_fast_vectors());
   const bool emulated = bf16_on_cpu && unit != kernels::CpuUnit::tiles && !kernels::cpu::has_native_bf16();
   if (bf16_on_cpu) {  // planning needs no bf16 instructions

@@ -106,7 +106,7 @@ kernels::CpuUnit cpu_unit(const Config& config, bool has_tiles, bool has_fast_ve
   using enum kernels::CpuUnit;
   if (config.train.device == TrainDevice::cuda || config.train.cpu_kernels == CpuKernels::onednn) return library;
   const bool automatic = config.train.cpu_kernels == CpuKernels::automatic;
-  if (config.train.precision == Precision::bf16 && (has_tiles || !automatic)) return tiles;
+  if (config.train.precision != Precision::f32 && (has_tiles || !automatic)) return tiles;
   return automatic && has_fast_vectors ? vectors : library;
 }
 
@@ -152,6 +152,14 @@ static std::unique_ptr<Device> make_gpu_device(const Config& config, const MpiPr
   if (!speaks) options.say = {};
   const GpuFacts facts = cuda::gpu_facts(options.index);
   check_distinct_gpus(process, facts.bus);
+  if (config.train.precision == Precision::fp8 && facts.compute_capability != 90)
+    throw ConfigError(Problem{
+        .what = fmt::format("train.precision = fp8, but rank {} has {} (sm_{})", process.rank(), facts.name,
+                            facts.compute_capability),
+        .why =
+            "cuBLASLt multiplies numbers of 8 bits with a scale for each row on GPUs of compute capability 9.0 only: "
+            "H100, H200, GH200",
+        .fix = "set train.precision to bf16"});
   if (speaks)
     std::fprintf(stderr, "choir: rank 0 drives GPU %d: %s, %.1f GB, sm_%d\n", options.index, facts.name.c_str(),
                  static_cast<double>(facts.memory_bytes) / 1e9, facts.compute_capability);

@@ -36,13 +36,14 @@ int verify(const Config& asked, MpiProcess& process, const MakeMesh& make) {
     if (!worst || !(c.difference * worst->tolerance <= worst->difference * c.tolerance)) worst = &c;
   }
   if (process.rank() == 0) {
-    fmt::print("{} on {} ({}; layers {}, heads {}, head width {}, {} {}; {}): {}\n",
-               quantity(std::ssize(comparisons), "comparison"), quantity(process.ranks(), "rank"),
-               describe_layout(config.parallel, mesh.shape, config.parallel.context_kind), config.model.layers,
-               config.model.attention.heads, config.model.head_width(),
-               config.model.is_classifier() ? "classes" : "vocabulary", config.model.outputs(),
-               config.train.precision == Precision::f32 ? "f32" : "f32 and bf16",
-               mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
+    fmt::print(
+        "{} on {} ({}; layers {}, heads {}, head width {}, {} {}; {}): {}\n",
+        quantity(std::ssize(comparisons), "comparison"), quantity(process.ranks(), "rank"),
+        describe_layout(config.parallel, mesh.shape, config.parallel.context_kind), config.model.layers,
+        config.model.attention.heads, config.model.head_width(),
+        config.model.is_classifier() ? "classes" : "vocabulary", config.model.outputs(),
+        config.train.precision == Precision::f32 ? "f32" : fmt::format("f32 and {}", name_of(config.train.precision)),
+        mismatches == 0 ? "the layout computes what one rank computes" : "MISMATCH");
     std::printf("the worst: %s, differs by %.3g of its root mean square, tolerance %.3g\n", worst->what.c_str(),
                 worst->difference, worst->tolerance);
   }

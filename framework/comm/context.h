@@ -88,6 +88,7 @@ struct Context {
   DeferredWork* deferred = nullptr;      ///< where linear layers leave their weight gradients; null: computed at once
   const KeyValueCache* cache = nullptr;  ///< of the current layer, in generation
   bool training = true;                  ///< false: no dropout
+  bool fp8 = false;                      ///< nn/linear.h multiplies activations of bf16 in 8 bits
   /// Of losses that every row has, the balance of experts and of heads: gradients are those of row_scale * their sum.
   /// 0: no gradient is wanted.
   double row_scale = 0;

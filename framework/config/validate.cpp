@@ -396,12 +396,9 @@ void Validator::check_precision() {
   if (t.device == TrainDevice::cuda && !kernels::built_with_cuda)
     add("train.device = cuda, but this choir was built without CUDA", "the build found no CUDA toolkit",
         "install the toolkit (nvcc, cuBLASLt, NCCL) and build again, or set train.device to cpu");
-  if (t.precision == Precision::fp8)
-    add("train.precision = fp8 is not built yet", "products of 8 bits are not available",
-        "set train.precision to bf16 or f32");
-  if (t.precision == Precision::bf16 && t.device != TrainDevice::cuda && !t.emulate_bf16 &&
+  if (t.precision != Precision::f32 && t.device != TrainDevice::cuda && !t.emulate_bf16 &&
       !kernels::cpu::has_native_bf16())
-    add("train.precision = bf16, but this processor has no bf16 instructions",
+    add(fmt::format("train.precision = {}, but this processor has no bf16 instructions", name_of(t.precision)),
         "bf16 matrix products need the instruction set avx512_bf16; without it they go through f32 copies, slower than "
         "f32",
         "set train.precision to f32, or train.emulate_bf16 to true (the same values, slowly)");
@@ -409,7 +406,7 @@ void Validator::check_precision() {
 
 void Validator::check_cpu_kernels() {
   const TrainConfig& t = config_.train;
-  if (t.cpu_kernels == CpuKernels::tiles && t.precision == Precision::bf16 && t.device != TrainDevice::cuda &&
+  if (t.cpu_kernels == CpuKernels::tiles && t.precision != Precision::f32 && t.device != TrainDevice::cuda &&
       !kernels::cpu::has_tiles())
     add(fmt::format("train.cpu_kernels = tiles, but {}", describe(kernels::cpu::examine_tiles())),
         "the kernels need the instruction sets amx_tile, amx_bf16 and avx512_bf16, Linux 5.16 or newer, and exact "

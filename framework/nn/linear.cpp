@@ -1,8 +1,45 @@
 #include "framework/nn/linear.h"
 
+#include "framework/ops/fp8.h"
 #include "framework/ops/linear.h"
 
 namespace choir {
+namespace {
+
+using ops::ScaledBy;
+
+/// What a rank has of the dim that a product sums over.
+enum class Summed : std::uint8_t { whole, split };
+
+/// x w^T + bias in 8 bits, if w is scaled by rows; x w if by columns.
+Tensor multiply_8_bits(const char* name, const Tensor& x, const Tensor& w, ScaledBy by, const Tensor& bias,
+                       Summed summed, Context& context) {
+  Runtime& runtime = context.runtime;
+  const std::int64_t rows = x.rows(), channels = by == ScaledBy::rows ? w.rows() : w.width();
+  const Tensor exponents = runtime.empty({rows + channels}, DType::u8);
+  const Tensor of_x = exponents.slice_columns(0, rows), of_w = exponents.slice_columns(rows, rows + channels);
+  ops::scale_exponents(runtime, x, ScaledBy::rows, of_x);
+  ops::scale_exponents(runtime, w, by, of_w);
+  if (summed == Summed::split)
+    context.mesh.tensor->all_reduce(exponents, Reduce::max, runtime.device.compute(), "scales of 8 bits");
+  const ops::ScaledRows scaled_x = ops::quantise(runtime, x, ScaledBy::rows, of_x);
+  return ops::scaled_linear(runtime, name, scaled_x, ops::quantise(runtime, w, by, of_w), bias);
+}
+
+/// y = x weight^T + bias
+Tensor multiply(const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias, Summed summed,
+                Context& context) {
+  if (context.fp8) return multiply_8_bits(name, x, weight, ScaledBy::rows, bias, summed, context);
+  return ops::linear(context.runtime, name, x, weight, bias, x.dtype());
+}
+
+/// dx = dy weight
+Tensor multiply_gradient(const char* name, const Tensor& dy, const Tensor& weight, Summed summed, Context& context) {
+  if (context.fp8) return multiply_8_bits(name, dy, weight, ScaledBy::columns, {}, summed, context);
+  return ops::linear_input_gradient(context.runtime, name, dy, weight);
+}
+
+}  // namespace
 
 void compute_weight_gradient(Context& context, std::function<void(Context&)> work) {
   if (context.deferred)
@@ -47,16 +84,20 @@ static Tensor flat(const Weight* weight, const Tensor Weight::*tensor) {
 }
 
 Tensor ColumnLinear::forward(const char* name, const Tensor& x, Context& context) const {
-  return ops::linear(context.runtime, name, x, weight_->value, flat(bias_, &Weight::value), x.dtype());
+  return multiply(name, x, weight_->value, flat(bias_, &Weight::value), Summed::whole, context);
 }
 
 Tensor ColumnLinear::forward_activation(const char* name, ops::Activation kind, const Tensor& x, Tensor& before,
                                         Context& context) const {
+  if (context.fp8) {
+    before = forward(name, x, context);
+    return ops::activation(context.runtime, kind, before);
+  }
   return ops::linear_activation(context.runtime, name, kind, x, weight_->value, flat(bias_, &Weight::value), before);
 }
 
 Tensor ColumnLinear::backward_input(const char* name, const Tensor& dy, Context& context) const {
-  return ops::linear_input_gradient(context.runtime, name, dy, weight_->value);
+  return multiply_gradient(name, dy, weight_->value, Summed::split, context);
 }
 
 void ColumnLinear::backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context& context) const {
@@ -84,15 +125,16 @@ RowLinear::RowLinear(const std::string& name, std::int64_t outputs, std::int64_t
 }
 
 Tensor RowLinear::forward(const char* name, const Tensor& x, Context& context) const {
-  return ops::linear(context.runtime, name, x, weight_->value, {}, x.dtype());
+  return multiply(name, x, weight_->value, {}, Summed::split, context);
 }
 
 Tensor RowLinear::backward_input(const char* name, const Tensor& dy, Context& context) const {
-  return ops::linear_input_gradient(context.runtime, name, dy, weight_->value);
+  return multiply_gradient(name, dy, weight_->value, Summed::whole, context);
 }
 
 Tensor RowLinear::backward_input_activation(const char* name, ops::Activation kind, const Tensor& dy,
                                             const Tensor& before, Context& context) const {
+  if (context.fp8) return ops::activation_backward(context.runtime, kind, backward_input(name, dy, context), before);
   return ops::linear_input_gradient_activation(context.runtime, name, kind, dy, weight_->value, before);
 }
 

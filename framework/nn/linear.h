@@ -3,6 +3,10 @@
 //   ColumnLinear  splits the outputs: each rank computes some columns of y from all of x
 //   RowLinear     splits the inputs: each rank computes a partial sum of all of y; the bias is added after the sum
 //
+// If Context::fp8, forward and the input gradient multiply numbers of 8 bits (ops/fp8.h), each row with a scale of its
+// own: a token's, a channel's of the weight. Where the ranks have parts of what a product sums over, they agree about the
+// scales, so that a row is scaled alike in every layout. Weight gradients are products of bf16.
+//
 // Rule of this folder: parameter gradients accumulate (+=), activation gradients overwrite (=).
 #pragma once
 

@@ -61,6 +61,23 @@ inline double rounding_bound(const ModelConfig& c, std::int64_t rows, DType type
   return 2 * std::sqrt(2 * results * (type == DType::bf16 ? 1 : longest)) * unit_roundoff(type);
 }
 
+/// The bound of gradients computed in bf16 with products of 8 bits.
+///
+/// A number that is rounded to 8 bits is a step away from that of the other run if it differs by little but falls to
+/// the other side of a middle; at worst the two errors are independent. An error is even over a step, at most 2^-4 of
+/// the number, and numbers are even over an octave by their logarithm: the root mean square of an error is
+///
+///   u = 2^-4 / sqrt(3) sqrt(3 / (8 ln 2)) = 0.0266
+///
+/// of the number. In the chain above, what a product reads is so rounded: four results of a block, three of
+/// cross-attention; weights are equal in both runs. As for bf16, n is 1, and the errors are added to those of bf16.
+/// With two layers this is 0.38, below the 0.7 by which a sum lacks one of two ranks.
+inline double rounding_bound_of_8_bits(const ModelConfig& c, std::int64_t rows) {
+  constexpr double u = 0.0266;
+  const std::int64_t read = 4 * (c.layers + c.encoder_blocks()) + (c.has_source() ? 3 * c.layers : 0);
+  return std::hypot(2 * std::sqrt(2 * static_cast<double>(3 * read)) * u, rounding_bound(c, rows, DType::bf16));
+}
+
 /// Of one tensor or number in two runs.
 struct Comparison {
   std::string what;       ///< "gradient of blocks.0.attention.q.weight"

@@ -219,6 +219,25 @@ void Run::load(Trainer& trainer) {
   position_.run = start_.record.id;
 }
 
+/// Which products of train.precision = fp8 are of bf16 on this rank.
+static std::string describe_8_bits(const ParameterStore& store, DeviceKind device) {
+  if (device == DeviceKind::cpu) return "fp8: a CPU multiplies in bf16 what numbers of 8 bits stand for";
+  std::int64_t layers = 0;
+  std::string example;
+  for (const Parameter& p : store.parameters()) {
+    const auto has = [&](const char* part) { return p.name.find(part) != std::string::npos; };
+    const bool linear = p.shape.size() == 2 && (has("attention.") || has(".feed_forward.")) && !has(".router.") &&
+                        !has(".experts.");  // nn/linear.h
+    if (!linear || (p.weight->rows % 16 == 0 && p.weight->width % 16 == 0)) continue;
+    if (++layers == 1) example = fmt::format("{} [{}, {}]", p.name, p.weight->rows, p.weight->width);
+  }
+  if (layers == 0) return "";
+  return fmt::format(
+      "fp8: {} on this rank multiply in bf16 what numbers of 8 bits stand for, since a width of the layer is not a "
+      "multiple of 16: {} with what it is joined to",
+      quantity(layers, "weight"), example);
+}
+
 void Run::describe(Trainer& trainer) {
   const MeshShape& shape = mesh_.shape;
   say(fmt::format("{} parameters; {}: {}; {} a rank; {} of {}", all_parameters(config_.model).global_count(),
@@ -232,6 +251,8 @@ void Run::describe(Trainer& trainer) {
   say(map);
   if (heads.imbalance() > 1) say(fmt::format("the largest share of heads is {:.2f} times the mean", heads.imbalance()));
   say(data_->describe());
+  if (config_.train.precision != Precision::fp8) return;
+  if (const std::string text = describe_8_bits(trainer.parameters(), device_.kind()); !text.empty()) say(text);
 }
 
 void Run::report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done) {

@@ -126,7 +126,11 @@ class Trainer {
   Runtime& runtime() { return runtime_; }
   Mesh& mesh() { return mesh_; }
   Context context() {
-    return {.runtime = runtime_, .mesh = mesh_, .kind = config_.parallel.context_kind, .choices = choices_};
+    return {.runtime = runtime_,
+            .mesh = mesh_,
+            .kind = config_.parallel.context_kind,
+            .fp8 = config_.train.precision == Precision::fp8,
+            .choices = choices_};
   }
   /// From now on steps write the choices of experts and heads to `record`, or replay them; null: neither.
   void set_choices(ChoiceRecord* record) { choices_ = record; }

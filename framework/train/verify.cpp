@@ -186,6 +186,12 @@ Outcome run(const Config& config, Device& device, Mesh& mesh, const std::string&
   return outcome;
 }
 
+double bound_of(Precision precision, const Config& config) {
+  const std::int64_t rows = config.train.batch * config.model.context;
+  if (precision == Precision::fp8) return rounding_bound_of_8_bits(config.model, rows);
+  return rounding_bound(config.model, rows, precision == Precision::bf16 ? DType::bf16 : DType::f32);
+}
+
 /// The value of rank 0, on every rank. Collective.
 double of_rank_0(double value, Device& device, Mesh& mesh) {
   Runtime runtime{.device = device};
@@ -254,8 +260,7 @@ std::vector<Comparison> verify_layout(const Config& config, Device& device, Mesh
   if (config.train.precision != Precision::f32) precisions.push_back(config.train.precision);
   for (const Precision used : precisions) {
     const std::string precision = name_of(used);
-    const double bound = rounding_bound(config.model, config.train.batch * config.model.context,
-                                        used == Precision::bf16 ? DType::bf16 : DType::f32);
+    const double bound = bound_of(used, config);
     double scale = 0;  // of the gradients
     for (const OptimizerKind kind : {OptimizerKind::sgd, OptimizerKind::adamw}) {
       Config c = config;

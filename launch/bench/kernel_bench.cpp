@@ -14,10 +14,10 @@ Peak peak_of(const Config& config, const Device& device, const TrainBench& bench
             .bytes_per_second = bench.copy_bytes_per_second,
             .source = "measured: matrix products of these shapes, and a large copy"};
   const GpuFacts& facts = device.gpu_facts();
-  const double of_sheet = config.train.precision == Precision::bf16 ? bf16_of_data_sheet(facts.name) : 0;
+  const double of_sheet = config.train.precision == Precision::f32 ? 0 : bf16_of_data_sheet(facts.name);
   return {
       .flops_per_second =
-          config.train.precision == Precision::bf16 ? facts.bf16_flops_per_second : facts.f32_flops_per_second,
+          config.train.precision == Precision::f32 ? facts.f32_flops_per_second : facts.bf16_flops_per_second,
       .bytes_per_second = facts.bytes_per_second,
       .source = fmt::format("{}: from its clocks, multiprocessors and memory bus{}", facts.name,
                             of_sheet > 0 ? fmt::format("; its data sheet says {:.1f} GFLOP/s", of_sheet / 1e9) : "")};

@@ -82,7 +82,7 @@ double over_ranks(Trainer& trainer, double value, Reduce op) {
 
 /// The best of this processor at products of this precision, whatever train.cpu_kernels uses.
 kernels::CpuUnit fastest_unit(Precision precision) {
-  if (precision != Precision::bf16) return kernels::CpuUnit::library;
+  if (precision == Precision::f32) return kernels::CpuUnit::library;
   if (kernels::cpu::has_tiles()) return kernels::CpuUnit::tiles;
   return kernels::cpu::has_fast_vectors() ? kernels::CpuUnit::vectors : kernels::CpuUnit::library;
 }
@@ -90,8 +90,8 @@ kernels::CpuUnit fastest_unit(Precision precision) {
 /// The limit of this rank's processor now, in some milliseconds; of a GPU always its peak.
 double limit_rate(const Config& config, Device& device) {
   if (device.kind() == DeviceKind::cuda)
-    return config.train.precision == Precision::bf16 ? device.gpu_facts().bf16_flops_per_second
-                                                     : device.gpu_facts().f32_flops_per_second;
+    return config.train.precision == Precision::f32 ? device.gpu_facts().f32_flops_per_second
+                                                    : device.gpu_facts().bf16_flops_per_second;
   kernels::Cpu cpu = device.cpu();
   cpu.unit = fastest_unit(config.train.precision);
   const auto begin = Clock::now();
@@ -177,7 +177,7 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
     o.cost.bytes /= static_cast<double>(profiled);
   }
   bench.limit_flops_per_second = best * mesh.shape.ranks();
-  if (device.kind() == DeviceKind::cuda && config.train.precision == Precision::bf16)
+  if (device.kind() == DeviceKind::cuda && config.train.precision != Precision::f32)
     bench.sheet_flops_per_second = bf16_of_data_sheet(device.gpu_facts().name) * mesh.shape.ranks();
   bench.share_of_limit = bench.model_flops_per_second / bench.limit_flops_per_second;
   bench.gemm_flops_per_second =

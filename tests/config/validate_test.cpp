@@ -429,13 +429,17 @@ TEST(Validate, Tokenizer) {
 }
 
 TEST(Validate, Precision) {
-  if (kernels::cpu::has_native_bf16()) {
-    check({{{"train.precision=bf16"}, 1, {}}});
-  } else {
-    check({{{"train.precision=bf16"},
-            1,
-            {"train.precision = bf16, but this processor has no bf16 instructions", "avx512_bf16",
-             "set train.precision to f32, or train.emulate_bf16 to true"}}});
+  for (const std::string precision : {"bf16", "fp8"}) {  // the CPU multiplies in bf16 what 8 bits stand for
+    const std::string key = "train.precision=" + precision;
+    check({{{key, "train.emulate_bf16=true"}, 1, {}}});
+    if (kernels::cpu::has_native_bf16()) {
+      check({{{key}, 1, {}}});
+    } else {
+      check({{{key},
+              1,
+              {"train.precision = " + precision + ", but this processor has no bf16 instructions", "avx512_bf16",
+               "set train.precision to f32, or train.emulate_bf16 to true"}}});
+    }
   }
 }
 

@@ -8,7 +8,7 @@ namespace {
 
 TEST(ConfigCommand, RefusesWhatTrainRefusesInTheSameWords) {
   const Workshop workshop;
-  for (const char* value : {"train.precision=fp8", "train.device=tpu", "optimizer.kind=adam", "optimizer.schedule=step",
+  for (const char* value : {"train.precision=fp16", "train.device=tpu", "optimizer.kind=adam", "optimizer.schedule=step",
                             "model.attention.position=sinus", "train.steps=0", "optimizer.rate=nan", "train.step=5",
                             "model.attention.kv_heads=2", "optimizer.warmup=11", "model.attention.heads=5"}) {
     SCOPED_TRACE(value);

@@ -34,6 +34,7 @@ TEST(CpuKernels, AutomaticPrefersTilesThenVectors) {
   for (const bool fast_vectors : {false, true}) {
     const kernels::CpuUnit without = fast_vectors ? vectors : library;
     EXPECT_EQ(chosen(CpuKernels::automatic, Precision::bf16, true, fast_vectors), tiles);
+    EXPECT_EQ(chosen(CpuKernels::automatic, Precision::fp8, true, fast_vectors), tiles);
     EXPECT_EQ(chosen(CpuKernels::automatic, Precision::bf16, false, fast_vectors), without);
     EXPECT_EQ(chosen(CpuKernels::automatic, Precision::f32, true, fast_vectors), without);
     for (const bool has_tiles : {false, true}) {

@@ -16,9 +16,9 @@ Finished verify_with(const Workshop& shop, const std::string& fault, const std::
   return shop.mpirun(4, FAULTY_VERIFY_BINARY, fault + " " + words);
 }
 
-TEST(Verify, ProvesALayoutInF32AndBf16) {
+TEST(Verify, ProvesALayoutInEveryPrecision) {
   const Workshop shop;
-  for (const std::string precision : {"f32", "bf16"}) {
+  for (const std::string precision : {"f32", "bf16", "fp8"}) {
     const Finished finished = verify_with(shop, "none", precision);
     EXPECT_EQ(finished.code, 0) << finished.output;
     EXPECT_TRUE(contains(finished, "the layout computes what one rank computes")) << finished.output;
@@ -43,6 +43,16 @@ TEST(Verify, NamesTheTensorOfAPlantedFaultInEveryPrecision) {
       EXPECT_TRUE(contains(finished, precision == "f32" ? "; f32): MISMATCH" : "; f32 and bf16): MISMATCH"))
           << finished.output;
     }
+}
+
+// Of two ranks' sums one is missing: it is off by 0.7 of what it should be.
+TEST(Verify, NamesTheTensorOfAMissingSumInFp8) {
+  const Workshop shop;
+  const Finished finished = verify_with(shop, "missing:blocks.0.attention", "fp8");
+  EXPECT_EQ(finished.code, 1) << finished.output;
+  EXPECT_TRUE(contains(finished, "MISMATCH fp8 gradient of blocks.0.attention.out.weight: differs by "))
+      << finished.output;
+  EXPECT_TRUE(contains(finished, "; f32 and fp8): MISMATCH")) << finished.output;
 }
 
 // A fault of one tensor is not reported for the others.

@@ -16,6 +16,7 @@
 #include "framework/ops/elementwise.h"
 #include "framework/ops/embedding.h"
 #include "framework/ops/experts.h"
+#include "framework/ops/fp8.h"
 #include "framework/ops/head_routing.h"
 #include "framework/ops/linear.h"
 #include "framework/ops/linear_attention.h"
@@ -61,6 +62,13 @@ struct Operands {
   Tensor dy() { return filled({N, out}, type); }
   Tensor weight() { return filled({out, D}, type); }
   Tensor bias() { return filled({out}, type); }
+  // Rows or columns of 0.5 in bf16, whatever the run's type, and their exponents.
+  ops::ScaledRows scaled(ops::ScaledBy by, const Tensor& of) {
+    const Tensor exponents = runtime.empty({by == ops::ScaledBy::rows ? of.rows() : of.width()}, DType::u8);
+    ops::scale_exponents(runtime, of, by, exponents);
+    expect("scale_exponents", exponents, exponents.shape(), DType::u8);
+    return ops::quantise(runtime, of, by, exponents);
+  }
   Tensor dbias() { return filled({out}, accumulate); }
   Tensor ids() { return of_host(std::vector<std::int32_t>(N, 4), DType::i32); }
   // q, k and v are columns of one buffer; three sequences of five tokens.
@@ -134,6 +142,7 @@ inline std::vector<Operation> every_operation() {
   using enum ops::Activation;
   static constexpr ops::Activation kinds[] = {gelu, gelu_erf, silu_gated};
   const std::string moves = "it moves elements and computes nothing", updates = "it does not compute activations";
+  const std::string rounds = "it rounds to 8 bits, or takes what is so rounded";
   const std::string any = "it takes any tensor", flat_only = "the optimizer gives it flat arrays of one length";
   return {
       // Moves
@@ -256,6 +265,33 @@ inline std::vector<Operation> every_operation() {
          ops::bias_gradient(o.runtime, o.dy(), dbias);
          o.expect("bias_gradient", dbias, {o.out}, o.accumulate);
        }},
+
+      // In 8 bits
+      {"scale_exponents",
+       [](Operands& o) {
+         const Tensor exponents = o.runtime.empty({o.D}, DType::u8);
+         ops::scale_exponents(o.runtime, o.filled({o.N, o.D}, DType::bf16), ops::ScaledBy::columns, exponents);
+         o.expect("scale_exponents of columns", exponents, {o.D}, DType::u8);
+       },
+       rounds},
+      {"quantise",
+       [](Operands& o) {
+         const Tensor exponents = o.of_host(std::vector<std::uint8_t>(o.N, 127), DType::u8);
+         const ops::ScaledRows rows =
+             ops::quantise(o.runtime, o.filled({o.N, o.D}, DType::bf16), ops::ScaledBy::rows, exponents);
+         o.expect("quantise", rows.codes, {o.N, 16}, DType::u8);
+         o.expect("quantise's scales", rows.scales, {o.N}, DType::f32);
+       },
+       rounds},
+      {"scaled_linear",
+       [](Operands& o) {
+         const ops::ScaledRows x = o.scaled(ops::ScaledBy::rows, o.filled({o.N, o.D}, DType::bf16));
+         const ops::ScaledRows weight = o.scaled(ops::ScaledBy::columns, o.filled({o.D, o.out}, DType::bf16));
+         const Tensor bias = o.filled({o.out}, DType::bf16);
+         o.expect("scaled_linear", ops::scaled_linear(o.runtime, "product", x, weight, bias), {o.N, o.out},
+                  DType::bf16);
+       },
+       rounds},
 
       // Norms
       {"norm",

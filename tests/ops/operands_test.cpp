@@ -27,6 +27,7 @@ class RefusedOperands : public ::testing::TestWithParam<Operation> {
   void of_positions();
   void of_pooling();
   void of_grouped_linear_layers();
+  void of_products_of_8_bits();
   void of_experts();
   void of_heads();
   void of_residual_branches();
@@ -94,6 +95,28 @@ void RefusedOperands::of_a_linear_layer() {
   expect_refused("columns of dy and elements of the bias", [&] {
     ops::linear_weight_gradient(runtime, "test", dy, x, tensor({4, 3}), tensor({3}));
   });
+}
+
+void RefusedOperands::of_products_of_8_bits() {
+  const Tensor x = tensor({5, 3}, DType::bf16), exponents = tensor({5}, DType::u8);
+  const std::string for_each = "scales: a u8 for each row, or for each column";
+  using enum ops::ScaledBy;
+  expect_refused("scales: x is bf16", [&] { ops::scale_exponents(runtime, tensor({5, 3}), rows, exponents); });
+  expect_refused(for_each, [&] { ops::scale_exponents(runtime, x, columns, exponents); });
+  expect_refused(for_each, [&] { ops::quantise(runtime, x, rows, tensor({4}, DType::u8)); });
+  expect_refused(for_each, [&] { ops::quantise(runtime, x, rows, tensor({5})); });
+  const auto scaled = [&](std::int64_t n, std::int64_t k, std::int64_t scales) {
+    return ops::ScaledRows{.codes = tensor({n, k}, DType::u8), .scales = tensor({scales})};
+  };
+  const auto product = [&](const ops::ScaledRows& a, const ops::ScaledRows& b, const Tensor& bias) {
+    ops::scaled_linear(runtime, "test", a, b, bias);
+  };
+  expect_refused("a product of 8 bits: codes of x and weight",
+                 [&] { product(scaled(5, 16, 5), scaled(4, 32, 4), {}); });
+  expect_refused("a product of 8 bits: codes of x and weight", [&] { product(scaled(5, 8, 5), scaled(4, 8, 4), {}); });
+  expect_refused("a product of 8 bits: a scale for each row", [&] { product(scaled(5, 16, 4), scaled(4, 16, 4), {}); });
+  expect_refused("a product of 8 bits: a bias of bf16",
+                 [&] { product(scaled(5, 16, 5), scaled(4, 16, 4), tensor({4})); });
 }
 
 void RefusedOperands::of_a_linear_layer_with_an_activation() {
@@ -557,6 +580,9 @@ TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
       {"grouped_linear", &RefusedOperands::of_grouped_linear_layers},
       {"grouped_linear_input_gradient", &RefusedOperands::of_grouped_linear_layers},
       {"grouped_linear_weight_gradient", &RefusedOperands::of_grouped_linear_layers},
+      {"scale_exponents", &RefusedOperands::of_products_of_8_bits},
+      {"quantise", &RefusedOperands::of_products_of_8_bits},
+      {"scaled_linear", &RefusedOperands::of_products_of_8_bits},
       {"route", &RefusedOperands::of_experts},
       {"count_choices", &RefusedOperands::of_experts},
       {"add_imbalance", &RefusedOperands::of_experts},

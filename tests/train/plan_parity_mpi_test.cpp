@@ -24,23 +24,39 @@ Counted count_second_step(Trainer& trainer, Device& device, const ModelConfig& m
   return counted;
 }
 
+void expect_planned(const Config& config, StreamMode streams) {
+  SmallRun run(config, streams);
+  const Counted real = count_second_step(run.trainer, run.device, config.model);
+
+  CallRing ring;
+  Device device(count_like(run.device), 1);
+  Mesh mesh = make_counting_mesh(world_rank(), run.mesh.shape, device, ring);
+  Trainer trainer(run.trainer.config(), device, mesh);
+  const Counted planned = count_second_step(trainer, device, config.model);
+  for (int kind = 0; kind < num_memory_kinds; ++kind)
+    EXPECT_EQ(planned.peak.bytes[static_cast<std::size_t>(kind)], real.peak.bytes[static_cast<std::size_t>(kind)])
+        << name_of(static_cast<MemoryKind>(kind));
+  EXPECT_EQ(planned.traffic, real.traffic);
+}
+
 TEST(Plan, CountsTheMemoryAndTheMessagesOfTheRealStep) {
   for (const SmallModel& model : models_under_test())
     for (const Layout& layout : layouts(world_size(), model.config)) {
       SCOPED_TRACE(model.name + ", " + layout.name);
-      SmallRun run(model.config, safe_adamw(0.01), layout);
-      const Counted real = count_second_step(run.trainer, run.device, model.config);
-
-      CallRing ring;
-      Device device(count_like(run.device), 1);
-      Mesh mesh = make_counting_mesh(world_rank(), run.mesh.shape, device, ring);
-      Trainer trainer(run.trainer.config(), device, mesh);
-      const Counted planned = count_second_step(trainer, device, model.config);
-      for (int kind = 0; kind < num_memory_kinds; ++kind)
-        EXPECT_EQ(planned.peak.bytes[static_cast<std::size_t>(kind)], real.peak.bytes[static_cast<std::size_t>(kind)])
-            << name_of(static_cast<MemoryKind>(kind));
-      EXPECT_EQ(planned.traffic, real.traffic);
+      expect_planned(small_config(model.config, safe_adamw(0.01), layout), layout.streams);
     }
+}
+
+TEST(Plan, CountsTheScalesThatRanksExchangeInFp8) {
+  if (device_is_simulated()) GTEST_SKIP() << "the simulated GPU of this test is sm_80, which has no products of 8 bits";
+  const ModelConfig model = small_model("five_heads");
+  for (const Layout& layout : layouts(world_size(), model)) {
+    if (layout.tensor == 1) continue;
+    SCOPED_TRACE(layout.name);
+    Config config = small_config(model, safe_adamw(0.01), layout);
+    config.train.precision = Precision::fp8;
+    expect_planned(config, layout.streams);
+  }
 }
 
 }  // namespace

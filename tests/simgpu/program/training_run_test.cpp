@@ -74,6 +74,30 @@ TEST(GpuRun, Bf16TrainsOnFlashAttentionAndSaysOnceWhyNotOnCudnn) {
   EXPECT_TRUE(contains(only, "cuDNN attention forward")) << only.output;
 }
 
+// Losses may differ as those of tests/launch/fp8_test.cpp: a sum in another order sends some numbers to the next code.
+TEST(GpuRun, Fp8LearnsAsOnTheCpuAndIsRefusedByOtherGenerations) {
+  const Workshop shop;
+  const std::string words =
+      "model.width=32 model.attention.heads=2 model.feed_forward.width=64 train.steps=4 train.precision=fp8 "
+      "train.emulate_bf16=true ";
+  ASSERT_EQ(shop.train(1, "cpu", words + "train.device=cpu").code, 0);
+  const std::vector<double> losses = shop.metric("cpu", "loss");
+  const Finished refused = shop.train(1, "refused", words);  // sm_80
+  EXPECT_EQ(refused.code, 2) << refused.output;
+  EXPECT_TRUE(contains(refused, "train.precision = fp8, but rank 0 has ")) << refused.output;
+  EXPECT_TRUE(contains(refused, "set train.precision to bf16")) << refused.output;
+  setenv("CHOIR_SIMGPU_CAPABILITY", "90", 1);
+  for (const int tensor : {1, 2}) {
+    const Finished run = shop.train(tensor, "gpu", words + "parallel.tensor=" + std::to_string(tensor));
+    EXPECT_EQ(run.code, 0) << run.output;
+    const std::vector<double> here = shop.metric("gpu", "loss");
+    ASSERT_EQ(here.size(), losses.size());
+    for (std::size_t i = 0; i < here.size(); ++i) EXPECT_NEAR(here[i], losses[i], 0.2) << "step " << i + 1;
+    std::filesystem::remove_all(shop.path("gpu"));
+  }
+  unsetenv("CHOIR_SIMGPU_CAPABILITY");
+}
+
 TEST(GpuRun, AnEncoderGivesTheLossesOfTheCpu) {
   const Workshop shop;
   const std::string model = "model.family=encoder model.vocabulary=258 train.steps=4 ";

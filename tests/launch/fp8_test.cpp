@@ -1,0 +1,50 @@
+// train.precision: fp8 through the program: it learns as bf16 does, in several layouts, and goes on with the same bits.
+//
+// How far losses may differ: a factor of a product in 8 bits is off by u = 0.0266 of itself in root mean square
+// (framework/train/comparison.h), and the two blocks of the model have eight products in a row of two factors each.
+// Sums of independent errors, the last numbers of the stream are off by at most u sqrt(16) = 0.11 of themselves, and so
+// are the scores: they are not larger than 2 in these ten steps, and a loss changes by no more than a score that it
+// reads.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "tests/launch/layouts.h"
+
+namespace choir::tests {
+namespace {
+
+const std::string fp8 = " train.precision=fp8 train.emulate_bf16=true";
+
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double largest = 0;
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
+  return largest;
+}
+
+TEST(Fp8Run, LearnsAsBf16DoesInSeveralLayouts) {
+  const Workshop shop;
+  const Finished bf16 = shop.train(1, "bf16", "train.precision=bf16 train.emulate_bf16=true");
+  ASSERT_EQ(bf16.code, 0) << bf16.output;
+  const std::vector<double> losses = shop.metric("bf16", "loss");
+  const std::pair<int, std::string> layouts[] = {{1, ""},
+                                                 {2, "parallel.tensor=2 parallel.sequence=true"},
+                                                 {2, "parallel.pipeline=2 parallel.micro_batch=2"},
+                                                 {3, "parallel.tensor=3"}};
+  for (const auto& [ranks, layout] : layouts) {
+    const std::string run = "fp8-" + std::to_string(ranks) + std::to_string(layout.size());
+    const Finished finished = shop.train(ranks, run, layout + fp8);
+    ASSERT_EQ(finished.code, 0) << finished.output;
+    const double difference = largest_difference(losses, shop.metric(run, "loss"));
+    EXPECT_LT(difference, 0.2) << layout;
+    EXPECT_GT(difference, 0) << "nothing was rounded to 8 bits";
+    ::testing::Test::RecordProperty(layout.empty() ? "one rank" : layout, std::to_string(difference));
+  }
+}
+
+TEST(Fp8Run, GoesOnWithTheBitsOfTheRunThatWasNotInterrupted) { expect_exact_resume({2, "parallel.tensor=2" + fp8}); }
+
+}  // namespace
+}  // namespace choir::tests
