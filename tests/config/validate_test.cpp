@@ -430,15 +430,14 @@ TEST(Validate, Tokenizer) {
 
 TEST(Validate, Precision) {
   for (const std::string precision : {"bf16", "fp8"}) {  // the CPU multiplies in bf16 what 8 bits stand for
-    const std::string key = "train.precision=" + precision;
-    check({{{key, "train.emulate_bf16=true"}, 1, {}}});
+    const std::vector<std::string> keys = {"train.precision=" + precision},
+                                   emulated = {keys[0], "train.emulate_bf16=true"};
+    check({{emulated, 1, {}}});
     if (kernels::cpu::has_native_bf16()) {
-      check({{{key}, 1, {}}});
+      check({{keys, 1, {}}});
     } else {
-      check({{{key},
-              1,
-              {"train.precision = " + precision + ", but this processor has no bf16 instructions", "avx512_bf16",
-               "set train.precision to f32, or train.emulate_bf16 to true"}}});
+      const std::string what = "train.precision = " + precision + ", but this processor has no bf16 instructions";
+      check({{keys, 1, {what.c_str(), "avx512_bf16", "set train.precision to f32, or train.emulate_bf16 to true"}}});
     }
   }
 }
