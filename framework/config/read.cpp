@@ -306,8 +306,11 @@ void Reader::read_value(const std::string& key, const YAML::Node& value, const Y
                 "the configuration is printed as YAML and saved in checkpoints, which hold UTF-8 only",
                 "convert the text to UTF-8, or rename the file that it names"});
   if (std::visit(Store{value}, field->slot)) return;
-  if (std::string name; std::holds_alternative<Choice>(field->slot) && Store{value}(&name))
-    return add(unknown_name(*field, std::move(name)));
+  if (std::string name; std::holds_alternative<Choice>(field->slot) && Store{value}(&name)) {
+    Problem problem = unknown_name(*field, std::move(name));
+    if (source.is_file) problem.what = source.at(mark) + problem.what;  // it is the words of an override
+    return add(std::move(problem));
+  }
 
   const std::string meant = std::visit(Suggestion{value}, field->slot);
   const std::string example = meant.empty() ? value_text(field->slot) : meant;
