@@ -52,8 +52,7 @@ inline std::vector<SmallModel> models_under_test() {
   if (device_is_simulated() && world_size() > 2)  // they differ from two in what does not divide by three
     names = {"window_8_of_2", "biased_experts", "pairs"};
   else if (device_is_simulated())
-    names = {"window_8_of_2", "dropout",     "biased_experts", "chosen_heads",
-             "linear",        "two_sources", "linear_pairs",   "convolution"};
+    names = {"window_8_of_2", "dropout", "biased_experts", "chosen_heads", "linear", "linear_pairs", "convolution"};
   else if (world_size() > 4)
     names = {"five_heads", "window_8_of_2", "one_kv_head", "shared_experts", "llama_pairs", "convolution"};
   else if (world_size() == 4)  // with the most layouts
