@@ -38,13 +38,7 @@ Config inspect_config(const CheckpointReader& reader, const Arguments& arguments
   words.insert(words.end(), arguments.words.begin(), arguments.words.end());
   for (const char* word : {"model.dropout=0", "model.attention.dropout=0"}) words.emplace_back(word);
   words.push_back(fmt::format("train.evaluate_sequences={}", std::max<std::int64_t>(1, arguments.input.held_out)));
-  Config config = config_of(reader, words);
-  if (config.model.attention.kind == AttentionKind::delta)
-    throw ConfigError(Problem{.what = "choir inspect: model.attention.kind = delta",
-                              .why = "a token takes out of the state what stood at its key, so that what a later one "
-                                     "reads of an earlier one is not a product of their q and k",
-                              .fix = "inspect a model with model.attention.kind = softmax or linear"});
-  return config;
+  return config_of(reader, words);
 }
 
 /// Data ranks have equally many samples, in equal micro-batches.

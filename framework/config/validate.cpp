@@ -271,9 +271,6 @@ void Validator::check_linear_attention() {
          "there are no probabilities of single keys", "set model.attention.dropout to 0");
   refuse(a.routing.chosen > 0, fmt::format("model.attention.routing.chosen = {}", a.routing.chosen),
          "the state of a head takes up every token", "set model.attention.routing.chosen to 0");
-  refuse(a.kind == AttentionKind::delta && config_.train.inspect_every > 0,
-         fmt::format("train.inspect_every = {}", config_.train.inspect_every),
-         "what a token reads of an earlier one is not a product of their q and k", "set train.inspect_every to 0");
   refuse(are_sound({"model.attention.kv_heads", "model.attention.heads"}) && m.kv_heads() != a.heads,
          fmt::format("model.attention.kv_heads = {} and model.attention.heads = {}", a.kv_heads, a.heads),
          "generation keeps a state of each query head and no keys, so that fewer key/value heads would save nothing",

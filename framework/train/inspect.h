@@ -19,8 +19,10 @@
 //   sink            s: what the learned logit takes, of models with sinks
 //   half_life       ln 2 / the mean of -log_decay, in tokens: how far a head of linear attention remembers
 //
-// Of linear attention p is the share of the absolute weight |w[i, j]| in their sum over j (kernels/attention_map.h):
-// the sign is left out. The gate of its importance is behind the norm of the head's output, which would undo it before.
+// Of linear attention and by the delta rule p is the share of the absolute weight |w[i, j]| in their sum over j
+// (kernels/attention_map.h): the sign is left out. What tokens take out of a state is in these weights, but not in the
+// half-life, which is that of the decays. The gate of its importance is behind the norm of the head's output, which
+// would undo it before.
 //
 // Heads a and b of one stack have the similarity sum_j min(p_a[i, j], p_b[i, j]) + min(s_a[i], s_b[i]): 1 if they read
 // alike. Where a decoder's tokens read a source whose positions are not their own, there is no distance, no previous

@@ -100,7 +100,8 @@ Words words_of(HeadMeasure measure, const ModelConfig& model) {
       return {"share of the sink", "", "What the head's learned logit takes, which brings no value."};
     case HeadMeasure::half_life:
       return {"half-life", "tokens",
-              "Of linear attention: after how many tokens half of what the head has taken up is left, in the mean."};
+              "Of linear attention: after how many tokens half of what the head has taken up is left, in the mean, by "
+              "its decays alone."};
   }
   std::abort();  // all values are above
 }

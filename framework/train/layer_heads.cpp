@@ -8,6 +8,7 @@
 #include "framework/ops/dispatch.h"
 #include "framework/ops/elementwise.h"
 #include "framework/parallel/context_axis.h"
+#include "kernels/delta_attention.h"
 
 namespace choir {
 namespace {
@@ -45,6 +46,16 @@ void transpose(const float* from, std::int64_t from_stride, std::int64_t rows, s
     for (std::int64_t e = 0; e < width; ++e)
       for (std::int64_t i = begin; i < std::min(rows, begin + block); ++i)
         to[e * to_stride + i] = from[i * from_stride + e];
+}
+
+/// Of rows of `width`, as the delta rule has q and k.
+void to_unit_length(std::vector<float>& rows, std::int64_t width) {
+  for (auto row = rows.begin(); row != rows.end(); row += width) {
+    const double square = std::inner_product(row, row + width, row, kernels::delta_norm_epsilon);
+    std::transform(row, row + width, row, [factor = 1 / std::sqrt(square)](float x) {
+      return static_cast<float>(static_cast<double>(x) * factor);
+    });
+  }
 }
 
 }  // namespace
@@ -119,25 +130,44 @@ LayerHeads::LayerHeads(Trainer& trainer, const AttentionStack& stack, std::int64
   for (auto* part : {&q_, &k_transposed_}) put_together(runtime, *trainer.mesh().context, *part);
   if (stack.is_linear(trainer.config().model, layer)) {
     read_decays(trainer, entry, sample);
+    if (entry.log_rate) read_rates(trainer, entry, sample);
   } else {
     read_lse(trainer, entry, sample);
   }
   if (entry.sinks) sinks_ = on_host(runtime, entry.sinks);
 }
 
-void LayerHeads::read_decays(Trainer& trainer, const AttentionRecord::Entry& entry, std::int64_t sample) {
-  decay_sums_.resize(index(heads_.count() * length_));
-  for (const auto& [rows, begin] : rows_of_sample(entry.log_decay, entry.rows, sample)) {
+std::vector<double> LayerHeads::gate_of_heads(Trainer& trainer, const Tensor& gate, const Rows& all,
+                                              std::int64_t sample) const {
+  std::vector<double> by_head(index(heads_.count() * length_));
+  for (const auto& [rows, begin] : rows_of_sample(gate, all, sample)) {
     const std::vector<float> g = on_host(trainer.runtime(), rows);
-    for (std::int64_t i = 0; i < std::ssize(g); ++i)  // what begins a document adds nothing: none sees across
-      decay_sums_[index(i % heads_.count() * length_ + begin + i / heads_.count())] =
+    for (std::int64_t i = 0; i < std::ssize(g); ++i)
+      by_head[index(i % heads_.count() * length_ + begin + i / heads_.count())] =
           std::isinf(g[index(i)]) ? 0 : static_cast<double>(g[index(i)]);
   }
-  put_together(trainer.runtime(), *trainer.mesh().context, decay_sums_);
+  put_together(trainer.runtime(), *trainer.mesh().context, by_head);
+  return by_head;
+}
+
+void LayerHeads::read_decays(Trainer& trainer, const AttentionRecord::Entry& entry, std::int64_t sample) {
+  decay_sums_ = gate_of_heads(trainer, entry.log_decay, entry.rows, sample);
   for (std::int64_t head = 0; head < heads_.count(); ++head) {
     const auto first = decay_sums_.begin() + head * length_;
     std::partial_sum(first, first + length_, first);
   }
+}
+
+void LayerHeads::read_rates(Trainer& trainer, const AttentionRecord::Entry& entry, std::int64_t sample) {
+  for (const double log_rate : gate_of_heads(trainer, entry.log_rate, entry.rows, sample))
+    rates_.push_back(static_cast<float>(std::exp(log_rate)));
+  const std::int64_t width = spec_.head_width;
+  k_.resize(k_transposed_.size());
+  for (std::int64_t head = 0; head < heads_.count(); ++head)
+    transpose(k_transposed_.data() + head * width * length_, length_, width, length_,
+              k_.data() + head * width * length_, width);
+  to_unit_length(q_, width);
+  to_unit_length(k_, width);
 }
 
 void LayerHeads::read_lse(Trainer& trainer, const AttentionRecord::Entry& entry, std::int64_t sample) {
@@ -174,14 +204,16 @@ kernels::AttentionHead LayerHeads::at(std::int64_t head) const {
           .band = spec_.band,
           .score = spec_.score,
           .head = head,
-          .scale = 1 / std::sqrt(static_cast<double>(width)),
+          .scale = rates_.empty() ? 1 / std::sqrt(static_cast<double>(width)) : 1,
           .documents = {.separate = !documents_.empty(), .ranges = documents_.data(), .length = length_},
           .q = q_.data() + here * width,
           .q_stride = heads_.count() * width,
           .k_transposed = k_transposed_.data() + kv_head * width * kv_length_,
           .lse = lse_.empty() ? nullptr : lse_.data() + here * length_,
           .sink = sinks_.empty() ? nullptr : sinks_.data() + here,
-          .decay_sums = decay_sums_.empty() ? nullptr : decay_sums_.data() + here * length_};
+          .decay_sums = decay_sums_.empty() ? nullptr : decay_sums_.data() + here * length_,
+          .k = k_.empty() ? nullptr : k_.data() + here * length_ * width,
+          .rates = rates_.empty() ? nullptr : rates_.data() + here * length_};
 }
 
 }  // namespace choir

@@ -44,7 +44,10 @@ class LayerHeads {
   kernels::AttentionHead at(std::int64_t head) const;
 
  private:
+  /// A gate [N, H held] of the sample's tokens: [H held, T]. 0 of what begins a document, which no token sees across.
+  std::vector<double> gate_of_heads(Trainer&, const Tensor& gate, const Rows&, std::int64_t sample) const;
   void read_decays(Trainer&, const AttentionRecord::Entry&, std::int64_t sample);
+  void read_rates(Trainer&, const AttentionRecord::Entry&, std::int64_t sample);
   void read_lse(Trainer&, const AttentionRecord::Entry&, std::int64_t sample);
 
   AttentionSpec spec_;
@@ -56,6 +59,7 @@ class LayerHeads {
   std::vector<float> lse_;           // [H held, T], or empty: the layer has linear attention
   std::vector<float> sinks_;         // [H held], or empty
   std::vector<double> decay_sums_;   // [H held, T], or empty: the layer has softmax
+  std::vector<float> k_, rates_;     // [H held, T, E] and [H held, T], of the delta rule; or empty
 };
 
 }  // namespace choir

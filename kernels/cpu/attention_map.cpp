@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 namespace choir::kernels {
 
@@ -29,13 +30,57 @@ static void scores_of(const AttentionHead& a, std::int64_t query, const Range& k
   }
 }
 
+/// sum a b, in independent sums for vectors.
+static float dot(const float* a, const float* b, std::int64_t count) {
+  constexpr std::int64_t lanes = 16;
+  float sums[lanes] = {};
+  std::int64_t e = 0;
+  for (; e + lanes <= count; e += lanes)
+    for (std::int64_t l = 0; l < lanes; ++l) sums[l] += a[e + l] * b[e + l];
+  for (; e < count; ++e) sums[0] += a[e] * b[e];
+  float sum = 0;
+  for (const float lane : sums) sum += lane;
+  return sum;
+}
+
+/// Of the delta rule.
+static void weights_through_tokens(const AttentionHead& a, std::int64_t query, const Range& keys, float* w) {
+  std::vector<float> x(static_cast<std::size_t>(a.head_width));
+  const auto begin = [&] {
+    for (std::int64_t e = 0; e < a.head_width; ++e)
+      x[static_cast<std::size_t>(e)] = a.q[query * a.q_stride + e] * static_cast<float>(a.scale);
+  };
+  const auto decay = [&](std::int64_t j) {
+    return static_cast<float>(std::exp(a.decay_sums[j] - (j > 0 ? a.decay_sums[j - 1] : 0)));
+  };
+  const auto read = [&](std::int64_t j, float before, float after) {
+    const float* k = a.k + j * a.head_width;
+    w[j] = before * a.rates[j] * dot(x.data(), k, a.head_width);
+    for (std::int64_t e = 0; e < a.head_width; ++e) {
+      float& to = x[static_cast<std::size_t>(e)];
+      to = after * (before * to - w[j] * k[e]);
+    }
+  };
+  begin();
+  for (std::int64_t j = std::min(query + 1, keys.end) - 1; j >= keys.begin; --j) read(j, 1, decay(j));
+  begin();
+  for (std::int64_t j = query + 1; j < keys.end; ++j) read(j, decay(j), 1);
+}
+
+void linear_weights(const AttentionHead& a, std::int64_t query, float* w) {
+  const Range keys = seen_keys(a, query);
+  if (a.rates) return weights_through_tokens(a, query, keys, w);
+  scores_of(a, query, keys, a.scale, w);
+  for (std::int64_t j = keys.begin; j < keys.end; ++j)
+    w[j] *= std::exp(static_cast<float>(-std::abs(a.decay_sums[query] - a.decay_sums[j])));
+}
+
 static RowSums linear_row(const AttentionHead& a, std::int64_t query, float* p) {
   const Range keys = seen_keys(a, query);
-  scores_of(a, query, keys, a.scale, p);
+  linear_weights(a, query, p);
   float sum = 0;
   for (std::int64_t j = keys.begin; j < keys.end; ++j) {
-    const double between = std::abs(a.decay_sums[query] - a.decay_sums[j]);
-    p[j] = std::abs(p[j]) * std::exp(static_cast<float>(-between));
+    p[j] = std::abs(p[j]);
     sum += p[j];
   }
   for (std::int64_t j = keys.begin; j < keys.end && sum > 0; ++j) p[j] /= sum;

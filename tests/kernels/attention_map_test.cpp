@@ -174,5 +174,91 @@ TEST(AttentionMap, OfLinearAttentionHasTheSharesOfItsWeights) {
   }
 }
 
+// The weights times v, of one feature, are what the recurrence of the delta rule reads, in f64. Errors are those of f32
+// in products of `width` terms and through up to `length` tokens, each of which lengthens nothing.
+TEST(AttentionMap, OfTheDeltaRuleTimesValuesIsItsRecurrence) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  constexpr std::int64_t border = 50;  // a document begins
+  std::vector<float> q(static_cast<std::size_t>(length * width)), k(q.size()), rates(length), w(length), p(length);
+  std::vector<double> decays(length), sums(length), v(length);
+  const auto row = [](const std::vector<float>& of, std::int64_t t) { return of.data() + t * width; };
+  for (std::vector<float>* of : {&q, &k})
+    for (std::int64_t t = 0; t < length; ++t) {
+      double square = 0;
+      for (std::int64_t e = t * width; e < (t + 1) * width; ++e) {
+        float& x = (*of)[static_cast<std::size_t>(e)] = normal(random);
+        square += static_cast<double>(x * x);
+      }
+      for (std::int64_t e = t * width; e < (t + 1) * width; ++e)
+        (*of)[static_cast<std::size_t>(e)] /= static_cast<float>(std::sqrt(square));
+    }
+  std::vector<DocumentRange> documents(length);
+  for (std::int64_t t = 0; t < length; ++t) {
+    const auto at = static_cast<std::size_t>(t);
+    documents[at] = t < border ? DocumentRange{0, border} : DocumentRange{border, length};
+    const double g = -0.1 * static_cast<double>(std::abs(normal(random)));
+    decays[at] = t == border ? 0 : std::exp(g);
+    sums[at] = (t > 0 ? sums[at - 1] : 0) + (t == border ? 0 : g);
+    rates[at] = std::exp(-std::abs(normal(random)));
+    v[at] = static_cast<double>(normal(random));
+  }
+  for (const Band& band : {causal_band(length, length), full_band()}) {
+    std::vector<double> out(length), state(width);
+    const auto change = [&](std::int64_t t, double before, double after) {
+      const auto at = static_cast<std::size_t>(t);
+      double stood = 0;
+      for (std::int64_t e = 0; e < width; ++e)
+        stood += static_cast<double>(row(k, t)[e]) * before * state[static_cast<std::size_t>(e)];
+      const double value = static_cast<double>(rates[at]) * (v[at] - stood);
+      for (std::int64_t e = 0; e < width; ++e) {
+        double& s = state[static_cast<std::size_t>(e)];
+        s = after * (before * s + static_cast<double>(row(k, t)[e]) * value);
+      }
+    };
+    const auto read = [&](std::int64_t t) {
+      for (std::int64_t e = 0; e < width; ++e)
+        out[static_cast<std::size_t>(t)] +=
+            0.5 * static_cast<double>(row(q, t)[e]) * state[static_cast<std::size_t>(e)];
+    };
+    for (std::int64_t t = 0; t < length; ++t) {
+      change(t, decays[static_cast<std::size_t>(t)], 1);
+      read(t);
+    }
+    std::fill(state.begin(), state.end(), 0.0);
+    for (std::int64_t t = length - 1; t >= 0 && band.last > 0; --t) {
+      read(t);
+      change(t, 1, decays[static_cast<std::size_t>(t)]);
+    }
+
+    const AttentionHead head{.length = length,
+                             .kv_length = length,
+                             .head_width = width,
+                             .band = band,
+                             .scale = 0.5,
+                             .documents = {.separate = true, .ranges = documents.data(), .length = length},
+                             .q = q.data(),
+                             .q_stride = width,
+                             .decay_sums = sums.data(),
+                             .k = k.data(),
+                             .rates = rates.data()};
+    for (std::int64_t i = 0; i < length; ++i) {
+      linear_weights(head, i, w.data());
+      const RowSums row_sums = attention_row(head, i, p.data());
+      double sum = 0, size = 0;
+      const auto keys = seen_keys(head, i);
+      for (std::int64_t j = keys.begin; j < keys.end; ++j) {
+        const auto at = static_cast<std::size_t>(j);
+        sum += static_cast<double>(w[at]) * v[at];
+        size += std::abs(static_cast<double>(w[at]));
+      }
+      ASSERT_NEAR(sum, out[static_cast<std::size_t>(i)], 1e-5) << i;
+      EXPECT_NEAR(row_sums.log_sum, std::log(size), 1e-5);
+      for (std::int64_t j = keys.begin; j < keys.end; ++j)
+        ASSERT_NEAR(p[static_cast<std::size_t>(j)], std::abs(w[static_cast<std::size_t>(j)]) / size, 1e-6);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace choir::kernels::tests

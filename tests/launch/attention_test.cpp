@@ -70,8 +70,7 @@ TEST(AttentionOptions, AreInCheckpointsPlansAndGeneratedText) {
       for (const double imbalance : shop.metric(run, "head_imbalance")) EXPECT_TRUE(1 < imbalance && imbalance < 2);
     }
     const Finished inspected = shop.choir("inspect " + shop.path(run));
-    EXPECT_EQ(inspected.code, options == delta ? 2 : 0) << inspected.output;
-    EXPECT_EQ(contains(inspected, "choir inspect: model.attention.kind = delta"), options == delta) << inspected.output;
+    EXPECT_EQ(inspected.code, 0) << inspected.output;
   }
 }
 

@@ -1,6 +1,7 @@
 // The window into the heads: measures and maps by their formulas in double precision, importance by the gradient of the
 // output weight, and the same in every layout.
 #include <cmath>
+#include <map>
 
 #include "framework/train/head_samples.h"
 #include "framework/train/inspect.h"
@@ -33,7 +34,7 @@ struct Recorded {
   const AttentionRecord::Entry& entry;
   const ModelConfig& model;
   const AttentionStack& stack;
-  std::vector<double> qkv, across, out, sinks, log_decay;
+  std::vector<double> qkv, across, out, sinks, log_decay, log_rate;
 
   Recorded(SmallRun& run, const AttentionStack& s, const AttentionRecord::Entry& e)
       : entry(e),
@@ -43,11 +44,24 @@ struct Recorded {
         across(e.kv ? elements(run.device, e.kv) : std::vector<double>{}),
         out(elements(run.device, e.out)),
         sinks(e.sinks ? elements(run.device, e.sinks) : std::vector<double>{}),
-        log_decay(e.log_decay ? elements(run.device, e.log_decay) : std::vector<double>{}) {}
+        log_decay(e.log_decay ? elements(run.device, e.log_decay) : std::vector<double>{}),
+        log_rate(e.log_rate ? elements(run.device, e.log_rate) : std::vector<double>{}) {}
   bool is_linear() const { return !log_decay.empty(); }
   std::int64_t length() const { return entry.rows.length; }  ///< of the queries
   std::int64_t keys() const { return entry.kv ? entry.kv_rows.length : length(); }
   double g(std::int64_t row, std::int64_t head) const { return at(log_decay, row * model.attention.heads + head); }
+  double rate(std::int64_t row, std::int64_t head) const {
+    return std::exp(at(log_rate, row * model.attention.heads + head));
+  }
+  /// x . y at unit length, as the delta rule has them; x is of a row of q (which: -1) or k (0), y of one of k.
+  double aligned(int which, std::int64_t x, std::int64_t y, std::int64_t head) const {
+    double product = 0, of_x = 1e-6, of_y = 1e-6;
+    for (std::int64_t e = 0; e < model.head_width(); ++e) {
+      const double left = which < 0 ? q(x, head, e) : kv(0, x, head, e), right = kv(0, y, head, e);
+      product += left * right, of_x += left * left, of_y += right * right;
+    }
+    return product / std::sqrt(of_x * of_y);
+  }
   double q(std::int64_t row, std::int64_t head, std::int64_t e) const {
     return at(qkv, row * entry.qkv.width() + head * model.head_width() + e);
   }
@@ -84,6 +98,23 @@ double alibi_slope(std::int64_t head, std::int64_t heads) {
   return std::pow(2.0, -8.0 * static_cast<double>(head + 1) / static_cast<double>(power));
 }
 
+/// By the delta rule, what row i reads of row j of a sequence that begins with row `first`: what j adds to the state is
+/// c_j k_j, of which each token t on the way to i takes out its part, so that the state becomes the sum of c_t k_t.
+double delta_weight(const Recorded& r, std::int64_t first, std::int64_t i, std::int64_t j, std::int64_t head) {
+  const std::int64_t step = j <= i ? 1 : -1;
+  const auto decay = [&](std::int64_t t) { return std::exp(r.g(first + t, head)); };
+  std::map<std::int64_t, double> coefficients{{j, r.rate(first + j, head) * (j <= i ? 1 : decay(j))}};
+  for (std::int64_t t = j + step; t != i + (j <= i ? 1 : 0); t += step) {
+    double stood = 0;
+    for (const auto& [s, c] : coefficients) stood += c * r.aligned(0, first + s, first + t, head);
+    coefficients[t] = -r.rate(first + t, head) * stood;
+    for (auto& [s, c] : coefficients) c *= decay(t);
+  }
+  double weight = 0;
+  for (const auto& [s, c] : coefficients) weight += c * r.aligned(-1, first + i, first + s, head);
+  return weight;
+}
+
 /// What one head weighs keys by, and its sink behind each row: [T, keys + 1]. Of softmax before it is divided by sums.
 std::vector<double> weights_of(const Recorded& r, const SampleBuffer& buffer, std::int64_t sample, std::int64_t head) {
   const ModelConfig& m = r.model;
@@ -104,6 +135,10 @@ std::vector<double> weights_of(const Recorded& r, const SampleBuffer& buffer, st
       }
       if (!r.is_linear()) {
         weights.push_back(std::exp(score));
+        continue;
+      }
+      if (!r.log_rate.empty() && !std::isinf(score)) {
+        weights.push_back(delta_weight(r, sample * length, i, j, head));
         continue;
       }
       double decayed = std::isinf(score) ? 0 : score;
@@ -233,9 +268,10 @@ std::string name_of_head(const std::string& layer, std::int64_t head) {
 
 TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
   if (device_is_simulated() || world_size() > 1) GTEST_SKIP() << "one rank on the CPU is enough";
-  for (const char* name : {"gpt", "window_8_of_2", "soft_cap_alibi", "documents", "prefix", "sinks",
-                           "encoder_documents", "encoder_window", "classifier", "vision", "class_token", "llama_pairs",
-                           "aligned_sources", "two_sources", "linear_encoder", "linear_pairs"}) {
+  for (const char* name :
+       {"gpt", "window_8_of_2", "soft_cap_alibi", "documents", "prefix", "sinks", "encoder_documents", "encoder_window",
+        "classifier", "vision", "class_token", "llama_pairs", "aligned_sources", "two_sources", "linear_encoder",
+        "linear_pairs", "delta"}) {
     SCOPED_TRACE(name);
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
@@ -429,7 +465,7 @@ HeadSamples sampled(SmallRun& run) {
 TEST(Inspect, IsThatOfOneRankInEveryLayout) {
   if (device_is_simulated()) GTEST_SKIP() << "the arithmetic is that of the host";
   for (const char* name : {"window_8_of_2", "sinks", "chosen_heads", "encoder_documents", "class_token", "two_sources",
-                           "aligned_sources", "linear_encoder"}) {
+                           "aligned_sources", "linear_encoder", "delta"}) {
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
     const std::vector<InspectedSample> samples = random_samples(model, 5);  // of a batch of 12
