@@ -33,6 +33,15 @@
 // and of x at unit length y = f x, f = 1 / sqrt(|x|^2 + 1e-6): dx = f (dy - y (y . dy)).
 //
 // A run of tokens changes the state before it by a matrix, the product of its transitions: S' = M S + N.
+//
+// In reverse, as linear attention does, each token reads the state before it takes from it and adds to it, and its
+// decay comes last:
+//
+//   o_t        += scale q_t R_t
+//   R_{t-1}     = a_t (R_t + k_t^T u_t)     u_t = b_t (v_t - k_t R_t)
+//
+// The formulas of chunks hold with tokens in the order in which they come, c_i without g_i, and D_ii = 0: no token reads
+// itself. A token has one decay, one rate and one key for both directions.
 #pragma once
 
 #include "kernels/linear_attention.h"
@@ -53,8 +62,19 @@ template <class T>
 struct DeltaAttentionBackward {
   LinearAttentionBackward<T> linear;  ///< k is read also if only dstate is computed
   const Accumulate<T>* log_rate;
-  Accumulate<T>* dlog_rate = nullptr;  ///< [batch * length, heads]; overwritten
+  Accumulate<T>* dlog_rate = nullptr;  ///< [batch * length, heads]; overwritten, in reverse added to
 };
+
+/// The arguments as kernels read them, as those of linear attention.
+template <class Args>
+requires requires(const Args& args) { args.linear; }
+Args in_order(Args args) {
+  const LinearAttentionShape shape = args.linear.shape;
+  to_first(shape, shape.heads, args.log_rate);
+  if constexpr (requires { args.dlog_rate; }) to_first(shape, shape.heads, args.dlog_rate);
+  args.linear = in_order(args.linear);
+  return args;
+}
 
 /// out = transition state + next, or transition^T state + next for gradients, which go from right to left.
 template <class A>

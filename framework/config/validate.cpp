@@ -251,10 +251,6 @@ void Validator::check_linear_attention() {
       add(fmt::format("{} with model.attention.kind = {}", what, name_of(a.kind)), why,
           fix + ", or set model.attention.kind to softmax");
   };
-  refuse(a.kind == AttentionKind::delta && m.family != ModelFamily::decoder,
-         fmt::format("model.family = {}", name_of(m.family)),
-         "a state holds what is before a token; the delta rule to both sides is not built",
-         "set model.family to decoder, or model.attention.kind to linear");
   refuse(a.window > 0, fmt::format("model.attention.window = {}", a.window),
          "a token leaves the state by its decay, not at a distance", "set model.attention.window to 0");
   refuse(a.position == Position::alibi, "model.attention.position = alibi",

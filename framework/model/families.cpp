@@ -102,8 +102,8 @@ double model_flops(const ModelConfig& c, std::int64_t sequences) {
   const auto states_of = [&](std::int64_t length, const kernels::Band& band) {  // a second state sees the other side
     const kernels::LinearAttentionShape of_heads{
         .batch = 1, .length = length, .heads = c.attention.heads, .head_width = c.head_width()};
-    return delta ? kernels::delta_attention_flops(of_heads).forward
-                 : (band.last > 0 ? 2 : 1) * kernels::linear_attention_flops(of_heads);
+    return (band.last > 0 ? 2 : 1) *
+           (delta ? kernels::delta_attention_flops(of_heads).forward : kernels::linear_attention_flops(of_heads));
   };
   const double states =
       d(linear) * states_of(c.context, attention_band(c)) + d(linear_of_source) * states_of(source, source_band(c));

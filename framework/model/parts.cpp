@@ -280,6 +280,7 @@ BlockShape block_shape(const ModelConfig& c, const kernels::Band& band, std::int
                         .probability_dropout = c.attention.dropout,
                         .deviation = deviation,
                         .out_deviation = out_deviation},
+          .delta = c.attention.kind == AttentionKind::delta,
           .feed_forward = feed_forward,
           .experts = has_experts ? experts_shape(c, positions, feed_forward) : ExpertsShape{},
           .rms_norm = rms,
@@ -368,7 +369,6 @@ std::vector<PartSpec> block_parts(const ModelConfig& config, const kernels::Band
     const bool has_experts = config.has_experts(i);
     BlockShape shape = block_shape(config, band, config.context, 2 * config.layers, has_experts);
     shape.linear = config.has_linear_attention(i);
-    shape.delta = config.attention.kind == AttentionKind::delta;
     shape.recompute = recompute;
     const auto make = [=](const TensorShare& share, ParameterStore& store) -> std::unique_ptr<Part> {
       std::unique_ptr<Part> block = make_block(name, shape, share, store);

@@ -5,7 +5,7 @@
 //   g       = log(sigmoid(x Wg^T + bg)) / 16            a decay of each head and token; bg always is
 //   log b   = log(sigmoid(x Wb^T + bb))                 by the delta rule only: a rate of each head and token
 //   o       = linear attention of q, k, v, g (and b)    per head: kernels/linear_attention.h, kernels/delta_attention.h;
-//                                                       of an encoder's tokens to both sides, with one decay for both
+//                                                       of an encoder's tokens to both sides, with one decay and rate
 //   branch  = dropout(norm(o) Wo^T + bo)                 the norm per head: no softmax bounds o
 //
 // The decays' biases begin at random, at 2 with a deviation of 1.5, so that the heads' memories begin with half-lives

@@ -107,7 +107,8 @@ static void run_forward(Runtime& runtime, const char* name, const LinearAttentio
     if (log_rate) {
       const kernels::DeltaAttentionForward<T> delta{args, log_rate.data<A>(), data_or_null<A>(total)};
       const kernels::DeltaAttentionFlops flops = delta_attention_flops(shape);
-      launch<T>(runtime, name, {.flops = out ? flops.forward : flops.state, .bytes = bytes},
+      launch<T>(runtime, name,
+                {.flops = out ? flops.forward : flops.state, .bytes = bytes + bytes_read(options, {out})},
                 [delta](auto device) { kernels::delta_attention_forward(device, delta); });
       return;
     }
@@ -152,7 +153,9 @@ static void run_backward(Runtime& runtime, const char* name, const LinearAttenti
     if (log_rate) {
       const kernels::DeltaAttentionBackward<T> delta{args, log_rate.data<A>(), data_or_null<A>(dlog_rate)};
       const kernels::DeltaAttentionFlops flops = delta_attention_flops(shape);
-      launch<T>(runtime, name, {.flops = dq ? flops.backward : flops.state_gradient, .bytes = bytes},
+      launch<T>(runtime, name,
+                {.flops = dq ? flops.backward : flops.state_gradient,
+                 .bytes = bytes + bytes_read(options, {dq, dk, dv, dlog_decay, dlog_rate})},
                 [delta](auto device) { kernels::delta_attention_backward(device, delta); });
       return;
     }

@@ -44,22 +44,25 @@ ops::LinearAttentionOptions options_of(const ContextAxis& axis, Direction direct
 
 /// Rows of states, by direction and of all heads of all sequences, with their totals behind them: numbers, or matrices.
 struct StateRow {
-  std::int64_t states, elements, width_of_states;
   bool matrices;
+  std::int64_t states, elements, elements_of_total, width_of_states, width_of_totals;
   StateRow(const ContextAxis& axis, const Tensor& log_rate)
-      : states(axis.rows.sequences * axis.held.query.count()),
+      : matrices(log_rate),
+        states(axis.rows.sequences * axis.held.query.count()),
         elements(axis.spec.head_width * axis.spec.head_width),
+        elements_of_total(matrices ? elements : 1),
         width_of_states(std::ssize(directions(axis)) * states * elements),
-        matrices(log_rate) {}
+        width_of_totals(std::ssize(directions(axis)) * states * elements_of_total) {}
 
-  std::int64_t width() const { return width_of_states + states * (matrices ? elements : 1); }
+  std::int64_t width() const { return width_of_states + width_of_totals; }
   Tensor state(const Tensor& rows, std::int64_t row, Direction direction) const {
     const std::int64_t begin = direction * states * elements;
     return rows.slice_rows(row, row + 1).slice_columns(begin, begin + states * elements).reshape({states, elements});
   }
   Tensor totals(const Tensor& rows) const { return rows.slice_columns(width_of_states, width()); }
-  Tensor total(const Tensor& totals, std::int64_t row) const {
-    const Tensor one = totals.slice_rows(row, row + 1);
+  Tensor total(const Tensor& totals, std::int64_t row, Direction direction) const {
+    const std::int64_t begin = direction * states * elements_of_total;
+    const Tensor one = totals.slice_rows(row, row + 1).slice_columns(begin, begin + states * elements_of_total);
     return matrices ? one.reshape({states, elements}) : one.reshape({states});
   }
 };
@@ -89,7 +92,7 @@ void find_states(const ContextAxis& axis, StatesAttended& saved) {
     for (const Direction direction : directions(axis))
       ops::linear_attention_state(runtime, options_of(axis, direction), of_run(axis.k(kv), axis.rows, run),
                                   of_run(axis.v(kv), axis.rows, run), of_run(saved.log_decay, axis.rows, run),
-                                  row.state(mine, run, direction), row.total(row.totals(mine), run),
+                                  row.state(mine, run, direction), row.total(row.totals(mine), run, direction),
                                   part_or_empty(saved.log_rate, axis.rows, run));
   }
   const Tensor all = gather(axis, mine, "states");
@@ -98,7 +101,8 @@ void find_states(const ContextAxis& axis, StatesAttended& saved) {
     const Tensor state = axis.zeros({row.states, row.elements});
     for (const PlacedRun& placed : runs_in_order(axis, direction)) {
       if (placed.rank == axis.rank) saved.states[direction][placed.run] = keep(copy_of(runtime, state));
-      ops::carry_state(runtime, row.state(all, placed.row(), direction), row.total(saved.totals, placed.row()), state);
+      ops::carry_state(runtime, row.state(all, placed.row(), direction),
+                       row.total(saved.totals, placed.row(), direction), state);
     }
   }
 }
@@ -123,7 +127,8 @@ void find_gradients(const ContextAxis& axis, const Tensor& dout, const StatesAtt
     const Tensor dstate = axis.zeros({row.states, row.elements});
     for (const PlacedRun& placed : runs_in_order(axis, direction == to_the_right ? to_the_left : to_the_right)) {
       if (placed.rank == axis.rank) dlast[direction][placed.run] = copy_of(runtime, dstate);
-      ops::carry_state(runtime, row.state(all, placed.row(), direction), row.total(saved.totals, placed.row()), dstate,
+      ops::carry_state(runtime, row.state(all, placed.row(), direction),
+                       row.total(saved.totals, placed.row(), direction), dstate,
                        /*gradient=*/true);
     }
   }

@@ -17,12 +17,12 @@ struct StatesAttended {
   Tensor log_decay;     // [N, H held]
   Tensor log_rate;      // likewise; empty: not by the delta rule
   Tensor states[2][2];  // [B * H held, E * E]: by direction (to the right, to the left), what each run gets; empty: 0
-  Tensor totals;  // [2 * context ranks, B * H held (* E * E)]: of all runs, by rank and number; empty with one rank
+  Tensor totals;  // [2 * context ranks, directions * B * H held (* E * E)]: of all runs, by rank and number; empty
+                  // with one rank
 };
 
 /// qkv [N, 3 H E held], log_decay and log_rate [N, H held] -> out [N, H E held]. Of the spec only the heads are read,
-/// and whether the band goes beyond the diagonal: then tokens see both sides, not by the delta rule. Collective over
-/// the context axis.
+/// and whether the band goes beyond the diagonal: then tokens see both sides. Collective over the context axis.
 Tensor attend_to_states(const Tensor& qkv, const Tensor& log_decay, const Tensor& log_rate, const AttentionSpec&,
                         StatesAttended& saved, Context&);
 

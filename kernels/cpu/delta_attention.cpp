@@ -42,10 +42,10 @@ void pack_unit(const T* from, std::int64_t from_stride, std::int64_t rows, std::
 }
 
 /// The gradient of the rows of pack_unit(), rounded to T, of the gradient `d` of the rows at unit length divided by
-/// scale. Writes to d.
+/// scale. Writes to d, and to or adds to `to`.
 template <class A, class T>
 void unpack_unit(A* d, const A* unit, std::int64_t stride, std::int64_t rows, std::int64_t width, A scale,
-                 const A* factors, T* to, std::int64_t to_stride) {
+                 const A* factors, bool adds, T* to, std::int64_t to_stride) {
   const hn::ScalableTag<A> tag;
   for (std::int64_t i = 0; i < rows; ++i) {
     const A along = inner_product(unit + i * stride, d + i * stride, 1, width, stride);
@@ -55,7 +55,7 @@ void unpack_unit(A* d, const A* unit, std::int64_t stride, std::int64_t rows, st
       hn::Store(hn::MulAdd(of_d, hn::Load(tag, at), hn::Mul(of_unit, hn::Load(tag, unit + i * stride + e))), tag, at);
     }
   }
-  unpack(d, stride, rows, width, A(1), false, to, to_stride);
+  unpack(d, stride, rows, width, A(1), adds, to, to_stride);
 }
 
 // ---- The triangular systems of a chunk
@@ -121,7 +121,7 @@ template <class A>
 A read_gates(const LinearAttentionShape& s, const Chunk& chunk, const A* log_decay, const A* log_rate,
              const DeltaChunkMemory<A>& memory) {
   const A* of_chunk = chunk.decays(log_rate, s);
-  for (std::int64_t i = 0; i < chunk.count; ++i) memory.rate[i] = std::exp(of_chunk[i * s.heads]);
+  for (std::int64_t i = 0; i < chunk.count; ++i) memory.rate[i] = std::exp(of_chunk[i * s.decay_stride()]);
   return read_decays(s, chunk, log_decay, memory);
 }
 
@@ -208,7 +208,7 @@ void forward_chunks(const Step<DeltaAttentionForward<T>, LinearAttentionStep::ch
           return Depths{0, std::min(i + tile_rows, count)};
         },
         memory.from_state);
-    unpack(memory.result, stride, count, width, A(1), false, chunk.at(args.out, s.out_stride, s), s.out_stride);
+    unpack(memory.result, stride, count, width, A(1), s.reverse, chunk.at(args.out, s.out_stride, s), s.out_stride);
   }
 }
 
@@ -259,12 +259,15 @@ void backward_dstates(const Step<DeltaAttentionBackward<T>, LinearAttentionStep:
       if (args.dv) {
         const A* values = block_of(s, step.memory.values, state, n);
         A* dlog_rate = chunk.decays(step.args.dlog_rate, s);
-        for (std::int64_t i = 0; i < count; ++i)
-          dlog_rate[i * s.heads] = inner_product(dvalues + i * stride, values + i * stride, 1, width, stride);
+        for (std::int64_t i = 0; i < count; ++i) {
+          const A of_token = inner_product(dvalues + i * stride, values + i * stride, 1, width, stride);
+          A& to = dlog_rate[i * s.decay_stride()];
+          to = s.reverse ? to + of_token : of_token;
+        }
       }
       pack(
           dvalues, stride, count, width, [&](std::int64_t i) { return -memory.rate[i]; }, dreads, stride);
-      if (args.dv) unpack(dreads, stride, count, width, A(-1), false, chunk.at(args.dv, s.v_stride, s), s.v_stride);
+      if (args.dv) unpack(dreads, stride, count, width, A(-1), s.reverse, chunk.at(args.dv, s.v_stride, s), s.v_stride);
 
       const auto from_state = [&](std::int64_t i) { return memory.from_state[i]; };
       pack(memory.dout, stride, count, width, from_state, memory.dout, stride);
@@ -324,7 +327,7 @@ void backward_chunks(const Step<DeltaAttentionBackward<T>, LinearAttentionStep::
     std::fill(memory.dsum, memory.dsum + count, A(0));
     of_reader(memory.dout, of_out);
     add_to_sums(1, memory.query, memory.result);
-    unpack_unit(memory.result, memory.query, stride, count, width, A(s.scale), memory.query_factor,
+    unpack_unit(memory.result, memory.query, stride, count, width, A(s.scale), memory.query_factor, s.reverse,
                 chunk.at(args.dq, s.q_stride, s), s.q_stride);
 
     product<Update::set>(count, width, TileOperand<A>{values, stride, 1}, memory.dstate_transposed, stride, memory.dkey,
@@ -337,7 +340,7 @@ void backward_chunks(const Step<DeltaAttentionBackward<T>, LinearAttentionStep::
     of_reader(dreads, of_reads);
     add_to_sums(1, memory.key, memory.result);
     for (std::int64_t i = 0; i < count; ++i) add_row(A(1), memory.result + i * stride, width, memory.dkey + i * stride);
-    unpack_unit(memory.dkey, memory.key, stride, count, width, A(1), memory.key_factor,
+    unpack_unit(memory.dkey, memory.key, stride, count, width, A(1), memory.key_factor, s.reverse,
                 chunk.at(args.dk, s.k_stride, s), s.k_stride);
     decay_gradients(s, chunk, memory, inner_product<A>(state + layout.elements, dnext, width, width, stride),
                     args.log_decay, args.dlog_decay);
@@ -390,8 +393,9 @@ std::int64_t delta_attention_backward_workspace_bytes(Cpu cpu, const LinearAtten
 }
 
 template <class T>
-void delta_attention_forward(Cpu cpu, const DeltaAttentionForward<T>& args) {
+void delta_attention_forward(Cpu cpu, const DeltaAttentionForward<T>& given) {
   using A = Accumulate<T>;
+  const DeltaAttentionForward<T> args = in_order(given);
   const LinearAttentionShape& s = args.linear.shape;
   const cpu::DeltaAttentionMemory<A> memory(s, false, cpu.threads, args.linear.workspace);
   if (args.transition) {  // what the tokens make of the unit matrix if they add nothing
@@ -408,7 +412,8 @@ void delta_attention_forward(Cpu cpu, const DeltaAttentionForward<T>& args) {
 }
 
 template <class T>
-void delta_attention_backward(Cpu cpu, const DeltaAttentionBackward<T>& args) {
+void delta_attention_backward(Cpu cpu, const DeltaAttentionBackward<T>& given) {
+  const DeltaAttentionBackward<T> args = in_order(given);
   const cpu::DeltaAttentionMemory<Accumulate<T>> memory(args.linear.shape, true, cpu.threads, args.linear.workspace);
   if (args.linear.dq) run<LinearAttentionStep::states>(cpu, args, memory);
   run<LinearAttentionStep::dstates>(cpu, args, memory);

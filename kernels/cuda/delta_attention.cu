@@ -9,7 +9,8 @@
 namespace choir::kernels {
 namespace {
 
-/// What the steps of a call pass on. Rows of factors are [batch * length, heads].
+/// What the steps of a call pass on. Rows of factors are [batch * length, heads], read as in_order() has those of
+/// gates.
 struct DeltaMemory {
   float *query_factor, *key_factor;   // to unit length
   float *values, *dvalues, *scratch;  // u, w and room, [state][length][E]
@@ -27,6 +28,8 @@ struct DeltaMemory {
     const std::int64_t of_states = s.states() * (s.chunks() + 1) * s.head_width * s.head_width;
     query_factor = take(s.states() * s.length);
     key_factor = take(s.states() * s.length);
+    to_first(s, s.heads, query_factor);
+    to_first(s, s.heads, key_factor);
     values = take(of_tokens);
     states = take(of_states);
     dvalues = take(backward ? of_tokens : 0);
@@ -47,12 +50,13 @@ template <class T>
 __global__ void delta_factors_kernel(LinearAttentionShape s, const T* x, std::int64_t stride, float* factors) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (std::int64_t i = cuda::thread_of_grid() / 32; i < s.states() * s.length; i += cuda::threads_of_grid() / 32) {
-    const std::int64_t token = i / s.heads;
-    const T* row = x + token * stride + (i - token * s.heads) * s.head_width;
+    const std::int64_t state = i / s.length, t = i - state * s.length;
+    const Head head(s, state);
+    const T* row = x + head.at(s, t, stride);
     float sum = 0;
     for (std::int64_t e = lane; e < s.head_width; e += 32) sum = fmaf(read(row + e), read(row + e), sum);
     sum = warp_sum(sum);
-    if (lane == 0) factors[i] = 1 / sqrtf(sum + static_cast<float>(delta_norm_epsilon));
+    if (lane == 0) factors[head.decay(s, t)] = 1 / sqrtf(sum + static_cast<float>(delta_norm_epsilon));
   }
 }
 
@@ -82,9 +86,10 @@ __global__ void delta_values_kernel(LinearAttentionShape s, const T* k, const T*
       float stood = 0;
       for (std::int64_t e = lane; e < width; e += 32) stood = fmaf(factor * read(key + e), column[e], stood);
       const float given_value = v ? read(v + head.at(s, t, s.v_stride) + f) : 0.0f;
-      const float value = rate * (given_value - decay * warp_sum(stood));
+      const float before = s.reverse ? 1.0f : decay, after = s.reverse ? decay : 1.0f;  // of the decay
+      const float value = rate * (given_value - before * warp_sum(stood));
       for (std::int64_t e = lane; e < width; e += 32)
-        column[e] = fmaf(factor * read(key + e), value, decay * column[e]);
+        column[e] = after * fmaf(factor * read(key + e), value, before * column[e]);
       if (lane == 0) memory.values[(state * s.length + t) * width + f] = value;
     }
     store_column(to + chunks * elements);
@@ -118,16 +123,21 @@ __global__ void delta_gradients_kernel(LinearAttentionBackward<T> args, const fl
       const float of_query =
           scale * memory.query_factor[gate] * read(args.dout + head.at(s, t, s.out_stride) + f);  // times q: scale q do
       const T *query = args.q + head.at(s, t, s.q_stride), *key = args.k + head.at(s, t, s.k_stride);
+      const float before = s.reverse ? decay : 1.0f, after = s.reverse ? 1.0f : decay;  // of w
+      const float read_after = s.reverse ? 0.0f : of_query, read_before = s.reverse ? of_query : 0.0f;
       float sum = 0;
       for (std::int64_t e = lane; e < width; e += 32) {
-        column[e] = fmaf(of_query, read(query + e), column[e]);
+        column[e] = fmaf(read_after, read(query + e), before * column[e]);
         sum = fmaf(of_key * read(key + e), column[e], sum);
       }
       const float dvalue = warp_sum(sum), of_read = -rate * dvalue * of_key;
-      for (std::int64_t e = lane; e < width; e += 32) column[e] = decay * fmaf(of_read, read(key + e), column[e]);
+      for (std::int64_t e = lane; e < width; e += 32) {
+        const float of_state = after * fmaf(of_read, read(key + e), column[e]);
+        column[e] = fmaf(read_before, read(query + e), of_state);
+      }
       if (t % chunk == 0) store_column(to + t / chunk * elements);
       if (lane == 0) memory.dvalues[(state * s.length + t) * width + f] = dvalue;
-      if (lane == 0 && args.dv) write(rate * dvalue, false, args.dv + head.at(s, t, s.v_stride) + f);
+      if (lane == 0 && args.dv) write(rate * dvalue, s.reverse, args.dv + head.at(s, t, s.v_stride) + f);
     }
     if (args.dstate) store_column(args.dstate + state * elements + f);
   }
@@ -180,7 +190,7 @@ __global__ void delta_forward_kernel(LinearAttentionForward<T> args, const float
       const std::int64_t f = at - i * width;
       const float of_state = dot(q + i * s.q_stride, 1, before + f, width, width);
       const float of_chunk = dot(&scores[i][0], 1, values + f, width, i + 1);
-      write(fmaf(scale * factors.query[i] * decays.from_state[i], of_state, of_chunk), false,
+      write(fmaf(scale * factors.query[i] * decays.from_state[i], of_state, of_chunk), s.reverse,
             args.out + head.at(s, begin + i, s.out_stride) + f);
     }
     __syncthreads();  // before the next chunk's are written
@@ -228,7 +238,7 @@ __global__ void delta_backward_kernel(LinearAttentionBackward<T> args, const flo
       float* const row = memory.scratch + of_chunk + i * width;
       const auto write_gradient = [&](const T* x, float factor, float along, T* to) {
         for (std::int64_t e = lane; e < width; e += 32)
-          write(factor * (row[e] - factor * read(x + e) * along), false, to + e);
+          write(factor * (row[e] - factor * read(x + e) * along), s.reverse, to + e);
       };
       float along = 0;
       for (std::int64_t e = lane; e < width; e += 32) {
@@ -265,17 +275,12 @@ __global__ void delta_backward_kernel(LinearAttentionBackward<T> args, const flo
       dsum += of_read - of_write;
       if (lane == 0) {
         dsums[i] = dsum;
-        dlog_rate[head.decay(s, begin + i)] = of_rate;
+        const std::int64_t at = head.decay(s, begin + i);
+        dlog_rate[at] = s.reverse ? dlog_rate[at] + of_rate : of_rate;
       }
     }
     __syncthreads();
-    if (thread == 0) {
-      float sum = of_last;
-      for (int i = count - 1; i >= 0; --i) {
-        sum = decays.first[i] == i ? 0 : sum + dsums[i];
-        args.dlog_decay[head.decay(s, begin + i)] = sum;
-      }
-    }
+    if (thread == 0) write_decay_gradients(s, head, begin, count, dsums, of_last, args.log_decay, args.dlog_decay);
     __syncthreads();
   }
 }
@@ -327,7 +332,8 @@ std::int64_t delta_attention_backward_workspace_bytes(Cuda, const LinearAttentio
 }
 
 template <class T>
-void delta_attention_forward(Cuda cuda, const DeltaAttentionForward<T>& args) {
+void delta_attention_forward(Cuda cuda, const DeltaAttentionForward<T>& given) {
+  const DeltaAttentionForward<T> args = in_order(given);
   const LinearAttentionForward<T>& a = args.linear;
   const DeltaMemory memory(a.shape, false, a.workspace);
   find_factors(cuda, a.shape, a.k, a.shape.k_stride, memory.key_factor);
@@ -343,7 +349,8 @@ void delta_attention_forward(Cuda cuda, const DeltaAttentionForward<T>& args) {
 }
 
 template <class T>
-void delta_attention_backward(Cuda cuda, const DeltaAttentionBackward<T>& args) {
+void delta_attention_backward(Cuda cuda, const DeltaAttentionBackward<T>& given) {
+  const DeltaAttentionBackward<T> args = in_order(given);
   const LinearAttentionBackward<T>& a = args.linear;
   const LinearAttentionShape& s = a.shape;
   const DeltaMemory memory(s, true, a.workspace);

@@ -148,16 +148,7 @@ __global__ void linear_backward_kernel(LinearAttentionBackward<T> args, const fl
             s.reverse, args.dv + head.at(s, begin + j, s.v_stride) + f);
     }
     __syncthreads();
-    if (thread == 0) {
-      float sum = of_last;
-      for (int i = count - 1; i >= 0; --i) {
-        const std::int64_t at = head.decay(s, begin + i);
-        if (!s.reverse) sum += dsums[i];
-        if (args.log_decay[at] == -INFINITY) sum = 0;
-        args.dlog_decay[at] = s.reverse ? args.dlog_decay[at] + sum : sum;
-        if (s.reverse) sum += dsums[i];
-      }
-    }
+    if (thread == 0) write_decay_gradients(s, head, begin, count, dsums, of_last, args.log_decay, args.dlog_decay);
     __syncthreads();
   }
 }

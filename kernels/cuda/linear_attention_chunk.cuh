@@ -73,6 +73,20 @@ struct ChunkDecays {
   }
 };
 
+/// dg of a chunk, by one thread: of dc in shared memory, and of_last = <S', dS'>.
+__device__ inline void write_decay_gradients(const LinearAttentionShape& s, const Head& head, std::int64_t begin,
+                                             int count, const float* dsums, float of_last, const float* log_decay,
+                                             float* dlog_decay) {
+  float sum = of_last;
+  for (int i = count - 1; i >= 0; --i) {
+    const std::int64_t at = head.decay(s, begin + i);
+    if (!s.reverse) sum += dsums[i];
+    if (log_decay[at] == -INFINITY) sum = 0;
+    dlog_decay[at] = s.reverse ? dlog_decay[at] + sum : sum;
+    if (s.reverse) sum += dsums[i];
+  }
+}
+
 /// sum over n of a[n * a_step] b[n * b_step]
 template <class A, class B>
 __device__ float dot(const A* a, std::int64_t a_step, const B* b, std::int64_t b_step, std::int64_t count) {

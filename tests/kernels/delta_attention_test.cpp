@@ -8,8 +8,16 @@
 namespace choir::kernels::tests {
 namespace {
 
-const LinearCase cases[] = {{1, 1, 1, 1, {}, false},        {2, 7, 3, 5, {3, 4}, true},    {1, 64, 2, 8, {}, true},
-                            {1, 150, 2, 20, {0, 70}, true}, {2, 129, 1, 33, {128}, false}, {1, 130, 1, 64, {}, true}};
+const LinearCase cases[] = {{1, 1, 1, 1, {}, false},
+                            {2, 7, 3, 5, {3, 4}, true},
+                            {1, 64, 2, 8, {}, true},
+                            {1, 150, 2, 20, {0, 70}, true},
+                            {2, 129, 1, 33, {128}, false},
+                            {1, 130, 1, 64, {}, true},
+                            {1, 1, 1, 1, {}, true, true},
+                            {2, 7, 3, 5, {0, 3, 4}, true, true},
+                            {1, 150, 2, 20, {0, 86}, true, true},  // the second border is at the end of a chunk
+                            {2, 129, 1, 33, {128}, false, true}};
 
 /// What the recurrence gives for operands.
 struct Recurrence : LinearOperands {
@@ -32,22 +40,25 @@ struct Recurrence : LinearOperands {
   /// Fills out and last; returns the loss <out, dout> + <last, dlast>.
   double run() {
     const std::int64_t E = c.head_width;
-    out.assign(q.size(), 0);
+    out.assign(q.size(), c.left_of_it());
     last = state;
     for (std::int64_t b = 0; b < c.batch; ++b)
       for (std::int64_t h = 0; h < c.heads; ++h) {
         double* S = &last[(b * c.heads + h) * E * E];
-        for (std::int64_t t = 0; t < c.length; ++t) {
-          const std::int64_t item = c.at(b, t, h);
+        for (std::int64_t n = 0; n < c.length; ++n) {
+          const std::int64_t item = c.at(b, c.token(n), h);
           const Doubles qt = at_unit_length(q, item), kt = at_unit_length(k, item);
+          const double of_before = c.reverse ? 1 : std::exp(g[item]), of_all = c.reverse ? std::exp(g[item]) : 1;
           for (std::int64_t f = 0; f < E; ++f) {
-            double stood = 0;  // k_t S_{t-1}
+            const auto read = [&](std::int64_t e) { out[item * E + f] += scale * qt[e] * S[e * E + f]; };
+            double stood = 0;  // k_t S_{t-1}, or k_t R_t
             for (std::int64_t e = 0; e < E; ++e) stood += kt[e] * S[e * E + f];
             for (std::int64_t e = 0; e < E; ++e) {
               double& s = S[e * E + f];
-              s = std::exp(g[item]) * (s - std::exp(rate[item]) * kt[e] * stood) +
-                  std::exp(rate[item]) * kt[e] * v[item * E + f];
-              out[item * E + f] += scale * qt[e] * s;
+              if (c.reverse) read(e);
+              s = of_all * (of_before * (s - std::exp(rate[item]) * kt[e] * stood) +
+                            std::exp(rate[item]) * kt[e] * v[item * E + f]);
+              if (!c.reverse) read(e);
             }
           }
         }
@@ -78,15 +89,16 @@ TEST(DeltaAttentionTest, IsTheRecurrenceAndItsGradient) {
       const HostArrays<double> computed = delta_on<double>(cpu, operands);
       expect_alike(computed.out, operands.out, 1e-13, "out");
       expect_alike(computed.last, operands.last, 1e-13, "state");
-      const auto check = [&](const Doubles& gradient, const std::map<std::size_t, double>& slopes, const char* what) {
+      const auto check = [&](const Doubles& gradient, const std::map<std::size_t, double>& slopes, const char* what,
+                             double added_to = 0) {
         for (const auto& [i, slope] : slopes)
-          ASSERT_NEAR(gradient[i], slope, 1e-5 * (1 + std::abs(slope))) << what << " [" << i << "]";
+          ASSERT_NEAR(gradient[i] - added_to, slope, 1e-5 * (1 + std::abs(slope))) << what << " [" << i << "]";
       };
-      check(computed.dq, dq, "dq");
-      check(computed.dk, dk, "dk");
-      check(computed.dv, dv, "dv");
-      check(computed.dg, dg, "dg");
-      check(computed.drate, drate, "drate");
+      check(computed.dq, dq, "dq", c.left_of_it());
+      check(computed.dk, dk, "dk", c.left_of_it());
+      check(computed.dv, dv, "dv", c.left_of_it());
+      check(computed.dg, dg, "dg", c.left_of_it());
+      check(computed.drate, drate, "drate", c.left_of_it());
       check(computed.dstate, dstate, "dstate");
     });
   }

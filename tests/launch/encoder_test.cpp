@@ -25,7 +25,8 @@ TEST(Encoder, GivesTheLossesOfOneRankInEveryLayout) {
 }
 
 TEST(Encoder, WithAWindowOrLinearAttentionGivesTheLossesOfOneRank) {
-  for (const char* attention : {"model.attention.window=4 ", "model.attention.kind=linear "})
+  for (const char* attention :
+       {"model.attention.window=4 ", "model.attention.kind=linear ", "model.attention.kind=delta "})
     expect_metrics_of_one_rank({{2, "parallel.tensor=2"}, {2, "parallel.context=2 parallel.context_kind=ring"}},
                                {{"loss"}, {"bits_per_byte"}}, model + attention);
 }

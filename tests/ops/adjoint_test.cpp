@@ -244,10 +244,11 @@ void AdjointOfAnOperation::linear_attention() {
   linear_attention_by(false, false);
   linear_attention_by(false, true);
   linear_attention_by(true, false);
+  linear_attention_by(true, true);
 }
 
 void AdjointOfAnOperation::linear_attention_by(bool delta, bool reverse) {
-  SCOPED_TRACE(delta ? "by the delta rule" : reverse ? "in reverse" : "without the delta rule");
+  SCOPED_TRACE(std::string(delta ? "by the delta rule" : "without the delta rule") + (reverse ? ", in reverse" : ""));
   constexpr std::int64_t length = 151, border = 83, heads = 3, head_width = 20, states = heads;
   const ops::LinearAttentionOptions options{.batch = 1, .heads = heads, .head_width = head_width, .reverse = reverse};
   const Tensor q = random({length, heads * head_width}), k = random({length, heads * head_width});

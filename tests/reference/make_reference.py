@@ -489,6 +489,23 @@ routing: {chosen: 2, always: 1, capacity: 1.1, balance_weight: 0.1}}
   norm: {kind: layer_norm, epsilon: 1.0e-5}
 train: {batch: 3}
 """,
+    # The gated delta rule to both sides.
+    "delta_encoder": """\
+model:
+  family: encoder
+  layers: 2
+  width: 24
+  vocabulary: 53
+  context: 72
+  tied: true
+  bias: true
+  dropout: 0
+  attention: {kind: delta, softmax_every: 2, heads: 5, kv_heads: 5, head_width: 6, position: rotary, \
+rotary_base: 10000, window: 0, documents: separate}
+  feed_forward: {kind: gelu, width: 32}
+  norm: {kind: layer_norm, epsilon: 0.25}
+train: {batch: 2}
+""",
 }
 IGNORED_TARGETS = {"five_heads", "encoder_decoder"}
 
@@ -769,17 +786,17 @@ def recur(q, k, v, gate, rate, begins, both_sides):
         q, k = (x / torch.sqrt((x * x).sum(-1, keepdim=True) + 1e-6) for x in (q, k))
     kept = [(decay[:, :, t] * (begins[:, t] != t)[:, None])[..., None, None] for t in range(length)]
 
-    def added(t, state):
+    def added(t, state, decayed):  # decayed: by what the state is before the key reads it
         value = v[:, :, t, None, :]
         if rate is not None:
-            value = torch.sigmoid(rate[:, :, t])[..., None, None] * (value - k[:, :, t, None, :] @ (kept[t] * state))
+            value = torch.sigmoid(rate[:, :, t])[..., None, None] * (value - k[:, :, t, None, :] @ (decayed * state))
         return k[:, :, t, :, None] * value
 
     before, behind = [zeros], [zeros]
     for t in range(length):
-        before.append(kept[t] * before[-1] + added(t, before[-1]))
+        before.append(kept[t] * before[-1] + added(t, before[-1], kept[t]))
     for t in reversed(range(length)) if both_sides else ():
-        behind.append(kept[t] * (behind[-1] + added(t, zeros)))
+        behind.append(kept[t] * (behind[-1] + added(t, behind[-1], 1)))
     for t in range(length):
         state = before[t + 1] + (behind[length - 1 - t] if both_sides else 0)
         outputs.append((q[:, :, t, None, :] @ state)[:, :, 0] / (1 if rate is not None else q.shape[-1] ** 0.5))

@@ -5,7 +5,11 @@
 namespace choir::simgpu::tests {
 namespace {
 
-const LinearCase cases[] = {{1, 1, 1, 1, {}, false}, {2, 5, 3, 7, {2}, true}, {1, 67, 2, 5, {66}, true}};
+const LinearCase cases[] = {{1, 1, 1, 1, {}, false},
+                            {2, 5, 3, 7, {2}, true},
+                            {1, 67, 2, 5, {66}, true},
+                            {2, 5, 3, 7, {0, 3}, true, true},
+                            {1, 67, 2, 5, {3}, true, true}};
 
 struct DeltaAttentionCuda : CudaTest {};
 

@@ -248,6 +248,10 @@ inline std::vector<SmallModel> small_models() {
   linear_pairs.norm.epsilon = 0.25;
   models.push_back({"linear_pairs", linear_pairs});
 
+  ModelConfig delta_pairs = linear_pairs;  // to both sides, and to one
+  delta_pairs.attention.kind = AttentionKind::delta;
+  models.push_back({"delta_pairs", delta_pairs});
+
   // Some tokens see no key that has a value: those behind the end of a source and a window.
   ModelConfig aligned = base(20, 61, 7);
   aligned.family = ModelFamily::encoder_decoder;

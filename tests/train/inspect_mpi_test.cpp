@@ -271,7 +271,7 @@ TEST(Inspect, MapsAndMeasuresAreThoseOfTheirFormulas) {
   for (const char* name :
        {"gpt", "window_8_of_2", "soft_cap_alibi", "documents", "prefix", "sinks", "encoder_documents", "encoder_window",
         "classifier", "vision", "class_token", "llama_pairs", "aligned_sources", "two_sources", "linear_encoder",
-        "linear_pairs", "delta"}) {
+        "linear_pairs", "delta", "delta_pairs"}) {
     SCOPED_TRACE(name);
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
@@ -465,7 +465,7 @@ HeadSamples sampled(SmallRun& run) {
 TEST(Inspect, IsThatOfOneRankInEveryLayout) {
   if (device_is_simulated()) GTEST_SKIP() << "the arithmetic is that of the host";
   for (const char* name : {"window_8_of_2", "sinks", "chosen_heads", "encoder_documents", "class_token", "two_sources",
-                           "aligned_sources", "linear_encoder", "delta"}) {
+                           "aligned_sources", "linear_encoder", "delta_pairs"}) {
     ModelConfig model = small_model(name);
     model.dropout = model.attention.dropout = 0;
     const std::vector<InspectedSample> samples = random_samples(model, 5);  // of a batch of 12

@@ -106,7 +106,8 @@ std::vector<std::string> reference_files() {
           "linear_encoder",
           "linear_pairs",
           "two_sources",
-          "chosen_pairs"};
+          "chosen_pairs",
+          "delta_encoder"};
 }
 
 /// `layout` with its tensor ranks as data ranks.
