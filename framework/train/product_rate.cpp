@@ -15,8 +15,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// Random numbers from -1 to 1, the same few thousand again and again: a GPU multiplies constants faster, since bits
-/// that do not change take no power. Their number is prime, so that rows differ.
+}  // namespace
+
 void fill_at_random(Runtime& runtime, const Tensor& x) {
   const Tensor flat = x.reshape({x.count()});
   constexpr std::int64_t period = 65521;
@@ -30,6 +30,8 @@ void fill_at_random(Runtime& runtime, const Tensor& x) {
     ops::copy(runtime, flat.slice_columns(0, more), flat.slice_columns(filled, filled + more));
   }
 }
+
+namespace {
 
 template <class In, class Out>
 double time_product(Runtime& runtime, const Ledger::Product& p, double limit) {

@@ -8,6 +8,10 @@
 
 namespace choir {
 
+/// Random numbers from -1 to 1, the same few thousand again and again: a GPU multiplies constants faster, since bits
+/// that do not change take no power. Their number is prime, so that rows differ.
+void fill_at_random(Runtime&, const Tensor& x);
+
 /// Floating-point operations a second of plain products (no bias, no sum) of the given shapes on this rank, weighted by
 /// the operations of each in a step, on random numbers. Runs each shape for at most `seconds_each`, but at least three
 /// times, and takes the median.

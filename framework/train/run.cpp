@@ -28,6 +28,7 @@
 #include "framework/train/snapshot.h"
 #include "framework/train/state_check.h"
 #include "framework/train/stragglers.h"
+#include "framework/train/timed_products.h"
 #include "framework/train/trainer.h"
 
 namespace choir {
@@ -38,6 +39,7 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 constexpr char ranks_that_differ[] = "these ranks hold the same weights and optimizer state, and update them alike";
+constexpr char state_of_products[] = "products";  // in checkpoints: ProductChoices::text()
 constexpr char changed_between_updates[] = "only an update may change weights and optimizer state";
 
 /// The bookkeeping of one run on one rank.
@@ -78,7 +80,10 @@ class Run {
   void enter_folder();
   void load(Trainer& trainer);
   void resume_from(const CheckpointReader& reader, Trainer& trainer);
+  State state_at(const RunPosition& position) const;
   void describe(Trainer& trainer);
+  void recall_products(Trainer& trainer);
+  void choose_products(Trainer& trainer);
   void report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done);
   RunPosition position_ahead() const;
   bool is_awaited(std::int64_t step) const;
@@ -147,6 +152,8 @@ class Run {
   double peak_flops_per_second_ = 0;       // the sum of these over all ranks
   bool told_of_peak_ = false;
   std::string load_began_, steps_began_;  // in the first line of metrics.jsonl of this process
+  std::string products_;                  // ProductChoices::text() of those in use; empty: none
+  bool times_products_ = false;           // after the next step
   std::int64_t rejected_ = 0;             // steps, since the last one that was accepted
   std::int64_t last_rejected_ = 0;        // step
 };
@@ -253,6 +260,51 @@ void Run::describe(Trainer& trainer) {
   say(data_->describe());
   if (config_.train.precision != Precision::fp8) return;
   if (const std::string text = describe_8_bits(trainer.parameters(), device_.kind()); !text.empty()) say(text);
+}
+
+State Run::state_at(const RunPosition& position) const {
+  State state = run_state(config_, position, *data_);
+  if (!products_.empty()) state[state_of_products] = products_;
+  return state;
+}
+
+/// With train.time_products: the choices of the checkpoint, if they hold here, or others when the first step is done.
+/// Collective.
+void Run::recall_products(Trainer& trainer) {
+  if (!config_.train.time_products) return;
+  if (device_.kind() == DeviceKind::cpu) return say("train.time_products is of a GPU: on the CPU nothing is timed");
+  if constexpr (kernels::built_with_cuda) {
+    const State state = start_.resumes ? start_.checkpoint->state() : State{};
+    const auto stored = state.find(state_of_products);
+    const ProductChoices choices = ProductChoices::parse(stored == state.end() ? "" : stored->second);
+    const std::string here = place_of_products(trainer);
+    times_products_ = ranks().largest(choices.place == here ? 0 : 1, "products") != 0;
+    if (!times_products_) {
+      use_products(trainer, choices);
+      products_ = choices.text();
+      say(fmt::format("train.time_products: the choices of the checkpoint for {} are used",
+                      quantity(std::ssize(choices.algorithms), "product")));
+    } else if (!choices.place.empty()) {
+      say(
+          fmt::format("train.time_products: products are timed again when a step is done, so the numbers change\n"
+                      "  why: they were timed on {}; this is {}",
+                      choices.place, here));
+    }
+  }
+}
+
+/// Collective.
+void Run::choose_products(Trainer& trainer) {
+  times_products_ = false;
+  if constexpr (kernels::built_with_cuda) {
+    begin(Phase::load);
+    std::string report;
+    const ProductChoices choices = time_products(trainer, report);
+    say(report);
+    if (choices.place.empty()) return;
+    products_ = choices.text();
+    ranks().on_rank_0([&] { publish_text(options_.folder.path + "/products.txt", products_); }, "products");
+  }
 }
 
 void Run::report(const StepResult& result, double seconds, double run_seconds, std::int64_t steps_done) {
@@ -388,7 +440,7 @@ void Run::save(Trainer& trainer) {
   if (state_check_) check_state(position_.step, state_check_->compare(), ranks_that_differ);
   position_.optimizer_origin = trainer.optimizer().state_origin();
   position_.spike_window = trainer.spike_window();
-  tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, run_state(config_, position_, *data_)));
+  tell(writer_->save(position_.step, owned_snapshot(trainer).pieces, state_at(position_)));
 }
 
 /// The most urgent end that a signal to any rank asks for, and whether a comparison is due on any; the same on every
@@ -485,7 +537,7 @@ LeftOut Run::batch_at(const RunPosition& position) const {
 /// The state before a rejected step, for `choir replay`.
 void Run::save_bad_step(Trainer& trainer, const RunPosition& before, const StepResult& result) {
   const std::string folder = options_.folder.bad_step(position_.step);
-  State state = run_state(config_, before, *data_);
+  State state = state_at(before);
   const BadStep bad{
       .step = position_.step, .samples = batch_at(before), .loss = result.loss, .gradient_norm = result.gradient_norm};
   bad.add_to(state);
@@ -520,7 +572,7 @@ void Run::save_before(Trainer& trainer, const RunPosition& before) {
   if (before.step <= last_saved_) return;
   const LossSum sum = trainer.evaluate(config_.train.batch, training_batch(*data_, before.samples, before.left_out));
   if (!std::isfinite(sum.loss)) return;
-  tell(writer_->save(before.step, owned_snapshot(trainer).pieces, run_state(config_, before, *data_)));
+  tell(writer_->save(before.step, owned_snapshot(trainer).pieces, state_at(before)));
   tell(writer_->finish());
 }
 
@@ -671,6 +723,7 @@ RunEnd Run::train() {
   load(trainer);
   enter_folder();
   describe(trainer);
+  recall_products(trainer);
   for (const std::string& note : start_.notes) say(note);
 
   RunEnd end = agreed_stop();
@@ -696,6 +749,7 @@ RunEnd Run::train() {
       if (end != RunEnd::done) ahead = 0;  // what is saved has its verdict
     }
     if (!in_flight_.empty()) continue;
+    if (times_products_) choose_products(trainer);
     const bool went_back = position_.step <= before;
     if (state_check_ && !went_back && state_check_is_due(position_.step))
       check_state(position_.step, state_check_->compare(), ranks_that_differ);

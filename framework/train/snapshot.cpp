@@ -283,9 +283,9 @@ std::vector<Problem> check_resume(const Config& then, const Config& now) {
 std::vector<std::string> describe_changes(const Config& then, const Config& now, std::int64_t step) {
   std::vector<std::string> lines;
   for (const Difference& d : differences(then, now))
-    if (begins_with_any(d.key,
-                        {"optimizer.", "train.batch", "train.steps", "train.precision", "model.dropout",
-                         "model.attention.dropout", "model.attention.routing.", "model.experts.", "data.augment."}))
+    if (begins_with_any(d.key, {"optimizer.", "train.batch", "train.steps", "train.precision", "train.time_products",
+                                "model.dropout", "model.attention.dropout", "model.attention.routing.",
+                                "model.experts.", "data.augment."}))
       lines.push_back(d.key + " = " + d.right + ", was " + d.left);
   const double last_rate = learning_rate(then.optimizer, step, then.train.steps);
   if (step < now.train.steps && learning_rate(now.optimizer, step, now.train.steps) != last_rate) {

@@ -19,6 +19,12 @@
 #include <cublasLt.h>
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <set>
+#include <span>
+#include <sstream>
 #include <string>
 #include <type_traits>
 #include <unordered_map>
@@ -26,6 +32,8 @@
 #include "kernels/cuda/failure.h"
 #include "kernels/elementwise.h"
 #include "kernels/fp8.h"
+#include "kernels/matmul_choices.h"
+#include "kernels/reduce.h"
 
 namespace choir::kernels {
 namespace cuda {
@@ -158,7 +166,8 @@ cublasLtEpilogue_t library_epilogue(const MatmulShape& s) {
   return s.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
-std::unique_ptr<Plan> make_plan(cublasLtHandle_t handle, const MatmulShape& s) {
+/// A plan without its algorithm.
+std::unique_ptr<Plan> describe_product(const MatmulShape& s) {
   auto plan = std::make_unique<Plan>();
   check_library(cublasLtMatmulDescCreate(plan->operation.address(), CUBLAS_COMPUTE_32F, CUDA_R_32F),
                 "cublasLtMatmulDescCreate", &s);
@@ -184,7 +193,12 @@ std::unique_ptr<Plan> make_plan(cublasLtHandle_t handle, const MatmulShape& s) {
   describe(plan->left, in, s.transpose_b ? s.n : s.k, s.transpose_b ? s.k : s.n, s.b_stride, s.b_batch_stride, s);
   describe(plan->right, in, s.transpose_a ? s.k : s.m, s.transpose_a ? s.m : s.k, s.a_stride, s.a_batch_stride, s);
   describe(plan->result, s.bf16_out ? CUDA_R_16BF : CUDA_R_32F, s.m, s.n, s.c_stride, s.c_batch_stride, s);
+  return plan;
+}
 
+/// At most `most` algorithms, best first. `reductions`: the schemes of cublasLtReductionScheme_t that they may use.
+cublasStatus_t ask_heuristics(cublasLtHandle_t handle, const MatmulShape& s, const Plan& plan, std::uint32_t reductions,
+                              int most, cublasLtMatmulHeuristicResult_t* found, int& count) {
   Preference preference;
   check_library(cublasLtMatmulPreferenceCreate(preference.address()), "cublasLtMatmulPreferenceCreate", &s);
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
@@ -192,17 +206,30 @@ std::unique_ptr<Plan> make_plan(cublasLtHandle_t handle, const MatmulShape& s) {
                   "cublasLtMatmulPreferenceSetAttribute", &s);
   };
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(product_workspace_bytes));
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, s.b_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, s.a_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, s.c_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, s.c_alignment);
+  return cublasLtMatmulAlgoGetHeuristic(handle, plan.operation, plan.left, plan.right, plan.result, plan.result,
+                                        preference, most, found, &count);
+}
+
+std::unique_ptr<Plan> make_plan(cublasLtHandle_t handle, const MatmulShape& s) {
+  auto plan = describe_product(s);
   cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
-  plan->answer = cublasLtMatmulAlgoGetHeuristic(handle, plan->operation, plan->left, plan->right, plan->result,
-                                                plan->result, preference, 1, &found, &count);
+  plan->answer = ask_heuristics(handle, s, *plan, CUBLASLT_REDUCTION_SCHEME_MASK, 1, &found, count);
   if (plan->answer == CUBLAS_STATUS_SUCCESS) plan->answer = count > 0 ? found.state : CUBLAS_STATUS_NOT_SUPPORTED;
   plan->algorithm = found.algo;
   return plan;
+}
+
+/// Alignments above the widest access make no difference: one choice for all of them.
+MatmulShape as_chosen(MatmulShape s) {
+  for (std::uint32_t* alignment : {&s.a_alignment, &s.b_alignment, &s.c_alignment})
+    *alignment = std::min(*alignment, epilogue_alignment);
+  return s;
 }
 
 /// The largest power of two that divides the address, 256 at most.
@@ -216,6 +243,7 @@ std::uint32_t alignment_of(const void* address) {
 struct MatmulPlans::State {
   cublasLtHandle_t handle = nullptr;
   std::unordered_map<MatmulShape, std::unique_ptr<Plan>, MatmulShapeHash> plans{};
+  std::unordered_map<MatmulShape, std::string, MatmulShapeHash> choices{};  // of as_chosen(shape)
 };
 
 MatmulPlans::MatmulPlans() : state_(std::make_unique<State>()) {
@@ -256,9 +284,51 @@ MatmulShape shape_of(const Matmul<In, Out>& args) {
           .epilogue = args.epilogue};
 }
 
+constexpr int digits_of_byte = 2;
+
+std::string to_digits(const cublasLtMatmulAlgo_t& algorithm) {
+  std::string digits;
+  for (std::size_t i = 0; i < sizeof algorithm; ++i) {
+    char pair[digits_of_byte + 1];
+    std::snprintf(pair, sizeof pair, "%02x", reinterpret_cast<const unsigned char*>(&algorithm)[i]);
+    digits += pair;
+  }
+  return digits;
+}
+
+/// The plan that computes the product with this algorithm. Throws Failure if cuBLASLt refuses it.
+std::unique_ptr<Plan> plan_with(cublasLtHandle_t handle, const MatmulShape& s, const std::string& algorithm) {
+  auto plan = describe_product(s);
+  cublasLtMatmulAlgo_t& bytes = plan->algorithm;
+  if (algorithm.size() != digits_of_byte * sizeof bytes ||
+      algorithm.find_first_not_of("0123456789abcdef") != std::string::npos)
+    throw Failure("an algorithm for " + text_of(s), "'" + algorithm + "' is not the description of one");
+  for (std::size_t i = 0; i < sizeof bytes; ++i)
+    reinterpret_cast<unsigned char*>(&bytes)[i] =
+        static_cast<unsigned char>(std::stoi(algorithm.substr(digits_of_byte * i, digits_of_byte), nullptr, 16));
+  cublasLtMatmulHeuristicResult_t result{};
+  check_library(cublasLtMatmulAlgoCheck(handle, plan->operation, plan->left, plan->right, plan->result, plan->result,
+                                        &bytes, &result),
+                "cublasLtMatmulAlgoCheck", &s);
+  if (result.workspaceSize > static_cast<std::size_t>(product_workspace_bytes))
+    throw Failure("cublasLtMatmulAlgoCheck for " + text_of(s),
+                  "the algorithm needs " + std::to_string(result.workspaceSize) + " bytes of workspace");
+  plan->answer = CUBLAS_STATUS_SUCCESS;
+  return plan;
+}
+
 Plan& find_plan(MatmulPlans::State& plans, const MatmulShape& shape) {
   std::unique_ptr<Plan>& plan = plans.plans[shape];
-  if (!plan) plan = make_plan(plans.handle, shape);
+  if (plan) return *plan;
+  const auto chosen = plans.choices.find(as_chosen(shape));
+  if (chosen == plans.choices.end()) {
+    plan = make_plan(plans.handle, shape);
+  } else if (chosen->second == bias_gradient_apart) {
+    plan = describe_product(shape);
+    plan->answer = CUBLAS_STATUS_NOT_SUPPORTED;
+  } else {
+    plan = plan_with(plans.handle, shape, chosen->second);
+  }
   return *plan;
 }
 
@@ -316,7 +386,192 @@ Matmul<bf16, bf16> widened(const ScaledMatmul& args, bf16* factors) {
           .transpose_b = true};
 }
 
+template <class In, class Out>
+void multiply(Cuda device, cublasLtHandle_t handle, const Plan& plan, const MatmulShape& shape,
+              const Matmul<In, Out>& args) {
+  if (args.bias != nullptr)
+    set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(args.bias), shape);
+  if (args.before_stride > 0) set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, args.before, shape);
+  // [m] behind cuBLASLt's own workspace: cuBLASLt overwrites, Choir accumulates.
+  auto* const bias_sums = reinterpret_cast<float*>(static_cast<char*>(args.workspace) + product_workspace_bytes);
+  if (args.epilogue == Epilogue::bias_gradient)
+    set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias_sums, shape);
+  const float one = 1, of_result = args.accumulate ? 1 : 0;
+  check_library(cublasLtMatmul(handle, plan.operation, &one, args.b, plan.left, args.a, plan.right, &of_result, args.c,
+                               plan.result, args.c, plan.result, &plan.algorithm, args.workspace,
+                               static_cast<std::size_t>(product_workspace_bytes), device.stream),
+                "cublasLtMatmul", &shape);
+  if (args.epilogue == Epilogue::bias_gradient)
+    accumulate<float>(device, {bias_sums, args.bias_gradient, 1, args.m, args.m, args.m});
+}
+
+// --- kernels/matmul_choices.h
+
+constexpr int most_algorithms = 8;
+constexpr std::uint32_t deterministic = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // and those that split nothing
+
+std::string name_of(const MatmulShape& s) {
+  std::ostringstream line;
+  line << s.m << ' ' << s.n << ' ' << s.k << ' ' << s.a_stride << ' ' << s.b_stride << ' ' << s.c_stride << ' '
+       << s.before_stride << ' ' << s.batch << ' ' << s.a_batch_stride << ' ' << s.b_batch_stride << ' '
+       << s.c_batch_stride << ' ' << s.a_alignment << ' ' << s.b_alignment << ' ' << s.c_alignment << ' ' << s.bf16_in
+       << ' ' << s.bf16_out << ' ' << s.transpose_a << ' ' << s.transpose_b << ' ' << s.bias << ' ' << s.accumulate
+       << ' ' << static_cast<int>(s.epilogue);
+  return line.str();
+}
+
+MatmulShape shape_of_name(const std::string& name) {
+  MatmulShape s{};
+  int epilogue = 0;
+  std::istringstream line(name);
+  line >> s.m >> s.n >> s.k >> s.a_stride >> s.b_stride >> s.c_stride >> s.before_stride >> s.batch >>
+      s.a_batch_stride >> s.b_batch_stride >> s.c_batch_stride >> s.a_alignment >> s.b_alignment >> s.c_alignment >>
+      s.bf16_in >> s.bf16_out >> s.transpose_a >> s.transpose_b >> s.bias >> s.accumulate >> epilogue;
+  s.epilogue = static_cast<Epilogue>(epilogue);
+  if (!line || epilogue < 0 || epilogue > static_cast<int>(Epilogue::bias_gradient) || !within_rules(s))
+    throw Failure("a choice of algorithms", "'" + name + "' is not a product");
+  return s;
+}
+
+/// Where the operands of a product lie in scratch memory.
+struct Places {
+  std::int64_t a, b, c, bias, before, bias_gradient, workspace, end;
+};
+
+Places places_of(const MatmulShape& s) {
+  constexpr std::int64_t alignment = 256;
+  std::int64_t end = 0;
+  const auto place = [&](std::int64_t elements, std::int64_t bytes) {
+    const std::int64_t begin = end;
+    end += (elements * bytes + alignment - 1) / alignment * alignment;
+    return begin;
+  };
+  const std::int64_t in = s.bf16_in ? 2 : 4, out = s.bf16_out ? 2 : 4, others = s.batch - 1;
+  Places at{};
+  at.a = place((s.transpose_a ? s.k : s.m) * s.a_stride + others * s.a_batch_stride, in);
+  at.b = place((s.transpose_b ? s.n : s.k) * s.b_stride + others * s.b_batch_stride, in);
+  at.c = place(s.m * s.c_stride + others * s.c_batch_stride, out);
+  at.bias = place(s.n, out);
+  at.before = place(s.m * s.before_stride, out);
+  at.bias_gradient = place(s.m, sizeof(float));
+  const std::int64_t of_sums = s.bf16_in ? column_sum_workspace_bytes<bf16>(Cuda{}, s.k, s.m)
+                                         : column_sum_workspace_bytes<float>(Cuda{}, s.k, s.m);
+  at.workspace = place(std::max(product_workspace_bytes + s.m * std::int64_t{sizeof(float)}, of_sums), 1);
+  at.end = end;
+  return at;
+}
+
+template <class In, class Out>
+Matmul<In, Out> on_scratch(const MatmulShape& s, void* scratch) {
+  const Places at = places_of(s);
+  char* const begin = static_cast<char*>(scratch);
+  const auto out = [&](std::int64_t place) { return reinterpret_cast<Out*>(begin + place); };
+  const bool sums = s.epilogue == Epilogue::bias_gradient;
+  return {.a = reinterpret_cast<const In*>(begin + at.a),
+          .b = reinterpret_cast<const In*>(begin + at.b),
+          .c = out(at.c),
+          .bias = s.bias ? out(at.bias) : nullptr,
+          .m = s.m,
+          .n = s.n,
+          .k = s.k,
+          .a_stride = s.a_stride,
+          .b_stride = s.b_stride,
+          .c_stride = s.c_stride,
+          .transpose_a = s.transpose_a,
+          .transpose_b = s.transpose_b,
+          .accumulate = s.accumulate,
+          .epilogue = s.epilogue,
+          .before = s.before_stride > 0 ? out(at.before) : nullptr,
+          .before_stride = s.before_stride,
+          .bias_gradient = sums ? reinterpret_cast<float*>(begin + at.bias_gradient) : nullptr,
+          .batch = s.batch,
+          .a_batch_stride = s.a_batch_stride,
+          .b_batch_stride = s.b_batch_stride,
+          .c_batch_stride = s.c_batch_stride,
+          .workspace = begin + at.workspace};
+}
+
+/// body.operator()<In, Out>() with the types of the product.
+template <class Body>
+void with_types(const MatmulShape& s, Body&& body) {
+  if (!s.bf16_in) return body.template operator()<float, float>();
+  s.bf16_out ? body.template operator()<bf16, bf16>() : body.template operator()<bf16, float>();
+}
+
 }  // namespace
+
+std::string matmul_library() { return "cuBLASLt " + std::to_string(cublasLtGetVersion()); }
+
+std::vector<std::string> planned_products(MatmulPlans& plans) {
+  std::set<std::string> names;
+  for (const auto& [shape, plan] : plans.state().plans)
+    if (plan->answer == CUBLAS_STATUS_SUCCESS && !shape.codes) names.insert(name_of(as_chosen(shape)));
+  return {names.begin(), names.end()};
+}
+
+std::string without_bias_gradient(const std::string& product) {
+  MatmulShape s = shape_of_name(product);
+  if (s.epilogue != Epilogue::bias_gradient) return "";
+  s.epilogue = Epilogue::none;
+  return name_of(s);
+}
+
+std::vector<std::string> first_algorithms(MatmulPlans& plans, const std::string& product) {
+  const MatmulShape s = shape_of_name(product);
+  const auto plan = describe_product(s);
+  std::array<cublasLtMatmulHeuristicResult_t, most_algorithms> found{};
+  int count = 0;
+  if (ask_heuristics(plans.state().handle, s, *plan, deterministic, most_algorithms, found.data(), count) !=
+      CUBLAS_STATUS_SUCCESS)
+    return {};
+  std::vector<std::string> algorithms;
+  for (const cublasLtMatmulHeuristicResult_t& result : std::span(found).first(static_cast<std::size_t>(count))) {
+    std::uint32_t reduction = 0;
+    std::size_t written = 0;
+    check_library(cublasLtMatmulAlgoConfigGetAttribute(&result.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &reduction,
+                                                       sizeof reduction, &written),
+                  "cublasLtMatmulAlgoConfigGetAttribute", &s);
+    if (result.state == CUBLAS_STATUS_SUCCESS && (reduction & ~deterministic) == 0)
+      algorithms.push_back(to_digits(result.algo));
+  }
+  return algorithms;
+}
+
+std::int64_t scratch_bytes(const std::string& product) { return places_of(shape_of_name(product)).end; }
+
+std::function<void()> product_on_scratch(Cuda device, const std::string& product, const std::string& algorithm,
+                                         void* scratch) {
+  const MatmulShape s = shape_of_name(product);
+  const cublasLtHandle_t handle = device.matmul_plans->state().handle;
+  const std::shared_ptr<const Plan> plan = plan_with(handle, s, algorithm);
+  return [=] {
+    with_types(s, [&]<class In, class Out>() { multiply(device, handle, *plan, s, on_scratch<In, Out>(s, scratch)); });
+  };
+}
+
+std::function<void()> bias_gradient_on_scratch(Cuda device, const std::string& product, void* scratch) {
+  const MatmulShape s = shape_of_name(product);
+  return [=] {
+    with_types(s, [&]<class In, class Out>() {
+      const Matmul<In, Out> args = on_scratch<In, Out>(s, scratch);
+      column_sum(device, ColumnSum<In>{.x = args.a,
+                                       .sum = args.bias_gradient,
+                                       .rows = s.k,
+                                       .width = s.m,
+                                       .stride = s.a_stride,
+                                       .workspace = args.workspace});
+    });
+  };
+}
+
+void choose_algorithm(MatmulPlans& plans, const std::string& product, const std::string& algorithm) {
+  const MatmulShape s = shape_of_name(product);
+  const bool apart = algorithm == bias_gradient_apart && s.epilogue == Epilogue::bias_gradient;
+  if (!apart) plan_with(plans.state().handle, s, algorithm);
+  plans.state().choices[s] = algorithm;
+  std::erase_if(plans.state().plans, [&](const auto& entry) { return as_chosen(entry.first) == s; });
+}
+
 }  // namespace cuda
 
 template <class In, class Out>
@@ -351,22 +606,7 @@ void matmul(Cuda device, const Matmul<In, Out>& args) {
   cuda::MatmulPlans::State& plans = device.matmul_plans->state();
   const cuda::Plan& plan = cuda::find_plan(plans, shape);
   cuda::check_library(plan.answer, "cublasLtMatmulAlgoGetHeuristic", &shape);
-
-  if (args.bias != nullptr)
-    cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(args.bias), shape);
-  if (args.before_stride > 0) cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, args.before, shape);
-  // [m] behind cuBLASLt's own workspace: cuBLASLt overwrites, Choir accumulates.
-  auto* const bias_sums = reinterpret_cast<float*>(static_cast<char*>(args.workspace) + cuda::product_workspace_bytes);
-  if (args.epilogue == Epilogue::bias_gradient)
-    cuda::set(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias_sums, shape);
-  const float one = 1, of_result = args.accumulate ? 1 : 0;
-  cuda::check_library(
-      cublasLtMatmul(plans.handle, plan.operation, &one, args.b, plan.left, args.a, plan.right, &of_result, args.c,
-                     plan.result, args.c, plan.result, &plan.algorithm, args.workspace,
-                     static_cast<std::size_t>(cuda::product_workspace_bytes), device.stream),
-      "cublasLtMatmul", &shape);
-  if (args.epilogue == Epilogue::bias_gradient)
-    accumulate<float>(device, {bias_sums, args.bias_gradient, 1, args.m, args.m, args.m});
+  cuda::multiply(device, plans.handle, plan, shape, args);
 }
 
 std::int64_t scaled_matmul_workspace_bytes(Cuda, const ScaledMatmul& args) {

@@ -14,6 +14,7 @@
 #include "framework/ops/elementwise.h"
 #include "framework/train/plan.h"
 #include "framework/train/product_rate.h"
+#include "framework/train/timed_products.h"
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
 #include "kernels/philox.h"
@@ -119,6 +120,8 @@ TrainBench bench_train(const Config& config, Device& device, Mesh& mesh, std::in
   bench.first_step_seconds = seconds_since_launch();
   std::int64_t step = 0;
   while (step < warm_up) trainer.step(++step, random, {}, random);
+  if constexpr (kernels::built_with_cuda)
+    if (config.train.time_products && device.kind() == DeviceKind::cuda) time_products(trainer, bench.products);
   const std::int64_t faults = page_faults();
   std::vector<Timing> timings;
   double best = 0;
@@ -213,6 +216,7 @@ std::string describe(const TrainBench& b) {
   text +=
       fmt::format("        the allocator's peak {:.4f} GB, planned {:.4f} GB: ratio {:.4f}\n",
                   gb(b.allocator_peak_bytes), gb(b.planned_bytes), gb(b.allocator_peak_bytes) / gb(b.planned_bytes));
+  if (!b.products.empty()) text += b.products + "\n";
   text += fmt::format("first step {:.2f} s after the launch; {:.1f} page faults a step\n", b.first_step_seconds,
                       b.page_faults_per_step);
   return text;

@@ -35,8 +35,9 @@ struct TrainBench {
   double page_faults_per_step = 0;         ///< after the first steps
   double first_step_seconds = 0;           ///< from the launch of the process to the start of the first step
   double loss = 0;
+  std::string products;                       ///< what train.time_products did; empty: it is off
   std::vector<Ledger::Operation> operations;  ///< of one step, on this rank; if profiled
-  std::string unit;                      ///< which kernels ran, by train.cpu_kernels; or empty
+  std::string unit;                           ///< which kernels ran, by train.cpu_kernels; or empty
   double copy_bytes_per_second = 0;           ///< read and written by a large copy, for the least possible time
 };
 

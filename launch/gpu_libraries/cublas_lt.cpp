@@ -52,6 +52,15 @@ CUBLASLT_FUNCTION(cublasLtMatmulAlgoGetHeuristic,
                    cublasLtMatmulPreference_t preference, int asked, cublasLtMatmulHeuristicResult_t results[],
                    int* found),
                   handle, operation, a, b, c, d, preference, asked, results, found)
+CUBLASLT_FUNCTION(cublasLtMatmulAlgoCheck,
+                  (cublasLtHandle_t handle, cublasLtMatmulDesc_t operation, cublasLtMatrixLayout_t a,
+                   cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                   const cublasLtMatmulAlgo_t* algorithm, cublasLtMatmulHeuristicResult_t* result),
+                  handle, operation, a, b, c, d, algorithm, result)
+CUBLASLT_FUNCTION(cublasLtMatmulAlgoConfigGetAttribute,
+                  (const cublasLtMatmulAlgo_t* algorithm, cublasLtMatmulAlgoConfigAttributes_t attribute, void* value,
+                   size_t bytes, size_t* written),
+                  algorithm, attribute, value, bytes, written)
 CUBLASLT_FUNCTION(cublasLtMatmul,
                   (cublasLtHandle_t handle, cublasLtMatmulDesc_t operation, const void* alpha, const void* a,
                    cublasLtMatrixLayout_t a_layout, const void* b, cublasLtMatrixLayout_t b_layout, const void* beta,
@@ -59,6 +68,11 @@ CUBLASLT_FUNCTION(cublasLtMatmul,
                    const cublasLtMatmulAlgo_t* algorithm, void* workspace, size_t workspace_bytes, cudaStream_t stream),
                   handle, operation, alpha, a, a_layout, b, b_layout, beta, c, c_layout, d, d_layout, algorithm,
                   workspace, workspace_bytes, stream)
+
+extern "C" size_t cublasLtGetVersion() {
+  static const auto function = cublas_lt().find<decltype(cublasLtGetVersion)>("cublasLtGetVersion");
+  return function != nullptr ? function() : 0;
+}
 
 extern "C" const char* cublasLtGetStatusName(cublasStatus_t status) {
   static const auto function = cublas_lt().find<decltype(cublasLtGetStatusName)>("cublasLtGetStatusName");

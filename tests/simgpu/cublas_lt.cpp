@@ -6,20 +6,27 @@
 // than stated; of products of e4m3 anything but A transposed and B not, a vector of scales for each, sizes at multiples
 // of 16, a result in bf16, exact sums and compute capability 9.0. What is allowed but wrong (the leading dimension of
 // another matrix) accesses the wrong bytes, which the checks of every operation find.
+//
+// The heuristics know eight algorithms. Those with odd numbers add in another order, so that choices show in the bits;
+// one splits the dim summed over and adds its parts in f32, one in the type of the result.
 #include "tests/simgpu/cublas_lt.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
+#include <sstream>
 #include <vector>
 
 #include "kernels/fp8.h"
 #include "kernels/types.h"
 #include "tests/kernels/gelu.h"
 #include "tests/simgpu/runtime.h"
+#include "tests/simgpu/simulator.h"
 
 namespace choir::simgpu {
 namespace {
@@ -30,6 +37,19 @@ using kernels::tests::gelu_gradient;
 
 std::atomic<bool> fuses = true;
 std::atomic<std::int64_t> asked = 0;
+std::atomic<std::uint32_t> used = 0;
+
+std::array<double, num_algorithms>& seconds() {
+  static std::array<double, num_algorithms> seconds = [] {
+    std::array<double, num_algorithms> given{};
+    if (const char* text = std::getenv("CHOIR_SIMGPU_ALGORITHM_SECONDS")) {
+      std::istringstream numbers(text);
+      for (double& number : given) numbers >> number;
+    }
+    return given;
+  }();
+  return seconds;
+}
 
 /// Attributes by number, as they were set.
 class Attributes {
@@ -150,6 +170,7 @@ std::size_t size_of(cublasLtMatmulPreferenceAttributes_t attribute) {
   switch (attribute) {
     case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
       return sizeof(std::uint64_t);
+    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES:
     case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES:
@@ -160,11 +181,18 @@ std::size_t size_of(cublasLtMatmulPreferenceAttributes_t attribute) {
   }
 }
 
-/// What the double keeps in the opaque bytes of an algorithm: the promises under which it was chosen.
+/// What the double keeps in the opaque bytes of an algorithm: its number, and the promises under which it was chosen.
 struct Algorithm {
   std::uint64_t workspace_bytes;
   std::uint32_t alignments[6];  // of A, B, C, D, bias, aux
+  std::uint32_t number;
 };
+
+std::uint32_t reduction_of(std::uint32_t number) {
+  return number == split_algorithm  ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE
+         : number == split_rounding ? CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE
+                                    : CUBLASLT_REDUCTION_SCHEME_NONE;
+}
 static_assert(sizeof(Algorithm) <= sizeof(cublasLtMatmulAlgo_t));
 
 float load(const void* from, std::int64_t i, cudaDataType_t type) {
@@ -241,22 +269,24 @@ std::uint32_t alignment_of(const void* address) {
   return static_cast<std::uint32_t>(bits & -bits);
 }
 
-/// d = alpha op(a) op(b) + beta c (+ bias, one for each row of d), and the epilogue. Sums in f32, four at a time.
-void multiply(const Operands& o, float alpha, const void* a, const Matrix& la, const void* b, const Matrix& lb,
-              float beta, const void* c, const Matrix& lc, void* d, const Matrix& ld) {
+/// d = alpha op(a) op(b) + beta c (+ bias, one for each row of d), and the epilogue. Sums in f32, four at a time, from
+/// the last term to the first if `reversed`.
+void multiply(const Operands& o, bool reversed, float alpha, const void* a, const Matrix& la, const void* b,
+              const Matrix& lb, float beta, const void* c, const Matrix& lc, void* d, const Matrix& ld) {
   const bool ta = o.transposed(CUBLASLT_MATMUL_DESC_TRANSA), tb = o.transposed(CUBLASLT_MATMUL_DESC_TRANSB);
   const std::int64_t m = ld.rows, n = ld.columns, k = ta ? la.rows : la.columns;
   const Matrix aux = aux_layout(o, ld);
+  const auto place = [&](std::int64_t term) { return reversed ? k - 1 - term : term; };
   std::vector<float> rows(static_cast<std::size_t>(m * k)), column(static_cast<std::size_t>(k));
   for (std::int64_t batch = 0; batch < ld.batches(); ++batch) {
     for (std::int64_t i = 0; i < m; ++i)
       for (std::int64_t p = 0; p < k; ++p)
         rows[static_cast<std::size_t>(i * k + p)] =
-            load(a, batch * la.batch_stride() + (ta ? la.at(p, i) : la.at(i, p)), la.type);
+            load(a, batch * la.batch_stride() + (ta ? la.at(place(p), i) : la.at(i, place(p))), la.type);
     for (std::int64_t j = 0; j < n; ++j) {
       for (std::int64_t p = 0; p < k; ++p)
         column[static_cast<std::size_t>(p)] =
-            load(b, batch * lb.batch_stride() + (tb ? lb.at(j, p) : lb.at(p, j)), lb.type);
+            load(b, batch * lb.batch_stride() + (tb ? lb.at(j, place(p)) : lb.at(place(p), j)), lb.type);
       for (std::int64_t i = 0; i < m; ++i) {
         const float* row = rows.data() + i * k;
         float sums[4] = {};
@@ -292,6 +322,8 @@ Made& of(Handle handle) {
 }  // namespace
 
 void refuse_epilogues(bool refuse) { fuses = !refuse; }
+void set_algorithm_seconds(const std::array<double, num_algorithms>& given) { seconds() = given; }
+std::uint32_t take_used_algorithms() { return used.exchange(0); }
 std::int64_t heuristics_asked() { return asked; }
 
 }  // namespace choir::simgpu
@@ -390,22 +422,61 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cub
   if (requested < 1 || results == nullptr || count == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
   const cublasStatus_t status =
       verdict(of<Operands>(operands), of<Matrix>(a), of<Matrix>(b), of<Matrix>(c), of<Matrix>(d));
-  *count = status == CUBLAS_STATUS_SUCCESS ? 1 : 0;
+  *count = 0;
   if (status != CUBLAS_STATUS_SUCCESS) return status;
   const auto& wishes = of<Preferences>(preference);
   constexpr std::uint32_t usual = 256;
-  const Algorithm algorithm = {
+  Algorithm algorithm = {
       .workspace_bytes = wishes.get(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{0}),
       .alignments = {wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, usual),
                      wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, usual),
                      wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, usual),
                      wishes.get(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, usual),
-                     alignment_of(of<Operands>(operands).bias()), alignment_of(of<Operands>(operands).aux())}};
-  results[0] = {};
-  std::memcpy(&results[0].algo, &algorithm, sizeof algorithm);
-  results[0].workspaceSize = algorithm.workspace_bytes;
-  results[0].state = CUBLAS_STATUS_SUCCESS;
+                     alignment_of(of<Operands>(operands).bias()), alignment_of(of<Operands>(operands).aux())},
+      .number = 0};
+  // Not allowed, or, with the sums of B, not possible.
+  const auto allowed = static_cast<std::uint32_t>(
+      wishes.get(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t{CUBLASLT_REDUCTION_SCHEME_MASK}));
+  const std::uint32_t possible = of<Operands>(operands).sums_b() ? 0 : allowed;
+  for (; algorithm.number < choir::simgpu::num_algorithms && *count < requested; ++algorithm.number) {
+    if ((choir::simgpu::reduction_of(algorithm.number) & ~possible) != 0) continue;
+    cublasLtMatmulHeuristicResult_t& result = results[(*count)++];
+    result = {};
+    std::memcpy(&result.algo, &algorithm, sizeof algorithm);
+    result.workspaceSize = algorithm.workspace_bytes;
+    result.state = CUBLAS_STATUS_SUCCESS;
+  }
   return CUBLAS_STATUS_SUCCESS;
+}
+
+std::size_t CUBLASWINAPI cublasLtGetVersion() { return CUBLAS_VERSION; }
+
+cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algo,
+                                                                 cublasLtMatmulAlgoConfigAttributes_t attribute,
+                                                                 void* value, std::size_t bytes, std::size_t* written) {
+  if (attribute != CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME || bytes != sizeof(std::uint32_t))
+    return CUBLAS_STATUS_INVALID_VALUE;  // Choir asks for no other
+  Algorithm algorithm;
+  std::memcpy(&algorithm, algo, sizeof algorithm);
+  const std::uint32_t reduction = choir::simgpu::reduction_of(algorithm.number);
+  std::memcpy(value, &reduction, sizeof reduction);
+  *written = sizeof reduction;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t operands,
+                                                    cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                                    cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                                    const cublasLtMatmulAlgo_t* algo,
+                                                    cublasLtMatmulHeuristicResult_t* result) {
+  Algorithm algorithm;
+  std::memcpy(&algorithm, algo, sizeof algorithm);
+  if (algorithm.number >= choir::simgpu::num_algorithms) return CUBLAS_STATUS_INVALID_VALUE;
+  *result = {};
+  result->workspaceSize = algorithm.workspace_bytes;
+  if (of<Operands>(operands).sums_b() && choir::simgpu::reduction_of(algorithm.number) != 0)
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  return verdict(of<Operands>(operands), of<Matrix>(a), of<Matrix>(b), of<Matrix>(c), of<Matrix>(d));
 }
 
 cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operands_handle, const void* alpha,
@@ -449,7 +520,11 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_
   if (workspace_bytes > 0)
     operation.accesses.push_back(
         {.begin = workspace, .bytes = static_cast<std::int64_t>(workspace_bytes), .write = true});
-  operation.run = [=] { multiply(operands, times, a, la, b, lb, plus, c, lc, d, ld); };
+  choir::simgpu::used |= 1u << algorithm.number;
+  operation.run = [=] {
+    choir::simgpu::simulator().pass_time(choir::simgpu::seconds()[algorithm.number]);
+    multiply(operands, algorithm.number % 2 == 1, times, a, la, b, lb, plus, c, lc, d, ld);
+  };
   return choir::simgpu::enqueue(stream, std::move(operation)) == cudaSuccess ? CUBLAS_STATUS_SUCCESS
                                                                              : CUBLAS_STATUS_EXECUTION_FAILED;
 }

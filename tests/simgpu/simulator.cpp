@@ -117,6 +117,11 @@ bool Simulator::host_waits() {
   return waiting_ > 0;
 }
 
+void Simulator::pass_time(double seconds) {
+  const Lock lock(mutex_);
+  passed_ += std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(seconds));
+}
+
 cudaError_t Simulator::device_state() {
   const Lock lock(mutex_);
   return broken_;
@@ -212,7 +217,7 @@ void Simulator::execute(SimulatedStream& stream, Lock& lock) {
   executing_ = false;
   if (task.records) {
     task.records->done = std::max(task.records->done, task.version);
-    task.records->at = std::chrono::steady_clock::now();
+    task.records->at = std::chrono::steady_clock::now() + passed_;
     task.records->clocks[task.version] = stream.clock;
   }
   stream.done = task.number;

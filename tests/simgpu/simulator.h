@@ -128,6 +128,8 @@ class Simulator {
   void fail_allocation(int after);
   void fail_device(cudaError_t, int after);
   bool host_waits();
+  /// The clock of events goes on by so much, for an operation that takes no time.
+  void pass_time(double seconds);
   MemoryChecker& checker() { return *checker_; }
   /// At the end of the process: findings that were not taken and leaks, as lines of text.
   std::string rest();
@@ -163,8 +165,9 @@ class Simulator {
   std::condition_variable work_, progress_;
   std::thread thread_;
   bool started_ = false, configured_ = false;
-  bool executing_ = false;  // an operation runs
-  int waiting_ = 0;         // host threads that wait for the device
+  bool executing_ = false;                        // an operation runs
+  int waiting_ = 0;                               // host threads that wait for the device
+  std::chrono::steady_clock::duration passed_{};  // pass_time()
   Options options_;
   std::mt19937 random_;
   std::vector<std::unique_ptr<SimulatedStream>> streams_;

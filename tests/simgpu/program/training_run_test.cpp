@@ -59,6 +59,38 @@ TEST(GpuRun, ResumeIsExactOnTheSameGpusAndToRoundingOnTheCpu) {
   EXPECT_EQ(on_gpu.output, on_cpu.output);
 }
 
+// The double of cuBLASLt adds in another order with number 1.
+TEST(GpuRun, TimedProductsGiveTheSameBitsInARunThatGoesOn) {
+  const Workshop shop;
+  const auto train = [&](const std::string& name, const char* seconds, const std::string& words) {
+    setenv("CHOIR_SIMGPU_ALGORITHM_SECONDS", seconds, 1);
+    Finished run = shop.train(2, name, "train.time_products=true " + words);
+    unsetenv("CHOIR_SIMGPU_ALGORITHM_SECONDS");
+    return run;
+  };
+  const Finished run = train("whole", "2 1 2 2 2 2 2 2", "");
+  ASSERT_EQ(run.code, 0) << run.output;
+  EXPECT_EQ(count(run, "train.time_products: timed "), 1u) << run.output;
+  EXPECT_TRUE(std::filesystem::exists(shop.path("whole") + "/products.txt"));
+  const std::vector<double> whole = shop.metric("whole", "loss");
+  for (const std::string name : {"same", "other"}) {
+    std::filesystem::copy(shop.path("whole"), shop.path(name), std::filesystem::copy_options::recursive);
+    std::filesystem::remove_all(shop.path(name) + "/checkpoints/step-00000010");
+  }
+  const Finished same = train("same", "2 2 1 2 2 2 2 2", "--resume");  // it would choose others
+  ASSERT_EQ(same.code, 0) << same.output;
+  EXPECT_TRUE(contains(same, "train.time_products: the choices of the checkpoint for ")) << same.output;
+  EXPECT_EQ(count(same, "train.time_products: timed "), 0u) << same.output;
+  EXPECT_EQ(shop.metric("same", "loss"), whole);
+  setenv("CHOIR_SIMGPU_CAPABILITY", "90", 1);
+  const Finished other = train("other", "2 1 2 2 2 2 2 2", "--resume");
+  unsetenv("CHOIR_SIMGPU_CAPABILITY");
+  ASSERT_EQ(other.code, 0) << other.output;
+  EXPECT_TRUE(contains(other, "products are timed again when a step is done")) << other.output;
+  EXPECT_EQ(count(other, "train.time_products: timed "), 1u) << other.output;
+  expect_near(whole, shop.metric("other", "loss"), relative);
+}
+
 // The double of cuDNN refuses every graph, as cuDNN refuses some: the run continues with Choir's kernels, and says so.
 TEST(GpuRun, Bf16TrainsOnFlashAttentionAndSaysOnceWhyNotOnCudnn) {
   const Workshop shop;
