@@ -555,8 +555,27 @@ cudaError_t Simulator::destroy_stream(cudaStream_t handle) {
   SimulatedStream* stream = handle == nullptr ? nullptr : find(handle);
   if (stream == nullptr) return cudaErrorInvalidResourceHandle;
   wait_until(lock, [&] { return stream->queue.empty(); });
+  const int id = stream->id;
+  const std::uint64_t done = stream->done;
   std::erase_if(streams_, [&](const auto& s) { return s.get() == stream; });
+  forget(id, done);
   return broken_;
+}
+
+/// Forgets a stream that has been destroyed, if all that follows is ordered after its operations: no operation waits,
+/// and every thread has waited for it. Without this, clocks grow with every stream that there has been.
+void Simulator::forget(int stream, std::uint64_t operations) {
+  const bool idle = std::all_of(streams_.begin(), streams_.end(), [](const auto& s) { return s->queue.empty(); });
+  const bool known = std::all_of(hosts_.begin(), hosts_.end(), [&](const auto& entry) {
+    const auto found = entry.second.find(stream);
+    return operations == 0 || (found != entry.second.end() && found->second >= operations);
+  });
+  if (!idle || !known) return;
+  for (auto& [thread, clock] : hosts_) clock.erase(stream);
+  for (const auto& other : streams_) other->clock.erase(stream);
+  for (auto& [handle, event] : events_)
+    for (auto& [version, clock] : event->clocks) clock.erase(stream);
+  for (auto& [end, memory] : memory_) std::erase_if(memory.touches, [&](const Touch& t) { return t.stream == stream; });
 }
 
 cudaError_t Simulator::synchronize_stream(cudaStream_t handle) {

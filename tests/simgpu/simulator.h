@@ -154,6 +154,7 @@ class Simulator {
   void touch(const Access&, const SimulatedStream&, const Task&, const char* kind = "stream race");
   void note(const std::string& kind, const std::string& text);
   void check_operation(const Operation&, const std::string& name);
+  void forget(int stream, std::uint64_t operations);
   void free(SimulatedMemory&, const std::string& by);
   void release(std::uintptr_t begin);
   PtxModule& module_of(std::size_t fat_binary);
