@@ -158,7 +158,7 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
     }
     return std::int64_t{0};
   };
-  const double loss = file.numbers("loss")[0];
+  const double loss_at_start = file.numbers("loss")[0];
 
   for (Layout layout : layouts(world_size(), model)) {
     Config config = parse_config(file.text("config") + file.text("sgd"), GetParam());
@@ -174,31 +174,35 @@ TEST_P(Reference, LossGradientsAndTrainingAreThoseOfPytorch) {
     config.train.recompute = layout.recompute;
     const std::int64_t rows = config.train.batch * config.model.context;
     const double bound = rounding_bound(config.model, rows, DType::f32);
-    const double error = loss * bound;
+    const double error = loss_at_start * bound;
 
-    const auto expect_losses = [&](const char* which, const OptimizerConfig& optimizer) {
+    const ParameterStore all = all_parameters(config.model);
+    EXPECT_EQ(all.parameters().size(), file.parameters());
+    Tensors gradients;
+    for (const Parameter& p : all.parameters()) gradients[p.name] = file.dataset<double>("gradients/" + p.name);
+
+    const auto expect_losses = [&](const char* which, const OptimizerConfig& optimizer, std::size_t steps) {
       config.optimizer = optimizer;
       SmallRun run(config);
       load_weights(run.trainer, file);
       const std::vector<double> expected = file.numbers(which);
-      for (std::size_t s = 0; s < expected.size(); ++s)
-        EXPECT_NEAR(run.trainer.step(static_cast<std::int64_t>(s) + 1, read).loss, expected[s],
-                    s == 0 ? error : error + bound * loss)
-            << which << "[" << s << "]";
+      const auto expect_gradients = [&] {
+        const double worst = expect_holds(compare("gradient of ", gradients, run.gradients(), bound));
+        RecordProperty(layout.name + ": gradient error / bound", std::to_string(worst));
+      };
+      for (std::size_t s = 0; s < steps; ++s) {
+        const auto step = static_cast<std::int64_t>(s) + 1;
+        const double loss = run.trainer.step(step, read, s == 0 ? expect_gradients : std::function<void()>()).loss;
+        EXPECT_NEAR(loss, expected[s], s == 0 ? error : error + bound * loss_at_start) << which << "[" << s << "]";
+      }
     };
-    {
-      SmallRun run(config);
-      load_weights(run.trainer, file);
-      const ParameterStore all = all_parameters(config.model);
-      EXPECT_EQ(all.parameters().size(), file.parameters());
-      run.trainer.compute_gradients(1, read);
-      Tensors expected;
-      for (const Parameter& p : all.parameters()) expected[p.name] = file.dataset<double>("gradients/" + p.name);
-      const double worst = expect_holds(compare("gradient of ", expected, run.gradients(), bound));
-      RecordProperty(layout.name + ": gradient error / bound", std::to_string(worst));
-    }
-    expect_losses("sgd_losses", config.optimizer);
-    expect_losses("adamw_losses", parse_config(file.text("config") + file.text("adamw"), GetParam()).optimizer);
+    // On simulated GPUs the first steps; parity_mpi_test.cpp has those of AdamW in layouts of several ranks.
+    const bool simulated = device_is_simulated();
+    const std::size_t all_steps = file.numbers("sgd_losses").size();
+    expect_losses("sgd_losses", config.optimizer, !simulated ? all_steps : world_size() == 1 ? 3 : 2);
+    if (simulated && world_size() > 1) continue;
+    expect_losses("adamw_losses", parse_config(file.text("config") + file.text("adamw"), GetParam()).optimizer,
+                  simulated ? 3 : all_steps);
   }
 }
 

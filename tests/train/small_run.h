@@ -379,10 +379,10 @@ struct SmallRun {
       : SmallRun(small_config(model, optimizer, layout), layout.streams) {}
   ~SmallRun() { device.synchronize(); }
 
-  /// Step `index`, from 0, of the endless random text.
-  StepResult step(std::int64_t index) {
+  /// Step `index`, from 0, of the endless random text. `before_update`: when its gradients are there.
+  StepResult step(std::int64_t index, const std::function<void()>& before_update = {}) {
     of_step(index);
-    return trainer.step(index + 1, read_random(trainer.config().model, index));
+    return trainer.step(index + 1, read_random(trainer.config().model, index), before_update);
   }
   /// Leaves the gradients of step `index`.
   BatchLoss compute_gradients(std::int64_t index = 0) {
