@@ -82,9 +82,11 @@ struct Quantise {
   const bf16* x;  ///< [rows, width], rows `stride` apart
   std::int64_t rows, width, stride;
   bool by_columns;
-  const std::uint8_t* exponents;  ///< [rows], or [width] if by columns: at least those of ScaleExponents
-  std::uint8_t* codes;            ///< [rows, codes_of(width)], or [width, codes_of(rows)]; 16-byte aligned
-  float* scales;                  ///< as many as exponents: scale_of() each
+  /// [rows], or [width] if by columns: at least those of ScaleExponents. Null, and not by columns: those of the rows,
+  /// which are then read once and not twice.
+  const std::uint8_t* exponents;
+  std::uint8_t* codes;  ///< [rows, codes_of(width)], or [width, codes_of(rows)]; 16-byte aligned
+  float* scales;        ///< as many as exponents: scale_of() each
 };
 
 /// c [m, n] = a b^T + bias, sums in f32.

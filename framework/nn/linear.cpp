@@ -15,13 +15,16 @@ enum class Summed : std::uint8_t { whole, split };
 Tensor multiply_8_bits(const char* name, const Tensor& x, const Tensor& w, ScaledBy by, const Tensor& bias,
                        Summed summed, Context& context) {
   Runtime& runtime = context.runtime;
+  if (summed == Summed::whole) {
+    const ops::ScaledRows scaled_x = ops::quantise(runtime, x, ScaledBy::rows);
+    return ops::scaled_linear(runtime, name, scaled_x, ops::quantise(runtime, w, by), bias);
+  }
   const std::int64_t rows = x.rows(), channels = by == ScaledBy::rows ? w.rows() : w.width();
   const Tensor exponents = runtime.empty({rows + channels}, DType::u8);
   const Tensor of_x = exponents.slice_columns(0, rows), of_w = exponents.slice_columns(rows, rows + channels);
   ops::scale_exponents(runtime, x, ScaledBy::rows, of_x);
   ops::scale_exponents(runtime, w, by, of_w);
-  if (summed == Summed::split)
-    context.mesh.tensor->all_reduce(exponents, Reduce::max, runtime.device.compute(), "scales of 8 bits");
+  context.mesh.tensor->all_reduce(exponents, Reduce::max, runtime.device.compute(), "scales of 8 bits");
   const ops::ScaledRows scaled_x = ops::quantise(runtime, x, ScaledBy::rows, of_x);
   return ops::scaled_linear(runtime, name, scaled_x, ops::quantise(runtime, w, by, of_w), bias);
 }

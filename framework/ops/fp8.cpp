@@ -9,7 +9,7 @@ static std::int64_t scales_of(const Tensor& x, ScaledBy by) { return by == Scale
 
 static void check_exponents(const Tensor& x, ScaledBy by, const Tensor& exponents) {
   check(x.dtype() == DType::bf16, "scales: x is bf16");
-  check(exponents.dtype() == DType::u8 && exponents.contiguous() && exponents.count() == scales_of(x, by),
+  check(exponents && exponents.dtype() == DType::u8 && exponents.contiguous() && exponents.count() == scales_of(x, by),
         "scales: a u8 for each row, or for each column");
 }
 
@@ -31,7 +31,13 @@ void scale_exponents(Runtime& runtime, const Tensor& x, ScaledBy by, const Tenso
 }
 
 ScaledRows quantise(Runtime& runtime, const Tensor& x, ScaledBy by, const Tensor& exponents) {
-  check_exponents(x, by, exponents);
+  if (!exponents && by == ScaledBy::columns) {
+    const Tensor own = runtime.empty({x.width()}, DType::u8);
+    scale_exponents(runtime, x, by, own);
+    return quantise(runtime, x, by, own);
+  }
+  check(x.dtype() == DType::bf16, "scales: x is bf16");
+  if (exponents) check_exponents(x, by, exponents);
   const std::int64_t rows = scales_of(x, by), numbers = by == ScaledBy::rows ? x.width() : x.rows();
   ScaledRows y{.codes = runtime.empty({rows, kernels::codes_of(numbers)}, DType::u8),
                .scales = runtime.empty({rows}, DType::f32)};
@@ -40,7 +46,7 @@ ScaledRows quantise(Runtime& runtime, const Tensor& x, ScaledBy by, const Tensor
                                .width = x.width(),
                                .stride = x.row_stride(),
                                .by_columns = by == ScaledBy::columns,
-                               .exponents = exponents.data<std::uint8_t>(),
+                               .exponents = data_or_null<std::uint8_t>(exponents),
                                .codes = y.codes.data<std::uint8_t>(),
                                .scales = y.scales.data<float>()};
   launch<bf16>(runtime, "rounding to 8 bits",

@@ -1,10 +1,11 @@
 // The product of a linear layer in numbers of 8 bits (kernels/fp8.h). Each row of a factor has a scale, which only its
-// own numbers decide; if ranks have parts of a row, the largest of their exponents is that of the row, so exponents
-// come first, may be reduced over ranks, and then numbers are rounded:
+// own numbers decide:
 //
-//   exponents = scale_exponents(x)    (their maximum over the ranks with parts of the same rows)
-//   rows      = quantise(x, exponents)
-//   y         = scaled_linear(rows of x, rows of the weight, bias)
+//   rows = quantise(x)
+//   y    = scaled_linear(rows of x, rows of the weight, bias)
+//
+// If ranks have parts of a row, the largest of their exponents is that of the row: exponents come first, their maximum
+// is taken over the ranks, and numbers are rounded with these.
 #pragma once
 
 #include "framework/core/runtime.h"
@@ -23,8 +24,9 @@ struct ScaledRows {
 /// Writes the exponents of the rows of x [N, K] bf16 to `exponents` [N] u8; of its columns, to [K].
 void scale_exponents(Runtime&, const Tensor& x, ScaledBy by, const Tensor& exponents);
 
-/// The rows of x [N, K] bf16; or its columns, as rows.
-ScaledRows quantise(Runtime&, const Tensor& x, ScaledBy by, const Tensor& exponents);
+/// The rows of x [N, K] bf16; or its columns, as rows. No exponents: those of scale_exponents(), which rows get without
+/// being read once more.
+ScaledRows quantise(Runtime&, const Tensor& x, ScaledBy by, const Tensor& exponents = {});
 
 /// y [N, out] bf16 = x [N, K] weight [out, K]^T + bias [out], which may be empty.
 Tensor scaled_linear(Runtime&, const char* name, const ScaledRows& x, const ScaledRows& weight, const Tensor& bias);

@@ -24,13 +24,15 @@ void for_each_piece(Part part, const Body& body) {
 /// Absolute values of bf16 are ordered as their bits are, and NaN is beyond all.
 std::uint16_t size_of(bf16 x) { return static_cast<std::uint16_t>(x.bits & 0x7fffu); }
 
+std::uint8_t exponent_of_row(const bf16* x, std::int64_t width) {
+  std::uint16_t largest = 0;
+  for (std::int64_t i = 0; i < width; ++i) largest = std::max(largest, size_of(x[i]));
+  return scale_exponent(largest);
+}
+
 void exponents_of_rows(const ScaleExponents& args, Part rows) {
-  for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-    const bf16* x = args.x + row * args.stride;
-    std::uint16_t largest = 0;
-    for (std::int64_t i = 0; i < args.width; ++i) largest = std::max(largest, size_of(x[i]));
-    args.exponents[row] = scale_exponent(largest);
-  }
+  for (std::int64_t row = rows.begin; row < rows.end; ++row)
+    args.exponents[row] = exponent_of_row(args.x + row * args.stride, args.width);
 }
 
 void exponents_of_columns(const ScaleExponents& args, Part columns) {
@@ -49,10 +51,11 @@ void quantise_rows(const Quantise& args, Part rows) {
   for (std::int64_t row = rows.begin; row < rows.end; ++row) {
     const bf16* x = args.x + row * args.stride;
     std::uint8_t* codes = args.codes + row * length;
-    const float inverse = inverse_scale_of(args.exponents[row]);
+    const std::uint8_t exponent = args.exponents ? args.exponents[row] : exponent_of_row(x, args.width);
+    const float inverse = inverse_scale_of(exponent);
     for (std::int64_t i = 0; i < args.width; ++i) codes[i] = to_e4m3(static_cast<float>(x[i]) * inverse);
     std::fill(codes + args.width, codes + length, std::uint8_t{0});
-    args.scales[row] = scale_of(args.exponents[row]);
+    args.scales[row] = scale_of(exponent);
   }
 }
 

@@ -36,19 +36,25 @@ __device__ inline std::uint8_t code_of(unsigned bits, float inverse_scale) {
   return to_e4m3(__uint_as_float(bits << 16) * inverse_scale);
 }
 
+/// In every lane of the warp.
+template <int N>
+__device__ std::uint8_t exponent_of_row(const bf16* row, std::int64_t width) {
+  unsigned largest = 0;
+  for (std::int64_t i = threadIdx.x % lanes * N; i < width; i += lanes * N) {
+    const Bits<N> x = load_bits<N>(row + i);
+#pragma unroll
+    for (int j = 0; j < N; ++j) largest = larger(largest, x.value[j]);
+  }
+  for (int distance = lanes / 2; distance > 0; distance /= 2)
+    largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+  return scale_exponent(largest);
+}
+
 template <int N>
 __global__ void exponents_of_rows_kernel(ScaleExponents args) {
-  const int lane = threadIdx.x % lanes;
   for (std::int64_t row = thread_of_grid() / lanes; row < args.rows; row += threads_of_grid() / lanes) {
-    unsigned largest = 0;
-    for (std::int64_t i = lane * N; i < args.width; i += lanes * N) {
-      const Bits<N> x = load_bits<N>(args.x + row * args.stride + i);
-#pragma unroll
-      for (int j = 0; j < N; ++j) largest = larger(largest, x.value[j]);
-    }
-    for (int distance = lanes / 2; distance > 0; distance /= 2)
-      largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
-    if (lane == 0) args.exponents[row] = scale_exponent(largest);
+    const std::uint8_t exponent = exponent_of_row<N>(args.x + row * args.stride, args.width);
+    if (threadIdx.x % lanes == 0) args.exponents[row] = exponent;
   }
 }
 
@@ -99,7 +105,8 @@ __global__ void quantise_rows_kernel(Quantise args) {
   const std::int64_t length = codes_of(args.width);
   const int lane = threadIdx.x % lanes;
   for (std::int64_t row = thread_of_grid() / lanes; row < args.rows; row += threads_of_grid() / lanes) {
-    const std::uint8_t exponent = args.exponents[row];
+    const std::uint8_t exponent =
+        args.exponents ? args.exponents[row] : exponent_of_row<N>(args.x + row * args.stride, args.width);
     const float inverse = inverse_scale_of(exponent);
     if (lane == 0) args.scales[row] = scale_of(exponent);
     for (std::int64_t i = lane * N; i < length; i += lanes * N) {

@@ -281,6 +281,9 @@ inline std::vector<Operation> every_operation() {
              ops::quantise(o.runtime, o.filled({o.N, o.D}, DType::bf16), ops::ScaledBy::rows, exponents);
          o.expect("quantise", rows.codes, {o.N, 16}, DType::u8);
          o.expect("quantise's scales", rows.scales, {o.N}, DType::f32);
+         for (const auto by : {ops::ScaledBy::rows, ops::ScaledBy::columns})
+           o.expect("quantise with its own exponents",
+                    ops::quantise(o.runtime, o.filled({o.D, o.D}, DType::bf16), by).codes, {o.D, 16}, DType::u8);
        },
        rounds},
       {"scaled_linear",

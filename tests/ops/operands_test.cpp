@@ -103,6 +103,7 @@ void RefusedOperands::of_products_of_8_bits() {
   using enum ops::ScaledBy;
   expect_refused("scales: x is bf16", [&] { ops::scale_exponents(runtime, tensor({5, 3}), rows, exponents); });
   expect_refused(for_each, [&] { ops::scale_exponents(runtime, x, columns, exponents); });
+  expect_refused("scales: x is bf16", [&] { ops::quantise(runtime, tensor({5, 3}), rows); });
   expect_refused(for_each, [&] { ops::quantise(runtime, x, rows, tensor({4}, DType::u8)); });
   expect_refused(for_each, [&] { ops::quantise(runtime, x, rows, tensor({5})); });
   const auto scaled = [&](std::int64_t n, std::int64_t k, std::int64_t scales) {

@@ -65,6 +65,14 @@ TEST_P(Fp8Cuda, ScalesAndCodesHaveTheBitsOfTheCpu) {
       scale_exponents(device(), of_exponents);
       quantise(device(), Quantise{device_x.data(), c.rows, c.width, c.stride, by_columns, device_exponents.data(),
                                   device_codes.data(), device_scales.data()});
+      if (!by_columns) {
+        const DeviceArray<std::uint8_t> own_codes(codes_count);
+        const DeviceArray<float> own_scales(count);
+        quantise(device(), Quantise{device_x.data(), c.rows, c.width, c.stride, false, nullptr, own_codes.data(),
+                                    own_scales.data()});
+        expect_equal_bytes(own_codes.host(), codes, "code with its own exponent");
+        expect_equal(own_scales.host(), scales, "own scale");
+      }
       expect_equal_bytes(device_exponents.host(), exponents, "exponent");
       expect_equal_bytes(device_codes.host(), codes, "code");
       expect_equal(device_scales.host(), scales, "scale");

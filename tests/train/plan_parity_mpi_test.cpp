@@ -48,7 +48,7 @@ TEST(Plan, CountsTheMemoryAndTheMessagesOfTheRealStep) {
 }
 
 TEST(Plan, CountsTheScalesThatRanksExchangeInFp8) {
-  if (device_is_simulated()) GTEST_SKIP() << "the simulated GPU of this test is sm_80, which has no products of 8 bits";
+  if (const std::string reason = reason_to_skip_fp8(*make_device()); !reason.empty()) GTEST_SKIP() << reason;
   const ModelConfig model = small_model("five_heads");
   for (const Layout& layout : layouts(world_size(), model)) {
     if (layout.tensor == 1) continue;

@@ -27,6 +27,13 @@ inline int world_rank() {
   return rank;
 }
 
+/// Why products of 8 bits cannot be tried on this device; empty: they can.
+inline std::string reason_to_skip_fp8(Device& device) {
+  if (device.kind() == DeviceKind::cpu || device.gpu_facts().compute_capability == 90) return {};
+  return "the GPU is sm_" + std::to_string(device.gpu_facts().compute_capability) +
+         "; cuBLASLt has a scale for each row on sm_90";
+}
+
 /// Where the arithmetic happens.
 struct Layout {
   std::string name;
