@@ -1,5 +1,7 @@
-// Numbers of 8 bits on the simulated GPU: scales and codes have the CPU's bits, products are the CPU's but for the
-// order of their sums.
+// Numbers of 8 bits on the simulated GPU: scales and codes have the CPU's bits, products are the CPU's but for their
+// sums. Hopper's tensor cores keep about 14 bits of the terms of 8 bits that they add at once (DeepSeek-AI 2024, arXiv
+// 2412.19437, section 3.3.2): each of k terms may be off by 2^-13 of the largest, which is 2^11 roundings of f32 of the
+// sum of their sizes.
 #include <memory>
 
 #include "kernels/fp8.h"
@@ -158,11 +160,13 @@ struct Product {
 TEST_P(Fp8Cuda, ProductsAgreeWithTheCpu) {
   // 24 outputs are no multiple of 16: what the codes stand for is multiplied in bf16, on a GPU of any generation.
   for (const Product& product : {Product(13, 24, 32), Product(1, 8, 16), Product(13, 32, 48), Product(33, 16, 16)}) {
-    if (product.n % 16 == 0 && GetParam() != 90) continue;
+    const bool multiplies_codes = product.n % 16 == 0;
+    if (multiplies_codes && GetParam() != 90) continue;
     for (const bool with_bias : {false, true}) {
       SCOPED_TRACE(std::to_string(product.n) + (with_bias ? " with bias" : ""));
       expect_agreement(product.on(device(), with_bias), product.on_cpu(with_bias), product.magnitude(),
-                       roundings_of_sum(product.k), "product");
+                       multiplies_codes ? 0x1p11 * static_cast<double>(product.k) : roundings_of_sum(product.k),
+                       "product");
     }
   }
 }
