@@ -11,11 +11,11 @@
 // sum over ranks, residual, norm, up, activation, down, its sum over ranks, residual. Backward meets each twice: in the
 // gradient that flows through it, and in the saved value that it is multiplied by. Experts add four: router, weights,
 // weighted sum, shared experts; norms of q and k add two, routed heads three: router, gate, gated output; linear
-// attention five: decay, state, sums of both parts and both sides, norm; by the delta rule a rate too, and its values
-// are never rounded to bf16. Around the blocks there are embedding, position, final norm and head, forward and back. An
-// encoder's blocks are links of the chain too; cross-attention adds seven: norm, q or kv, softmax, mix, out, its sum
-// over ranks, residual; and the encoder's end a norm. n: the longest of the widths and of the rows of the global batch;
-// but bf16 products are summed in f32 and only their results are rounded, so that n is 1 there.
+// attention five: decay or rate, state, sums of both parts and both sides, norm; the delta rule's values are never
+// rounded to bf16. Around the blocks there are embedding, position, final norm and head, forward and back. An encoder's
+// blocks are links of the chain too; cross-attention adds seven: norm, q or kv, softmax, mix, out, its sum over ranks,
+// residual; and the encoder's end a norm. n: the longest of the widths and of the rows of the global batch; but bf16
+// products are summed in f32 and only their results are rounded, so that n is 1 there.
 //
 // With two layers in bf16 this is 0.108: a tensor of zeros is off by 1, one whose heads changed places by sqrt(2).
 #pragma once
@@ -52,8 +52,7 @@ inline double rounding_bound(const ModelConfig& c, std::int64_t rows, DType type
   for (std::int64_t i = 0; i < c.encoder_blocks(); ++i) linear += c.has_linear_attention(i) ? 1 : 0;
   const auto results = static_cast<double>(3 * (of_block * c.layers + of_source) +
                                            (c.experts.count > 0 ? 3 * 4 * (blocks / c.experts.every) : 0) +
-                                           (c.routes_heads() ? 3 * 3 * blocks : 0) +
-                                           3 * (c.attention.kind == AttentionKind::delta ? 6 : 5) * linear + 3 * 4);
+                                           (c.routes_heads() ? 3 * 3 * blocks : 0) + 3 * 5 * linear + 3 * 4);
   const std::int64_t texts = c.attention.sources.read(TokenStream::second_source) ? 2 : 1;
   const std::int64_t rows_of_source = rows / c.context * texts * c.source_length();
   const auto longest = static_cast<double>(std::max(
