@@ -22,7 +22,8 @@
 
 namespace choir {
 
-/// Of activations and matrix products. fp8: as bf16, but the products of forward and of input gradients multiply 8 bits.
+/// Of activations and matrix products. fp8: as bf16, but the products of forward and of input gradients multiply 8
+/// bits.
 enum class Precision { f32, bf16, fp8 };
 template <>
 inline constexpr auto names<Precision> = std::array{"f32", "bf16", "fp8"};
@@ -36,6 +37,11 @@ inline constexpr auto names<TrainDevice> = std::array{"auto", "cpu", "cuda"};
 enum class CpuKernels { automatic, tiles, onednn };
 template <>
 inline constexpr auto names<CpuKernels> = std::array{"auto", "tiles", "onednn"};
+
+/// What a GPU run keeps in memory of the host.
+enum class Offload { none, optimizer };
+template <>
+inline constexpr auto names<Offload> = std::array{"none", "optimizer"};
 
 struct TrainAttentionConfig {
   AttentionImplementation implementation = AttentionImplementation::automatic;  ///< of a GPU
@@ -72,6 +78,7 @@ struct TrainConfig {
   StreamMode streams = StreamMode::immediate;  ///< threaded: a worker thread per CPU stream
   std::int64_t threads = 0;                    ///< per rank; 0: OMP_NUM_THREADS, else the processors of the rank
   Recompute recompute = Recompute::none;
+  Offload offload = Offload::none;
   double timeout = 600;             ///< seconds without a finished collective before a rank counts as hung; 0: no limit
   double start_timeout = 1800;      ///< the same before the first step, with MPI_Init; 0: no limit
   double heartbeat = 10;            ///< seconds after which a rank that says nothing is stopped or cut off; 0: never

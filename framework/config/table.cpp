@@ -264,6 +264,8 @@ std::vector<Field> fields(TrainConfig& c) {
       {"train.threads", &c.threads, "threads per rank; 0: OMP_NUM_THREADS, else the processors of the rank",
        at_least(0, 65536)},
       {"train.recompute", &c.recompute, "what a block computes again in its backward instead of saving it"},
+      {"train.offload", &c.offload,
+       "of a GPU: what is in pinned memory of the host. optimizer: AdamW's moments, and the masters of bf16"},
       {"train.timeout", &c.timeout, "seconds without a finished collective before a rank counts as hung; 0: no limit",
        not_negative()},
       {"train.start_timeout", &c.start_timeout,

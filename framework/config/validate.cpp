@@ -389,6 +389,10 @@ void Validator::check_precision() {
   if (t.device == TrainDevice::cuda && !kernels::built_with_cuda)
     add("train.device = cuda, but this choir was built without CUDA", "the build found no CUDA toolkit",
         "install the toolkit (nvcc, cuBLASLt, NCCL) and build again, or set train.device to cpu");
+  if (t.offload != Offload::none && t.device == TrainDevice::cpu)
+    add(fmt::format("train.offload = {} on the CPU", name_of(t.offload)),
+        "it moves what a GPU holds into memory of the host, where a run on the CPU has all",
+        "set train.offload to none");
   if (t.precision != Precision::f32 && t.device != TrainDevice::cuda && !t.emulate_bf16 &&
       !kernels::cpu::has_native_bf16())
     add(fmt::format("train.precision = {}, but this processor has no bf16 instructions", name_of(t.precision)),

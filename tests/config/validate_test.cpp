@@ -457,6 +457,13 @@ TEST(Validate, CpuKernels) {
   check({{{"train.cpu_kernels=tiles"}, 1, {}}, {{"train.precision=bf16", "train.emulate_bf16=true"}, 1, {}}});
 }
 
+TEST(Validate, Offload) {
+  check({{{"train.offload=optimizer"}, 1, {}},
+         {{"train.offload=optimizer", "train.device=cpu"},
+          1,
+          {"train.offload = optimizer on the CPU", "a run on the CPU has all", "set train.offload to none"}}});
+}
+
 TEST(Validate, Schedule) {
   check({
       {{"train.steps=10", "optimizer.warmup=11"},
