@@ -33,6 +33,7 @@ CUstream_st* Gpu::add_communication_stream() { absent(); }
 void Gpu::upload(const void*, void*, std::int64_t) { absent(); }
 void Gpu::download(const void*, void*, std::int64_t) { absent(); }
 std::unique_ptr<MemorySource> Gpu::memory() const { absent(); }
+std::unique_ptr<MemorySource> pinned_memory() { absent(); }
 void synchronize(CUstream_st*) { absent(); }
 std::shared_ptr<CUevent_st> record(CUstream_st*) { absent(); }
 void wait(CUstream_st*, CUevent_st*) { absent(); }

@@ -1,12 +1,24 @@
-// Host memory to and from which a GPU copies while the host goes on. In a build without CUDA: core/cuda_absent.cpp.
+// Memory of the host that a GPU reaches: it copies to and from it while the host goes on, and its kernels read and write
+// it over the bus. In a build without CUDA: core/cuda_absent.cpp.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+
+#include "framework/core/allocator.h"
 
 struct CUstream_st;
 struct CUevent_st;
 
-namespace choir::cuda {
+namespace choir {
+
+class Device;
+
+/// In place of a GPU's memory, for what a step reads and writes once: pinned memory, which counts as memory of the
+/// device in Device::upload() and download(). Of device `count`: addresses. Of the CPU: its memory.
+std::unique_ptr<MemorySource> host_memory_beside(const Device&);
+
+namespace cuda {
 
 class PinnedMemory {
  public:
@@ -21,9 +33,13 @@ class PinnedMemory {
   void* data_ = nullptr;
 };
 
+/// Pinned memory that is allocated and freed at once: it is returned when no stream uses it any longer.
+std::unique_ptr<MemorySource> pinned_memory();
+
 /// Pinned memory = device memory, behind everything enqueued on `stream`. Does not wait.
 void copy_to_host(const void* device, void* pinned, std::int64_t bytes, CUstream_st* stream);
 /// Returns when `event` has happened.
 void synchronize(CUevent_st* event);
 
-}  // namespace choir::cuda
+}  // namespace cuda
+}  // namespace choir

@@ -31,7 +31,8 @@ kernels::PlaceInTensor place_of(const ParameterPart& part) {
 
 }  // namespace
 
-Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store, Shards& shards, Context& context)
+Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store, Shards& shards, Context& context,
+                     Allocator* memory)
     : config_(config), shards_(shards) {
   Runtime& runtime = context.runtime;
   const auto weight_decay = static_cast<float>(config.weight_decay);
@@ -61,7 +62,8 @@ Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store,
   }
   table_ = ops::make_update_table(runtime, std::move(updates));
   const auto add_state = [&](const char* name, DType type = DType::f32) {
-    state_.push_back({name, runtime.empty({state_size}, type, MemoryKind::optimizer)});
+    Allocator& of_state = memory ? *memory : runtime.device.allocator();
+    state_.push_back({name, Tensor(of_state, {state_size}, type, MemoryKind::optimizer)});
     ops::fill(runtime, state_.back().values, 0.0f);
   };
   switch (config.kind) {

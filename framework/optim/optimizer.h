@@ -28,8 +28,9 @@ class Optimizer {
     Tensor values;
   };
 
-  /// `shards` outlives the optimizer. State starts at zero.
-  Optimizer(const OptimizerConfig&, const ParameterStore&, Shards& shards, Context&);
+  /// `shards` outlives the optimizer. State starts at zero. Its arrays are in `memory`, which outlives them; null: in
+  /// that of the device.
+  Optimizer(const OptimizerConfig&, const ParameterStore&, Shards& shards, Context&, Allocator* memory = nullptr);
 
   /// AdamW's bias corrections count updates: those until step `step` are not counted. It is 0, unless a run continued
   /// with another optimizer, whose state was zero, or updates were rejected: each of them adds 1.

@@ -30,13 +30,15 @@ Shards::Shards(ParameterStore& store, const ShardOptions& options, Context& cont
     groups_[group].first_bucket = groups_[group - 1].first_bucket + groups_[group - 1].buckets;
 
   const DType type = accumulate_type(runtime.compute_type);
+  Allocator& of_device = runtime.device.allocator();
   const auto type_of = [&](const Bucket& bucket) { return bucket.matrix ? runtime.compute_type : type; };
-  const auto allocate = [&](Tensor Bucket::*tensor, DType of_type, MemoryKind kind, const auto& is_for) {
+  const auto allocate = [&](Tensor Bucket::*tensor, Allocator& memory, DType of_type, MemoryKind kind,
+                            const auto& is_for) {
     std::int64_t size = 0, at = 0;
     for (const Bucket& bucket : buckets_)
       if (is_for(bucket)) size += bucket.updated.count();
     if (size == 0) return Tensor{};
-    const Tensor flat = runtime.empty({size}, of_type, kind);
+    const Tensor flat(memory, {size}, of_type, kind);
     for (Bucket& bucket : buckets_) {
       if (!is_for(bucket)) continue;
       bucket.*tensor = flat.slice_columns(at, at + bucket.updated.count());
@@ -50,13 +52,13 @@ Shards::Shards(ParameterStore& store, const ShardOptions& options, Context& cont
     for (Bucket& bucket : buckets_) bucket.value = values_of(bucket, bucket.updated);
   } else {
     for (const bool matrix : {true, false})
-      allocate(&Bucket::value, matrix ? runtime.compute_type : type, MemoryKind::parameters,
+      allocate(&Bucket::value, of_device, matrix ? runtime.compute_type : type, MemoryKind::parameters,
                [&](const Bucket& bucket) { return bucket.matrix == matrix; });
   }
   for (Bucket& bucket : buckets_)
     if (type_of(bucket) == type) bucket.master = bucket.value;
   if (options.training)
-    allocate(&Bucket::master, type, MemoryKind::parameters,
+    allocate(&Bucket::master, options.masters ? *options.masters : of_device, type, MemoryKind::parameters,
              [&](const Bucket& bucket) { return type_of(bucket) != type; });
 
   if (options.training && zero_ < 2) {  // whole, so that the sums are where they are added up
@@ -66,7 +68,8 @@ Shards::Shards(ParameterStore& store, const ShardOptions& options, Context& cont
     for (int group = 0; group < store.groups(); ++group)
       bind_gradient(group, gradients_.slice_columns(store.group_begin(group), store.group_end(group)));
   } else if (options.training) {
-    gradients_ = allocate(&Bucket::gradient, type, MemoryKind::gradients, [](const Bucket&) { return true; });
+    gradients_ =
+        allocate(&Bucket::gradient, of_device, type, MemoryKind::gradients, [](const Bucket&) { return true; });
   }
   for (std::size_t group = 0; group < groups_.size(); ++group)
     groups_[group].until_final = zero_ < 2 || (group < options.late.size() && options.late[group]);

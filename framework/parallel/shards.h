@@ -28,6 +28,7 @@ struct ShardOptions {
   bool training = true;         ///< false: no gradients, and no masters beside the values
   std::vector<bool> late = {};  ///< by group: its gradients are final only after all backward. Empty: none
   std::int64_t bucket_elements = default_bucket_elements;
+  Allocator* masters = nullptr;  ///< of masters that are not the values; it outlives the tensors. Null: the device's
 };
 
 class Shards {

@@ -202,6 +202,7 @@ RankPlan count_step(const Config& config, const MeshShape& shape, int rank, Coun
   RankPlan result{.at = shape.coordinates(rank), .owned_parameters = trainer.parameters().owned_count()};
   for (const Parameter& p : trainer.parameters().parameters()) result.held_parameters += p.held.count();
   result.peak = counted.device.allocator().at_peak();
+  result.offloaded = trainer.offloaded_bytes();
   result.operations = counted.device.ledger().operations();
   result.traffic = counted.device.ledger().traffic();
   result.flops = counted.device.ledger().total_flops();
@@ -280,6 +281,9 @@ std::string describe(const Plan& plan, const Config& config) {
     text += fmt::format("  {:<18} {:>12}\n", name_of(static_cast<MemoryKind>(kind)),
                         gigabytes(worst.peak.bytes[static_cast<std::size_t>(kind)]));
   text += fmt::format("  {:<18} {:>12}\n", "total", gigabytes(worst.peak.total()));
+  if (worst.offloaded > 0)
+    text += fmt::format("  {:<18} {:>12}, pinned, which an update reads and writes\n", "and of the host",
+                        gigabytes(worst.offloaded));
 
   text += fmt::format("\none step: {:.3f} TFLOP of the model over all ranks, {:.3f} TFLOP executed on this rank\n",
                       plan.model_flops / 1e12, worst.flops / 1e12);
@@ -313,6 +317,7 @@ std::string to_json(const Plan& plan) {
                      {"held_parameters", r.held_parameters},
                      {"peak_bytes", r.peak.total()},
                      {"needed_bytes", r.needed_bytes()},
+                     {"offloaded_bytes", r.offloaded},
                      {"memory", memory},
                      {"flops", r.flops},
                      {"operations", operations},

@@ -17,7 +17,8 @@ namespace choir {
 struct RankPlan {
   MeshShape::Coordinates at;
   std::int64_t owned_parameters = 0, held_parameters = 0;
-  MemoryUse peak;  ///< of the allocator, by kind
+  MemoryUse peak;              ///< of the allocator, by kind
+  std::int64_t offloaded = 0;  ///< bytes in pinned memory of the host
   std::vector<Ledger::Operation> operations;
   std::vector<Ledger::Traffic> traffic;
   double flops = 0;

@@ -11,6 +11,7 @@
 
 #include "framework/checkpoint/agreement.h"
 #include "framework/core/error.h"
+#include "framework/core/pinned_memory.h"
 #include "framework/model/joined_rows.h"
 #include "framework/ops/elementwise.h"
 #include "framework/optim/schedule.h"
@@ -147,18 +148,21 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
   if (config.model.routes_heads())
     head_sums_ = runtime_.empty({3 + config.model.routed_heads()}, DType::f64, MemoryKind::optimizer);
   Context all = context();
-  shards_ = std::make_unique<Shards>(
-      store_,
-      ShardOptions{
-          .zero = static_cast<int>(config.parallel.zero), .training = !inference, .late = stage_.shared_groups()},
-      all);
+  if (!inference && config.train.offload == Offload::optimizer)
+    offloaded_ = std::make_unique<Allocator>(host_memory_beside(device));
+  shards_ = std::make_unique<Shards>(store_,
+                                     ShardOptions{.zero = static_cast<int>(config.parallel.zero),
+                                                  .training = !inference,
+                                                  .late = stage_.shared_groups(),
+                                                  .masters = offloaded_.get()},
+                                     all);
   if (inference) return;
   if (config.train.spike.sigma > 0) {
     spike_window_ = runtime_.empty({sizeof(kernels::SpikeWindow)}, DType::u8, MemoryKind::optimizer);
     set_spike_window({});
   }
   rejected_ = ops::to_device(runtime_, std::vector<std::uint64_t>{0}, DType::u8, MemoryKind::optimizer);
-  optimizer_ = std::make_unique<Optimizer>(config.optimizer, store_, *shards_, all);
+  optimizer_ = std::make_unique<Optimizer>(config.optimizer, store_, *shards_, all, offloaded_.get());
   schedule_ = with_transfers(pipeline_, make_schedules(pipeline_))[static_cast<std::size_t>(mesh.here.pipeline)];
 }
 

@@ -169,6 +169,8 @@ class Trainer {
   /// The share of the stages' time in which they wait, if an operation takes the same time everywhere and messages
   /// none.
   double bubble() const;
+  /// Of masters and the optimizer's state that are in pinned memory of the host.
+  std::int64_t offloaded_bytes() const { return offloaded_ ? offloaded_->in_use().total() : 0; }
 
  private:
   /// A micro-batch on this rank.
@@ -196,6 +198,7 @@ class Trainer {
   std::vector<PartSpec> model_;
   Stage::Placement placement_;
   Stage stage_;
+  std::unique_ptr<Allocator> offloaded_;  // of masters and the optimizer's state; null: they are on the device
   std::unique_ptr<Shards> shards_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<StageStep> schedule_;

@@ -48,6 +48,22 @@ TEST(Plan, SaysWhatDeterministicAttentionCosts) {
     EXPECT_FALSE(contains(shop.choir(plan + other), "train.attention.deterministic")) << other;
 }
 
+TEST(Plan, CountsWhatIsInMemoryOfTheHost) {
+  const Workshop shop;
+  const std::string plan =
+      "plan " CHOIR_SOURCE_DIR "/configs/gpt2-124m.yaml --ranks 1 --device cuda train.precision=bf16 train.offload=";
+  const auto gigabytes = [&](const Finished& finished, const std::string& line) {
+    const std::size_t at = finished.output.find("\n  " + line + " ");
+    return at == std::string::npos ? 0 : std::stod(finished.output.substr(at + line.size() + 3));
+  };
+  const Finished none = shop.choir(plan + "none"), offloaded = shop.choir(plan + "optimizer");
+  ASSERT_EQ(offloaded.code, 0) << offloaded.output;
+  // 124.4 million parameters: two moments in f32, and masters of the matrices.
+  EXPECT_NEAR(gigabytes(offloaded, "and of the host"), 1.493, 0.002) << offloaded.output;
+  EXPECT_NEAR(gigabytes(none, "total") - gigabytes(offloaded, "total"), 1.493, 0.002) << none.output;
+  EXPECT_FALSE(contains(none, "and of the host")) << none.output;
+}
+
 // What the error says to set is accepted, apart from the batch, which the error cannot know.
 TEST(Plan, NamesTheNearestLayoutThatFitsTheRanksAndTheModel) {
   const Workshop shop;  // 3 heads, 5 units of 8 feed-forward columns, 16 positions, 4 parts

@@ -432,10 +432,9 @@ cudaError_t Simulator::allocate(void** address, std::int64_t bytes, bool pinned,
   if (options_.computes) std::memset(memory, nan_bits, rounded);
   const std::uintptr_t end = number(memory) + static_cast<std::uintptr_t>(bytes);
   memory_[end] = {.begin = number(memory), .end = end, .pinned = pinned};
-  if (!pinned) {
-    allocated_ += bytes;
-    if (options_.computes) checker_->add_allocation(memory, bytes);
-  }
+  if (!pinned) allocated_ += bytes;
+  if (options_.computes) checker_->add_allocation(memory, bytes);
+  if (options_.computes && pinned) checker_->mark_initialised(memory, bytes);  // the host may write it at any time
   if (in_stream != nullptr) {  // other streams may use it only after this stream has reached this point
     SimulatedStream* stream = find(*in_stream);
     Task task;
@@ -479,7 +478,7 @@ void Simulator::release(std::uintptr_t begin) {
       std::find_if(memory_.begin(), memory_.end(), [&](const auto& m) { return m.second.begin == begin; });
   if (found == memory_.end()) return;
   auto* bytes = reinterpret_cast<void*>(begin);
-  if (!found->second.pinned) checker_->remove_allocation(bytes);
+  checker_->remove_allocation(bytes);
   std::free(bytes);
   memory_.erase(found);
 }

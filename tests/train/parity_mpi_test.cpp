@@ -129,6 +129,23 @@ TEST_P(Parity, TheSameLayoutGivesTheSameBitsWithThreadedStreamsAndIfAPartIsCompu
   }
 }
 
+// Another stage of ZeRO on each number of ranks.
+TEST(Offload, OfTheOptimizerGivesTheSameBits) {
+  if (!device_is_simulated()) GTEST_SKIP() << "on the CPU all memory is the host's";
+  const int ranks = world_size(), zero = ranks == 1 ? 0 : ranks == 2 ? 3 : 1;
+  const auto trained = [&](Offload offload) {
+    Config config = small_config(small_model("gpt"), safe_adamw(0.01),
+                                 {.name = "data", .data = ranks, .zero = zero, .micro_batch = 2});
+    config.train.precision = Precision::bf16;
+    config.train.offload = offload;
+    SmallRun run(config);
+    for (std::int64_t s = 0; s < 2; ++s) run.step(s);
+    EXPECT_EQ(run.trainer.offloaded_bytes() > 0, offload == Offload::optimizer);
+    return std::make_pair(run.gradients(), run.masters());
+  };
+  EXPECT_EQ(trained(Offload::optimizer), trained(Offload::none)) << "zero " << zero;
+}
+
 TEST_P(Parity, EvaluationCountsEveryTargetOnce) {
   const ModelConfig model = GetParam().config;
   constexpr std::int64_t samples = 11;  // no number of ranks divides it

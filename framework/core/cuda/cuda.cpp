@@ -156,7 +156,8 @@ void Gpu::upload(const void* host, void* device, std::int64_t bytes) {
     if (s.copied[buffer]) synchronize(s.copied[buffer].get());
     void* const staged = static_cast<char*>(s.staging.data()) + buffer * State::staging_bytes;
     std::memcpy(staged, static_cast<const char*>(host) + begin, count);
-    check(cudaMemcpyAsync(static_cast<char*>(device) + begin, staged, count, cudaMemcpyHostToDevice, s.copy),
+    // By default the direction is that of the addresses: memory of the device may be pinned memory (pinned_memory.h).
+    check(cudaMemcpyAsync(static_cast<char*>(device) + begin, staged, count, cudaMemcpyDefault, s.copy),
           "cudaMemcpyAsync to the device");
     s.copied[buffer] = record(s.copy);
   }
@@ -164,7 +165,7 @@ void Gpu::upload(const void* host, void* device, std::int64_t bytes) {
 }
 
 void Gpu::download(const void* device, void* host, std::int64_t bytes) {
-  check(cudaMemcpyAsync(host, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, state_->compute),
+  check(cudaMemcpyAsync(host, device, static_cast<std::size_t>(bytes), cudaMemcpyDefault, state_->compute),
         "cudaMemcpyAsync to the host");
   synchronize(state_->compute);
 }

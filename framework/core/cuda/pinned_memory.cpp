@@ -24,4 +24,25 @@ void copy_to_host(const void* device, void* pinned, std::int64_t bytes, CUstream
 
 void synchronize(CUevent_st* event) { check(cudaEventSynchronize(event), "cudaEventSynchronize"); }
 
+namespace {
+
+class PinnedSource : public MemorySource {
+ public:
+  void* map(std::int64_t bytes) override {
+    void* address = nullptr;
+    const cudaError_t status = cudaMallocHost(&address, static_cast<std::size_t>(bytes));
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // the allocator handles it; the next launch must not report it
+      return nullptr;
+    }
+    check(status, "cudaMallocHost of " + std::to_string(bytes) + " bytes");
+    return address;
+  }
+  void unmap(void* address, std::int64_t) noexcept override { cudaFreeHost(address); }
+};
+
+}  // namespace
+
+std::unique_ptr<MemorySource> pinned_memory() { return std::make_unique<PinnedSource>(); }
+
 }  // namespace choir::cuda

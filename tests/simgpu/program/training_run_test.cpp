@@ -46,6 +46,12 @@ TEST(GpuRun, ResumeIsExactOnTheSameGpusAndToRoundingOnTheCpu) {
   ASSERT_EQ(same.code, 0) << same.output;
   EXPECT_EQ(shop.metric("same", "loss"), whole);  // bit for bit, as the metrics print all digits
 
+  back_to_5("offloaded");
+  const Finished offloaded =
+      shop.train(2, "offloaded", "parallel.tensor=2 train.offload=optimizer train.check_every=3 --resume");
+  ASSERT_EQ(offloaded.code, 0) << offloaded.output;
+  EXPECT_EQ(shop.metric("offloaded", "loss"), whole);
+
   back_to_5("cpu");
   const Finished cpu = shop.train(1, "cpu", "train.device=cpu --resume" + spikes);
   ASSERT_EQ(cpu.code, 0) << cpu.output;
@@ -100,6 +106,11 @@ TEST(GpuRun, Bf16TrainsOnFlashAttentionAndSaysOnceWhyNotOnCudnn) {
   EXPECT_EQ(count(run, "attention backward runs on Choir's flash kernel, not on cuDNN"), 1u) << run.output;
   const std::vector<double> losses = shop.metric("run", "loss");
   EXPECT_LT(losses.back(), losses.front() - 0.1);
+  const Finished offloaded = shop.train(
+      2, "offloaded",
+      "parallel.zero=2 train.offload=optimizer train.spike.sigma=20 train.precision=bf16 model.attention.head_width=8");
+  ASSERT_EQ(offloaded.code, 0) << offloaded.output;
+  expect_near(losses, shop.metric("offloaded", "loss"), 1e-2);
 
   const Finished only = shop.train(1, "only", "train.precision=bf16 train.attention.implementation=cudnn");
   EXPECT_EQ(only.code, 1);
