@@ -234,9 +234,6 @@ Config narrowed(const Config& original, std::int64_t ranks) {
   experts.count = std::min(experts.count, std::max<std::int64_t>({8, experts.chosen, c.parallel.expert}));
   experts.every = std::min(experts.every, c.model.layers);
   c.model.attention.softmax_every = std::min(c.model.attention.softmax_every, c.model.layers);
-  // The first token of a document reads its own value times q . k, of which a norm leaves the direction and the sign:
-  // where q . k is near zero, rounding would be enlarged by more than any bound allows for.
-  if (c.model.attention.kind != AttentionKind::softmax) c.model.norm.epsilon = std::max(c.model.norm.epsilon, 0.25);
   if (c.model.attention.window > 0) c.model.attention.window = std::clamp<std::int64_t>(c.model.attention.window, 2, 5);
   const MeshShape shape = mesh_shape(c, ranks);
   const std::int64_t micro_batches =

@@ -17,8 +17,7 @@ namespace choir {
 
 /// Layers to 2, head width to 8, short sequences, a small vocabulary with the same remainder over the tensor ranks.
 /// Start values are as large as the inputs of products, 1 / sqrt(width). With smaller ones a branch would be too small
-/// beside the stream that it is added to, and an error of the layout in it would not be found. With linear attention
-/// model.norm.epsilon is 0.25 or more.
+/// beside the stream that it is added to, and an error of the layout in it would not be found.
 Config narrowed(const Config&, std::int64_t ranks);
 
 /// Collective over `mesh`, whose layout is that of `config` (already narrowed); `alone` is a mesh of this rank only.
