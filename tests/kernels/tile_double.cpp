@@ -152,6 +152,18 @@ template <class Unit>
 void backward(Cpu cpu, const AttentionBackward<typename Unit::Element>& args) {
   cpu::run_tile_attention<cpu::TileBackwardMemory<typename Unit::Element>>(cpu, args, backward_groups<Unit>);
 }
+
+// Not without vectors: compiling that would take a minute, and no processor runs these kernels so.
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+
+tests::ProductKernels products_on_tiles() { return {}; }
+tests::ProductKernels products_in_vectors() { return {}; }
+tests::AttentionKernels<bf16> attention_on_tiles() { return {}; }
+tests::AttentionKernels<bf16> attention_on_pairs() { return {}; }
+tests::AttentionKernels<float> attention_in_f32() { return {}; }
+
+#else
+
 tests::ProductKernels products_on_tiles() {
   return {{"double of tiles", multiply<bf16>, cpu::tile_matmul_workspace_bytes<bf16>},
           {"double of tiles", multiply<float>, cpu::tile_matmul_workspace_bytes<float>},
@@ -172,6 +184,8 @@ tests::AttentionKernels<bf16> attention_on_pairs() {
 tests::AttentionKernels<float> attention_in_f32() {
   return {"double of vectors of f32", CpuUnit::vectors, forward<FmaDouble>, backward<FmaDouble>};
 }
+
+#endif
 
 template <class Packer, class T>
 void pack_with(const T* from, std::int64_t stride, std::int64_t lines, std::int64_t depth, T* to) {

@@ -20,8 +20,8 @@ using TilePacker = void (*)(const T* from, std::int64_t stride, std::int64_t lin
 template <class In, class Out>
 struct ProductKernel {
   std::string unit;
-  void (*multiply)(Cpu, const Matmul<In, Out>&);
-  std::int64_t (*workspace_bytes)(Cpu, const Matmul<In, Out>&);
+  void (*multiply)(Cpu, const Matmul<In, Out>&) = nullptr;
+  std::int64_t (*workspace_bytes)(Cpu, const Matmul<In, Out>&) = nullptr;
 };
 struct ProductKernels {
   ProductKernel<bf16, bf16> bf16_to_bf16;
@@ -42,12 +42,12 @@ ProductKernel<In, Out> product_of(const ProductKernels& kernels) {
 template <class T>
 struct AttentionKernels {
   std::string name;
-  CpuUnit unit;
-  void (*forward)(Cpu, const AttentionForward<T>&);
-  void (*backward)(Cpu, const AttentionBackward<T>&);
+  CpuUnit unit = {};
+  void (*forward)(Cpu, const AttentionForward<T>&) = nullptr;
+  void (*backward)(Cpu, const AttentionBackward<T>&) = nullptr;
 };
 
-/// On doubles, for the instruction set that Highway has chosen.
+/// On doubles, for the instruction set that Highway has chosen; null pointers for one without vectors.
 ProductKernels products_on_tile_double();
 ProductKernels products_on_vector_double();
 AttentionKernels<bf16> attention_on_tile_double();
