@@ -56,7 +56,7 @@ void NamespaceHosts::mend(int host) const {
 }
 
 std::string NamespaceHosts::slow_down(int host) const {
-  const std::string limit = " root tbf rate 8mbit burst 16kb latency 400ms";
+  const std::string limit = " root tbf rate 40mbit burst 32kb latency 400ms";
   const Finished limited = shell("tc -n " + name(host) + " qdisc replace dev eth0" + limit + " && tc -n " + prefix_ +
                                  "s qdisc replace dev port" + std::to_string(host) + limit);
   return limited.code == 0 ? "" : limited.output;

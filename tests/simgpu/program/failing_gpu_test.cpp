@@ -58,8 +58,8 @@ TEST(FailingGpu, AnOperationThatFailsEndsTheJobAtOnce) {
 // which would notice that.
 TEST(FailingGpu, SilenceBetweenStepsIsNotAHang) {
   const Workshop shop;
-  const Environment slow{{"LD_PRELOAD", CHOIR_SLOW_CALLS}, {"SLOW_LOG", "held-out loss"}, {"SLOW_SECONDS", "15"}};
-  const Finished run = shop.train(2, "run", "parallel.tensor=2 train.timeout=6 train.steps=2");
+  const Environment slow{{"LD_PRELOAD", CHOIR_SLOW_CALLS}, {"SLOW_LOG", "held-out loss"}, {"SLOW_SECONDS", "9"}};
+  const Finished run = shop.train(2, "run", "parallel.tensor=2 train.timeout=4 train.steps=2");
   EXPECT_EQ(run.code, 0) << run.output;
   EXPECT_EQ(shop.metric("run", "held_out_loss").size(), 1u);
 }
@@ -67,8 +67,8 @@ TEST(FailingGpu, SilenceBetweenStepsIsNotAHang) {
 // Rank 0 publishes the checkpoint, and the other ranks wait for it.
 TEST(FailingGpu, ASlowDiskIsNotAHang) {
   const Workshop shop;
-  const Environment slow{{"LD_PRELOAD", CHOIR_SLOW_CALLS}, {"SLOW_MANIFEST", "1"}, {"SLOW_SECONDS", "15"}};
-  const Finished run = shop.train(2, "run", "parallel.tensor=2 train.timeout=6 train.steps=2");
+  const Environment slow{{"LD_PRELOAD", CHOIR_SLOW_CALLS}, {"SLOW_MANIFEST", "1"}, {"SLOW_SECONDS", "9"}};
+  const Finished run = shop.train(2, "run", "parallel.tensor=2 train.timeout=4 train.steps=2");
   EXPECT_EQ(run.code, 0) << run.output;
   EXPECT_TRUE(contains(run, "saved ")) << run.output;
 }
