@@ -240,15 +240,11 @@ std::vector<Trainer::MicroBatch> Trainer::read_batch(const ReadSample& read) con
 
 /// The number of targets of the global batch, of which `mine` are the micro-batches of this rank. Every stage and every
 /// tensor rank has read the same ones. Over host memory: the device may still compute the step before. Collective.
-std::int64_t Trainer::count_targets(std::int64_t step, const std::vector<MicroBatch>& mine) {
+std::int64_t Trainer::count_targets(const std::vector<MicroBatch>& mine) {
   if (runtime_.device.counts_only()) return config_.train.batch * config_.model.targets_of_sequence();
   double targets = 0;
   for (const MicroBatch& batch : mine) targets += static_cast<double>(batch.num_targets);
   targets = Agreement(*mesh_.host).sum(targets, "targets") / (mesh_.shape.tensor * mesh_.shape.pipeline);
-  if (targets == 0)
-    throw Error({.what = fmt::format("step {}: nothing in the batch is a target", step),
-                 .why = "the loss of a step is the mean over its targets",
-                 .fix = "use a larger train.batch, or data with targets"});
   return static_cast<std::int64_t>(targets);
 }
 
@@ -333,7 +329,11 @@ BatchLoss Trainer::compute_gradients(std::int64_t step, const ReadSample& read) 
   // The whole batch is read before the first backward: gradients are divided by the number of its targets.
   const bool is_here = std::exchange(ahead_step_, 0) == step;
   const std::vector<MicroBatch> mine = is_here ? std::exchange(ahead_, {}) : read_batch(read);
-  const std::int64_t targets = count_targets(step, mine);
+  const std::int64_t targets = is_here ? ahead_targets_ : count_targets(mine);
+  if (targets == 0)
+    throw Error({.what = fmt::format("step {}: nothing in the batch is a target", step),
+                 .why = "the loss of a step is the mean over its targets",
+                 .fix = "use a larger train.batch, or data with targets"});
   const double scale = 1.0 / static_cast<double>(targets);
   kernels::StepScalars scalars = optimizer_->scalars(step, learning_rate(config_.optimizer, step, config_.train.steps));
   scalars.targets = static_cast<double>(targets);
@@ -392,8 +392,9 @@ StepInFlight Trainer::start_step(std::int64_t step, const ReadSample& read, cons
   const Tensor squared_norm = update();
   results_[static_cast<std::size_t>(step % 2)].begin(
       {loss.sum, squared_norm, runtime_.scalars, expert_sums_, head_sums_});
-  if (read_next) {  // while the device works
+  if (read_next) {  // while the device works: no host waits for another before it has enqueued its next step
     ahead_ = read_batch(read_next);
+    ahead_targets_ = count_targets(ahead_);
     ahead_step_ = step + 1;
   }
   return {.step = step, .targets = loss.targets, .rate = learning_rate(config_.optimizer, step, config_.train.steps)};

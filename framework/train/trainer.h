@@ -182,7 +182,7 @@ class Trainer {
   MicroBatch read_micro_batch(std::int64_t first_sample, std::int64_t sequences, std::int64_t real,
                               const ReadSample& read) const;
   std::vector<MicroBatch> read_batch(const ReadSample& read) const;
-  std::int64_t count_targets(std::int64_t step, const std::vector<MicroBatch>&);
+  std::int64_t count_targets(const std::vector<MicroBatch>&);
   void run(const std::vector<StageStep>& steps, const std::vector<MicroBatch>&, const Loss&, bool training);
   double row_scale() const;
   double imbalance_of_heads(std::span<const double> routed) const;
@@ -204,6 +204,7 @@ class Trainer {
   std::vector<StageStep> schedule_;
   std::int64_t ahead_step_ = 0;  // whose batch has been read already; 0: none
   std::vector<MicroBatch> ahead_;
+  std::int64_t ahead_targets_ = 0;  // count_targets(ahead_)
   ChoiceRecord* choices_ = nullptr;
   AttentionRecord* attention_ = nullptr;
   std::int64_t attention_end_ = 0;
