@@ -140,12 +140,20 @@ void Shards::prefetch(int group, Context& context) {
 
 void Shards::acquire(int group, Context& context) {
   prefetch(group, context);
+  ++at_group(group).readers;
+  arrive(group, context);
+}
+
+void Shards::arrive(int group, Context& context) {
   Group& g = at_group(group);
-  ++g.readers;
   if (!g.arriving) return;
   g.arriving = false;
   g.arrived.wait(context.runtime.device.compute());
   shard_of(group, context).waited_for(g.call);
+}
+
+void Shards::await_values(Context& context) {
+  for (int group = 0; group < store_.groups(); ++group) arrive(group, context);
 }
 
 void Shards::release(int group) {

@@ -41,6 +41,8 @@ class Shards {
   /// Work enqueued on the compute stream from now on can read the values of `group`, until the release().
   void acquire(int group, Context&);
   void release(int group);
+  /// Work enqueued on the compute stream from now on meets no gather of values, which may write where it reads.
+  void await_values(Context&);
 
   /// Zeroes the sums of gradients.
   void begin_step(Context&);
@@ -96,6 +98,7 @@ class Shards {
   void bind_gradient(int group, const Tensor& gradient);
   Communicator& shard_of(int group, Context&) const;
   Tensor values_of(const Bucket&, const FlatRange&) const;
+  void arrive(int group, Context&);
   void reduce(int group, Context&);
   void settle(Context&);
   void write_start_values(Runtime&);

@@ -62,6 +62,8 @@ void StateCheck::add(const Tensor& values, std::int64_t flat_begin, const std::v
 
 std::vector<std::uint64_t> StateCheck::digests() {
   Runtime& runtime = trainer_.runtime();
+  Context context = trainer_.context();
+  trainer_.shards().await_values(context);  // with ZeRO, masters of f32 are a part of them
   const Tensor all = runtime.empty({static_cast<std::int64_t>(parts_.size() * digest_bytes)}, DType::u8);
   for (const Call& call : calls_)
     ops::digest(runtime, call.values, call.ranges,

@@ -48,7 +48,7 @@ TEST(GpuRun, ResumeIsExactOnTheSameGpusAndToRoundingOnTheCpu) {
 
   back_to_5("offloaded");
   const Finished offloaded =
-      shop.train(2, "offloaded", "parallel.tensor=2 train.offload=optimizer train.check_every=3 --resume");
+      shop.train(2, "offloaded", "parallel.tensor=2 train.offload=optimizer train.check_every=3 --resume" + spikes);
   ASSERT_EQ(offloaded.code, 0) << offloaded.output;
   EXPECT_EQ(shop.metric("offloaded", "loss"), whole);
 
@@ -108,7 +108,8 @@ TEST(GpuRun, Bf16TrainsOnFlashAttentionAndSaysOnceWhyNotOnCudnn) {
   EXPECT_LT(losses.back(), losses.front() - 0.1);
   const Finished offloaded = shop.train(
       2, "offloaded",
-      "parallel.zero=2 train.offload=optimizer train.spike.sigma=20 train.precision=bf16 model.attention.head_width=8");
+      "parallel.zero=2 train.offload=optimizer train.spike.sigma=20 train.precision=bf16 model.attention.head_width=8 "
+      "train.check_every=1");
   ASSERT_EQ(offloaded.code, 0) << offloaded.output;
   expect_near(losses, shop.metric("offloaded", "loss"), 1e-2);
 
