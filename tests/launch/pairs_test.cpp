@@ -72,7 +72,7 @@ TEST_F(Pairs, ATrainedModelTranslates) {
 TEST_F(Pairs, ATrainedModelOfLinearAttentionTranslates) {
   const Finished run = shop_.train(1, "run",
                                    words_ +
-                                       "train.steps=120 train.evaluate_sequences=0 checkpoint.every=0 "
+                                       "train.steps=240 train.evaluate_sequences=0 checkpoint.every=0 "
                                        "optimizer.rate=0.01 model.dropout=0 model.attention.kind=linear");
   ASSERT_EQ(run.code, 0) << run.output;
   for (const char* beam : {" generate.beam=1", " generate.beam=3"})
