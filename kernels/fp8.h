@@ -21,6 +21,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "kernels/matmul.h"
 #include "kernels/types.h"
 
 namespace choir::kernels {
@@ -99,6 +100,21 @@ struct ScaledMatmul {
   std::int64_t m, n, k;              ///< k is codes_of() something
   void* workspace = nullptr;         ///< scaled_matmul_workspace_bytes() of the same arguments, 64-byte aligned
 };
+
+/// The same product of what the codes stand for, a and b; without a workspace.
+inline Matmul<bf16, bf16> widened(const ScaledMatmul& args, const bf16* a, const bf16* b) {
+  return {.a = a,
+          .b = b,
+          .c = args.c,
+          .bias = args.bias,
+          .m = args.m,
+          .n = args.n,
+          .k = args.k,
+          .a_stride = args.k,
+          .b_stride = args.k,
+          .c_stride = args.n,
+          .transpose_b = true};
+}
 
 std::int64_t scale_exponents_workspace_bytes(Cpu, const ScaleExponents&);
 std::int64_t scale_exponents_workspace_bytes(Cuda, const ScaleExponents&);

@@ -94,21 +94,6 @@ void dequantise(Cpu device, const std::uint8_t* codes, const float* scales, bf16
 /// Elements of a factor in the workspace: what follows is 64-byte aligned.
 std::int64_t aligned(std::int64_t elements) { return (elements + 31) / 32 * 32; }
 
-/// The product of what the codes stand for, which are at `factors`, a before b.
-Matmul<bf16, bf16> widened(const ScaledMatmul& args, bf16* factors) {
-  return {.a = factors,
-          .b = factors + aligned(args.m * args.k),
-          .c = args.c,
-          .bias = args.bias,
-          .m = args.m,
-          .n = args.n,
-          .k = args.k,
-          .a_stride = args.k,
-          .b_stride = args.k,
-          .c_stride = args.n,
-          .transpose_b = true};
-}
-
 std::int64_t bytes_of_factors(const ScaledMatmul& args) {
   return (aligned(args.m * args.k) + aligned(args.n * args.k)) * std::int64_t{sizeof(bf16)};
 }
@@ -136,14 +121,15 @@ void quantise(Cpu device, const Quantise& args) {
 }
 
 std::int64_t scaled_matmul_workspace_bytes(Cpu device, const ScaledMatmul& args) {
-  return bytes_of_factors(args) + matmul_workspace_bytes(device, widened(args, nullptr));
+  return bytes_of_factors(args) + matmul_workspace_bytes(device, widened(args, nullptr, nullptr));
 }
 
 void scaled_matmul(Cpu device, const ScaledMatmul& args) {
   auto* const a = static_cast<bf16*>(args.workspace);
-  Matmul<bf16, bf16> product = widened(args, a);
+  bf16* const b = a + aligned(args.m * args.k);
+  Matmul<bf16, bf16> product = widened(args, a, b);
   dequantise(device, args.a, args.a_scales, a, args.m, args.k);
-  dequantise(device, args.b, args.b_scales, a + aligned(args.m * args.k), args.n, args.k);
+  dequantise(device, args.b, args.b_scales, b, args.n, args.k);
   product.workspace = static_cast<char*>(args.workspace) + bytes_of_factors(args);
   matmul(device, product);
 }

@@ -79,21 +79,6 @@ MatmulShape shape_of(const ScaledMatmul& args) {
           .codes = true};
 }
 
-/// The product of what the codes stand for, a before b at `factors`: m k and n k are multiples of 16.
-Matmul<bf16, bf16> widened(const ScaledMatmul& args, bf16* factors) {
-  return {.a = factors,
-          .b = factors + args.m * args.k,
-          .c = args.c,
-          .bias = args.bias,
-          .m = args.m,
-          .n = args.n,
-          .k = args.k,
-          .a_stride = args.k,
-          .b_stride = args.k,
-          .c_stride = args.n,
-          .transpose_b = true};
-}
-
 }  // namespace
 }  // namespace cuda
 
@@ -141,10 +126,11 @@ std::int64_t scaled_matmul_workspace_bytes(Cuda, const ScaledMatmul& args) {
 void scaled_matmul(Cuda device, const ScaledMatmul& args) {
   if (args.m == 0 || args.n == 0) return;
   if (!cuda::multiplies_codes(args)) {
-    auto* const factors = reinterpret_cast<bf16*>(static_cast<char*>(args.workspace) + cuda::product_workspace_bytes);
-    Matmul<bf16, bf16> product = cuda::widened(args, factors);
-    cuda::dequantise(device, args.a, args.a_scales, factors, args.m, args.k);
-    cuda::dequantise(device, args.b, args.b_scales, factors + args.m * args.k, args.n, args.k);
+    auto* const a = reinterpret_cast<bf16*>(static_cast<char*>(args.workspace) + cuda::product_workspace_bytes);
+    bf16* const b = a + args.m * args.k;  // k is a multiple of 16: b is aligned as a
+    Matmul<bf16, bf16> product = widened(args, a, b);
+    cuda::dequantise(device, args.a, args.a_scales, a, args.m, args.k);
+    cuda::dequantise(device, args.b, args.b_scales, b, args.n, args.k);
     product.workspace = args.workspace;
     matmul(device, product);
     return;
