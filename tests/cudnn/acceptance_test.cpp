@@ -177,6 +177,34 @@ TEST_F(CudnnShapes, AcceptsWindowsUnequalLengthsAndPartsOfGroups) {
   }
 }
 
+// Lengths in no configuration, and queries and keys of different lengths.
+TEST_F(CudnnShapes, NeedsTheCountedWorkspaceAtEveryLength) {
+  CudnnAttention free_order = on("h100", false);
+  for (const auto& [queries, keys] : {std::pair{40, 40},
+                                      {65, 65},
+                                      {100, 100},
+                                      {136, 136},
+                                      {192, 192},
+                                      {200, 200},
+                                      {320, 320},
+                                      {40, 192},
+                                      {192, 40},
+                                      {64, 200},
+                                      {200, 64},
+                                      {100, 640}}) {
+    AttentionShape shape = packed(3, keys, 4, 2, 64);
+    shape.q_length = queries;
+    shape.band = full_band();
+    for (const bool is_deterministic : {true, false}) {
+      const CudnnAttentionPlan& plan = (is_deterministic ? cudnn_ : free_order).plan(AttentionPass::backward, shape);
+      ASSERT_EQ(plan.refusal, "") << queries << " x " << keys;
+      const auto memory = kernels::cuda::cudnn_backward_memory(shape, is_deterministic);
+      ASSERT_TRUE(memory);
+      EXPECT_EQ(memory->workspace_bytes, plan.workspace_bytes) << queries << " x " << keys << ", " << is_deterministic;
+    }
+  }
+}
+
 // 4 * 8192^2 scores of 2 bytes for each of 8 key/value heads: two slices of the batch, eight of the heads.
 TEST_F(CudnnShapes, CutsALargeDeterministicBackwardIntoSlices) {
   const NamedShape long_one{"long", packed(2, 8192, 32, 8, 128)};
