@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "kernels/reduce.h"
+#include "kernels/range.h"
 #include "kernels/types.h"
 
 namespace choir::kernels {

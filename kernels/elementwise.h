@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/range.h"
 #include "kernels/types.h"
 
 namespace choir::kernels {
@@ -11,6 +12,18 @@ template <class T>
 void fill(Cpu, T* x, std::int64_t count, float value);
 template <class T>
 void fill(Cuda, T* x, std::int64_t count, float value);
+
+/// x[i] = 0 in each of the ranges: one launch, however many they are. On a GPU x is f32.
+template <class T>
+struct ZeroRanges {
+  T* x;
+  const Range* ranges;
+  std::int64_t num_ranges;
+};
+template <class T>
+void zero_ranges(Cpu, const ZeroRanges<T>&);
+template <class T>
+void zero_ranges(Cuda, const ZeroRanges<T>&);
 
 /// y[i] = To(x[i]); x and y may be the same memory only if the types are the same.
 template <class From, class To>

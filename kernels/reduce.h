@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/range.h"
 #include "kernels/types.h"
 
 namespace choir::kernels {
@@ -14,11 +15,6 @@ struct ColumnSum {
   Accumulate<T>* sum;  ///< [width]
   std::int64_t rows, width, stride;
   void* workspace = nullptr;  ///< column_sum_workspace_bytes(), 64-byte aligned
-};
-
-/// Elements [begin, end) of a buffer.
-struct Range {
-  std::int64_t begin, end;
 };
 
 /// *sum = sum over the ranges of x[i]^2, partial sums in double, in an order that does not depend on the threads.

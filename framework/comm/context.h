@@ -89,6 +89,9 @@ struct Context {
   const KeyValueCache* cache = nullptr;  ///< of the current layer, in generation
   bool training = true;                  ///< false: no dropout
   bool fp8 = false;                      ///< nn/linear.h multiplies activations of bf16 in 8 bits
+  /// Pieces of rows into which a product is cut whose results are summed over the tensor ranks: one is summed while the
+  /// next is multiplied.
+  std::int64_t tensor_chunks = 1;
   /// Of losses that every row has, the balance of experts and of heads: gradients are those of row_scale * their sum.
   /// 0: no gradient is wanted.
   double row_scale = 0;

@@ -41,8 +41,10 @@ struct Weight {
   bool matrix = true;
   int group = 0;            ///< of the store
   Tensor value;             ///< [rows, width], what forward reads; empty while the group is not acquired (ZeRO stage 3)
-  Tensor gradient;          ///< [rows, width] f32 (f64 in tests); backward adds to it
+  Tensor gradient;          ///< [rows, width] f32 (f64 in tests); backward adds to it, or overwrites a new one
   std::int64_t offset = 0;  ///< of its first element in the flat order
+  bool overwritten = false;  ///< by the first product that adds to the gradient, which nobody zeroes before it
+  bool is_new = false;       ///< of such a one: the gradient holds nothing yet
 };
 
 /// Start values: mean + deviation * normal, keyed by (seed, name, global index).

@@ -1,7 +1,6 @@
 #include "framework/nn/attention.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "framework/ops/attention.h"
 #include "framework/ops/elementwise.h"
@@ -176,15 +175,11 @@ Tensor Attention::attend_heads(const Tensor& x, Saved& saved, Context& context) 
 
 ops::Branch Attention::forward(const Tensor& x, Saved& saved, Context& context) const {
   const Tensor out = attend_heads(x, saved, context);
-  const Tensor y = leave(out_.forward("attention out", out, context), context, name_.c_str());
+  const Tensor y = out_.forward("attention out", out, context, name_.c_str());
   return {y, out_.bias(), dropout(context)};
 }
 
-void Attention::forget(Saved& saved) const {
-  Saved kept;
-  kept.x = saved.x;
-  saved = std::move(kept);
-}
+void Attention::forget(Saved& saved) const { forget_all_but_input(saved); }
 
 void Attention::compute_again(Saved& saved, Context& context) const {
   const Tensor x = saved.x;

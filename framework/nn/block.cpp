@@ -24,19 +24,14 @@ Block::Block(const std::string& name, const BlockShape& s, const TensorShare& sh
       recompute_(s.recompute) {}
 
 Tensor Block::forward(const Tensor& x, Saved& saved, Context& context) const {
-  const auto attention_forward = [&]<class Layer>(const Layer& layer) {
-    auto& of_layer = saved.attention.emplace<typename Layer::Saved>();
-    ops::Branch branch = layer.forward(attention_norm_.forward(x, saved.attention_norm, context), of_layer, context);
-    forget(recompute_, layer, of_layer);
-    return branch;
+  const auto attention_forward = [&](const auto& layer) {
+    return forward_and_forget(recompute_, layer, saved.attention, context,
+                              attention_norm_.forward(x, saved.attention_norm, context));
   };
   const ops::SumAndNorm h =
       feed_forward_norm_.forward_sum(x, std::visit(attention_forward, attention_), saved.feed_forward_norm, context);
-  const auto feed_forward_forward = [&]<class Layer>(const Layer& layer) {
-    auto& of_layer = saved.feed_forward.emplace<typename Layer::Saved>();
-    Tensor y = layer.forward(h.norm, h.sum, of_layer, context);
-    forget(recompute_, layer, of_layer);
-    return y;
+  const auto feed_forward_forward = [&](const auto& layer) {
+    return forward_and_forget(recompute_, layer, saved.feed_forward, context, h.norm, h.sum);
   };
   return std::visit(feed_forward_forward, feed_forward_);
 }

@@ -292,7 +292,7 @@ Tensor CrossAttention::attend_to_both(const Tensor& x, const Tensor& memory, Sav
 ops::Branch CrossAttention::forward(const Tensor& x, const Tensor& memory, Saved& saved, Context& context) const {
   const Tensor out =
       context.cache ? attend_to_cache(x, memory, saved, context) : attend_to_both(x, memory, saved, context);
-  const Tensor y = leave(out_.forward("cross-attention out", out, context), context, name_.c_str());
+  const Tensor y = out_.forward("cross-attention out", out, context, name_.c_str());
   return {y, out_.bias(), dropout(context)};
 }
 

@@ -17,11 +17,9 @@ DecoderBlock::DecoderBlock(const std::string& name, const BlockShape& s, const S
       recompute_(s.recompute) {}
 
 Tensor DecoderBlock::forward(const Tensor& x, const Tensor& memory, Saved& saved, Context& context) const {
-  const auto attention_forward = [&]<class Layer>(const Layer& layer) {
-    auto& of_layer = saved.attention.emplace<typename Layer::Saved>();
-    ops::Branch branch = layer.forward(attention_norm_.forward(x, saved.attention_norm, context), of_layer, context);
-    forget(recompute_, layer, of_layer);
-    return branch;
+  const auto attention_forward = [&](const auto& layer) {
+    return forward_and_forget(recompute_, layer, saved.attention, context,
+                              attention_norm_.forward(x, saved.attention_norm, context));
   };
   const ops::SumAndNorm h = cross_attention_norm_.forward_sum(x, std::visit(attention_forward, attention_),
                                                               saved.cross_attention_norm, context);
@@ -29,11 +27,8 @@ Tensor DecoderBlock::forward(const Tensor& x, const Tensor& memory, Saved& saved
       feed_forward_norm_.forward_sum(h.sum, cross_attention_.forward(h.norm, memory, saved.cross_attention, context),
                                      saved.feed_forward_norm, context);
   forget(recompute_, cross_attention_, saved.cross_attention);
-  const auto feed_forward_forward = [&]<class Layer>(const Layer& layer) {
-    auto& of_layer = saved.feed_forward.emplace<typename Layer::Saved>();
-    Tensor y = layer.forward(g.norm, g.sum, of_layer, context);
-    forget(recompute_, layer, of_layer);
-    return y;
+  const auto feed_forward_forward = [&](const auto& layer) {
+    return forward_and_forget(recompute_, layer, saved.feed_forward, context, g.norm, g.sum);
   };
   return std::visit(feed_forward_forward, feed_forward_);
 }

@@ -49,6 +49,7 @@ Experts::Experts(const std::string& name, const ExpertsShape& shape, const Tenso
   const auto parts = static_cast<std::int64_t>(inputs.size());
   up_ = store.add_weight(held_ * parts * columns.count(), s.width, true);
   down_ = store.add_weight(held_ * s.width, columns.count(), true);
+  up_->overwritten = down_->overwritten = true;
   for (std::int64_t i = 0; i < held_; ++i) {
     const std::string expert = name + ".experts." + std::to_string(places_.first(share.expert_rank) + i);
     for (std::int64_t part = 0; part < parts; ++part)
@@ -155,12 +156,14 @@ Tensor Experts::backward(const Tensor& dy, const Saved& saved, Context& context,
       runtime, shape_.expert.activation,
       ops::grouped_linear_input_gradient(runtime, "experts down", dout, down_->value, held_), saved.hidden);
   compute_weight_gradient(context, [this, dout, active = saved.active](Context& later) {
-    ops::grouped_linear_weight_gradient(later.runtime, "experts down", dout, active, down_->gradient, held_);
+    ops::grouped_linear_weight_gradient(later.runtime, "experts down", dout, active, down_->gradient, held_,
+                                        into_gradient(*down_));
   });
   const Tensor dslots = collect(ops::grouped_linear_input_gradient(runtime, "experts up", dhidden, up_->value, held_),
                                 places_, context, label);
   compute_weight_gradient(context, [this, dhidden, entered = saved.entered](Context& later) {
-    ops::grouped_linear_weight_gradient(later.runtime, "experts up", dhidden, entered, up_->gradient, held_);
+    ops::grouped_linear_weight_gradient(later.runtime, "experts up", dhidden, entered, up_->gradient, held_,
+                                        into_gradient(*up_));
   });
 
   // Each tensor rank has the part of its hidden columns, of the gradients of scores too. One adds the balance loss.

@@ -31,7 +31,7 @@ ops::Dropout FeedForward::dropout(const Context& context) const { return row_dro
 Tensor FeedForward::forward(const Tensor& x, const Tensor& residual, Saved& saved, Context& context) const {
   saved.x = keep(x);
   compute_again(saved, context);  // for the first time
-  const Tensor y = leave(down_.forward("feed-forward down", saved.active, context), context, name_.c_str());
+  const Tensor y = down_.forward("feed-forward down", saved.active, context, name_.c_str());
   return ops::residual(context.runtime, residual, y, down_.bias(), dropout(context));
 }
 

@@ -1,7 +1,8 @@
 #include "framework/nn/linear.h"
 
+#include <utility>
+
 #include "framework/ops/fp8.h"
-#include "framework/ops/linear.h"
 
 namespace choir {
 namespace {
@@ -11,13 +12,13 @@ using ops::ScaledBy;
 /// What a rank has of the dim that a product sums over.
 enum class Summed : std::uint8_t { whole, split };
 
-/// x w^T + bias in 8 bits, if w is scaled by rows; x w if by columns.
-Tensor multiply_8_bits(const char* name, const Tensor& x, const Tensor& w, ScaledBy by, const Tensor& bias,
-                       Summed summed, Context& context) {
+/// y = x w^T + bias in 8 bits, if w is scaled by rows; x w if by columns.
+void multiply_8_bits(const char* name, const Tensor& x, const Tensor& w, ScaledBy by, const Tensor& bias, Summed summed,
+                     const Tensor& y, Context& context) {
   Runtime& runtime = context.runtime;
   if (summed == Summed::whole) {
     const ops::ScaledRows scaled_x = ops::quantise(runtime, x, ScaledBy::rows);
-    return ops::scaled_linear(runtime, name, scaled_x, ops::quantise(runtime, w, by), bias);
+    return ops::scaled_linear(runtime, name, scaled_x, ops::quantise(runtime, w, by), bias, y);
   }
   const std::int64_t rows = x.rows(), channels = by == ScaledBy::rows ? w.rows() : w.width();
   const Tensor exponents = runtime.empty({rows + channels}, DType::u8);
@@ -26,23 +27,31 @@ Tensor multiply_8_bits(const char* name, const Tensor& x, const Tensor& w, Scale
   ops::scale_exponents(runtime, w, by, of_w);
   context.mesh.tensor->all_reduce(exponents, Reduce::max, runtime.device.compute(), "scales of 8 bits");
   const ops::ScaledRows scaled_x = ops::quantise(runtime, x, ScaledBy::rows, of_x);
-  return ops::scaled_linear(runtime, name, scaled_x, ops::quantise(runtime, w, by, of_w), bias);
+  ops::scaled_linear(runtime, name, scaled_x, ops::quantise(runtime, w, by, of_w), bias, y);
 }
 
 /// y = x weight^T + bias
-Tensor multiply(const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias, Summed summed,
-                Context& context) {
-  if (context.fp8) return multiply_8_bits(name, x, weight, ScaledBy::rows, bias, summed, context);
-  return ops::linear(context.runtime, name, x, weight, bias, x.dtype());
+void multiply(const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias, Summed summed,
+              const Tensor& y, Context& context) {
+  if (context.fp8) return multiply_8_bits(name, x, weight, ScaledBy::rows, bias, summed, y, context);
+  ops::linear(context.runtime, name, x, weight, bias, y);
 }
 
 /// dx = dy weight
 Tensor multiply_gradient(const char* name, const Tensor& dy, const Tensor& weight, Summed summed, Context& context) {
-  if (context.fp8) return multiply_8_bits(name, dy, weight, ScaledBy::columns, {}, summed, context);
-  return ops::linear_input_gradient(context.runtime, name, dy, weight);
+  Tensor dx = context.runtime.empty({dy.rows(), weight.width()}, weight.dtype());
+  if (context.fp8)
+    multiply_8_bits(name, dy, weight, ScaledBy::columns, {}, summed, dx, context);
+  else
+    ops::linear_input_gradient(context.runtime, name, dy, weight, dx);
+  return dx;
 }
 
 }  // namespace
+
+ops::Into into_gradient(Weight& weight) {
+  return std::exchange(weight.is_new, false) ? ops::Into::overwrite : ops::Into::sum;
+}
 
 void compute_weight_gradient(Context& context, std::function<void(Context&)> work) {
   if (context.deferred)
@@ -56,6 +65,7 @@ ColumnLinear::ColumnLinear(std::vector<ColumnPart> parts, std::int64_t inputs, b
   std::int64_t rows = 0;
   for (const ColumnPart& part : parts) rows += part.held.count();
   weight_ = store.add_weight(rows, inputs, true);
+  weight_->overwritten = true;
   if (bias) bias_ = store.add_weight(rows, 1, true);  // the product reads it in its own type
   std::int64_t first_row = 0;
   for (const ColumnPart& part : parts) {
@@ -87,7 +97,9 @@ static Tensor flat(const Weight* weight, const Tensor Weight::*tensor) {
 }
 
 Tensor ColumnLinear::forward(const char* name, const Tensor& x, Context& context) const {
-  return multiply(name, x, weight_->value, flat(bias_, &Weight::value), Summed::whole, context);
+  Tensor y = context.runtime.empty({x.rows(), weight_->rows}, x.dtype());
+  multiply(name, x, weight_->value, flat(bias_, &Weight::value), Summed::whole, y, context);
+  return y;
 }
 
 Tensor ColumnLinear::forward_activation(const char* name, ops::Activation kind, const Tensor& x, Tensor& before,
@@ -104,12 +116,14 @@ Tensor ColumnLinear::backward_input(const char* name, const Tensor& dy, Context&
 }
 
 void ColumnLinear::backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context& context) const {
-  ops::linear_weight_gradient(context.runtime, name, dy, x, weight_->gradient, flat(bias_, &Weight::gradient));
+  ops::linear_weight_gradient(context.runtime, name, dy, x, weight_->gradient, flat(bias_, &Weight::gradient),
+                              into_gradient(*weight_));
 }
 
 RowLinear::RowLinear(const std::string& name, std::int64_t outputs, std::int64_t inputs, Slice inputs_held, bool bias,
                      float deviation, const TensorShare& share, ParameterStore& store) {
   weight_ = store.add_weight(outputs, inputs_held.count(), true);
+  weight_->overwritten = true;
   store.add({.name = name + ".weight",
              .shape = {outputs, inputs},
              .held = {0, outputs, inputs_held.begin, inputs_held.end},
@@ -127,8 +141,12 @@ RowLinear::RowLinear(const std::string& name, std::int64_t outputs, std::int64_t
              .weight = bias_});
 }
 
-Tensor RowLinear::forward(const char* name, const Tensor& x, Context& context) const {
-  return multiply(name, x, weight_->value, {}, Summed::split, context);
+Tensor RowLinear::forward(const char* name, const Tensor& x, Context& context, const char* label) const {
+  const std::int64_t pieces = context.fp8 ? 1 : context.tensor_chunks;  // 8 bits: all rows are scaled at once
+  const auto multiply_rows = [&](const Slice& rows, const Tensor& to) {
+    multiply(name, x.slice_rows(rows.begin, rows.end), weight_->value, {}, Summed::split, to, context);
+  };
+  return multiply_and_leave(pieces, x.rows(), weight_->rows, x.dtype(), multiply_rows, context, label);
 }
 
 Tensor RowLinear::backward_input(const char* name, const Tensor& dy, Context& context) const {
@@ -142,7 +160,7 @@ Tensor RowLinear::backward_input_activation(const char* name, ops::Activation ki
 }
 
 void RowLinear::backward_weight(const char* name, const Tensor& dy, const Tensor& x, Context& context) const {
-  ops::linear_weight_gradient(context.runtime, name, dy, x, weight_->gradient);
+  ops::linear_weight_gradient(context.runtime, name, dy, x, weight_->gradient, {}, into_gradient(*weight_));
 }
 
 Tensor RowLinear::bias() const { return flat(bias_, &Weight::value); }

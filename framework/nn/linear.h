@@ -4,10 +4,11 @@
 //   RowLinear     splits the inputs: each rank computes a partial sum of all of y; the bias is added after the sum
 //
 // If Context::fp8, forward and the input gradient multiply numbers of 8 bits (ops/fp8.h), each row with a scale of its
-// own: a token's, a channel's of the weight. Where the ranks have parts of what a product sums over, they agree about the
-// scales, so that a row is scaled alike in every layout. Weight gradients are products of bf16.
+// own: a token's, a channel's of the weight. Where the ranks have parts of what a product sums over, they agree about
+// the scales, so that a row is scaled alike in every layout. Weight gradients are products of bf16.
 //
-// Rule of this folder: parameter gradients accumulate (+=), activation gradients overwrite (=).
+// Rule of this folder: parameter gradients accumulate (+=), activation gradients overwrite (=). The first product of a
+// step that adds to a large gradient overwrites it, so that nobody has to zero it (Weight::overwritten).
 #pragma once
 
 #include <functional>
@@ -17,10 +18,14 @@
 #include "framework/comm/context.h"
 #include "framework/core/parameter.h"
 #include "framework/ops/activation.h"
+#include "framework/ops/linear.h"
 #include "framework/ops/residual.h"
 #include "framework/parallel/tensor.h"
 
 namespace choir {
+
+/// What the next product does with the gradient of `weight`, which then is not new any longer.
+ops::Into into_gradient(Weight& weight);
 
 /// Runs `work`, which computes the gradient of a weight, now or when the schedule says so.
 void compute_weight_gradient(Context&, std::function<void(Context&)> work);
@@ -55,8 +60,8 @@ class RowLinear {
   RowLinear(const std::string& name, std::int64_t outputs, std::int64_t inputs, Slice inputs_held, bool bias,
             float deviation, const TensorShare&, ParameterStore&);
 
-  /// x [N, inputs held] -> this rank's part of y [N, out], without bias.
-  Tensor forward(const char* name, const Tensor& x, Context&) const;
+  /// x [N, inputs held] -> y [rows held, out], summed over the ranks under `label` (parallel/tensor.h), without bias.
+  Tensor forward(const char* name, const Tensor& x, Context&, const char* label) const;
   Tensor backward_input(const char* name, const Tensor& dy, Context&) const;
   /// The gradient of `before`, whose activation is x.
   Tensor backward_input_activation(const char* name, ops::Activation kind, const Tensor& dy, const Tensor& before,

@@ -81,15 +81,11 @@ void LinearAttention::attend_heads(const Tensor& x, Saved& saved, Context& conte
 
 ops::Branch LinearAttention::forward(const Tensor& x, Saved& saved, Context& context) const {
   attend_heads(x, saved, context);
-  const Tensor y = leave(out_.forward("attention out", saved.out, context), context, name_.c_str());
+  const Tensor y = out_.forward("attention out", saved.out, context, name_.c_str());
   return {y, out_.bias(), dropout(context)};
 }
 
-void LinearAttention::forget(Saved& saved) const {
-  Saved kept;
-  kept.x = saved.x;
-  saved = std::move(kept);
-}
+void LinearAttention::forget(Saved& saved) const { forget_all_but_input(saved); }
 
 void LinearAttention::compute_again(Saved& saved, Context& context) const {
   const Tensor x = saved.x;

@@ -2,16 +2,18 @@
 
 #include <algorithm>
 
+#include "framework/nn/linear.h"
 #include "framework/ops/cross_entropy.h"
 #include "framework/ops/elementwise.h"
-#include "framework/ops/linear.h"
 
 namespace choir {
 
 OutputHead::OutputHead(const VocabularyTable& table, const TensorShare& share, ParameterStore& store)
     : vocabulary_(table.vocabulary),
       slice_(vocabulary_slice(table.vocabulary, share)),
-      weight_(vocabulary_table(table, share, store)) {}
+      weight_(vocabulary_table(table, share, store)) {
+  weight_->overwritten = true;  // in a step the head comes before an embedding that has the same table
+}
 
 // The weight gradient reads and writes its f32 sums [V, D] once a chunk: 2 r V D operations and 8 V D bytes of r rows,
 // r / 4 operations a byte. In the time of a byte of memory a CPU core does 4 (f32) to 8 (bf16) operations, by `choir
@@ -54,7 +56,7 @@ Tensor OutputHead::loss(const Tensor& x, const Tensor& targets, const Tensor& lo
     if (!gradient) continue;
     const Tensor& dlogits = logits;  // in their place
     ops::linear_input_gradient(runtime, "head", dlogits, weight_->value, dx.slice_rows(begin, end));
-    ops::linear_weight_gradient(runtime, "head", dlogits, x_chunk, weight_->gradient);
+    ops::linear_weight_gradient(runtime, "head", dlogits, x_chunk, weight_->gradient, {}, into_gradient(*weight_));
   }
   ops::sum_of_losses(runtime, losses, loss_sum);
   if (right) ops::sum_of_losses(runtime, is_right, right);

@@ -31,7 +31,7 @@ class OutputHead {
  private:
   std::int64_t vocabulary_;
   VocabularySlice slice_;
-  const Weight* weight_ = nullptr;
+  Weight* weight_ = nullptr;
 };
 
 }  // namespace choir

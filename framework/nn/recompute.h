@@ -1,6 +1,8 @@
 // How a block computes again in backward what it did not save (recompute_kind.h).
 #pragma once
 
+#include <utility>
+
 #include "framework/nn/norm.h"
 #include "framework/nn/recompute_kind.h"
 
@@ -17,11 +19,30 @@ inline Context repeated(const Context& context) {
 //   void forget(Saved&) const                    drops what the other one makes again
 //   void compute_again(Saved&, Context&) const
 
+/// Layer::forget() of a layer that makes everything but its input again.
+template <class Saved>
+void forget_all_but_input(Saved& saved) {
+  Saved kept;
+  kept.x = saved.x;
+  saved = std::move(kept);
+}
+
 /// After the layer's forward.
 template <class Layer>
 void forget(Recompute recompute, const Layer& layer, typename Layer::Saved& saved) {
   if (recompute == Layer::recomputed_by) layer.forget(saved);
   if (recompute == Recompute::norms) saved.set_input({});
+}
+
+/// Layer::forward(inputs ..., saved of the layer, context), then forget(). `saved` holds what one of several kinds of
+/// layers saves.
+template <class Layer, class SavedOfKinds, class... Inputs>
+auto forward_and_forget(Recompute recompute, const Layer& layer, SavedOfKinds& saved, Context& context,
+                        const Inputs&... inputs) {
+  auto& of_layer = saved.template emplace<typename Layer::Saved>();
+  auto result = layer.forward(inputs..., of_layer, context);
+  forget(recompute, layer, of_layer);
+  return result;
 }
 
 /// Before its backward: all that this reads. `norm` made the layer's input.

@@ -14,6 +14,17 @@ void fill(Runtime& runtime, const Tensor& x, float value) {
   });
 }
 
+void zero_ranges(Runtime& runtime, const Tensor& x, const Tensor& ranges, std::int64_t count) {
+  constexpr auto entry = static_cast<std::int64_t>(sizeof(kernels::Range));
+  check(ranges.bytes() % entry == 0, "zero ranges: a table of kernels::Range");
+  const auto zero = [&]<class T>(T* values) {
+    const kernels::ZeroRanges<T> args{values, static_cast<const kernels::Range*>(ranges.raw()), ranges.bytes() / entry};
+    launch<T>(runtime, "fill", {.bytes = static_cast<double>(count * size_of(x.dtype()))},
+              [args](auto device) { kernels::zero_ranges(device, args); });
+  };
+  return x.dtype() == DType::f64 ? zero(x.data<double>()) : zero(x.data<float>());
+}
+
 void accumulate(Runtime& runtime, const Tensor& x, const Tensor& sum) {
   check(x.rows() == sum.rows() && x.width() == sum.width(), "accumulate: equal shapes");
   check(sum.dtype() == accumulate_type(x.dtype()), "accumulate: the sum is f32, or f64 of f64");

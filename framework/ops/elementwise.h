@@ -8,6 +8,9 @@ namespace choir::ops {
 /// Every element of a contiguous x becomes `value` (f32, bf16, f64).
 void fill(Runtime&, const Tensor& x, float value);
 
+/// x [n] f32 (f64 in tests) = 0 in ranges of it. `ranges` holds kernels::Range in device memory, of `count` elements.
+void zero_ranges(Runtime&, const Tensor& x, const Tensor& ranges, std::int64_t count);
+
 /// sum += x: equal shapes, any row strides. The sum is of the type in which sums of x are computed: f32, or f64.
 void accumulate(Runtime&, const Tensor& x, const Tensor& sum);
 

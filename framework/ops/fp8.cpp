@@ -55,13 +55,14 @@ ScaledRows quantise(Runtime& runtime, const Tensor& x, ScaledBy by, const Tensor
   return y;
 }
 
-Tensor scaled_linear(Runtime& runtime, const char* name, const ScaledRows& x, const ScaledRows& weight,
-                     const Tensor& bias) {
+void scaled_linear(Runtime& runtime, const char* name, const ScaledRows& x, const ScaledRows& weight,
+                   const Tensor& bias, const Tensor& y) {
   const std::int64_t n = x.codes.rows(), out = weight.codes.rows(), k = x.codes.width();
   check(weight.codes.width() == k && k % 16 == 0, "a product of 8 bits: codes of x and weight");
   check(x.scales.count() == n && weight.scales.count() == out, "a product of 8 bits: a scale for each row");
   check(!bias || (bias.count() == out && bias.dtype() == DType::bf16), "a product of 8 bits: a bias of bf16");
-  Tensor y = runtime.empty({n, out}, DType::bf16);
+  check(y.rows() == n && y.width() == out && y.contiguous() && y.dtype() == DType::bf16,
+        "a product of 8 bits: y [rows of x, rows of the weight] of bf16");
   kernels::ScaledMatmul args{.a = x.codes.data<std::uint8_t>(),
                              .b = weight.codes.data<std::uint8_t>(),
                              .a_scales = x.scales.data<float>(),
@@ -88,7 +89,6 @@ Tensor scaled_linear(Runtime& runtime, const char* name, const ScaledRows& x, co
                {.flops = 2.0 * static_cast<double>(n) * static_cast<double>(out) * static_cast<double>(k),
                 .bytes = bytes_of({x.codes, x.scales, weight.codes, weight.scales, bias, y})},
                [args](auto device) { kernels::scaled_matmul(device, args); });
-  return y;
 }
 
 }  // namespace choir::ops

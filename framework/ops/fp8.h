@@ -29,6 +29,7 @@ void scale_exponents(Runtime&, const Tensor& x, ScaledBy by, const Tensor& expon
 ScaledRows quantise(Runtime&, const Tensor& x, ScaledBy by, const Tensor& exponents = {});
 
 /// y [N, out] bf16 = x [N, K] weight [out, K]^T + bias [out], which may be empty.
-Tensor scaled_linear(Runtime&, const char* name, const ScaledRows& x, const ScaledRows& weight, const Tensor& bias);
+void scaled_linear(Runtime&, const char* name, const ScaledRows& x, const ScaledRows& weight, const Tensor& bias,
+                   const Tensor& y);
 
 }  // namespace choir::ops

@@ -118,8 +118,13 @@ void run(Runtime& runtime, const char* name, const Product& p) {
 Tensor linear(Runtime& runtime, const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias,
               DType out_type) {
   Tensor y = runtime.empty({x.rows(), weight.rows()}, out_type);
-  run(runtime, name, {.a = x, .b = weight, .c = y, .bias = bias, .transpose_b = true});
+  linear(runtime, name, x, weight, bias, y);
   return y;
+}
+
+void linear(Runtime& runtime, const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias,
+            const Tensor& y) {
+  run(runtime, name, {.a = x, .b = weight, .c = y, .bias = bias, .transpose_b = true});
 }
 
 Tensor linear_activation(Runtime& runtime, const char* name, Activation kind, const Tensor& x, const Tensor& weight,
@@ -169,8 +174,8 @@ Tensor linear_input_gradient_activation(Runtime& runtime, const char* name, Acti
 }
 
 void linear_weight_gradient(Runtime& runtime, const char* name, const Tensor& dy, const Tensor& x,
-                            const Tensor& dweight, const Tensor& dbias) {
-  const Product product{.a = dy, .b = x, .c = dweight, .transpose_a = true, .accumulate = true};
+                            const Tensor& dweight, const Tensor& dbias, Into into) {
+  const Product product{.a = dy, .b = x, .c = dweight, .transpose_a = true, .accumulate = into == Into::sum};
   Product fused = product;
   fused.bias_gradient = dbias;
   fused.epilogue = Epilogue::bias_gradient;
@@ -193,8 +198,9 @@ Tensor grouped_linear_input_gradient(Runtime& runtime, const char* name, const T
 }
 
 void grouped_linear_weight_gradient(Runtime& runtime, const char* name, const Tensor& dy, const Tensor& x,
-                                    const Tensor& dweight, std::int64_t groups) {
-  run(runtime, name, {.a = dy, .b = x, .c = dweight, .transpose_a = true, .accumulate = true, .groups = groups});
+                                    const Tensor& dweight, std::int64_t groups, Into into) {
+  run(runtime, name,
+      {.a = dy, .b = x, .c = dweight, .transpose_a = true, .accumulate = into == Into::sum, .groups = groups});
 }
 
 void bias_gradient(Runtime& runtime, const Tensor& dy, const Tensor& dbias) {

@@ -3,6 +3,8 @@
 // Weights are [out, in].
 #pragma once
 
+#include <cstdint>
+
 #include "framework/core/runtime.h"
 #include "kernels/activation.h"
 
@@ -13,6 +15,9 @@ using kernels::Activation;
 /// y [N, out] = x [N, in] weight [out, in]^T + bias [out]. y and bias, which may be
 /// empty, have `out_type`.
 Tensor linear(Runtime&, const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias, DType out_type);
+
+/// The same into `y`, for some rows of a larger tensor.
+void linear(Runtime&, const char* name, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& y);
 
 /// before [N, out] = x [N, in] weight [out, in]^T + bias [out], made here for backward. `bias` may be empty. Returns
 /// its activation [N, out], or [N, out / 2] for gated kinds.
@@ -28,10 +33,13 @@ void linear_input_gradient(Runtime&, const char* name, const Tensor& dy, const T
 Tensor linear_input_gradient_activation(Runtime&, const char* name, Activation kind, const Tensor& dy,
                                         const Tensor& weight, const Tensor& before);
 
-/// dweight [out, in] += dy [N, out]^T x [N, in], accumulated by the product itself;
+/// What a product does with what is in its result.
+enum class Into : std::uint8_t { sum, overwrite };
+
+/// dweight [out, in] += dy [N, out]^T x [N, in], accumulated by the product itself, or = if it is overwritten;
 /// dbias [out] += column sums of dy, unless `dbias` is empty
 void linear_weight_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& x, const Tensor& dweight,
-                            const Tensor& dbias = {});
+                            const Tensor& dbias = {}, Into = Into::sum);
 
 /// The products of several layers of one size in one call: the rows of every operand are those of the layers, one after
 /// another. Without biases; `groups` layers, at least one.
@@ -41,9 +49,9 @@ Tensor grouped_linear(Runtime&, const char* name, const Tensor& x, const Tensor&
 /// dx [groups * n, in] = dy [groups * n, out] weight [groups * out, in]
 Tensor grouped_linear_input_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& weight,
                                      std::int64_t groups);
-/// dweight [groups * out, in] += dy [groups * n, out]^T x [groups * n, in]
+/// dweight [groups * out, in] += dy [groups * n, out]^T x [groups * n, in], or =
 void grouped_linear_weight_gradient(Runtime&, const char* name, const Tensor& dy, const Tensor& x,
-                                    const Tensor& dweight, std::int64_t groups);
+                                    const Tensor& dweight, std::int64_t groups, Into = Into::sum);
 
 /// dbias [out] += column sums of dy [N, out]
 void bias_gradient(Runtime&, const Tensor& dy, const Tensor& dbias);

@@ -20,9 +20,10 @@ constexpr std::int64_t saturating_product(std::initializer_list<std::int64_t> fa
 }
 
 struct ParallelConfig {
-  std::int64_t tensor = 1;   ///< ranks that share each layer: attention heads, feed-forward columns, vocabulary
-  bool sequence = false;     ///< between layers, the tensor ranks split the rows instead of repeating them
-  std::int64_t context = 1;  ///< ranks that share each sequence
+  std::int64_t tensor = 1;         ///< ranks that share each layer: attention heads, feed-forward columns, vocabulary
+  bool sequence = false;           ///< between layers, the tensor ranks split the rows instead of repeating them
+  std::int64_t tensor_chunks = 0;  ///< pieces of a product that the tensor ranks add up; 0: as the device needs
+  std::int64_t context = 1;        ///< ranks that share each sequence
   ContextKind context_kind = ContextKind::automatic;
   std::int64_t pipeline = 1;  ///< ranks that share the layers: stages
   PipelineSchedule schedule = PipelineSchedule::one_forward_one_backward;

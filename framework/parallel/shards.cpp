@@ -1,6 +1,8 @@
 #include "framework/parallel/shards.h"
 
+#include <algorithm>
 #include <cassert>
+#include <utility>
 
 #include "framework/ops/elementwise.h"
 #include "framework/parallel/tensor.h"
@@ -71,6 +73,11 @@ Shards::Shards(ParameterStore& store, const ShardOptions& options, Context& cont
     gradients_ =
         allocate(&Bucket::gradient, of_device, type, MemoryKind::gradients, [](const Bucket&) { return true; });
   }
+  if (gradients_) {  // below stage 2 products add to them, else sums of whole gradients are added
+    zeroed_ = zero_ < 2 ? zeroed_in({0, store.size()}, runtime) : to_table({{0, gradients_.count()}}, runtime);
+    for (int group = 0; zero_ >= 2 && group < store.groups(); ++group)
+      at_group(group).zeroed = zeroed_in({store.group_begin(group), store.group_end(group)}, runtime);
+  }
   for (std::size_t group = 0; group < groups_.size(); ++group)
     groups_[group].until_final = zero_ < 2 || (group < options.late.size() && options.late[group]);
 
@@ -108,6 +115,39 @@ void Shards::bind_gradient(int group, const Tensor& gradient) {
   at_group(group).gradient = gradient;
   for (Weight* weight : at_group(group).weights)
     weight->gradient = gradient ? view(*weight, gradient, store_.group_begin(group)) : Tensor{};
+}
+
+Shards::Zeroed Shards::to_table(const std::vector<kernels::Range>& ranges, Runtime& runtime) {
+  Zeroed zeroed{.ranges = ops::to_device(runtime, ranges, DType::u8, MemoryKind::gradients)};
+  for (const auto& [begin, end] : ranges) zeroed.elements += end - begin;
+  return zeroed;
+}
+
+/// Of a buffer for `range` of the flat order: all but the weights that a product overwrites.
+Shards::Zeroed Shards::zeroed_in(const FlatRange& range, Runtime& runtime) const {
+  std::vector<FlatRange> overwritten;
+  for (const Weight& weight : store_.weights())
+    if (weight.overwritten && range.begin <= weight.offset && weight.offset < range.end)
+      overwritten.push_back({weight.offset, weight.offset + weight.rows * weight.width});
+  std::ranges::sort(overwritten, {}, &FlatRange::begin);
+  overwritten.push_back({range.end, range.end});
+  std::vector<kernels::Range> ranges;
+  std::int64_t at = range.begin;
+  for (const auto& [begin, end] : overwritten) {
+    if (at < begin) ranges.push_back({at - range.begin, begin - range.begin});
+    at = end;
+  }
+  return to_table(ranges, runtime);
+}
+
+void Shards::mark_as_new(const Group& group) {
+  for (Weight* weight : group.weights) weight->is_new = weight->overwritten;
+}
+
+/// What nothing was added to: no micro-batch had rows for it.
+void Shards::zero_what_is_new(const Group& group, Runtime& runtime) {
+  for (Weight* weight : group.weights)
+    if (std::exchange(weight->is_new, false)) ops::fill(runtime, weight->gradient, 0.0f);
 }
 
 /// The ranks of a replica that hold the same weights of the group.
@@ -166,7 +206,9 @@ void Shards::release(int group) {
 }
 
 void Shards::begin_step(Context& context) {
-  ops::fill(context.runtime, gradients_, 0.0f);
+  ops::zero_ranges(context.runtime, gradients_, zeroed_.ranges, zeroed_.elements);
+  for (const Group& group : groups_)
+    if (group.gradient) mark_as_new(group);
   for (std::size_t group = 0; group < groups_.size(); ++group)
     if (groups_[group].until_final) open(static_cast<int>(group), context);
 }
@@ -176,13 +218,15 @@ void Shards::open(int group, Context& context) {
   if (g.writers++ > 0 || g.gradient) return;
   const std::int64_t count = store_.group_end(group) - store_.group_begin(group);
   bind_gradient(group, context.runtime.empty({count}, gradients_.dtype(), MemoryKind::gradients));
-  ops::fill(context.runtime, g.gradient, 0.0f);
+  ops::zero_ranges(context.runtime, g.gradient, g.zeroed.ranges, g.zeroed.elements);
+  mark_as_new(g);
 }
 
 void Shards::close(int group, Context& context) {
   Group& g = at_group(group);
   assert(g.writers > 0);
   if (--g.writers > 0) return;
+  zero_what_is_new(g, context.runtime);
   sum_shared_gradients(store_, group, context);
   reduce(group, context);
 }

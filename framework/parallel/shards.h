@@ -20,6 +20,7 @@
 
 #include "framework/comm/context.h"
 #include "framework/parallel/buckets.h"
+#include "kernels/range.h"
 
 namespace choir {
 
@@ -44,7 +45,8 @@ class Shards {
   /// Work enqueued on the compute stream from now on meets no gather of values, which may write where it reads.
   void await_values(Context&);
 
-  /// Zeroes the sums of gradients.
+  /// The sums of gradients begin at zero: those of weights that a product overwrites are marked as new, the others are
+  /// zeroed.
   void begin_step(Context&);
   /// Work enqueued on the compute stream from now on can add to the gradients of `group`, until the close(). The last
   /// close() of several reduces them: sums over the tensor ranks that share a tensor, then over the ranks that hold the
@@ -72,11 +74,17 @@ class Shards {
   std::int64_t gradient_offset(std::int64_t flat) const;
 
  private:
+  /// Of a buffer of gradients: what is zeroed before something is added to it.
+  struct Zeroed {
+    Tensor ranges;  // kernels::Range, in device memory
+    std::int64_t elements = 0;
+  };
   struct Group {
     std::vector<Weight*> weights;
     std::size_t first_bucket = 0, buckets = 0;
     Tensor matrices, vectors;  // the whole values
     Tensor gradient;           // the whole gradient
+    Zeroed zeroed;             // of it, if it is made when it is needed
     int readers = 0, writers = 0;
     bool until_final = false;  // the step itself is a writer
     bool whole = false;        // the values are here, or on their way
@@ -96,6 +104,10 @@ class Shards {
   const Bucket& bucket_of(std::int64_t flat) const;
   void make_values(int group, Runtime&);
   void bind_gradient(int group, const Tensor& gradient);
+  static Zeroed to_table(const std::vector<kernels::Range>&, Runtime&);
+  Zeroed zeroed_in(const FlatRange&, Runtime&) const;
+  static void mark_as_new(const Group&);
+  static void zero_what_is_new(const Group&, Runtime&);
   Communicator& shard_of(int group, Context&) const;
   Tensor values_of(const Bucket&, const FlatRange&) const;
   void arrive(int group, Context&);
@@ -108,6 +120,7 @@ class Shards {
   std::vector<Bucket> buckets_;
   std::vector<Group> groups_;
   Tensor gradients_;
+  Zeroed zeroed_;                     // of them
   std::deque<Reduction> reductions_;  // on the communication stream, in order
 };
 

@@ -75,6 +75,39 @@ Tensor leave(const Tensor& partial, Context& context, const char* label) {
   return sum;
 }
 
+Tensor multiply_and_leave(std::int64_t pieces, std::int64_t rows, std::int64_t width, DType type,
+                          const MultiplyRows& multiply, Context& context, const char* label) {
+  Runtime& runtime = context.runtime;
+  Stream &compute = runtime.device.compute(), &communicate = context.mesh.tensor->stream();
+  const bool split = context.rows.is_split();
+  const std::int64_t shares = split ? context.rows.split : 1;  // a piece has some rows of each
+  const std::int64_t of_share = split ? context.rows.share().block : rows;
+  const std::int64_t step = std::max<std::int64_t>(1, (of_share + pieces - 1) / pieces);
+  const Tensor sum = runtime.empty({of_share, width}, type);
+  for (std::int64_t begin = 0; begin < of_share; begin += step) {
+    const std::int64_t count = std::min(step, of_share - begin);
+    const Tensor here = sum.slice_rows(begin, begin + count);
+    const Tensor partial = split ? runtime.empty({shares * count, width}, type) : here;
+    const bool all = count == of_share;  // then the rows of all shares are neighbours
+    for (std::int64_t share = 0; share < (all ? 1 : shares); ++share) {
+      const std::int64_t first = share * of_share + begin, wanted = all ? shares * count : count;
+      const std::int64_t real = std::clamp<std::int64_t>(rows - first, 0, wanted);  // the others are padding
+      const Tensor to = partial.slice_rows(share * count, share * count + wanted);
+      if (real > 0) multiply({first, first + real}, to.slice_rows(0, real));
+      if (real < wanted) ops::fill(runtime, to.slice_rows(real, wanted), 0.0f);
+    }
+    // Nothing is left to overlap with the sum of the last piece, and what waits for it has waited for those before.
+    const bool last = begin + count == of_share;
+    if (!last) {
+      Event ready;
+      ready.record(compute);
+      ready.wait(communicate);
+    }
+    sum_rows(partial, here, context, last ? compute : communicate, label);
+  }
+  return sum;
+}
+
 Tensor leave_backward(const Tensor& dy, Context& context, const char* label) { return gather_rows(dy, context, label); }
 
 void sum_shared_gradients(const ParameterStore& store, int group, Context& context) {

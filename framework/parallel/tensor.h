@@ -13,6 +13,7 @@
 // may reach beyond N: those rows are padding, finite, and their gradients are zero.
 #pragma once
 
+#include <functional>
 #include <string_view>
 
 #include "framework/comm/context.h"
@@ -52,6 +53,14 @@ PendingTensor enter_backward(const Tensor& dx, Context&, const char* label);
 
 /// partial [N, D] -> the sum over ranks, [rows held, D]
 Tensor leave(const Tensor& partial, Context&, const char* label);
+
+/// Writes rows [begin, end) of this rank's part of a product [N, D] to the second argument, [end - begin, D].
+using MultiplyRows = std::function<void(const Slice& rows, const Tensor& to)>;
+
+/// leave() of a product [N, D] of `rows` rows in `pieces` pieces of rows: while one is summed over the ranks, the next
+/// is multiplied (Wang et al. 2023, doi 10.1145/3567955.3567959).
+Tensor multiply_and_leave(std::int64_t pieces, std::int64_t rows, std::int64_t width, DType type,
+                          const MultiplyRows& multiply, Context&, const char* label);
 
 /// dy [rows held, D] -> [N, D]
 Tensor leave_backward(const Tensor& dy, Context&, const char* label);

@@ -289,11 +289,7 @@ RunEnd Run::train() {
   }
   begin(Phase::load);
   load_began_ = utc_now();
-  Trainer trainer(config_, device_, mesh_);
-  const struct Ends {
-    std::optional<StateCheck>& check;
-    ~Ends() { check.reset(); }
-  } before_the_trainer{state_check_};  // whose tensors it holds
+  Trainer& trainer = trainer_.emplace(config_, device_, mesh_);
   load(trainer);
   enter_folder();
   describe(trainer);

@@ -103,6 +103,7 @@ class Run {
   std::unique_ptr<Dataset> data_;
   std::optional<RunLock> lock_;  // of rank 0
   Start start_;
+  std::optional<Trainer> trainer_;  // of train(); what follows may hold its tensors
   RunPosition position_;            // after the last step that is done, and whose end is known
   std::deque<InFlight> in_flight_;  // the steps behind it
   std::optional<Stragglers> stragglers_;

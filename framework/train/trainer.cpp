@@ -43,6 +43,16 @@ std::int64_t sequences_of_micro_batch(const Config& config, const Mesh& mesh) {
   return config.parallel.micro_batch > 0 ? config.parallel.micro_batch : config.train.batch / mesh.shape.data;
 }
 
+/// Context::tensor_chunks. On a GPU a piece has at least 2048 rows, so that products lose little by having fewer.
+std::int64_t tensor_chunks(const Config& config, const Mesh& mesh, const Device& device, std::int64_t micro_batch) {
+  constexpr std::int64_t least_rows = 2048, most = 4;
+  const MeshShape& s = mesh.shape;
+  if (s.tensor == 1) return 1;  // nothing is added up
+  if (config.parallel.tensor_chunks > 0) return config.parallel.tensor_chunks;
+  if (device.kind() == DeviceKind::cpu) return 1;  // the processor that multiplies also adds up
+  return std::clamp<std::int64_t>(micro_batch * config.model.context / s.context / least_rows, 1, most);
+}
+
 Pipeline pipeline_of(const Config& config, const Mesh& mesh, std::int64_t micro_batch) {
   return {.schedule = config.parallel.schedule,
           .stages = mesh.shape.pipeline,
@@ -135,6 +145,7 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
       runtime_{.device = device, .seed = config.train.seed, .compute_type = compute_type(config.train.precision)},
       share_(tensor_share(config, mesh)),
       micro_batch_(sequences_of_micro_batch(config, mesh)),
+      tensor_chunks_(tensor_chunks(config, mesh, device, micro_batch_)),
       pipeline_(pipeline_of(config, mesh, micro_batch_)),
       model_(make_parts(config.model, config.train.recompute)),
       placement_(place(model_, pipeline_, config, share_)),

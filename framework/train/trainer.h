@@ -130,6 +130,7 @@ class Trainer {
             .mesh = mesh_,
             .kind = config_.parallel.context_kind,
             .fp8 = config_.train.precision == Precision::fp8,
+            .tensor_chunks = tensor_chunks_,
             .choices = choices_};
   }
   /// From now on steps write the choices of experts and heads to `record`, or replay them; null: neither.
@@ -192,7 +193,7 @@ class Trainer {
   Mesh& mesh_;
   Runtime runtime_;
   TensorShare share_;
-  std::int64_t micro_batch_ = 1;
+  std::int64_t micro_batch_ = 1, tensor_chunks_ = 1;
   ParameterStore store_;
   Pipeline pipeline_;
   std::vector<PartSpec> model_;

@@ -107,6 +107,12 @@ void fill(Cpu cpu, T* x, std::int64_t count, float value) {
   });
 }
 
+template <class T>
+void zero_ranges(Cpu cpu, const ZeroRanges<T>& args) {
+  for (std::int64_t i = 0; i < args.num_ranges; ++i)
+    fill(cpu, args.x + args.ranges[i].begin, args.ranges[i].end - args.ranges[i].begin, 0.0f);
+}
+
 template <class From, class To>
 void cast(Cpu cpu, const From* x, To* y, std::int64_t count) {
   cpu::run_parts(cpu, HWY_DYNAMIC_DISPATCH(kernels)(), CastArguments<From, To>{x, y}, count, 1, 64);
@@ -144,6 +150,8 @@ void copy_rows(Cpu cpu, const void* from, std::int64_t from_stride, void* to, st
 template void fill(Cpu, float*, std::int64_t, float);
 template void fill(Cpu, bf16*, std::int64_t, float);
 template void fill(Cpu, double*, std::int64_t, float);
+template void zero_ranges(Cpu, const ZeroRanges<float>&);
+template void zero_ranges(Cpu, const ZeroRanges<double>&);
 template void accumulate<float>(Cpu, const RowPass<float, float>&);
 template void accumulate<bf16>(Cpu, const RowPass<bf16, float>&);
 template void accumulate<double>(Cpu, const RowPass<double, double>&);

@@ -42,6 +42,29 @@ void fill(Cuda cuda, T* x, std::int64_t count, float value) {
   if constexpr (sizeof(T) == 8) fill_bits(cuda, x, count, std::bit_cast<unsigned long long>(double{value}));
 }
 
+// The ranges are cut into chunks of fixed length, assigned in turn to the blocks.
+__global__ void zero_ranges_kernel(ZeroRanges<float> args) {
+  constexpr std::int64_t chunk = cuda::threads_per_block * 16;
+  const std::int64_t blocks = gridDim.x;
+  std::int64_t turn = 0;  // of the range's first chunk
+  for (std::int64_t r = 0; r < args.num_ranges; ++r) {
+    const Range range = args.ranges[r];
+    const std::int64_t chunks = (range.end - range.begin + chunk - 1) / chunk;
+    const std::int64_t first = (blockIdx.x - turn % blocks + blocks) % blocks;  // of this block's
+    for (std::int64_t c = first; c < chunks; c += blocks) {
+      const std::int64_t begin = range.begin + c * chunk, end = min(begin + chunk, range.end);
+      for (std::int64_t i = begin + threadIdx.x; i < end; i += cuda::threads_per_block) args.x[i] = 0;
+    }
+    turn += chunks;
+  }
+}
+
+template <class T>
+void zero_ranges(Cuda cuda, const ZeroRanges<T>& args) {
+  zero_ranges_kernel<<<cuda.multiprocessors * 4, cuda::threads_per_block, 0, cuda.stream>>>(args);
+  cuda::check_launch("zero_ranges");
+}
+
 template <class From, class To, int N>
 __global__ void cast_kernel(const From* x, To* y, std::int64_t count) {
   cuda::for_each_pack<N>(count, [=]<int M>(std::int64_t i) { cuda::store(cuda::load<M>(x + i), y + i); });
@@ -135,6 +158,7 @@ void copy_rows(Cuda cuda, const void* from, std::int64_t from_stride, void* to, 
 }
 
 template void fill(Cuda, float*, std::int64_t, float);
+template void zero_ranges(Cuda, const ZeroRanges<float>&);
 template void fill(Cuda, bf16*, std::int64_t, float);
 template void fill(Cuda, double*, std::int64_t, float);
 template void accumulate<float>(Cuda, const RowPass<float, float>&);

@@ -46,6 +46,16 @@ TYPED_TEST(Elementwise, FillAndCastAreExact) {
   }
 }
 
+TEST(ZeroRanges, LeavesTheRest) {
+  const std::vector<Range> ranges = {{0, 1}, {3, 20}, {64, 64}, {100, 70000}};
+  on_every_target([&](Cpu cpu) {
+    std::vector<float> x(70001, 1.0f), expected = x;
+    for (const auto& [begin, end] : ranges) std::fill(expected.begin() + begin, expected.begin() + end, 0.0f);
+    zero_ranges(cpu, ZeroRanges<float>{x.data(), ranges.data(), std::ssize(ranges)});
+    ASSERT_EQ(x, expected);
+  });
+}
+
 TEST(Cast, RoundsToBf16LikeTheScalarTypeForEveryKindOfBits) {
   std::vector<float> x;
   for (std::uint32_t upper = 0; upper < 0x10000; upper += 7) {

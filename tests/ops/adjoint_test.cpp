@@ -77,8 +77,9 @@ void AdjointOfAnOperation::linear_layers_around_an_activation() {
         },
         [&](const Tensor& dy) {
           const Tensor dup = zeros({inputs, width}), dbias = zeros({inputs}), ddown = zeros({width, hidden});
+          ops::fill(runtime, ddown, 7);  // it is overwritten
           const Tensor dbefore = ops::linear_input_gradient_activation(runtime, "down", kind, dy, down, before);
-          ops::linear_weight_gradient(runtime, "down", dy, active, ddown);
+          ops::linear_weight_gradient(runtime, "down", dy, active, ddown, {}, ops::Into::overwrite);
           ops::linear_weight_gradient(runtime, "up", dbefore, x, dup, dbias);
           return std::vector{ops::linear_input_gradient(runtime, "up", dbefore, up), dup, dbias, ddown};
         });
@@ -412,7 +413,8 @@ void AdjointOfAnOperation::grouped_linear() {
       {{"x", x}, {"weight", weight}}, inputs, [&] { return ops::grouped_linear(runtime, "test", x, weight, groups); },
       [&](const Tensor& dy) {
         const Tensor dweight = zeros({groups * outputs, inputs});
-        ops::grouped_linear_weight_gradient(runtime, "test", dy, x, dweight, groups);
+        ops::fill(runtime, dweight, 7);  // it is overwritten
+        ops::grouped_linear_weight_gradient(runtime, "test", dy, x, dweight, groups, ops::Into::overwrite);
         return std::vector{ops::grouped_linear_input_gradient(runtime, "test", dy, weight, groups), dweight};
       });
 }

@@ -24,6 +24,7 @@
 #include "framework/ops/optimizer.h"
 #include "framework/ops/pool.h"
 #include "framework/ops/residual.h"
+#include "kernels/range.h"
 
 namespace choir::tests {
 
@@ -151,6 +152,13 @@ inline std::vector<Operation> every_operation() {
          ops::fill(o.runtime, o.runtime.empty({3, 5}, o.type), 2);
        },
        moves},
+      {"zero_ranges",
+       [](Operands& o) {
+         const Tensor x = o.flat();
+         ops::zero_ranges(o.runtime, x, ops::to_device(o.runtime, std::vector<kernels::Range>{{1, 2}}, DType::u8), 1);
+         o.expect("zero_ranges", x, {o.n}, DType::f32);
+       },
+       moves},
       {"accumulate",
        [](Operands& o) {
          const Tensor sum = o.flat();
@@ -236,7 +244,7 @@ inline std::vector<Operation> every_operation() {
       {"linear_weight_gradient",
        [](Operands& o) {
          const Tensor dweight = o.filled({o.out, o.D}, o.accumulate);
-         ops::linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight);
+         ops::linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight, {}, ops::Into::overwrite);
          ops::linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight, o.dbias());
          o.expect("linear_weight_gradient", dweight, {o.out, o.D}, o.accumulate);
        }},
@@ -256,6 +264,7 @@ inline std::vector<Operation> every_operation() {
       {"grouped_linear_weight_gradient",
        [](Operands& o) {
          const Tensor dweight = o.filled({3 * o.out, o.D}, o.accumulate);
+         ops::grouped_linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight, 3, ops::Into::overwrite);
          ops::grouped_linear_weight_gradient(o.runtime, "product", o.dy(), o.x(), dweight, 3);
          o.expect("grouped_linear_weight_gradient", dweight, {3 * o.out, o.D}, o.accumulate);
        }},
@@ -291,8 +300,9 @@ inline std::vector<Operation> every_operation() {
          const ops::ScaledRows x = o.scaled(ops::ScaledBy::rows, o.filled({o.N, o.D}, DType::bf16));
          const ops::ScaledRows weight = o.scaled(ops::ScaledBy::columns, o.filled({o.D, o.out}, DType::bf16));
          const Tensor bias = o.filled({o.out}, DType::bf16);
-         o.expect("scaled_linear", ops::scaled_linear(o.runtime, "product", x, weight, bias), {o.N, o.out},
-                  DType::bf16);
+         const Tensor y = o.runtime.empty({o.N, o.out}, DType::bf16);
+         ops::scaled_linear(o.runtime, "product", x, weight, bias, y);
+         o.expect("scaled_linear", y, {o.N, o.out}, DType::bf16);
        },
        rounds},
 

@@ -56,6 +56,7 @@ void RefusedOperands::of_elementwise_operations() {
   expect_refused("fill: x is contiguous", [&] { ops::fill(runtime, strided(2, 3), 0); });
   expect_refused("no kernels for elements of type i32", [&] { ops::fill(runtime, tensor({4}, DType::i32), 0); });
   expect_refused("no kernels for elements of type u8", [&] { ops::fill(runtime, tensor({4}, DType::u8), 0); });
+  expect_refused("zero ranges: a table", [&] { ops::zero_ranges(runtime, tensor({4}), tensor({3}), 1); });
   expect_refused("accumulate: equal shapes", [&] { ops::accumulate(runtime, tensor({6}), tensor({5})); });
   expect_refused("accumulate: the sum is f32",
                  [&] { ops::accumulate(runtime, tensor({6}, DType::bf16), tensor({6}, DType::bf16)); });
@@ -110,7 +111,7 @@ void RefusedOperands::of_products_of_8_bits() {
     return ops::ScaledRows{.codes = tensor({n, k}, DType::u8), .scales = tensor({scales})};
   };
   const auto product = [&](const ops::ScaledRows& a, const ops::ScaledRows& b, const Tensor& bias) {
-    ops::scaled_linear(runtime, "test", a, b, bias);
+    ops::scaled_linear(runtime, "test", a, b, bias, tensor({5, 4}, DType::bf16));
   };
   expect_refused("a product of 8 bits: codes of x and weight",
                  [&] { product(scaled(5, 16, 5), scaled(4, 32, 4), {}); });
@@ -118,6 +119,7 @@ void RefusedOperands::of_products_of_8_bits() {
   expect_refused("a product of 8 bits: a scale for each row", [&] { product(scaled(5, 16, 4), scaled(4, 16, 4), {}); });
   expect_refused("a product of 8 bits: a bias of bf16",
                  [&] { product(scaled(5, 16, 5), scaled(4, 16, 4), tensor({4})); });
+  expect_refused("a product of 8 bits: y", [&] { product(scaled(6, 16, 6), scaled(4, 16, 4), {}); });
 }
 
 void RefusedOperands::of_a_linear_layer_with_an_activation() {
@@ -544,6 +546,7 @@ void RefusedOperands::of_optimizers() {
 TEST_P(RefusedOperands, AreNamedByTheRuleThatTheyBreak) {
   const std::map<std::string, void (RefusedOperands::*)()> rules = {
       {"fill", &RefusedOperands::of_elementwise_operations},
+      {"zero_ranges", &RefusedOperands::of_elementwise_operations},
       {"accumulate", &RefusedOperands::of_elementwise_operations},
       {"narrow", &RefusedOperands::of_elementwise_operations},
       {"copy", &RefusedOperands::of_elementwise_operations},

@@ -34,7 +34,7 @@ struct ShardRun {
   ParameterStore& declare() {
     for (const std::int64_t rows : {3, 50, 1, 40}) {
       store.begin_group();
-      store.add_weight(rows, 11, true);
+      store.add_weight(rows, 11, true)->overwritten = rows > 1;
       store.add_weight(rows, 1, false);
     }
     return store;
@@ -46,10 +46,11 @@ struct ShardRun {
   /// Backward writes a group when it comes to it, on the compute stream: a reduction that starts early loses it.
   void add_gradients(int group, int rank, int step, int micro_batch) {
     for_each_weight(group, [&](Weight& weight) {
-      device.compute().enqueue(
-          [=, to = weight.gradient.data<float>(), count = weight.gradient.count(), first = weight.offset] {
-            for (std::int64_t i = 0; i < count; ++i) to[i] += gradient_of(rank, first + i, step, micro_batch);
-          });
+      device.compute().enqueue([=, to = weight.gradient.data<float>(), count = weight.gradient.count(),
+                                first = weight.offset, is_new = std::exchange(weight.is_new, false)] {
+        for (std::int64_t i = 0; i < count; ++i)
+          to[i] = (is_new ? 0 : to[i]) + gradient_of(rank, first + i, step, micro_batch);
+      });
     });
   }
   bool in_a_weight(std::int64_t flat) {
@@ -132,6 +133,25 @@ TEST(Shards, SumEveryGradientOnceAndGatherWhatOtherRanksUpdated) {
           expect_two_steps(zero, shard, bucket_elements, streams, type);
           if (testing::Test::HasFailure()) return;
         }
+}
+
+TEST(Shards, ZeroAGradientThatNothingWasAddedTo) {
+  for (const int zero : {0, 2}) {
+    ShardRun run(zero, 0, 200, StreamMode::immediate, DType::f32);
+    for (int step = 0; step < 2; ++step) {  // the second time, the memory holds what the first one has left
+      run.shards.begin_step(run.context);
+      for (int group = run.store.groups() - 1; group >= 0; --group) {
+        run.shards.open(group, run.context);
+        if (step == 0) run.add_gradients(group, 0, 0, 0);
+        run.shards.close(group, run.context);
+        run.shards.final(group, run.context);
+      }
+      run.shards.finish(run.context);
+    }
+    for (const Bucket& bucket : run.shards.buckets())
+      for (std::int64_t i = 0; i < bucket.updated.count(); ++i)
+        ASSERT_EQ(bucket.gradient.data<float>()[i], 0.0f) << "zero " << zero << ", element " << i;
+  }
 }
 
 TEST(Shards, HoldValuesUntilTheLastReaderReleasesThem) {

@@ -20,7 +20,7 @@ namespace choir::simgpu::tests {
 namespace {
 
 constexpr std::int64_t most_launches = 319;
-constexpr double most_bytes = 39.8e9;
+constexpr double most_bytes = 39.3e9;
 
 Config gpt2(std::int64_t sequences) {
   Config config;
@@ -124,7 +124,7 @@ std::map<std::string, double> least_bytes(const ModelConfig& model, double seque
   const double rows = sequences * static_cast<double>(model.context), x = 2 * rows * static_cast<double>(model.width);
   const double layers = static_cast<double>(model.layers), norms = 2 * layers + 1;
   return {
-      {"fill", 0},                    // the first micro-batch's products could overwrite
+      {"fill", 0},                    // what is left is added to by other kernels, which could overwrite
       {"embedding forward", 2 * x},   // rows of the table, rows of x
       {"position forward", 0},        // with the above
       {"embedding backward", 3 * x},  // dy; the sums in f32

@@ -49,6 +49,7 @@ struct Layout {
   ContextKind context_kind = ContextKind::automatic;
   int shard = 0;
   int expert = 1;  // for models with experts
+  std::int64_t tensor_chunks = 0;
 };
 inline void PrintTo(const Layout& of, std::ostream* to) { *to << of.name; }
 
@@ -152,7 +153,8 @@ inline std::vector<Layout> large_layouts(int ranks) {
 inline std::vector<Layout> layouts(int ranks) {
   if (ranks > 4) return large_layouts(ranks);
   if (device_is_simulated()) {
-    std::vector<Layout> some = {{.name = "tensor, sequence", .tensor = ranks, .sequence = true}};
+    std::vector<Layout> some = {
+        {.name = "tensor in 3 chunks, sequence", .tensor = ranks, .sequence = true, .tensor_chunks = 3}};
     if (ranks > 1)
       some.push_back({.name = "data, zero 1, micro-batch 2, recompute",
                       .data = ranks,
@@ -168,12 +170,13 @@ inline std::vector<Layout> layouts(int ranks) {
   std::vector<Layout> all = {
       {.name = "tensor", .tensor = ranks},
       {.name = "tensor, sequence", .tensor = ranks, .sequence = true},
-      {.name = "tensor, sequence, micro-batch 1, recompute",
+      {.name = "tensor in 2 chunks, sequence, micro-batch 1, recompute",
        .tensor = ranks,
        .sequence = true,
        .micro_batch = 1,
-       .recompute = Recompute::attention},
-      {.name = "tensor, micro-batch 4", .tensor = ranks, .micro_batch = 4},
+       .recompute = Recompute::attention,
+       .tensor_chunks = 2},
+      {.name = "tensor in 3 chunks, micro-batch 4", .tensor = ranks, .micro_batch = 4, .tensor_chunks = 3},
       {.name = "data", .data = ranks},
       {.name = "data, micro-batch 1", .data = ranks, .micro_batch = 1},
       {.name = "data, zero 1, recompute", .data = ranks, .zero = 1, .recompute = Recompute::feed_forward},
@@ -340,6 +343,7 @@ inline OptimizerConfig safe_adamw(double rate) {
 inline ParallelConfig parallel_of(const Layout& layout) {
   return {.tensor = layout.tensor,
           .sequence = layout.sequence,
+          .tensor_chunks = layout.tensor_chunks,
           .context = layout.context,
           .context_kind = layout.context_kind,
           .pipeline = layout.pipeline,
