@@ -56,6 +56,8 @@ struct AttentionRecord {
   std::map<std::pair<std::string, std::int64_t>, Entry> entries{};  ///< by layer and first sample of the micro-batch
 };
 
+class ActivationOffload;  // model/activation_offload.h
+
 /// Weight gradients of a micro-batch that the schedule computes later than its activation gradients.
 using DeferredWork = std::vector<std::function<void(struct Context&)>>;
 
@@ -99,6 +101,7 @@ struct Context {
   Tensor head_sums{};                    ///< [3 + routed heads] f64: as those, then kernels::HeadCounts; or empty
   ChoiceRecord* choices = nullptr;       ///< null: choices are neither written nor replayed
   AttentionRecord* attention = nullptr;  ///< null: nobody looks into the heads
+  ActivationOffload* offload = nullptr;  ///< where parts leave what they save; null: it stays on the device
   const WatchParts* watch = nullptr;     ///< of a replay; null: nobody looks at what is between the parts
 };
 

@@ -39,9 +39,9 @@ template <>
 inline constexpr auto names<CpuKernels> = std::array{"auto", "tiles", "onednn"};
 
 /// What a GPU run keeps in memory of the host.
-enum class Offload { none, optimizer };
+enum class Offload { none, optimizer, optimizer_and_activations };
 template <>
-inline constexpr auto names<Offload> = std::array{"none", "optimizer"};
+inline constexpr auto names<Offload> = std::array{"none", "optimizer", "optimizer+activations"};
 
 struct TrainAttentionConfig {
   AttentionImplementation implementation = AttentionImplementation::automatic;  ///< of a GPU

@@ -265,7 +265,8 @@ std::vector<Field> fields(TrainConfig& c) {
        at_least(0, 65536)},
       {"train.recompute", &c.recompute, "what a block computes again in its backward instead of saving it"},
       {"train.offload", &c.offload,
-       "of a GPU: what is in pinned memory of the host. optimizer: AdamW's moments, and the masters of bf16"},
+       "of a GPU: what is in pinned memory of the host. optimizer: AdamW's moments, and the masters of bf16; "
+       "activations: what blocks save for backward"},
       {"train.timeout", &c.timeout, "seconds without a finished collective before a rank counts as hung; 0: no limit",
        not_negative()},
       {"train.start_timeout", &c.start_timeout,

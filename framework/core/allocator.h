@@ -15,6 +15,8 @@
 
 namespace choir {
 
+struct TensorMemory;  // core/tensor.h
+
 /// What memory is for, in the words of the memory plan.
 enum class MemoryKind : std::uint8_t { parameters, gradients, optimizer, saved, workspace, temporary };
 inline constexpr int num_memory_kinds = 6;
@@ -66,6 +68,9 @@ class Allocator {
   void reset_peak();
 
   static std::int64_t rounded(std::int64_t bytes);
+
+  /// If given: gets all memory of tensors that becomes `saved`.
+  std::vector<std::weak_ptr<TensorMemory>>* kept = nullptr;
 
  private:
   void give_back_cached();

@@ -35,7 +35,9 @@ Device::Device(CountOnly what, int threads)
 
 Device::~Device() = default;
 
-Stream& Device::add_communication_stream() { return communicate_.emplace_back(gpu_->add_communication_stream()); }
+Stream& Device::add_communication_stream() {
+  return gpu_ ? communicate_.emplace_back(gpu_->add_communication_stream()) : communicate();
+}
 
 // On device `count` the tag only answers questions about workspaces.
 kernels::Cuda Device::cuda() const {

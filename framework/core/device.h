@@ -54,7 +54,8 @@ class Device {
   Stream& compute() { return compute_; }  ///< all arithmetic
   /// The stream of communicators that have none of their own. On the CPU the only stream that calls MPI.
   Stream& communicate() { return communicate_.front(); }
-  /// One more stream for the calls of a communicator. On a GPU, where they then do not wait for those of others.
+  /// One more stream, for the calls of a communicator or for copies: on a GPU, where they then do not wait for those of
+  /// others. Else communicate().
   Stream& add_communication_stream();
   Ledger& ledger() { return ledger_; }
 

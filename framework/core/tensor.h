@@ -25,13 +25,27 @@ using Shape = std::vector<std::int64_t>;
 /// "[2, 3]"
 std::string to_string(const Shape& shape);
 
+/// What the handles of a tensor have in common.
+struct TensorMemory {
+  Allocator* allocator;
+  Allocator::Block block;
+  std::int64_t bytes;  ///< asked for
+  TensorMemory(Allocator& of, std::int64_t asked, MemoryKind kind)
+      : allocator(&of), block(of.allocate(asked, kind)), bytes(asked) {}
+  ~TensorMemory() { allocator->release(block); }
+  TensorMemory(const TensorMemory&) = delete;
+  TensorMemory& operator=(const TensorMemory&) = delete;
+};
+
 class Tensor {
  public:
   Tensor() = default;
+  /// All of it, as u8 [bytes].
+  explicit Tensor(std::shared_ptr<TensorMemory> memory);
   /// Fresh, uninitialised memory from `allocator`, which outlives the tensor.
   Tensor(Allocator& allocator, Shape shape, DType type, MemoryKind kind);
 
-  explicit operator bool() const { return storage_ != nullptr; }
+  explicit operator bool() const { return memory_ != nullptr; }
   const Shape& shape() const { return shape_; }
   std::int64_t dim(int i) const { return shape_[static_cast<std::size_t>(i)]; }
   std::int64_t width() const { return shape_.back(); }  ///< the last dim
@@ -43,7 +57,7 @@ class Tensor {
   DType dtype() const { return dtype_; }
 
   /// On device `count` the address must not be read.
-  void* raw() const { return address_; }
+  void* raw() const { return memory_ ? static_cast<char*>(memory_->block.address) + offset_ : nullptr; }
   /// T is the type of the elements, or `char` for the bytes of any tensor.
   template <class T>
   T* data() const {
@@ -51,7 +65,7 @@ class Tensor {
       [[maybe_unused]] constexpr DType type = dtype_of<T>;
       assert(type == dtype_);
     }
-    return static_cast<T*>(address_);
+    return static_cast<T*>(raw());
   }
 
   Tensor reshape(Shape shape) const;                                 ///< contiguous only; the same elements
@@ -61,18 +75,14 @@ class Tensor {
   /// Accounts the memory under another line of the plan, e.g. `saved`; returns this handle.
   const Tensor& relabel(MemoryKind kind) const;
 
- private:
-  struct Storage {
-    Allocator* allocator;
-    Allocator::Block block;
-    Storage(Allocator& a, Allocator::Block b) : allocator(&a), block(b) {}
-    ~Storage() { allocator->release(block); }
-    Storage(const Storage&) = delete;
-    Storage& operator=(const Storage&) = delete;
-  };
+  /// From now on every handle to the memory of this tensor is one to that of `other`, of the same size, and the other
+  /// way round. Work that has been enqueued with addresses of before keeps them: not for streams of worker threads,
+  /// whose work may ask for addresses when it runs.
+  void exchange_memory(const Tensor& other) const;
 
-  std::shared_ptr<Storage> storage_;
-  void* address_ = nullptr;
+ private:
+  std::shared_ptr<TensorMemory> memory_;
+  std::int64_t offset_ = 0;  // in bytes
   Shape shape_;
   std::int64_t row_stride_ = 0;
   DType dtype_ = DType::f32;

@@ -101,6 +101,18 @@ void Stage::close(std::size_t part, Context& context, Shards& shards, bool last)
   }
 }
 
+/// After the forward of a part that has saved `memory`: it leaves, and what the part before has saved has left.
+static void send_away(ActivationOffload& offload, std::vector<Tensor> memory, std::vector<OffloadedPart>& parts) {
+  parts.push_back(offload.begin_leaving(std::move(memory)));
+  if (parts.size() > 1) offload.end_copies(parts[parts.size() - 2]);
+}
+
+/// Before the backward of the last of these parts: its memory is back, and that of the part before begins to return.
+static void bring_back(ActivationOffload& offload, std::vector<OffloadedPart>& parts) {
+  offload.end_copies(parts.back());
+  if (parts.size() > 1) offload.begin_returning(parts[parts.size() - 2]);
+}
+
 Tensor Stage::forward(int chunk, Tensor x, const Batch& batch, const Loss& loss, Saved& saved, Context& context,
                       Shards& shards) const {
   const auto [begin, end] = chunks_[static_cast<std::size_t>(chunk)];
@@ -109,7 +121,10 @@ Tensor Stage::forward(int chunk, Tensor x, const Batch& batch, const Loss& loss,
     if (i + 1 < end) prefetch(i + 1, context, shards);
     if (loss.gradient && parts_[i]->forward_adds_gradients()) open(i, context, shards);
     saved.parts.push_back(parts_[i]->make_saved());
+    ActivationOffload* const offload = loss.gradient ? context.offload : nullptr;
+    const KeptMemory kept(offload ? &context.runtime.device.allocator() : nullptr);
     x = parts_[i]->forward(x, batch, loss, *saved.parts.back(), context);
+    if (offload) send_away(*offload, i + 1 < end ? kept.held() : std::vector<Tensor>{}, saved.offloaded);
     if (context.watch) (*context.watch)(false, i, x, context);
     if (!loss.gradient) saved.parts.pop_back();
     release(i, shards);
@@ -121,12 +136,14 @@ Tensor Stage::forward(int chunk, Tensor x, const Batch& batch, const Loss& loss,
 Tensor Stage::backward_of(std::size_t part, std::size_t begin, const Tensor& dy, Saved& saved, Context& context,
                           Shards& shards) const {
   const bool reads = parts_[part]->backward_reads_values();
+  if (context.offload) bring_back(*context.offload, saved.offloaded);
   if (reads) acquire(part, context, shards);
   if (part > begin && parts_[part - 1]->backward_reads_values()) prefetch(part - 1, context, shards);
   if (!parts_[part]->forward_adds_gradients()) open(part, context, shards);
   Tensor dx = parts_[part]->backward(dy, *saved.parts.back(), context);
   if (context.watch) (*context.watch)(true, part, dx, context);
   saved.parts.pop_back();
+  if (context.offload) saved.offloaded.pop_back();
   if (reads) release(part, shards);
   return dx;
 }

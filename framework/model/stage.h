@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "framework/model/activation_offload.h"
 #include "framework/model/model_config.h"
 #include "framework/model/part.h"
 #include "framework/parallel/schedule.h"
@@ -17,6 +18,7 @@ class Stage {
   /// What backward needs of one chunk and one micro-batch.
   struct Saved {
     std::vector<std::unique_ptr<Part::Saved>> parts;
+    std::vector<OffloadedPart> offloaded;  ///< the memory of each, if Context::offload; of the last part nothing
     std::deque<std::pair<std::size_t, DeferredWork>> weights;  ///< by part: what backward leaves to weights()
   };
 

@@ -282,8 +282,7 @@ std::string describe(const Plan& plan, const Config& config) {
                         gigabytes(worst.peak.bytes[static_cast<std::size_t>(kind)]));
   text += fmt::format("  {:<18} {:>12}\n", "total", gigabytes(worst.peak.total()));
   if (worst.offloaded > 0)
-    text += fmt::format("  {:<18} {:>12}, pinned, which an update reads and writes\n", "and of the host",
-                        gigabytes(worst.offloaded));
+    text += fmt::format("  {:<18} {:>12}, pinned: train.offload\n", "and of the host", gigabytes(worst.offloaded));
 
   text += fmt::format("\none step: {:.3f} TFLOP of the model over all ranks, {:.3f} TFLOP executed on this rank\n",
                       plan.model_flops / 1e12, worst.flops / 1e12);

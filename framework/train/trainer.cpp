@@ -159,8 +159,10 @@ Trainer::Trainer(const Config& config, Device& device, Mesh& mesh, bool inferenc
   if (config.model.routes_heads())
     head_sums_ = runtime_.empty({3 + config.model.routed_heads()}, DType::f64, MemoryKind::optimizer);
   Context all = context();
-  if (!inference && config.train.offload == Offload::optimizer)
+  if (!inference && config.train.offload != Offload::none)
     offloaded_ = std::make_unique<Allocator>(host_memory_beside(device));
+  if (!inference && config.train.offload == Offload::optimizer_and_activations)
+    activations_.emplace(device, *offloaded_);
   shards_ = std::make_unique<Shards>(store_,
                                      ShardOptions{.zero = static_cast<int>(config.parallel.zero),
                                                   .training = !inference,

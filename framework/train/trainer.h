@@ -131,7 +131,8 @@ class Trainer {
             .kind = config_.parallel.context_kind,
             .fp8 = config_.train.precision == Precision::fp8,
             .tensor_chunks = tensor_chunks_,
-            .choices = choices_};
+            .choices = choices_,
+            .offload = activations_ ? &*activations_ : nullptr};
   }
   /// From now on steps write the choices of experts and heads to `record`, or replay them; null: neither.
   void set_choices(ChoiceRecord* record) { choices_ = record; }
@@ -170,8 +171,8 @@ class Trainer {
   /// The share of the stages' time in which they wait, if an operation takes the same time everywhere and messages
   /// none.
   double bubble() const;
-  /// Of masters and the optimizer's state that are in pinned memory of the host.
-  std::int64_t offloaded_bytes() const { return offloaded_ ? offloaded_->in_use().total() : 0; }
+  /// The most that was in pinned memory of the host: masters, the optimizer's state, saved activations.
+  std::int64_t offloaded_bytes() const { return offloaded_ ? offloaded_->at_peak().total() : 0; }
 
  private:
   /// A micro-batch on this rank.
@@ -199,7 +200,8 @@ class Trainer {
   std::vector<PartSpec> model_;
   Stage::Placement placement_;
   Stage stage_;
-  std::unique_ptr<Allocator> offloaded_;  // of masters and the optimizer's state; null: they are on the device
+  std::unique_ptr<Allocator> offloaded_;  // memory of the host for what train.offload names; null: for nothing
+  std::optional<ActivationOffload> activations_;
   std::unique_ptr<Shards> shards_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<StageStep> schedule_;

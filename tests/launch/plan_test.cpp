@@ -62,6 +62,13 @@ TEST(Plan, CountsWhatIsInMemoryOfTheHost) {
   EXPECT_NEAR(gigabytes(offloaded, "and of the host"), 1.493, 0.002) << offloaded.output;
   EXPECT_NEAR(gigabytes(none, "total") - gigabytes(offloaded, "total"), 1.493, 0.002) << none.output;
   EXPECT_FALSE(contains(none, "and of the host")) << none.output;
+  // What 12 blocks save, but for the two or three that are on their way.
+  const Finished both = shop.choir(plan + "optimizer+activations");
+  ASSERT_EQ(both.code, 0) << both.output;
+  const double saved = gigabytes(none, "saved activations");
+  EXPECT_LT(gigabytes(both, "saved activations"), 0.3 * saved) << both.output;
+  EXPECT_GT(gigabytes(both, "and of the host"), 1.493 + 0.7 * saved) << both.output;
+  EXPECT_TRUE(contains(both, "activations out") && contains(both, "activations back")) << both.output;
 }
 
 // What the error says to set is accepted, apart from the batch, which the error cannot know.

@@ -698,7 +698,8 @@ cudaError_t Simulator::query_event(cudaEvent_t handle) {
 // --- work
 
 /// Copies from pinned memory read it when they run; copies from other host memory have read it when the call returns,
-/// and copies to such memory have ended then.
+/// and copies to such memory have ended then. Pinned memory that an earlier copy has still to read or write is not the
+/// host's: what a later copy does with it is ordered by the streams, as between any two operations.
 cudaError_t Simulator::copy(void* to, const void* from, std::int64_t bytes, cudaMemcpyKind kind, cudaStream_t handle,
                             bool asynchronous) {
   Lock lock(mutex_);
@@ -709,8 +710,16 @@ cudaError_t Simulator::copy(void* to, const void* from, std::int64_t bytes, cuda
   if (bytes == 0) return cudaSuccess;
   if (asynchronous && handle == nullptr)
     note("null stream", "cudaMemcpyAsync on the null stream, which orders everything");
-  const SimulatedMemory *source = memory_at(number(from)), *target = memory_at(number(to));
+  SimulatedMemory *source = memory_at(number(from)), *target = memory_at(number(to));
   const bool from_pinned = source != nullptr && source->pinned, to_pinned = target != nullptr && target->pinned;
+  const auto range_of = [bytes](const void* begin) {
+    return std::pair{number(begin), number(begin) + static_cast<std::uintptr_t>(bytes)};
+  };
+  const auto is_the_hosts = [&](const SimulatedMemory& pinned, const void* begin) {
+    const auto [first, end] = range_of(begin);
+    return std::none_of(pinned.copied.begin(), pinned.copied.end(),
+                        [&](const auto& other) { return other.first < end && first < other.second; });
+  };
   const bool from_device = source != nullptr && !from_pinned, to_device = target != nullptr && !to_pinned;
   const bool says_from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   const bool says_to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
@@ -727,15 +736,26 @@ cudaError_t Simulator::copy(void* to, const void* from, std::int64_t bytes, cuda
     auto staged = std::make_shared<std::string>(static_cast<const char*>(from), static_cast<std::size_t>(bytes));
     task.operation.run = [=] { std::memcpy(to, staged->data(), staged->size()); };
   } else {
-    const std::size_t promised = from_pinned ? hash_of(from, bytes) : 0;
+    const bool promises = from_pinned && is_the_hosts(*source, from);
+    const std::size_t promised = promises ? hash_of(from, bytes) : 0;
+    if (to_pinned && asynchronous && is_the_hosts(*target, to))
+      std::memset(to, nan_bits, static_cast<std::size_t>(bytes));  // not copied yet
+    if (from_pinned) source->copied.push_back(range_of(from));
+    if (to_pinned) target->copied.push_back(range_of(to));
     task.operation.run = [=, this] {
-      if (from_pinned && hash_of(from, bytes) != promised)
+      if (promises && hash_of(from, bytes) != promised)
         add_finding({.kind = "host write",
                      .text = "the host has changed pinned memory before cudaMemcpyAsync has read it (" +
                              std::to_string(bytes) + " bytes)"});
       std::memmove(to, from, static_cast<std::size_t>(bytes));
+      const Lock again(mutex_);
+      const auto is_done = [&](const void* begin) {
+        auto& copied = memory_at(number(begin))->copied;
+        copied.erase(std::find(copied.begin(), copied.end(), range_of(begin)));
+      };
+      if (from_pinned) is_done(from);
+      if (to_pinned) is_done(to);
     };
-    if (to_pinned && asynchronous) std::memset(to, nan_bits, static_cast<std::size_t>(bytes));  // not copied yet
   }
   push(*stream, std::move(task));
   const bool blocks = !asynchronous || (target == nullptr);

@@ -72,6 +72,7 @@ struct SimulatedMemory {
   bool pinned = false;   ///< on the host
   std::string freed_by;  ///< empty while it is allocated
   std::vector<Touch> touches;
+  std::vector<std::pair<std::uintptr_t, std::uintptr_t>> copied;  ///< of pinned memory, by copies that are not done
 };
 
 /// A kernel that nvcc has compiled into this program.

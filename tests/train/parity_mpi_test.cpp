@@ -105,8 +105,9 @@ TEST_P(Parity, StartValuesAreTheSameBitsInEveryLayout) {
 }
 
 // What is computed again: one kind for each layout, in turns that begin elsewhere for other models and numbers of
-// ranks. A simulated GPU runs its threads in another order each time.
-TEST_P(Parity, TheSameLayoutGivesTheSameBitsWithThreadedStreamsAndIfAPartIsComputedAgain) {
+// ranks. What is still saved leaves the device and returns. A simulated GPU runs its threads in another order each
+// time.
+TEST_P(Parity, TheSameLayoutGivesTheSameBitsWithThreadedStreamsAndIfAPartIsComputedAgainAndOffloaded) {
   const ModelConfig model = GetParam().config;
   const std::int64_t steps = device_is_simulated() ? 1 : 2;
   const auto trained = [&](const Layout& layout) {
@@ -121,6 +122,7 @@ TEST_P(Parity, TheSameLayoutGivesTheSameBitsWithThreadedStreamsAndIfAPartIsCompu
     const auto bits = trained(layout);
     Layout other = layout;
     other.recompute = layout.recompute == Recompute::none ? kinds[turn++ % std::size(kinds)] : Recompute::none;
+    other.offload = Offload::optimizer_and_activations;
     EXPECT_EQ(trained(other), bits) << layout.name << ": " << name_of(other.recompute);
     if (device_is_simulated()) continue;  // a GPU has its own streams
     other = layout;
@@ -130,7 +132,7 @@ TEST_P(Parity, TheSameLayoutGivesTheSameBitsWithThreadedStreamsAndIfAPartIsCompu
 }
 
 // Another stage of ZeRO on each number of ranks.
-TEST(Offload, OfTheOptimizerGivesTheSameBits) {
+TEST(Offload, GivesTheSameBits) {
   if (!device_is_simulated()) GTEST_SKIP() << "on the CPU all memory is the host's";
   const int ranks = world_size(), zero = ranks == 1 ? 0 : ranks == 2 ? 3 : 1;
   const auto trained = [&](Offload offload) {
@@ -139,11 +141,18 @@ TEST(Offload, OfTheOptimizerGivesTheSameBits) {
     config.train.precision = Precision::bf16;
     config.train.offload = offload;
     SmallRun run(config);
-    for (std::int64_t s = 0; s < 2; ++s) run.step(s);
-    EXPECT_EQ(run.trainer.offloaded_bytes() > 0, offload == Offload::optimizer);
+    std::int64_t maps = 0;
+    for (std::int64_t s = 0; s < 3; ++s) {
+      run.step(s);
+      if (s < 2) maps = run.device.allocator().maps();
+    }
+    EXPECT_EQ(run.device.allocator().maps(), maps) << "blocks of memory are used again, step for step";
+    EXPECT_EQ(run.trainer.offloaded_bytes() > 0, offload != Offload::none);
     return std::make_pair(run.gradients(), run.masters());
   };
-  EXPECT_EQ(trained(Offload::optimizer), trained(Offload::none)) << "zero " << zero;
+  const auto bits = trained(Offload::none);
+  for (const Offload offload : {Offload::optimizer, Offload::optimizer_and_activations})
+    EXPECT_EQ(trained(offload), bits) << "zero " << zero << ", " << name_of(offload);
 }
 
 TEST_P(Parity, EvaluationCountsEveryTargetOnce) {

@@ -8,6 +8,7 @@ namespace {
 
 struct Counted {
   MemoryUse peak;
+  std::int64_t offloaded;
   std::vector<std::string> traffic;  // "axis verb messages bytes"
 };
 
@@ -18,7 +19,7 @@ Counted count_second_step(Trainer& trainer, Device& device, const ModelConfig& m
   device.ledger().clear();
   device.ledger().enabled = true;
   trainer.step(2, read_random(model));
-  Counted counted{.peak = device.allocator().at_peak()};
+  Counted counted{.peak = device.allocator().at_peak(), .offloaded = trainer.offloaded_bytes(), .traffic = {}};
   for (const auto& t : device.ledger().traffic())
     counted.traffic.push_back(t.axis + " " + t.verb + " " + std::to_string(t.messages) + " " + std::to_string(t.bytes));
   return counted;
@@ -37,12 +38,17 @@ void expect_planned(const Config& config, StreamMode streams) {
     EXPECT_EQ(planned.peak.bytes[static_cast<std::size_t>(kind)], real.peak.bytes[static_cast<std::size_t>(kind)])
         << name_of(static_cast<MemoryKind>(kind));
   EXPECT_EQ(planned.traffic, real.traffic);
+  EXPECT_EQ(planned.offloaded, real.offloaded);
+  EXPECT_EQ(real.offloaded > 0, config.train.offload != Offload::none);
 }
 
+// Every other layout keeps optimizer state and saved activations beside the device.
 TEST(Plan, CountsTheMemoryAndTheMessagesOfTheRealStep) {
+  std::size_t turn = 0;
   for (const SmallModel& model : models_under_test())
-    for (const Layout& layout : layouts(world_size(), model.config)) {
+    for (Layout layout : layouts(world_size(), model.config)) {
       SCOPED_TRACE(model.name + ", " + layout.name);
+      if (turn++ % 2 == 1) layout.offload = Offload::optimizer_and_activations;
       expect_planned(small_config(model.config, safe_adamw(0.01), layout), layout.streams);
     }
 }

@@ -49,6 +49,7 @@ struct Layout {
   ContextKind context_kind = ContextKind::automatic;
   int shard = 0;
   int expert = 1;  // for models with experts
+  Offload offload = Offload::none;
   std::int64_t tensor_chunks = 0;
 };
 inline void PrintTo(const Layout& of, std::ostream* to) { *to << of.name; }
@@ -360,6 +361,7 @@ inline Config small_config(const ModelConfig& model, const OptimizerConfig& opti
   config.optimizer = optimizer;
   config.train.batch = batch;
   config.train.recompute = layout.recompute;
+  config.train.offload = layout.offload;
   config.parallel = parallel_of(layout);
   return config;
 }

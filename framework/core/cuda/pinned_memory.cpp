@@ -17,6 +17,10 @@ PinnedMemory::PinnedMemory(std::int64_t bytes) {
 
 PinnedMemory::~PinnedMemory() { cudaFreeHost(data_); }
 
+void copy(const void* from, void* to, std::int64_t bytes, CUstream_st* stream) {
+  check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault, stream), "cudaMemcpyAsync");
+}
+
 void copy_to_host(const void* device, void* pinned, std::int64_t bytes, CUstream_st* stream) {
   check(cudaMemcpyAsync(pinned, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream),
         "cudaMemcpyAsync to the host");
