@@ -18,7 +18,7 @@ template <class T>
 struct ZeroRanges {
   T* x;
   const Range* ranges;
-  std::int64_t num_ranges;
+  std::int64_t num_ranges, elements;  ///< of all ranges
 };
 template <class T>
 void zero_ranges(Cpu, const ZeroRanges<T>&);

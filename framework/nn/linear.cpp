@@ -142,7 +142,8 @@ RowLinear::RowLinear(const std::string& name, std::int64_t outputs, std::int64_t
 }
 
 Tensor RowLinear::forward(const char* name, const Tensor& x, Context& context, const char* label) const {
-  const std::int64_t pieces = context.fp8 ? 1 : context.tensor_chunks;  // 8 bits: all rows are scaled at once
+  // In 8 bits all rows are scaled at once; in generation they are few.
+  const std::int64_t pieces = context.fp8 || context.cache ? 1 : context.tensor_chunks;
   const auto multiply_rows = [&](const Slice& rows, const Tensor& to) {
     multiply(name, x.slice_rows(rows.begin, rows.end), weight_->value, {}, Summed::split, to, context);
   };

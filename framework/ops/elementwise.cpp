@@ -18,7 +18,8 @@ void zero_ranges(Runtime& runtime, const Tensor& x, const Tensor& ranges, std::i
   constexpr auto entry = static_cast<std::int64_t>(sizeof(kernels::Range));
   check(ranges.bytes() % entry == 0, "zero ranges: a table of kernels::Range");
   const auto zero = [&]<class T>(T* values) {
-    const kernels::ZeroRanges<T> args{values, static_cast<const kernels::Range*>(ranges.raw()), ranges.bytes() / entry};
+    const kernels::ZeroRanges<T> args{values, static_cast<const kernels::Range*>(ranges.raw()), ranges.bytes() / entry,
+                                      count};
     launch<T>(runtime, "fill", {.bytes = static_cast<double>(count * size_of(x.dtype()))},
               [args](auto device) { kernels::zero_ranges(device, args); });
   };

@@ -118,7 +118,7 @@ void Shards::bind_gradient(int group, const Tensor& gradient) {
 }
 
 Shards::Zeroed Shards::to_table(const std::vector<kernels::Range>& ranges, Runtime& runtime) {
-  Zeroed zeroed{.ranges = ops::to_device(runtime, ranges, DType::u8, MemoryKind::gradients)};
+  Zeroed zeroed{.ranges = ops::to_device(runtime, ranges, DType::u8, MemoryKind::optimizer)};
   for (const auto& [begin, end] : ranges) zeroed.elements += end - begin;
   return zeroed;
 }

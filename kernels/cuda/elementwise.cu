@@ -1,4 +1,5 @@
 // The simplest passes over memory, on the GPU.
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -43,8 +44,10 @@ void fill(Cuda cuda, T* x, std::int64_t count, float value) {
 }
 
 // The ranges are cut into chunks of fixed length, assigned in turn to the blocks.
+constexpr std::int64_t zeroed_at_once = cuda::threads_per_block * 16;
+
 __global__ void zero_ranges_kernel(ZeroRanges<float> args) {
-  constexpr std::int64_t chunk = cuda::threads_per_block * 16;
+  constexpr std::int64_t chunk = zeroed_at_once;
   const std::int64_t blocks = gridDim.x;
   std::int64_t turn = 0;  // of the range's first chunk
   for (std::int64_t r = 0; r < args.num_ranges; ++r) {
@@ -61,7 +64,9 @@ __global__ void zero_ranges_kernel(ZeroRanges<float> args) {
 
 template <class T>
 void zero_ranges(Cuda cuda, const ZeroRanges<T>& args) {
-  zero_ranges_kernel<<<cuda.multiprocessors * 4, cuda::threads_per_block, 0, cuda.stream>>>(args);
+  const std::int64_t chunks = (args.elements + zeroed_at_once - 1) / zeroed_at_once;
+  const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(chunks, 1, cuda.multiprocessors * 4));
+  zero_ranges_kernel<<<blocks, cuda::threads_per_block, 0, cuda.stream>>>(args);
   cuda::check_launch("zero_ranges");
 }
 

@@ -51,7 +51,7 @@ TEST(ZeroRanges, LeavesTheRest) {
   on_every_target([&](Cpu cpu) {
     std::vector<float> x(70001, 1.0f), expected = x;
     for (const auto& [begin, end] : ranges) std::fill(expected.begin() + begin, expected.begin() + end, 0.0f);
-    zero_ranges(cpu, ZeroRanges<float>{x.data(), ranges.data(), std::ssize(ranges)});
+    zero_ranges(cpu, ZeroRanges<float>{x.data(), ranges.data(), std::ssize(ranges), 69918});
     ASSERT_EQ(x, expected);
   });
 }

@@ -47,6 +47,25 @@ TEST(Fp8Run, LearnsAsBf16DoesInSeveralLayouts) {
   }
 }
 
+// Of configs/quickstart.yaml, with sequences of half the length, at its first rates: weights must not drift apart. Its
+// four blocks have sixteen products in a row: e = u sqrt(32) = 0.15, and over the 256 tokens of a step
+// 4 e s / 16 + e^2 s^2 / 2 = 0.049.
+TEST(Fp8Run, TheModelOfTheQuickstartLearnsAsInBf16) {
+  const Workshop shop;
+  const std::string model =
+      "model.layers=4 model.width=192 model.attention.heads=6 model.feed_forward.width=768 model.context=64 "
+      "train.batch=4 train.steps=24 optimizer.rate=2e-3 optimizer.warmup=20 train.emulate_bf16=true train.precision=";
+  const auto losses = [&](const std::string& precision) {
+    const Finished run = shop.train(1, precision, model + precision);
+    EXPECT_EQ(run.code, 0) << run.output;
+    return shop.metric(precision, "loss");
+  };
+  const double difference = largest_difference(losses("bf16"), losses("fp8"));
+  EXPECT_LT(difference, 0.049);
+  EXPECT_GT(difference, 0) << "nothing was rounded to 8 bits";
+  ::testing::Test::RecordProperty("difference", std::to_string(difference));
+}
+
 TEST(Fp8Run, GoesOnWithTheBitsOfTheRunThatWasNotInterrupted) { expect_exact_resume({2, "parallel.tensor=2" + fp8}); }
 
 }  // namespace

@@ -32,9 +32,10 @@ TEST_P(ElementwiseCuda, ZeroRangesAgreesWithTheCpu) {
   const std::vector<kernels::Range> ranges = {{0, 1}, {3, 20}, {64, 64}, {100, 9000}};
   std::vector<float> x = random_values<float>(9001, 1);
   const DeviceArray<float> device_x(x, 1);
-  kernels::zero_ranges(Cpu{}, kernels::ZeroRanges<float>{x.data(), ranges.data(), std::ssize(ranges)});
+  kernels::zero_ranges(Cpu{}, kernels::ZeroRanges<float>{x.data(), ranges.data(), std::ssize(ranges), 8918});
   const DeviceArray<kernels::Range> device_ranges(ranges);
-  kernels::zero_ranges(cuda(), kernels::ZeroRanges<float>{device_x.data(), device_ranges.data(), std::ssize(ranges)});
+  kernels::zero_ranges(cuda(),
+                       kernels::ZeroRanges<float>{device_x.data(), device_ranges.data(), std::ssize(ranges), 8918});
   expect_equal(device_x.host(), x, "zero ranges");
 }
 
