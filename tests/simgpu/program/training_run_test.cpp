@@ -106,10 +106,10 @@ TEST(GpuRun, Bf16TrainsOnFlashAttentionAndSaysOnceWhyNotOnCudnn) {
   EXPECT_EQ(count(run, "attention backward runs on Choir's flash kernel, not on cuDNN"), 1u) << run.output;
   const std::vector<double> losses = shop.metric("run", "loss");
   EXPECT_LT(losses.back(), losses.front() - 0.1);
-  const Finished offloaded = shop.train(
-      2, "offloaded",
-      "parallel.zero=2 train.offload=optimizer train.spike.sigma=20 train.precision=bf16 model.attention.head_width=8 "
-      "train.check_every=1");
+  const Finished offloaded =
+      shop.train(2, "offloaded",
+                 "parallel.zero=2 train.offload=optimizer+activations train.spike.sigma=20 train.precision=bf16 "
+                 "model.attention.head_width=8 train.check_every=1");
   ASSERT_EQ(offloaded.code, 0) << offloaded.output;
   expect_near(losses, shop.metric("offloaded", "loss"), 1e-2);
 
