@@ -332,8 +332,7 @@ std::vector<Field> fields(ParallelConfig& c) {
       {"parallel.sequence", &c.sequence, "between layers, the tensor ranks split the rows instead of repeating them"},
       {"parallel.tensor_chunks", &c.tensor_chunks,
        "pieces of rows of a product that the tensor ranks add up: one is added up while the next is multiplied; 0: on "
-       "a "
-       "GPU up to 4, of at least 2048 rows, else 1; fp8 takes 1",
+       "a GPU up to 4, of at least 2048 rows, else 1; fp8 takes 1",
        at_least(0)},
       {"parallel.context", &c.context, "ranks that share each sequence: each holds some of its positions", at_least(1)},
       {"parallel.context_kind", &c.context_kind,
