@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "framework/core/error.h"
 
@@ -12,27 +14,43 @@ namespace {
 
 constexpr std::int64_t huge_page = 2 << 20;
 
+/// Blocks lie one behind the other in ranges of addresses, so that huge pages are filled with whatever comes.
 class HostMemory : public MemorySource {
  public:
+  ~HostMemory() override { unmap(next_, end_ - next_); }
+
   void* map(std::int64_t bytes) override {
-    // A large block starts on a huge-page border: the slack around it is given back before it is touched.
-    const std::int64_t slack = bytes >= huge_page ? huge_page : 0;
-    void* raw = mmap(nullptr, static_cast<std::size_t>(bytes + slack), PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (raw == MAP_FAILED) return nullptr;
-    if (slack == 0) return raw;
-    auto* begin = static_cast<char*>(raw);
-    const auto address = reinterpret_cast<std::uintptr_t>(begin);
-    const std::uintptr_t aligned_address = (address + huge_page - 1) / huge_page * huge_page;
-    char* aligned = begin + (aligned_address - address);
-    if (aligned != begin) munmap(begin, static_cast<std::size_t>(aligned - begin));
-    char* end = aligned + bytes;
-    char* raw_end = begin + bytes + slack;
-    if (raw_end != end) munmap(end, static_cast<std::size_t>(raw_end - end));
-    madvise(aligned, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);  // a hint: without huge pages it is only slower
-    return aligned;
+    if (end_ - next_ < bytes) {
+      unmap(next_, end_ - next_);
+      next_ = end_ = nullptr;
+      // Addresses cost nothing. But if the system counts them as memory, it may refuse so many.
+      if (!reserve(std::max(bytes, range_bytes)) && !reserve(bytes)) return nullptr;
+    }
+    return std::exchange(next_, next_ + bytes);
   }
-  void unmap(void* address, std::int64_t bytes) noexcept override { munmap(address, static_cast<std::size_t>(bytes)); }
+  void unmap(void* address, std::int64_t bytes) noexcept override {
+    if (bytes > 0) munmap(address, static_cast<std::size_t>(bytes));
+  }
+
+ private:
+  static constexpr std::int64_t range_bytes = std::int64_t{1} << 30;
+
+  /// [next_, end_): at least `bytes`, from a huge-page border on. False if the system has none left.
+  bool reserve(std::int64_t bytes) {
+    const std::int64_t with_slack = bytes + huge_page;
+    void* raw = mmap(nullptr, static_cast<std::size_t>(with_slack), PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (raw == MAP_FAILED) return false;
+    auto* begin = static_cast<char*>(raw);
+    const std::int64_t before = -reinterpret_cast<std::intptr_t>(raw) & (huge_page - 1);
+    unmap(begin, before);
+    next_ = begin + before;
+    end_ = begin + with_slack;
+    madvise(next_, static_cast<std::size_t>(end_ - next_), MADV_HUGEPAGE);  // a hint: without, it is only slower
+    return true;
+  }
+
+  char *next_ = nullptr, *end_ = nullptr;
 };
 
 class CountedMemory : public MemorySource {
@@ -96,8 +114,14 @@ static Error out_of_memory(std::int64_t bytes, MemoryKind kind, const MemoryUse&
 
 Allocator::Block Allocator::allocate(std::int64_t bytes, MemoryKind kind) {
   const std::lock_guard lock(mutex_);
-  Block block{.address = nullptr, .bytes = rounded(bytes), .kind = kind};
-  if (free_[block.bytes].empty()) {
+  Block block{.address = nullptr, .bytes = rounded(bytes), .capacity = rounded(bytes), .kind = kind};
+  const auto found = free_.lower_bound(block.bytes);
+  if (found != free_.end() && found->first <= block.bytes + block.bytes / 2) {
+    block.capacity = found->first;
+    block.address = found->second.back();
+    found->second.pop_back();
+    if (found->second.empty()) free_.erase(found);
+  } else {
     block.address = source_->map(block.bytes);
     if (block.address == nullptr) {
       give_back_cached();
@@ -106,10 +130,6 @@ Allocator::Block Allocator::allocate(std::int64_t bytes, MemoryKind kind) {
     if (block.address == nullptr) throw out_of_memory(block.bytes, kind, use_);
     reserved_ += block.bytes;
     ++maps_;
-  } else {
-    auto& addresses = free_[block.bytes];
-    block.address = addresses.back();
-    addresses.pop_back();
   }
   use_.bytes[static_cast<std::size_t>(kind)] += block.bytes;
   if (use_.total() > peak_.total()) peak_ = use_;
@@ -119,7 +139,7 @@ Allocator::Block Allocator::allocate(std::int64_t bytes, MemoryKind kind) {
 void Allocator::release(const Block& block) noexcept {
   const std::lock_guard lock(mutex_);
   use_.bytes[static_cast<std::size_t>(block.kind)] -= block.bytes;
-  free_[block.bytes].push_back(block.address);
+  free_[block.capacity].push_back(block.address);
 }
 
 void Allocator::relabel(Block& block, MemoryKind kind) {

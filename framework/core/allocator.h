@@ -1,8 +1,10 @@
-// One caching allocator for every device: exact free lists by rounded size.
+// One caching allocator for every device: a request gets the smallest free block that fits, if at most a third of it
+// stays unused.
 //
-// A training step asks for the same sizes in the same order every time, so after the first step every request is
-// answered from a free list, with the same address: no system call, no page fault, and a peak that can be counted
-// beforehand. On device `count` the same code hands out addresses that nothing may read.
+// A training step asks for the same sizes in the same order every time, so after the first steps every request is
+// answered by a free block: no system call, no page fault, and a peak that can be counted beforehand. A block is neither
+// split nor merged, so that their number stays at what the requests of one moment need. On device `count` the same code
+// hands out addresses that nothing may read.
 #pragma once
 
 #include <array>
@@ -31,7 +33,7 @@ class MemorySource {
   virtual void unmap(void* address, std::int64_t bytes) noexcept = 0;
 };
 
-/// Anonymous memory of the host; large blocks on huge pages if the system has them.
+/// Anonymous memory of the host, on huge pages if the system has them.
 std::unique_ptr<MemorySource> host_memory();
 /// Addresses without memory behind them, each handed out once.
 std::unique_ptr<MemorySource> counted_memory();
@@ -45,7 +47,8 @@ class Allocator {
  public:
   struct Block {
     void* address = nullptr;
-    std::int64_t bytes = 0;  ///< rounded
+    std::int64_t bytes = 0;     ///< asked for, rounded
+    std::int64_t capacity = 0;  ///< of the memory behind it
     MemoryKind kind = MemoryKind::temporary;
   };
 
@@ -77,7 +80,7 @@ class Allocator {
 
   mutable std::mutex mutex_;
   std::unique_ptr<MemorySource> source_;
-  std::map<std::int64_t, std::vector<void*>> free_;  // rounded size -> addresses, last released first
+  std::map<std::int64_t, std::vector<void*>> free_;  // capacity -> addresses, last released first; none is empty
   MemoryUse use_, peak_;
   std::int64_t reserved_ = 0, maps_ = 0;
 };

@@ -1,8 +1,9 @@
-// The allocator: exact free lists, counted use, and the same addresses in every step.
+// The allocator: free blocks used again, counted use, and no new memory after the first steps.
 #include "framework/core/allocator.h"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 #include <vector>
@@ -27,6 +28,25 @@ TEST(Allocator, GivesAReleasedBlockToTheNextRequestOfItsRoundedSize) {
   allocator.release(a);
   EXPECT_NE(allocator.allocate(9000, MemoryKind::temporary).address, a.address) << "another size";
   EXPECT_EQ(allocator.allocate(8000, MemoryKind::temporary).address, a.address) << "the same two pages";
+}
+
+TEST(Allocator, GivesTheSmallestFreeBlockThatFitsIfAThirdOfItAtMostStaysUnused) {
+  Allocator allocator(counted_memory());
+  const auto page = [](std::int64_t pages) { return pages * 4096; };
+  const auto a = allocator.allocate(page(30), MemoryKind::temporary);
+  const auto b = allocator.allocate(page(36), MemoryKind::temporary);
+  allocator.release(a);
+  allocator.release(b);
+  EXPECT_EQ(allocator.reserved(), page(66));
+  const auto first = allocator.allocate(page(20), MemoryKind::temporary);
+  EXPECT_EQ(first.address, a.address);
+  EXPECT_EQ(allocator.in_use().total(), page(20)) << "what was asked for counts";
+  const auto second = allocator.allocate(page(23), MemoryKind::temporary);
+  EXPECT_NE(second.address, b.address) << "a third of 36 pages is 12";
+  EXPECT_EQ(allocator.allocate(page(24), MemoryKind::temporary).address, b.address);
+  allocator.release(first);
+  EXPECT_EQ(allocator.allocate(page(30), MemoryKind::temporary).address, a.address) << "it is as large as it was";
+  EXPECT_EQ(allocator.reserved(), page(66 + 23));
 }
 
 TEST(Allocator, TheSecondStepGetsTheAddressesOfTheFirstAndMapsNothing) {
@@ -75,14 +95,20 @@ TEST(Allocator, CountsByKindAndRemembersThePeak) {
   EXPECT_EQ(bytes(allocator.in_use(), MemoryKind::saved), 0);
 }
 
-TEST(Allocator, HostMemoryIsZeroWritableAndLargeBlocksStartOnHugePages) {
+TEST(Allocator, HostMemoryIsZeroAndWritableAndFillsHugePages) {
   Allocator allocator(host_memory());
   const auto small = allocator.allocate(100, MemoryKind::temporary);
   const auto large = allocator.allocate(3 << 20, MemoryKind::temporary);
-  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(small.address) % 64, 0u);
-  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(large.address) % (2 << 20), 0u);
-  std::memset(small.address, 1, static_cast<std::size_t>(small.bytes));
-  std::memset(large.address, 1, static_cast<std::size_t>(large.bytes));
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(small.address) % (2 << 20), 0u);
+  EXPECT_EQ(large.address, static_cast<char*>(small.address) + small.bytes) << "one behind the other";
+  for (const auto& block : {small, large}) {
+    auto* bytes = static_cast<unsigned char*>(block.address);
+    EXPECT_EQ(std::count(bytes, bytes + block.bytes, 0), block.bytes);
+    std::memset(bytes, 1, static_cast<std::size_t>(block.bytes));
+  }
+  const std::int64_t more_than_a_range = std::int64_t{3} << 30;
+  const auto huge = allocator.allocate(more_than_a_range, MemoryKind::temporary);
+  static_cast<char*>(huge.address)[more_than_a_range - 1] = 1;
 }
 
 TEST(Allocator, CountedMemoryIsCountedAlikeAndNoTwoBlocksOverlap) {
