@@ -45,17 +45,15 @@ HWY_INLINE void write_lanes(T* to, std::int64_t count, f32x16 value) {
   if (count < lanes_of_sums) std::memcpy(static_cast<void*>(to), whole, static_cast<std::size_t>(count) * sizeof(T));
 }
 
-/// Of `count` sums of c from c[i][j] on, what gelu and gelu_gradient make of them.
-template <class Unit, class In, class Out>
-HWY_INLINE f32x16 activate(const Matmul<In, Out>& args, std::int64_t i, std::int64_t j, std::int64_t count,
-                           f32x16 sum) {
-  const auto before = [&] { return args.before + i * args.before_stride + j; };
-  if (args.epilogue == Epilogue::gelu) {
-    write_lanes<Unit>(before(), count, sum);
+/// What the epilogue makes of `count` sums; `before` is their place in Matmul::before.
+template <class Unit, Epilogue epilogue, class Out>
+HWY_INLINE f32x16 activate(f32x16 sum, Out* before, std::int64_t count) {
+  if constexpr (epilogue == Epilogue::gelu) {
+    write_lanes<Unit>(before, count, sum);
     return map_lanes(sum, [](auto d, auto x) HWY_ATTR { return hn::Mul(x, Gelu::gate(d, x).value); });
   }
-  if (args.epilogue == Epilogue::gelu_gradient)
-    return sum * map_lanes(read_lanes(before(), count), [](auto d, auto x) HWY_ATTR {
+  if constexpr (epilogue == Epilogue::gelu_gradient)
+    return sum * map_lanes(read_lanes(before, count), [](auto d, auto x) HWY_ATTR {
              const auto gate = Gelu::gate(d, x);
              return hn::Add(gate.value, gate.slope);
            });

@@ -35,12 +35,13 @@ struct Gelu {
   static HWY_INLINE Gate<hn::Vec<D>> gate(D d, hn::Vec<D> x) {
     using A = hn::TFromD<D>;
     constexpr double linear = 1.5957691216057308, cubic = linear * 0.044715;  // 2 u = linear x + cubic x^3
-    x = limit(d, x, 30);
+    x = limit(d, x, 10);  // |2 u| < 87.32, where exp_in_range() still holds
+    const auto one = hn::Set(d, A(1)), c1 = hn::Set(d, static_cast<A>(-linear));
     const auto x2 = hn::Mul(x, x);
-    const auto c1 = hn::Set(d, static_cast<A>(linear)), c3 = hn::Set(d, static_cast<A>(cubic));
-    const auto value = sigmoid(d, hn::Mul(x, hn::MulAdd(c3, x2, c1)));
-    const auto slope = hn::Mul(x, hn::MulAdd(hn::Set(d, static_cast<A>(3 * cubic)), x2, c1));
-    return {value, hn::Mul(hn::NegMulAdd(value, value, value), slope)};
+    const auto minus_2u = hn::Mul(x, hn::MulAdd(hn::Set(d, static_cast<A>(-cubic)), x2, c1));
+    const auto value = hn::Div(one, hn::Add(one, exp_in_range(d, minus_2u)));
+    const auto minus_slope = hn::Mul(x, hn::MulAdd(hn::Set(d, static_cast<A>(-3 * cubic)), x2, c1));
+    return {value, hn::Mul(hn::MulSub(value, value, value), minus_slope)};
   }
 };
 

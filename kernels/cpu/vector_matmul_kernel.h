@@ -10,7 +10,8 @@
 //         rows whose a stays in the second cache
 //           panels of b, rows: a block of 8 x 48
 //
-// While a block runs, it asks for what the next one reads first: the next rows of a, and a part of the next panel of b.
+// While a block runs, it asks for what the next one reads first: the next rows of a, and a part of the next panel of b;
+// and for its own place in c.
 // The order in which an element is summed depends on the depth alone, not on the threads or on the other sizes.
 #if defined(CHOIR_KERNELS_CPU_VECTOR_MATMUL_KERNEL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef CHOIR_KERNELS_CPU_VECTOR_MATMUL_KERNEL_H
@@ -40,21 +41,23 @@ using cpu::block_columns, cpu::block_rows, cpu::MatmulParts, cpu::vector_columns
 /// bf16 in memory of their own, which is not read in the first chunk and not written in the last.
 template <class Unit, class Out>
 struct VectorOutput {
-  const Matmul<typename Unit::Element, Out>& args;
-  bool first, last;          ///< of the chunks
-  std::int64_t sums_stride;  ///< elements from one row to the next
+  Matmul<typename Unit::Element, Out> args;  ///< a copy: nothing that is stored can change it, so that it stays at hand
+  bool first, last;                          ///< of the chunks
+  std::int64_t sums_stride;                  ///< elements from one row to the next
+
+  static constexpr bool adds_up_in_c = std::is_same_v<Out, float>;
+  bool reads_c() const { return args.accumulate || (adds_up_in_c && !first); }
 
   /// Sums for `count` elements, at most 16, of row i of c from column j on.
-  template <bool nonlinear>
+  template <Epilogue epilogue>
   HWY_INLINE void put(std::int64_t i, std::int64_t j, std::int64_t count, float* sums, f32x16 value) const {
-    constexpr bool adds_up_in_c = std::is_same_v<Out, float>;
     if (!adds_up_in_c && !first) value += load_vector<f32x16>(sums);
     if (!adds_up_in_c && !last) return store_vector(sums, value);
     Out* c = args.c + i * args.c_stride + j;
-    const bool in_c = adds_up_in_c && !first;  // the sums of the chunks before, with bias and c
-    if (args.bias && !in_c) value += read_lanes(args.bias + j, count);
-    if (args.accumulate || in_c) value += read_lanes(c, count);
-    if (nonlinear && last) value = activate<Unit>(args, i, j, count, value);
+    const bool has_bias = adds_up_in_c && !first;  // c has the sums of the chunks before, with bias and what was in c
+    if (args.bias && !has_bias) value += read_lanes(args.bias + j, count);
+    if (reads_c()) value += read_lanes(c, count);
+    if (last) value = activate<Unit, epilogue>(value, args.before + i * args.before_stride + j, count);
     write_lanes<Unit>(c, count, value);
   }
 };
@@ -67,10 +70,34 @@ struct RowsOfA {
   const In* next;       ///< what the next block reads
 };
 
+/// Where a block of c goes: asks for a row of it with each 16 steps. A block reads more than the first cache holds,
+/// which drives out what has been there for long: rows that are only written are asked for at the end. Those that are
+/// read may come from memory, which takes longer.
+template <class Out>
+struct PlaceOfBlock {
+  Out* c;
+  std::int64_t c_stride;
+  bool reads_c;
+  Out* before;  ///< of the epilogue, or null
+  std::int64_t before_stride;
+
+  // Always inlined: GCC takes a function that only prefetches for one without effects, and drops its calls.
+  static HWY_INLINE void fetch(const Out* first, std::int64_t stride, std::int64_t row) {
+    if (row < 0 || row >= block_rows) return;
+    for (std::int64_t x = 0; x < block_columns; x += 64 / static_cast<std::int64_t>(sizeof(Out)))
+      __builtin_prefetch(first + row * stride + x);
+  }
+  HWY_INLINE void fetch(std::int64_t begin, std::int64_t steps) const {
+    const std::int64_t early = begin / 16, late = (steps - begin - 1) / 16;
+    fetch(c, c_stride, reads_c ? early : late);
+    if (before) fetch(before, before_stride, early);
+  }
+};
+
 /// Sums of 8 rows and `vectors` vectors of columns over `steps` steps, for finish(row, vector, sums).
-template <class Unit, int vectors, bool packed, class Finish>
+template <class Unit, int vectors, bool packed, class Out, class Finish>
 HWY_INLINE void vector_block(std::int64_t steps, RowsOfA<typename Unit::Element> a, const std::uint32_t* b,
-                             const std::uint32_t* next_b, const Finish& finish) {
+                             const std::uint32_t* next_b, const PlaceOfBlock<Out>& place, const Finish& finish) {
   using Row = typename Unit::Row;
   constexpr std::int64_t step = cpu::step_depth<typename Unit::Element>;  // elements in a word
   constexpr std::int64_t advance = packed ? block_rows * step : step;
@@ -84,6 +111,7 @@ HWY_INLINE void vector_block(std::int64_t steps, RowsOfA<typename Unit::Element>
 #pragma GCC unroll 4
     for (int line = 0; line < 4; ++line) __builtin_prefetch(next_b + 16 * line, 0, 2);
     next_b += 64;
+    place.fetch(begin, steps);
     const std::int64_t count = std::min<std::int64_t>(16, steps - begin);
 #pragma GCC unroll 1
     for (std::int64_t x = 0; x < count; ++x) {
@@ -106,6 +134,17 @@ HWY_INLINE void vector_block(std::int64_t steps, RowsOfA<typename Unit::Element>
 #pragma GCC unroll 3
     for (int v = 0; v < vectors; ++v) finish(r, v, sum[r][v]);
   }
+}
+
+/// body(a constant): gelu, gelu_gradient, or none for the other epilogues, which leave the sums as they are.
+template <class Body>
+HWY_INLINE void with_activation(Epilogue epilogue, const Body& body) {
+  if (epilogue == Epilogue::gelu)
+    body(std::integral_constant<Epilogue, Epilogue::gelu>{});
+  else if (epilogue == Epilogue::gelu_gradient)
+    body(std::integral_constant<Epilogue, Epilogue::gelu_gradient>{});
+  else
+    body(std::integral_constant<Epilogue, Epilogue::none>{});
 }
 
 /// What is multiplied between two packings: rows of a and columns of b over one chunk of the depth.
@@ -131,57 +170,62 @@ struct VectorChunk {
   }
 
  private:
-  /// [height, width], to be written.
-  static HWY_INLINE void prefetch_block(const Out* block, std::int64_t stride, std::int64_t height,
-                                        std::int64_t width) {
-    for (std::int64_t r = 0; r < height; ++r, block += stride) {
-      for (std::int64_t x = 0; x < width; x += 64 / static_cast<std::int64_t>(sizeof(Out)))
-        __builtin_prefetch(block + x, 1);
-    }
-  }
-
   HWY_INLINE void multiply_block(std::int64_t i, std::int64_t j, const std::uint32_t* panel_of_b,
                                  const std::uint32_t* next_b) const {
     const std::int64_t height = std::min(block_rows, rows.end - i), width = std::min(block_columns, columns.end - j);
     const bool activates = args.epilogue == Epilogue::gelu || args.epilogue == Epilogue::gelu_gradient;
-    prefetch_block(args.c + i * args.c_stride + j, args.c_stride, height, width);
-    if (activates) prefetch_block(args.before + i * args.before_stride + j, args.before_stride, height, width);
+    const PlaceOfBlock<Out> place{.c = args.c + i * args.c_stride + j,
+                                  .c_stride = args.c_stride,
+                                  .reads_c = output.reads_c(),
+                                  .before = activates ? args.before + i * args.before_stride + j : nullptr,
+                                  .before_stride = args.before_stride};
     float* kept = sums + (i - rows.begin) * output.sums_stride + j - columns.begin;
-    if (height == block_rows && width == block_columns && !activates)
-      return multiply_vectors<3>(i, panel_of_b, next_b, [&](int r, int v, f32x16 sum) HWY_ATTR {
-        output.template put<false>(i + r, j + v * vector_columns, vector_columns,
-                                   kept + r * output.sums_stride + v * vector_columns, sum);
+    if (height == block_rows && width == block_columns && !activates) {
+      const VectorOutput<Unit, Out> copy = output;
+      return multiply_vectors<3>(i, panel_of_b, next_b, place, [&](int r, int v, f32x16 sum) HWY_ATTR {
+        copy.template put<Epilogue::none>(i + r, j + v * vector_columns, vector_columns,
+                                          kept + r * copy.sums_stride + v * vector_columns, sum);
       });
+    }
 
     alignas(64) float block[block_rows * block_columns];
     const auto hold = [&](int r, int v, f32x16 sum)
                           HWY_ATTR { store_vector(block + r * block_columns + v * vector_columns, sum); };
     if (width > 2 * vector_columns)
-      multiply_vectors<3>(i, panel_of_b, next_b, hold);
+      multiply_vectors<3>(i, panel_of_b, next_b, place, hold);
     else if (width > vector_columns)
-      multiply_vectors<2>(i, panel_of_b, next_b, hold);
+      multiply_vectors<2>(i, panel_of_b, next_b, place, hold);
     else
-      multiply_vectors<1>(i, panel_of_b, next_b, hold);
-    for (std::int64_t r = 0; r < height; ++r) {
-      for (std::int64_t x = 0; x < width; x += vector_columns)
-        output.template put<true>(i + r, j + x, std::min(vector_columns, width - x), kept + r * output.sums_stride + x,
-                                  load_vector<f32x16>(block + r * block_columns + x));
-    }
+      multiply_vectors<1>(i, panel_of_b, next_b, place, hold);
+    with_activation(args.epilogue, [&]<Epilogue epilogue>(std::integral_constant<Epilogue, epilogue>) HWY_ATTR {
+      for (std::int64_t r = 0; r < height; ++r) {
+        const auto put = [&](std::int64_t x, std::int64_t count) HWY_ATTR {
+          output.template put<epilogue>(i + r, j + x, count, kept + r * output.sums_stride + x,
+                                        load_vector<f32x16>(block + r * block_columns + x));
+        };
+        if (width == block_columns) {
+#pragma GCC unroll 3
+          for (std::int64_t x = 0; x < block_columns; x += vector_columns) put(x, vector_columns);
+        } else {
+          for (std::int64_t x = 0; x < width; x += vector_columns) put(x, std::min(vector_columns, width - x));
+        }
+      }
+    });
   }
 
   template <int vectors, class Finish>
   HWY_INLINE void multiply_vectors(std::int64_t i, const std::uint32_t* panel_of_b, const std::uint32_t* next_b,
-                                   const Finish& finish) const {
+                                   const PlaceOfBlock<Out>& place, const Finish& finish) const {
     if (i < first_packed) {
       const std::int64_t stride = args.a_stride;
       const In* row = args.a + i * stride + first_depth;
       vector_block<Unit, vectors, false>(steps, {{row, row + 4 * stride}, stride, row + block_rows * stride},
-                                         panel_of_b, next_b, finish);
+                                         panel_of_b, next_b, place, finish);
     } else {
       constexpr std::int64_t step = cpu::step_depth<In>;
       const auto* row = reinterpret_cast<const In*>(a + (i - std::max(first_packed, rows.begin)) * steps);
       vector_block<Unit, vectors, true>(steps, {{row, row + 4 * step}, step, row + block_rows * step * steps},
-                                        panel_of_b, next_b, finish);
+                                        panel_of_b, next_b, place, finish);
     }
   }
 };
