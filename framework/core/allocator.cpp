@@ -116,7 +116,7 @@ Allocator::Block Allocator::allocate(std::int64_t bytes, MemoryKind kind) {
   const std::lock_guard lock(mutex_);
   Block block{.address = nullptr, .bytes = rounded(bytes), .capacity = rounded(bytes), .kind = kind};
   const auto found = free_.lower_bound(block.bytes);
-  if (found != free_.end() && found->first <= block.bytes + block.bytes / 2) {
+  if (found != free_.end() && found->first <= 2 * block.bytes) {
     block.capacity = found->first;
     block.address = found->second.back();
     found->second.pop_back();

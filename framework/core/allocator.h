@@ -1,5 +1,5 @@
-// One caching allocator for every device: a request gets the smallest free block that fits, if at most a third of it
-// stays unused.
+// One caching allocator for every device: a request gets the smallest free block that fits, if at most half of it stays
+// unused.
 //
 // A training step asks for the same sizes in the same order every time, so after the first steps every request is
 // answered by a free block: no system call, no page fault, and a peak that can be counted beforehand. A block is neither

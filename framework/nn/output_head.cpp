@@ -19,12 +19,17 @@ OutputHead::OutputHead(const VocabularyTable& table, const TensorShare& share, P
 // r / 4 operations a byte. In the time of a byte of memory a CPU core does 4 (f32) to 8 (bf16) operations, by `choir
 // bench train --profile`, and an H100 295, by its data sheet (989 TFLOP/s in bf16, 3.35 TB/s): r / 4 is above either.
 //
-// The more rows, the fewer passes over the sums. On a CPU, 2/3 of the width let the logits, at most 4 r V bytes, take a
-// sixth of what the table takes with its gradient and moments, 16 V D bytes; more than 1024 rows bring nothing. On a
-// GPU 8192 rows take 0.8 GB in bf16 with the vocabulary of GPT-2.
-std::int64_t OutputHead::chunk_rows(std::int64_t rows, std::int64_t columns, std::int64_t width, DeviceKind device) {
+// The more rows, the fewer passes over the sums, and the fewer times products pack the table. On a CPU more than 1024
+// rows bring nothing. That many are taken if the memory is there anyway: the last block's backward, in which all else
+// is still saved, holds gradients of about six times x, four of them of the hidden values of its feed-forward layer. If
+// not, 2/3 of the width let the logits, at most 4 r V bytes, take a sixth of what the table takes with its gradient and
+// moments, 16 V D bytes. On a GPU 8192 rows take 0.8 GB in bf16 with the vocabulary of GPT-2.
+std::int64_t OutputHead::chunk_rows(const Logits& logits, std::int64_t width, DeviceKind device) {
   constexpr std::int64_t elements = 1 << 20;
-  const std::int64_t least = device == DeviceKind::cpu ? std::clamp<std::int64_t>(2 * width / 3, 256, 1024) : 8192;
+  const auto& [rows, columns, vocabulary] = logits;
+  const std::int64_t of_block = 6 * rows * width / vocabulary;
+  const std::int64_t least =
+      device == DeviceKind::cpu ? std::clamp<std::int64_t>(std::max(2 * width / 3, of_block), 256, 1024) : 8192;
   const std::int64_t chunks = std::max<std::int64_t>(1, (rows * columns + elements - 1) / elements);
   const std::int64_t even = (rows + chunks - 1) / chunks;
   return std::min(rows, std::max<std::int64_t>(least, (even + 15) / 16 * 16));
@@ -37,7 +42,7 @@ Tensor OutputHead::loss(const Tensor& x, const Tensor& targets, const Tensor& lo
   Stream& stream = runtime.device.compute();
   const Tensor all = enter(x, context, "head");
   const std::int64_t rows = all.rows();
-  const std::int64_t chunk = chunk_rows(rows, weight_->value.rows(), all.width(), runtime.device.kind());
+  const std::int64_t chunk = chunk_rows({rows, weight_->value.rows(), vocabulary_}, all.width(), runtime.device.kind());
   Tensor dx = gradient ? runtime.empty({rows, all.width()}, all.dtype()) : Tensor{};
   const Tensor losses = runtime.empty({rows}, DType::f64), is_right = right ? runtime.empty({rows}, DType::f64) : right;
   for (std::int64_t begin = 0; begin < rows; begin += chunk) {

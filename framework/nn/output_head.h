@@ -24,9 +24,13 @@ class OutputHead {
   /// [rows, V]: all logits on every rank, f32 (f64 in tests). For generation: few rows.
   Tensor logits(const Tensor& x, Context&) const;
 
-  /// Rows of one chunk, for N rows [N, width] and their logits of `columns` columns: about 2^20 logits, and at least
-  /// 8192 rows on a GPU; on a CPU 2/3 of the width, but 256 to 1024 rows.
-  static std::int64_t chunk_rows(std::int64_t rows, std::int64_t columns, std::int64_t width, DeviceKind device);
+  /// The logits of N rows on this rank, and the columns of all ranks.
+  struct Logits {
+    std::int64_t rows, columns, vocabulary;
+  };
+  /// Rows of one chunk, for rows of `width`: about 2^20 logits, and at least 8192 rows on a GPU; on a CPU 256 to 1024
+  /// rows, as many as let the logits of all ranks take six times the rows, or 2/3 of the width if that is more.
+  static std::int64_t chunk_rows(const Logits& logits, std::int64_t width, DeviceKind device);
 
  private:
   std::int64_t vocabulary_;

@@ -22,7 +22,7 @@ double uniform(std::uint64_t stream, std::int64_t i) {
 TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
   constexpr std::int64_t vocabulary = 70001, width = 4, rows = 530;
   constexpr double scale = 0.01;
-  const std::int64_t chunk = OutputHead::chunk_rows(rows, vocabulary, width, DeviceKind::cpu);
+  const std::int64_t chunk = OutputHead::chunk_rows({rows, vocabulary, vocabulary}, width, DeviceKind::cpu);
   ASSERT_GE(rows / chunk, 2) << "the case is about more than one chunk";
   ASSERT_NE(rows % chunk, 0) << "and about a last one that is shorter";
 
@@ -81,19 +81,30 @@ TEST(OutputHead, LossAndGradientsByFormulaOverSeveralChunks) {
 }
 
 TEST(OutputHead, ChunksCoverFewAndManyRows) {
+  constexpr std::int64_t many = std::int64_t{1} << 40;  // columns of all ranks: none of the rows come free
   for (const std::int64_t columns : {8, 1000, 50257, 200000, 10000000})
     for (const std::int64_t rows : {1, 7, 63, 64, 65, 1000, 100000}) {
       for (const auto& [device, width, least] : {std::tuple{DeviceKind::cpu, 384, 256},
                                                  {DeviceKind::cpu, 768, 512},
                                                  {DeviceKind::cpu, 4096, 1024},
                                                  {DeviceKind::cuda, 768, 8192}}) {
-        const std::int64_t chunk = OutputHead::chunk_rows(rows, columns, width, device);
+        const std::int64_t chunk = OutputHead::chunk_rows({rows, columns, many}, width, device);
         EXPECT_GE(chunk, std::min<std::int64_t>(rows, least));
         EXPECT_LE(chunk, rows);
         EXPECT_LE(chunk * columns, std::max<std::int64_t>(least * columns, (1 << 20) + 16 * columns))
             << rows << " x " << columns;
       }
     }
+}
+
+TEST(OutputHead, ChunksTakeTheMemoryThatABlockNeedsAnyway) {
+  const auto chunk = [](const OutputHead::Logits& logits) {
+    return OutputHead::chunk_rows(logits, 384, DeviceKind::cpu);
+  };
+  EXPECT_EQ(chunk({2048, 4096, 4096}), 1024);
+  EXPECT_EQ(chunk({2048, 8192, 8192}), 6 * 2048 * 384 / 8192);
+  EXPECT_EQ(chunk({2048, 4096, 8192}), 6 * 2048 * 384 / 8192) << "half of the columns: the block is divided, too";
+  EXPECT_EQ(chunk({2048, 50257, 50257}), 256);
 }
 
 TEST(VocabularySlice, CoversEveryTokenOnceInEqualPaddedTables) {
