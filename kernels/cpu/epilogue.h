@@ -45,19 +45,19 @@ HWY_INLINE void write_lanes(T* to, std::int64_t count, f32x16 value) {
   if (count < lanes_of_sums) std::memcpy(static_cast<void*>(to), whole, static_cast<std::size_t>(count) * sizeof(T));
 }
 
-/// What the epilogue makes of `count` sums; `before` is their place in Matmul::before.
+/// What gelu or gelu_gradient makes of `count` sums; `before` is their place in Matmul::before.
 template <class Unit, Epilogue epilogue, class Out>
 HWY_INLINE f32x16 activate(f32x16 sum, Out* before, std::int64_t count) {
+  static_assert(epilogue == Epilogue::gelu || epilogue == Epilogue::gelu_gradient);
   if constexpr (epilogue == Epilogue::gelu) {
     write_lanes<Unit>(before, count, sum);
     return map_lanes(sum, [](auto d, auto x) HWY_ATTR { return hn::Mul(x, Gelu::gate(d, x).value); });
-  }
-  if constexpr (epilogue == Epilogue::gelu_gradient)
+  } else {
     return sum * map_lanes(read_lanes(before, count), [](auto d, auto x) HWY_ATTR {
              const auto gate = Gelu::gate(d, x);
              return hn::Add(gate.value, gate.slope);
            });
-  return sum;
+  }
 }
 
 }  // namespace HWY_NAMESPACE

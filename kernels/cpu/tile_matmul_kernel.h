@@ -71,9 +71,9 @@ struct TileOutput {
   [[gnu::always_inline]] f32x16 finish(std::int64_t i, std::int64_t j, std::int64_t count, f32x16 sum) const {
     if (args.bias) sum += read_lanes(args.bias + j, count);
     if (args.accumulate) sum += read_lanes(args.c + i * args.c_stride + j, count);
-    Out* before = args.before + i * args.before_stride + j;
-    if (args.epilogue == Epilogue::gelu) return activate<Unit, Epilogue::gelu>(sum, before, count);
-    if (args.epilogue == Epilogue::gelu_gradient) return activate<Unit, Epilogue::gelu_gradient>(sum, before, count);
+    const auto before = [&] { return args.before + i * args.before_stride + j; };
+    if (args.epilogue == Epilogue::gelu) return activate<Unit, Epilogue::gelu>(sum, before(), count);
+    if (args.epilogue == Epilogue::gelu_gradient) return activate<Unit, Epilogue::gelu_gradient>(sum, before(), count);
     return sum;
   }
   [[gnu::always_inline]] void put(Out* to, u16x32 value) const {

@@ -41,9 +41,9 @@ using cpu::block_columns, cpu::block_rows, cpu::MatmulParts, cpu::vector_columns
 /// bf16 in memory of their own, which is not read in the first chunk and not written in the last.
 template <class Unit, class Out>
 struct VectorOutput {
-  Matmul<typename Unit::Element, Out> args;  ///< a copy: nothing that is stored can change it, so that it stays at hand
-  bool first, last;                          ///< of the chunks
-  std::int64_t sums_stride;                  ///< elements from one row to the next
+  Matmul<typename Unit::Element, Out> args;
+  bool first, last;          ///< of the chunks
+  std::int64_t sums_stride;  ///< elements from one row to the next
 
   static constexpr bool adds_up_in_c = std::is_same_v<Out, float>;
   bool reads_c() const { return args.accumulate || (adds_up_in_c && !first); }
@@ -57,7 +57,9 @@ struct VectorOutput {
     const bool has_bias = adds_up_in_c && !first;  // c has the sums of the chunks before, with bias and what was in c
     if (args.bias && !has_bias) value += read_lanes(args.bias + j, count);
     if (reads_c()) value += read_lanes(c, count);
-    if (last) value = activate<Unit, epilogue>(value, args.before + i * args.before_stride + j, count);
+    if constexpr (epilogue != Epilogue::none) {
+      if (last) value = activate<Unit, epilogue>(value, args.before + i * args.before_stride + j, count);
+    }
     write_lanes<Unit>(c, count, value);
   }
 };
@@ -181,7 +183,7 @@ struct VectorChunk {
                                   .before_stride = args.before_stride};
     float* kept = sums + (i - rows.begin) * output.sums_stride + j - columns.begin;
     if (height == block_rows && width == block_columns && !activates) {
-      const VectorOutput<Unit, Out> copy = output;
+      const VectorOutput<Unit, Out> copy = output;  // no store can change it: read once, not after each
       return multiply_vectors<3>(i, panel_of_b, next_b, place, [&](int r, int v, f32x16 sum) HWY_ATTR {
         copy.template put<Epilogue::none>(i + r, j + v * vector_columns, vector_columns,
                                           kept + r * copy.sums_stride + v * vector_columns, sum);
