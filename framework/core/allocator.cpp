@@ -3,9 +3,7 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <numeric>
-#include <utility>
 
 #include "framework/core/error.h"
 
@@ -14,43 +12,27 @@ namespace {
 
 constexpr std::int64_t huge_page = 2 << 20;
 
-/// Blocks lie one behind the other in ranges of addresses, so that huge pages are filled with whatever comes.
 class HostMemory : public MemorySource {
  public:
-  ~HostMemory() override { unmap(next_, end_ - next_); }
-
   void* map(std::int64_t bytes) override {
-    if (end_ - next_ < bytes) {
-      unmap(next_, end_ - next_);
-      next_ = end_ = nullptr;
-      // Addresses cost nothing. But if the system counts them as memory, it may refuse so many.
-      if (!reserve(std::max(bytes, range_bytes)) && !reserve(bytes)) return nullptr;
-    }
-    return std::exchange(next_, next_ + bytes);
-  }
-  void unmap(void* address, std::int64_t bytes) noexcept override {
-    if (bytes > 0) munmap(address, static_cast<std::size_t>(bytes));
-  }
-
- private:
-  static constexpr std::int64_t range_bytes = std::int64_t{1} << 30;
-
-  /// [next_, end_): at least `bytes`, from a huge-page border on. False if the system has none left.
-  bool reserve(std::int64_t bytes) {
-    const std::int64_t with_slack = bytes + huge_page;
-    void* raw = mmap(nullptr, static_cast<std::size_t>(with_slack), PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (raw == MAP_FAILED) return false;
+    // A large block starts on a huge-page border: the slack around it is given back before it is touched.
+    const std::int64_t slack = bytes >= huge_page ? huge_page : 0;
+    void* raw = mmap(nullptr, static_cast<std::size_t>(bytes + slack), PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (raw == MAP_FAILED) return nullptr;
+    if (slack == 0) return raw;
     auto* begin = static_cast<char*>(raw);
-    const std::int64_t before = -reinterpret_cast<std::intptr_t>(raw) & (huge_page - 1);
-    unmap(begin, before);
-    next_ = begin + before;
-    end_ = begin + with_slack;
-    madvise(next_, static_cast<std::size_t>(end_ - next_), MADV_HUGEPAGE);  // a hint: without, it is only slower
-    return true;
+    const auto address = reinterpret_cast<std::uintptr_t>(begin);
+    const std::uintptr_t aligned_address = (address + huge_page - 1) / huge_page * huge_page;
+    char* aligned = begin + (aligned_address - address);
+    if (aligned != begin) munmap(begin, static_cast<std::size_t>(aligned - begin));
+    char* end = aligned + bytes;
+    char* raw_end = begin + bytes + slack;
+    if (raw_end != end) munmap(end, static_cast<std::size_t>(raw_end - end));
+    madvise(aligned, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);  // a hint: without huge pages it is only slower
+    return aligned;
   }
-
-  char *next_ = nullptr, *end_ = nullptr;
+  void unmap(void* address, std::int64_t bytes) noexcept override { munmap(address, static_cast<std::size_t>(bytes)); }
 };
 
 class CountedMemory : public MemorySource {

@@ -2,9 +2,9 @@
 // unused.
 //
 // A training step asks for the same sizes in the same order every time, so after the first steps every request is
-// answered by a free block: no system call, no page fault, and a peak that can be counted beforehand. A block is neither
-// split nor merged, so that their number stays at what the requests of one moment need. On device `count` the same code
-// hands out addresses that nothing may read.
+// answered by a free block: no system call, no page fault, and a peak that can be counted beforehand. A block is
+// neither split nor merged, so that their number stays at what the requests of one moment need. On device `count` the
+// same code hands out addresses that nothing may read.
 #pragma once
 
 #include <array>
@@ -33,7 +33,7 @@ class MemorySource {
   virtual void unmap(void* address, std::int64_t bytes) noexcept = 0;
 };
 
-/// Anonymous memory of the host, on huge pages if the system has them.
+/// Anonymous memory of the host; large blocks on huge pages if the system has them.
 std::unique_ptr<MemorySource> host_memory();
 /// Addresses without memory behind them, each handed out once.
 std::unique_ptr<MemorySource> counted_memory();

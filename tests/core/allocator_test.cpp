@@ -95,20 +95,17 @@ TEST(Allocator, CountsByKindAndRemembersThePeak) {
   EXPECT_EQ(bytes(allocator.in_use(), MemoryKind::saved), 0);
 }
 
-TEST(Allocator, HostMemoryIsZeroAndWritableAndFillsHugePages) {
+TEST(Allocator, HostMemoryIsZeroWritableAndLargeBlocksStartOnHugePages) {
   Allocator allocator(host_memory());
   const auto small = allocator.allocate(100, MemoryKind::temporary);
   const auto large = allocator.allocate(3 << 20, MemoryKind::temporary);
-  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(small.address) % (2 << 20), 0u);
-  EXPECT_EQ(large.address, static_cast<char*>(small.address) + small.bytes) << "one behind the other";
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(small.address) % 64, 0u);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(large.address) % (2 << 20), 0u);
   for (const auto& block : {small, large}) {
     auto* bytes = static_cast<unsigned char*>(block.address);
     EXPECT_EQ(std::count(bytes, bytes + block.bytes, 0), block.bytes);
     std::memset(bytes, 1, static_cast<std::size_t>(block.bytes));
   }
-  const std::int64_t more_than_a_range = std::int64_t{3} << 30;
-  const auto huge = allocator.allocate(more_than_a_range, MemoryKind::temporary);
-  static_cast<char*>(huge.address)[more_than_a_range - 1] = 1;
 }
 
 TEST(Allocator, CountedMemoryIsCountedAlikeAndNoTwoBlocksOverlap) {
