@@ -48,7 +48,6 @@ StreamTimer::Seconds StreamTimer::seconds() const { absent(); }
 PinnedMemory::PinnedMemory(std::int64_t) { absent(); }
 PinnedMemory::~PinnedMemory() = default;
 void copy(const void*, void*, std::int64_t, CUstream_st*) { absent(); }
-void copy_to_host(const void*, void*, std::int64_t, CUstream_st*) { absent(); }
 void synchronize(CUevent_st*) { absent(); }
 Range::Range(const char*) {}
 Range::~Range() = default;

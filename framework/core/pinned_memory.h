@@ -44,8 +44,6 @@ std::unique_ptr<MemorySource> pinned_memory();
 
 /// Device or pinned memory = device or pinned memory, behind everything enqueued on `stream`. Does not wait.
 void copy(const void* from, void* to, std::int64_t bytes, CUstream_st* stream);
-/// Pinned memory = device memory, likewise.
-void copy_to_host(const void* device, void* pinned, std::int64_t bytes, CUstream_st* stream);
 /// Returns when `event` has happened.
 void synchronize(CUevent_st* event);
 

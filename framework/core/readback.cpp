@@ -40,7 +40,7 @@ void Readback::begin(const std::vector<Tensor>& tensors) {
     const auto& [begin, bytes] = parts_[i];
     if (bytes == 0) continue;
     if (on_gpu)
-      cuda::copy_to_host(tensors[i].raw(), memory_ + begin, static_cast<std::int64_t>(bytes), stream.cuda());
+      cuda::copy(tensors[i].raw(), memory_ + begin, static_cast<std::int64_t>(bytes), stream.cuda());
     else
       stream.enqueue([from = tensors[i], to = memory_ + begin, size = bytes] { std::memcpy(to, from.raw(), size); });
   }

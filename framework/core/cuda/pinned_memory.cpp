@@ -21,11 +21,6 @@ void copy(const void* from, void* to, std::int64_t bytes, CUstream_st* stream) {
   check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault, stream), "cudaMemcpyAsync");
 }
 
-void copy_to_host(const void* device, void* pinned, std::int64_t bytes, CUstream_st* stream) {
-  check(cudaMemcpyAsync(pinned, device, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToHost, stream),
-        "cudaMemcpyAsync to the host");
-}
-
 void synchronize(CUevent_st* event) { check(cudaEventSynchronize(event), "cudaEventSynchronize"); }
 
 namespace {
